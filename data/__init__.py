@@ -1,0 +1,1 @@
+"""Images, models by name and the frozen file: everything that is read from outside."""
