@@ -1,0 +1,54 @@
+"""Packaging. `data/`, `pipelines/` and `cli.py` lie at the top of a checkout but are installed inside `decomp`."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "decomp" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+
+class BuildWithDoor(build_py):
+    """Also put cli.py, a module outside every package folder, into the package."""
+
+    def find_package_modules(self, package, package_dir):
+        modules = super().find_package_modules(package, package_dir)
+        if package == "decomp" and not any(module == "cli" for _, module, _ in modules):
+            modules.append(("decomp", "cli", "cli.py"))
+        return modules
+
+
+setup(
+    name="decomp",
+    version=VERSION,
+    description="Make a trained convolutional network several times cheaper, layer by layer, without training",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=["decomp", "decomp.data", "decomp.pipelines"],
+    package_dir={"decomp": "decomp", "decomp.data": "data", "decomp.pipelines": "pipelines"},
+    package_data={"decomp.data": ["zoo/*.safetensors", "zoo/*.json"]},
+    cmdclass={"build_py": BuildWithDoor},
+    entry_points={"console_scripts": ["decomp = decomp.cli:main"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "scikit-learn>=1.3",
+        "h5py>=3.10",
+        "joblib>=1.3",
+        "click>=8.1",
+        "safetensors>=0.4.3",
+        "filelock>=3.12",
+        "tqdm>=4.65",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"],
+        "timm": ["timm>=1.0"],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
+    },
+)
