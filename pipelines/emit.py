@@ -1,0 +1,151 @@
+"""A network on disk: ``structure.json`` and ``weights.safetensors``, nothing that has to be executed.
+
+The structure holds the whole graph as data, so the network stands alone, and the list of edits (module path →
+what it becomes), so the same weights go into the original class as well.
+"""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from decomp.errors import DecompError, FileError
+from decomp.pipelines import files
+from decomp.structure import build_graph, build_module, describe_graph, describe_module
+from decomp.surgery import set_module
+
+FORMAT, VERSION = "decomp-model", 1
+
+
+def save(module, path, *, edited=(), input_shape=None, meta=None):
+    """Write a traced network as a directory, verified by reading it back.
+
+    Parameters
+    ----------
+    module : torch.fx.GraphModule
+        In evaluation mode.
+    path : path
+        Directory to write; an older one is replaced only once the new one is whole.
+    edited : iterable of str
+        Paths of modules that differ in shape from the original class.
+    input_shape : tuple of int, optional
+        (C, H, W), kept with the structure and used for the verification.
+    meta : dict, optional
+        Free JSON data kept beside (origin, plan, costs).
+
+    Raises
+    ------
+    DecompError
+        If the network cannot be written as data, or if what was read back differs.
+    """
+    path = Path(path)
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    named = dict(module.named_modules())
+    structure = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "input_shape": list(input_shape) if input_shape else None,
+        "edits": [{"module": name, "becomes": describe_module(named[name], name)} for name in edited],
+        "graph": describe_graph(module),
+        "meta": meta or {},
+    }
+    with files.commit_directory(path) as part:
+        save_file(state, str(part / "weights.safetensors"))
+        structure["weights_sha256"] = files.digest_file(part / "weights.safetensors")
+        files.write_json(part / "structure.json", structure)
+        again = load(part)
+        if input_shape:
+            _verify(module, again, input_shape, path)
+    return path
+
+
+def _verify(module, again, input_shape, path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *input_shape, generator=generator)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        # On the CPU both, so that equal weights must give equal numbers.
+        before = (module if device.type == "cpu" else copy.deepcopy(module).cpu())(x)
+        after = again(x)
+    if not torch.equal(before, after):
+        worst = (before - after).abs().max().item()
+        raise DecompError(path, "the network read back from its files differs", got=f"a difference of {worst:.3g}")
+
+
+def read_structure(path):
+    """The structure of an emitted network, checked for format and version."""
+    path = Path(path)
+    if not (path / "structure.json").is_file():
+        raise FileError(path, "is not an emitted network (no structure.json in it)", fix="give a model/ directory")
+    structure = files.read_json(path / "structure.json")
+    if not isinstance(structure, dict) or structure.get("format") != FORMAT:
+        raise FileError(path / "structure.json", "is not the structure of a network written by decomp")
+    if structure.get("format_version", 0) > VERSION:
+        raise FileError(
+            path / "structure.json", f"has a newer format than this decomp reads ({VERSION})",
+            got=structure["format_version"], fix="update decomp",
+        )  # fmt: skip
+    return structure
+
+
+def load(path, into=None):
+    """Rebuild an emitted network.
+
+    Parameters
+    ----------
+    path : path
+        A directory written by decompose or finetune (``runs/vgg/model``); a run directory is taken to mean
+        its best network so far.
+    into : torch.nn.Module, optional
+        An instance of the original class, with any weights. A copy of it gets the edits and the weights.
+        Without it the network stands alone.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    FileError
+        If the files are missing, broken or do not fit the given module.
+    """
+    path = _network_directory(Path(os.fspath(path)))
+    structure = read_structure(path)
+    weights = path / "weights.safetensors"
+    if not weights.is_file():
+        raise FileError(weights, "is missing", fix="write the network again with decompose --redo")
+    if structure.get("weights_sha256") != files.digest_file(weights):
+        raise FileError(weights, "does not match its structure.json (broken or exchanged)", fix="write it again")
+    state = load_file(str(weights))
+    if into is None:
+        return build_graph(structure["graph"], state, str(path / "structure.json"))
+    return _load_into(into, structure, state, path)
+
+
+def _network_directory(path):
+    if (path / "structure.json").is_file() or not (path / "run.json").is_file():
+        return path
+    for part in ("finetune/best", "model"):
+        if (path / part / "structure.json").is_file():
+            return path / part
+    raise FileError(path, "this run holds no network yet", fix=f"run: decomp decompose --run {path} --speedup 4x")
+
+
+def _load_into(module, structure, state, path):
+    module = copy.deepcopy(module).eval()
+    for edit in structure["edits"]:
+        try:
+            module.get_submodule(edit["module"])
+        except AttributeError as error:
+            raise FileError(path, f"does not fit the given model: it has no module {edit['module']}") from error
+        set_module(module, edit["module"], build_module(edit["becomes"], edit["module"]))
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    used = set(structure["graph"]["modules"])
+    missing = [k for k in missing if k.rpartition(".")[0] in used]
+    if unexpected or missing:
+        first = (unexpected + missing)[0]
+        raise FileError(path, f"does not fit the given model at {first}", fix="give the class that was compressed")
+    return module.eval()
