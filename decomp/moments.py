@@ -1,0 +1,227 @@
+"""The sufficient statistics of a linear layer problem, from one pass over its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError, NumericalError
+
+# Rows multiplied at once: bounds the working copy, and keeps float32 sums short before float64 takes over.
+TILE_ROWS = 2048
+# Columns multiplied at once. Only blocks on and above the diagonal of K are computed.
+TILE_COLUMNS = 1024
+# Below minus this share of the terms that cancel, a negative squared error is no rounding of float32 products.
+ROUNDING = 1e-5
+
+
+@dataclass(eq=False)
+class Moments:
+    r"""Centred second moments of rows X (N, p) and Y (N, n).
+
+    .. math:: K = X_c^T X_c,\quad C = X_c^T Y_c,\quad S = Y_c^T Y_c
+
+    where the subscript means that columns are centred on their means over all N rows. They are sums, not
+    averages. The size does not depend on N, and moments of disjoint rows add up (``a + b``).
+
+    Each tile of rows is centred on its own means, multiplied in the type of the rows (float32 or float64), and
+    joined to the rest in float64 by the pairwise formula of Chan, Golub and LeVeque (1979): nothing large cancels.
+
+    Parameters
+    ----------
+    K : Tensor of shape (p, p), float64
+    C : Tensor of shape (p, n), float64
+    S : Tensor of shape (n, n), float64
+    x_mean : Tensor of shape (p,), float64
+    y_mean : Tensor of shape (n,), float64
+    n_rows : int
+    """
+
+    K: Tensor
+    C: Tensor
+    S: Tensor
+    x_mean: Tensor
+    y_mean: Tensor
+    n_rows: int = 0
+
+    @classmethod
+    def zeros(cls, p: int, n: int, device="cpu") -> Moments:
+        """Moments of no rows yet, for ``p`` inputs and ``n`` responses."""
+        shapes = [(p, p), (p, n), (n, n), (p,), (n,)]
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes), n_rows=0)
+
+    @classmethod
+    def of_rows(cls, X: Tensor, Y: Tensor) -> Moments:
+        """Moments of rows held in memory: X (N, p) and Y (N, n)."""
+        moments = cls.zeros(X[0].numel(), Y.shape[1], device=X.device)
+        moments.update(X, Y)
+        return moments
+
+    def update(self, X: Tensor, Y: Tensor) -> None:
+        """Add rows, in place.
+
+        Parameters
+        ----------
+        X : Tensor of shape (m, p) or (m, c, kh, kw), float32 or float64
+        Y : Tensor of shape (m, n)
+        """
+        p, n = self.C.shape
+        X = X.detach().reshape(X.shape[0], -1)
+        Y = Y.detach().reshape(Y.shape[0], -1)
+        if X.shape[0] != Y.shape[0] or X.shape[1] != p or Y.shape[1] != n:
+            raise DecompError(
+                "moments", f"rows must be (m, {p}) and (m, {n})", got=f"{tuple(X.shape)}, {tuple(Y.shape)}"
+            )
+        for X_tile, Y_tile in zip(X.split(TILE_ROWS), Y.split(TILE_ROWS)):
+            self._update_tile(X_tile, Y_tile)
+
+    def _update_tile(self, X: Tensor, Y: Tensor) -> None:
+        dtype, device = _product_dtype(X, Y), self.K.device
+        X, x_mean = _centred(X.to(device, dtype))
+        Y, y_mean = _centred(Y.to(device, dtype))
+        rows = X.shape[0]
+        for start in range(0, X.shape[1], TILE_COLUMNS):
+            stop = min(start + TILE_COLUMNS, X.shape[1])
+            block = X[:, start:stop]
+            product = (block.T @ block).to(torch.float64)
+            # A matrix product need not be symmetric to the last bit; K is, so that A and Aᵀ mean one thing.
+            self.K[start:stop, start:stop] += (product + product.T) / 2
+            if stop < X.shape[1]:
+                beside = block.T @ X[:, stop:]
+                self.K[start:stop, stop:] += beside
+                self.K[stop:, start:stop] += beside.T
+            self.C[start:stop] += block.T @ Y
+        product = (Y.T @ Y).to(torch.float64)
+        self.S += (product + product.T) / 2
+        self._join_means(x_mean, y_mean, rows)
+
+    def _join_means(self, x_mean: Tensor, y_mean: Tensor, rows: int) -> None:
+        """Account for the distance between our means and those of ``rows`` further rows; move our means."""
+        total = self.n_rows + rows
+        if total == 0:
+            return
+        dx, dy = x_mean - self.x_mean, y_mean - self.y_mean
+        share = self.n_rows * rows / total
+        if share:
+            self.K.addr_(dx, dx, alpha=share)
+            self.C.addr_(dx, dy, alpha=share)
+            self.S.addr_(dy, dy, alpha=share)
+        self.x_mean += dx * (rows / total)
+        self.y_mean += dy * (rows / total)
+        self.n_rows = total
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both row sets together; neither is changed."""
+        if self.C.shape != other.C.shape:
+            raise DecompError(
+                "moments", f"only moments of {tuple(self.C.shape)} can be added", got=tuple(other.C.shape)
+            )
+        device = self.K.device
+        total = Moments(
+            *(a + b.to(device) for a, b in ((self.K, other.K), (self.C, other.C), (self.S, other.S))),
+            self.x_mean.clone(),
+            self.y_mean.clone(),
+            self.n_rows,
+        )
+        total._join_means(other.x_mean.to(device), other.y_mean.to(device), other.n_rows)
+        return total
+
+    def to(self, device) -> Moments:
+        """The same moments on another device."""
+        return Moments(*(t.to(device) for t in (self.K, self.C, self.S, self.x_mean, self.y_mean)), n_rows=self.n_rows)
+
+    def take_inputs(self, index: Tensor) -> Moments:
+        """Moments of ``X[:, index]`` and Y."""
+        index = torch.as_tensor(index, dtype=torch.int64, device=self.K.device)
+        K = self.K.index_select(0, index).index_select(1, index)
+        return Moments(K, self.C.index_select(0, index), self.S, self.x_mean[index], self.y_mean, self.n_rows)
+
+    def map_inputs(self, A: Tensor) -> Moments:
+        """Moments of ``X @ A`` (A of shape (p, q)) and Y."""
+        A = A.to(self.K)
+        K = A.T @ (self.K @ A)
+        return Moments((K + K.T) / 2, A.T @ self.C, self.S, self.x_mean @ A, self.y_mean, self.n_rows)
+
+    def map_outputs(self, T: Tensor) -> Moments:
+        """Moments of X and ``Y @ T`` (T of shape (n, m))."""
+        T = T.to(self.K)
+        S = T.T @ self.S @ T
+        return Moments(self.K, self.C @ T, (S + S.T) / 2, self.x_mean, self.y_mean @ T, self.n_rows)
+
+    def error(self, B: Tensor, metric: Tensor | None = None) -> float:
+        r"""Relative squared error of ``Y ≈ X @ B + b`` with the best b.
+
+        .. math:: \frac{tr F (S - 2 B^T C + B^T K B)}{tr F S}
+
+        Parameters
+        ----------
+        B : Tensor of shape (p, n)
+        metric : Tensor of shape (n, n), optional
+            F, symmetric positive semi-definite; None is the identity.
+
+        Returns
+        -------
+        float
+            0 for a perfect fit, 1 for the fit by the means alone. The three terms cancel as the error goes to
+            0, so what rounding leaves of it, down to ``-ROUNDING`` times their sum, reads 0. Responses that do
+            not vary give 0 if B gives a constant too, else infinity.
+
+        Raises
+        ------
+        NumericalError
+            If the result is more negative than rounding explains: K, C and S are not of one set of rows.
+        """
+        B = B.to(self.K)
+        S, weighted = self.S, B
+        if metric is not None:
+            F = metric.to(self.K)
+            S, weighted = S * F, B @ F
+        total = float(S.sum() if metric is not None else S.trace())
+        cross = float((weighted * self.C).sum())
+        fitted = float((weighted * (self.K @ B)).sum())
+        return relative_error(total, total - 2 * cross + fitted, total + 2 * abs(cross) + fitted)
+
+    def check(self, name: str) -> None:
+        """Raise `NumericalError` for layer ``name`` if there are no rows, or an entry is NaN or Inf."""
+        if self.n_rows == 0:
+            raise NumericalError(name, "a layer problem needs rows", got="none", fix="freeze images and points first")
+        for letter, tensor in (("K", self.K), ("C", self.C), ("S", self.S)):
+            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+            if bad:
+                raise NumericalError(
+                    name,
+                    f"inputs and responses must be finite over its {self.n_rows} rows",
+                    got=f"{bad} of {tensor.numel()} entries of {letter} NaN or Inf",
+                    fix="look at the weights and images",
+                )
+
+
+def relative_error(total: float, squared: float, scale: float) -> float:
+    """``squared / total``, where ``squared`` came from terms of sum ``scale`` that cancel (see `Moments.error`)."""
+    if squared < -ROUNDING * scale:
+        raise NumericalError(
+            "moments",
+            "K, C and S must come from one set of rows",
+            got=f"a squared error of {squared / scale:.1e} of its terms",
+        )
+    squared = max(squared, 0.0)
+    if total > 0:
+        return squared / total
+    return 0.0 if squared <= ROUNDING * scale or scale == 0 else float("inf")
+
+
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows less a shift within rounding of their mean, in their own type; and their mean in float64."""
+    shift = rows.mean(dim=0, dtype=torch.float64).to(rows.dtype)
+    # A column that does not vary must come out as exactly zero: rounding of its mean is no variance.
+    shift = torch.where((rows == rows[:1]).all(dim=0), rows[0], shift)
+    rows = rows - shift
+    return rows, shift.to(torch.float64) + rows.mean(dim=0, dtype=torch.float64)
+
+
+def _product_dtype(X: Tensor, Y: Tensor) -> torch.dtype:
+    """Float64 rows stay float64. Where torch was told to be less exact than float32, products go up to float64."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return torch.float64 if torch.float64 in (X.dtype, Y.dtype) or not exact else torch.float32
