@@ -1,0 +1,87 @@
+"""What the texts of options mean: each function turns one text into a value or says what is possible instead."""
+
+import difflib
+import math
+import re
+
+from decomp.errors import UsageError
+
+STEPS = ("spatial", "channel", "prune")
+SELECTORS = ("lasso", "backward", "l1", "max-response", "first-k", "random")
+ALLOCATIONS = ("joint", "energy", "uniform")
+
+
+def speedup(text):
+    """``'4x'``, ``'4'`` or ``'2.5x'`` as a number above 1: how many times fewer multiply-accumulates."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*[x×]?\s*", str(text), re.IGNORECASE)
+    number = float(match[1]) if match else math.nan
+    if not 1 < number < math.inf:
+        fix = "say how many times cheaper, such as 4x"
+        raise UsageError("--speedup", "must be a number above 1", got=repr(text), fix=fix)
+    return number
+
+
+def steps(text):
+    """``'prune,spatial'`` as a tuple of steps in the order in which they are taken."""
+    asked = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [step for step in asked if step not in STEPS]
+    if unknown or not asked:
+        raise UsageError(
+            "--steps",
+            f"must be one or more of {', '.join(STEPS)}, with commas between",
+            got=repr(text),
+            fix=guess(unknown[0], STEPS) if unknown else "leave it out to use all three",
+        )
+    return tuple(step for step in STEPS if step in asked)
+
+
+def input_size(text):
+    """``'224'`` or ``'224x192'`` as (height, width); ``'3x224x224'`` as (channels, height, width)."""
+    parts = re.split(r"[x×,]", str(text).strip().lower())
+    if len(parts) > 3 or not all(re.fullmatch(r"[1-9]\d{0,5}", part) for part in parts):
+        raise UsageError(
+            "--input-size",
+            "must be a side, height x width, or channels x height x width",
+            got=repr(text),
+            fix="such as 224, 224x224 or 3x224x224",
+        )
+    size = tuple(int(part) for part in parts)
+    return size * 2 if len(size) == 1 else size
+
+
+def device(text):
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:1``, as it is."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise UsageError("--device", "must be auto, cpu, cuda or cuda:N", got=repr(text))
+    return text
+
+
+def number(name, kind, least, above=False):
+    """A function that turns the text of option `name` into a finite `kind` (int or float), `least` or more.
+
+    Parameters
+    ----------
+    name : str
+    kind : type
+    least : int
+    above : bool
+        `least` itself is too little.
+    """
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (least < value < math.inf or (value == least and not above)):
+            rule = f"must be {'a whole number' if kind is int else 'a number'} {'above' if above else 'from'} {least}"
+            raise UsageError(name, rule, got=repr(text))
+        return value
+
+    return parse
+
+
+def guess(word, possible):
+    """``'perhaps X is meant'``, or None when nothing in `possible` is close to `word`."""
+    close = difflib.get_close_matches(word, possible, n=1, cutoff=0.5)
+    return f"perhaps {close[0]} is meant" if close else None
