@@ -88,6 +88,12 @@ class LayerProblem:
         """The weights as the coefficients of a regression: (c·kh·kw, n), float64, where the moments are."""
         return weight_to_matrix(self.weight).to(self.moments.K.device)
 
+    def matrix_by_columns(self) -> Tensor:
+        """The weights as A[(c, y), f, x]: (c·kh, n, kw), float64, where the moments are."""
+        (n, c), (kh, kw) = self.weight.shape[:2], self.kernel
+        weight = self.weight.detach().to(self.moments.K.device, torch.float64)
+        return weight.permute(1, 2, 0, 3).reshape(c * kh, n, kw)
+
     def float64_metric(self) -> Tensor | None:
         """The output metric in float64 where the moments are, or None."""
         return None if self.metric is None else self.metric.to(self.moments.K.device, torch.float64)
