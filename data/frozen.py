@@ -11,8 +11,8 @@ Fletcher-32 checksums, so that a flipped bit is an error and not another result.
 ``/responses/000`` ...      float32 (M,P,n)      per layer: the n channels of the response at its grid's points
 ==========================  ===================  =================================================================
 
-``grids`` and ``layers`` in ``/meta`` list names in order, each with its dataset (a layer's name may hold a slash). The file
-is written whole to ``NAME.part``, flushed to the disk and renamed: under its final name it is complete.
+``grids`` and ``layers`` in ``/meta`` list names in order, each with its dataset (a layer's name may hold a slash). The
+file is written whole to ``NAME.part``, flushed to the disk and renamed: under its final name it is complete.
 """
 
 from __future__ import annotations
