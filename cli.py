@@ -247,7 +247,7 @@ Examples:
 )
 @_options("run")
 @_number("--epochs", default=5, show_default=True)
-@_number("--lr", "learning_rate", least=0, kind=float, above=True, help="Learning rate.")
+@_number("--lr", "--learning-rate", "learning_rate", least=0, kind=float, above=True, help="Learning rate.")
 @_number("--batch-size", default=128, show_default=True)
 @click.option("--schedule", type=click.Choice(["cosine", "constant"]), default="cosine", show_default=True)
 @click.option(
@@ -320,13 +320,15 @@ Examples:
 """
 )
 @click.option("--model", required=True, metavar="NAME", help=_MODEL_HELP)
-@click.option("--data", required=True, metavar="NAME", help=_DATA_HELP)
-@click.option("--out", required=True, metavar="FILE", help="Where the weights go, with a JSON beside them.")
+@click.option("--data", metavar="NAME", help=_DATA_HELP + "  [default for zoo networks: their own]")
+@click.option(
+    "--out", metavar="FILE", help="Where the weights go, with a JSON beside them.  [default: NAME.safetensors]"
+)
 @_number(
     "--epochs",
 )
-@_number("--lr", "learning_rate", least=0, kind=float, above=True, help="Learning rate.")
-@_number("--batch-size", default=128, show_default=True)
+@_number("--lr", "--learning-rate", "learning_rate", least=0, kind=float, above=True, help="Learning rate.")
+@_number("--batch-size")
 @_options("seed", "device", "common")
 def train(threads, quiet, model, **options):
     """Train a network from the start, so that there is one to make cheaper."""

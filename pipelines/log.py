@@ -70,7 +70,7 @@ class Reporter:
             yield self
         except BaseException as error:
             seconds = round(time.monotonic() - start, 3)
-            self._keep(f"{name} stopped: {error or type(error).__name__}", {"event": "stop", "took": seconds})
+            self._keep(f"{name} stopped: {str(error) or type(error).__name__}", {"event": "stop", "took": seconds})
             raise
         else:
             seconds = round(time.monotonic() - start, 3)

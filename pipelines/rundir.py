@@ -207,9 +207,10 @@ class RunDirectory:
     def owner(self):
         """Who wrote the lock last: a dict with ``pid``, ``host``, ``command``, ``since``; empty when unknown."""
         try:
-            return files.read_json(self.owner_json, max_bytes=2**16)
+            owner = files.read_json(self.owner_json, max_bytes=2**16)
         except FileError:
             return {}
+        return owner if isinstance(owner, dict) else {}
 
     @contextmanager
     def lock(self, patience=2.0):
