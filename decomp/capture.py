@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from decomp.surgery import geometry
+
 
 def draw_positions(n_images, n_points, out_hw, generator):
     """Output positions for every image, drawn without replacement, borders included.
@@ -47,23 +49,12 @@ def _draw_sparse(n_images, n_points, n_places, generator):
 
 def pad_like(conv, x):
     """Pad an input the way the convolution does, so that patches can be cut without it."""
-    amounts = padding_amounts(conv)
+    (top, bottom), (left, right) = geometry(conv).pads(conv.kernel_size)
+    amounts = [left, right, top, bottom]
     if not any(amounts):
         return x
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return F.pad(x, amounts, mode=mode)
-
-
-def padding_amounts(conv):
-    """(left, right, top, bottom) of a Conv2d, with 'same' and 'valid' resolved."""
-    if conv.padding == "valid":
-        return [0, 0, 0, 0]
-    if conv.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size)]
-        (top, bottom), (left, right) = [(t // 2, t - t // 2) for t in totals]
-        return [left, right, top, bottom]
-    vertical, horizontal = conv.padding
-    return [horizontal, horizontal, vertical, vertical]
 
 
 def patches(conv, x, positions):
@@ -203,6 +194,31 @@ class Replay:
             if size > self.budget:
                 return
         self._kept, self._kept_at = kept, target
+
+    def narrow(self, layer_node, producer_node, keep, width):
+        """Take the kept channels of a space out of the kept values, as if its producer had been narrow already.
+
+        Parameters
+        ----------
+        layer_node, producer_node : torch.fx.Node
+            The reader and the writer of the space; what lies between treats every channel by itself.
+        keep : torch.LongTensor
+        width : int
+            Channels the space had. A flattened map has H·W columns for each.
+        """
+        if self._kept is None:
+            return
+        between, node = set(), layer_node.args[0]
+        while node is not producer_node:
+            between.add(node)
+            node = node.args[0]
+        between.add(producer_node)
+        for values in self._kept:
+            for node in between & set(values):
+                value = values[node]
+                parts = value.reshape(len(value), width, -1)[:, keep.to(value.device)]
+                shape = (len(value), len(keep), *value.shape[2:]) if value.dim() > 2 else (len(value), -1)
+                values[node] = parts.reshape(shape).contiguous()
 
     def _interpreter(self, start, stop, place):
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from decomp.errors import DecompError
+from decomp.factors import FactoredConv, Geometry, Selection
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,16 @@ class LayerSolution:
     ----------
     name : str
         Module path of the layer.
-    keep : torch.LongTensor or None
-        Channels of its input space that stay, ascending; None when the input is not narrowed.
-    factors : tuple of (name, weight, bias, geometry)
-        Chain of ungrouped convolutions in order of application; ``weight`` (n, c, kh, kw), ``bias`` (n,) or
-        None; ``geometry`` a dict with stride, padding, dilation and padding_mode. A linear layer is one factor
-        whose kernel is the flattened map.
+    keep : decomp.factors.Selection or None
+        Channels of its input space that stay; None when the input is not narrowed.
+    factored : decomp.factors.FactoredConv
+        The chain of convolutions that replaces the layer. A linear layer is one dense factor whose kernel is
+        the flattened map.
     """
 
     name: str
-    keep: torch.Tensor | None
-    factors: tuple
-
-
-def get_module(root, path):
-    """Submodule by path."""
-    return root.get_submodule(path)
+    keep: Selection | None
+    factored: FactoredConv
 
 
 def set_module(root, path, module):
@@ -119,7 +114,7 @@ def narrow_outputs(module, keep):
         children[last] = narrow_outputs(children[last], keep)
         return nn.Sequential(children)
     if isinstance(module, nn.Conv2d):
-        return _conv(module.weight[keep], None if module.bias is None else module.bias[keep], _geometry(module))
+        return _conv(module.weight[keep], None if module.bias is None else module.bias[keep], geometry(module))
     if isinstance(module, nn.Linear):
         return _linear(module.weight[keep], None if module.bias is None else module.bias[keep])
     raise DecompError(type(module).__name__, "its outputs cannot be narrowed")
@@ -145,15 +140,14 @@ def narrow_carrier(module, keep, width):
     return narrow.train(module.training)
 
 
-def _geometry(conv):
-    return {
-        "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "padding_mode": conv.padding_mode,
-    }  # fmt: skip
+def geometry(conv):
+    """Stride, padding and dilation of a Conv2d as the solvers know them."""
+    return Geometry(conv.stride, conv.padding, conv.dilation, conv.padding_mode)
 
 
 def _conv(weight, bias, geometry):
     n, c, kh, kw = weight.shape
-    conv = nn.Conv2d(c, n, (kh, kw), bias=bias is not None, device="meta", **geometry)
+    conv = nn.Conv2d(c, n, (kh, kw), bias=bias is not None, device="meta", **vars(geometry))
     conv.weight = nn.Parameter(weight.detach().clone().contiguous())
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone().contiguous())
@@ -173,10 +167,13 @@ def _linear(weight, bias):
 
 def module_from_factors(solution, kind):
     """The module that a chain of factors stands for: one layer, or a Sequential with named factors."""
+    factored = solution.factored
     if kind == "linear":
-        ((_, weight, bias, _),) = solution.factors
-        return _linear(weight.flatten(1), bias)
-    convs = OrderedDict((name, _conv(weight, bias, geometry)) for name, weight, bias, geometry in solution.factors)
+        (factor,) = factored.factors
+        return _linear(factor.weight.flatten(1), factor.bias)
+    convs = OrderedDict(
+        (name, _conv(f.weight, f.bias, f.geometry)) for name, f in zip(factored.names, factored.factors)
+    )
     return next(iter(convs.values())) if len(convs) == 1 else nn.Sequential(convs)
 
 
@@ -201,13 +198,13 @@ def apply_solution(network, graph, solution):
         space = layer.input_space
         if space is None:
             raise DecompError(layer.name, "its input cannot be narrowed", got=layer.left_alone.get("prune"))
-        producer = get_module(network, space.producer)
-        set_module(network, space.producer, narrow_outputs(producer, solution.keep))
+        keep = solution.keep.keep
+        set_module(network, space.producer, narrow_outputs(network.get_submodule(space.producer), keep))
         for path in space.carriers:
-            set_module(network, path, narrow_carrier(get_module(network, path), solution.keep, space.width))
+            set_module(network, path, narrow_carrier(network.get_submodule(path), keep, space.width))
         changed += [space.producer, *space.carriers]
     replacement = module_from_factors(solution, layer.kind)
-    old = get_module(network, layer.name)
+    old = network.get_submodule(layer.name)
     replacement.to(device=next(old.parameters()).device).train(old.training)
     set_module(network, layer.name, replacement)
     return [*changed, layer.name]

@@ -1,0 +1,312 @@
+r"""From a target cost to ranks and widths, for all layers and steps at once.
+
+Each layer i has error curves: the relative error that remains when it reads only k of its input channels, when
+its kernel has spatial rank R, and when it has channel rank d. With w_i the measured weight of a layer's error at
+the network's output, the sizes minimise
+
+.. math:: \sum_i w_i \left( e^{prune}_i(k_i) + e^{spatial}_i(R_i) + e^{channel}_i(d_i) \right)
+          \quad\text{subject to}\quad \mathrm{cost}(k, R, d) \le T.
+
+The cost of a layer depends on the width it reads and the width its reader leaves of its output, so layers are
+coupled along chains of spaces. One Lagrange multiplier for the whole network and dynamic programming along each
+chain solve this exactly on a grid of sizes; single steps then fill what the grid leaves of the target.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from decomp.cost import chain_macs
+from decomp.errors import TargetError
+from decomp.plan import LayerPlan, layer_macs, plan_macs
+
+GRID = 24
+LOWEST_SHARE = 0.98
+
+
+@dataclass
+class LayerCurves:
+    """Error of one layer against each size; index = size, index 0 unused; None where a step is not available.
+
+    Attributes
+    ----------
+    prune, spatial, channel : numpy.ndarray or None
+        Relative error, falling to about 0 at the full size.
+    weight : float
+        What a unit of relative error of this layer costs at the network's output.
+    """
+
+    prune: np.ndarray | None = None
+    spatial: np.ndarray | None = None
+    channel: np.ndarray | None = None
+    weight: float = 1.0
+
+    def error(self, item):
+        """Weighted error of a layer plan under these curves."""
+        total = 0.0
+        for curve, size in ((self.prune, item.keep), (self.spatial, item.spatial_rank), (self.channel, item.channel_rank)):
+            if size is not None:
+                total += curve[size]
+        return self.weight * total
+
+
+class Allocator:
+    """Chooses sizes for one network.
+
+    Parameters
+    ----------
+    graph : decomp.graph.NetworkGraph
+    curves : dict of str to LayerCurves
+        One for each layer of the graph.
+    per_layer : dict of str to int
+        Counted multiply-accumulates of the original.
+    """
+
+    def __init__(self, graph, curves, per_layer):
+        self.graph, self.curves, self.per_layer = graph, curves, per_layer
+        self.total = sum(per_layer.values())
+        self._reader_of = {
+            layer.input_space.producer: layer
+            for layer in graph.layers
+            if layer.input_space is not None and curves[layer.name].prune is not None
+        }
+        self.chains = self._find_chains()
+
+    # -- public ------------------------------------------------------------------------------------------
+
+    def joint(self, speedup):
+        """Sizes that minimise the weighted error at ``total / speedup`` multiply-accumulates.
+
+        Returns
+        -------
+        dict of str to LayerPlan
+
+        Raises
+        ------
+        TargetError
+            If the target is out of reach; says the most that is.
+        """
+        target = self.total / speedup
+        self._require_reachable(target, speedup)
+        low, high = 0.0, 1e-12
+        while self.macs(self._solve(high)) > target:
+            low, high = high, high * 8
+            if high > 1e12:
+                return self._fill(self._smallest(), target)
+        for _ in range(48):
+            middle = np.sqrt(low * high) if low > 0 else high / 8
+            if self.macs(self._solve(middle)) > target:
+                low = middle
+            else:
+                high = middle
+            if low > 0 and high / low < 1 + 1e-6:
+                break
+        return self._fill(self._solve(high), target)
+
+    def uniform(self, speedup):
+        """The same share for every layer and step: each applied step keeps the same share of a layer's cost."""
+        target = self.total / speedup
+        self._require_reachable(target, speedup)
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            share = (low + high) / 2
+            if self.macs(self._uniform_items(share)) > target:
+                high = share
+            else:
+                low = share
+        return self._fill(self._uniform_items(low), target)
+
+    def macs(self, items):
+        """Multiply-accumulates of the whole network."""
+        return plan_macs(self.graph, items, self.per_layer)
+
+    def error(self, items):
+        """The objective."""
+        return sum(self.curves[name].error(item) for name, item in items.items())
+
+    def most(self):
+        """The greatest speed-up that any sizes give."""
+        return self.total / self.macs(self._smallest())
+
+    # -- reach -------------------------------------------------------------------------------------------
+
+    def _smallest(self):
+        items = {}
+        for layer in self.graph.layers:
+            curves = self.curves[layer.name]
+            keep = 1 if curves.prune is not None else None
+            options = [LayerPlan(layer.name, keep)]
+            if curves.spatial is not None:
+                options.append(LayerPlan(layer.name, keep, spatial_rank=1))
+            if curves.channel is not None:
+                options.append(LayerPlan(layer.name, keep, channel_rank=1))
+                if curves.spatial is not None:
+                    options.append(LayerPlan(layer.name, keep, 1, 1))
+            width_out = self._kept_outputs(layer, 1)
+            items[layer.name] = min(options, key=lambda item: layer_macs(layer, item, width_out))  # noqa: B023
+        return items
+
+    def _kept_outputs(self, layer, width):
+        """``width`` if a reader can narrow this layer's outputs, otherwise all of them."""
+        return width if layer.name in self._reader_of else layer.out_channels
+
+    def _local_macs(self, items, name):
+        """Cost of a layer and of whoever writes what it reads: all that its sizes can change."""
+        layer = self.graph.layer(name)
+        total = self._layer_macs(items, layer)
+        if items[name].keep is not None:
+            total += self._layer_macs(items, self.graph.layer(layer.input_space.producer))
+        return total
+
+    def _layer_macs(self, items, layer):
+        reader = self._reader_of.get(layer.name)
+        kept = None if reader is None else items[reader.name].keep
+        return layer_macs(layer, items[layer.name], layer.out_channels if kept is None else kept)
+
+    def _require_reachable(self, target, speedup):
+        most = self.most()
+        if target < self.macs(self._smallest()):
+            untouched = [la.name for la in self.graph.layers if self.curves[la.name].prune is None
+                         and self.curves[la.name].spatial is None and self.curves[la.name].channel is None]  # fmt: skip
+            because = f" ({len(untouched)} layers are left alone, {untouched[0]} first)" if untouched else ""
+            raise TargetError(
+                "--speedup", f"at most {np.floor(most * 100) / 100:.2f}x can be reached on this network{because}",
+                got=f"{speedup:g}x", fix="ask for less or allow more --steps",
+            )  # fmt: skip
+
+    # -- one multiplier, one chain at a time -------------------------------------------------------------
+
+    def _find_chains(self):
+        reader_of = self._reader_of
+        narrowed = {layer.name for layer in reader_of.values()}
+        chains = []
+        for layer in self.graph.layers:
+            if layer.name in narrowed:
+                continue
+            chain = [layer]
+            while chain[-1].name in reader_of:
+                chain.append(reader_of[chain[-1].name])
+            chains.append(chain)
+        return chains
+
+    def _solve(self, multiplier):
+        items = {}
+        for chain in self.chains:
+            items.update(self._solve_chain(chain, multiplier))
+        return {layer.name: items[layer.name] for layer in self.graph.layers}
+
+    def _solve_chain(self, chain, multiplier):
+        """Dynamic programming over the widths of the spaces along a chain."""
+        best, back = np.zeros(1), []
+        widths_in = [None]
+        for place, layer in enumerate(chain):
+            widths_out = [None] if place + 1 == len(chain) else _sizes(chain[place + 1].input_space.width, True)
+            table, choice = self._table(layer, widths_in, widths_out, multiplier)
+            total = best[:, None] + table
+            pick = total.argmin(axis=0)
+            best = total[pick, np.arange(len(widths_out))]
+            back.append((layer, widths_in, pick, choice))
+            widths_in = widths_out
+        items, column = {}, 0
+        for layer, widths, pick, choice in reversed(back):
+            row = pick[column]
+            spatial, channel = choice[row][column]
+            items[layer.name] = LayerPlan(layer.name, widths[row], spatial, channel)
+            column = row
+        return items
+
+    def _table(self, layer, widths_in, widths_out, multiplier):
+        """Least objective of one layer for each (width read, width left), and the ranks that give it."""
+        curves = self.curves[layer.name]
+        spatial = [None] + (_sizes(len(curves.spatial) - 1) if curves.spatial is not None else [])
+        channel = [None] + (_sizes(len(curves.channel) - 1) if curves.channel is not None else [])
+        a = np.array([self._columns(layer, w) for w in widths_in], float)[:, None]
+        b = np.array([layer.out_channels if w is None else w for w in widths_out], float)[None, :]
+        pruned = [0.0 if w is None else curves.prune[w] for w in widths_in]
+        best = np.full((len(widths_in), len(widths_out)), np.inf)
+        choice = np.zeros(best.shape, int)
+        options = [(r, d) for r in spatial for d in channel]
+        for number, (r, d) in enumerate(options):
+            error = (0.0 if r is None else curves.spatial[r]) + (0.0 if d is None else curves.channel[d])
+            macs = chain_macs(layer, a, b, r, d) if self._may_change(layer) else self.per_layer[layer.name]
+            value = curves.weight * error + multiplier * macs / self.total * np.ones_like(best)
+            better = value < best
+            best[better], choice[better] = value[better], number
+        best += curves.weight * np.array(pruned)[:, None]
+        ranks = [[options[number] for number in row] for row in choice]
+        return best, ranks
+
+    def _may_change(self, layer):
+        """Layers that no step can touch keep their counted cost (depthwise convolutions, repeated calls)."""
+        return not (layer.kind == "conv" and "channel" in layer.left_alone and "prune" in layer.left_alone)
+
+    @staticmethod
+    def _columns(layer, width):
+        return layer.in_channels if width is None else width * layer.input_space.repeat
+
+    def _uniform_items(self, share):
+        """Sizes at which each applied step keeps ``share`` of what the layer cost before it."""
+        items = {}
+        for layer in self.graph.layers:
+            curves = self.curves[layer.name]
+            item = LayerPlan(layer.name)
+            if curves.prune is not None:
+                item.keep = max(1, int(share * layer.input_space.width + 1e-9))
+            width_in = self._columns(layer, item.keep)
+            cost = chain_macs(layer, width_in, layer.out_channels)
+            if curves.spatial is not None:
+                per_rank = chain_macs(layer, width_in, layer.out_channels, 1)
+                item.spatial_rank = int(np.clip(share * cost / per_rank, 1, len(curves.spatial) - 1))
+                cost = chain_macs(layer, width_in, layer.out_channels, item.spatial_rank)
+            if curves.channel is not None:
+                fixed = chain_macs(layer, width_in, layer.out_channels, item.spatial_rank, 0)
+                per_rank = chain_macs(layer, width_in, layer.out_channels, item.spatial_rank, 1) - fixed
+                item.channel_rank = int(np.clip((share * cost - fixed) / per_rank, 1, layer.out_channels))
+            items[layer.name] = item
+        return items
+
+    # -- what the grid leaves ----------------------------------------------------------------------------
+
+    def _fill(self, items, target):
+        """Raise single sizes, most error saved per cost first, while the target holds; drop useless steps."""
+        items = {name: LayerPlan(i.layer, i.keep, i.spatial_rank, i.channel_rank) for name, i in items.items()}
+        macs = self.macs(items)
+        while True:
+            best = None
+            for name, item in items.items():
+                for step, curve in self._raisable(name, item):
+                    size = getattr(item, step)
+                    before = self._local_macs(items, name)
+                    setattr(item, step, size + 1)
+                    more = macs + self._local_macs(items, name) - before
+                    setattr(item, step, size)
+                    if more > target:
+                        continue
+                    gain = self.curves[name].weight * (curve[size] - curve[size + 1])
+                    rank = gain / (more - macs) if more > macs else np.inf
+                    if best is None or rank > best[0]:
+                        best = (rank, item, step, size + 1, more)
+            if best is None:
+                break
+            setattr(best[1], best[2], best[3])
+            macs = best[4]
+        for layer in self.graph.layers:
+            item = items[layer.name]
+            item.left_alone = dict(layer.left_alone)
+            if item.keep is not None and item.keep == layer.input_space.width:
+                item.keep = None
+        return items
+
+    def _raisable(self, name, item):
+        curves = self.curves[name]
+        for step, curve in (("keep", curves.prune), ("spatial_rank", curves.spatial), ("channel_rank", curves.channel)):
+            size = getattr(item, step)
+            if size is not None and size + 1 < len(curve):
+                yield step, curve
+
+
+def _sizes(limit, with_limit=False):
+    """About GRID sizes in 1..limit, finer towards the small end; with the limit itself for widths."""
+    shares = np.geomspace(1.0 / min(limit, 48), 1.0, GRID) if limit > GRID else np.arange(1, limit + 1) / limit
+    sizes = sorted({max(1, int(round(limit * s))) for s in shares})
+    return sizes if with_limit or limit == 1 else [s for s in sizes if s < limit]

@@ -1,0 +1,61 @@
+"""One layer, all its steps: from a problem and its planned sizes to what the layer becomes."""
+
+from decomp import channel, selection, spatial
+from decomp.factors import FactoredConv
+from decomp.surgery import LayerSolution
+
+
+def solve_layer(problem, item, *, held_out=None, selector="lasso", activation_aware=True, seed=0):
+    """Prune the input, split, decompose: the steps of one layer in order, each fitted to the same rows.
+
+    The channels it reads are chosen first, and its weights fitted to the rows on those that stay; the spatial split
+    then factors the fitted weights, and the channel decomposition its responses.
+
+    Parameters
+    ----------
+    problem : decomp.problem.LayerProblem
+        Over all input channels, from the network as compressed so far.
+    item : decomp.plan.LayerPlan
+    held_out : decomp.moments.Moments, optional
+        Rows that no fit sees, for the report.
+    selector : str
+        How input channels are chosen, see :func:`decomp.selection.select`.
+    activation_aware : bool
+        Fit the channel decomposition behind the activation, where that is known.
+    seed : int
+        For the random selector.
+
+    Returns
+    -------
+    solution : decomp.surgery.LayerSolution
+    report : dict
+        Relative squared error of the responses after each step, on the fitted and on the held-out rows.
+    """
+    report = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
+    errors = report["errors"] = {}
+    chosen = None
+    _note(errors, "before", problem.weight, problem, held_out)
+    if item.keep is not None:
+        chosen = selection.select(problem, item.keep, selector=selector, seed=seed)
+        held_out = None if held_out is None else held_out.take_inputs(selection.columns(chosen, problem))
+        report["selection"] = chosen.report
+    problem, refit = selection.reconstruct(problem, chosen)
+    report["least_squares"] = refit
+    _note(errors, "prune" if chosen is not None else "refit", problem.weight, problem, held_out)
+    factored = FactoredConv.dense(problem.weight, problem.bias, problem.geometry)
+    if item.spatial_rank is not None:
+        factored = spatial.split(problem, item.spatial_rank)
+        report["spatial"] = factored.report
+        _note(errors, "spatial", factored.compose()[0], problem, held_out)
+    if item.channel_rank is not None:
+        base = factored if item.spatial_rank is not None else None
+        factored = channel.decompose(problem, item.channel_rank, base=base, activation_aware=activation_aware)
+        report["channel"] = factored.report
+        _note(errors, "channel", factored.compose()[0], problem, held_out)
+    return LayerSolution(problem.name, chosen, factored), report
+
+
+def _note(errors, step, weight, problem, held_out):
+    errors[step] = {"fitted": problem.error(weight)}
+    if held_out is not None and held_out.n_rows:
+        errors[step]["held_out"] = problem.error(weight, moments=held_out)

@@ -1,0 +1,251 @@
+"""Stage 1: run the original network once and keep its responses at sampled points."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from decomp import capture, cost, graph, seeds, surgery
+from decomp.data import models, sources
+from decomp.data.frozen import FrozenFile, FrozenWriter
+from decomp.errors import DecompError, FileError, NumericalError, UsageError
+from decomp.pipelines import emit, files
+from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.training import pick_device
+
+FOLD_TOLERANCE = 1e-4
+
+
+@dataclass
+class FreezeResult:
+    """What the stage did.
+
+    Attributes
+    ----------
+    run : RunDirectory
+    done_before : bool
+        The frozen points were there already; nothing was done.
+    facts : dict
+        Counts for printing.
+    """
+
+    run: RunDirectory
+    done_before: bool
+    facts: dict = field(default_factory=dict)
+
+    def lines(self):
+        """Lines for a person."""
+        if self.done_before:
+            return [f"{self.run.frozen}: already frozen, nothing to do"]
+        f = self.facts
+        return [
+            f"{f['model']}: {f['n_convs']} convolutions and {f['n_linears']} linear layers, "
+            f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
+            f"{f['n_folded']} batch normalisations folded; {f['n_images']:,} images × up to {f['n_points']} points",
+            f"frozen points in {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
+            f"next: decomp decompose --run {self.run.path} --speedup 4x",
+        ]
+
+
+def freeze(
+    run, *, model, data, weights=None, input_size=None, n_images=5000, n_points=10, seed=0, batch_size=100,
+    device="auto", skip_bad=False, reporter,
+):  # fmt: skip
+    """Sample the responses of every layer of the original network into one HDF5 file.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
+        Made when it does not exist.
+    model, weights, data : str
+        As :func:`decomp.data.models.load_model` and :func:`decomp.data.sources.open_source` read them.
+    input_size : str, optional
+        ``224``, ``28x28`` or ``3x224x224``, where neither the model nor the images tell it.
+    n_images : int
+        Calibration images, drawn from the training split; all there are if fewer.
+    n_points : int
+        Output positions per image and output grid, drawn for each image by itself.
+    seed : int
+    batch_size : int
+    device : {'auto', 'cpu', 'cuda'}
+    skip_bad : bool
+        Leave out unreadable images instead of stopping.
+    reporter : decomp.pipelines.log.Reporter
+
+    Returns
+    -------
+    FreezeResult
+
+    Raises
+    ------
+    DecompError
+        Of the family in decomp.errors, one line each.
+    """
+    if n_images < 10 or n_points < 1:
+        raise UsageError("freeze", "needs at least 10 images and 1 point each", got=f"{n_images} and {n_points}")
+    asked = {
+        "model": model, "weights": weights, "data": data, "input_size": input_size, "n_images": n_images,
+        "n_points": n_points, "seed": seed, "skip_bad": skip_bad,
+    }  # fmt: skip
+    run = RunDirectory.create(run)
+    with run.lock(), reporter.stage("freeze"):
+        if _already_done(run, asked):
+            return FreezeResult(run, True)
+        loaded, source = _open(model, weights, data, input_size, skip_bad)
+        network, folded = _prepare(loaded, source)
+        layers = graph.NetworkGraph(network, source.input_shape, loaded.name)
+        if not any(layer.kind == "conv" for layer in layers.layers):
+            raise UsageError(model, "has no convolution that could be made cheaper", fix="give a convolutional network")
+        whole = cost.cost(network, source.input_shape)
+        indices = _draw_images(source, n_images, seed)
+        n_rows = len(indices) * n_points
+        files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
+        emit.save(network, run.original_dir, input_shape=source.input_shape, meta={"model": model})
+        meta = {
+            **asked, "weights_digest": loaded.weights_digest, "data": source.describe(), "n_images": len(indices),
+            "input_shape": list(source.input_shape), "network": files.digest_file(run.original_dir / "structure.json"),
+        }  # fmt: skip
+        target = pick_device(device)
+        _write(run, meta, network.to(target), layers, source, indices, n_points, seed, batch_size, target, reporter)
+        facts = {
+            "model": model, "n_convs": sum(layer.kind == "conv" for layer in layers.layers),
+            "n_linears": sum(layer.kind == "linear" for layer in layers.layers), "macs": whole.macs,
+            "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": n_points,
+            "bytes": run.frozen.stat().st_size, "n_rows": n_rows,
+        }  # fmt: skip
+        run.update_config("freeze", {"asked": asked, "facts": facts, "weights_digest": loaded.weights_digest,
+                                     "source": source.describe()})  # fmt: skip
+        return FreezeResult(run, False, facts)
+
+
+def _already_done(run, asked):
+    """True when the same was frozen before; an error when something else was."""
+    before = run.config("freeze")
+    if before is None or not run.frozen.is_file():
+        return False
+    for key, value in asked.items():
+        if before["asked"].get(key) != value:
+            raise UsageError(
+                run.path, f"holds frozen points for {key} = {before['asked'].get(key)}", got=value,
+                fix="give another --run, or remove this one to start again",
+            )  # fmt: skip
+    FrozenFile(run.frozen).close()
+    return True
+
+
+def _open(model, weights, data, input_size, skip_bad):
+    """Model and images with one agreed input shape."""
+    loaded = models.load_model(model, weights=weights, input_size=input_size)
+    source = sources.open_source(data, input_shape=loaded.input_shape, skip_bad=skip_bad)
+    return loaded, source
+
+
+def _prepare(loaded, source):
+    """The traced network with batch normalisation folded, checked against the model as given."""
+    network = graph.trace(loaded.module, loaded.name)
+    images = source.train.images(torch.arange(min(8, len(source.train))))
+    try:
+        with torch.no_grad():
+            before = loaded.module(images)
+    except Exception as error:
+        shape = "x".join(map(str, images.shape[1:]))
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(
+            loaded.name, f"does not run on images of {shape} ({reason})", fix="give --input-size or other --data"
+        ) from error
+    if not isinstance(before, torch.Tensor):
+        raise UsageError(loaded.name, "must return one tensor", got=type(before).__name__)
+    folded = surgery.fold_bn(network)
+    with torch.no_grad():
+        after = network(images)
+    if not torch.isfinite(before).all():
+        raise NumericalError(loaded.name, "the outputs on the first images are not finite", fix="check the weights")
+    worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-12)).item()
+    if worst > FOLD_TOLERANCE:
+        raise DecompError(
+            loaded.name, f"folding batch normalisation must keep the outputs to {FOLD_TOLERANCE:g}", got=f"{worst:.2g}"
+        )
+    return network, folded
+
+
+def _draw_images(source, n_images, seed):
+    """Indices of the calibration images, in random order, from the training split."""
+    available = len(source.train)
+    if available < 10:
+        raise UsageError(source.name, "at least 10 training images are needed", got=available)
+    order = torch.randperm(available, generator=seeds.generator(seed, "freeze", "images"))
+    return order[: min(n_images, available)]
+
+
+def _bytes_needed(layers, n_images, n_points, input_shape, network):
+    """Bytes of the frozen file and the kept original, generously."""
+    numbers = n_images * (input_shape[0] * input_shape[1] * input_shape[2])
+    for layer in layers.layers:
+        points = min(n_points, layer.out_hw[0] * layer.out_hw[1])
+        numbers += n_images * points * (layer.out_channels + 2)
+    numbers += sum(p.numel() for p in network.parameters())
+    return int(numbers * 4 * 1.05) + (1 << 20)
+
+
+def grid_key(hw):
+    """Name of an output grid in the frozen file. Layers of one grid share their positions."""
+    return f"{hw[0]}x{hw[1]}"
+
+
+def _write(run, meta, network, layers, source, indices, n_points, seed, batch_size, device, reporter):
+    """One pass over the calibration images into the frozen file."""
+
+    nodes = {layers.node(layer): layer for layer in layers.layers if "called" not in str(layer.left_alone.get("prune"))}
+    with FrozenWriter(run.frozen, meta=meta, n_images=len(indices), input_shape=layers.input_shape) as writer:
+        positions = {}
+        for layer in nodes.values():
+            key = grid_key(layer.out_hw)
+            if key not in positions:
+                positions[key] = capture.draw_positions(
+                    len(indices), n_points, layer.out_hw, seeds.generator(seed, "freeze", "positions", key)
+                )
+                writer.declare_grid(key, layer.out_hw, positions[key])
+            writer.declare_layer(layer.name, key, layer.out_channels)
+
+        def images(start, stop):
+            # Asked for once per batch: what the network sees is what is kept.
+            batch = source.train.images(indices[start:stop])
+            writer.write_images(start, batch)
+            return batch
+
+        replay = capture.Replay(network, images, len(indices), batch_size=batch_size, device=device)
+        with reporter.progress(len(indices), "responses", "images") as progress:
+            last = 0
+            for start, stop, node, value in replay.visit(set(nodes)):
+                layer = nodes[node]
+                rows = capture.responses(value, positions[grid_key(layer.out_hw)][start:stop])
+                bad = int((~torch.isfinite(rows)).sum())
+                if bad:
+                    raise NumericalError(
+                        layer.name, "the responses must be finite", got=f"{bad} NaN or infinite values in images "
+                        f"{start}..{stop - 1}", fix="check the weights and the images",
+                    )  # fmt: skip
+                writer.write_responses(layer.name, start, rows.float().cpu())
+                if stop != last:
+                    progress.update(stop - last)
+                    last = stop
+
+
+def open_frozen(run):
+    """The frozen file of a run and its original network, checked to belong together.
+
+    Returns
+    -------
+    frozen : FrozenFile
+    original : torch.fx.GraphModule
+    """
+    run = RunDirectory.open(run)
+    if not run.frozen.is_file():
+        raise FileError(run.frozen, "is missing", fix=f"run freeze into {run.path} first")
+    frozen = FrozenFile(run.frozen)
+    digest = files.digest_file(run.original_dir / "structure.json")
+    if frozen.meta.get("network") != digest:
+        raise FileError(
+            run.frozen, f"was frozen from the network {str(frozen.meta.get('network'))[:12]}", got=digest[:12],
+            fix="run freeze again into another directory",
+        )  # fmt: skip
+    return frozen, emit.load(run.original_dir)

@@ -1,0 +1,101 @@
+"""From a network and its frozen points to the problem of one layer."""
+
+import torch
+
+from decomp import capture
+from decomp.errors import NumericalError
+from decomp.factors import Geometry
+from decomp.moments import Moments
+from decomp.problem import LayerProblem
+from decomp.surgery import geometry
+
+HELD_OUT = 10  # one image in so many is kept out of every fit, for reporting
+
+
+class Problems:
+    """Gathers layer problems from a network as it stands, walking through it front to back.
+
+    Parameters
+    ----------
+    frozen : decomp.data.frozen.FrozenFile
+    graph : decomp.graph.NetworkGraph
+        Of the network; its modules may be exchanged behind the walk.
+    batch_size : int
+    budget : int
+        Bytes for values kept between layers.
+    device : torch.device
+    """
+
+    def __init__(self, frozen, graph, *, batch_size=100, budget=2 << 30, device="cpu"):
+        self.frozen, self.graph, self.device = frozen, graph, device
+        self.replay = capture.Replay(
+            graph.module, frozen.images, frozen.n_images, batch_size=batch_size, budget=budget, device=device
+        )
+        self.n_fit = frozen.n_images - max(1, frozen.n_images // HELD_OUT)
+        self._positions = {}
+
+    def problem(self, layer, reporter=None):
+        """The problem of one layer on the images that are fitted, and the moments of the held-out ones.
+
+        Parameters
+        ----------
+        layer : decomp.graph.Layer
+            The walk moves here; layers may only be asked for in execution order.
+
+        Returns
+        -------
+        problem : decomp.problem.LayerProblem
+            X from the network as it stands, Y from the frozen file.
+        held_out : decomp.moments.Moments
+
+        Raises
+        ------
+        NumericalError
+            Naming the layer, where activations are not finite.
+        """
+        node, module = self.graph.node(layer), self.graph.module.get_submodule(layer.name)
+        self.replay.advance(node)
+        weight = layer_weight(module, layer)
+        p = weight[0].numel()
+        fit = Moments.zeros(p, len(weight), device=self.device)
+        held_out = Moments.zeros(p, len(weight), device=self.device)
+        for start, stop, x in self.replay.inputs(node):
+            bad = int((~torch.isfinite(x)).sum())
+            if bad:
+                raise NumericalError(
+                    layer.name, "the activations it reads must be finite", got=f"{bad} NaN or infinite values",
+                    fix="check the weights and the images",
+                )  # fmt: skip
+            for part, moments in ((slice(start, min(stop, self.n_fit)), fit), (slice(max(start, self.n_fit), stop), held_out)):
+                if part.start < part.stop:
+                    rows = self._rows(layer, module, x[part.start - start : part.stop - start], part.start, part.stop)
+                    moments.update(*rows)
+        problem = LayerProblem(
+            layer.name, weight.detach(), None if module.bias is None else module.bias.detach(),
+            geometry(module) if layer.kind == "conv" else Geometry(), fit, layer.activation,
+            lambda: self._fitted_rows(layer, node, module),
+        )  # fmt: skip
+        return problem, held_out
+
+    def _fitted_rows(self, layer, node, module):
+        for start, stop, x in self.replay.inputs(node):
+            stop = min(stop, self.n_fit)
+            if start < stop:
+                yield self._rows(layer, module, x[: stop - start], start, stop)
+
+    def _rows(self, layer, module, x, start, stop):
+        key = self.frozen.grid_of(layer.name)
+        if key not in self._positions:
+            self._positions[key] = self.frozen.positions(key)
+        X = capture.layer_rows(module, layer.input_space, x, self._positions[key][start:stop])
+        Y = self.frozen.responses(layer.name, start, stop).flatten(0, 1).to(x.device)
+        return X, Y
+
+
+def layer_weight(module, layer):
+    """Weight of a layer as a convolution's: a linear layer's columns are laid out as the map they read."""
+    if layer.kind == "conv":
+        return module.weight
+    map_shape = layer.input_space.map_shape if layer.input_space else (1, 1)
+    return module.weight.reshape(len(module.weight), -1, *map_shape)
+
