@@ -131,6 +131,8 @@ class ReducedRank:
     encoder : Tensor of shape (p, rank), float64
     decoder : Tensor of shape (rank, n), float64
     bias : Tensor of shape (n,), float64
+    projection : Tensor of shape (n, rank), float64
+        The encoder on the least-squares responses: encoder = B₁ @ projection.
     energies : Tensor of shape (n,), float64
         Squared error that each further rank removes, descending.
     report : dict
@@ -139,6 +141,7 @@ class ReducedRank:
     encoder: Tensor
     decoder: Tensor
     bias: Tensor
+    projection: Tensor
     energies: Tensor
     report: dict = field(default_factory=dict)
 
@@ -190,12 +193,13 @@ def reduced_rank(
     U, energies = response_basis(moments, B, metric)
     U = U[:, :rank]
     if metric is None:
-        encoder, decoder = B @ U, U.T.contiguous()
+        projection, decoder = U, U.T
     else:
         root, inverse = metric_roots(metric.to(B))
-        encoder, decoder = B @ (root @ U), U.T @ inverse
+        projection, decoder = root @ U, U.T @ inverse
+    encoder = B @ projection
     bias = intercept(moments, encoder @ decoder)
-    return ReducedRank(encoder, decoder, bias, energies, dict(full.report))
+    return ReducedRank(encoder, decoder, bias, projection, energies, dict(full.report))
 
 
 def response_basis(moments: Moments, B: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tensor]:

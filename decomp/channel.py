@@ -1,0 +1,287 @@
+"""Fewer filters and a 1×1 convolution in place of a convolution, aware of the activation that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError
+from decomp.factors import ConvFactor, FactoredConv, Geometry
+from decomp.linalg import RIDGE, LeastSquares, factorise, least_squares, reduced_rank, symmetric_eigen
+from decomp.moments import Moments
+from decomp.problem import LayerProblem, matrix_to_weight, weight_to_matrix
+from decomp.spatial import through_vertical
+
+# Half-quadratic penalties, weak first, and the most iterations for each (1505.06798, section 3.2).
+PENALTIES = (0.01, 1.0)
+ITERATIONS = 25
+# A penalty's iterations end when one lowers the best objective by less than this share.
+PATIENCE = 1e-4
+# Responses held and worked on at once.
+TILE_ROWS = 4096
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda y: y,
+    "relu": lambda y: y.clamp_min(0),
+    "relu6": lambda y: y.clamp(0, 6),
+}
+
+
+def decompose(
+    problem: LayerProblem,
+    rank: int,
+    *,
+    base: FactoredConv | None = None,
+    activation_aware: bool = True,
+    ridge: float = RIDGE,
+    iterations: int = ITERATIONS,
+) -> FactoredConv:
+    r"""``rank`` filters of the layer's shape, and a 1×1 convolution that mixes them into its n responses.
+
+    Linear: reduced-rank regression of the original responses y on the inputs x now,
+
+    .. math:: \min_{rank B \le r,\,b} \sum_i \|y_i - B^T x_i - b\|_F^2.
+
+    Activation-aware (1505.06798, eq. 7 to 10), from the linear solution on, with r(·) the activation and
+    ŷ = B₁ᵀx the least-squares responses:
+
+    .. math:: \min_{rank M \le r,\,b} \sum_i \|r(y_i) - r(M \hat y_i + b)\|^2
+
+    by half-quadratic splitting: an auxiliary u for each response, `nearest_responses`, then reduced-rank
+    regression of u on ŷ, for a weak and then a strong penalty. The best solution met is returned, judged by
+    this objective on the fitted rows, so it is never worse there than the linear one. With an output metric F
+    the linear form uses F, and the activation-aware form its diagonal (only then does u come apart into single
+    responses).
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        ``rows`` are needed for the activation-aware form; it holds two arrays (N, n) of float32.
+    rank : int
+        In 1..n.
+    base : FactoredConv, optional
+        ``vertical`` and ``horizontal`` factors of this layer: the horizontal one is decomposed, the vertical one
+        stays as it is.
+    activation_aware : bool
+        Activations other than identity, relu and relu6 are fitted linearly; the report says so.
+    ridge : float
+        See `linalg.least_squares`.
+    iterations : int
+        At most so many for each penalty.
+
+    Returns
+    -------
+    FactoredConv
+        ``filters, pointwise``; or ``vertical, horizontal, pointwise`` with a base. Only the last one has a bias.
+        Report: ``error`` (relative, linear, on the moments), ``form``, and for the activation-aware form
+        ``response_error`` and ``response_error_linear`` after the activation on the fitted rows,
+        ``iterations``.
+
+    Raises
+    ------
+    DecompError
+        Rank out of range, or a base of other factors.
+    NumericalError
+        NaN or Inf in the problem, or no factorisation.
+    """
+    problem.checked()
+    if not 1 <= rank <= problem.n_filters:
+        raise DecompError(problem.name, f"rank must be in 1..{problem.n_filters} (n)", got=rank)
+    features = _Features(problem, base)
+    full = least_squares(features.moments, ridge=ridge, prior=features.prior)
+    linear = reduced_rank(features.moments, rank, metric=problem.metric, solution=full)
+    encoder, decoder, bias = linear.encoder, linear.decoder, linear.bias
+    report = {"step": "channel", "rank": rank, "form": "linear", **full.report}
+    why_linear = _why_linear(problem, activation_aware)
+    if why_linear:
+        report["note"] = why_linear
+    elif problem.activation != "identity":
+        start = _LowRankMap(linear.projection, linear.decoder, features.moments.y_mean)
+        solver = _HalfQuadratic(problem, features.moments, full, features.dense(full.weight))
+        low_rank, found = solver.run(rank, start, iterations)
+        encoder, decoder = full.weight @ low_rank.encoder, low_rank.decoder
+        bias = low_rank.mean - features.moments.x_mean @ (encoder @ decoder)
+        report |= found
+    report["error"] = features.moments.error(encoder @ decoder, metric=problem.metric)
+    return features.assemble(encoder, decoder, bias, report)
+
+
+def nearest_responses(fitted: Tensor, wanted: Tensor, penalty: float, activation: str) -> Tensor:
+    r"""Element-wise argmin over u of ``(r(u) − wanted)² + penalty·(u − fitted)²`` (1505.06798, eq. 9 and 10).
+
+    On each piece of r the function is a parabola, so its minimum there is the parabola's, clipped to the piece;
+    the cheapest piece wins, the lower one among equals:
+
+    * u ≤ 0, r = 0: min(fitted, 0)
+    * 0 ≤ u (≤ 6), r = u: clip((penalty·fitted + wanted)/(1 + penalty))
+    * u ≥ 6, r = 6 (relu6): max(fitted, 6)
+
+    Parameters
+    ----------
+    fitted : Tensor
+        Responses of the map before the activation.
+    wanted : Tensor
+        r(y), same shape.
+    penalty : float
+    activation : {'identity', 'relu', 'relu6'}
+    """
+    middle = (penalty * fitted + wanted) / (1 + penalty)
+    if activation == "identity":
+        return middle
+    off = fitted.clamp_max(0)
+    off_cost = wanted.square() + penalty * (off - fitted).square()
+    middle = middle.clamp(0, 6) if activation == "relu6" else middle.clamp_min(0)
+    middle_cost = (middle - wanted).square() + penalty * (middle - fitted).square()
+    best = torch.where(middle_cost < off_cost, middle, off)
+    if activation == "relu6":
+        full = fitted.clamp_min(6)
+        full_cost = (6 - wanted).square() + penalty * (full - fitted).square()
+        best = torch.where(full_cost < torch.minimum(off_cost, middle_cost), full, best)
+    return best
+
+
+class _Features:
+    """What the decomposed convolution reads: the patches, or what the vertical factor makes of them."""
+
+    def __init__(self, problem: LayerProblem, base: FactoredConv | None):
+        self.problem, self.base = problem, base
+        if base is None:
+            self.moments, self.prior = problem.moments, problem.matrix()
+            return
+        if base.names != ("vertical", "horizontal"):
+            raise DecompError(problem.name, "the base must be vertical and horizontal factors", got=base.names)
+        if (base.factors[1].weight.shape[0], base.factors[0].weight.shape[1]) != problem.weight.shape[:2]:
+            raise DecompError(problem.name, "the base must be factors of this layer", got=base.factors[0].weight.shape)
+        vertical, horizontal = (factor.weight.to(problem.moments.K.device) for factor in base.factors)
+        self.V = vertical.detach().to(torch.float64).flatten(1).T
+        self.moments = through_vertical(problem.moments, self.V, problem.kernel)
+        self.prior = weight_to_matrix(horizontal)
+
+    def dense(self, B: Tensor) -> Tensor:
+        """Coefficients of the features as coefficients of the patches, (c·kh·kw, q)."""
+        if self.base is None:
+            return B
+        by_offset = B.view(self.V.shape[1], self.problem.kernel[1], -1)
+        return torch.einsum("pr,rxq->pxq", self.V, by_offset).reshape(-1, B.shape[1])
+
+    def assemble(self, encoder: Tensor, decoder: Tensor, bias: Tensor, report: dict) -> FactoredConv:
+        weight, geometry = self.problem.weight, self.problem.geometry
+        kernel = self.problem.kernel
+        before, names = (), ("filters", "pointwise")
+        if self.base is not None:
+            before, names = self.base.factors[:1], ("vertical", "horizontal", "pointwise")
+            kernel, geometry = (1, kernel[1]), self.base.factors[1].geometry
+        filters = ConvFactor(matrix_to_weight(encoder, weight, kernel), None, geometry)
+        pointwise = ConvFactor(matrix_to_weight(decoder, weight, (1, 1)), bias.to(weight), Geometry())
+        return FactoredConv((*before, filters, pointwise), names, report)
+
+
+def _why_linear(problem: LayerProblem, activation_aware: bool) -> str | None:
+    if not activation_aware:
+        return "the linear form was asked for"
+    if problem.activation not in ACTIVATIONS:
+        return f"activation {problem.activation!r} has no activation-aware form: fitted linearly"
+    if problem.activation != "identity" and problem.rows is None:
+        return "the activation-aware form needs the rows, and none were given: fitted linearly"
+    return None
+
+
+class _ResponseRows:
+    """Least-squares responses ŷ (centred) and activated original responses r(y) of all rows."""
+
+    def __init__(self, problem: LayerProblem, coefficients: Tensor, center: Tensor):
+        self.activation = ACTIVATIONS[problem.activation]
+        device, fitted, wanted = problem.moments.K.device, [], []
+        for inputs, responses in problem.rows():
+            inputs, responses = inputs.detach().to(device).flatten(1), responses.detach().to(device)
+            product = inputs @ coefficients.to(inputs.dtype)
+            fitted.append(product - center.to(product.dtype))
+            wanted.append(self.activation(responses).to(product.dtype))
+        self.fitted, self.wanted = torch.cat(fitted), torch.cat(wanted)
+        if len(self.fitted) != problem.moments.n_rows:
+            rule = f"the rows must be the {problem.moments.n_rows} of the moments"
+            raise DecompError(problem.name, rule, got=len(self.fitted))
+
+    def tiles(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.fitted.split(TILE_ROWS), self.wanted.split(TILE_ROWS))
+
+    def variation(self, weights: Tensor) -> float:
+        """Σ weighted squared distance of r(y) from its mean."""
+        mean = self.wanted.mean(dim=0, dtype=torch.float64).to(self.wanted.dtype)
+        return sum(float((weights * _squares(wanted - mean)).sum()) for _, wanted in self.tiles())
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Column sums of squares in float64."""
+    return values.square().sum(dim=0, dtype=torch.float64)
+
+
+class _LowRankMap:
+    """z = ŷ_c @ encoder @ decoder + mean, on centred least-squares responses."""
+
+    def __init__(self, encoder: Tensor, decoder: Tensor, mean: Tensor):
+        self.encoder, self.decoder, self.mean = encoder, decoder, mean
+
+    def __call__(self, fitted: Tensor) -> Tensor:
+        dtype = fitted.dtype
+        return torch.addmm(self.mean.to(dtype), fitted @ self.encoder.to(dtype), self.decoder.to(dtype))
+
+
+class _HalfQuadratic:
+    """Half-quadratic splitting for a map of low rank on the responses (see `decompose`)."""
+
+    def __init__(self, problem: LayerProblem, moments: Moments, full: LeastSquares, coefficients: Tensor):
+        self.problem, self.moments = problem, moments
+        self.rows = _ResponseRows(problem, coefficients, moments.x_mean @ full.weight)
+        n = problem.n_filters
+        self.weights = torch.ones(n, dtype=torch.float64, device=moments.K.device)
+        if problem.metric is not None:
+            diagonal = problem.float64_metric().diagonal()
+            self.weights = diagonal.clamp_min(1e-6 * float(diagonal.mean()))
+        fitted = full.weight.T @ (moments.K @ full.weight)
+        self.L, _ = factorise((fitted + fitted.T) / 2, name=problem.name)
+
+    def sweep(self, low_rank: _LowRankMap, penalty: float) -> tuple[float, Tensor, Tensor]:
+        """The objective of a map; and of the u nearest to it, ŷ_cᵀu and the mean."""
+        n = self.problem.n_filters
+        errors, sums = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
+        cross = torch.zeros(n, n, dtype=torch.float64, device=self.weights.device)
+        for fitted, wanted in self.rows.tiles():
+            z = low_rank(fitted)
+            errors += _squares(wanted - self.rows.activation(z))
+            u = nearest_responses(z, wanted, penalty, self.problem.activation) - low_rank.mean.to(z.dtype)
+            sums += u.sum(dim=0, dtype=torch.float64)
+            cross += fitted.T @ u
+        return float(self.weights @ errors), cross, low_rank.mean + sums / len(self.rows.fitted)
+
+    def regress(self, cross: Tensor, mean: Tensor, rank: int) -> _LowRankMap:
+        """Reduced-rank regression of u on ŷ, each response weighted."""
+        root = self.weights.sqrt()
+        half = torch.linalg.solve_triangular(self.L, cross * root, upper=False)
+        U, _ = symmetric_eigen(half.T @ half)
+        U = U[:, :rank]
+        encoder = torch.linalg.solve_triangular(self.L.T, half @ U, upper=True)
+        return _LowRankMap(encoder, (U / root[:, None]).T, mean)
+
+    def run(self, rank: int, start: _LowRankMap, iterations: int) -> tuple[_LowRankMap, dict]:
+        """The best map met from ``start`` on, and the report."""
+        best, best_error, current, counts, first = start, float("inf"), start, [], None
+        for penalty in PENALTIES:
+            count, before = 0, float("inf")
+            for count in range(1, iterations + 1):  # noqa: B007
+                error, cross, mean = self.sweep(current, penalty)
+                first = error if first is None else first
+                if error < best_error:
+                    best, best_error = current, error
+                if not error < before * (1 - PATIENCE):
+                    break
+                before = error
+                current = self.regress(cross, mean, rank)
+            counts.append(count)
+            current = best
+        total = self.rows.variation(self.weights)
+        relative = [value / total if total > 0 else 0.0 for value in (best_error, first)]
+        report = {"response_error": relative[0], "response_error_linear": relative[1], "iterations": counts}
+        return best, {"form": "activation-aware", **report}
