@@ -1,0 +1,140 @@
+"""A person's own functions by name: ``path/to/file.py:function`` and ``package.module:function``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from decomp.errors import DecompError, UsageError
+
+
+def names_user_code(name: str) -> bool:
+    """Whether ``name`` has the form of a function's name: a file or module, a colon, a function."""
+    place, _, function = name.rpartition(":")
+    return bool(place) and function.isidentifier() and (place.endswith(".py") or _is_module_name(place))
+
+
+def _is_module_name(place: str) -> bool:
+    return all(part.isidentifier() for part in place.split("."))
+
+
+def call(name: str):
+    """Import what ``name`` stands for, call it without arguments and return the result.
+
+    Parameters
+    ----------
+    name : str
+        ``path/to/file.py:function`` or ``package.module:function``. The current folder (and the file's own) can be
+        imported from while this runs; they come last, so that they shadow nothing.
+
+    Raises
+    ------
+    UsageError
+        There is no such file, module or function, or it needs arguments.
+    DecompError
+        The person's code raised: the line names the file, the line and the error.
+    """
+    place, _, attribute = name.rpartition(":")
+    with _importable(place):
+        module = _load_file(name, place) if place.endswith(".py") else _load_module(name, place)
+        function = getattr(module, attribute, None)
+        if function is None:
+            close = difflib.get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], n=3)
+            fix = f"did you mean {' or '.join(close)}?" if close else "define it there or give another name"
+            raise UsageError(name, f"there is no {attribute} in {place}", fix=fix)
+        if isinstance(function, type(sys)) or not callable(function):
+            raise UsageError(name, f"{attribute} must be a function", got=f"a {type(function).__name__}")
+        _check_no_arguments(name, function)
+        with _told_in_one_line(name):
+            return function()
+
+
+@contextmanager
+def _importable(place: str):
+    """Have the current folder, and a file's own, at the end of sys.path meanwhile."""
+    folders = [str(Path.cwd())]
+    if place.endswith(".py"):
+        folders.append(str(Path(place).expanduser().resolve().parent))
+    added = [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    sys.path.extend(added)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for folder in added:
+            if folder in sys.path:
+                sys.path.remove(folder)
+
+
+def _load_file(name: str, place: str):
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise UsageError(name, f"there is no file {place}", fix="give the path from the current folder")
+    # A name of its own, so that `resnet.py` here is never taken for another module called resnet.
+    module_name = f"decomp_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    # Registered before it runs: dataclasses and torch.fx look a class's module up by its name.
+    sys.modules[module_name] = module
+    try:
+        with _told_in_one_line(name):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _load_module(name: str, place: str):
+    try:
+        with _told_in_one_line(name):
+            return importlib.import_module(place)
+    except DecompError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{place}.".startswith(f"{cause.name}."):
+            fix = "install it, or go to the folder that holds it, or give path/to/file.py:function"
+            raise UsageError(name, f"there is no module {cause.name}", fix=fix) from cause
+        raise
+
+
+def _check_no_arguments(name: str, function) -> None:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature; calling them will tell
+        return
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        fix = "write a function without arguments that calls it with yours"
+        raise UsageError(name, "is called without arguments", got=f"one that needs {', '.join(needed)}", fix=fix)
+
+
+@contextmanager
+def _told_in_one_line(name: str):
+    """Turn what a person's code raises into one line with its place. Anything may come out of it, also SystemExit."""
+    try:
+        yield
+    except DecompError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise DecompError(name, f"its code raised {what}", fix=f"see {_place_of(error, name)}") from error
+
+
+def _place_of(error: BaseException, name: str) -> str:
+    """File and line of an error: of the last step inside the person's own file, or else of the last step."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename} line {error.lineno}"
+    steps = [s for s in traceback.extract_tb(error.__traceback__) if s.filename != __file__ and s.lineno]
+    steps = [s for s in steps if not s.filename.startswith("<frozen importlib")] or steps
+    place = name.rpartition(":")[0]
+    if place.endswith(".py"):
+        own = str(Path(place).expanduser().resolve())
+        steps = [s for s in steps if s.filename == own] or steps
+    return f"{steps[-1].filename} line {steps[-1].lineno}" if steps else name

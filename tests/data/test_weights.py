@@ -1,0 +1,191 @@
+"""Weights from files: nothing is run, nothing is half loaded, and what does not fit is named."""
+
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from decomp.data.weights import digest_state_dict, load_into, read_state_dict
+from decomp.errors import FileError, NumericalError, WeightsError
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+
+
+def equal(a, b):
+    return list(sorted(a)) == list(sorted(b)) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Payload:
+    """What a malicious file holds: unpickling it makes a folder."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s, "optimizer": {"lr": 0.1}},
+        lambda s: {"model": {"state_dict": s}},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+    ],
+)
+def test_torch_files_are_unwrapped_to_the_same_state(tmp_path, wrap, new_format):
+    state = dict(network().state_dict())
+    torch.save(wrap(state), tmp_path / "w.pt", _use_new_zipfile_serialization=new_format)
+    assert equal(read_state_dict(tmp_path / "w.pt"), state)
+
+
+def test_a_prefix_that_some_names_lack_is_kept(tmp_path):
+    state = {"module.a": torch.ones(1), "b": torch.zeros(1)}
+    torch.save(state, tmp_path / "w.pt")
+    assert sorted(read_state_dict(tmp_path / "w.pt")) == ["b", "module.a"]
+
+
+def test_safetensors_are_known_by_content_not_by_suffix(tmp_path):
+    state = dict(network().state_dict())
+    safetensors.torch.save_file(state, tmp_path / "w.bin")
+    assert equal(read_state_dict(tmp_path / "w.bin"), state)
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+def test_a_payload_is_refused_and_does_not_run(tmp_path, how):
+    path, target = tmp_path / "w.pt", tmp_path / "was_run"
+    content = {"state_dict": {"weight": Payload(target)}}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
+    with pytest.raises(FileError, match="can run code when it is opened: not opened") as caught:
+        read_state_dict(path)
+    assert "mkdir" in str(caught.value) or how == "pickle"  # a bare pickle is given up before its names are read
+    assert not target.exists()
+    assert "\n" not in str(caught.value)
+    if how == "pickle":  # the payload is a real one
+        pickle.loads(path.read_bytes())
+        assert target.exists()
+
+
+def test_a_whole_module_and_a_torchscript_archive_are_refused(tmp_path):
+    torch.save(network(), tmp_path / "module.pt")
+    with pytest.raises(FileError, match="not opened, got torch.nn.modules.container.Sequential"):
+        read_state_dict(tmp_path / "module.pt")
+    torch.jit.trace(network().eval(), torch.zeros(1, 3, 4, 4)).save(tmp_path / "script.pt")
+    with pytest.raises(FileError, match="TorchScript"):
+        read_state_dict(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
+def test_files_cut_short_are_named(tmp_path, kind, keep):
+    path = tmp_path / "w"
+    if kind == "safetensors":
+        safetensors.torch.save_file(dict(network().state_dict()), path)
+    else:
+        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    with pytest.raises(FileError) as caught:
+        read_state_dict(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_empty_and_foreign_files_are_told_apart(tmp_path):
+    with pytest.raises(FileError, match="no such weights file"):
+        read_state_dict(tmp_path / "none.pt")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(FileError, match="is empty"):
+        read_state_dict(tmp_path / "empty.pt")
+    (tmp_path / "page.pt").write_text("<html>404 not found</html>")
+    with pytest.raises(FileError, match="neither a safetensors file nor a torch state dict"):
+        read_state_dict(tmp_path / "page.pt")
+    torch.save([torch.ones(1)], tmp_path / "list.pt")
+    with pytest.raises(FileError, match="no state dict, got a list"):
+        read_state_dict(tmp_path / "list.pt")
+    torch.save({"a": torch.ones(1), "lr": 0.1}, tmp_path / "mixed.pt")
+    with pytest.raises(FileError, match="also lr"):
+        read_state_dict(tmp_path / "mixed.pt")
+
+
+def test_loading_gives_the_same_outputs():
+    source, target = network(0).eval(), network(1).eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert not torch.allclose(source(x), target(x))
+    load_into(target, source.state_dict(), "w.pt")
+    assert torch.equal(source(x), target(x))
+
+
+def test_half_precision_and_weights_without_batch_counters_load():
+    state = {k: v.half() if v.is_floating_point() else v for k, v in network(0).state_dict().items()}
+    del state["1.num_batches_tracked"]
+    target = network(1)
+    load_into(target, state, "w.pt")
+    assert target[0].weight.dtype == torch.float32
+    assert torch.equal(target[0].weight, state["0.weight"].float())
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_loaded():
+    state = dict(network(0).state_dict())
+    state["4.weight"] = torch.zeros(10, 16)
+    state["head.weight"] = torch.zeros(1)
+    del state["0.weight"]
+    target = network(1)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with pytest.raises(WeightsError) as caught:
+        load_into(target, state, "w.pt")
+    line = str(caught.value)
+    assert line.startswith("w.pt: the weights do not fit the model")
+    assert "missing: 0.weight" in line and "unexpected: head.weight" in line
+    assert "4.weight is 10x16 where the model has 2x16" in line
+    assert equal(target.state_dict(), before)
+
+
+def test_only_the_first_few_names_are_listed():
+    state = {f"layer{i}": torch.zeros(1) for i in range(50)}
+    with pytest.raises(WeightsError, match=r"unexpected: layer0, layer1, layer2 and 47 more"):
+        load_into(network(), state, "w.pt")
+
+
+def test_integer_weights_are_not_taken_for_real_ones():
+    state = dict(network(0).state_dict())
+    state["0.weight"] = torch.zeros(4, 3, 3, 3, dtype=torch.int8)
+    with pytest.raises(WeightsError, match="0.weight is torch.int8"):
+        load_into(network(1), state, "w.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_nan_and_inf_name_the_tensor(value):
+    state = {k: v.clone() for k, v in network(0).state_dict().items()}
+    state["1.running_var"][2] = value
+    with pytest.raises(NumericalError, match=r"1.running_var holds NaN or Inf \(1 of 4 values\)"):
+        load_into(network(1), state, "w.pt")
+
+
+def test_the_digest_sees_names_types_shapes_and_bits_but_not_order():
+    base = {"a": torch.arange(6.0), "b": torch.tensor(1.0), "c": torch.ones(2, dtype=torch.bfloat16)}
+    digest = digest_state_dict(base)
+    assert digest == digest_state_dict(dict(reversed(base.items())))
+    assert digest == digest_state_dict({**base, "a": torch.arange(12.0)[::2] / 2})  # strided, the same values
+    flipped = base["a"].clone()
+    flipped.view(torch.int32)[3] ^= 1
+    others = [
+        {**base, "a": flipped},
+        {**base, "a": base["a"].reshape(2, 3)},
+        {**base, "a": base["a"].view(torch.int32)},
+        {"A": base["a"], "b": base["b"], "c": base["c"]},
+        {"a": base["a"], "b": base["b"]},
+        {**base, "a": -base["a"] * -1 + 0, "b": torch.tensor(-1.0)},
+    ]
+    assert len({digest, *map(digest_state_dict, others)}) == len(others) + 1
