@@ -1,0 +1,142 @@
+"""Relative error against every rank and width, from one factorisation or one eigen-decomposition each."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError
+from decomp.linalg import RIDGE, factorise, least_squares, metric_roots, response_basis
+from decomp.moments import Moments
+from decomp.problem import LayerProblem, columns_of
+from decomp.selection import retention_order
+from decomp.spatial import closed_form, max_rank, through_vertical
+
+
+def spatial_curve(problem: LayerProblem, held_out: Moments | None = None, *, ridge: float = RIDGE) -> np.ndarray:
+    """Error of `spatial.split` at every rank, H fitted.
+
+    The columns of V at rank R are the first R of those at full rank, so the features of all ranks are nested and
+    `nested_errors` gives the fitted error of each exactly.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        Kernel kh > 1 and kw > 1.
+    held_out : Moments, optional
+        Moments of other rows of the layer to measure the error on, about their own means; None measures on the
+        fitted rows.
+    ridge : float
+        See `linalg.least_squares` (here it pulls towards 0).
+
+    Returns
+    -------
+    ndarray of shape (max_rank + 1,)
+        Relative error in the problem's metric at rank 0 (the means alone), 1, …, min(c·kh, n·kw). None larger
+        than the one before: on held-out rows, the least up to that rank.
+    """
+    problem.checked()
+    V, _ = closed_form(problem, max_rank(problem), ridge=ridge)
+    fitted = through_vertical(problem.moments, V, problem.kernel)
+    other = None if held_out is None else through_vertical(held_out, V, problem.kernel)
+    return nested_errors(fitted, problem.kernel[1], other, metric=problem.metric, ridge=ridge)
+
+
+def channel_curve(problem: LayerProblem, held_out: Moments | None = None, *, ridge: float = RIDGE) -> np.ndarray:
+    """Error of the linear `channel.decompose` without a base at every rank.
+
+    On the fitted rows: the least-squares error plus the eigenvalues left out. Parameters and result as in
+    `spatial_curve`; ranks 0..n.
+    """
+    problem.checked()
+    moments, metric = problem.moments, problem.float64_metric()
+    B = least_squares(moments, ridge=ridge, prior=problem.matrix()).weight
+    U, _ = response_basis(moments, B, metric)
+    directions = U if metric is None else metric_roots(metric)[0] @ U
+    # In the coordinates Y F^½ U the directions add up: fitted ones leave their residual, the others all of theirs.
+    measured = moments if held_out is None else held_out
+    projected = B @ directions
+    gains = 2 * (projected * (measured.C @ directions)).sum(0) - (projected * (measured.K @ projected)).sum(0)
+    total = (directions * (measured.S @ directions)).sum()
+    return _relative(total, gains)
+
+
+def selection_curve(
+    problem: LayerProblem,
+    held_out: Moments | None = None,
+    *,
+    selector: str = "backward",
+    seed: int = 0,
+    ridge: float = RIDGE,
+) -> np.ndarray:
+    """Error at every number of kept input channels, the weights on them fitted.
+
+    One run of the selector orders the channels, and `nested_errors` measures all widths. For 'lasso' the order
+    is that of first entry into its path (see `selection.retention_order`). Parameters and result as in
+    `spatial_curve`; widths 0..c.
+    """
+    problem.checked()
+    order = torch.tensor(retention_order(problem, selector, seed=seed))
+    columns = columns_of(order, problem.kernel)
+    fitted = problem.moments.take_inputs(columns)
+    other = None if held_out is None else held_out.take_inputs(columns)
+    return nested_errors(fitted, len(columns) // len(order), other, metric=problem.metric, ridge=ridge)
+
+
+def nested_errors(
+    moments: Moments,
+    block: int,
+    held_out: Moments | None = None,
+    *,
+    metric: Tensor | None = None,
+    ridge: float = RIDGE,
+) -> np.ndarray:
+    r"""Least-squares error with the first 0, 1, 2, … blocks of inputs, all from one Cholesky factor.
+
+    With K + λI = LLᵀ, the inputs L⁻¹x are orthonormal and the first j span the first j of x, so the coefficients
+    L⁻¹C do not change as inputs are added. On held-out rows the same coefficients are judged by the held-out
+    moments, brought to the same coordinates.
+
+    Parameters
+    ----------
+    moments : Moments
+        Inputs in the order in which they are added.
+    block : int
+        Inputs added at a time; divides p.
+    held_out : Moments, optional
+    metric : Tensor of shape (n, n), optional
+    ridge : float
+
+    Returns
+    -------
+    ndarray of shape (p // block + 1,)
+        Relative errors, none larger than the one before.
+    """
+    p = moments.K.shape[0]
+    if p % block:
+        raise DecompError("curve", f"blocks of {block} must divide the inputs", got=p)
+    root = None if metric is None else metric_roots(metric.to(moments.K))[0]
+    L, _ = factorise(moments.K, ridge)
+    weights = torch.linalg.solve_triangular(L, moments.C if root is None else moments.C @ root, upper=False)
+    if held_out is None:
+        gains, S = weights.square().sum(dim=1), moments.S
+    else:
+        S = held_out.S
+        C = torch.linalg.solve_triangular(L, held_out.C if root is None else held_out.C @ root, upper=False)
+        K = torch.linalg.solve_triangular(L, held_out.K, upper=False)
+        K = torch.linalg.solve_triangular(L, K.T, upper=False)
+        # Σ_ij≤r w_i·w_j K_ij grows by twice its new row less the diagonal.
+        quadratic = (weights @ weights.T) * K
+        gains = 2 * (weights * C).sum(dim=1) - 2 * quadratic.tril().sum(dim=1) + quadratic.diagonal()
+    total = S.trace() if root is None else (root * (S @ root)).sum()
+    return _relative(total, gains.view(-1, block).sum(dim=1))
+
+
+def _relative(total: Tensor, gains: Tensor) -> np.ndarray:
+    """(total − Σ gains) / total after each step, not negative and not rising."""
+    total, gains = float(total), gains.cpu().numpy()
+    if not total > 0:
+        return np.zeros(len(gains) + 1)
+    squared = np.concatenate([[total], total - np.cumsum(gains)])
+    return np.minimum.accumulate(np.maximum(squared, 0.0) / total)
