@@ -177,10 +177,7 @@ Examples:
 @_options("run")
 @click.option("--weights", metavar="FILE", help="safetensors or a torch state dict; DEFAULT for torchvision's own.")
 @click.option(
-    "--input-size",
-    type=parse.input_size,
-    metavar="[CxHx]W",
-    help="Of one image, where the model and the data do not tell.",
+    "--input-size", metavar="[CxHx]W", help="Of one image, where model and data do not tell: 224, 28x28, 3x224x224."
 )
 @_number("--images", "n_images", default=5000, show_default=True, help="At most.")
 @_number("--points", "n_points", default=10, show_default=True, help="Per image.")
@@ -374,4 +371,7 @@ def _print_json(value):
 
 
 if __name__ == "__main__":
+    # Run as a file, this folder is first on the path, where its data/ and pipelines/ would hide a person's own.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
     main()

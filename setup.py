@@ -47,7 +47,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "setuptools>=70.1"],
         "timm": ["timm>=1.0"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
     },

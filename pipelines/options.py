@@ -35,20 +35,6 @@ def steps(text):
     return tuple(step for step in STEPS if step in asked)
 
 
-def input_size(text):
-    """``'224'`` or ``'224x192'`` as (height, width); ``'3x224x224'`` as (channels, height, width)."""
-    parts = re.split(r"[x×,]", str(text).strip().lower())
-    if len(parts) > 3 or not all(re.fullmatch(r"[1-9]\d{0,5}", part) for part in parts):
-        raise UsageError(
-            "--input-size",
-            "must be a side, height x width, or channels x height x width",
-            got=repr(text),
-            fix="such as 224, 224x224 or 3x224x224",
-        )
-    size = tuple(int(part) for part in parts)
-    return size * 2 if len(size) == 1 else size
-
-
 def device(text):
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``, as it is."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
