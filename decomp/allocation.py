@@ -1,10 +1,9 @@
 r"""From a target cost to ranks and widths, for all layers and steps at once.
 
-Each layer i has error curves: the relative error that remains when it reads only k of its input channels, when
-its kernel has spatial rank R, and when it has channel rank d. With w_i the measured weight of a layer's error at
-the network's output, the sizes minimise
+Each layer i has curves: how much the network's output changes when it reads only k of its input channels, when
+its kernel has spatial rank R, and when it has channel rank d (:mod:`decomp.sensitivity`). The sizes minimise
 
-.. math:: \sum_i w_i \left( e^{prune}_i(k_i) + e^{spatial}_i(R_i) + e^{channel}_i(d_i) \right)
+.. math:: \sum_i \left( e^{prune}_i(k_i) + e^{spatial}_i(R_i) + e^{channel}_i(d_i) \right)
           \quad\text{subject to}\quad \mathrm{cost}(k, R, d) \le T.
 
 The cost of a layer depends on the width it reads and the width its reader leaves of its output, so layers are
@@ -31,23 +30,20 @@ class LayerCurves:
     Attributes
     ----------
     prune, spatial, channel : numpy.ndarray or None
-        Relative error, falling to about 0 at the full size.
-    weight : float
-        What a unit of relative error of this layer costs at the network's output.
+        Change of the network's output (or any other additive loss), falling to about 0 at the full size.
     """
 
     prune: np.ndarray | None = None
     spatial: np.ndarray | None = None
     channel: np.ndarray | None = None
-    weight: float = 1.0
 
     def error(self, item):
-        """Weighted error of a layer plan under these curves."""
+        """Loss of a layer plan under these curves."""
         total = 0.0
         for curve, size in ((self.prune, item.keep), (self.spatial, item.spatial_rank), (self.channel, item.channel_rank)):
             if size is not None:
                 total += curve[size]
-        return self.weight * total
+        return total
 
 
 class Allocator:
@@ -75,7 +71,7 @@ class Allocator:
     # -- public ------------------------------------------------------------------------------------------
 
     def joint(self, speedup):
-        """Sizes that minimise the weighted error at ``total / speedup`` multiply-accumulates.
+        """Sizes that minimise the summed loss at ``total / speedup`` multiply-accumulates.
 
         Returns
         -------
@@ -229,10 +225,10 @@ class Allocator:
         for number, (r, d) in enumerate(options):
             error = (0.0 if r is None else curves.spatial[r]) + (0.0 if d is None else curves.channel[d])
             macs = chain_macs(layer, a, b, r, d) if self._may_change(layer) else self.per_layer[layer.name]
-            value = curves.weight * error + multiplier * macs / self.total * np.ones_like(best)
+            value = error + multiplier * macs / self.total * np.ones_like(best)
             better = value < best
             best[better], choice[better] = value[better], number
-        best += curves.weight * np.array(pruned)[:, None]
+        best += np.array(pruned)[:, None]
         ranks = [[options[number] for number in row] for row in choice]
         return best, ranks
 
@@ -282,7 +278,7 @@ class Allocator:
                     setattr(item, step, size)
                     if more > target:
                         continue
-                    gain = self.curves[name].weight * (curve[size] - curve[size + 1])
+                    gain = curve[size] - curve[size + 1]
                     rank = gain / (more - macs) if more > macs else np.inf
                     if best is None or rank > best[0]:
                         best = (rank, item, step, size + 1, more)

@@ -174,10 +174,12 @@ class Replay:
                 self._forget(interpreter.env, place)
             self.forward_images += stop - start
 
-    def outputs(self):
-        """Iterate (start, stop, output of the network) over all batches."""
+    def outputs(self, first=0):
+        """Iterate (start, stop, output of the network) over the batches that hold images from ``first`` on."""
         node = self.nodes[-1]
         for start, stop in self.batches():
+            if stop <= first:
+                continue
             values = self._run(start, stop, self._place[node])
             yield start, stop, fx.node.map_arg(node.args[0], lambda n, values=values: values[n])
 

@@ -68,16 +68,17 @@ def selection_curve(
     *,
     selector: str = "backward",
     seed: int = 0,
+    order: Sequence[int] | None = None,
     ridge: float = RIDGE,
 ) -> np.ndarray:
     """Error at every number of kept input channels, the weights on them fitted.
 
-    One run of the selector orders the channels, and `nested_errors` measures all widths. For 'lasso' the order
-    is that of first entry into its path (see `selection.retention_order`). Parameters and result as in
-    `spatial_curve`; widths 0..c.
+    One run of the selector orders the channels, or ``order`` gives all of them, the one to keep longest first; and
+    `nested_errors` measures all widths. For 'lasso' the order is that of first entry into its path (see
+    `selection.retention_order`). Other parameters and result as in `spatial_curve`; widths 0..c.
     """
     problem.checked()
-    order = torch.tensor(retention_order(problem, selector, seed=seed))
+    order = torch.tensor(retention_order(problem, selector, seed=seed) if order is None else list(order))
     columns = columns_of(order, problem.kernel)
     fitted = problem.moments.take_inputs(columns)
     other = None if held_out is None else held_out.take_inputs(columns)

@@ -1,7 +1,12 @@
 """One layer, all its steps: from a problem and its planned sizes to what the layer becomes."""
 
+from dataclasses import replace
+
+import torch
+
 from decomp import channel, selection, spatial
-from decomp.factors import FactoredConv
+from decomp.factors import FactoredConv, Selection
+from decomp.problem import columns_of
 from decomp.surgery import LayerSolution
 
 
@@ -33,15 +38,17 @@ def solve_layer(problem, item, *, held_out=None, selector="lasso", activation_aw
     """
     report = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
     errors = report["errors"] = {}
-    chosen = None
     _note(errors, "before", problem.weight, problem, held_out)
+    chosen = everything = Selection(torch.arange(problem.n_channels), problem.n_channels)
     if item.keep is not None:
         chosen = selection.select(problem, item.keep, selector=selector, seed=seed)
-        held_out = None if held_out is None else held_out.take_inputs(selection.columns(chosen, problem))
         report["selection"] = chosen.report
-    problem, refit = selection.reconstruct(problem, chosen)
-    report["least_squares"] = refit
-    _note(errors, "prune" if chosen is not None else "refit", problem.weight, problem, held_out)
+    fitted = selection.reconstruct(problem, chosen)
+    report["least_squares"] = fitted.report
+    problem = replace(problem.narrowed(chosen), weight=fitted.weight, bias=fitted.bias)
+    if held_out is not None:
+        held_out = held_out.take_inputs(columns_of(chosen.keep, problem.kernel))
+    _note(errors, "refit" if chosen is everything else "prune", problem.weight, problem, held_out)
     factored = FactoredConv.dense(problem.weight, problem.bias, problem.geometry)
     if item.spatial_rank is not None:
         factored = spatial.split(problem, item.spatial_rank)
@@ -52,7 +59,7 @@ def solve_layer(problem, item, *, held_out=None, selector="lasso", activation_aw
         factored = channel.decompose(problem, item.channel_rank, base=base, activation_aware=activation_aware)
         report["channel"] = factored.report
         _note(errors, "channel", factored.compose()[0], problem, held_out)
-    return LayerSolution(problem.name, chosen, factored), report
+    return LayerSolution(problem.name, None if chosen is everything else chosen, factored), report
 
 
 def _note(errors, step, weight, problem, held_out):

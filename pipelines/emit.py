@@ -125,6 +125,41 @@ def load(path, into=None):
     return _load_into(into, structure, state, path)
 
 
+def verify_into_original(path, build):
+    """Check that the edits and weights also go into the original class.
+
+    Parameters
+    ----------
+    path : path
+        An emitted network.
+    build : callable
+        Gives an instance of the original class, with any weights.
+
+    Returns
+    -------
+    str
+        A line that says so, or why the network only stands alone.
+
+    Raises
+    ------
+    DecompError
+        If it goes in but its outputs differ.
+    """
+    structure = read_structure(path)
+    try:
+        original = build()
+    except DecompError as error:
+        return f"{path}: stands alone; the original class cannot be built here ({error})"
+    module, alone = load(path, into=original), load(path)
+    x = torch.randn(2, *structure["input_shape"], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted, got = alone(x), module(x)
+    worst = ((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
+    if not worst < 1e-5:
+        raise DecompError(path, "the original class with the edits gives other outputs", got=f"off by {worst:.2g}")
+    return f"{path}: verified, standing alone and in the original class"
+
+
 def _network_directory(path):
     if (path / "structure.json").is_file() or not (path / "run.json").is_file():
         return path

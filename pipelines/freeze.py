@@ -7,8 +7,9 @@ import torch
 from decomp import capture, cost, graph, seeds, surgery
 from decomp.data import models, sources
 from decomp.data.frozen import FrozenFile, FrozenWriter
-from decomp.errors import DecompError, FileError, NumericalError, UsageError
+from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.pipelines import emit, files
+from decomp.pipelines.points import grid_key
 from decomp.pipelines.rundir import RunDirectory
 from decomp.pipelines.training import pick_device
 
@@ -99,7 +100,8 @@ def freeze(
         indices = _draw_images(source, n_images, seed)
         n_rows = len(indices) * n_points
         files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
-        emit.save(network, run.original_dir, input_shape=source.input_shape, meta={"model": model})
+        edited = [path for pair in folded for path in pair]
+        emit.save(network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": model})
         meta = {
             **asked, "weights_digest": loaded.weights_digest, "data": source.describe(), "n_images": len(indices),
             "input_shape": list(source.input_shape), "network": files.digest_file(run.original_dir / "structure.json"),
@@ -186,11 +188,6 @@ def _bytes_needed(layers, n_images, n_points, input_shape, network):
     return int(numbers * 4 * 1.05) + (1 << 20)
 
 
-def grid_key(hw):
-    """Name of an output grid in the frozen file. Layers of one grid share their positions."""
-    return f"{hw[0]}x{hw[1]}"
-
-
 def _write(run, meta, network, layers, source, indices, n_points, seed, batch_size, device, reporter):
     """One pass over the calibration images into the frozen file."""
 
@@ -228,24 +225,3 @@ def _write(run, meta, network, layers, source, indices, n_points, seed, batch_si
                 if stop != last:
                     progress.update(stop - last)
                     last = stop
-
-
-def open_frozen(run):
-    """The frozen file of a run and its original network, checked to belong together.
-
-    Returns
-    -------
-    frozen : FrozenFile
-    original : torch.fx.GraphModule
-    """
-    run = RunDirectory.open(run)
-    if not run.frozen.is_file():
-        raise FileError(run.frozen, "is missing", fix=f"run freeze into {run.path} first")
-    frozen = FrozenFile(run.frozen)
-    digest = files.digest_file(run.original_dir / "structure.json")
-    if frozen.meta.get("network") != digest:
-        raise FileError(
-            run.frozen, f"was frozen from the network {str(frozen.meta.get('network'))[:12]}", got=digest[:12],
-            fix="run freeze again into another directory",
-        )  # fmt: skip
-    return frozen, emit.load(run.original_dir)

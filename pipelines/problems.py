@@ -1,6 +1,9 @@
 """From a network and its frozen points to the problem of one layer."""
 
+from contextlib import contextmanager
+
 import torch
+from torch import nn
 
 from decomp import capture
 from decomp.errors import NumericalError
@@ -76,6 +79,24 @@ class Problems:
             lambda: self._fitted_rows(layer, node, module),
         )  # fmt: skip
         return problem, held_out
+
+    def held_out_outputs(self):
+        """Iterate (start, stop, output) of the network as it stands on the held-out images."""
+        for start, stop, y in self.replay.outputs(first=self.n_fit):
+            start = max(start, self.n_fit)
+            yield start, stop, y[len(y) - (stop - start) :].cpu()
+
+    @contextmanager
+    def replaced(self, layer, weight, bias):
+        """Run with other weights in a layer for the length of the block."""
+        module = self.graph.module.get_submodule(layer.name)
+        before = module.weight.data, module.bias
+        module.weight.data = weight.reshape(module.weight.shape).to(module.weight)
+        module.bias = nn.Parameter(bias.to(module.weight))
+        try:
+            yield
+        finally:
+            module.weight.data, module.bias = before
 
     def _fitted_rows(self, layer, node, module):
         for start, stop, x in self.replay.inputs(node):

@@ -20,7 +20,7 @@ from decomp.pipelines import files
 KIND = "decomp run"
 FORMAT_VERSION = 1
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
-SECTIONS = ("freeze", "decompose", "finetune", "evaluate")
+_OWNER = {"pid": int, "host": str, "since": str, "command": str}
 
 
 class RunDirectory:
@@ -211,6 +211,12 @@ class RunDirectory:
         except FileError:
             return {}
         return owner if isinstance(owner, dict) else {}
+
+    def current_owner(self):
+        """As `owner`, when that process still works on the run; else empty. Takes no lock and changes nothing."""
+        owner = self.owner()
+        complete = all(isinstance(owner.get(key), kind) for key, kind in _OWNER.items())
+        return owner if complete and _alive(owner) else {}
 
     @contextmanager
     def lock(self, patience=2.0):

@@ -1,0 +1,275 @@
+"""Stage 2: conv by conv in execution order, from the frozen points to the emitted network."""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from decomp import cost, graph, layers, seeds, surgery
+from decomp.data import models
+from decomp.errors import DecompError, FileError, UsageError
+from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
+from decomp.pipelines import emit, files, fidelity, planning
+from decomp.pipelines.points import open_frozen
+from decomp.pipelines.problems import Problems
+from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.training import pick_device
+
+LAYER_FORMAT = 1
+
+
+@dataclass
+class DecomposeResult:
+    """What the stage did: the plan, the counted cost and how close the outputs stayed."""
+
+    run: RunDirectory
+    done_before: bool
+    facts: dict = field(default_factory=dict)
+
+    def lines(self):
+        """Lines for a person."""
+        f = self.facts
+        if self.done_before:
+            first = f"{self.run.model_dir}: already decomposed at {f['asked']['speedup']:g}x, nothing to do"
+        else:
+            first = f"{self.run.model_dir}: decomposed"
+        if f.get("plan_only"):
+            return [f"plan in {self.run.plan_json}; edit it, then run decompose again without --plan-only"]
+        lines = [
+            first,
+            f"{f['macs_before'] / 1e6:,.2f} M → {f['macs_after'] / 1e6:,.2f} M multiply-accumulates "
+            f"({f['macs_before'] / f['macs_after']:.2f}x), "
+            f"{f['params_before'] / 1e6:,.3f} M → {f['params_after'] / 1e6:,.3f} M parameters",
+        ]
+        if f.get("fidelity"):
+            lines.append(f["fidelity"]["words"])
+        lines.append(f"next: decomp finetune --run {self.run.path}")
+        return lines
+
+
+def decompose(
+    run, *, speedup, steps=("spatial", "channel", "prune"), selector="lasso", allocation="joint",
+    activation_aware=True, device="auto", plan_only=False, source_run=None, redo=False, batch_size=100, reporter,
+):  # fmt: skip
+    """Make the network ``speedup`` times cheaper and emit it.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
+        With frozen points in it, unless ``source_run`` is given.
+    speedup : float
+        Multiply-accumulates of the original over those of the emitted network, above 1.
+    steps : tuple of {'spatial', 'channel', 'prune'}
+    selector : str
+        How pruned channels are chosen: 'lasso', 'backward', 'l1', 'max-response', 'first-k', 'random'.
+    allocation : {'joint', 'energy', 'uniform'}
+        How sizes are shared out, see :mod:`decomp.allocation`.
+    activation_aware : bool
+    device : {'auto', 'cpu', 'cuda'}
+    plan_only : bool
+        Stop when plan.json is written.
+    source_run : path, optional
+        Take the frozen points from this run; ``run`` is then made anew.
+    redo : bool
+        Throw away an earlier decomposition in this run.
+    batch_size : int
+    reporter : decomp.pipelines.log.Reporter
+
+    Returns
+    -------
+    DecomposeResult
+    """
+    if not speedup > 1:
+        raise UsageError("--speedup", "must be above 1", got=f"{speedup:g}", fix="give for example 4x")
+    run = RunDirectory(run) if source_run is None else planning.borrow(run, source_run)
+    run = RunDirectory.open(run)
+    asked = {
+        "speedup": speedup, "steps": list(steps), "selector": selector, "allocation": allocation,
+        "activation_aware": activation_aware,
+    }  # fmt: skip
+    with run.lock(), reporter.stage("decompose"):
+        if redo:
+            planning.clear(run)
+        before = _done_before(run, asked)
+        if before is not None:
+            return before
+        frozen, original = open_frozen(run)
+        with frozen:
+            return _decompose(run, asked, frozen, original, pick_device(device), plan_only, batch_size, reporter)
+
+
+def _done_before(run, asked):
+    """The result of an earlier run with the same options; an error for other options; None when there is none."""
+    before = run.config("decompose")
+    if before is None:
+        return None
+    for key, value in asked.items():
+        if before["asked"].get(key) != value:
+            raise UsageError(
+                run.path, f"was decomposed with {key} = {before['asked'].get(key)}", got=value,
+                fix=f"use --redo to replace it, or --run OTHER --from {run.path} to keep both",
+            )  # fmt: skip
+    if "macs_after" in before and (run.model_dir / "structure.json").is_file():
+        emit.load(run.model_dir)
+        return DecomposeResult(run, True, before)
+    return None
+
+
+def _decompose(run, asked, frozen, original, device, plan_only, batch_size, reporter):
+    input_shape = tuple(frozen.meta["input_shape"])
+    network = graph.trace(original, frozen.meta["model"])
+    view = graph.NetworkGraph(network, input_shape, frozen.meta["model"])
+    counted = cost.cost(network, input_shape)
+    network.to(device)
+    run.update_config("decompose", {"asked": asked})
+    plan = planning.plan(run, asked, frozen, view, counted, device=device, batch_size=batch_size, reporter=reporter)
+    _announce(plan, view, reporter)
+    if plan_only:
+        return DecomposeResult(run, False, {"asked": asked, "plan_only": True})
+    problems = Problems(frozen, view, batch_size=batch_size, device=device)
+    edited, reports = _walk(run, asked, plan, view, problems, frozen, reporter)
+    after = cost.cost(network, input_shape)
+    _check_target(plan, after, asked)
+    close = fidelity.compare(original.to(device), network, frozen, problems.n_fit, batch_size, device)
+    network.cpu()
+    facts = {
+        "asked": asked, "macs_before": counted.macs, "macs_after": after.macs, "params_before": counted.params,
+        "params_after": after.params, "layers": reports, "fidelity": close,
+        "left_alone": {layer.name: layer.left_alone for layer in view.layers if layer.left_alone},
+    }  # fmt: skip
+    meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
+    folded = [edit["module"] for edit in emit.read_structure(run.original_dir)["edits"]]
+    edited = folded + [name for name in edited if name not in folded]
+    emit.save(network, run.model_dir, edited=edited, input_shape=input_shape, meta=meta)
+    reporter.step(emit.verify_into_original(run.model_dir, lambda: _original_class(frozen.meta)))
+    run.update_config("decompose", facts)
+    return DecomposeResult(run, False, facts)
+
+
+def _original_class(meta):
+    """An instance of the class that was frozen; the weights do not matter, all of them are put in."""
+    return models.load_model(meta["model"], weights="random", input_size=meta["input_size"]).module
+
+
+def _announce(plan, view, reporter):
+    """List before any work what each layer gets and what is left alone, with the reason."""
+    width = max(len(layer.name) for layer in view.layers)
+    reporter.step(f"plan: {plan.macs_before / plan.macs_after:.2f}x by {plan.allocation} allocation")
+    for item in plan.layers:
+        reasons = "; ".join(f"no {step}: {why}" for step, why in item.left_alone.items())
+        reporter.step(f"  {item.layer:<{width}}  {item.words()}" + (f"  ({reasons})" if reasons else ""))
+    for name in view.functional_convs:
+        reporter.step(f"  {name:<{width}}  left alone: a functional convolution, not a module")
+
+
+def _check_target(plan, after, asked):
+    if after.macs != plan.macs_after:
+        raise DecompError(
+            "emitted network", f"must cost the planned {plan.macs_after} multiply-accumulates", got=after.macs,
+            fix="please report this",
+        )  # fmt: skip
+
+
+def _walk(run, asked, plan, view, problems, frozen, reporter):
+    """Solve the layers that are not committed yet, and apply all of them in order."""
+    network, edited, reports = view.module, [], []
+    parent = files.digest_json({"plan": plan.to_json(), "asked": asked, "network": frozen.meta["network"]})
+    with reporter.progress(len(view.layers), "layers", "layers") as progress:
+        for layer in view.layers:
+            item = plan.layer(layer.name)
+            if _nothing_to_do(layer):
+                progress.update(1)
+                continue
+            path = run.layer_file(layer.index, layer.name)
+            if path.is_file():
+                solution, report = read_layer(path, parent)
+                problems.replay.advance(view.node(layer))
+            else:
+                problem, held_out = problems.problem(layer)
+                solution, report = layers.solve_layer(
+                    problem, item, held_out=held_out, selector=asked["selector"],
+                    activation_aware=asked["activation_aware"],
+                    seed=seeds.derive_seed(frozen.meta["seed"], "decompose", layer.name),
+                )  # fmt: skip
+                write_layer(path, solution, report, parent)
+                solution, report = read_layer(path, parent)
+                reporter.step(_layer_words(layer, item, report), layer=layer.name, errors=report["errors"])
+            parent = files.digest_file(path)
+            edited += [name for name in surgery.apply_solution(network, view, solution) if name not in edited]
+            if solution.keep is not None:
+                producer = view.node(view.layer(layer.input_space.producer))
+                problems.replay.narrow(view.node(layer), producer, solution.keep.keep, layer.input_space.width)
+            reports.append(report)
+            progress.update(1)
+    return edited, reports
+
+
+def _nothing_to_do(layer):
+    """Layers that no step and no fit may touch: grouped, depthwise, called twice."""
+    return "channel" in layer.left_alone and "prune" in layer.left_alone and layer.kind == "conv"
+
+
+def _layer_words(layer, item, report):
+    last = list(report["errors"])[-1]
+    errors = report["errors"][last]
+    words = f"{layer.name}: {item.words()}; response error {errors['fitted']:.2%}"
+    return words + (f", held out {errors['held_out']:.2%}" if "held_out" in errors else "")
+
+
+# -- one committed file a layer ----------------------------------------------------------------------------
+
+
+def write_layer(path, solution, report, parent):
+    """Commit the solution of one layer."""
+    tensors, factors = {}, []
+    for name, factor in zip(solution.factored.names, solution.factored.factors):
+        tensors[f"{name}.weight"] = factor.weight.detach().cpu().contiguous()
+        if factor.bias is not None:
+            tensors[f"{name}.bias"] = factor.bias.detach().cpu().contiguous()
+        factors.append({"name": name, **vars(factor.geometry)})
+    header = {"layer": solution.name, "factors": factors, "report": report, "n_total": None}
+    if solution.keep is not None:
+        tensors["keep"] = solution.keep.keep.cpu()
+        header["n_total"] = solution.keep.n_total
+    metadata = {"format": "decomp-layer", "format_version": str(LAYER_FORMAT), "parent": parent}
+    metadata["header"] = json.dumps(header, sort_keys=True)
+    with files.commit(path) as part:
+        save_file({k: v.clone() for k, v in tensors.items()}, str(part), metadata=metadata)
+
+
+def read_layer(path, parent):
+    """Read a committed layer, checked to follow from ``parent``.
+
+    Raises
+    ------
+    FileError
+        For a broken or foreign file, or one made from something else.
+    """
+    fix = "run decompose again with --redo"
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata.get("header", "{}"))
+    except Exception as error:
+        raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error
+    if metadata.get("format") != "decomp-layer" or int(metadata.get("format_version", 0)) > LAYER_FORMAT:
+        raise FileError(path, "is not a layer file of this version", got=metadata.get("format"), fix=fix)
+    if metadata.get("parent") != parent:
+        raise FileError(path, f"was made from {metadata.get('parent', '')[:12]}", got=parent[:12], fix=fix)
+    try:
+        return _rebuild(header, tensors), header["report"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(path, f"is broken ({error})", fix=fix) from error
+
+
+def _rebuild(header, tensors):
+    factors, names = [], []
+    for spec in header["factors"]:
+        spec = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+        name = spec.pop("name")
+        factors.append(ConvFactor(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), Geometry(**spec)))
+        names.append(name)
+    keep = Selection(tensors["keep"], header["n_total"]) if "keep" in tensors else None
+    return surgery.LayerSolution(header["layer"], keep, FactoredConv(tuple(factors), tuple(names)))
