@@ -17,6 +17,7 @@ from decomp.errors import DecompError, UsageError
 from decomp.pipelines import options as parse
 from decomp.pipelines.options import guess
 
+_COMMAND = "decomp.command"  # under which the context keeps what was given
 COMMANDS = ("freeze", "decompose", "finetune", "evaluate", "status", "demo", "train")
 
 
@@ -42,6 +43,10 @@ class Door(click.Group):
             if line:
                 click.echo(line, err=True)
         sys.exit(code)
+
+    def parse_args(self, ctx, args):
+        ctx.meta[_COMMAND] = shlex.join(argument for argument in args if argument != "--debug")
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
@@ -129,6 +134,7 @@ _SHARED = {
     "seed": _number("--seed", least=0, default=0, show_default=True, help="Of every draw."),
     "skip-bad": click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and go on."),
     "json": click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+    "redo": click.option("--redo", is_flag=True, help="Start over, dropping what this command did in the run before."),
     "common": lambda function: _threads(_quiet(_debug(function))),
 }
 _threads = _number("--threads", help="How many CPU threads to use.  [default: all]")
@@ -223,8 +229,7 @@ Examples:
 )
 @click.option("--plan-only", is_flag=True, help="Write plan.json, which can be edited, and stop there.")
 @click.option("--from", "source_run", metavar="DIR", help="Use the frozen points of another run.")
-@click.option("--redo", is_flag=True, help="Start over, dropping what this run has decomposed before.")
-@_options("device", "common")
+@_options("redo", "device", "common")
 def decompose(run, threads, quiet, **options):
     """Replace each conv by cheaper ones that respond alike, layer by layer from the front."""
     _use_threads(threads)
@@ -256,7 +261,7 @@ Examples:
 )
 @click.option("--distill", is_flag=True, help="With labels, follow the original's outputs as well.")
 @_number("--weight-decay", least=0, kind=float)
-@_options("seed", "device", "common")
+@_options("redo", "seed", "device", "common")
 def finetune(run, threads, quiet, **options):
     """Train the decomposed network a little; goes on after the last finished epoch."""
     _use_threads(threads)
@@ -351,7 +356,7 @@ def _enter(run, quiet):
     from decomp.pipelines.rundir import RunDirectory
 
     run = RunDirectory(run)
-    return run, Reporter.for_run(run, quiet=quiet)
+    return run, Reporter.for_run(run, quiet=quiet, command=click.get_current_context().meta.get(_COMMAND))
 
 
 def _given(options):

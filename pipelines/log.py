@@ -25,12 +25,15 @@ class Reporter:
     needs : str or Path, optional
         Write the log only once this file exists (a run's run.json), so that nothing lands in a folder that
         turns out to be no run directory.
+    command : str, optional
+        The command that was given, kept with the begin of each stage: what to give again when it is stopped.
     """
 
-    def __init__(self, run_log_path=None, quiet=False, stream=None, needs=None):
+    def __init__(self, run_log_path=None, quiet=False, stream=None, needs=None, command=None):
         self.log_path = None if run_log_path is None else Path(run_log_path)
         self.quiet = quiet
         self.stream = sys.stderr if stream is None else stream
+        self.command = command
         self._needs = None if needs is None else Path(needs)
         self._stage = None
         self._start = time.monotonic()
@@ -39,9 +42,9 @@ class Reporter:
         self._checked_last_line = False
 
     @classmethod
-    def for_run(cls, run, quiet=False, stream=None):
+    def for_run(cls, run, quiet=False, stream=None, command=None):
         """A reporter that logs into `run` (a RunDirectory) as soon as it is one."""
-        return cls(run.log, quiet=quiet, stream=stream, needs=run.run_json)
+        return cls(run.log, quiet=quiet, stream=stream, needs=run.run_json, command=command)
 
     @property
     def seconds(self):
@@ -65,7 +68,7 @@ class Reporter:
         The memory is the most this process ever held, in MiB.
         """
         outer, self._stage, start = self._stage, name, time.monotonic()
-        self._keep(f"{name} begins", {"event": "begin"})
+        self._keep(f"{name} begins", {"event": "begin", "command": self.command})
         try:
             yield self
         except BaseException as error:
