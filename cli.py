@@ -281,7 +281,7 @@ Examples:
 @_options("run")
 @_number("--batch-size", default=64, show_default=True, help="For the latency.")
 @_number("--repeats", help="How often the latency is measured.")
-@_options("device", "json", "common")
+@_options("redo", "device", "json", "common")
 def evaluate(run, as_json, threads, quiet, **options):
     """Compare the original, the decomposed and the fine-tuned network on the test images."""
     _use_threads(threads)

@@ -130,6 +130,8 @@ def _planned_layers(run):
 def _finetune(run, config):
     done = (run.finetune_dir / "best" / "structure.json").is_file()
     if config is not None and done:
+        if config.get("network") != _digest(run.model_dir):
+            return StageStatus("finetune", PARTLY, "made from an earlier decomposed network; --redo tunes this one")
         asked, facts = config.get("asked", {}), config.get("facts", {})
         kind = "without labels" if asked.get("labels") == "none" else "with labels"
         detail = f"{asked.get('epochs', '?')} epochs {kind}"
@@ -151,7 +153,23 @@ def _last_epoch(run):
 
 
 def _evaluate(run):
-    return StageStatus("evaluate", DONE if run.report_json.is_file() else OPEN)
+    if not run.report_json.is_file():
+        return StageStatus("evaluate", OPEN)
+    there = {"original": run.original_dir, "decomposed": run.model_dir, "fine-tuned": run.finetune_dir / "best"}
+    now = {name: _digest(path) for name, path in there.items() if (path / "structure.json").is_file()}
+    try:
+        measured = files.read_json(run.report_json)["identity"]["networks"]
+    except (FileError, KeyError, TypeError):
+        return StageStatus("evaluate", PARTLY, "report.json cannot be used")
+    left = [name for name in now if measured.get(name) != now[name]]
+    if left:
+        return StageStatus("evaluate", PARTLY, f"not measured as it is now: {', '.join(left)}")
+    return StageStatus("evaluate", DONE, ", ".join(measured))
+
+
+def _digest(network):
+    structure = network / "structure.json"
+    return files.digest_file(structure) if structure.is_file() else None
 
 
 def _next(run, stages, program):
@@ -160,7 +178,8 @@ def _next(run, stages, program):
     if stage is None:
         return None
     if stage.state == PARTLY and (command := _begun(run, stage.name)):
-        return f"{program} {command}"
+        redo = " --redo" if "--redo" in stage.detail and "--redo" not in command else ""
+        return f"{program} {command}{redo}"
     options = {"freeze": " --model … --data …", "decompose": " --speedup 4x"}.get(stage.name, "")
     return f"{program} {stage.name} --run {shlex.quote(str(run))}{options}"
 

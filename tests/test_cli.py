@@ -196,6 +196,7 @@ def test_quiet_prints_the_result_alone(place):
 def bad_things(place):
     """Files and folders that are wrong in one way each."""
     import torch
+    from PIL import Image
     from safetensors.torch import save_file
 
     save_file({"other.weight": torch.zeros(3), "more.bias": torch.zeros(1)}, "foreign.safetensors")
@@ -205,6 +206,7 @@ def bad_things(place):
     Path("photos/val/a").mkdir(parents=True)
     for i in range(12):
         Path(f"photos/train/a/{i}.png").write_bytes(b"not an image")
+        Image.new("L", (8, 8)).save(f"photos/val/a/{i}.png")
     np.savez("wrong.npz", nothing=np.zeros(3))
     Path("thesis").mkdir()
     Path("thesis/chapter1.tex").write_text("x")
@@ -233,7 +235,7 @@ MISTAKES = {
     "unknown device": (f"{FREEZE} --model net.py:build --device gpu", 2, ["--device", "gpu", "cuda"]),
     "unknown zoo model": (f"{FREEZE} --model zoo:vgg-digit", 2, ["vgg-digit", "vgg-digits"]),
     "unknown torchvision model": (f"{FREEZE} --model torchvision:vgg61", 2, ["vgg61", "vgg16"]),
-    "unknown model form": (f"{FREEZE} --model vgg", 2, ["vgg", "torchvision:NAME"]),
+    "unknown model form": (f"{FREEZE} --model qqq", 2, ["qqq", "torchvision:NAME"]),
     "no such model file": (f"{FREEZE} --model nett.py:build", 2, ["nett.py"]),
     "no such factory": (f"{FREEZE} --model net.py:biuld", 2, ["biuld", "build"]),
     "a factory that fails": (f"{FREEZE} --model net.py:broken", 1, ["net.py", "ValueError", "two lines"]),
