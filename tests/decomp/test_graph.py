@@ -1,0 +1,124 @@
+import pytest
+import torch
+from networks import CHAIN_INPUT, block, chain
+from torch import nn
+
+from decomp.errors import TraceError
+from decomp.graph import NetworkGraph, trace
+
+
+def view(module, shape):
+    return NetworkGraph(trace(module), shape)
+
+
+def test_a_chain_is_read_in_order_with_its_spaces():
+    layers = view(chain(), CHAIN_INPUT).layers
+    assert [layer.name for layer in layers] == ["0", "3", "5", "8", "13", "16"]
+    assert [layer.kind for layer in layers] == ["conv"] * 4 + ["linear"] * 2
+    assert layers[1].in_hw == (12, 12) and layers[1].out_hw == (6, 12)
+    assert layers[0].left_alone == {"prune": "reads the image itself"}
+    spaces = [layer.input_space for layer in layers[1:]]
+    assert [space.producer for space in spaces] == ["0", "3", "5", "8", "13"]
+    assert spaces[0].carriers == ("1",) and spaces[2].carriers == ("6",)
+    assert spaces[3].repeat == 18 and spaces[3].map_shape == (3, 6)
+    assert "spatial" in layers[3].left_alone and "channel" not in layers[3].left_alone
+
+
+def test_activations_are_those_that_follow_directly():
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Identity(), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU6(),
+        nn.Conv2d(4, 4, 1), nn.GELU(), nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    found = [layer.activation for layer in view(module, (1, 8, 8)).layers]
+    assert found == ["relu", "identity", "relu6", "GELU", "identity"]
+
+
+def test_branches_are_refused_by_layer_and_inner_spaces_kept():
+    layers = {layer.name: layer for layer in view(block(), (3, 8, 8)).layers}
+    assert layers["conv2"].input_space.producer == "conv1" and layers["conv2"].input_space.carriers == ("bn1",)
+    assert "add" in layers["conv1"].left_alone["prune"]
+    assert layers["depthwise"].left_alone["channel"] == "depthwise convolution"
+    assert "depthwise" in layers["head"].left_alone["prune"]
+    assert "spatial" not in layers["conv1"].left_alone
+
+
+def test_a_layer_called_twice_is_left_alone():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            return self.out(self.conv(self.conv(x)))
+
+    layers = view(Twice(), (3, 6, 6)).layers
+    assert layers[0].left_alone["spatial"] == "called 2 times"
+    assert "prune" in layers[1].left_alone
+
+
+@pytest.mark.parametrize(
+    ("reshape", "prunable"),
+    [
+        (lambda x: x.view(x.size(0), -1), True),
+        (lambda x: x.reshape(x.shape[0], -1), True),
+        (lambda x: x.flatten(1), True),
+        (lambda x: torch.flatten(x, 1), True),
+        (lambda x: x.view(-1, 4 * 36), False),
+        (lambda x: x.permute(0, 2, 3, 1).flatten(1), False),
+        (lambda x: x.transpose(2, 3).flatten(1), False),
+    ],
+)
+def test_flattening_is_understood_only_where_channels_stay_whole(reshape, prunable):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 2)
+
+        def forward(self, x):
+            return self.out(reshape(self.conv(x)))
+
+    layer = view(Net(), (1, 8, 8)).layers[1]
+    assert (layer.input_space is not None) == prunable
+    assert ("prune" in layer.left_alone) != prunable
+
+
+def test_global_mean_keeps_one_column_per_channel():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.out(self.conv(x).mean((2, 3)))
+
+    space = view(Net(), (1, 8, 8)).layers[1].input_space
+    assert space.repeat == 1 and space.map_shape == (1, 1)
+
+
+def test_control_flow_is_refused_with_its_place():
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            if x.sum() > 0:
+                return self.conv(x)
+            return x
+
+    with pytest.raises(TraceError, match=r"net: the forward pass cannot be traced at test_graph\.py:\d+: .*fold|if|control"):
+        trace(Dynamic(), "net")
+
+
+def test_a_wrong_input_size_is_refused_in_one_line():
+    with pytest.raises(TraceError, match="does not run at input size 3x12x12") as caught:
+        view(chain(), (3, 12, 12))
+    assert "\n" not in str(caught.value)
+
+
+def test_tracing_leaves_the_model_alone():
+    model = chain().train()
+    traced = trace(model)
+    assert model.training and not traced.training
+    traced.get_submodule("0").weight.data.zero_()
+    assert model[0].weight.abs().sum() > 0
