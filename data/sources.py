@@ -1,12 +1,16 @@
 """Images by name.
 
-==========================  ======================================================================
+=========================== ======================================================================================
 ``digits``                  scikit-learn's 8x8 digits; needs no download
 ``fashion-mnist[:DIR]``     Fashion-MNIST; DIR holds its four IDX files (``.gz`` or not) or is a torchvision root
 ``mnist[:DIR]``             the same for MNIST
 ``cifar10[:DIR]``           CIFAR-10; DIR holds ``cifar-10-batches-py/`` or the archive
 ``cifar100[:DIR]``          CIFAR-100; DIR holds ``cifar-100-python/`` or the archive
-==========================  ======================================================================
+``imagefolder:DIR``         image files in DIR/train and DIR/val, one folder a class; in train/ also without
+``npz:FILE``                arrays of ``numpy.savez``: see :mod:`decomp.data.arrays`
+``package.module:function`` your function, called without arguments: see :mod:`decomp.data.arrays`
+``path/file.py:function``   the same from a file
+=========================== ======================================================================================
 
 Without DIR the sets are looked for in ``~/.cache/decomp`` (Fashion-MNIST also where Debian's package installs it) and
 downloaded there when absent.
@@ -17,7 +21,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from decomp.data import standard
+from decomp.data import arrays, folders, standard, user_code
 from decomp.data.splits import ImageSource, MemorySplit, Split
 from decomp.data.standard import Arrays
 from decomp.data.transforms import check_shape
@@ -25,7 +29,7 @@ from decomp.errors import UsageError
 
 __all__ = ["ImageSource", "Split", "open_source"]
 
-NAMES = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100")
+NAMES = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagefolder", "npz")
 
 
 def open_source(name: str, *, input_shape: tuple[int, int, int] | None = None, skip_bad: bool = False) -> ImageSource:
@@ -56,39 +60,50 @@ def open_source(name: str, *, input_shape: tuple[int, int, int] | None = None, s
     if kind == "digits":
         if argument:
             raise UsageError(name, "digits takes no folder", fix="write digits")
-        arrays = standard.digits()
-    elif kind == "fashion-mnist":
-        arrays = standard.fashion_mnist(folder)
-    elif kind == "mnist":
-        arrays = standard.mnist(folder)
-    elif kind in ("cifar10", "cifar100"):
-        arrays = standard.cifar(kind, folder)
-    else:
-        raise _unknown(name)
-    return _in_memory(name, arrays, input_shape)
+        return _in_memory(name, standard.digits(), input_shape)
+    if kind == "fashion-mnist":
+        return _in_memory(name, standard.fashion_mnist(folder), input_shape)
+    if kind == "mnist":
+        return _in_memory(name, standard.mnist(folder), input_shape)
+    if kind in ("cifar10", "cifar100"):
+        return _in_memory(name, standard.cifar(kind, folder), input_shape)
+    if kind in ("imagefolder", "npz") and folder is None:
+        raise UsageError(name, f"{kind} needs to be told where", fix=f"write {kind}:PATH")
+    if kind == "imagefolder":
+        return folders.open_folder(name, folder, input_shape, skip_bad)
+    if kind == "npz":
+        return _in_memory(name, arrays.from_npz(name, folder), input_shape)
+    if user_code.names_user_code(name) and not _close_names(kind):
+        return _in_memory(name, arrays.from_function(name), input_shape)
+    raise _unknown(name)
+
+
+def _close_names(kind: str) -> list[str]:
+    return difflib.get_close_matches(kind, NAMES, n=3, cutoff=0.75)
 
 
 def _unknown(name: str) -> UsageError:
-    close = difflib.get_close_matches(name.partition(":")[0], NAMES, n=3, cutoff=0.5)
-    fix = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(NAMES)}"
+    close = _close_names(name.partition(":")[0])
+    known = f"known: {', '.join(NAMES)}, package.module:function, path/file.py:function"
+    fix = f"did you mean {' or '.join(close)}?" if close else known
     return UsageError(f"--data {name}", "not a known source of images", fix=fix)
 
 
-def _in_memory(name: str, arrays: Arrays, input_shape) -> ImageSource:
-    shape = check_shape(name, tuple(arrays.train[0].shape[1:]), input_shape)
+def _in_memory(name: str, content: Arrays, input_shape) -> ImageSource:
+    shape = check_shape(name, tuple(content.train[0].shape[1:]), input_shape)
 
     def split(images_and_labels):
         if images_and_labels is None:
             return None
-        return MemorySplit(*images_and_labels, shape, arrays.normalisation, arrays.augmentation)
+        return MemorySplit(*images_and_labels, shape, content.normalisation, content.augmentation)
 
     return ImageSource(
         name=name,
         input_shape=shape,
-        n_classes=None if arrays.class_names is None else len(arrays.class_names),
-        class_names=arrays.class_names,
-        train=split(arrays.train),
-        test=split(arrays.test),
-        normalisation=arrays.normalisation,
-        augmentation=arrays.augmentation.describe(),
+        n_classes=None if content.class_names is None else len(content.class_names),
+        class_names=content.class_names,
+        train=split(content.train),
+        test=split(content.test),
+        normalisation=content.normalisation,
+        augmentation=content.augmentation.describe(),
     )

@@ -13,8 +13,15 @@ from torch import Tensor
 from decomp.data.transforms import Augmentation, Normalisation, adapt
 
 
-def _as_indices(indices) -> Tensor:
+def as_indices(indices) -> Tensor:
+    """Indices of any kind as int64 on the CPU, shape (m,)."""
     return torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
+
+
+def batches_of(order, batch_size: int) -> tuple[Tensor, ...]:
+    """``order`` cut into batches; none at all where it is empty (torch would give one empty batch)."""
+    order = as_indices(order)
+    return order.split(batch_size) if len(order) else ()
 
 
 class Split(ABC):
@@ -42,11 +49,11 @@ class Split(ABC):
 
     def images(self, indices) -> Tensor:
         """Normalised images without augmentation: float32, shape (m, C, H, W), the same on every call."""
-        return self._load(_as_indices(indices), None)
+        return self._load(as_indices(indices), None)
 
     def labels(self, indices) -> Tensor | None:
         """Class numbers, int64, shape (m,); None where the split has no labels."""
-        return None if self._labels is None else self._labels[_as_indices(indices)]
+        return None if self._labels is None else self._labels[as_indices(indices)]
 
     def batches(
         self, order, batch_size: int, *, augment_seed: int | None = None
@@ -67,7 +74,7 @@ class Split(ABC):
         images : Tensor of float32, shape (at most batch_size, C, H, W)
         labels : Tensor of int64, or None
         """
-        for indices in _as_indices(order).split(batch_size):
+        for indices in batches_of(order, batch_size):
             yield self._load(indices, augment_seed), self.labels(indices)
 
 

@@ -1,0 +1,168 @@
+"""Images that a person has as arrays: in an ``.npz`` file, or made by a function of theirs.
+
+Both name the same things:
+
+=========================  ======================================================================================
+``x_train`` or ``images``  images, the training split: (N,C,H,W), (N,H,W,C) or (N,H,W); uint8 or floating point
+``y_train`` or ``labels``  class numbers from 0, (N,) or (N,1); leave out for unlabelled images
+``x_test``, ``y_test``     the test split, the same way; may be left out
+``mean``, ``std``          one number, or one a channel: images are normalised as (x - mean) / std
+``class_names``            n_classes names
+=========================  ======================================================================================
+
+Four-dimensional images are channels last where the last axis is 1 or 3 long and the second is neither; otherwise
+channels first. uint8 is divided by 255 before ``mean`` and ``std``; floating point is taken as it is. Without ``mean``
+nothing is subtracted. A function returns a dict with these names, or images, or (images, labels), or (images, labels,
+test images, test labels), with None for absent labels. Nothing is augmented: what may be done to these images is not
+known.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decomp.data import user_code
+from decomp.data.standard import Arrays
+from decomp.data.transforms import Augmentation, Normalisation
+from decomp.errors import DecompError, FileError, NumericalError, UsageError
+
+_NAMES = ("x_train", "y_train", "x_test", "y_test", "images", "labels", "mean", "std", "class_names")
+
+
+def from_npz(name: str, path: Path) -> Arrays:
+    """Read a file of ``numpy.savez``; no pickled object in it is opened."""
+    if not path.is_file():
+        raise UsageError(name, "there is no such file", fix="give the path of a file of numpy.savez: npz:FILE")
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("one array, not an archive of named arrays")
+        with file:
+            parts = {key: file[key] for key in file.files if key in _NAMES}
+            found = ", ".join(file.files[:8])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        reason = "objects that would run code when opened" if "allow_pickle" in str(error) else str(error)
+        reason = " ".join(reason.split())[:120] or type(error).__name__
+        fix = "save plain arrays with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
+        raise FileError(name, "cannot be read as named arrays", got=reason, fix=fix) from error
+    if "x_train" not in parts and "images" not in parts:
+        raise FileError(name, "must hold x_train or images", got=found or "nothing", fix="save with those names")
+    return _arrays(name, parts)
+
+
+def from_function(name: str) -> Arrays:
+    """Call ``package.module:function`` or ``path/to/file.py:function``."""
+    result = user_code.call(name)
+    if isinstance(result, dict):
+        parts = dict(result)
+    elif isinstance(result, tuple) and len(result) in (2, 4):
+        parts = dict(zip(_NAMES, result))
+    elif isinstance(result, (np.ndarray, Tensor)):
+        parts = {"images": result}
+    else:
+        got = f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__}"
+        rule = "must return images, (images, labels), (images, labels, test images, test labels) or a dict"
+        raise DecompError(name, rule, got=got)
+    parts = {key: value for key, value in parts.items() if value is not None}
+    if "x_train" not in parts and "images" not in parts:
+        raise DecompError(
+            name, "its dict must hold x_train or images", got=", ".join(map(str, parts)) or "an empty one"
+        )
+    return _arrays(name, parts)
+
+
+def _arrays(name: str, parts: dict) -> Arrays:
+    train_key = "x_train" if "x_train" in parts else "images"
+    label_key = "y_train" if "y_train" in parts else "labels"
+    train = _pixels(name, train_key, parts[train_key])
+    labels = _labels(name, label_key, parts.get(label_key), len(train))
+    test = None
+    if "x_test" in parts:
+        pixels = _pixels(name, "x_test", parts["x_test"])
+        if pixels.shape[1:] != train.shape[1:] or pixels.dtype != train.dtype:
+            raise DecompError(name, f"x_test must be like {train_key} ({_kind(train)})", got=_kind(pixels))
+        test = (pixels, _labels(name, "y_test", parts.get("y_test"), len(pixels)))
+    class_names = _class_names(name, parts.get("class_names"), labels, test)
+    scale = 255.0 if train.dtype == torch.uint8 else 1.0
+    normalisation = Normalisation(scale, *_statistics(name, parts, train.shape[1]))
+    return Arrays((train, labels), test, normalisation, Augmentation(), class_names)
+
+
+def _kind(pixels: Tensor) -> str:
+    return f"{'x'.join(map(str, pixels.shape[1:]))} {str(pixels.dtype).removeprefix('torch.')}"
+
+
+def _numpy(value) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _pixels(name: str, key: str, value) -> Tensor:
+    array = _numpy(value)
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        rule = f"{key} must be images, (N,C,H,W), (N,H,W,C) or (N,H,W)"
+        raise DecompError(name, rule, got=f"shape {array.shape}", fix="reshape them")
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        rule = f"{key} must be uint8 (0 to 255) or floating point"
+        raise DecompError(name, rule, got=array.dtype, fix="convert them")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.array(array, order="C"))
+    pixels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    bad = ~torch.isfinite(pixels).flatten(1).all(1)
+    if bool(bad.any()):
+        raise NumericalError(name, f"{key} holds NaN or Inf", got=f"image {int(bad.nonzero()[0])}", fix="mend them")
+    return pixels
+
+
+def _labels(name: str, key: str, value, n_images: int) -> Tensor | None:
+    if value is None:
+        return None
+    array = _numpy(value)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (n_images,) or not np.issubdtype(array.dtype, np.integer):
+        rule = f"{key} must be one whole number for each of the {n_images} images"
+        raise DecompError(name, rule, got=f"{array.dtype} of shape {array.shape}", fix="give class numbers from 0")
+    if n_images and array.min() < 0:
+        raise DecompError(name, f"{key} must be class numbers from 0", got=int(array.min()))
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _class_names(name: str, value, labels, test) -> tuple[str, ...] | None:
+    """Names of the classes: those given, or numbers up to the largest label; None where nothing is labelled."""
+    given = [part for part in (labels, test and test[1]) if part is not None]
+    n_classes = 1 + max((int(part.max()) for part in given), default=-1)
+    if value is None:
+        return tuple(map(str, range(n_classes))) or None
+    names = tuple(str(v) for v in _numpy(value).reshape(-1))
+    if len(names) < n_classes:
+        raise DecompError(
+            name, f"class_names must name {n_classes} classes, as many as the labels have", got=len(names)
+        )
+    return names
+
+
+def _statistics(name: str, parts: dict, n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """``mean`` and ``std``, one a channel; empty where they are not given."""
+    if ("mean" in parts) != ("std" in parts):
+        raise DecompError(name, "mean and std come together", got="one of them", fix="give both or neither")
+    if "mean" not in parts:
+        return (), ()
+    values = []
+    for key in ("mean", "std"):
+        numbers = _numpy(parts[key]).astype(np.float64).reshape(-1)
+        fits = numbers.size in (1, n_channels) and np.isfinite(numbers).all()
+        if not fits or (key == "std" and numbers.min() <= 0):
+            rule = f"{key} must be a number, or one for each of {n_channels} channels (std positive)"
+            raise DecompError(name, rule, got=numbers.tolist())
+        values.append(tuple(np.broadcast_to(numbers, (n_channels,)).tolist()))
+    return values[0], values[1]
