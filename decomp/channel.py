@@ -9,7 +9,7 @@ from torch import Tensor
 
 from decomp.errors import DecompError
 from decomp.factors import ConvFactor, FactoredConv, Geometry
-from decomp.linalg import RIDGE, LeastSquares, factorise, least_squares, reduced_rank, symmetric_eigen
+from decomp.linalg import METRIC_FLOOR, RIDGE, LeastSquares, factorise, least_squares, reduced_rank, symmetric_eigen
 from decomp.moments import Moments
 from decomp.problem import LayerProblem, matrix_to_weight, weight_to_matrix
 from decomp.spatial import through_vertical
@@ -94,9 +94,9 @@ def decompose(
     linear = reduced_rank(features.moments, rank, metric=problem.metric, solution=full)
     encoder, decoder, bias = linear.encoder, linear.decoder, linear.bias
     report = {"step": "channel", "rank": rank, "form": "linear", **full.report}
-    why_linear = _why_linear(problem, activation_aware)
-    if why_linear:
-        report["note"] = why_linear
+    note = why_linear(problem) if activation_aware else "the linear form was asked for"
+    if note:
+        report["note"] = note
     elif problem.activation != "identity":
         start = _LowRankMap(linear.projection, linear.decoder, features.moments.y_mean)
         solver = _HalfQuadratic(problem, features.moments, full, features.dense(full.weight))
@@ -178,14 +178,76 @@ class _Features:
         return FactoredConv((*before, filters, pointwise), names, report)
 
 
-def _why_linear(problem: LayerProblem, activation_aware: bool) -> str | None:
-    if not activation_aware:
-        return "the linear form was asked for"
+def why_linear(problem: LayerProblem) -> str | None:
+    """The reason why this problem has no activation-aware form, or None if it has one."""
     if problem.activation not in ACTIVATIONS:
         return f"activation {problem.activation!r} has no activation-aware form: fitted linearly"
     if problem.activation != "identity" and problem.rows is None:
         return "the activation-aware form needs the rows, and none were given: fitted linearly"
     return None
+
+
+def response_weights(problem: LayerProblem) -> Tensor:
+    """What each activated response counts, (n,) float64: the diagonal of the output metric, or ones."""
+    if problem.metric is None:
+        return torch.ones(problem.n_filters, dtype=torch.float64, device=problem.moments.K.device)
+    diagonal = problem.float64_metric().diagonal()
+    return diagonal.clamp_min(METRIC_FLOOR * float(diagonal.mean()))
+
+
+def activation_targets(problem: LayerProblem, factored: FactoredConv, penalty: float = 1.0) -> tuple[float, Moments]:
+    """Linear targets that stand for the activated responses near a given chain, from one pass over the rows.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        With ``rows``, those of its moments.
+    factored : FactoredConv
+    penalty : float
+
+    Returns
+    -------
+    response_error : float
+        Relative error of the chain after the activation, responses weighted by `response_weights`.
+    moments : Moments
+        Of X and the u of `nearest_responses`, in the place of Y.
+    """
+    moments, activation = problem.moments, ACTIVATIONS[problem.activation]
+    weight, bias = factored.compose()
+    B = weight_to_matrix(weight).to(moments.K.device)
+    bias = moments.y_mean * 0 if bias is None else bias.to(moments.K)
+    # About the means of X and Y, so that nothing large cancels.
+    offset = bias + moments.x_mean @ B
+    C, S = torch.zeros_like(moments.C), torch.zeros_like(moments.S)
+    sums, squares, first, second = (torch.zeros_like(moments.y_mean) for _ in range(4))
+    center = activation(moments.y_mean)
+    n_rows = 0
+    for inputs, responses in problem.rows():
+        inputs, responses = (rows.detach().to(moments.K.device).flatten(1) for rows in (inputs, responses))
+        for X, Y in zip(inputs.split(TILE_ROWS), responses.split(TILE_ROWS)):
+            X = X - moments.x_mean.to(X.dtype)
+            z = torch.addmm(offset.to(X.dtype), X, B.to(X.dtype))
+            wanted = activation(Y.to(X.dtype))
+            squares += _squares(wanted - activation(z))
+            distance = wanted - center.to(X.dtype)
+            first += distance.sum(dim=0, dtype=torch.float64)
+            second += _squares(distance)
+            u = nearest_responses(z, wanted, penalty, problem.activation) - moments.y_mean.to(X.dtype)
+            C += X.T @ u
+            S += u.T @ u
+            sums += u.sum(dim=0, dtype=torch.float64)
+            n_rows += len(X)
+    _require_all_rows(problem, n_rows)
+    weights = response_weights(problem)
+    total = float(weights @ (second - first.square() / n_rows))
+    error = float(weights @ squares) / total if total > 0 else 0.0
+    S = (S + S.T) / 2 - torch.outer(sums, sums) / n_rows
+    return error, Moments(moments.K, C, S, moments.x_mean, moments.y_mean + sums / n_rows, n_rows)
+
+
+def _require_all_rows(problem: LayerProblem, n_rows: int) -> None:
+    if n_rows != problem.moments.n_rows:
+        raise DecompError(problem.name, f"the rows must be the {problem.moments.n_rows} of the moments", got=n_rows)
 
 
 class _ResponseRows:
@@ -200,9 +262,7 @@ class _ResponseRows:
             fitted.append(product - center.to(product.dtype))
             wanted.append(self.activation(responses).to(product.dtype))
         self.fitted, self.wanted = torch.cat(fitted), torch.cat(wanted)
-        if len(self.fitted) != problem.moments.n_rows:
-            rule = f"the rows must be the {problem.moments.n_rows} of the moments"
-            raise DecompError(problem.name, rule, got=len(self.fitted))
+        _require_all_rows(problem, len(self.fitted))
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.fitted.split(TILE_ROWS), self.wanted.split(TILE_ROWS))
@@ -235,11 +295,7 @@ class _HalfQuadratic:
     def __init__(self, problem: LayerProblem, moments: Moments, full: LeastSquares, coefficients: Tensor):
         self.problem, self.moments = problem, moments
         self.rows = _ResponseRows(problem, coefficients, moments.x_mean @ full.weight)
-        n = problem.n_filters
-        self.weights = torch.ones(n, dtype=torch.float64, device=moments.K.device)
-        if problem.metric is not None:
-            diagonal = problem.float64_metric().diagonal()
-            self.weights = diagonal.clamp_min(1e-6 * float(diagonal.mean()))
+        self.weights = response_weights(problem)
         fitted = full.weight.T @ (moments.K @ full.weight)
         self.L, _ = factorise((fitted + fitted.T) / 2, name=problem.name)
 

@@ -134,7 +134,7 @@ def closed_form(
         V, scales = _normalised(V)
         return V, H * scales[:, None, None]
     n, kw = A.shape[1:]
-    M = _column_covariance(problem.moments, problem.kernel)
+    M = column_covariance(problem.moments, problem.kernel)
     metric = problem.float64_metric()
     root, inverse = (None, None) if metric is None else metric_roots(metric)
     weighted = (A if root is None else torch.einsum("pnx,nm->pmx", A, root)).reshape(len(A), n * kw)
@@ -172,7 +172,7 @@ def _normalised(V: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(real, V / torch.where(real, scales, 1.0), 0.0), scales
 
 
-def _column_covariance(moments: Moments, kernel: tuple[int, int]) -> Tensor:
+def column_covariance(moments: Moments, kernel: tuple[int, int]) -> Tensor:
     """Second moments of one column of the patch, (c·kh, c·kh), averaged over the columns x."""
     blocks = _by_columns(moments, kernel)
     kw, size = kernel[1], moments.K.shape[0] // kernel[1]
@@ -240,7 +240,7 @@ def _refit_vertical(problem: LayerProblem, V: Tensor, H: Tensor) -> Tensor:
         return torch.einsum("pxn,rnx->pr", gradient.view(size, kw, n), H)
 
     weighted = H if F is None else torch.einsum("rnx,nm->rmx", H, F)
-    L_left, _ = factorise(_column_covariance(moments, problem.kernel), name=problem.name)
+    L_left, _ = factorise(column_covariance(moments, problem.kernel), name=problem.name)
     L_right, _ = factorise(torch.einsum("rnx,snx->rs", weighted, H), name=problem.name)
 
     def precondition(residual):
