@@ -111,8 +111,9 @@ class Reporter:
             if bar is not None:
                 bar.close()
         took = time.monotonic() - start
-        rate = f", {progress.done / took:,.0f} {unit}/s" if took >= 1 else ""
-        message = f"{label}: {progress.done:,} {unit} in {format_seconds(took)}{rate}"
+        message = f"{label}: {progress.done:,} {unit} in {format_seconds(took)}"
+        if took >= 1 and progress.done > 9 * took:
+            message += f", {progress.done / took:,.0f} {unit}/s"
         self.step(message, event="progress", done=progress.done, took=round(took, 3))
 
     def _show(self, message):
