@@ -67,19 +67,35 @@ def selection_curve(
     held_out: Moments | None = None,
     *,
     selector: str = "backward",
+    order: list[int] | None = None,
     seed: int = 0,
-    order: Sequence[int] | None = None,
     ridge: float = RIDGE,
 ) -> np.ndarray:
     """Error at every number of kept input channels, the weights on them fitted.
 
-    One run of the selector orders the channels, or ``order`` gives all of them, the one to keep longest first; and
-    `nested_errors` measures all widths. For 'lasso' the order is that of first entry into its path (see
-    `selection.retention_order`). Other parameters and result as in `spatial_curve`; widths 0..c.
+    One run of the selector orders the channels, and `nested_errors` measures all widths. For 'lasso' the order
+    is that of first entry into its path.
+
+    Parameters
+    ----------
+    problem, held_out, ridge
+        As in `spatial_curve`.
+    selector, seed
+        As in `selection.retention_order`.
+    order : list of int, optional
+        All channels, the one to keep longest first, where it is known already.
+
+    Returns
+    -------
+    ndarray of shape (c + 1,)
+        As in `spatial_curve`, at widths 0..c.
     """
     problem.checked()
-    order = torch.tensor(retention_order(problem, selector, seed=seed) if order is None else list(order))
-    columns = columns_of(order, problem.kernel)
+    order = retention_order(problem, selector, seed=seed) if order is None else order
+    if sorted(order) != list(range(problem.n_channels)):
+        rule = f"the order must name each of its {problem.n_channels} channels once"
+        raise DecompError(problem.name, rule, got=order[:8])
+    columns = columns_of(torch.tensor(order), problem.kernel)
     fitted = problem.moments.take_inputs(columns)
     other = None if held_out is None else held_out.take_inputs(columns)
     return nested_errors(fitted, len(columns) // len(order), other, metric=problem.metric, ridge=ridge)
