@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class Moments:
     @classmethod
     def of_rows(cls, X: Tensor, Y: Tensor) -> Moments:
         """Moments of rows held in memory: X (N, p) and Y (N, n)."""
-        moments = cls.zeros(X[0].numel(), Y.shape[1], device=X.device)
+        moments = cls.zeros(X.flatten(1).shape[1], Y.shape[1], device=X.device)
         moments.update(X, Y)
         return moments
 
@@ -68,14 +69,13 @@ class Moments:
         Y : Tensor of shape (m, n)
         """
         p, n = self.C.shape
-        X = X.detach().reshape(X.shape[0], -1)
-        Y = Y.detach().reshape(Y.shape[0], -1)
+        X, Y = X.detach().flatten(1), Y.detach().flatten(1)
         if X.shape[0] != Y.shape[0] or X.shape[1] != p or Y.shape[1] != n:
             raise DecompError(
                 "moments", f"rows must be (m, {p}) and (m, {n})", got=f"{tuple(X.shape)}, {tuple(Y.shape)}"
             )
-        for X_tile, Y_tile in zip(X.split(TILE_ROWS), Y.split(TILE_ROWS)):
-            self._update_tile(X_tile, Y_tile)
+        for start in range(0, len(X), TILE_ROWS):
+            self._update_tile(X[start : start + TILE_ROWS], Y[start : start + TILE_ROWS])
 
     def _update_tile(self, X: Tensor, Y: Tensor) -> None:
         dtype, device = _product_dtype(X, Y), self.K.device
@@ -103,11 +103,15 @@ class Moments:
         if total == 0:
             return
         dx, dy = x_mean - self.x_mean, y_mean - self.y_mean
-        share = self.n_rows * rows / total
-        if share:
-            self.K.addr_(dx, dx, alpha=share)
-            self.C.addr_(dx, dy, alpha=share)
-            self.S.addr_(dy, dy, alpha=share)
+        if self.n_rows and rows:
+            root = math.sqrt(self.n_rows * rows / total)
+            dx_root, dy_root = dx * root, dy * root
+            for start in range(0, len(dx), TILE_COLUMNS):
+                # First multiplied, then added, with the root on both sides: K stays symmetric to the last bit.
+                block = slice(start, start + TILE_COLUMNS)
+                self.K[block] += torch.outer(dx_root[block], dx_root)
+            self.C += torch.outer(dx_root, dy_root)
+            self.S += torch.outer(dy_root, dy_root)
         self.x_mean += dx * (rows / total)
         self.y_mean += dy * (rows / total)
         self.n_rows = total
@@ -213,12 +217,11 @@ def relative_error(total: float, squared: float, scale: float) -> float:
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows less a shift within rounding of their mean, in their own type; and their mean in float64."""
-    shift = rows.mean(dim=0, dtype=torch.float64).to(rows.dtype)
+    """Rows less their means, in their own type; and the means in float64."""
+    mean = rows.mean(dim=0, dtype=torch.float64)
     # A column that does not vary must come out as exactly zero: rounding of its mean is no variance.
-    shift = torch.where((rows == rows[:1]).all(dim=0), rows[0], shift)
-    rows = rows - shift
-    return rows, shift.to(torch.float64) + rows.mean(dim=0, dtype=torch.float64)
+    mean = torch.where((rows == rows[:1]).all(dim=0), rows[0].to(torch.float64), mean)
+    return rows - mean.to(rows.dtype), mean
 
 
 def _product_dtype(X: Tensor, Y: Tensor) -> torch.dtype:
