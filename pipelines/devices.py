@@ -46,3 +46,14 @@ def accuracy(module, split, indices, device, batch_size=500):
     for images, labels in split.batches(indices, batch_size):
         right += int((logits_of(module, images, device).argmax(1) == labels.cpu()).sum())
     return right / len(indices)
+
+
+def check_labels(labels, logits, data):
+    """Refuse labels for which the network has no output."""
+    if int(labels.max()) >= logits.shape[1]:
+        raise UsageError(
+            data,
+            f"its labels must be below {logits.shape[1]}, the number of the network's outputs",
+            got=int(labels.max()),
+            fix="give the images that the network was trained for",
+        )

@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from decomp import seeds
 from decomp.data import zoo
+from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
 from decomp.pipelines import devices, training
-from decomp.pipelines.files import commit, digest_file, read_json, write_json
+from decomp.pipelines.files import commit, digest_file, read_json, safe_name, write_json
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import library_versions
 
@@ -98,11 +99,8 @@ def train(
     options = {"model": model, "data": data, "label_smoothing": LABEL_SMOOTHING, **asdict(recipe)}
     if done := _finished(out, options):
         return done
-    source = open_source(data)
-    if source.n_classes is None or source.train.labels(torch.arange(1)) is None:
-        raise UsageError(data, "training needs images with labels", got="a source without labels")
+    source, module = _open(model, data, seed)
     device = devices.pick_device(device)
-    module = _fresh(model, source, seed)
     reporter.step(
         f"training {model} on {data}: {sum(p.numel() for p in module.parameters()):,} parameters, "
         f"{recipe.epochs} epochs on {device}"
@@ -137,10 +135,10 @@ def classification_loss(module, images, labels):
 
 
 def _zoo_entry(model):
-    if str(model).startswith("zoo:"):
-        name = str(model).removeprefix("zoo:")
+    if model.startswith("zoo:"):
+        name = model.removeprefix("zoo:")
         return zoo.find(name), name
-    return None, "".join(letter if letter.isalnum() else "-" for letter in str(model)).strip("-")
+    return None, safe_name(model)
 
 
 def _recipe(entry, **given):
@@ -149,15 +147,18 @@ def _recipe(entry, **given):
     return training.Recipe(**options)
 
 
-def _fresh(model, source, seed):
-    # The initial weights come from torch's global generator, which is seeded here and left as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seeds.derive_seed(seed, "train", "weights"))
-        if str(model).startswith("zoo:"):
-            return zoo.build(str(model).removeprefix("zoo:"), source.n_classes, source.input_shape)
-        from decomp.data.models import load_model
-
-        return load_model(model, input_size=source.input_shape[1:], n_classes=source.n_classes).module
+def _open(model, data, seed):
+    """The images, and a network with seeded fresh weights (your own factory's are as it returned them) for them."""
+    source = open_source(data)
+    if not source.train.has_labels:
+        raise UsageError(data, "training needs images with labels", got="a source without labels")
+    # A network of the zoo is built for the images; to another the images are fitted.
+    shape = source.input_shape if model.startswith("zoo:") else source.input_shape[1:]
+    weights_seed = seeds.derive_seed(seed, "train", "weights")
+    loaded = load_model(model, weights="random", input_size=shape, n_classes=source.n_classes, seed=weights_seed)
+    if loaded.input_shape != source.input_shape:
+        source = open_source(data, input_shape=loaded.input_shape)
+    return source, loaded.module
 
 
 def _validate(module, split, indices, device):

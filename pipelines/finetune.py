@@ -1,0 +1,338 @@
+"""Stage ``finetune``: the decomposed network is trained a little, with labels or after the original's outputs."""
+
+import csv
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from decomp.data.frozen import FrozenFile
+from decomp.data.sources import open_source
+from decomp.errors import FileError, UsageError
+from decomp.pipelines import devices, emit, files, training
+from decomp.pipelines.log import Reporter
+from decomp.pipelines.points import open_frozen
+from decomp.pipelines.rundir import RunDirectory
+
+LABELS = ("train", "none")
+#: Share of the distillation term where there are labels too.
+DISTILL_SHARE = 0.5
+WARMUP_EPOCHS = 0.5
+CLIP_NORM = 1.0
+#: Calibration images up to this size are held in memory; beyond it each is read when its turn comes.
+MEMORY_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What the stage came to.
+
+    Attributes
+    ----------
+    run : RunDirectory
+    facts : dict
+        ``metric`` (its name), ``before`` and ``after`` (its value at epoch 0 and at the best epoch), ``best_epoch``,
+        ``epochs``, ``n_train``, ``n_validation``.
+    done_before : bool
+        The fine-tuned network was there already; nothing was done.
+    """
+
+    run: RunDirectory
+    facts: dict = field(default_factory=dict)
+    done_before: bool = False
+
+    def lines(self):
+        """Lines for a person."""
+        f, best = self.facts, self.run.finetune_dir / "best"
+        if self.done_before:
+            return [f"{best}: already fine-tuned with these options, nothing to do"]
+        form = "{:.2%}" if f["metric"] == "validation accuracy" else "{:.4g}"
+        change = f"{form.format(f['before'])} before, {form.format(f['after'])} after epoch {f['best_epoch']}"
+        lines = [f"{f['metric']} on {f['n_validation']:,} held-out images: {change}"]
+        if f["best_epoch"] == 0:
+            lines.append("no epoch was better than the network before tuning, which is therefore kept as the best")
+        lines.append(f"best network: {best}, last: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
+        lines.append(f"next: decomp evaluate --run {self.run.path}")
+        return lines
+
+
+def finetune(
+    run, *, epochs=5, learning_rate=0.01, batch_size=128, schedule="cosine", labels="train", distill=False,
+    weight_decay=5e-4, seed=0, device="auto", redo=False, reporter=None,
+):  # fmt: skip
+    """Tune the decomposed network and keep the last and the best of it.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
+        With a decomposed network in it.
+    epochs, learning_rate, batch_size, schedule, weight_decay, seed
+        See :class:`decomp.pipelines.training.Recipe`. The gradient's norm is clipped to 1 and half an epoch (at most
+        half the training) is spent warming up, since a network without batch normalisation forgives less.
+    labels : {'train', 'none'}
+        'train': cross-entropy on the training split, of which a seeded tenth (at most 5,000 images) is held out; the
+        best epoch is the one with the highest accuracy there. 'none': the frozen calibration images alone; the loss is
+        the Kullback-Leibler divergence from the original's outputs, of which the lowest value on a held-out tenth of
+        the calibration images is the best.
+    distill : bool
+        With labels: the mean of cross-entropy and that divergence.
+    device : str
+    redo : bool
+        Drop what was tuned before and start over.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    FinetuneResult
+
+    Raises
+    ------
+    FileError
+        There is no decomposed network, or it was tuned with other options before.
+    UsageError
+        An option is out of range, or labels are asked for where there are none.
+    NumericalError
+        The loss became NaN or Inf.
+
+    Notes
+    -----
+    The network before tuning is epoch 0 and may be the best: tuning never returns what is worse on the held-out
+    images. Stopped and given again, it goes on after the last finished epoch and ends bit-identical. The test split
+    is never read.
+    """
+    if labels not in LABELS:
+        raise UsageError("labels", "must be one of " + ", ".join(LABELS), got=labels)
+    if distill and labels == "none":
+        raise UsageError("distill", "adds the original's outputs to labels", got="labels none", fix="leave it out")
+    recipe = training.Recipe(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule,
+        weight_decay=weight_decay, seed=seed, warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM,
+    )  # fmt: skip
+    run = RunDirectory.open(run)
+    reporter = reporter or Reporter()
+    with run.lock(), reporter.stage("finetune"):
+        asked = {
+            "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "schedule": schedule,
+            "labels": labels, "distill": distill, "weight_decay": weight_decay, "seed": seed,
+        }  # fmt: skip
+        network_digest = _network_digest(run)
+        if redo:
+            run.update_config("finetune", None)
+            shutil.rmtree(run.finetune_dir, ignore_errors=True)
+        elif done := _finished(run, asked, network_digest):
+            return done
+        return _tune(run, recipe, asked, network_digest, devices.pick_device(device), reporter)
+
+
+def metrics_file(run):
+    """A line an epoch: losses, validation values, learning rate, seconds."""
+    return run.finetune_dir / "metrics.csv"
+
+
+def checkpoint_file(run):
+    """Where an unfinished fine-tuning goes on; gone once it is finished."""
+    return run.finetune_dir / "checkpoint.pt"
+
+
+def _network_digest(run):
+    if not (run.model_dir / "structure.json").is_file():
+        raise FileError(
+            run.path, "there is no decomposed network yet", fix=f"run `decomp decompose --run {run.path} --speedup 4x`"
+        )
+    return files.digest_file(run.model_dir / "structure.json")
+
+
+def _finished(run, asked, network_digest):
+    """The earlier result if it is what is asked for; an error if another one is there."""
+    before = run.config("finetune")
+    if before is None:
+        return None
+    if before["network"] != network_digest:
+        raise FileError(
+            run.finetune_dir,
+            f"was tuned from another decomposed network (digest {before['network'][:12]}, now {network_digest[:12]})",
+            fix="tune the new one with finetune --redo",
+        )
+    differs = [
+        f"{key.replace('_', ' ')} {before['asked'].get(key)} (now {value})"
+        for key, value in asked.items()
+        if before["asked"].get(key) != value
+    ]
+    if differs:
+        raise FileError(
+            run.finetune_dir,
+            "was tuned with other options: " + ", ".join(differs),
+            fix="give --redo to tune again with these, or evaluate what is there",
+        )
+    for name in ("best", "last"):
+        emit.read_structure(run.finetune_dir / name)
+    return FinetuneResult(run, before["facts"], done_before=True)
+
+
+def _tune(run, recipe, asked, network_digest, device, reporter):
+    needs_original = asked["labels"] == "none" or asked["distill"]
+    original = emit.load(run.original_dir).to(device) if needs_original else None
+    task = _LabelledTask(run, recipe.seed) if asked["labels"] == "train" else _CalibrationTask(run, recipe.seed)
+    reporter.step(
+        f"fine-tuning on {len(task.train):,} {task.what}, {len(task.held_out):,} more held out, on {device}",
+        n_train=len(task.train), n_validation=len(task.held_out),
+    )  # fmt: skip
+    writer = _Writer(run, network_digest)
+    outcome = training.fit(
+        emit.load(run.model_dir),
+        recipe,
+        stage="finetune",
+        n_images=len(task.train),
+        batches=task.batches,
+        loss=loss_for(asked["labels"], asked["distill"], original),
+        validate=lambda network: task.validate(network, original, device),
+        checkpoint=checkpoint_file(run),
+        identity={**asked, "network": network_digest},
+        hooks=[training.Hooks(after_save=writer)],
+        device=device,
+        reporter=reporter,
+    )
+    facts = {
+        "metric": task.metric.replace("_", " "), "before": outcome.history[0][task.metric],
+        "after": outcome.history[outcome.best_epoch][task.metric], "best_epoch": outcome.best_epoch,
+        "epochs": recipe.epochs, "n_train": len(task.train), "n_validation": len(task.held_out),
+    }  # fmt: skip
+    run.update_config("finetune", {"asked": asked, "network": network_digest, "facts": facts})
+    checkpoint_file(run).unlink(missing_ok=True)
+    return FinetuneResult(run, facts)
+
+
+def divergence(logits, target_logits):
+    """Mean Kullback-Leibler divergence ``KL(target || output)`` of the softmaxes, in nats: a scalar >= 0.
+
+    Zero, with zero gradient, exactly where both softmaxes are the same (Hinton et al. 2015, at temperature 1).
+    """
+    return functional.kl_div(
+        functional.log_softmax(logits.float(), 1),
+        functional.log_softmax(target_logits.float(), 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def loss_for(labels, distill, original):
+    """The loss callable for :func:`decomp.pipelines.training.fit`."""
+
+    def distance(images, logits):
+        with torch.no_grad():
+            target = original(images)
+        return divergence(logits, target)
+
+    def loss(network, images, targets):
+        logits = network(images)
+        if labels == "none":
+            return distance(images, logits)
+        value = functional.cross_entropy(logits.float(), targets)
+        if distill:
+            value = (1 - DISTILL_SHARE) * value + DISTILL_SHARE * distance(images, logits)
+        return value
+
+    return loss
+
+
+class _LabelledTask:
+    """Training images with labels, augmented by the source's policy."""
+
+    metric, what = "validation_accuracy", "labelled training images"
+
+    def __init__(self, run, seed):
+        asked = run.config("freeze")["asked"]
+        shape = emit.read_structure(run.original_dir)["input_shape"]
+        source = open_source(asked["data"], input_shape=tuple(shape), skip_bad=asked.get("skip_bad", False))
+        self.split, self.data = source.train, asked["data"]
+        if not self.split.has_labels:
+            raise UsageError("labels", "the training images must be labelled", got=asked["data"], fix="--labels none")
+        self.train, self.held_out = training.hold_out(len(self.split), seed)
+
+    def batches(self, order, batch_size, augment_seed):
+        return self.split.batches(self.train[order], batch_size, augment_seed=augment_seed)
+
+    def validate(self, network, original, device):
+        right, loss = 0, 0.0
+        for images, targets in self.split.batches(self.held_out, 500):
+            logits = devices.logits_of(network, images, device)
+            devices.check_labels(targets, logits, self.data)
+            right += int((logits.argmax(1) == targets).sum())
+            loss += float(functional.cross_entropy(logits, targets, reduction="sum"))
+        accuracy, loss = right / len(self.held_out), loss / len(self.held_out)
+        # Among equal accuracies the lower loss is the better; it can never outweigh one image.
+        score = accuracy - min(loss, 100.0) * 1e-3 / len(self.held_out)
+        return {"score": score, "validation_accuracy": accuracy, "validation_loss": loss}
+
+
+class _CalibrationTask:
+    """The frozen calibration images, as they are and without labels."""
+
+    metric, what = "validation_divergence", "calibration images without labels"
+
+    def __init__(self, run, seed):
+        self.path = run.frozen
+        frozen, _ = open_frozen(run)
+        with frozen:
+            self.train, self.held_out = training.hold_out(frozen.n_images, seed)
+            n_bytes = 4 * frozen.n_images * torch.Size(frozen.input_shape).numel()
+            self.images = frozen.images() if n_bytes <= MEMORY_BYTES else None
+
+    def batches(self, order, batch_size, augment_seed):
+        yield from self._read(self.train[order], batch_size)
+
+    def _read(self, indices, batch_size):
+        if self.images is not None:
+            for part in indices.split(batch_size):
+                yield self.images[part], None
+            return
+        with FrozenFile(self.path) as frozen:
+            for part in indices.split(batch_size):
+                yield torch.cat([frozen.images(number, number + 1) for number in part.tolist()]), None
+
+    def validate(self, network, original, device):
+        total = 0.0
+        for images, _ in self._read(self.held_out, 100):
+            logits = devices.logits_of(network, images, device)
+            total += float(divergence(logits, devices.logits_of(original, images, device))) * len(images)
+        value = total / len(self.held_out)
+        return {"score": -value, "validation_divergence": value}
+
+
+class _Writer:
+    """Writes what follows from the checkpoint: the last network, the best one, the metrics."""
+
+    def __init__(self, run, network_digest):
+        self.run, self.network_digest = run, network_digest
+        # Weights are put into a fresh network for writing: the one in training is laid out for speed.
+        self.plain = emit.load(run.model_dir)
+        self.structure = emit.read_structure(run.model_dir)
+        self.best_written = None
+
+    def __call__(self, state):
+        self._write("last", state.epoch, training.copy_state(state.module))
+        if self.best_written != state.best_epoch:
+            self._write("best", state.best_epoch, state.best_state)
+            self.best_written = state.best_epoch
+        write_metrics(metrics_file(self.run), state.history)
+
+    def _write(self, name, epoch, weights):
+        self.plain.load_state_dict(weights)
+        emit.save(
+            self.plain,
+            self.run.finetune_dir / name,
+            edited=[edit["module"] for edit in self.structure["edits"]],
+            input_shape=self.structure["input_shape"],
+            meta={**self.structure["meta"], "finetune": {"epoch": epoch, "network": self.network_digest}},
+        )
+
+
+def write_metrics(path, history):
+    """The history as CSV, written whole: one line an epoch, what is not there left empty."""
+    names = list(dict.fromkeys(name for line in history for name in line if name != "score"))
+    with files.commit(Path(path)) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(history)
