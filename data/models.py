@@ -154,10 +154,12 @@ def _no_weights(name: str, own: str) -> UsageError:
     return UsageError(name, "comes without trained weights here", fix=fix)
 
 
-def _close(word: str, known, prefix: str) -> str:
-    """A hint for a name that is not known."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(prefix + n for n in close)}?" if close else ""
+def _close(word: str, **known) -> str:
+    """A hint for a name that is not known: the closest of each kind's names, or nothing."""
+    close = [
+        f"{kind}:{n}" for kind, names in known.items() for n in difflib.get_close_matches(word, list(names), cutoff=0.5)
+    ]
+    return f"did you mean {' or '.join(close)}" if close else ""
 
 
 def _unknown(name: str) -> UsageError:
@@ -166,16 +168,16 @@ def _unknown(name: str) -> UsageError:
     from decomp.data.zoo import NETWORKS
 
     word = name.rpartition(":")[2] or name
-    hints = [_close(word, NETWORKS, "zoo:"), _close(word, models.list_models(module=models), "torchvision:")]
+    hint = _close(word, zoo=NETWORKS, torchvision=models.list_models(module=models))
     forms = "write zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory"
-    return UsageError(f"--model {name}", "not the name of a network", fix=" ".join(h for h in hints if h) or forms)
+    return UsageError(f"--model {name}", "not the name of a network", fix=hint or forms)
 
 
 def _open_zoo(name, network, weights, size, n_classes):
     from decomp.data.zoo import NETWORKS
 
     if network not in NETWORKS:
-        fix = _close(network, NETWORKS, "zoo:") or f"known: {', '.join(NETWORKS)}"
+        fix = _close(network, zoo=NETWORKS) or f"known: {', '.join(NETWORKS)}"
         raise UsageError(f"--model {name}", "not a network of the zoo", fix=fix)
     entry = NETWORKS[network]
     shape = entry.input_shape
@@ -198,7 +200,7 @@ def _open_torchvision(name, network, weights, size, n_classes):
 
     known = models.list_models(module=models)
     if network not in known:
-        fix = _close(network, known, "torchvision:") or "see torchvision's list of classification models"
+        fix = _close(network, torchvision=known) or "see torchvision's list of classification models"
         raise UsageError(f"--model {name}", "not a classifier of torchvision", fix=fix)
     if weights is None:
         raise _no_weights(name, "--weights DEFAULT for torchvision's own, ")
@@ -233,7 +235,7 @@ def _open_timm(name, network, weights, size, n_classes):
 
     base = network.partition(".")[0]  # a tag after the dot names a set of weights
     if base not in timm.list_models():
-        fix = _close(base, timm.list_models(), "timm:") or "see timm.list_models()"
+        fix = _close(base, timm=timm.list_models()) or "see timm.list_models()"
         raise UsageError(f"--model {name}", "not a model of timm", fix=fix)
     if weights is None:
         raise _no_weights(name, "--weights DEFAULT for timm's own, ")

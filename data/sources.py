@@ -12,8 +12,8 @@
 ``path/file.py:function``   the same from a file
 =========================== ======================================================================================
 
-Without DIR the sets are looked for in ``~/.cache/decomp`` (Fashion-MNIST also where Debian's package installs it) and
-downloaded there when absent.
+Without DIR the sets are looked for in ``~/.cache/decomp`` (both MNISTs also in torchvision's layout in ``~/.cache``,
+Fashion-MNIST also where Debian's package installs it) and downloaded there when absent.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _close_names(kind: str) -> list[str]:
 def _unknown(name: str) -> UsageError:
     close = _close_names(name.partition(":")[0])
     known = f"known: {', '.join(NAMES)}, package.module:function, path/file.py:function"
-    fix = f"did you mean {' or '.join(close)}?" if close else known
+    fix = f"did you mean {' or '.join(close)}" if close else known
     return UsageError(f"--data {name}", "not a known source of images", fix=fix)
 
 

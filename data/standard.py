@@ -65,7 +65,7 @@ def fashion_mnist(folder: Path | None) -> Arrays:
     return _idx_set(
         "fashion-mnist",
         FashionMNIST,
-        [folder] if folder else [cache_folder(), DEBIAN_FASHION],
+        [folder] if folder else [cache_folder(), cache_folder().parent, DEBIAN_FASHION],
         explicit=folder is not None,
         fix="apt-get install dataset-fashion-mnist, or give the folder of the four files: fashion-mnist:DIR",
         normalisation=Normalisation(255.0, (0.2860,), (0.3530,)),
@@ -80,7 +80,7 @@ def mnist(folder: Path | None) -> Arrays:
     return _idx_set(
         "mnist",
         MNIST,
-        [folder] if folder else [cache_folder()],
+        [folder] if folder else [cache_folder(), cache_folder().parent],
         explicit=folder is not None,
         fix="give the folder of the four files: mnist:DIR",
         normalisation=Normalisation(255.0, (0.1307,), (0.3081,)),

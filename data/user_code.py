@@ -47,7 +47,7 @@ def call(name: str):
         function = getattr(module, attribute, None)
         if function is None:
             close = difflib.get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], n=3)
-            fix = f"did you mean {' or '.join(close)}?" if close else "define it there or give another name"
+            fix = f"did you mean {' or '.join(close)}" if close else "define it there or give another name"
             raise UsageError(name, f"there is no {attribute} in {place}", fix=fix)
         if isinstance(function, type(sys)) or not callable(function):
             raise UsageError(name, f"{attribute} must be a function", got=f"a {type(function).__name__}")

@@ -97,6 +97,8 @@ def test_idx_files_are_found_and_read_exactly(tmp_path, layout, name, mean, std)
 
 
 def test_a_given_folder_is_the_only_place_looked_at(tmp_path, no_network):
+    write_idx_set(tmp_path / "cache" / "MNIST" / "raw", packed=False, n_train=11)
+    assert len(open_source("mnist").train) == 11
     write_idx_set(tmp_path / "cache" / "decomp" / "FashionMNIST" / "raw", packed=False)
     assert len(open_source("fashion-mnist").train) == 20
     (tmp_path / "empty").mkdir()
@@ -200,8 +202,9 @@ def test_cifar_is_read_by_torchvision_from_every_layout(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_augmentation_does_not_depend_on_batches_or_order(batch_size):
-    split = open_source("digits").train
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 12), (1, 5, 5)])
+def test_augmentation_does_not_depend_on_batches_or_order(batch_size, shape):
+    split = open_source("digits", input_shape=shape).train
     order = torch.randperm(100, generator=torch.Generator().manual_seed(1))
     whole = next(iter(split.batches(torch.arange(100), 100, augment_seed=5)))[0]
     parts = list(split.batches(order, batch_size, augment_seed=5))
