@@ -78,12 +78,12 @@ def open_source(name: str, *, input_shape: tuple[int, int, int] | None = None, s
     raise _unknown(name)
 
 
-def _close_names(kind: str) -> list[str]:
-    return difflib.get_close_matches(kind, NAMES, n=3, cutoff=0.75)
+def _close_names(kind: str, cutoff: float = 0.75) -> list[str]:
+    return difflib.get_close_matches(kind, NAMES, n=3, cutoff=cutoff)
 
 
 def _unknown(name: str) -> UsageError:
-    close = _close_names(name.partition(":")[0])
+    close = _close_names(name.partition(":")[0], cutoff=0.5)
     known = f"known: {', '.join(NAMES)}, package.module:function, path/file.py:function"
     fix = f"did you mean {' or '.join(close)}" if close else known
     return UsageError(f"--data {name}", "not a known source of images", fix=fix)
