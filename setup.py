@@ -32,11 +32,12 @@ setup(
     package_data={"decomp.data": ["zoo/*.safetensors", "zoo/*.json"]},
     cmdclass={"build_py": BuildWithDoor},
     entry_points={"console_scripts": ["decomp = decomp.cli:main"]},
+    # The lower bounds are versions that the tests were run with, on Python 3.10.
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
-        "scipy>=1.11",
+        "scipy>=1.11.1",
         "scikit-learn>=1.3",
         "h5py>=3.10",
         "joblib>=1.3",
@@ -47,7 +48,8 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "setuptools>=70.1"],
+        # ruff's formatting changes from one minor version to the next
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.*", "setuptools>=70.1"],
         "timm": ["timm>=1.0"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
     },
