@@ -12,10 +12,10 @@ import os
 import re
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from decomp.errors import FileError, NumericalError
+from decomp.errors import DecompError, FileError, NumericalError
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
@@ -52,16 +52,12 @@ def commit(path):
     """
     path = Path(path)
     part = _beside(path, "part")
-    with _telling_what_could_not_be_written(path, part):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield part
-            _flush(part)
-            os.replace(part, path)
-            _flush_folder(path.parent)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+    with _undoing(path, part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        _flush(part)
+        os.replace(part, path)
+        _flush_folder(path.parent)
 
 
 @contextmanager
@@ -88,19 +84,15 @@ def commit_directory(path):
     """
     path = Path(path)
     part = _beside(path, "part")
-    with _telling_what_could_not_be_written(path, part):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.mkdir()
-            yield part
-            for folder, _, names in os.walk(part):
-                for name in names:
-                    _flush(Path(folder, name))
-                _flush_folder(folder)
-            _put_in_place(part, path)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+    with _undoing(path, part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        yield part
+        for folder, _, names in os.walk(part):
+            for name in names:
+                _flush(Path(folder, name))
+            _flush_folder(folder)
+        _put_in_place(part, path)
 
 
 def sweep(folder):
@@ -297,13 +289,19 @@ def _flush_folder(folder):
 
 
 @contextmanager
-def _telling_what_could_not_be_written(path, part):
+def _undoing(path, part):
+    """Remove the part when the block fails, and say in one line what could not be written."""
     try:
         yield
-    except FileError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        # Judged first: once the part is gone, a full disk is no longer full.
         translated = _write_error(path, part, error)
+        with suppress(OSError):
+            # Emptied first: a library whose write failed may hold the file open, and with it the room it takes.
+            for file in part.rglob("*") if part.is_dir() else [part]:
+                if file.is_file():
+                    os.truncate(file, 0)
+            _remove(part)
         if translated is None:
             raise
         raise translated from error
@@ -311,10 +309,14 @@ def _telling_what_could_not_be_written(path, part):
 
 def _write_error(path, part, error):
     """The error a person should read when `error` came from writing `path`, or None when it came from elsewhere."""
+    if isinstance(error, DecompError) or not isinstance(error, Exception):
+        return None
     code = error.errno if isinstance(error, OSError) else None
     # Libraries wrap the system's error in their own (safetensors, HDF5, torch); their text and the disk are left.
     says_full = "No space left" in str(error) or "StorageFull" in str(error)
-    failed_write = "file write failed" in str(error) or "failed writing" in str(error)
+    failed_write = isinstance(error, RuntimeError) and (
+        "inline_container" in str(error) or "write failed" in str(error)
+    )
     if code in _FULL or says_full or (failed_write and _free_bytes(path) < 2**20):
         return FileError(path, "the disk is full, nothing was changed", fix="make room and run the same command again")
     if not isinstance(error, OSError):

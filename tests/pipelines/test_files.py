@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,62 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path, error, says):
     with pytest.raises(FileError, match=says) as caught, files.commit(path):
         raise error
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)  # torch holds on to a file whose write failed
+
+
+def write_with_safetensors(path, array):
+    from safetensors.numpy import save_file
+
+    save_file({"x": array}, str(path))
+
+
+def write_with_torch(path, array):
+    import torch
+
+    torch.save({"x": torch.from_numpy(array)}, path)
+
+
+def write_with_hdf5(path, array):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file["x"] = array
+
+
+@pytest.mark.parametrize(
+    "write, suffix",
+    [
+        (write_with_safetensors, ".safetensors"),
+        (write_with_torch, ".pt"),
+        (write_with_hdf5, ".h5"),
+        (lambda path, array: np.savez(path, x=array), ".npz"),
+        (lambda path, array: path.write_bytes(array.tobytes()), ".bin"),
+    ],
+)
+def test_a_disk_that_fills_up_is_named_whichever_library_writes(small_disk, write, suffix):
+    path = small_disk / f"a{suffix}"
+    with files.commit(path) as part:
+        write(part, np.zeros(1000, np.float32))
+    before = path.read_bytes()
+    for commit, inner in ((files.commit, ""), (files.commit_directory, "weights" + suffix)):
+        target = path if not inner else small_disk / "model"
+        with pytest.raises(FileError, match="the disk is full, nothing was changed"), commit(target) as part:
+            write(part / inner if inner else part, np.zeros((1000, 1000), np.float32))
+    assert os.listdir(small_disk) == [path.name] and path.read_bytes() == before
+    with files.commit(path) as part:  # there is room again for what fits
+        write(part, np.ones(1000, np.float32))
+    assert path.read_bytes() != before
 
 
 def test_an_error_about_another_file_is_not_taken_for_ours(tmp_path):
