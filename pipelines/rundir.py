@@ -276,6 +276,7 @@ class RunDirectory:
         files.write_json(self.owner_json, owner)
 
     def _sweep(self):
+        self.frozen.with_name(self.frozen.name + ".part").unlink(missing_ok=True)  # the HDF5 writer's own
         for folder in (self.path, self.layers_dir, self.finetune_dir):
             if folder.is_dir():
                 files.sweep(folder)

@@ -115,14 +115,15 @@ def test_a_second_process_is_refused_and_the_owner_named(run, holder):
 
 
 def test_the_lock_of_a_killed_process_is_free(run, holder):
-    part = run.path / ".frozen.part-0123456789ab.h5"
-    part.write_bytes(b"half")
+    parts = [run.path / ".run.part-0123456789ab.json", run.path / "frozen.h5.part"]
+    for part in parts:
+        part.write_bytes(b"half")
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert run.owner()["pid"] == holder.pid  # what it left behind
     with run.lock():
         assert run.owner()["pid"] == os.getpid()
-        assert not part.exists()
+        assert not any(part.exists() for part in parts)
     assert run.owner() == {}
 
 
