@@ -94,12 +94,20 @@ def status(run, *, program="decomp"):
 
 def _freeze(run, config):
     if config is None or not run.frozen.is_file():
-        return StageStatus("freeze", OPEN)
+        return _unfinished_freeze(run)
     asked, facts = config.get("asked", {}), config.get("facts", {})
     detail = f"{asked.get('model', 'a network')} on {asked.get('data', 'images')}"
     if "n_images" in facts and "n_points" in facts:
         detail += f": {facts['n_images']:,} images, {facts['n_points']} points each"
     return StageStatus("freeze", DONE, detail)
+
+
+def _unfinished_freeze(run):
+    events = [event for event in read_log(run.log) if event.get("stage") == "freeze"]
+    if not events:
+        return StageStatus("freeze", OPEN)
+    why = events[-1].get("message") if events[-1].get("event") == "stop" else "freeze stopped before its end"
+    return StageStatus("freeze", PARTLY, str(why))
 
 
 def _decompose(run, config):

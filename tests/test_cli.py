@@ -189,6 +189,28 @@ def test_quiet_prints_the_result_alone(place):
     assert (result.code, result.err) == (0, "") and "runs/q" in result.out
 
 
+def test_trained_weights_are_taken_by_freeze(place):
+    command = "train --model zoo:vgg-digits --data digits --epochs 1 --out trained.safetensors"
+    result = decomp_command(*command.split())
+    assert result.code == 0, result.err
+    assert json.loads(Path("trained.json").read_text())["epochs"] == 1
+    again = decomp_command(*command.split())
+    assert again.code == 0 and "nothing to do" in again.out
+    command = "freeze --model zoo:vgg-digits --weights trained.safetensors --data digits --run runs/t --images 20"
+    assert decomp_command(*command.split()).code == 0
+
+
+@pytest.mark.slow
+def test_the_demo_goes_the_whole_way_and_then_has_nothing_left_to_do(place):
+    first = decomp_command("demo")
+    assert first.code == 0, first.err
+    assert "fine-tuned" in first.out and "runs/demo" in first.out.splitlines()[-1]
+    second = decomp_command("demo")
+    assert second.err.count("nothing to do") == 3 and "measured before" in second.out
+    rows = json.loads(Path("runs/demo/report.json").read_text())["rows"]
+    assert rows[1]["counted_speedup"] >= 4 and min(row["top1"] for row in rows) > 0.95
+
+
 # -- mistakes -------------------------------------------------------------------------------------------------
 
 

@@ -119,6 +119,15 @@ def test_the_way_of_a_run(played):
     assert played.look()[::2] == ("dddd", None)
 
 
+def test_an_unfinished_freeze_says_why_and_how_to_go_on(played):
+    reporter = Reporter.for_run(played.run, quiet=True, command="freeze --model zoo:vgg --data digits --run r")
+    with pytest.raises(FileError), reporter.stage("freeze"):
+        raise FileError("x.png", "cannot be read")
+    states, details, following = played.look()
+    assert (states, details["freeze"]) == ("pnnn", "freeze stopped: x.png: cannot be read.")
+    assert following == "decomp freeze --model zoo:vgg --data digits --run r"
+
+
 def test_what_was_made_from_an_earlier_network_is_not_done(played):
     played.freeze()
     played.decompose("first")
