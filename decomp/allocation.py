@@ -40,7 +40,11 @@ class LayerCurves:
     def error(self, item):
         """Loss of a layer plan under these curves."""
         total = 0.0
-        for curve, size in ((self.prune, item.keep), (self.spatial, item.spatial_rank), (self.channel, item.channel_rank)):
+        for curve, size in (
+            (self.prune, item.keep),
+            (self.spatial, item.spatial_rank),
+            (self.channel, item.channel_rank),
+        ):
             if size is not None:
                 total += curve[size]
         return total
@@ -111,6 +115,19 @@ class Allocator:
             else:
                 low = share
         return self._fill(self._uniform_items(low), target)
+
+    def with_energy(self):
+        """The same network with the published rule's loss: −log of the kept share of energy, its product maximised.
+
+        For curves of relative errors (1505.06798, section 4.1): Π (1 − e) over layers and steps is greatest where
+        Σ −log(1 − e) is least.
+        """
+
+        def loss(curve):
+            return None if curve is None else -np.log(np.clip(1 - curve, 1e-12, 1.0))
+
+        curves = {n: LayerCurves(loss(c.prune), loss(c.spatial), loss(c.channel)) for n, c in self.curves.items()}
+        return Allocator(self.graph, curves, self.per_layer)
 
     def macs(self, items):
         """Multiply-accumulates of the whole network."""
@@ -214,14 +231,12 @@ class Allocator:
     def _table(self, layer, widths_in, widths_out, multiplier):
         """Least objective of one layer for each (width read, width left), and the ranks that give it."""
         curves = self.curves[layer.name]
-        spatial = [None] + (_sizes(len(curves.spatial) - 1) if curves.spatial is not None else [])
-        channel = [None] + (_sizes(len(curves.channel) - 1) if curves.channel is not None else [])
         a = np.array([self._columns(layer, w) for w in widths_in], float)[:, None]
         b = np.array([layer.out_channels if w is None else w for w in widths_out], float)[None, :]
         pruned = [0.0 if w is None else curves.prune[w] for w in widths_in]
         best = np.full((len(widths_in), len(widths_out)), np.inf)
         choice = np.zeros(best.shape, int)
-        options = [(r, d) for r in spatial for d in channel]
+        options = self._options(curves)
         for number, (r, d) in enumerate(options):
             error = (0.0 if r is None else curves.spatial[r]) + (0.0 if d is None else curves.channel[d])
             macs = chain_macs(layer, a, b, r, d) if self._may_change(layer) else self.per_layer[layer.name]
@@ -264,9 +279,22 @@ class Allocator:
     # -- what the grid leaves ----------------------------------------------------------------------------
 
     def _fill(self, items, target):
-        """Raise single sizes, most error saved per cost first, while the target holds; drop useless steps."""
+        """Use what is left of the target: raise sizes one by one, and where none fits, exchange a layer's steps."""
         items = {name: LayerPlan(i.layer, i.keep, i.spatial_rank, i.channel_rank) for name, i in items.items()}
-        macs = self.macs(items)
+        macs = self._raise_sizes(items, self.macs(items), target)
+        while (switched := self._switch_steps(items, macs, target)) is not None:
+            macs = self._raise_sizes(items, switched, target)
+        while macs < LOWEST_SHARE * target and (exchanged := self._exchange(items, macs, target)) is not None:
+            macs = self._raise_sizes(items, exchanged, target)
+        for layer in self.graph.layers:
+            item = items[layer.name]
+            item.left_alone = dict(layer.left_alone)
+            if item.keep is not None and item.keep == layer.input_space.width:
+                item.keep = None
+        return items
+
+    def _raise_sizes(self, items, macs, target):
+        """Raise single sizes, most error saved per cost first, while the target holds; returns the cost."""
         while True:
             best = None
             for name, item in items.items():
@@ -283,15 +311,78 @@ class Allocator:
                     if best is None or rank > best[0]:
                         best = (rank, item, step, size + 1, more)
             if best is None:
-                break
+                return macs
             setattr(best[1], best[2], best[3])
             macs = best[4]
+
+    def _switch_steps(self, items, macs, target):
+        """The one exchange of a layer's ranks that lowers the error most within the target; None if there is none."""
+        best = None
         for layer in self.graph.layers:
-            item = items[layer.name]
-            item.left_alone = dict(layer.left_alone)
-            if item.keep is not None and item.keep == layer.input_space.width:
-                item.keep = None
-        return items
+            item, curves = items[layer.name], self.curves[layer.name]
+            if curves.spatial is None and curves.channel is None:
+                continue
+            before, error = self._layer_macs(items, layer), curves.error(item)
+            old = item.spatial_rank, item.channel_rank
+            for ranks in self._options(curves):
+                item.spatial_rank, item.channel_rank = ranks
+                gain, more = error - curves.error(item), macs + self._layer_macs(items, layer) - before
+                if gain > 1e-9 * error and more <= target and (best is None or gain > best[0]):
+                    best = (gain, item, ranks, more)
+            item.spatial_rank, item.channel_rank = old
+        if best is None:
+            return None
+        best[1].spatial_rank, best[1].channel_rank = best[2]
+        return best[3]
+
+    def _exchange(self, items, macs, target):
+        """Raise one size beyond the target and pay with another layer, where both together lower the error.
+
+        Coarse networks need it: one channel of a wide map may cost more than the target leaves.
+        """
+        best = None
+        for name, item in items.items():
+            for step, curve in self._raisable(name, item):
+                size = getattr(item, step)
+                before = self._local_macs(items, name)
+                setattr(item, step, size + 1)
+                over = macs + self._local_macs(items, name) - before
+                for other in items:
+                    if other == name or over <= target:
+                        continue
+                    for loss, ranks, after in self._cheaper(items, other, over - target):
+                        net = curve[size] - curve[size + 1] - loss
+                        use = over - after
+                        if net > 0 and use > macs and (best is None or net > best[0]):
+                            best = (net, item, step, size + 1, items[other], ranks, use)
+                setattr(item, step, size)
+        if best is None:
+            return None
+        _, item, step, size, other, ranks, use = best
+        setattr(item, step, size)
+        other.spatial_rank, other.channel_rank = ranks
+        return use
+
+    def _cheaper(self, items, name, need):
+        """Ranks of a layer that save at least ``need``: (error added, ranks, cost saved)."""
+        item, curves, layer = items[name], self.curves[name], self.graph.layer(name)
+        if curves.spatial is None and curves.channel is None:
+            return
+        before, error = self._layer_macs(items, layer), curves.error(item)
+        old = item.spatial_rank, item.channel_rank
+        for ranks in self._options(curves):
+            item.spatial_rank, item.channel_rank = ranks
+            saved = before - self._layer_macs(items, layer)
+            if saved >= need:
+                yield curves.error(item) - error, ranks, saved
+            item.spatial_rank, item.channel_rank = old
+
+    @staticmethod
+    def _options(curves):
+        """All pairs (spatial rank, channel rank) on the grid, None where a step is not applied."""
+        spatial = [None] + (_sizes(len(curves.spatial) - 1) if curves.spatial is not None else [])
+        channel = [None] + (_sizes(len(curves.channel) - 1) if curves.channel is not None else [])
+        return [(r, d) for r in spatial for d in channel]
 
     def _raisable(self, name, item):
         curves = self.curves[name]

@@ -9,8 +9,36 @@ from decomp.factors import FactoredConv, Selection
 from decomp.problem import columns_of
 from decomp.surgery import LayerSolution
 
+SELECTORS = ("best", *selection.SELECTORS)
 
-def solve_layer(problem, item, *, held_out=None, selector="lasso", activation_aware=True, seed=0):
+
+def choose(problem, keep, selector="best", seed=0):
+    """Choose the input channels of a layer.
+
+    Parameters
+    ----------
+    problem : decomp.problem.LayerProblem
+    keep : int
+    selector : str
+        One of :func:`decomp.selection.select`, or 'best': the lasso and backward elimination both, and of the two
+        the one whose least-squares fit on the rows leaves the smaller error.
+    seed : int
+
+    Returns
+    -------
+    decomp.factors.Selection
+    """
+    if selector != "best":
+        return selection.select(problem, keep, selector=selector, seed=seed)
+    candidates = [selection.select(problem, keep, selector=name) for name in ("backward", "lasso")]
+    errors = [selection.reconstruct(problem, candidate).report["error"] for candidate in candidates]
+    best = candidates[errors.index(min(errors))]
+    report = {"error_backward": errors[0], "error_lasso": errors[1], **best.report}
+    report["selector"] = ("backward", "lasso")[errors.index(min(errors))]
+    return replace(best, report=report)
+
+
+def solve_layer(problem, item, *, held_out=None, selector="best", activation_aware=True, seed=0):
     """Prune the input, split, decompose: the steps of one layer in order, each fitted to the same rows.
 
     The channels it reads are chosen first, and its weights fitted to the rows on those that stay; the spatial split
@@ -24,7 +52,7 @@ def solve_layer(problem, item, *, held_out=None, selector="lasso", activation_aw
     held_out : decomp.moments.Moments, optional
         Rows that no fit sees, for the report.
     selector : str
-        How input channels are chosen, see :func:`decomp.selection.select`.
+        How input channels are chosen, see :func:`choose`.
     activation_aware : bool
         Fit the channel decomposition behind the activation, where that is known.
     seed : int
@@ -41,7 +69,7 @@ def solve_layer(problem, item, *, held_out=None, selector="lasso", activation_aw
     _note(errors, "before", problem.weight, problem, held_out)
     chosen = everything = Selection(torch.arange(problem.n_channels), problem.n_channels)
     if item.keep is not None:
-        chosen = selection.select(problem, item.keep, selector=selector, seed=seed)
+        chosen = choose(problem, item.keep, selector, seed)
         report["selection"] = chosen.report
     fitted = selection.reconstruct(problem, chosen)
     report["least_squares"] = fitted.report

@@ -203,7 +203,9 @@ def describe_graph(graph_module):
             tensors[target] = "parameter" if target in parameters else "buffer"
         nodes.append(
             {
-                "op": node.op, "name": node.name, "target": target,
+                "op": node.op,
+                "name": node.name,
+                "target": target,
                 "args": encode(tuple(node.args), node.name)["tuple"],
                 "kwargs": {k: encode(v, node.name) for k, v in node.kwargs.items()},
             }  # fmt: skip

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, field
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -11,7 +10,7 @@ from decomp import cost, graph, layers, seeds, surgery
 from decomp.data import models
 from decomp.errors import DecompError, FileError, UsageError
 from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
-from decomp.pipelines import emit, files, fidelity, planning
+from decomp.pipelines import emit, fidelity, files, planning
 from decomp.pipelines.points import open_frozen
 from decomp.pipelines.problems import Problems
 from decomp.pipelines.rundir import RunDirectory
@@ -50,7 +49,7 @@ class DecomposeResult:
 
 
 def decompose(
-    run, *, speedup, steps=("spatial", "channel", "prune"), selector="lasso", allocation="joint",
+    run, *, speedup, steps=("spatial", "channel", "prune"), selector="best", allocation="joint",
     activation_aware=True, device="auto", plan_only=False, source_run=None, redo=False, batch_size=100, reporter,
 ):  # fmt: skip
     """Make the network ``speedup`` times cheaper and emit it.
@@ -63,7 +62,7 @@ def decompose(
         Multiply-accumulates of the original over those of the emitted network, above 1.
     steps : tuple of {'spatial', 'channel', 'prune'}
     selector : str
-        How pruned channels are chosen: 'lasso', 'backward', 'l1', 'max-response', 'first-k', 'random'.
+        How pruned channels are chosen: 'best', 'lasso', 'backward', 'l1', 'max-response', 'first-k', 'random'.
     allocation : {'joint', 'energy', 'uniform'}
         How sizes are shared out, see :mod:`decomp.allocation`.
     activation_aware : bool

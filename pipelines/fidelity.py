@@ -45,4 +45,3 @@ def compare(original, network, frozen, first, batch_size, device):
         result.update(kl=totals["kl"] / n, agreement=totals["agree"] / n)
         words += f", KL divergence {result['kl']:.4f}, same first class on {result['agreement']:.2%}"
     return {**result, "words": words}
-

@@ -2,9 +2,9 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
-import torch
 import torch
 
 from decomp import curves, selection, sensitivity
@@ -15,7 +15,7 @@ from decomp.pipelines.problems import Problems
 from decomp.pipelines.rundir import RunDirectory
 from decomp.plan import STEPS, Plan, plan_macs
 
-CURVES_VERSION = 1
+CURVES_VERSION = 2
 # Columns of a layer's patch beyond which its moments no longer fit: K takes 8·p² bytes.
 MOST_COLUMNS = 12_000
 
@@ -48,10 +48,9 @@ def plan(run, asked, frozen, view, counted, *, device, batch_size, reporter):
         made.macs_before = counted.macs
         made.macs_after = plan_macs(view, {item.layer: item for item in made.layers}, counted.per_layer)
         return made
-    all_curves = error_curves(run, frozen, view, device=device, batch_size=batch_size, reporter=reporter)
-    usable = _for_steps(all_curves, view, asked["steps"])
-    allocator = Allocator(view, usable, counted.per_layer)
-    items = _allocate(allocator, asked)
+    own, output = error_curves(run, frozen, view, device=device, batch_size=batch_size, reporter=reporter)
+    usable = _for_steps(own if asked["allocation"] == "energy" else output, view, asked["steps"])
+    allocator, items = _allocate(view, usable, counted, asked)
     macs = allocator.macs(items)
     made = Plan(asked["speedup"], tuple(asked["steps"]), asked["allocation"], list(items.values()), counted.macs, macs)
     if macs < 0.98 * counted.macs / asked["speedup"]:
@@ -60,12 +59,25 @@ def plan(run, asked, frozen, view, counted, *, device, batch_size, reporter):
     return made
 
 
-def _allocate(allocator, asked):
+def _allocate(view, usable, counted, asked):
+    allocator = Allocator(view, usable, counted.per_layer)
     if asked["allocation"] == "uniform":
-        return allocator.uniform(asked["speedup"])
+        return allocator, allocator.uniform(asked["speedup"])
     if asked["allocation"] == "energy":
-        return allocator.with_energy().joint(asked["speedup"])
-    return allocator.joint(asked["speedup"])
+        return allocator, allocator.with_energy().joint(asked["speedup"])
+    # Fitted last, to all that the others left, the output layer repairs most of what came before; every channel it
+    # reads helps it. So it reads all of them, unless the target is out of reach that way.
+    whole = {n: replace(c, prune=None) if n == _output_layer(view) else c for n, c in usable.items()}
+    spared = Allocator(view, whole, counted.per_layer)
+    if spared.most() >= asked["speedup"]:
+        return spared, spared.joint(asked["speedup"])
+    return allocator, allocator.joint(asked["speedup"])
+
+
+def _output_layer(view):
+    """The linear layer that gives the network's output, if there is one."""
+    last = view.layers[-1]
+    return last.name if last.kind == "linear" and last.activation == "identity" else None
 
 
 def _judge_sizes(view, frozen):
@@ -90,30 +102,31 @@ def error_curves(run, frozen, view, *, device, batch_size, reporter):
 
     Returns
     -------
-    dict of str to LayerCurves
-        With every step that the layer allows.
+    own, output : dict of str to LayerCurves
+        With every step that the layer allows: the relative error of the layer's own responses, and the change of
+        the network's output that goes with it.
     """
-    digest = files.digest_json({"version": CURVES_VERSION, "network": frozen.meta["network"], "seed": frozen.meta["seed"],
-                                "images": frozen.n_images, "points": frozen.meta["n_points"]})  # fmt: skip
+    origin = {key: frozen.meta[key] for key in ("network", "seed", "n_images", "n_points")}
+    digest = files.digest_json({"version": CURVES_VERSION, **origin})
     kept = _read_curves(run.curves, digest, view)
     if kept is not None:
         return kept
     problems = Problems(frozen, view, batch_size=batch_size, device=device)
     wanted = torch.cat([y for _, _, y in problems.held_out_outputs()])
-    found = {}
+    own, output = {}, {}
     with reporter.progress(len(view.layers), "error curves", "layers") as progress:
         for layer in view.layers:
-            found[layer.name] = _layer_curves(layer, problems, wanted)
+            own[layer.name], output[layer.name] = _layer_curves(layer, problems, wanted)
             progress.update(1)
-    _write_curves(run.curves, digest, found)
-    return found
+    _write_curves(run.curves, digest, {"own": own, "output": output})
+    return own, output
 
 
 def _layer_curves(layer, problems, wanted):
-    """Change of the network's output for every size of every step of one layer."""
+    """Own error and change of the network's output for every size of every step of one layer."""
     steps = [step for step in STEPS if step not in layer.left_alone]
     if not steps:
-        return LayerCurves()
+        return LayerCurves(), LayerCurves()
     problem, held_out = problems.problem(layer)
     own, order = {}, None
     if "prune" in steps:
@@ -130,14 +143,13 @@ def _layer_curves(layer, problems, wanted):
             got = torch.cat([y for _, _, y in problems.held_out_outputs()])
         return sensitivity.output_divergence(wanted, got).mean().item()
 
-    return LayerCurves(**{step: sensitivity.output_curve(own[step], approximate[step], measure) for step in steps})
+    output = {step: sensitivity.output_curve(own[step], approximate[step], measure) for step in steps}
+    return LayerCurves(**own), LayerCurves(**output)
 
 
 def _for_steps(all_curves, view, steps):
     """Only the curves of the steps asked for; at least one must be left somewhere."""
-    result = {
-        name: LayerCurves(**{step: getattr(c, step) for step in steps}) for name, c in all_curves.items()
-    }
+    result = {name: LayerCurves(**{step: getattr(c, step) for step in steps}) for name, c in all_curves.items()}
     if not any(c.prune is not None or c.spatial is not None or c.channel is not None for c in result.values()):
         reasons = sorted({why for layer in view.layers for step, why in layer.left_alone.items() if step in steps})
         raise TargetError(
@@ -149,10 +161,9 @@ def _for_steps(all_curves, view, steps):
 
 def _write_curves(path, digest, found):
     arrays = {"digest": np.array(digest)}
-    for name, c in found.items():
-        for step in STEPS:
-            if getattr(c, step) is not None:
-                arrays[f"{name}/{step}"] = getattr(c, step)
+    for kind, curves_of in found.items():
+        for name, c in curves_of.items():
+            arrays.update({f"{kind}/{name}/{step}": getattr(c, step) for step in STEPS if getattr(c, step) is not None})
     with files.commit(path) as part, open(part, "wb") as file:
         np.savez(file, **arrays)
 
@@ -164,12 +175,15 @@ def _read_curves(path, digest, view):
         with np.load(path, allow_pickle=False) as data:
             if str(data["digest"]) != digest:
                 return None
-            return {
-                layer.name: LayerCurves(
-                    **{s: data[f"{layer.name}/{s}"] for s in STEPS if f"{layer.name}/{s}" in data}
-                )
-                for layer in view.layers
-            }
+            return tuple(
+                {
+                    layer.name: LayerCurves(
+                        **{s: data[f"{kind}/{layer.name}/{s}"] for s in STEPS if f"{kind}/{layer.name}/{s}" in data}
+                    )
+                    for layer in view.layers
+                }
+                for kind in ("own", "output")
+            )
     except Exception:
         # A cache: whatever is wrong with it, it is made anew.
         return None

@@ -69,7 +69,10 @@ class Problems:
                     layer.name, "the activations it reads must be finite", got=f"{bad} NaN or infinite values",
                     fix="check the weights and the images",
                 )  # fmt: skip
-            for part, moments in ((slice(start, min(stop, self.n_fit)), fit), (slice(max(start, self.n_fit), stop), held_out)):
+            for part, moments in (
+                (slice(start, min(stop, self.n_fit)), fit),
+                (slice(max(start, self.n_fit), stop), held_out),
+            ):
                 if part.start < part.stop:
                     rows = self._rows(layer, module, x[part.start - start : part.stop - start], part.start, part.stop)
                     moments.update(*rows)
@@ -119,4 +122,3 @@ def layer_weight(module, layer):
         return module.weight
     map_shape = layer.input_space.map_shape if layer.input_space else (1, 1)
     return module.weight.reshape(len(module.weight), -1, *map_shape)
-

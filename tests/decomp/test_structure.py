@@ -68,7 +68,7 @@ def test_classes_of_others_are_refused_by_name():
 HOSTILE = [
     ("function", lambda d: d["nodes"][1].update(op="call_function", target="torch.load", args=["/etc/passwd"])),
     ("function", lambda d: d["nodes"][1].update(op="call_function", target="os.system", args=["true"])),
-    ("attribute", lambda d: d["nodes"][1].update(op="call_function", target="builtins.getattr", args=[{"node": "x"}, "__class__"])),
+    ("attribute", lambda d: d["nodes"][1].update(op="call_function", target="builtins.getattr", args=[1, "__class__"])),
     ("method", lambda d: d["nodes"][1].update(op="call_method", target="__reduce__")),
     ("operation", lambda d: d["nodes"][1].update(op="call_code")),
     ("torch.nn does not have", lambda d: d["modules"]["0"].update(type="Module_")),

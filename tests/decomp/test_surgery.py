@@ -117,7 +117,9 @@ def test_a_layer_without_a_space_is_not_narrowed():
     view = NetworkGraph(network, (3, 8, 8))
     own = network.conv1
     solution = surgery.LayerSolution(
-        "conv1", Selection(torch.tensor([0]), 8), FactoredConv.dense(own.weight.detach()[:, :1], None, Geometry((1, 1), (1, 1)))
+        "conv1",
+        Selection(torch.tensor([0]), 8),
+        FactoredConv.dense(own.weight.detach()[:, :1], None, Geometry((1, 1), (1, 1))),
     )
     with pytest.raises(DecompError, match="conv1: its input cannot be narrowed"):
         surgery.apply_solution(network, view, solution)
