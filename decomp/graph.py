@@ -149,7 +149,7 @@ def trace(model, name="model"):
 def _place(error):
     """' at file.py:line' of the deepest frame outside torch, or ''."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename.replace("\\", "/")]
-    frames = [f for f in frames if not f.filename.endswith("graph.py") and not f.filename.startswith("<")]
+    frames = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<")]
     if not frames:
         return ""
     return f" at {frames[-1].filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frames[-1].lineno}"
