@@ -85,7 +85,7 @@ def decompose(
     run = RunDirectory(run) if source_run is None else planning.borrow(run, source_run)
     run = RunDirectory.open(run)
     asked = {
-        "speedup": speedup, "steps": list(steps), "selector": selector, "allocation": allocation,
+        "speedup": float(speedup), "steps": list(steps), "selector": selector, "allocation": allocation,
         "activation_aware": activation_aware,
     }  # fmt: skip
     with run.lock(), reporter.stage("decompose"):
@@ -228,12 +228,13 @@ def write_layer(path, solution, report, parent):
         if factor.bias is not None:
             tensors[f"{name}.bias"] = factor.bias.detach().cpu().contiguous()
         factors.append({"name": name, **vars(factor.geometry)})
-    header = {"layer": solution.name, "factors": factors, "report": report, "n_total": None}
+    header = {"format": "decomp-layer", "format_version": LAYER_FORMAT, "parent": parent}
+    header.update(layer=solution.name, factors=factors, report=report, n_total=None)
     if solution.keep is not None:
         tensors["keep"] = solution.keep.keep.cpu()
         header["n_total"] = solution.keep.n_total
-    metadata = {"format": "decomp-layer", "format_version": str(LAYER_FORMAT), "parent": parent}
-    metadata["header"] = json.dumps(header, sort_keys=True)
+    # One entry: safetensors keeps several in no fixed order, and equal work must give equal bytes.
+    metadata = {"decomp": json.dumps(header, sort_keys=True)}
     with files.commit(path) as part:
         save_file({k: v.clone() for k, v in tensors.items()}, str(part), metadata=metadata)
 
@@ -250,13 +251,13 @@ def read_layer(path, parent):
     try:
         with safe_open(str(path), "pt") as file:
             metadata, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata.get("header", "{}"))
+        header = json.loads(metadata.get("decomp", "{}"))
     except Exception as error:
         raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error
-    if metadata.get("format") != "decomp-layer" or int(metadata.get("format_version", 0)) > LAYER_FORMAT:
-        raise FileError(path, "is not a layer file of this version", got=metadata.get("format"), fix=fix)
-    if metadata.get("parent") != parent:
-        raise FileError(path, f"was made from {metadata.get('parent', '')[:12]}", got=parent[:12], fix=fix)
+    if header.get("format") != "decomp-layer" or header.get("format_version", 0) > LAYER_FORMAT:
+        raise FileError(path, "is not a layer file of this version", got=header.get("format"), fix=fix)
+    if header.get("parent") != parent:
+        raise FileError(path, f"was made from {str(header.get('parent'))[:12]}", got=parent[:12], fix=fix)
     try:
         return _rebuild(header, tensors), header["report"]
     except (KeyError, TypeError, ValueError) as error:

@@ -79,14 +79,10 @@ def read_structure(path):
     path = Path(path)
     if not (path / "structure.json").is_file():
         raise FileError(path, "is not an emitted network (no structure.json in it)", fix="give a model/ directory")
-    structure = files.read_json(path / "structure.json")
-    if not isinstance(structure, dict) or structure.get("format") != FORMAT:
-        raise FileError(path / "structure.json", "is not the structure of a network written by decomp")
-    if structure.get("format_version", 0) > VERSION:
-        raise FileError(
-            path / "structure.json", f"has a newer format than this decomp reads ({VERSION})",
-            got=structure["format_version"], fix="update decomp",
-        )  # fmt: skip
+    structure = files.read_json(path / "structure.json", kind=FORMAT, format_version=VERSION, fix="write it again")
+    for key, kind in (("graph", dict), ("edits", list), ("meta", dict), ("weights_sha256", str)):
+        if not isinstance(structure.get(key), kind):
+            raise FileError(path / "structure.json", f"the structure is broken (no {key})", fix="write it again")
     return structure
 
 

@@ -1,0 +1,351 @@
+"""Freeze, plan and decompose on small chains and a branching network, over scikit-learn's digits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from networks import randomise
+from safetensors import safe_open
+from torch import nn
+
+import decomp
+from decomp import capture
+from decomp.cost import cost
+from decomp.data import models, sources
+from decomp.data.frozen import FrozenFile
+from decomp.errors import DecompError, FileError, NumericalError, TargetError, UsageError
+from decomp.pipelines import decompose as stage
+from decomp.pipelines import emit, files
+from decomp.pipelines.decompose import decompose
+from decomp.pipelines.freeze import freeze
+from decomp.pipelines.log import Reporter
+from decomp.pipelines.rundir import RunDirectory
+
+SHAPE = (1, 8, 8)
+
+
+class Collected(Reporter):
+    """A reporter whose lines can be looked at."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.told = []
+
+    def step(self, message, **fields):
+        self.told.append(message)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv1 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.conv2 = nn.Conv2d(12, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def plain():
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(inplace=True),
+        nn.Conv2d(12, 16, (3, 2), stride=(1, 2), padding=(1, 0)), nn.ReLU6(),
+        nn.Conv2d(16, 16, 3, padding="same", dilation=2),
+        nn.PReLU(16), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * 4 * 2, 10),
+    )  # fmt: skip
+
+
+NETWORKS = {"plain": plain, "residual": Residual}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in another order are other bytes; runs are compared byte for byte."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def known_networks(monkeypatch):
+    real = models.load_model
+
+    def load(name, **options):
+        if name not in NETWORKS:
+            return real(name, **options)
+        return models.LoadedModel(randomise(NETWORKS[name]()), name, SHAPE, "0" * 64, "random")
+
+    monkeypatch.setattr(models, "load_model", load)
+
+
+def make_run(path, name="plain", **options):
+    freeze(path, model=name, data="digits", n_images=options.pop("n_images", 400), reporter=Collected(), **options)
+    return RunDirectory.open(path)
+
+
+@pytest.fixture(scope="module")
+def frozen_runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs"), {}
+
+
+@pytest.fixture
+def run(frozen_runs, tmp_path, request):
+    folder, made = frozen_runs
+    name = getattr(request, "param", "plain")
+    if name not in made:
+        made[name] = make_run(folder / name, name).path
+    shutil.copytree(made[name], tmp_path / "run")
+    return RunDirectory.open(tmp_path / "run")
+
+
+def bytes_of(run):
+    return {p.relative_to(run.path): p.read_bytes() for p in sorted(run.path.rglob("*.safetensors"))}
+
+
+# -- freeze ------------------------------------------------------------------------------------------------
+
+
+def test_frozen_points_are_the_responses_of_the_model_as_given(run):
+    module = randomise(plain())
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        assert frozen.layers == ["0", "3", "5", "9"]
+        x = frozen.images(0, 400)
+        after_bn = module[1](module[0](x))
+        wanted = capture.responses(after_bn, frozen.positions(frozen.grid_of("0")))
+        assert torch.allclose(frozen.responses("0"), wanted, atol=1e-5)
+        assert torch.allclose(frozen.responses("9")[:, 0], module(x), atol=1e-5)
+        assert not torch.equal(frozen.positions("8x8")[0], frozen.positions("8x8")[1])
+
+
+def test_calibration_images_are_training_images(run):
+    train = sources.open_source("digits").train
+    every = {row.numpy().tobytes() for row in train.images(torch.arange(len(train)))}
+    with FrozenFile(run.frozen) as frozen:
+        assert all(row.numpy().tobytes() in every for row in frozen.images(0, 400))
+
+
+def test_freezing_twice_does_nothing_and_otherwise_refuses(run):
+    before = run.frozen.stat().st_mtime_ns
+    result = freeze(run, model="plain", data="digits", n_images=400, reporter=Collected())
+    assert result.done_before and run.frozen.stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="holds frozen points for n_images = 400, got 300"):
+        freeze(run, model="plain", data="digits", n_images=300, reporter=Collected())
+    with pytest.raises(UsageError, match="holds frozen points for model = plain, got residual"):
+        freeze(run, model="residual", data="digits", n_images=400, reporter=Collected())
+
+
+def test_the_seed_decides_and_nothing_else(tmp_path):
+    torch.manual_seed(1)
+    one = make_run(tmp_path / "one", n_images=50)
+    torch.manual_seed(2)
+    two = make_run(tmp_path / "two", n_images=50)
+    three = make_run(tmp_path / "three", n_images=50, seed=1)
+    opened = [FrozenFile(r.frozen) for r in (one, two, three)]
+    images = [f.images(0, 50) for f in opened]
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+    assert torch.equal(opened[0].responses("3"), opened[1].responses("3"))
+
+
+def test_numbers_that_are_none_are_found_with_their_layer(tmp_path, monkeypatch):
+    def poisoned():
+        module = plain()
+        module.register_forward_pre_hook(lambda m, i: None)
+        return module
+
+    monkeypatch.setitem(NETWORKS, "poisoned", poisoned)
+    real = capture.responses
+
+    def responses(y, positions):
+        rows = real(y, positions)
+        return rows.index_fill(2, torch.tensor([0]), float("nan")) if y.dim() == 2 else rows
+
+    monkeypatch.setattr(capture, "responses", responses)
+    with pytest.raises(NumericalError, match="9: the responses must be finite"):
+        make_run(tmp_path / "bad", "poisoned", n_images=20)
+    assert not (tmp_path / "bad" / "frozen.h5").exists()
+
+
+# -- decompose ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", ["plain", "residual"], indirect=True)
+@pytest.mark.parametrize("steps", [("spatial",), ("channel",), ("prune",), ("spatial", "channel", "prune")])
+def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
+    told = Collected()
+    result = decompose(run, speedup=1.4, steps=steps, reporter=told)
+    original, network = emit.load(run.original_dir), decomp.load(run.path)
+    before, after = cost(original, SHAPE), cost(network, SHAPE)
+    assert before.macs == result.facts["macs_before"] and after.macs == result.facts["macs_after"]
+    assert after.macs <= before.macs / 1.4
+    plan = json.loads(run.plan_json.read_text())
+    sizes = {"prune": "keep", "spatial": "spatial_rank", "channel": "channel_rank"}
+    for step, name in sizes.items():
+        used = any(layer[name] is not None for layer in plan["layers"])
+        assert used <= (step in steps)
+    assert torch.isfinite(network(torch.randn(2, *SHAPE))).all()
+    # Before any layer was solved, each was listed with what it gets or why it is left alone.
+    first_solved = next(i for i, line in enumerate(told.told) if "response error" in line)
+    listed = "\n".join(told.told[:first_solved])
+    assert all(layer["layer"] in listed for layer in plan["layers"]) and "reads the image itself" in listed
+
+
+def test_each_layer_answers_like_the_original_on_what_it_now_reads(run):
+    """Asymmetry: the fitted error of every layer, measured on the emitted network itself, is the reported one."""
+    result = decompose(run, speedup=2, reporter=Collected())
+    network = emit.load(run.model_dir)
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        x = frozen.images(0, 360)
+        for report in result.facts["layers"]:
+            values = {}
+            module = network.get_submodule(report["layer"])
+            hook = module.register_forward_hook(lambda m, i, o, values=values: values.update(y=o.clone()))
+            network(x)
+            hook.remove()
+            reader_keeps_all = values["y"].shape[1] == frozen.responses(report["layer"]).shape[-1]
+            if not reader_keeps_all:
+                continue
+            got = capture.responses(values["y"], frozen.positions(frozen.grid_of(report["layer"]))[:360]).flatten(0, 1)
+            wanted = frozen.responses(report["layer"], 0, 360).flatten(0, 1)
+            error = (got - wanted).double()
+            assert error.mean(0).abs().max() < 1e-3 * wanted.std()
+            relative = (error - error.mean(0)).square().sum() / (wanted - wanted.mean(0)).double().square().sum()
+            last = list(report["errors"].values())[-1]["fitted"]
+            assert relative.item() == pytest.approx(last, rel=1e-3, abs=1e-7)
+
+
+def test_nothing_is_lost_at_full_sizes(run):
+    decompose(run, speedup=2, plan_only=True, reporter=Collected())
+    data = json.loads(run.plan_json.read_text())
+    for layer in data["layers"]:
+        layer.update(keep=None, spatial_rank=None, channel_rank=None)
+    data["layers"][1].update(keep=12, spatial_rank=32, channel_rank=16)
+    data["layers"][2].update(keep=16, spatial_rank=48)
+    run.plan_json.write_text(json.dumps(data))
+    decompose(run, speedup=2, reporter=Collected(), activation_aware=True)
+    x = sources.open_source("digits").train.images(torch.arange(200))
+    wanted, got = emit.load(run.original_dir)(x), emit.load(run.model_dir)(x)
+    assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_stopped_at_any_commit_and_resumed_ends_in_the_same_bytes(run, tmp_path, monkeypatch, place):
+    shutil.copytree(run.path, tmp_path / "whole")
+    whole = RunDirectory.open(tmp_path / "whole")
+    decompose(whole, speedup=2, reporter=Collected())
+    commits = []
+
+    def counted(write):
+        def commit(*args, **options):
+            if len(commits) == place:
+                raise Stop
+            commits.append(1)
+            return write(*args, **options)
+
+        return commit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "write_layer", counted(stage.write_layer))
+        patch.setattr(emit, "save", counted(emit.save))
+        with pytest.raises(Stop):
+            decompose(run, speedup=2, reporter=Collected())
+    assert len(list(run.layers_dir.glob("*.safetensors")) if run.layers_dir.exists() else []) == min(place, 4)
+    assert not run.model_dir.exists()
+    decompose(run, speedup=2, reporter=Collected())
+    assert bytes_of(run) == bytes_of(whole)
+
+
+def test_doing_it_twice_does_nothing_and_otherwise_refuses_until_redo(run):
+    decompose(run, speedup=2, reporter=Collected())
+    before = bytes_of(run)
+    again = decompose(run, speedup=2, reporter=Collected())
+    assert again.done_before and "already" in again.lines()[0] and bytes_of(run) == before
+    with pytest.raises(UsageError, match="was decomposed with speedup = 2.0, got 3.0"):
+        decompose(run, speedup=3, reporter=Collected())
+    decompose(run, speedup=3, redo=True, reporter=Collected())
+    assert cost(emit.load(run.model_dir), SHAPE).macs <= cost(emit.load(run.original_dir), SHAPE).macs / 3
+
+
+def test_another_run_from_the_same_points_equals_one_of_its_own(run, tmp_path):
+    decompose(tmp_path / "other", speedup=2, source_run=run.path, reporter=Collected())
+    decompose(run, speedup=2, reporter=Collected())
+    assert bytes_of(run) == bytes_of(RunDirectory.open(tmp_path / "other"))
+
+
+def test_an_edited_plan_is_used_and_a_wrong_one_refused(run):
+    decompose(run, speedup=2, plan_only=True, reporter=Collected())
+    assert not run.model_dir.exists()
+    data = json.loads(run.plan_json.read_text())
+    data["layers"][1]["spatial_rank"] = 100
+    run.plan_json.write_text(json.dumps(data))
+    with pytest.raises(TargetError, match=r"3: spatial_rank must be in 1\.\.32"):
+        decompose(run, speedup=2, reporter=Collected())
+    data["layers"][1].update(spatial_rank=5, keep=7, channel_rank=None)
+    run.plan_json.write_text(json.dumps(data))
+    decompose(run, speedup=2, reporter=Collected())
+    with safe_open(str(run.layer_file(1, "3")), "pt") as file:
+        assert file.get_slice("vertical.weight").get_shape() == [5, 7, 3, 1]
+
+
+def test_layers_of_another_plan_are_refused(run):
+    decompose(run, speedup=2, reporter=Collected())
+    shutil.rmtree(run.model_dir)
+    data = json.loads(run.plan_json.read_text())
+    data["layers"][2]["keep"] = 3
+    run.plan_json.write_text(json.dumps(data))
+    with pytest.raises(FileError, match="was made from .*, got .*; run decompose again with --redo"):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "flip", "empty"])
+def test_broken_layer_files_are_named(run, spoil):
+    decompose(run, speedup=2, reporter=Collected())
+    shutil.rmtree(run.model_dir)
+    path = run.layer_file(1, "3")
+    content = bytearray(path.read_bytes())
+    if spoil == "truncate":
+        content = content[:-10]
+    elif spoil == "flip":
+        content[-3] ^= 255
+    else:
+        content = b""
+    path.write_bytes(bytes(content))
+    with pytest.raises(FileError, match="--redo"):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+def test_points_of_another_network_are_refused(run):
+    network = emit.load(run.original_dir)
+    network.get_submodule("0").weight.data *= 2
+    emit.save(network, run.original_dir, input_shape=SHAPE)
+    with pytest.raises(FileError, match="was frozen from the network"):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+def test_out_of_reach_and_senseless_targets(run):
+    with pytest.raises(TargetError, match=r"at most \d+\.\d+x can be reached"):
+        decompose(run, speedup=5000, reporter=Collected())
+    with pytest.raises(UsageError, match="must be above 1, got 1"):
+        decompose(run, speedup=1, reporter=Collected())
+    assert files.read_json(run.run_json)["stages"]["freeze"]
+
+
+@pytest.mark.parametrize("allocation", ["energy", "uniform"])
+@pytest.mark.parametrize("selector", ["lasso", "random"])
+def test_other_allocations_and_selectors(run, allocation, selector):
+    result = decompose(run, speedup=2, allocation=allocation, selector=selector, reporter=Collected())
+    assert result.facts["macs_after"] <= result.facts["macs_before"] / 2
+
+
+def test_a_network_with_nothing_to_treat_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "depth", lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(64, 10)))
+    run = make_run(tmp_path / "run", "depth", n_images=30)
+    with pytest.raises(DecompError, match="no layer can be treated with --steps spatial"):
+        decompose(run, speedup=2, steps=("spatial",), reporter=Collected())
