@@ -216,9 +216,9 @@ Examples:
 @click.option(
     "--selector",
     type=click.Choice(parse.SELECTORS),
-    default="lasso",
+    default="best",
     show_default=True,
-    help="How the channels to keep are chosen.",
+    help="How the channels to keep are chosen; best takes lasso or backward, whichever fits better.",
 )
 @click.option(
     "--allocation",

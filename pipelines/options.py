@@ -7,7 +7,7 @@ import re
 from decomp.errors import UsageError
 
 STEPS = ("spatial", "channel", "prune")
-SELECTORS = ("lasso", "backward", "l1", "max-response", "first-k", "random")
+SELECTORS = ("best", "lasso", "backward", "l1", "max-response", "first-k", "random")
 ALLOCATIONS = ("joint", "energy", "uniform")
 
 
