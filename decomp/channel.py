@@ -9,7 +9,7 @@ from torch import Tensor
 
 from decomp.errors import DecompError
 from decomp.factors import ConvFactor, FactoredConv, Geometry
-from decomp.linalg import METRIC_FLOOR, RIDGE, LeastSquares, factorise, least_squares, reduced_rank, symmetric_eigen
+from decomp.linalg import EVIDENCE, METRIC_FLOOR, LeastSquares, factorise, least_squares, reduced_rank, symmetric_eigen
 from decomp.moments import Moments
 from decomp.problem import LayerProblem, matrix_to_weight, weight_to_matrix
 from decomp.spatial import through_vertical
@@ -35,7 +35,7 @@ def decompose(
     *,
     base: FactoredConv | None = None,
     activation_aware: bool = True,
-    ridge: float = RIDGE,
+    ridge: float | str = EVIDENCE,
     iterations: int = ITERATIONS,
 ) -> FactoredConv:
     r"""``rank`` filters of the layer's shape, and a 1×1 convolution that mixes them into its n responses.
@@ -66,7 +66,7 @@ def decompose(
         stays as it is.
     activation_aware : bool
         Activations other than identity, relu and relu6 are fitted linearly; the report says so.
-    ridge : float
+    ridge : float or 'evidence'
         See `linalg.least_squares`.
     iterations : int
         At most so many for each penalty.

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from decomp.errors import DecompError
-from decomp.linalg import RIDGE, factorise, least_squares, metric_roots, response_basis
+from decomp.linalg import EVIDENCE, choose_ridge, factorise, least_squares, metric_roots, response_basis
 from decomp.moments import Moments
 from decomp.problem import LayerProblem, columns_of
 from decomp.selection import retention_order
-from decomp.spatial import closed_form, max_rank, through_vertical
+from decomp.spatial import closed_form, coefficients, max_rank, through_vertical
 
 
-def spatial_curve(problem: LayerProblem, held_out: Moments | None = None, *, ridge: float = RIDGE) -> np.ndarray:
+def spatial_curve(
+    problem: LayerProblem, held_out: Moments | None = None, *, ridge: float | str = EVIDENCE
+) -> np.ndarray:
     """Error of `spatial.split` at every rank, H fitted.
 
     The columns of V at rank R are the first R of those at full rank, so the features of all ranks are nested and
@@ -27,8 +29,8 @@ def spatial_curve(problem: LayerProblem, held_out: Moments | None = None, *, rid
     held_out : Moments, optional
         Moments of other rows of the layer to measure the error on, about their own means; None measures on the
         fitted rows.
-    ridge : float
-        See `linalg.least_squares` (here it pulls towards 0).
+    ridge : float or 'evidence'
+        See `linalg.least_squares`; 'evidence' chooses it once, for the full rank and no prior.
 
     Returns
     -------
@@ -37,13 +39,15 @@ def spatial_curve(problem: LayerProblem, held_out: Moments | None = None, *, rid
         than the one before: on held-out rows, the least up to that rank.
     """
     problem.checked()
-    V, _ = closed_form(problem, max_rank(problem), ridge=ridge)
+    V, H = closed_form(problem, max_rank(problem))
     fitted = through_vertical(problem.moments, V, problem.kernel)
     other = None if held_out is None else through_vertical(held_out, V, problem.kernel)
-    return nested_errors(fitted, problem.kernel[1], other, metric=problem.metric, ridge=ridge)
+    return nested_errors(fitted, problem.kernel[1], other, prior=coefficients(H), metric=problem.metric, ridge=ridge)
 
 
-def channel_curve(problem: LayerProblem, held_out: Moments | None = None, *, ridge: float = RIDGE) -> np.ndarray:
+def channel_curve(
+    problem: LayerProblem, held_out: Moments | None = None, *, ridge: float | str = EVIDENCE
+) -> np.ndarray:
     """Error of the linear `channel.decompose` without a base at every rank.
 
     On the fitted rows: the least-squares error plus the eigenvalues left out. Parameters and result as in
@@ -69,7 +73,7 @@ def selection_curve(
     selector: str = "backward",
     order: list[int] | None = None,
     seed: int = 0,
-    ridge: float = RIDGE,
+    ridge: float | str = EVIDENCE,
 ) -> np.ndarray:
     """Error at every number of kept input channels, the weights on them fitted.
 
@@ -98,7 +102,8 @@ def selection_curve(
     columns = columns_of(torch.tensor(order), problem.kernel)
     fitted = problem.moments.take_inputs(columns)
     other = None if held_out is None else held_out.take_inputs(columns)
-    return nested_errors(fitted, len(columns) // len(order), other, metric=problem.metric, ridge=ridge)
+    prior, block = problem.matrix()[columns.to(fitted.K.device)], len(columns) // len(order)
+    return nested_errors(fitted, block, other, prior=prior, metric=problem.metric, ridge=ridge)
 
 
 def nested_errors(
@@ -106,14 +111,15 @@ def nested_errors(
     block: int,
     held_out: Moments | None = None,
     *,
+    prior: Tensor | None = None,
     metric: Tensor | None = None,
-    ridge: float = RIDGE,
+    ridge: float | str = EVIDENCE,
 ) -> np.ndarray:
     r"""Least-squares error with the first 0, 1, 2, … blocks of inputs, all from one Cholesky factor.
 
-    With K + λI = LLᵀ, the inputs L⁻¹x are orthonormal and the first j span the first j of x, so the coefficients
-    L⁻¹C do not change as inputs are added. On held-out rows the same coefficients are judged by the held-out
-    moments, brought to the same coordinates.
+    With K + λI = LLᵀ, the inputs L⁻¹x span step by step what the first of x span, and the coefficients of each
+    fit on the first j, L⁻¹(C + λB₀), do not change as inputs are added. The moments of the rows to be judged,
+    brought to the same coordinates, then give the error of every fit.
 
     Parameters
     ----------
@@ -122,8 +128,11 @@ def nested_errors(
     block : int
         Inputs added at a time; divides p.
     held_out : Moments, optional
+        Rows to judge; None judges the fitted rows.
+    prior : Tensor of shape (p, n), optional
+        B₀ of `linalg.least_squares`.
     metric : Tensor of shape (n, n), optional
-    ridge : float
+    ridge : float or 'evidence'
 
     Returns
     -------
@@ -133,21 +142,24 @@ def nested_errors(
     p = moments.K.shape[0]
     if p % block:
         raise DecompError("curve", f"blocks of {block} must divide the inputs", got=p)
+    # Without the prior: with all inputs it may be exact, and says nothing of the narrow fits before.
+    ridge = choose_ridge(moments) if ridge == EVIDENCE else ridge
+    L, ridge = factorise(moments.K, ridge)
+    right = moments.C
+    if prior is not None:
+        right = right + ridge * (float(moments.K.diagonal().mean()) or 1.0) * prior.to(moments.K)
+    judged = moments if held_out is None else held_out
     root = None if metric is None else metric_roots(metric.to(moments.K))[0]
-    L, _ = factorise(moments.K, ridge)
-    weights = torch.linalg.solve_triangular(L, moments.C if root is None else moments.C @ root, upper=False)
-    if held_out is None:
-        gains, S = weights.square().sum(dim=1), moments.S
-    else:
-        S = held_out.S
-        C = torch.linalg.solve_triangular(L, held_out.C if root is None else held_out.C @ root, upper=False)
-        K = torch.linalg.solve_triangular(L, held_out.K, upper=False)
-        K = torch.linalg.solve_triangular(L, K.T, upper=False)
-        # Σ_ij≤r w_i·w_j K_ij grows by twice its new row less the diagonal.
-        quadratic = (weights @ weights.T) * K
-        gains = 2 * (weights * C).sum(dim=1) - 2 * quadratic.tril().sum(dim=1) + quadratic.diagonal()
-    total = S.trace() if root is None else (root * (S @ root)).sum()
-    return _relative(total, gains.view(-1, block).sum(dim=1))
+    if root is not None:
+        right, judged = right @ root, judged.map_outputs(root)
+    weights = torch.linalg.solve_triangular(L, right, upper=False)
+    C = torch.linalg.solve_triangular(L, judged.C, upper=False)
+    K = torch.linalg.solve_triangular(L, judged.K, upper=False)
+    K = torch.linalg.solve_triangular(L, K.T, upper=False)
+    # Σ_ij≤r w_i·w_j K_ij grows by twice its new row less the diagonal.
+    K *= weights @ weights.T
+    gains = 2 * (weights * C).sum(dim=1) - 2 * K.tril().sum(dim=1) + K.diagonal()
+    return _relative(judged.S.trace(), gains.view(-1, block).sum(dim=1))
 
 
 def _relative(total: Tensor, gains: Tensor) -> np.ndarray:

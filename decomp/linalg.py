@@ -16,6 +16,12 @@ RIDGE = 1e-8
 # Where the factorisation fails, the ridge grows by this factor, up to the bound; then the layer is refused.
 RIDGE_GROWTH = 10.0
 RIDGE_BOUND = 1e-2
+# The ridge that the rows themselves ask for, see `choose_ridge`.
+EVIDENCE = "evidence"
+# Where a ridge is searched: decades of the mean diagonal.
+RIDGE_DECADES = (-8, 1)
+# A prior that leaves less than this share of the responses' variance is exact up to rounding of float32 rows.
+EXACT = 1e-6
 # Eigenvalues of an output metric are raised to this share of their mean: the metric must be invertible.
 METRIC_FLOOR = 1e-6
 
@@ -79,7 +85,7 @@ def factorise(K: Tensor, ridge: float = RIDGE, *, name: str = "least squares") -
     )
 
 
-def least_squares(moments: Moments, *, ridge: float = RIDGE, prior: Tensor | None = None) -> LeastSquares:
+def least_squares(moments: Moments, *, ridge: float | str = RIDGE, prior: Tensor | None = None) -> LeastSquares:
     r"""Ridge regression of the responses on the inputs, with an unpenalised intercept.
 
     .. math:: \min_B \; tr(B^T K B - 2 B^T C) + \lambda\,\overline{diag K}\,\|B - B_0\|_F^2,
@@ -90,8 +96,9 @@ def least_squares(moments: Moments, *, ridge: float = RIDGE, prior: Tensor | Non
     Parameters
     ----------
     moments : Moments
-    ridge : float
-        λ. If the Cholesky factorisation fails it grows tenfold until it does not; the report says so.
+    ridge : float or 'evidence'
+        λ, or the λ that `choose_ridge` finds. If the Cholesky factorisation fails it grows tenfold until it does
+        not; the report says so.
     prior : Tensor of shape (p, n), optional
         B₀, what the ridge pulls towards: in directions that the rows leave open the result keeps B₀. None is 0.
 
@@ -108,13 +115,78 @@ def least_squares(moments: Moments, *, ridge: float = RIDGE, prior: Tensor | Non
     -----
     With a prior the result is B₀ + (K + λI)⁻¹(C − K B₀), so a prior that is exact already is returned exactly.
     """
-    L, used = factorise(moments.K, ridge)
+    asked = choose_ridge(moments, prior) if ridge == EVIDENCE else ridge
+    L, used = factorise(moments.K, asked)
     if prior is None:
         B = torch.cholesky_solve(moments.C, L)
     else:
         prior = prior.to(moments.K)
         B = prior + torch.cholesky_solve(moments.C - moments.K @ prior, L)
-    return LeastSquares(B, intercept(moments, B), {"ridge": used, "ridge_raised": used > ridge})
+    return LeastSquares(B, intercept(moments, B), {"ridge": used, "ridge_raised": used > asked})
+
+
+def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
+    r"""The ridge of largest evidence: how far the rows are to be trusted against the prior.
+
+    With B ~ N(B₀, σ²/λ) and Y − XB ~ N(0, σ²), σ² taken where it is most likely, N − 1 rows that are free about
+    their mean and r(λ) the least penalised squared error, twice the negative logarithm of the probability of the
+    responses is, up to a constant (MacKay 1992, section 4),
+
+    .. math:: n\,(\log\det(K + \lambda I) - p \log\lambda) + (N - 1)\,n\,\log r(\lambda).
+
+    It is lowered over decades, then by a parabola through the best three. Many rows a coefficient give a small
+    ridge; as few rows as coefficients, where plain least squares fits noise without bound, give a large one.
+
+    Parameters
+    ----------
+    moments : Moments
+    prior : Tensor of shape (p, n), optional
+        B₀; None is 0.
+
+    Returns
+    -------
+    float
+        Relative to the mean diagonal of K. `RIDGE_BOUND` where the prior is exact (a share `EXACT` of the variance
+        is left): the rows cannot say more then.
+    """
+    p, n = moments.C.shape
+    mean_diagonal, total = float(moments.K.diagonal().mean()), float(moments.S.trace())
+    if not mean_diagonal > 0 or not total > 0:
+        return RIDGE
+    right, left_over = moments.C, total
+    if prior is not None:
+        prior = prior.to(moments.K)
+        right = moments.C - moments.K @ prior
+        # tr(S − 2B₀ᵀC + B₀ᵀKB₀), what the prior leaves.
+        left_over = total - float((prior * (moments.C + right)).sum())
+        if left_over <= EXACT * total:
+            return RIDGE_BOUND
+    found = {}
+
+    def cost(decade: int) -> float:
+        if not RIDGE_DECADES[0] <= decade <= RIDGE_DECADES[1]:
+            return math.inf
+        if decade not in found:
+            penalty = 10.0**decade * mean_diagonal
+            shifted = moments.K.clone()
+            shifted.diagonal().add_(penalty)
+            L, info = torch.linalg.cholesky_ex(shifted)
+            if int(info):
+                found[decade] = math.inf
+                return math.inf
+            explained = float(torch.linalg.solve_triangular(L, right, upper=False).square().sum())
+            determinant = 2 * float(L.diagonal().log().sum()) - p * math.log(penalty)
+            error = max(left_over - explained, 1e-2 * EXACT * total)
+            found[decade] = n * determinant + (moments.n_rows - 1) * n * math.log(error)
+        return found[decade]
+
+    best = min(max(round(math.log10(p / max(moments.n_rows, 1))) - 2, RIDGE_DECADES[0]), RIDGE_DECADES[1])
+    while min(cost(best - 1), cost(best + 1)) < cost(best):
+        best = best - 1 if cost(best - 1) < cost(best + 1) else best + 1
+    below, here, above = cost(best - 1), cost(best), cost(best + 1)
+    curvature = below - 2 * here + above
+    shift = (below - above) / (2 * curvature) if math.isfinite(curvature) and curvature > 0 else 0.0
+    return 10.0 ** (best + shift) if math.isfinite(here) else RIDGE_BOUND
 
 
 def intercept(moments: Moments, B: Tensor) -> Tensor:
@@ -151,7 +223,7 @@ def reduced_rank(
     rank: int,
     *,
     metric: Tensor | None = None,
-    ridge: float = RIDGE,
+    ridge: float | str = RIDGE,
     prior: Tensor | None = None,
     solution: LeastSquares | None = None,
 ) -> ReducedRank:

@@ -11,24 +11,34 @@ from torch import Tensor
 from decomp.channel import activation_targets, why_linear
 from decomp.errors import DecompError
 from decomp.factors import ConvFactor, FactoredConv, compose
-from decomp.linalg import factorise, intercept, least_squares, metric_roots
+from decomp.linalg import EVIDENCE, choose_ridge, factorise, intercept, least_squares, metric_roots
 from decomp.problem import LayerProblem, matrix_to_weight, weight_to_matrix
 from decomp.spatial import column_covariance
 
 # The search ends when an iteration lowers the error by less than this share of the error at the start.
 TOLERANCE = 1e-5
+# Least ridge for as many rows as inputs, falling with their number: even responses without noise leave the
+# covariance of the inputs uncertain.
+SHRINKAGE = 1e-2
 
 
 def refine(
-    problem: LayerProblem, factored: FactoredConv, *, metric: Tensor | None = None, iterations: int = 60
+    problem: LayerProblem,
+    factored: FactoredConv,
+    *,
+    metric: Tensor | None = None,
+    iterations: int = 60,
+    ridge: float | str = EVIDENCE,
 ) -> FactoredConv:
     r"""Lower the error of a chain of factors over all of their weights at once, by L-BFGS.
 
     The chain composes to a dense kernel B of its weights θ, so over all rows, with the best bias, the loss is
 
     .. math:: \min_\theta \; tr\,F (B(\theta)^T K B(\theta) - 2 B(\theta)^T C + S)
+              + \lambda\,tr\,F (B(\theta) - W)^T (B(\theta) - W)
 
-    which needs K and C but no rows; its gradient in B is 2 (KB − C) F. The search runs in coordinates in which
+    with a ridge towards the layer's own weights W. That needs K and C but no rows; the gradient in B is
+    2 (KB − C + λ(B − W)) F. The search runs in coordinates in which
     the first factor reads uncorrelated inputs, F is the identity and neighbouring factors are of equal size:
     from there the same error takes a fraction of the iterations.
 
@@ -44,12 +54,15 @@ def refine(
         F. None takes the problem's own, or the identity where it has none.
     iterations : int
         At most so many L-BFGS iterations.
+    ridge : float or 'evidence'
+        λ relative to the mean diagonal of K, see `linalg.least_squares`. Without it few rows are fitted to the
+        letter: at as many rows as inputs the error on other rows rose by a third.
 
     Returns
     -------
     FactoredConv
         Same names, shapes and geometry, the bias on the last factor. The one given where no better one was
-        found. Report: that of the start, and ``refine`` with ``error_before``, ``error``, ``evaluations``.
+        found. Report: that of the start, and ``refine`` with ``error_before``, ``error``, ``ridge``, ``evaluations``.
 
     Raises
     ------
@@ -67,17 +80,19 @@ def refine(
     metric = problem.metric if metric is None else metric
     metric = None if metric is None else metric.to(problem.moments.K)
     before = problem.moments.error(weight_to_matrix(kernel), metric=metric)
+    # How far the rows are to be trusted over the start; over W they may have been already, in fitting it.
+    ridge = _trusted_ridge(problem, kernel) if ridge == EVIDENCE else ridge
     if len(factored.factors) == 1:
-        found = _exact(problem, kernel)
-        evaluations = 1
+        fit = least_squares(problem.moments, ridge=ridge, prior=problem.matrix())
+        found, evaluations = [matrix_to_weight(fit.weight, fit.weight, problem.kernel)], 1
     else:
-        found, evaluations = _Search(problem, factored, metric).run(iterations)
+        found, evaluations = _Search(problem, factored, metric, ridge).run(iterations)
     result = _with_weights(problem, factored, found)
     after = problem.moments.error(weight_to_matrix(result.compose()[0]), metric=metric)
     if not after < before:
         result, after = factored, before
-    report = {**factored.report, "refine": {"error_before": before, "error": after, "evaluations": evaluations}}
-    return FactoredConv(result.factors, result.names, report)
+    report = {"error_before": before, "error": after, "ridge": ridge, "evaluations": evaluations}
+    return FactoredConv(result.factors, result.names, {**factored.report, "refine": report})
 
 
 def refine_responses(
@@ -88,6 +103,7 @@ def refine_responses(
     rounds: int = 3,
     penalty: float = 0.1,
     iterations: int = 30,
+    ridge: float | str = EVIDENCE,
 ) -> FactoredConv:
     r"""Refine a chain with the activation in view, as `channel.decompose` does, over all factors at once.
 
@@ -107,6 +123,8 @@ def refine_responses(
         Weak penalties go further in a round, strong ones surer; 0.1 beat 1 by about 5 % on three rounds.
     iterations : int
         At most so many L-BFGS iterations in each round.
+    ridge : float or 'evidence'
+        As in `refine`; chosen in the first round.
 
     Returns
     -------
@@ -135,14 +153,18 @@ def refine_responses(
             break
         best, least = current, error
         if count < rounds:
-            current = refine(replace(problem, moments=targets), current, iterations=iterations)
-    report = {"response_error_before": before, "response_error": least, "rounds": count}
+            onto_targets = replace(problem, moments=targets)
+            if ridge == EVIDENCE:
+                ridge = _trusted_ridge(onto_targets, current.compose()[0])
+            current = refine(onto_targets, current, iterations=iterations, ridge=ridge)
+    report = {"response_error_before": before, "response_error": least, "rounds": count, "ridge": ridge}
     return FactoredConv(best.factors, best.names, {**factored.report, "refine_responses": report})
 
 
-def _exact(problem: LayerProblem, kernel: Tensor) -> list[Tensor]:
-    fit = least_squares(problem.moments, prior=weight_to_matrix(kernel))
-    return [matrix_to_weight(fit.weight, fit.weight, problem.kernel)]
+def _trusted_ridge(problem: LayerProblem, kernel: Tensor) -> float:
+    moments = problem.moments
+    floor = SHRINKAGE * moments.K.shape[0] / moments.n_rows
+    return max(choose_ridge(moments, weight_to_matrix(kernel)), floor)
 
 
 def _with_weights(problem: LayerProblem, factored: FactoredConv, weights: list[Tensor]) -> FactoredConv:
@@ -161,8 +183,9 @@ def _with_weights(problem: LayerProblem, factored: FactoredConv, weights: list[T
 class _Search:
     """L-BFGS over the factors in well-scaled coordinates."""
 
-    def __init__(self, problem: LayerProblem, factored: FactoredConv, metric: Tensor | None):
-        self.moments, self.metric = problem.moments, metric
+    def __init__(self, problem: LayerProblem, factored: FactoredConv, metric: Tensor | None, ridge: float):
+        self.moments, self.metric, self.prior = problem.moments, metric, problem.matrix()
+        self.penalty = ridge * float(self.moments.K.diagonal().mean())
         self.shapes = [factor.weight.shape for factor in factored.factors]
         self.L = self._whitening(problem, factored.factors[0].kernel)
         self.root, self.inverse = (None, None) if metric is None else metric_roots(metric)
@@ -200,6 +223,9 @@ class _Search:
             parameters = [*parameters[:-1], torch.tensordot(self.inverse, last, dims=1)]
         return parameters
 
+    def _weighted(self, values: Tensor) -> Tensor:
+        return values if self.metric is None else values @ self.metric
+
     def _evaluate(self) -> Tensor:
         """The loss relative to its start, leaving the gradients on the parameters."""
         self.n_evaluations += 1
@@ -207,13 +233,12 @@ class _Search:
         kernel, _ = compose(weights, [None] * len(weights))
         B = kernel.flatten(1).T
         with torch.no_grad():
+            # tr F(BᵀKB − 2BᵀC + S) = tr F(Bᵀ(KB − C) − BᵀC + S), and the ridge.
             residual = self.moments.K @ B - self.moments.C
-            gradient = residual if self.metric is None else residual @ self.metric
-            weighted_C = self.moments.C if self.metric is None else self.moments.C @ self.metric
-            S = self.moments.S if self.metric is None else self.moments.S * self.metric
-            # tr F(BᵀKB − 2BᵀC + S) = tr F(Bᵀ(KB − C) − BᵀC + S)
-            total = S.trace() if self.metric is None else S.sum()
-            loss = (B * gradient).sum() - (B * weighted_C).sum() + total
+            distance = B - self.prior
+            gradient = self._weighted(residual + self.penalty * distance)
+            loss = (B * self._weighted(residual - self.moments.C)).sum() + self._weighted(self.moments.S).trace()
+            loss += self.penalty * (distance * self._weighted(distance)).sum()
         for parameter in self.parameters:
             parameter.grad = None
         B.backward(gradient * (2 * self.scale))

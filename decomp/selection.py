@@ -12,8 +12,8 @@ from torch import Tensor
 from decomp import lasso
 from decomp.errors import DecompError, NumericalError
 from decomp.factors import Selection
-from decomp.linalg import RIDGE, factorise, least_squares, metric_roots
-from decomp.problem import LayerProblem, matrix_to_weight
+from decomp.linalg import EVIDENCE, choose_ridge, factorise, least_squares, metric_roots
+from decomp.problem import LayerProblem, columns_of, matrix_to_weight
 
 SELECTORS = ("lasso", "backward", "l1", "max-response", "first-k", "random")
 # Eliminations whose effect on K⁻¹ is collected before it is applied in one product.
@@ -107,7 +107,7 @@ class Elimination:
     order : list of int
         Channels in the order in which they went.
     errors : list of float
-        Relative error with all channels, then after each elimination, the other weights refitted.
+        Relative penalised error with all channels, then after each elimination, the other weights refitted.
     report : dict
     """
 
@@ -116,12 +116,13 @@ class Elimination:
     report: dict = field(default_factory=dict)
 
 
-def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float = RIDGE) -> Elimination:
+def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float | str = EVIDENCE) -> Elimination:
     r"""Remove channels one by one, each time the one whose loss costs least after all others are refitted.
 
-    With P = (K + λI)⁻¹ and B = P C over the channels still there, removing channel i raises the squared error by
+    With P = (K + λI)⁻¹ and B = P (C + λW) over the channels still there, the least-squares solution with a ridge
+    towards the old weights W, removing channel i raises the penalised squared error by
 
-    .. math:: tr\,F B_i^T (P_{ii})^{-1} B_i
+    .. math:: tr\,F B_i^T (P_{ii})^{-1} B_i - \lambda\,tr\,F W_i^T W_i
 
     exactly; then P and B are down-dated by the block i (the group form of optimal brain surgeon, Hassibi and
     Stork 1993). Down-dates of P are collected and applied `DELAY` at a time, and P is computed afresh each time
@@ -132,8 +133,8 @@ def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float = RIDGE) 
     problem : LayerProblem
     stop_at : int
         Channels that stay, 1..c.
-    ridge : float
-        λ relative to the mean diagonal of K, see `linalg.factorise`.
+    ridge : float or 'evidence'
+        λ relative to the mean diagonal of K; 'evidence' chooses it once, for all channels and no prior.
 
     Returns
     -------
@@ -146,47 +147,52 @@ def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float = RIDGE) 
     """
     problem.checked()
     if not 1 <= stop_at <= problem.n_channels:
-        raise DecompError(
-            problem.name, f"the number of channels kept must be in 1..{problem.n_channels} (c)", got=stop_at
-        )
-    metric = problem.float64_metric()
-    root = None if metric is None else metric_roots(metric)[0]
-    C, S = problem.moments.C, problem.moments.S
-    if root is not None:
-        C, S = C @ root, root @ S @ root
+        rule = f"the number of channels kept must be in 1..{problem.n_channels} (c)"
+        raise DecompError(problem.name, rule, got=stop_at)
+    moments, metric, prior = problem.moments, problem.float64_metric(), problem.matrix()
+    if ridge == EVIDENCE:
+        # Without the prior: on all channels it may be exact, and says nothing of the narrow fits to come.
+        ridge = choose_ridge(moments)
+    else:
+        _, ridge = factorise(moments.K, ridge, name=problem.name)
     # An absolute ridge: the same regression on fewer channels, not a new one at each refresh.
-    absolute = ridge * float(problem.moments.K.diagonal().mean())
-    channels = torch.arange(problem.n_channels)
-    order, costs, first = [], [], None
+    penalty = ridge * (float(moments.K.diagonal().mean()) or 1.0)
+    if metric is None:
+        right, prior, total = moments.C + penalty * prior, prior, float(moments.S.trace())
+    else:
+        root = metric_roots(metric)[0]
+        right, prior = (moments.C + penalty * prior) @ root, prior @ root
+        total = float((root * (moments.S @ root)).sum())
+    channels, order, squared = torch.arange(problem.n_channels), [], []
     while True:
-        stage = _Elimination(problem, C, channels, absolute)
-        if first is None:
-            first = float(S.trace()) - stage.explained()
-        goal = max(stop_at, len(channels) // 2)
-        for channel, cost in stage.run(len(channels) - goal):
+        stage = _Elimination(problem, right, prior, channels, penalty)
+        if not squared:
+            squared.append(total - stage.explained())
+        for channel, cost in stage.run(len(channels) - max(stop_at, len(channels) // 2)):
             order.append(channel)
-            costs.append(cost)
+            squared.append(squared[-1] + cost)
         channels = stage.channels()
         if len(channels) <= stop_at:
             break
-    total = float(S.trace())
-    squared = np.maximum(first, 0.0) + np.concatenate([[0.0], np.cumsum(costs)])
-    errors = (squared / total if total > 0 else np.zeros_like(squared)).tolist()
+    errors = [max(value, 0.0) / total if total > 0 else 0.0 for value in squared]
     return Elimination(order, errors, {"selector": "backward", "ridge": ridge})
 
 
 class _Elimination:
     """K⁻¹ and the coefficients on a set of channels, and their down-dates."""
 
-    def __init__(self, problem: LayerProblem, C: Tensor, channels: Tensor, absolute_ridge: float):
+    def __init__(self, problem: LayerProblem, right: Tensor, prior: Tensor, channels: Tensor, penalty: float):
         self.name, self.area = problem.name, problem.kernel[0] * problem.kernel[1]
-        columns = (channels[:, None] * self.area + torch.arange(self.area)).reshape(-1).to(C.device)
+        columns = columns_of(channels, problem.kernel).to(right.device)
         K = problem.moments.K.index_select(0, columns).index_select(1, columns)
         mean_diagonal = float(K.diagonal().mean()) or 1.0
-        L, _ = factorise(K, absolute_ridge / mean_diagonal, name=problem.name)
+        L, _ = factorise(K, penalty / mean_diagonal, name=problem.name)
         del K
-        self.C = C.index_select(0, columns)
-        self.B = torch.cholesky_solve(self.C, L)
+        self.right, prior = right.index_select(0, columns), prior.index_select(0, columns)
+        # What the penalty pays for a channel's distance from its prior, and no longer pays once it is gone.
+        self.refund = penalty * prior.square().view(len(channels), -1).sum(dim=1).cpu().numpy()
+        self.constant = penalty * float(prior.square().sum())
+        self.B = torch.cholesky_solve(self.right, L)
         self.P = torch.cholesky_inverse(L)
         self.numbers = channels.tolist()
         self.alive = np.ones(len(channels), dtype=bool)
@@ -199,8 +205,8 @@ class _Elimination:
         return blocks.permute(2, 0, 1).contiguous()
 
     def explained(self) -> float:
-        """Squared error that the full fit removes: tr CᵀB."""
-        return float((self.C * self.B).sum())
+        """How far the full fit lowers the penalised squared error: tr Bᵀ(C + λW) − λ tr WᵀW."""
+        return float((self.right * self.B).sum()) - self.constant
 
     def channels(self) -> Tensor:
         """Numbers of the channels still there."""
@@ -224,7 +230,7 @@ class _Elimination:
                 self.name, "blocks of the inverse of K must be positive definite", fix="raise the ridge"
             )
         whitened = torch.linalg.solve_triangular(factors, self.B.view(c, self.area, -1), upper=False)
-        return whitened.square().sum(dim=(1, 2)).cpu().numpy(), factors
+        return whitened.square().sum(dim=(1, 2)).cpu().numpy() - self.refund, factors
 
     def _remove(self, i: int, factor: Tensor) -> None:
         c, own = len(self.numbers), slice(i * self.area, (i + 1) * self.area)
@@ -250,9 +256,9 @@ class _Elimination:
     def _compact(self) -> None:
         """Leave out the channels that are gone."""
         stay = torch.from_numpy(np.flatnonzero(self.alive))
-        columns = (stay[:, None] * self.area + torch.arange(self.area)).reshape(-1).to(self.P.device)
+        columns = columns_of(stay, (self.area, 1)).to(self.P.device)
         self.P = self.P.index_select(0, columns).index_select(1, columns)
-        self.B, self.C = self.B.index_select(0, columns), self.C.index_select(0, columns)
+        self.B, self.refund = self.B.index_select(0, columns), self.refund[self.alive]
         self.numbers = [self.numbers[i] for i in stay.tolist()]
         self.alive = np.ones(len(stay), dtype=bool)
         # Afresh from P, so that the blocks and P do not drift apart.
@@ -280,7 +286,7 @@ class Reconstruction:
         return iter((self.weight, self.bias))
 
 
-def reconstruct(problem: LayerProblem, selection: Selection, *, ridge: float = RIDGE) -> Reconstruction:
+def reconstruct(problem: LayerProblem, selection: Selection, *, ridge: float | str = EVIDENCE) -> Reconstruction:
     """Least squares of the layer's weights and bias on the kept channels.
 
     The ridge pulls towards the old weights on these channels, so what the rows leave open (a dead channel)
@@ -292,6 +298,8 @@ def reconstruct(problem: LayerProblem, selection: Selection, *, ridge: float = R
     problem : LayerProblem
         On all channels.
     selection : Selection
+    ridge : float or 'evidence'
+        See `linalg.least_squares`.
 
     Returns
     -------

@@ -8,7 +8,7 @@ from torch import Tensor
 from decomp.errors import DecompError
 from decomp.factors import ConvFactor, FactoredConv
 from decomp.linalg import (
-    RIDGE,
+    EVIDENCE,
     column_signs,
     factorise,
     least_squares,
@@ -37,7 +37,7 @@ def split(
     data: bool = True,
     covariance_aware: bool = True,
     alternate: int = 0,
-    ridge: float = RIDGE,
+    ridge: float | str = EVIDENCE,
 ) -> FactoredConv:
     r"""Split into ``rank`` filters kh×1 without bias, and n filters 1×kw with one (Jaderberg et al. 2014, scheme 2).
 
@@ -66,8 +66,8 @@ def split(
         False: V from the plain SVD of A; H is fitted all the same.
     alternate : int
         Times to fit V to the rows given H (by conjugate gradients), and H again.
-    ridge : float
-        See `linalg.least_squares`.
+    ridge : float or 'evidence'
+        Of the fit of H, see `linalg.least_squares`.
 
     Returns
     -------
@@ -89,16 +89,17 @@ def split(
     if not data:
         V, H = _plain_factors(problem.matrix_by_columns(), rank)
         return _assemble(problem, V, H, problem.bias, {"data": False})
-    V, H = closed_form(problem, rank, covariance_aware=covariance_aware, ridge=ridge)
+    V, H = closed_form(problem, rank, covariance_aware=covariance_aware)
     seen = through_vertical(problem.moments, V, problem.kernel)
-    before = seen.error(_coefficients(H), metric=problem.metric)
+    before = seen.error(coefficients(H), metric=problem.metric)
     H, bias, fitted = _refit_horizontal(problem, seen, H, ridge)
     report = {"data": True, "error_before_refit": before, "alternations": 0, **fitted}
     for _ in range(alternate):
-        V_next, _ = _normalised(_refit_vertical(problem, V, H))
+        V_next, scales = _normalised(_refit_vertical(problem, V, H))
         seen = through_vertical(problem.moments, V_next, problem.kernel)
-        # V has moved, so the old H is no prior for it.
-        H_next, bias_next, fitted = _refit_horizontal(problem, seen, None, ridge)
+        # The same ridge again: on a prior that the rows were fitted to, the evidence would let nothing move.
+        prior = H * scales[:, None, None]
+        H_next, bias_next, fitted = _refit_horizontal(problem, seen, prior, report["ridge"])
         if not fitted["error"] < report["error"]:
             break
         V, H, bias = V_next, H_next, bias_next
@@ -121,9 +122,7 @@ def _check(problem: LayerProblem, rank: int, alternate: int) -> None:
         raise DecompError(problem.name, "alternate must be 0 or more", got=alternate)
 
 
-def closed_form(
-    problem: LayerProblem, rank: int, *, covariance_aware: bool = True, ridge: float = RIDGE
-) -> tuple[Tensor, Tensor]:
+def closed_form(problem: LayerProblem, rank: int, *, covariance_aware: bool = True) -> tuple[Tensor, Tensor]:
     """V (c·kh, rank) and H (rank, n, kw) by a weighted SVD of the kernel, before any fit to rows (see `split`).
 
     The columns of V do not depend on the rank, save their number: a smaller rank takes the leading ones.
@@ -147,7 +146,7 @@ def closed_form(
         H = H if inverse is None else torch.einsum("rmx,mn->rnx", H, inverse)
         return V, H * scales[:, None, None]
     # M = LLᵀ; best rank R of LᵀA is U UᵀLᵀA.
-    L, _ = factorise(M, ridge, name=problem.name)
+    L, _ = factorise(M, name=problem.name)
     weighted = L.T @ weighted
     U, _ = symmetric_eigen(weighted @ weighted.T)
     U = U[:, :rank]
@@ -211,14 +210,14 @@ def through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> Mo
     return Moments(K.view(rank * kw, -1), C.view(rank * kw, n), moments.S, mean, moments.y_mean, moments.n_rows)
 
 
-def _coefficients(H: Tensor) -> Tensor:
+def coefficients(H: Tensor) -> Tensor:
     """H (rank, n, kw) as coefficients of the features (rank·kw, n)."""
     return H.transpose(1, 2).reshape(-1, H.shape[1])
 
 
-def _refit_horizontal(problem, seen: Moments, H: Tensor | None, ridge: float) -> tuple[Tensor, Tensor, dict]:
+def _refit_horizontal(problem, seen: Moments, H: Tensor, ridge: float | str) -> tuple[Tensor, Tensor, dict]:
     """H and the bias by least squares on the features; the relative error and the ridge used."""
-    fit = least_squares(seen, ridge=ridge, prior=None if H is None else _coefficients(H))
+    fit = least_squares(seen, ridge=ridge, prior=coefficients(H))
     H = fit.weight.view(-1, problem.kernel[1], problem.n_filters).transpose(1, 2)
     return H, fit.bias, {"error": seen.error(fit.weight, metric=problem.metric), **fit.report}
 
