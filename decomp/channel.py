@@ -9,7 +9,7 @@ from torch import Tensor
 
 from decomp.errors import DecompError
 from decomp.factors import ConvFactor, FactoredConv, Geometry
-from decomp.linalg import EVIDENCE, METRIC_FLOOR, LeastSquares, factorise, least_squares, reduced_rank, symmetric_eigen
+from decomp.linalg import EVIDENCE, METRIC_FLOOR, RIDGE, LeastSquares, least_squares, reduced_rank, symmetric_eigen
 from decomp.moments import Moments
 from decomp.problem import LayerProblem, matrix_to_weight, weight_to_matrix
 from decomp.spatial import through_vertical
@@ -296,8 +296,9 @@ class _HalfQuadratic:
         self.problem, self.moments = problem, moments
         self.rows = _ResponseRows(problem, coefficients, moments.x_mean @ full.weight)
         self.weights = response_weights(problem)
-        fitted = full.weight.T @ (moments.K @ full.weight)
-        self.L, _ = factorise((fitted + fitted.T) / 2, name=problem.name)
+        # By eigenvectors: responses that do not vary leave nothing but rounding, which has no Cholesky factor.
+        vectors, values = symmetric_eigen(full.weight.T @ (moments.K @ full.weight))
+        self.whitening = vectors / (values + RIDGE * (float(values.mean()) or 1.0)).sqrt()
 
     def sweep(self, low_rank: _LowRankMap, penalty: float) -> tuple[float, Tensor, Tensor]:
         """The objective of a map; and of the u nearest to it, ŷ_cᵀu and the mean."""
@@ -315,10 +316,10 @@ class _HalfQuadratic:
     def regress(self, cross: Tensor, mean: Tensor, rank: int) -> _LowRankMap:
         """Reduced-rank regression of u on ŷ, each response weighted."""
         root = self.weights.sqrt()
-        half = torch.linalg.solve_triangular(self.L, cross * root, upper=False)
+        half = self.whitening.T @ (cross * root)
         U, _ = symmetric_eigen(half.T @ half)
         U = U[:, :rank]
-        encoder = torch.linalg.solve_triangular(self.L.T, half @ U, upper=True)
+        encoder = self.whitening @ (half @ U)
         return _LowRankMap(encoder, (U / root[:, None]).T, mean)
 
     def run(self, rank: int, start: _LowRankMap, iterations: int) -> tuple[_LowRankMap, dict]:

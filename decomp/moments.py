@@ -172,7 +172,7 @@ class Moments:
         float
             0 for a perfect fit, 1 for the fit by the means alone. The three terms cancel as the error goes to
             0, so what rounding leaves of it, down to ``-ROUNDING`` times their sum, reads 0. Responses that do
-            not vary give 0 if B gives a constant too, else infinity.
+            not vary give 0 if B gives a constant too, up to ``ROUNDING`` beside their size, else infinity.
 
         Raises
         ------
@@ -195,7 +195,7 @@ class Moments:
             raise NumericalError("moments", "K, C and S must come from one set of rows", got=got)
         if total > 0:
             return max(squared, 0.0) / total
-        return 0.0 if squared <= slack else float("inf")
+        return 0.0 if squared <= slack + ROUNDING * self.n_rows * float(self.y_mean @ self.y_mean) else float("inf")
 
     def check(self, name: str) -> None:
         """Raise `NumericalError` for layer ``name`` if there are no rows, or an entry is NaN or Inf."""
