@@ -11,7 +11,7 @@ from decomp.linalg import EVIDENCE, choose_ridge, factorise, least_squares, metr
 from decomp.moments import Moments
 from decomp.problem import LayerProblem, columns_of
 from decomp.selection import retention_order
-from decomp.spatial import closed_form, coefficients, max_rank, through_vertical
+from decomp.spatial import closed_form, coefficients, max_rank, require_splittable, through_vertical
 
 
 def spatial_curve(
@@ -38,6 +38,7 @@ def spatial_curve(
         Relative error in the problem's metric at rank 0 (the means alone), 1, …, min(c·kh, n·kw). None larger
         than the one before: on held-out rows, the least up to that rank.
     """
+    require_splittable(problem)
     problem.checked()
     V, H = closed_form(problem, max_rank(problem))
     fitted = through_vertical(problem.moments, V, problem.kernel)

@@ -107,16 +107,21 @@ def split(
     return _assemble(problem, V, H, bias, report)
 
 
-def _check(problem: LayerProblem, rank: int, alternate: int) -> None:
+def require_splittable(problem: LayerProblem) -> None:
+    """Raise `DecompError` where a spatial split has nothing to split."""
     kh, kw = problem.kernel
     if kh == 1 or kw == 1:
         fix = "leave the spatial split of this layer out"
         raise DecompError(
             problem.name, "a spatial split needs a kernel of more than one row and column", f"{kh}x{kw}", fix
         )
+
+
+def _check(problem: LayerProblem, rank: int, alternate: int) -> None:
+    require_splittable(problem)
     limit = max_rank(problem)
     if not 1 <= rank <= limit:
-        words = "c·kh" if limit == problem.n_channels * kh else "n·kw"
+        words = "c·kh" if limit == problem.n_channels * problem.kernel[0] else "n·kw"
         raise DecompError(problem.name, f"rank must be in 1..{limit} ({words})", got=rank)
     if alternate < 0:
         raise DecompError(problem.name, "alternate must be 0 or more", got=alternate)
