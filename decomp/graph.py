@@ -204,8 +204,8 @@ class NetworkGraph:
 
     def _propagate_shapes(self):
         weight = next(self.module.parameters(), None)
-        device = weight.device if weight is not None else "cpu"
-        example = torch.zeros(2, *self.input_shape, device=device)
+        like = weight if weight is not None else torch.zeros(())
+        example = torch.zeros(2, *self.input_shape, device=like.device, dtype=like.dtype)
         try:
             with torch.no_grad():
                 ShapeProp(self.module).propagate(example)

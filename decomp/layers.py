@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from decomp import channel, selection, spatial
+from decomp import channel, refine, selection, spatial
 from decomp.factors import FactoredConv, Selection
-from decomp.problem import columns_of
+from decomp.problem import columns_of, weight_to_matrix
 from decomp.surgery import LayerSolution
 
 SELECTORS = ("best", *selection.SELECTORS)
@@ -38,11 +38,12 @@ def choose(problem, keep, selector="best", seed=0):
     return replace(best, report=report)
 
 
-def solve_layer(problem, item, *, held_out=None, selector="best", activation_aware=True, seed=0):
-    """Prune the input, split, decompose: the steps of one layer in order, each fitted to the same rows.
+def solve_layer(problem, item, *, held_out=None, selector="best", activation_aware=True, refined=True, seed=0):
+    """Prune the input, split, decompose, refine: the steps of one layer in order, all on the same rows.
 
     The channels it reads are chosen first, and its weights fitted to the rows on those that stay; the spatial split
-    then factors the fitted weights, and the channel decomposition its responses.
+    then factors the fitted weights, and the channel decomposition its responses. At last all factors are refined
+    together. With an output metric in the problem, every step counts errors as the network's output feels them.
 
     Parameters
     ----------
@@ -54,7 +55,9 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
     selector : str
         How input channels are chosen, see :func:`choose`.
     activation_aware : bool
-        Fit the channel decomposition behind the activation, where that is known.
+        Fit the channel decomposition and the refinement behind the activation, where that is known.
+    refined : bool
+        Refine a chain of factors jointly.
     seed : int
         For the random selector.
 
@@ -62,7 +65,8 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
     -------
     solution : decomp.surgery.LayerSolution
     report : dict
-        Relative squared error of the responses after each step, on the fitted and on the held-out rows.
+        Relative squared error of the responses after each step, on the fitted and on the held-out rows, and on the
+        fitted ones in the output metric (``felt``).
     """
     report = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
     errors = report["errors"] = {}
@@ -87,10 +91,21 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
         factored = channel.decompose(problem, item.channel_rank, base=base, activation_aware=activation_aware)
         report["channel"] = factored.report
         _note(errors, "channel", factored.compose()[0], problem, held_out)
+    if refined and len(factored.factors) > 1:
+        if activation_aware and problem.rows is not None and problem.activation in ("relu", "relu6"):
+            factored = refine.refine_responses(problem, factored)
+        else:
+            factored = refine.refine(problem, factored)
+        report["refine"] = {key: value for key, value in factored.report.items() if key.startswith("refine")}
+        _note(errors, "refine", factored.compose()[0], problem, held_out)
     return LayerSolution(problem.name, None if chosen is everything else chosen, factored), report
 
 
 def _note(errors, step, weight, problem, held_out):
-    errors[step] = {"fitted": problem.error(weight)}
+    """Plain relative errors of the responses; and as the output feels them, where there is an output metric."""
+    matrix = weight_to_matrix(weight).to(problem.moments.K.device)
+    errors[step] = {"fitted": problem.moments.error(matrix)}
     if held_out is not None and held_out.n_rows:
-        errors[step]["held_out"] = problem.error(weight, moments=held_out)
+        errors[step]["held_out"] = held_out.error(matrix)
+    if problem.metric is not None:
+        errors[step]["felt"] = problem.error(weight)

@@ -1,22 +1,16 @@
 """Stage 2: conv by conv in execution order, from the frozen points to the emitted network."""
 
-import json
 from dataclasses import dataclass, field
-
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from decomp import cost, graph, layers, seeds, surgery
 from decomp.data import models
-from decomp.errors import DecompError, FileError, UsageError
-from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
-from decomp.pipelines import emit, fidelity, files, planning
+from decomp.errors import DecompError, UsageError
+from decomp.pipelines import emit, fidelity, files, planning, reuse, survey
+from decomp.pipelines.layerfile import read_layer, write_layer
 from decomp.pipelines.points import open_frozen
 from decomp.pipelines.problems import Problems
 from decomp.pipelines.rundir import RunDirectory
 from decomp.pipelines.training import pick_device
-
-LAYER_FORMAT = 1
 
 
 @dataclass
@@ -50,7 +44,8 @@ class DecomposeResult:
 
 def decompose(
     run, *, speedup, steps=("spatial", "channel", "prune"), selector="best", allocation="joint",
-    activation_aware=True, device="auto", plan_only=False, source_run=None, redo=False, batch_size=100, reporter,
+    activation_aware=True, refine=True, device="auto", plan_only=False, source_run=None, redo=False, batch_size=100,
+    reporter,
 ):  # fmt: skip
     """Make the network ``speedup`` times cheaper and emit it.
 
@@ -66,6 +61,9 @@ def decompose(
     allocation : {'joint', 'energy', 'uniform'}
         How sizes are shared out, see :mod:`decomp.allocation`.
     activation_aware : bool
+        Fit behind the activation where it is known, otherwise linearly everywhere.
+    refine : bool
+        Refine the factors of each layer jointly, in the metric of the network's output.
     device : {'auto', 'cpu', 'cuda'}
     plan_only : bool
         Stop when plan.json is written.
@@ -82,15 +80,16 @@ def decompose(
     """
     if not speedup > 1:
         raise UsageError("--speedup", "must be above 1", got=f"{speedup:g}", fix="give for example 4x")
-    run = RunDirectory(run) if source_run is None else planning.borrow(run, source_run)
+    run = RunDirectory(run) if source_run is None else reuse.borrow(run, source_run)
     run = RunDirectory.open(run)
     asked = {
         "speedup": float(speedup), "steps": list(steps), "selector": selector, "allocation": allocation,
         "activation_aware": activation_aware,
+        "refine": refine,
     }  # fmt: skip
     with run.lock(), reporter.stage("decompose"):
         if redo:
-            planning.clear(run)
+            reuse.clear(run)
         before = _done_before(run, asked)
         if before is not None:
             return before
@@ -123,11 +122,14 @@ def _decompose(run, asked, frozen, original, device, plan_only, batch_size, repo
     counted = cost.cost(network, input_shape)
     network.to(device)
     run.update_config("decompose", {"asked": asked})
-    plan = planning.plan(run, asked, frozen, view, counted, device=device, batch_size=batch_size, reporter=reporter)
+    survey.judge_sizes(view, frozen)
+    known = survey.survey(run, frozen, view, device=device, batch_size=batch_size, reporter=reporter)
+    plan = planning.plan(run, asked, known, view, counted, reporter=reporter)
     _announce(plan, view, reporter)
     if plan_only:
         return DecomposeResult(run, False, {"asked": asked, "plan_only": True})
-    problems = Problems(frozen, view, batch_size=batch_size, device=device)
+    metrics = known.metrics if asked["refine"] else {}
+    problems = Problems(frozen, view, metrics=metrics, batch_size=batch_size, device=device)
     edited, reports = _walk(run, asked, plan, view, problems, frozen, reporter)
     after = cost.cost(network, input_shape)
     _check_target(plan, after, asked)
@@ -190,6 +192,7 @@ def _walk(run, asked, plan, view, problems, frozen, reporter):
                 solution, report = layers.solve_layer(
                     problem, item, held_out=held_out, selector=asked["selector"],
                     activation_aware=asked["activation_aware"],
+                    refined=asked["refine"],
                     seed=seeds.derive_seed(frozen.meta["seed"], "decompose", layer.name),
                 )  # fmt: skip
                 write_layer(path, solution, report, parent)
@@ -215,61 +218,3 @@ def _layer_words(layer, item, report):
     errors = report["errors"][last]
     words = f"{layer.name}: {item.words()}; response error {errors['fitted']:.2%}"
     return words + (f", held out {errors['held_out']:.2%}" if "held_out" in errors else "")
-
-
-# -- one committed file a layer ----------------------------------------------------------------------------
-
-
-def write_layer(path, solution, report, parent):
-    """Commit the solution of one layer."""
-    tensors, factors = {}, []
-    for name, factor in zip(solution.factored.names, solution.factored.factors):
-        tensors[f"{name}.weight"] = factor.weight.detach().cpu().contiguous()
-        if factor.bias is not None:
-            tensors[f"{name}.bias"] = factor.bias.detach().cpu().contiguous()
-        factors.append({"name": name, **vars(factor.geometry)})
-    header = {"format": "decomp-layer", "format_version": LAYER_FORMAT, "parent": parent}
-    header.update(layer=solution.name, factors=factors, report=report, n_total=None)
-    if solution.keep is not None:
-        tensors["keep"] = solution.keep.keep.cpu()
-        header["n_total"] = solution.keep.n_total
-    # One entry: safetensors keeps several in no fixed order, and equal work must give equal bytes.
-    metadata = {"decomp": json.dumps(header, sort_keys=True)}
-    with files.commit(path) as part:
-        save_file({k: v.clone() for k, v in tensors.items()}, str(part), metadata=metadata)
-
-
-def read_layer(path, parent):
-    """Read a committed layer, checked to follow from ``parent``.
-
-    Raises
-    ------
-    FileError
-        For a broken or foreign file, or one made from something else.
-    """
-    fix = "run decompose again with --redo"
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata.get("decomp", "{}"))
-    except Exception as error:
-        raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error
-    if header.get("format") != "decomp-layer" or header.get("format_version", 0) > LAYER_FORMAT:
-        raise FileError(path, "is not a layer file of this version", got=header.get("format"), fix=fix)
-    if header.get("parent") != parent:
-        raise FileError(path, f"was made from {str(header.get('parent'))[:12]}", got=parent[:12], fix=fix)
-    try:
-        return _rebuild(header, tensors), header["report"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(path, f"is broken ({error})", fix=fix) from error
-
-
-def _rebuild(header, tensors):
-    factors, names = [], []
-    for spec in header["factors"]:
-        spec = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
-        name = spec.pop("name")
-        factors.append(ConvFactor(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), Geometry(**spec)))
-        names.append(name)
-    keep = Selection(tensors["keep"], header["n_total"]) if "keep" in tensors else None
-    return surgery.LayerSolution(header["layer"], keep, FactoredConv(tuple(factors), tuple(names)))

@@ -23,14 +23,16 @@ class Problems:
     frozen : decomp.data.frozen.FrozenFile
     graph : decomp.graph.NetworkGraph
         Of the network; its modules may be exchanged behind the walk.
+    metrics : dict of str to torch.Tensor, optional
+        Output metric of each layer, to be part of its problem.
     batch_size : int
     budget : int
         Bytes for values kept between layers.
     device : torch.device
     """
 
-    def __init__(self, frozen, graph, *, batch_size=100, budget=2 << 30, device="cpu"):
-        self.frozen, self.graph, self.device = frozen, graph, device
+    def __init__(self, frozen, graph, *, metrics=None, batch_size=100, budget=2 << 30, device="cpu"):
+        self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
         self.replay = capture.Replay(
             graph.module, frozen.images, frozen.n_images, batch_size=batch_size, budget=budget, device=device
         )
@@ -79,7 +81,7 @@ class Problems:
         problem = LayerProblem(
             layer.name, weight.detach(), None if module.bias is None else module.bias.detach(),
             geometry(module) if layer.kind == "conv" else Geometry(), fit, layer.activation,
-            lambda: self._fitted_rows(layer, node, module),
+            lambda: self._fitted_rows(layer, node, module), self.metrics.get(layer.name),
         )  # fmt: skip
         return problem, held_out
 

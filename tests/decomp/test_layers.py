@@ -54,11 +54,11 @@ def test_reported_errors_are_those_of_the_rows(problem):
     got, wanted = responses(solution, problem)
     centred = wanted - wanted.mean(dim=0)
     error = (got - wanted - (got - wanted).mean(dim=0)).square().sum() / centred.square().sum()
-    assert report["errors"]["channel"]["fitted"] == pytest.approx(error.item(), rel=1e-4)
-    assert report["errors"]["channel"]["held_out"] == pytest.approx(error.item(), rel=1e-4)
-    steps = [report["errors"][step]["fitted"] for step in ("prune", "spatial", "channel")]
-    assert list(report["errors"]) == ["before", "prune", "spatial", "channel"]
-    assert steps[0] <= steps[1] + 1e-12
+    assert report["errors"]["refine"]["fitted"] == pytest.approx(error.item(), rel=1e-4)
+    assert report["errors"]["refine"]["held_out"] == pytest.approx(error.item(), rel=1e-4)
+    assert list(report["errors"]) == ["before", "prune", "spatial", "channel", "refine"]
+    steps = [entry["fitted"] for entry in report["errors"].values()]
+    assert steps[1] <= steps[2] + 1e-12 and steps[4] <= steps[3] + 1e-12
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,0 +1,68 @@
+"""One committed file a layer: its factors, the channels it reads, its report, and the digest of what came before."""
+
+import json
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from decomp.errors import FileError
+from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
+from decomp.pipelines import files
+from decomp.surgery import LayerSolution
+
+LAYER_FORMAT = 1
+
+
+def write_layer(path, solution, report, parent):
+    """Commit the solution of one layer."""
+    tensors, factors = {}, []
+    for name, factor in zip(solution.factored.names, solution.factored.factors):
+        tensors[f"{name}.weight"] = factor.weight.detach().cpu().contiguous()
+        if factor.bias is not None:
+            tensors[f"{name}.bias"] = factor.bias.detach().cpu().contiguous()
+        factors.append({"name": name, **vars(factor.geometry)})
+    header = {"format": "decomp-layer", "format_version": LAYER_FORMAT, "parent": parent}
+    header.update(layer=solution.name, factors=factors, report=report, n_total=None)
+    if solution.keep is not None:
+        tensors["keep"] = solution.keep.keep.cpu()
+        header["n_total"] = solution.keep.n_total
+    # One entry: safetensors keeps several in no fixed order, and equal work must give equal bytes.
+    metadata = {"decomp": json.dumps(header)}
+    with files.commit(path) as part:
+        save_file({k: v.clone() for k, v in tensors.items()}, str(part), metadata=metadata)
+
+
+def read_layer(path, parent):
+    """Read a committed layer, checked to follow from ``parent``.
+
+    Raises
+    ------
+    FileError
+        For a broken or foreign file, or one made from something else.
+    """
+    fix = "run decompose again with --redo"
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata.get("decomp", "{}"))
+    except Exception as error:
+        raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error
+    if header.get("format") != "decomp-layer" or header.get("format_version", 0) > LAYER_FORMAT:
+        raise FileError(path, "is not a layer file of this version", got=header.get("format"), fix=fix)
+    if header.get("parent") != parent:
+        raise FileError(path, f"was made from {str(header.get('parent'))[:12]}", got=parent[:12], fix=fix)
+    try:
+        return _rebuild(header, tensors), header["report"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(path, f"is broken ({error})", fix=fix) from error
+
+
+def _rebuild(header, tensors):
+    factors, names = [], []
+    for spec in header["factors"]:
+        spec = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+        name = spec.pop("name")
+        factors.append(ConvFactor(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), Geometry(**spec)))
+        names.append(name)
+    keep = Selection(tensors["keep"], header["n_total"]) if "keep" in tensors else None
+    return LayerSolution(header["layer"], keep, FactoredConv(tuple(factors), tuple(names)))

@@ -1,0 +1,50 @@
+"""Begin again in a run directory, or begin a new one from the frozen points of another."""
+
+import os
+import shutil
+
+from decomp.errors import FileError, UsageError
+from decomp.pipelines import files
+from decomp.pipelines.rundir import RunDirectory
+
+
+def clear(run):
+    """Remove what decompose and finetune made in a run; the frozen points and their curves stay."""
+    for path in (run.model_dir, run.layers_dir, run.finetune_dir):
+        if path.exists():
+            shutil.rmtree(path)
+    for path in (run.plan_json, run.report_json):
+        path.unlink(missing_ok=True)
+    for stage in ("decompose", "finetune", "evaluate"):
+        run.update_config(stage, None)
+
+
+def borrow(run, source):
+    """A new run directory with the frozen points of another: hard links where the disk allows, copies elsewhere."""
+    source = RunDirectory.open(source)
+    if source.config("freeze") is None or not source.frozen.is_file():
+        raise FileError(source.path, "holds no frozen points", fix=f"run freeze --run {source.path} first")
+    run = RunDirectory.create(run)
+    if run.config("freeze") is not None:
+        if run.config("freeze") != source.config("freeze"):
+            raise UsageError(run.path, f"was frozen differently from {source.path}", fix="give another --run")
+        return run
+    with run.lock():
+        for name in (source.frozen, source.curves):
+            if name.is_file():
+                _link(name, run.path / name.name)
+        with files.commit_directory(run.original_dir) as part:
+            for name in sorted(source.original_dir.iterdir()):
+                _link(name, part / name.name)
+        run.update_config("freeze", source.config("freeze"))
+    return run
+
+
+def _link(source, target):
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        with files.commit(target) as part:
+            shutil.copyfile(source, part)

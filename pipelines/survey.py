@@ -1,0 +1,156 @@
+"""What is known of the original network before any plan: error curves of every layer, and which errors are felt."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from decomp import curves, metric, selection, sensitivity
+from decomp.allocation import LayerCurves
+from decomp.pipelines import files
+from decomp.pipelines.problems import Problems
+from decomp.plan import STEPS
+
+VERSION = 3
+# Columns of a layer's patch beyond which its moments no longer fit: K takes 8·p² bytes.
+MOST_COLUMNS = 12_000
+# Images whose gradients make up the output metric.
+METRIC_IMAGES = 2_000
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Curves and metrics of the original network.
+
+    Attributes
+    ----------
+    own : dict of str to LayerCurves
+        Relative error of the layer's own responses on held-out rows, for every step that the layer allows.
+    output : dict of str to LayerCurves
+        The change of the network's output that goes with it.
+    metrics : dict of str to torch.Tensor
+        Output metric (n, n) of each layer, see :mod:`decomp.metric`.
+    """
+
+    own: dict
+    output: dict
+    metrics: dict
+
+
+def judge_sizes(view, frozen):
+    """Say no where the rows cannot carry a fit of that many columns."""
+    for layer in view.layers:
+        columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
+        points = 1 if layer.kind == "linear" else min(10, layer.out_hw[0] * layer.out_hw[1])
+        rows = frozen.n_images * points
+        reason = None
+        if columns > MOST_COLUMNS:
+            reason = f"{columns:,} columns a row are more than the {MOST_COLUMNS:,} that are fitted"
+        elif layer.kind == "linear" and rows < 2 * columns:
+            reason = f"{rows:,} rows are too few to fit {columns:,} columns"
+        if reason:
+            for step in STEPS:
+                layer.left_alone.setdefault(step, reason)
+            layer.input_space = None
+
+
+def survey(run, frozen, view, *, device, batch_size, reporter):
+    """Survey the original network, or read what an earlier survey left in the run directory.
+
+    Parameters
+    ----------
+    run : decomp.pipelines.rundir.RunDirectory
+    frozen : decomp.data.frozen.FrozenFile
+    view : decomp.graph.NetworkGraph
+        Of the original network on ``device``.
+    device : torch.device
+    batch_size : int
+    reporter : decomp.pipelines.log.Reporter
+
+    Returns
+    -------
+    Survey
+    """
+    origin = {key: frozen.meta[key] for key in ("network", "seed", "n_images", "n_points")}
+    digest = files.digest_json({"version": VERSION, **origin})
+    kept = _read(run.curves, digest, view)
+    if kept is not None:
+        return kept
+    problems = Problems(frozen, view, batch_size=batch_size, device=device)
+    with reporter.progress(min(problems.n_fit, METRIC_IMAGES), "output metric", "images") as progress:
+        metrics = metric.output_metrics(
+            view, _metric_images(frozen, problems, batch_size, progress), frozen.meta["seed"]
+        )
+    wanted = torch.cat([y for _, _, y in problems.held_out_outputs()])
+    own, output = {}, {}
+    with reporter.progress(len(view.layers), "error curves", "layers") as progress:
+        for layer in view.layers:
+            own[layer.name], output[layer.name] = _layer_curves(layer, problems, wanted)
+            progress.update(1)
+    found = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
+    _write(run.curves, digest, found)
+    return found
+
+
+def _metric_images(frozen, problems, batch_size, progress):
+    limit = min(problems.n_fit, METRIC_IMAGES)
+    for start in range(0, limit, batch_size):
+        stop = min(start + batch_size, limit)
+        yield frozen.images(start, stop).to(problems.device)
+        progress.update(stop - start)
+
+
+def _layer_curves(layer, problems, wanted):
+    """Own error and change of the network's output for every size of every step of one layer."""
+    steps = [step for step in STEPS if step not in layer.left_alone]
+    if not steps:
+        return LayerCurves(), LayerCurves()
+    problem, held_out = problems.problem(layer)
+    own, order = {}, None
+    if "prune" in steps:
+        order = selection.retention_order(problem, "backward")
+        own["prune"] = curves.selection_curve(problem, held_out, order=order)
+    if "spatial" in steps:
+        own["spatial"] = curves.spatial_curve(problem, held_out)
+    if "channel" in steps:
+        own["channel"] = curves.channel_curve(problem, held_out)
+    approximate = sensitivity.approximations(problem, order)
+
+    def measure(weight, bias):
+        with problems.replaced(layer, weight, bias):
+            got = torch.cat([y for _, _, y in problems.held_out_outputs()])
+        return sensitivity.output_divergence(wanted, got).mean().item()
+
+    output = {step: sensitivity.output_curve(own[step], approximate[step], measure) for step in steps}
+    return LayerCurves(**own), LayerCurves(**output)
+
+
+def _write(path, digest, found):
+    arrays = {"digest": np.array(digest)}
+    for kind, curves_of in (("own", found.own), ("output", found.output)):
+        for name, c in curves_of.items():
+            arrays.update({f"{kind}/{name}/{step}": getattr(c, step) for step in STEPS if getattr(c, step) is not None})
+    arrays.update({f"metric/{name}": matrix.numpy() for name, matrix in found.metrics.items()})
+    with files.commit(path) as part, open(part, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def _read(path, digest, view):
+    """An earlier survey of the same network; None where there is none that can be used: it is then made anew."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            if str(data["digest"]) != digest:
+                return None
+            arrays = dict(data)
+    except Exception:
+        return None
+    own, output, metrics = {}, {}, {}
+    for layer in view.layers:
+        for kind, curves_of in (("own", own), ("output", output)):
+            found = {step: arrays.get(f"{kind}/{layer.name}/{step}") for step in STEPS}
+            curves_of[layer.name] = LayerCurves(**found)
+        if f"metric/{layer.name}" in arrays:
+            metrics[layer.name] = torch.from_numpy(arrays[f"metric/{layer.name}"])
+    return Survey(own, output, metrics)
