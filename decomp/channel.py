@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,7 +19,7 @@ from decomp.spatial import through_vertical
 PENALTIES = (0.01, 1.0)
 ITERATIONS = 25
 # A penalty's iterations end when one lowers the best objective by less than this share.
-PATIENCE = 1e-4
+PATIENCE = 3e-4
 # Responses held and worked on at once.
 TILE_ROWS = 4096
 
@@ -111,12 +112,14 @@ def decompose(
 def nearest_responses(fitted: Tensor, wanted: Tensor, penalty: float, activation: str) -> Tensor:
     r"""Element-wise argmin over u of ``(r(u) − wanted)² + penalty·(u − fitted)²`` (1505.06798, eq. 9 and 10).
 
-    On each piece of r the function is a parabola, so its minimum there is the parabola's, clipped to the piece;
-    the cheapest piece wins, the lower one among equals:
+    On each piece of r the function is a parabola. Where r rises its minimum is
+    m = (penalty·fitted + wanted)/(1 + penalty), at the cost penalty/(1 + penalty)·(fitted − wanted)²; where r is
+    flat it is u = fitted, if that lies there. With κ = √(1 + 1/penalty) − 1 the comparison of the two comes to:
 
-    * u ≤ 0, r = 0: min(fitted, 0)
-    * 0 ≤ u (≤ 6), r = u: clip((penalty·fitted + wanted)/(1 + penalty))
-    * u ≥ 6, r = 6 (relu6): max(fitted, 6)
+    * relu: m where fitted + κ·wanted > 0, else fitted (wanted ≥ 0, so fitted ≤ 0 then)
+    * relu6: the same at 0, and its mirror image at 6: m also needs (6 − fitted) + κ·(6 − wanted) > 0
+
+    and m lies on the rising piece wherever it is chosen, as penalty·κ < 1/2.
 
     Parameters
     ----------
@@ -125,21 +128,18 @@ def nearest_responses(fitted: Tensor, wanted: Tensor, penalty: float, activation
     wanted : Tensor
         r(y), same shape.
     penalty : float
+        Above 0.
     activation : {'identity', 'relu', 'relu6'}
     """
-    middle = (penalty * fitted + wanted) / (1 + penalty)
+    middle = torch.lerp(wanted, fitted, penalty / (1 + penalty))
     if activation == "identity":
         return middle
-    off = fitted.clamp_max(0)
-    off_cost = wanted.square() + penalty * (off - fitted).square()
-    middle = middle.clamp(0, 6) if activation == "relu6" else middle.clamp_min(0)
-    middle_cost = (middle - wanted).square() + penalty * (middle - fitted).square()
-    best = torch.where(middle_cost < off_cost, middle, off)
+    kappa = math.sqrt(1 + 1 / penalty) - 1
+    bound = fitted.add(wanted, alpha=kappa)
+    rises = bound > 0
     if activation == "relu6":
-        full = fitted.clamp_min(6)
-        full_cost = (6 - wanted).square() + penalty * (full - fitted).square()
-        best = torch.where(full_cost < torch.minimum(off_cost, middle_cost), full, best)
-    return best
+        rises &= bound < 6 * (1 + kappa)
+    return torch.where(rises, middle, fitted)
 
 
 class _Features:
@@ -235,7 +235,7 @@ def activation_targets(problem: LayerProblem, factored: FactoredConv, penalty: f
             u = nearest_responses(z, wanted, penalty, problem.activation) - moments.y_mean.to(X.dtype)
             C += X.T @ u
             S += u.T @ u
-            sums += u.sum(dim=0, dtype=torch.float64)
+            sums += u.sum(dim=0)
             n_rows += len(X)
     _require_all_rows(problem, n_rows)
     weights = response_weights(problem)
@@ -274,8 +274,8 @@ class _ResponseRows:
 
 
 def _squares(values: Tensor) -> Tensor:
-    """Column sums of squares in float64."""
-    return values.square().sum(dim=0, dtype=torch.float64)
+    """Column sums of squares: over a tile in its own type, between tiles in float64."""
+    return values.square().sum(dim=0).to(torch.float64)
 
 
 class _LowRankMap:
@@ -309,7 +309,7 @@ class _HalfQuadratic:
             z = low_rank(fitted)
             errors += _squares(wanted - self.rows.activation(z))
             u = nearest_responses(z, wanted, penalty, self.problem.activation) - low_rank.mean.to(z.dtype)
-            sums += u.sum(dim=0, dtype=torch.float64)
+            sums += u.sum(dim=0)
             cross += fitted.T @ u
         return float(self.weights @ errors), cross, low_rank.mean + sums / len(self.rows.fitted)
 
