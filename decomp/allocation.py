@@ -239,17 +239,13 @@ class Allocator:
         options = self._options(curves)
         for number, (r, d) in enumerate(options):
             error = (0.0 if r is None else curves.spatial[r]) + (0.0 if d is None else curves.channel[d])
-            macs = chain_macs(layer, a, b, r, d) if self._may_change(layer) else self.per_layer[layer.name]
+            macs = chain_macs(layer, a, b, r, d) if layer.fitted else self.per_layer[layer.name]
             value = error + multiplier * macs / self.total * np.ones_like(best)
             better = value < best
             best[better], choice[better] = value[better], number
         best += np.array(pruned)[:, None]
         ranks = [[options[number] for number in row] for row in choice]
         return best, ranks
-
-    def _may_change(self, layer):
-        """Layers that no step can touch keep their counted cost (depthwise convolutions, repeated calls)."""
-        return not (layer.kind == "conv" and "channel" in layer.left_alone and "prune" in layer.left_alone)
 
     @staticmethod
     def _columns(layer, width):

@@ -88,6 +88,8 @@ class Layer:
         The space it reads, where that can be narrowed.
     left_alone : dict of str to str
         For each of the steps 'spatial', 'channel', 'prune' that cannot be applied here, the reason.
+    fitted : bool
+        False where not even the weights may be fitted anew: grouped, called several times, of another class.
     """
 
     name: str
@@ -102,6 +104,12 @@ class Layer:
     activation: str = "identity"
     input_space: Space | None = None
     left_alone: dict = field(default_factory=dict)
+    fitted: bool = True
+
+    def leave_alone(self, reason):
+        """No step and no fit may touch this layer."""
+        self.left_alone = dict.fromkeys(("spatial", "channel", "prune"), reason)
+        self.input_space, self.fitted = None, False
 
     @property
     def max_spatial_rank(self):
@@ -251,20 +259,18 @@ class NetworkGraph:
         """Fill in the activation and why steps cannot be applied (the input space is judged later)."""
         layer.activation = self._activation_after(node)
         calls = len(self._calls[layer.name])
-        if layer.kind == "linear":
+        if type(module) not in (nn.Conv2d, nn.Linear):
+            layer.leave_alone(f"{type(module).__name__} is not a plain layer")
+        elif calls > 1:
+            layer.leave_alone(f"called {calls} times")
+        elif layer.kind == "linear":
             layer.left_alone["spatial"] = "a linear layer has no kernel to split"
             layer.left_alone["channel"] = "linear layers are only narrowed with the channels they read"
-        elif calls > 1:
-            layer.left_alone.update(dict.fromkeys(("spatial", "channel", "prune"), f"called {calls} times"))
         elif module.groups > 1:
             kind = "depthwise" if module.groups == module.in_channels else f"grouped ({module.groups} groups)"
-            layer.left_alone.update(dict.fromkeys(("spatial", "channel", "prune"), f"{kind} convolution"))
+            layer.leave_alone(f"{kind} convolution")
         elif 1 in layer.kernel:
             layer.left_alone["spatial"] = f"a {layer.kernel[0]}×{layer.kernel[1]} kernel has nothing to split"
-        if type(module) not in (nn.Conv2d, nn.Linear):
-            layer.left_alone.update(
-                dict.fromkeys(("spatial", "channel", "prune"), f"{type(module).__name__} is not a plain layer")
-            )
 
     def _activation_after(self, node):
         users = list(node.users)
@@ -320,8 +326,8 @@ class NetworkGraph:
             child, node = node, node.args[0]
 
     def _space(self, producer, layer, carriers, map_shape):
-        if "prune" in producer.left_alone and producer.left_alone["prune"].startswith(("called", "depth", "grouped")):
-            raise _NotPrunable(f"its producer {producer.name} is a {producer.left_alone['prune']}")
+        if not producer.fitted:
+            raise _NotPrunable(f"its producer {producer.name} is left alone: {producer.left_alone['prune']}")
         if map_shape == (1, 1) and layer.kind == "linear" and producer.kind == "conv":
             # A map of one pixel, however it was flattened.
             if producer.out_channels != layer.in_channels:

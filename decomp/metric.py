@@ -30,11 +30,11 @@ def output_metrics(view, batches, seed=0):
     Returns
     -------
     dict of str to torch.Tensor
-        (n, n) for each layer that is called once, float64, symmetric, positive definite, mean diagonal 1.
+        (n, n) for each layer that is fitted, float64, symmetric, positive definite, mean diagonal 1.
     """
     sums, hooks = {}, []
     for layer in view.layers:
-        if not str(layer.left_alone.get("prune")).startswith("called"):
+        if layer.fitted:
             module = view.module.get_submodule(layer.name)
             hooks.append(module.register_forward_hook(_gather(sums, layer.name)))
     generator = seeds.generator(seed, "output metric")

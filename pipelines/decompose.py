@@ -180,7 +180,7 @@ def _walk(run, asked, plan, view, problems, frozen, reporter):
     with reporter.progress(len(view.layers), "layers", "layers") as progress:
         for layer in view.layers:
             item = plan.layer(layer.name)
-            if _nothing_to_do(layer):
+            if not layer.fitted:
                 progress.update(1)
                 continue
             path = run.layer_file(layer.index, layer.name)
@@ -206,11 +206,6 @@ def _walk(run, asked, plan, view, problems, frozen, reporter):
             reports.append(report)
             progress.update(1)
     return edited, reports
-
-
-def _nothing_to_do(layer):
-    """Layers that no step and no fit may touch: grouped, depthwise, called twice."""
-    return "channel" in layer.left_alone and "prune" in layer.left_alone and layer.kind == "conv"
 
 
 def _layer_words(layer, item, report):

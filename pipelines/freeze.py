@@ -191,7 +191,7 @@ def _bytes_needed(layers, n_images, n_points, input_shape, network):
 def _write(run, meta, network, layers, source, indices, n_points, seed, batch_size, device, reporter):
     """One pass over the calibration images into the frozen file."""
 
-    nodes = {layers.node(layer): layer for layer in layers.layers if "called" not in str(layer.left_alone.get("prune"))}
+    nodes = {layers.node(layer): layer for layer in layers.layers if layer.fitted}
     with FrozenWriter(run.frozen, meta=meta, n_images=len(indices), input_shape=layers.input_shape) as writer:
         positions = {}
         for layer in nodes.values():

@@ -41,16 +41,10 @@ def judge_sizes(view, frozen):
     """Say no where the rows cannot carry a fit of that many columns."""
     for layer in view.layers:
         columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
-        points = 1 if layer.kind == "linear" else min(10, layer.out_hw[0] * layer.out_hw[1])
-        rows = frozen.n_images * points
-        reason = None
         if columns > MOST_COLUMNS:
-            reason = f"{columns:,} columns a row are more than the {MOST_COLUMNS:,} that are fitted"
-        elif layer.kind == "linear" and rows < 2 * columns:
-            reason = f"{rows:,} rows are too few to fit {columns:,} columns"
-        if reason:
-            for step in STEPS:
-                layer.left_alone.setdefault(step, reason)
+            layer.leave_alone(f"{columns:,} columns a row are more than the {MOST_COLUMNS:,} that are fitted")
+        elif layer.kind == "linear" and frozen.n_images < 2 * columns and "prune" not in layer.left_alone:
+            layer.left_alone["prune"] = f"{frozen.n_images:,} rows are too few to choose among {columns:,} columns"
             layer.input_space = None
 
 
