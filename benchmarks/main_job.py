@@ -1,0 +1,121 @@
+"""The main job at several speed-ups: accuracy, latency, wall time and peak memory of every stage.
+
+    python -m benchmarks.main_job --model zoo:vgg-fashion --data fashion-mnist --out runs/benchmark
+
+Protocol: each stage is a process of its own, timed from outside, its peak memory as the operating system accounts it.
+The network is frozen once; each speed-up is decomposed from these points, evaluated, fine-tuned for 1 and for 5 epochs
+(each from the decomposed network, with its own schedule) and evaluated again. Latencies are medians of interleaved
+rounds against the original in one process, at batch 1 and 64. Accuracies are those of the test images. What is there
+already is not run again: an interrupted benchmark goes on.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CLI = Path(__file__).resolve().parent.parent / "cli.py"
+FIELDS = (
+    "speedup", "counted", "network", "top1", "agreement", "divergence", "params", "latency_1_ms", "measured_1",
+    "latency_64_ms", "measured_64", "seconds", "peak_mib",
+)  # fmt: skip
+
+
+def stage(log, *arguments):
+    """Run one command; returns its seconds and peak memory in MiB, also from an earlier call."""
+    key = " ".join(arguments)
+    done = json.loads(log.read_text()) if log.exists() else {}
+    if key not in done:
+        print("$ decomp", key, flush=True)
+        start = time.monotonic()
+        process = subprocess.Popen([sys.executable, str(CLI), *arguments])
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"decomp {key} ended with status {os.waitstatus_to_exitcode(status)}")
+        done[key] = [round(time.monotonic() - start, 1), round(usage.ru_maxrss / 2**10)]
+        log.write_text(json.dumps(done, indent=2))
+    return done[key]
+
+
+def evaluation(out, log, run, label, batch_size):
+    """Rows of ``decomp evaluate`` for a run at one batch size, kept under a label."""
+    kept = out / f"{Path(run).name}-{label}-{batch_size}.json"
+    if not kept.exists():
+        stage(log, "evaluate", "--run", run, "--batch-size", str(batch_size), "--redo", "--quiet")
+        kept.write_text((Path(run) / "report.json").read_text())
+        done = json.loads(log.read_text())
+        done.pop(f"evaluate --run {run} --batch-size {batch_size} --redo --quiet")
+        log.write_text(json.dumps(done, indent=2))
+    return json.loads(kept.read_text())["rows"]
+
+
+def measure(out, speedups, model, data, epochs):
+    """All rows of the table."""
+    log, base, rows = out / "stages.json", str(out / "frozen"), []
+    seconds, peak = stage(log, "freeze", "--model", model, "--data", data, "--run", base)
+    rows.append({"network": "freeze", "seconds": seconds, "peak_mib": peak})
+    for speedup in speedups:
+        run = str(out / f"{speedup}x")
+        cost = stage(log, "decompose", "--run", run, "--from", base, "--speedup", f"{speedup}x")
+        found = {n: evaluation(out, log, run, "decomposed", n) for n in (1, 64)}
+        if not any(row["network"] == "original" for row in rows):
+            rows.append(_row(found, 0, "original", 1, (None, None)))
+        rows.append(_row(found, 1, "decomposed", speedup, cost))
+        for count in epochs:
+            cost = stage(log, "finetune", "--run", run, "--epochs", str(count), "--redo")
+            found = {n: evaluation(out, log, run, f"tuned{count}", n) for n in (1, 64)}
+            rows.append(_row(found, 2, f"{count} epoch{'s' * (count > 1)}", speedup, cost))
+    return rows
+
+
+def _row(found, place, name, speedup, cost):
+    single, many = found[1][place], found[64][place]
+    return {
+        "speedup": speedup, "counted": many["counted_speedup"], "network": name, "top1": many["top1"],
+        "agreement": many["agreement"], "divergence": many["divergence"], "params": many["params"],
+        "latency_1_ms": single["latency_ms"], "measured_1": single["measured_speedup"],
+        "latency_64_ms": many["latency_ms"], "measured_64": many["measured_speedup"], "seconds": cost[0],
+        "peak_mib": cost[1],
+    }  # fmt: skip
+
+
+def table(rows):
+    """The rows as a Markdown table."""
+
+    def cell(value):
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = ["| " + " | ".join(FIELDS) + " |", "|" + " --- |" * len(FIELDS)]
+    lines += ["| " + " | ".join(cell(row.get(name)) for name in FIELDS) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def main():
+    """Run what is missing, print the table and write it beside the runs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="zoo:vgg-fashion")
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--out", default="runs/benchmark", type=Path)
+    parser.add_argument("--speedups", default="2,3,4,5")
+    parser.add_argument("--epochs", default="1,5")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    speedups = [float(s) if "." in s else int(s) for s in options.speedups.split(",")]
+    epochs = [int(e) for e in options.epochs.split(",") if e]
+    rows = measure(options.out, speedups, options.model, options.data, epochs)
+    with open(options.out / "table.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    text = table(rows)
+    (options.out / "table.md").write_text(text + "\n")
+    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} processors\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()
