@@ -6,11 +6,11 @@ from decomp import cost, graph, layers, seeds, surgery
 from decomp.data import models
 from decomp.errors import DecompError, UsageError
 from decomp.pipelines import emit, fidelity, files, planning, reuse, survey
+from decomp.pipelines.devices import pick_device
 from decomp.pipelines.layerfile import read_layer, write_layer
 from decomp.pipelines.points import open_frozen
 from decomp.pipelines.problems import Problems
 from decomp.pipelines.rundir import RunDirectory
-from decomp.pipelines.training import pick_device
 
 
 @dataclass

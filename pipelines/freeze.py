@@ -9,9 +9,9 @@ from decomp.data import models, sources
 from decomp.data.frozen import FrozenFile, FrozenWriter
 from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.pipelines import emit, files
+from decomp.pipelines.devices import pick_device
 from decomp.pipelines.points import grid_key
 from decomp.pipelines.rundir import RunDirectory
-from decomp.pipelines.training import pick_device
 
 FOLD_TOLERANCE = 1e-4
 
