@@ -174,12 +174,10 @@ class Replay:
                 self._forget(interpreter.env, place)
             self.forward_images += stop - start
 
-    def outputs(self, first=0):
-        """Iterate (start, stop, output of the network) over the batches that hold images from ``first`` on."""
+    def outputs(self):
+        """Iterate (start, stop, output of the network) over all batches."""
         node = self.nodes[-1]
         for start, stop in self.batches():
-            if stop <= first:
-                continue
             values = self._run(start, stop, self._place[node])
             yield start, stop, fx.node.map_arg(node.args[0], lambda n, values=values: values[n])
 
@@ -193,7 +191,8 @@ class Replay:
             values = self._run(start, stop, target)
             kept.append(values)
             size += sum(v.nbytes for v in values.values() if isinstance(v, torch.Tensor))
-            if size > self.budget:
+            # All images are of one size, so the first batch tells already.
+            if size * self.n_images > self.budget * stop:
                 return
         self._kept, self._kept_at = kept, target
 

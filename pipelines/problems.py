@@ -13,6 +13,7 @@ from decomp.problem import LayerProblem
 from decomp.surgery import geometry
 
 HELD_OUT = 10  # one image in so many is kept out of every fit, for reporting
+ROWS_BUDGET = 1 << 30  # bytes that the rows of one layer may take
 
 
 class Problems:
@@ -37,9 +38,9 @@ class Problems:
             graph.module, frozen.images, frozen.n_images, batch_size=batch_size, budget=budget, device=device
         )
         self.n_fit = frozen.n_images - max(1, frozen.n_images // HELD_OUT)
-        self._positions = {}
+        self._positions, self._kept_rows = {}, None
 
-    def problem(self, layer, reporter=None):
+    def problem(self, layer):
         """The problem of one layer on the images that are fitted, and the moments of the held-out ones.
 
         Parameters
@@ -64,6 +65,9 @@ class Problems:
         p = weight[0].numel()
         fit = Moments.zeros(p, len(weight), device=self.device)
         held_out = Moments.zeros(p, len(weight), device=self.device)
+        # Fits behind the activation go over the rows several times: kept, where they are not too many.
+        self._kept_rows, kept = None, []
+        room = 4 * (p + len(weight)) * self.n_fit * self._points(layer) <= ROWS_BUDGET
         for start, stop, x in self.replay.inputs(node):
             bad = int((~torch.isfinite(x)).sum())
             if bad:
@@ -78,18 +82,16 @@ class Problems:
                 if part.start < part.stop:
                     rows = self._rows(layer, module, x[part.start - start : part.stop - start], part.start, part.stop)
                     moments.update(*rows)
+                    if moments is fit and room:
+                        kept.append(rows)
+        if room:
+            self._kept_rows = (layer.name, kept)
         problem = LayerProblem(
             layer.name, weight.detach(), None if module.bias is None else module.bias.detach(),
             geometry(module) if layer.kind == "conv" else Geometry(), fit, layer.activation,
             lambda: self._fitted_rows(layer, node, module), self.metrics.get(layer.name),
         )  # fmt: skip
         return problem, held_out
-
-    def held_out_outputs(self):
-        """Iterate (start, stop, output) of the network as it stands on the held-out images."""
-        for start, stop, y in self.replay.outputs(first=self.n_fit):
-            start = max(start, self.n_fit)
-            yield start, stop, y[len(y) - (stop - start) :].cpu()
 
     @contextmanager
     def replaced(self, layer, weight, bias):
@@ -104,10 +106,18 @@ class Problems:
             module.weight.data, module.bias = before
 
     def _fitted_rows(self, layer, node, module):
+        if self._kept_rows is not None and self._kept_rows[0] == layer.name:
+            yield from self._kept_rows[1]
+            return
         for start, stop, x in self.replay.inputs(node):
             stop = min(stop, self.n_fit)
             if start < stop:
                 yield self._rows(layer, module, x[: stop - start], start, stop)
+
+    def _points(self, layer):
+        """Rows per image."""
+        height, width = self.frozen.grid_size(self.frozen.grid_of(layer.name))
+        return min(self.frozen.meta["n_points"], height * width)
 
     def _rows(self, layer, module, x, start, stop):
         key = self.frozen.grid_of(layer.name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from decomp import curves, metric, selection, sensitivity
+from decomp import capture, curves, metric, selection, sensitivity
 from decomp.allocation import LayerCurves
 from decomp.pipelines import files
 from decomp.pipelines.problems import Problems
@@ -16,6 +16,8 @@ VERSION = 3
 MOST_COLUMNS = 12_000
 # Images whose gradients make up the output metric.
 METRIC_IMAGES = 2_000
+# Held-out images on which the change of the output is measured.
+WATCHED_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ def survey(run, frozen, view, *, device, batch_size, reporter):
         metrics = metric.output_metrics(
             view, _metric_images(frozen, problems, batch_size, progress), frozen.meta["seed"]
         )
-    wanted = torch.cat([y for _, _, y in problems.held_out_outputs()])
+    watched = _Watched(frozen, view, problems, batch_size)
     own, output = {}, {}
     with reporter.progress(len(view.layers), "error curves", "layers") as progress:
         for layer in view.layers:
-            own[layer.name], output[layer.name] = _layer_curves(layer, problems, wanted)
+            own[layer.name], output[layer.name] = _layer_curves(layer, problems, watched)
             progress.update(1)
     found = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
     _write(run.curves, digest, found)
@@ -94,7 +96,37 @@ def _metric_images(frozen, problems, batch_size, progress):
         progress.update(stop - start)
 
 
-def _layer_curves(layer, problems, wanted):
+class _Watched:
+    """The network's output on some held-out images, and how it changes when one layer is exchanged."""
+
+    def __init__(self, frozen, view, problems, batch_size):
+        self.view, self.problems = view, problems
+        first = problems.n_fit
+        self.replay = capture.Replay(
+            view.module,
+            lambda start, stop: frozen.images(first + start, first + stop),
+            min(frozen.n_images - first, WATCHED_IMAGES),
+            batch_size=batch_size,
+            budget=1 << 30,
+            device=problems.device,
+        )
+        self.wanted = self._outputs()
+
+    def _outputs(self):
+        return torch.cat([y.cpu() for _, _, y in self.replay.outputs()])
+
+    def measure(self, layer):
+        """A function of a layer's weights and bias: the mean change of the output."""
+        self.replay.advance(self.view.node(layer))
+
+        def change(weight, bias):
+            with self.problems.replaced(layer, weight, bias):
+                return sensitivity.output_divergence(self.wanted, self._outputs()).mean().item()
+
+        return change
+
+
+def _layer_curves(layer, problems, watched):
     """Own error and change of the network's output for every size of every step of one layer."""
     steps = [step for step in STEPS if step not in layer.left_alone]
     if not steps:
@@ -110,11 +142,7 @@ def _layer_curves(layer, problems, wanted):
         own["channel"] = curves.channel_curve(problem, held_out)
     approximate = sensitivity.approximations(problem, order)
 
-    def measure(weight, bias):
-        with problems.replaced(layer, weight, bias):
-            got = torch.cat([y for _, _, y in problems.held_out_outputs()])
-        return sensitivity.output_divergence(wanted, got).mean().item()
-
+    measure = watched.measure(layer)
     output = {step: sensitivity.output_curve(own[step], approximate[step], measure) for step in steps}
     return LayerCurves(**own), LayerCurves(**output)
 
