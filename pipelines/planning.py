@@ -38,7 +38,7 @@ def plan(run, asked, known, view, counted, *, reporter):
         made.macs_after = plan_macs(view, {item.layer: item for item in made.layers}, counted.per_layer)
         return made
     curves = known.own if asked["allocation"] == "energy" else losses(known)
-    usable = _for_steps(curves, view, asked["steps"])
+    usable = for_steps(curves, view, asked["steps"])
     allocator, items = _allocate(view, usable, counted, asked)
     macs = allocator.macs(items)
     made = Plan(asked["speedup"], tuple(asked["steps"]), asked["allocation"], list(items.values()), counted.macs, macs)
@@ -93,7 +93,7 @@ def _output_layer(view):
     return last.name if last.kind == "linear" and last.activation == "identity" else None
 
 
-def _for_steps(all_curves, view, steps):
+def for_steps(all_curves, view, steps):
     """Only the curves of the steps asked for; at least one must be left somewhere."""
     result = {name: LayerCurves(**{step: getattr(c, step) for step in steps}) for name, c in all_curves.items()}
     if not any(c.prune is not None or c.spatial is not None or c.channel is not None for c in result.values()):

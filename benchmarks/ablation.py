@@ -1,0 +1,124 @@
+"""What each choice of the solvers is worth on a frozen network: by the layer's own error and by the network's output.
+
+    python -m benchmarks.ablation --run runs/vgg --speedup 4
+
+First table: every way to choose half of a layer's input channels, the weights fitted on them; relative squared error of
+the layer's responses on held-out calibration images, each layer on the original network's inputs.
+Second table: the whole network at one speed-up by the spatial split alone and by the channel decomposition alone, each
+with linear and with activation-aware fits, in the plain and in the output metric, before and after joint refinement;
+mean relative error of the layers on held-out rows, and Kullback-Leibler divergence and agreement of the network's
+output with the original's on the held-out calibration images. One plan serves all variants of a step.
+"""
+
+import argparse
+import itertools
+
+import torch
+
+from decomp import cost, graph, layers, selection, surgery
+from decomp.factors import Selection
+from decomp.pipelines import fidelity, planning, survey
+from decomp.pipelines.log import Reporter
+from decomp.pipelines.points import open_frozen
+from decomp.pipelines.problems import Problems
+from decomp.pipelines.rundir import RunDirectory
+from decomp.problem import columns_of, weight_to_matrix
+
+
+class Study:
+    """One frozen network."""
+
+    def __init__(self, path):
+        self.run = RunDirectory.open(path)
+        self.frozen, self.original = open_frozen(self.run)
+        self.shape = tuple(self.frozen.meta["input_shape"])
+        view = self.view()
+        self.known = survey.survey(self.run, self.frozen, view, device="cpu", batch_size=100, reporter=Reporter())
+        self.counted = cost.cost(view.module, self.shape)
+
+    def view(self):
+        """A fresh copy of the original network."""
+        view = graph.NetworkGraph(graph.trace(self.original), self.shape)
+        survey.judge_sizes(view, self.frozen)
+        return view
+
+    def selectors(self):
+        """Rows (layer, kept, error of each selector)."""
+        view = self.view()
+        problems, rows = Problems(self.frozen, view), []
+        for layer in view.layers:
+            if layer.input_space is None:
+                continue
+            problem, held_out = problems.problem(layer)
+            keep = max(1, problem.n_channels // 2)
+            errors = []
+            for name in selection.SELECTORS:
+                chosen = selection.select(problem, keep, selector=name)
+                fitted = selection.reconstruct(problem, Selection(chosen.keep, problem.n_channels))
+                rows_held_out = held_out.take_inputs(columns_of(chosen.keep, problem.kernel))
+                errors.append(rows_held_out.error(weight_to_matrix(fitted.weight)))
+            rows.append((layer.name, f"{keep}/{problem.n_channels}", *errors))
+        return rows
+
+    def variant(self, items, aware, metric, refined):
+        """Mean held-out error of the layers, divergence and agreement of the output."""
+        view = self.view()
+        problems = Problems(self.frozen, view, metrics=self.known.metrics if metric else None)
+        errors = []
+        for layer in (layer for layer in view.layers if layer.fitted):
+            problem, held_out = problems.problem(layer)
+            solution, report = layers.solve_layer(
+                problem, items[layer.name], held_out=held_out, activation_aware=aware, refined=refined
+            )
+            surgery.apply_solution(view.module, view, solution)
+            if items[layer.name].treated:
+                errors.append(list(report["errors"].values())[-1]["held_out"])
+        close = fidelity.compare(self.original, view.module, self.frozen, problems.n_fit, 100, "cpu")
+        return sum(errors) / len(errors), close["kl"], close["agreement"]
+
+    def variants(self, step, speedup):
+        """Rows (fit, metric, refinement, error, divergence, agreement) of one step."""
+        view = self.view()
+        usable = planning.for_steps(planning.losses(self.known), view, (step,))
+        allocator = planning.Allocator(
+            view, {n: replace(c, prune=None) for n, c in usable.items()}, self.counted.per_layer
+        )
+        items = allocator.joint(speedup)
+        for refined, metric, aware in itertools.product((False, True), repeat=3):
+            if step == "spatial" and aware and not refined:
+                continue  # the split itself has no activation-aware form
+            words = (
+                "activation-aware" if aware else "linear",
+                "output" if metric else "plain",
+                "yes" if refined else "no",
+            )
+            yield (*words, *self.variant(items, aware, metric, refined))
+
+
+def markdown(head, rows):
+    """A Markdown table."""
+
+    def cell(value):
+        return f"{value:.5f}" if isinstance(value, float) else str(value)
+
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows])
+
+
+def main():
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--speedup", type=float, default=4.0)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    study = Study(options.run)
+    print(markdown(("layer", "kept", *selection.SELECTORS), study.selectors()))
+    for step in ("spatial", "channel"):
+        print(f"\n{step} alone at {options.speedup:g}x", flush=True)
+        head = ("fit", "metric", "refined", "mean layer error", "output divergence", "agreement")
+        print(markdown(head, study.variants(step, options.speedup)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
