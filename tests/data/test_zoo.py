@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from torch import fx, nn
 
 from decomp.data import zoo
+from decomp.data.standard import DEBIAN_FASHION
 from decomp.errors import UsageError
 
+HAS_FASHION = (DEBIAN_FASHION / "train-images-idx3-ubyte.gz").exists()
 SHIPPED = ("vgg-fashion", "resnet20-fashion", "vgg-digits")
 GOALS = {"vgg-fashion": 0.93, "resnet20-fashion": 0.925, "vgg-digits": 0.97}
 
@@ -147,6 +149,7 @@ def test_the_shipped_digits_network_measures_what_its_record_says():
 
 
 @pytest.mark.fashion
+@pytest.mark.skipif(not HAS_FASHION, reason="the images of Debian's package dataset-fashion-mnist are not installed")
 @pytest.mark.parametrize("name", ["vgg-fashion", "resnet20-fashion"])
 def test_the_shipped_fashion_networks_measure_what_their_records_say(name):
     from decomp.data.sources import open_source
