@@ -89,7 +89,7 @@ def decompose(
     }  # fmt: skip
     with run.lock(), reporter.stage("decompose"):
         if redo:
-            reuse.clear(run)
+            reuse.clear(run, asked)
         before = _done_before(run, asked)
         if before is not None:
             return before
@@ -121,10 +121,16 @@ def _decompose(run, asked, frozen, original, device, plan_only, batch_size, repo
     view = graph.NetworkGraph(network, input_shape, frozen.meta["model"])
     counted = cost.cost(network, input_shape)
     network.to(device)
-    run.update_config("decompose", {"asked": asked})
+    begun = {k: v for k, v in (run.config("decompose") or {"asked": asked}).items() if k in ("asked", "plan_digest")}
+    run.update_config("decompose", begun)
     survey.judge_sizes(view, frozen)
     known = survey.survey(run, frozen, view, device=device, batch_size=batch_size, reporter=reporter)
+    ours = not run.plan_json.is_file()
     plan = planning.plan(run, asked, known, view, counted, reporter=reporter)
+    if "plan_digest" not in begun:
+        # How the plan left our hands: another digest later, or none, means that a person has edited it.
+        begun["plan_digest"] = files.digest_file(run.plan_json) if ours else ""
+        run.update_config("decompose", begun)
     _announce(plan, view, reporter)
     if plan_only:
         return DecomposeResult(run, False, {"asked": asked, "plan_only": True})
@@ -136,7 +142,7 @@ def _decompose(run, asked, frozen, original, device, plan_only, batch_size, repo
     close = fidelity.compare(original.to(device), network, frozen, problems.n_fit, batch_size, device)
     network.cpu()
     facts = {
-        "asked": asked, "macs_before": counted.macs, "macs_after": after.macs, "params_before": counted.params,
+        **begun, "macs_before": counted.macs, "macs_after": after.macs, "params_before": counted.params,
         "params_after": after.params, "layers": reports, "fidelity": close,
         "left_alone": {layer.name: layer.left_alone for layer in view.layers if layer.left_alone},
     }  # fmt: skip

@@ -8,13 +8,22 @@ from decomp.pipelines import files
 from decomp.pipelines.rundir import RunDirectory
 
 
-def clear(run):
-    """Remove what decompose and finetune made in a run; the frozen points and their curves stay."""
+def clear(run, asked):
+    """Remove what decompose and finetune made in a run; the frozen points and their curves stay.
+
+    A plan that a person has edited is kept: in its place when the same options are asked for again, otherwise under
+    the name plan.previous.json.
+    """
+    before = run.config("decompose") or {}
+    if run.plan_json.is_file() and before.get("plan_digest") != files.digest_file(run.plan_json):
+        if before.get("asked") != asked:
+            os.replace(run.plan_json, run.plan_json.with_name("plan.previous.json"))
+    else:
+        run.plan_json.unlink(missing_ok=True)
     for path in (run.model_dir, run.layers_dir, run.finetune_dir):
         if path.exists():
             shutil.rmtree(path)
-    for path in (run.plan_json, run.report_json):
-        path.unlink(missing_ok=True)
+    run.report_json.unlink(missing_ok=True)
     for stage in ("decompose", "finetune", "evaluate"):
         run.update_config(stage, None)
 

@@ -294,6 +294,22 @@ def test_an_edited_plan_is_used_and_a_wrong_one_refused(run):
         assert file.get_slice("vertical.weight").get_shape() == [5, 7, 3, 1]
 
 
+def test_redoing_keeps_what_a_person_edited(run):
+    decompose(run, speedup=2, reporter=Collected())
+    ours = run.plan_json.read_text()
+    decompose(run, speedup=2, redo=True, reporter=Collected())
+    assert run.plan_json.read_text() == ours
+    data = json.loads(ours)
+    data["layers"][1].update(spatial_rank=5, keep=7, channel_rank=None)
+    run.plan_json.write_text(json.dumps(data))
+    decompose(run, speedup=2, redo=True, reporter=Collected())
+    assert json.loads(run.plan_json.read_text()) == data
+    assert emit.load(run.model_dir).get_submodule("3.vertical").out_channels == 5
+    decompose(run, speedup=3, redo=True, reporter=Collected())
+    assert json.loads(run.plan_json.with_name("plan.previous.json").read_text()) == data
+    assert json.loads(run.plan_json.read_text())["speedup"] == 3
+
+
 def test_layers_of_another_plan_are_refused(run):
     decompose(run, speedup=2, reporter=Collected())
     shutil.rmtree(run.model_dir)
