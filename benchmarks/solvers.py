@@ -1,6 +1,6 @@
 """Time, memory and held-out error of one layer's steps, beside a dense route with scikit-learn and numpy.
 
-    python benchmarks/solvers.py                       # c = n = 64, 128, 256, 512; about four minutes on two cores
+    python benchmarks/solvers.py                       # c = n = 64, 128, 256, 512
     python benchmarks/solvers.py --sizes 512 --device cuda
 
 One layer like VGG's conv4: c = n, 3x3, 50,000 rows of activations streamed from a file; spatial rank c/2, channel
@@ -117,9 +117,8 @@ def ours(path, size, n_rows, n_held_out, device, extras):
     """Run the steps of this package; times, errors and peak memory."""
     import torch
 
-    from decomp import channel, curves, lasso, refine, selection, spatial
+    from decomp import channel, lasso, selection, spatial
     from decomp.factors import Geometry
-    from decomp.moments import Moments
     from decomp.problem import LayerProblem
 
     layer = torch.load(path / "layer.pt")
@@ -127,14 +126,7 @@ def ours(path, size, n_rows, n_held_out, device, extras):
     rows, held_out = Rows(path, size, 0, n_rows, device), Rows(path, size, n_rows, n_rows + n_held_out, device)
     clock = Clock(device)
     torch.linalg.cholesky(torch.eye(64, dtype=torch.float64, device=device))
-
-    def stream():
-        moments = Moments.zeros(9 * size, size, device=device)
-        for X, Y in rows():
-            moments.update(X, Y)
-        return moments
-
-    moments = clock("moments", stream)
+    moments = clock("moments", lambda: stream(rows, size, device))
     problem = LayerProblem("conv4", layer["weight"], layer["bias"], Geometry(padding=(1, 1)), moments, "relu", rows)
     chosen = clock("lasso", lambda: lasso.select(problem, keep))
     fitted = clock("least squares", lambda: selection.reconstruct(problem, chosen))
@@ -146,25 +138,40 @@ def ours(path, size, n_rows, n_held_out, device, extras):
         peak = torch.cuda.max_memory_allocated() / 2**30
     errors = {"whole step": response_error(found, held_out, chosen.keep)}
     if extras:
-        errors["split"] = response_error(split, held_out, chosen.keep)
-        better = clock("refine", lambda: refine.refine(narrowed, split))
-        errors["refine (split)"] = response_error(better, held_out, chosen.keep)
-        better = clock("refine responses", lambda: refine.refine_responses(narrowed, found))
-        errors["refine responses (whole step)"] = response_error(better, held_out, chosen.keep)
-        order = clock("backward", lambda: selection.retention_order(problem, "backward"))
-        judged = Moments.zeros(9 * size, size, device=device)
-        for X, Y in held_out():
-            judged.update(X, Y)
-
-        def all_curves():
-            curves.spatial_curve(problem, judged)
-            curves.channel_curve(problem, judged)
-            curves.selection_curve(problem, judged, order=order)
-
-        clock("curves", all_curves)
-        errors |= selection_errors(problem, chosen, order, judged)
+        errors |= beyond(clock, problem, narrowed, chosen, split, found, held_out)
     threads = torch.get_num_threads()
     return {"wall": clock.wall, "processor": clock.processor, "peak": peak, "errors": errors, "threads": threads}
+
+
+def stream(rows, size, device):
+    """Moments of all rows."""
+    from decomp.moments import Moments
+
+    moments = Moments.zeros(9 * size, size, device=device)
+    for X, Y in rows():
+        moments.update(X, Y)
+    return moments
+
+
+def beyond(clock, problem, narrowed, chosen, split, found, held_out):
+    """Refinement, backward elimination and error curves."""
+    from decomp import curves, refine, selection
+
+    errors = {"split": response_error(split, held_out, chosen.keep)}
+    better = clock("refine", lambda: refine.refine(narrowed, split))
+    errors["refine (split)"] = response_error(better, held_out, chosen.keep)
+    better = clock("refine responses", lambda: refine.refine_responses(narrowed, found))
+    errors["refine responses (whole step)"] = response_error(better, held_out, chosen.keep)
+    order = clock("backward", lambda: selection.retention_order(problem, "backward"))
+    judged = stream(held_out, problem.n_channels, problem.moments.K.device)
+
+    def all_curves():
+        curves.spatial_curve(problem, judged)
+        curves.channel_curve(problem, judged)
+        curves.selection_curve(problem, judged, order=order)
+
+    clock("curves", all_curves)
+    return errors | selection_errors(problem, chosen, order, judged)
 
 
 def selection_errors(problem, chosen, order, judged):
@@ -200,91 +207,28 @@ def response_error(factored, rows, keep):
 
 
 def dense(path, size, n_rows, n_held_out):
-    """The same steps on all rows held in memory: scikit-learn's Lasso bisected to the count, lstsq, SVD, 50 sweeps."""
-    import numpy as np
+    """The steps of `ours` by `dense_route`, on rows held in memory."""
+    import dense_route
     import torch
-    from sklearn.linear_model import Lasso
 
-    from decomp.factors import ConvFactor, FactoredConv, Geometry
-
-    layer = torch.load(path / "layer.pt")
-    weight = layer["weight"].numpy().astype(np.float64)
     keep, spatial_rank, channel_rank = sizes_of(size)
-    clock = Clock("cpu")
+    clock, weight = Clock("cpu"), torch.load(path / "layer.pt")["weight"].double().numpy()
 
     def read():
-        X, Y = (torch.cat(parts).double().numpy() for parts in zip(*Rows(path, size, 0, n_rows, "cpu")()))
-        return X, Y
-
-    def least_squares(features, targets):
-        means = features.mean(0), targets.mean(0)
-        B = np.linalg.lstsq(features - means[0], targets - means[1], rcond=None)[0]
-        return B, means[1] - means[0] @ B
-
-    def select():
-        design = np.empty((n_rows * size, size))
-        for i in range(size):
-            contribution = X[:, i].reshape(n_rows, 9) @ weight[:, i].reshape(size, 9).T
-            design[:, i] = (contribution - contribution.mean(0)).reshape(-1)
-        target = (Y - Y.mean(0)).reshape(-1)
-        low, high = 0.0, np.abs(design.T @ target).max() / len(target)
-        for _ in range(60):
-            alpha = (low + high) / 2
-            count = np.count_nonzero(Lasso(alpha=alpha, fit_intercept=False, precompute=True).fit(design, target).coef_)
-            if count == keep:
-                break
-            low, high = (low, alpha) if count < keep else (alpha, high)
-        coefficients = Lasso(alpha=alpha, fit_intercept=False, precompute=True).fit(design, target).coef_
-        return np.flatnonzero(coefficients)
-
-    def split():
-        A = fitted.T.reshape(size, len(chosen), 3, 3).transpose(1, 2, 0, 3).reshape(len(chosen) * 3, size * 3)
-        U, s, _ = np.linalg.svd(A, full_matrices=False)
-        V = U[:, :spatial_rank] * np.sqrt(s[:spatial_rank])
-        features = np.einsum("ncyx,cyr->nrx", X[:, chosen], V.reshape(len(chosen), 3, -1)).reshape(n_rows, -1)
-        H, b = least_squares(features, Y)
-        return V, H, features @ H + b
-
-    def decompose():
-        center = responses.mean(0)
-        centred, wanted = responses - center, np.maximum(Y, 0)
-        u = Y
-        for penalty, _ in [(0.01, i) for i in range(25)] + [(1.0, i) for i in range(25)]:
-            mean = u.mean(0)
-            solution = np.linalg.lstsq(centred, u - mean, rcond=None)[0]
-            _, _, Vt = np.linalg.svd(centred @ solution, full_matrices=False)
-            M = solution @ Vt[:channel_rank].T, Vt[:channel_rank]
-            z = centred @ M[0] @ M[1] + mean
-            off, on = np.minimum(z, 0), np.maximum((penalty * z + wanted) / (1 + penalty), 0)
-            cost_off = wanted**2 + penalty * (off - z) ** 2
-            u = np.where((on - wanted) ** 2 + penalty * (on - z) ** 2 < cost_off, on, off)
-        return M, mean
+        return tuple(torch.cat(parts).double().numpy() for parts in zip(*Rows(path, size, 0, n_rows, "cpu")()))
 
     X, Y = clock("moments", read)
-    chosen = clock("lasso", select)
-    fitted, _ = clock("least squares", lambda: least_squares(X[:, chosen].reshape(n_rows, -1), Y))
-    V, H, responses = clock("split", split)
-    M, mean = clock("decompose", decompose)
-    encoder = (H @ M[0]).reshape(spatial_rank, 3, channel_rank)
-    # ŷ is centred on its mean over the rows, which is that of the features through H: the bias takes it back.
-    features_mean = np.einsum("cyx,cyr->rx", X[:, chosen].mean(0), V.reshape(len(chosen), 3, -1)).reshape(-1)
-    bias = mean - features_mean @ H @ M[0] @ M[1]
-    factors = (
-        ConvFactor(torch.tensor(V.T.reshape(spatial_rank, len(chosen), 3, 1)).float(), None, Geometry()),
-        ConvFactor(torch.tensor(encoder.transpose(2, 0, 1)[:, :, None]).float(), None, Geometry()),
-        ConvFactor(torch.tensor(M[1].T[:, :, None, None]).float(), torch.tensor(bias).float(), Geometry()),
-    )
-    found = FactoredConv(factors, ("vertical", "horizontal", "pointwise"))
+    chosen = clock("lasso", lambda: dense_route.select(X, Y, weight, keep))
+    X = X[:, chosen]
+    fitted, _ = clock("least squares", lambda: dense_route.least_squares(X.reshape(n_rows, -1), Y))
+    V, H, responses = clock("split", lambda: dense_route.split(X, Y, fitted, spatial_rank))
+    low_rank = clock("decompose", lambda: dense_route.decompose(responses, Y, channel_rank))
+    found = dense_route.assemble(X, V, H, *low_rank)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     held_out = Rows(path, size, n_rows, n_rows + n_held_out, "cpu")
     error = response_error(found, held_out, torch.tensor(chosen))
-    return {
-        "wall": clock.wall,
-        "processor": clock.processor,
-        "peak": peak,
-        "errors": {"whole step": error},
-        "kept": len(chosen),
-    }
+    times = {"wall": clock.wall, "processor": clock.processor}
+    return {**times, "peak": peak, "errors": {"whole step": error}, "kept": len(chosen)}
 
 
 def child(arguments, *extra):
