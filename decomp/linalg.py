@@ -128,14 +128,8 @@ def least_squares(moments: Moments, *, ridge: float | str = RIDGE, prior: Tensor
 def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
     r"""The ridge of largest evidence: how far the rows are to be trusted against the prior.
 
-    With B ~ N(B₀, σ²/λ) and Y − XB ~ N(0, σ²), σ² taken where it is most likely, N − 1 rows that are free about
-    their mean and r(λ) the least penalised squared error, twice the negative logarithm of the probability of the
-    responses is, up to a constant (MacKay 1992, section 4),
-
-    .. math:: n\,(\log\det(K + \lambda I) - p \log\lambda) + (N - 1)\,n\,\log r(\lambda).
-
-    It is lowered over decades, then by a parabola through the best three. Many rows a coefficient give a small
-    ridge; as few rows as coefficients, where plain least squares fits noise without bound, give a large one.
+    `evidence_cost` is lowered over decades, then by a parabola through the best three. Many rows a coefficient give
+    a small ridge; as few rows as coefficients, where plain least squares fits noise without bound, a large one.
 
     Parameters
     ----------
@@ -149,44 +143,76 @@ def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
         Relative to the mean diagonal of K. `RIDGE_BOUND` where the prior is exact (a share `EXACT` of the variance
         is left): the rows cannot say more then.
     """
-    p, n = moments.C.shape
-    mean_diagonal, total = float(moments.K.diagonal().mean()), float(moments.S.trace())
-    if not mean_diagonal > 0 or not total > 0:
+    total = float(moments.S.trace())
+    if not float(moments.K.diagonal().sum()) > 0 or not total > 0:
         return RIDGE
-    right, left_over = moments.C, total
-    if prior is not None:
-        prior = prior.to(moments.K)
-        right = moments.C - moments.K @ prior
-        # tr(S − 2B₀ᵀC + B₀ᵀKB₀), what the prior leaves.
-        left_over = total - float((prior * (moments.C + right)).sum())
-        if left_over <= EXACT * total:
-            return RIDGE_BOUND
+    right, left_over = _left_by_prior(moments, prior)
+    if left_over <= EXACT * total:
+        return RIDGE_BOUND
     found = {}
 
     def cost(decade: int) -> float:
         if not RIDGE_DECADES[0] <= decade <= RIDGE_DECADES[1]:
             return math.inf
         if decade not in found:
-            penalty = 10.0**decade * mean_diagonal
-            shifted = moments.K.clone()
-            shifted.diagonal().add_(penalty)
-            L, info = torch.linalg.cholesky_ex(shifted)
-            if int(info):
-                found[decade] = math.inf
-                return math.inf
-            explained = float(torch.linalg.solve_triangular(L, right, upper=False).square().sum())
-            determinant = 2 * float(L.diagonal().log().sum()) - p * math.log(penalty)
-            error = max(left_over - explained, 1e-2 * EXACT * total)
-            found[decade] = n * determinant + (moments.n_rows - 1) * n * math.log(error)
+            found[decade] = evidence_cost(moments, 10.0**decade, right, left_over)
         return found[decade]
 
-    best = min(max(round(math.log10(p / max(moments.n_rows, 1))) - 2, RIDGE_DECADES[0]), RIDGE_DECADES[1])
+    rows_each = moments.n_rows / moments.K.shape[0]
+    best = min(max(round(-math.log10(rows_each)) - 2, RIDGE_DECADES[0]), RIDGE_DECADES[1])
     while min(cost(best - 1), cost(best + 1)) < cost(best):
         best = best - 1 if cost(best - 1) < cost(best + 1) else best + 1
     below, here, above = cost(best - 1), cost(best), cost(best + 1)
     curvature = below - 2 * here + above
     shift = (below - above) / (2 * curvature) if math.isfinite(curvature) and curvature > 0 else 0.0
     return 10.0 ** (best + shift) if math.isfinite(here) else RIDGE_BOUND
+
+
+def _left_by_prior(moments: Moments, prior: Tensor | None) -> tuple[Tensor, float]:
+    """C − KB₀, and the squared error of the prior tr(S − 2B₀ᵀC + B₀ᵀKB₀)."""
+    total = float(moments.S.trace())
+    if prior is None:
+        return moments.C, total
+    prior = prior.to(moments.K)
+    right = moments.C - moments.K @ prior
+    return right, total - float((prior * (moments.C + right)).sum())
+
+
+def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: float) -> float:
+    r"""Twice the negative logarithm of the probability of the responses under a ridge, up to a constant.
+
+    With B ~ N(B₀, σ²/λ) and Y − XB ~ N(0, σ²), σ² taken where it is most likely, N − 1 rows that are free about
+    their mean and r(λ) the least penalised squared error (MacKay 1992, section 4):
+
+    .. math:: n\,(\log\det(K + \lambda I) - p \log\lambda) + (N - 1)\,n\,\log r(\lambda)
+
+    Parameters
+    ----------
+    moments : Moments
+    ridge : float
+        λ relative to the mean diagonal of K.
+    right : Tensor of shape (p, n)
+        C − KB₀.
+    left_over : float
+        Squared error of the prior.
+
+    Returns
+    -------
+    float
+        Infinity where K + λI has no Cholesky factor.
+    """
+    p, n = moments.C.shape
+    penalty = ridge * float(moments.K.diagonal().mean())
+    shifted = moments.K.clone()
+    shifted.diagonal().add_(penalty)
+    L, info = torch.linalg.cholesky_ex(shifted)
+    if int(info):
+        return math.inf
+    del shifted
+    explained = float(torch.linalg.solve_triangular(L, right, upper=False).square().sum())
+    determinant = 2 * float(L.diagonal().log().sum()) - p * math.log(penalty)
+    error = max(left_over - explained, 1e-2 * EXACT * float(moments.S.trace()))
+    return n * determinant + (moments.n_rows - 1) * n * math.log(error)
 
 
 def intercept(moments: Moments, B: Tensor) -> Tensor:

@@ -169,6 +169,16 @@ def test_the_order_of_entry_starts_with_the_choices():
         assert set(order[:keep]) == set(lasso.select(rows.problem, keep).keep.tolist())
 
 
+def test_what_never_enters_follows_by_strength(monkeypatch):
+    rows = make(c=5, kernel=(2, 2))
+    betas = np.array([[0.0, 0, 0, 0, 0], [0, 0, 0, 0.5, 0]])
+    monkeypatch.setattr(lasso, "gram_path", lambda *_, **__: lasso.LassoPath(np.array([1.0, 0.5]), betas, True))
+    strength = lasso.channel_gram(rows.problem)[0].diagonal()
+    others = sorted({0, 1, 2, 4}, key=lambda i: -float(strength[i]))
+    assert others != [0, 1, 2, 4], "the order must not be the trivial one"
+    assert lasso.entry_order(rows.problem) == [3, *others]
+
+
 def test_the_metric_moves_the_choice():
     rows = make(c=8, n=4, kernel=(2, 2), seed=5)
     first_only = torch.diag(torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)) + 1e-9 * torch.eye(4).double()

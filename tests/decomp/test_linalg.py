@@ -80,6 +80,14 @@ def test_the_evidence_is_the_likelihood_of_the_rows(noise, with_prior):
         squared = (R * torch.linalg.solve(covariance, R)).sum()
         return float(4 * torch.logdet(covariance) + 29 * 4 * squared.log())
 
+    def cost(ridge):
+        chosen = prior if with_prior else prior * 0
+        left_over = float(moments.S.trace()) * moments.error(chosen)
+        return linalg.evidence_cost(moments, ridge, moments.C - moments.K @ chosen, left_over)
+
+    for a, b in ((1e-6, 1e-3), (1e-3, 0.1), (0.1, 10)):
+        difference = minus_log_likelihood(a) - minus_log_likelihood(b)
+        assert cost(a) - cost(b) == pytest.approx(difference, rel=1e-6, abs=1e-6)
     grid = np.logspace(-8, 1, 361)
     best = grid[np.argmin([minus_log_likelihood(ridge) for ridge in grid])]
     got = linalg.choose_ridge(moments, prior if with_prior else None)

@@ -53,13 +53,15 @@ def test_the_error_never_rises_and_is_told_truly(seed, kind, with_metric, ridge,
 
 @pytest.mark.parametrize("kind", ["split", "three"])
 @pytest.mark.parametrize("metric", [None, output_metric(6)])
-def test_what_is_found_is_stationary(kind, metric, monkeypatch):
+@pytest.mark.parametrize("ridge", [0.0, 0.05])
+def test_what_is_found_is_stationary(kind, metric, ridge, monkeypatch):
     """The gradient by automatic differentiation of the error over the rows, against the one at the start."""
     monkeypatch.setattr(refine_module, "TOLERANCE", 1e-12)
     rows = make()
     problem = dataclasses.replace(rows.problem, metric=metric)
     start = chains(problem)[kind]
-    found = refine(problem, start, iterations=1000, **FREE)
+    found = refine(problem, start, iterations=1000, ridge=ridge)
+    penalty = ridge * problem.moments.K.diagonal().mean()
 
     def gradient(factored):
         weights = [factor.weight.clone().requires_grad_() for factor in factored.factors]
@@ -67,12 +69,24 @@ def test_what_is_found_is_stationary(kind, metric, monkeypatch):
         kernel, _ = FactoredConv(tuple(factors), factored.names).compose()
         residual = rows.Y - rows.flat @ kernel.flatten(1).T
         residual = residual - residual.mean(0)
-        weighted = residual if metric is None else residual @ metric
-        loss = (weighted * residual).sum()
+        distance = (kernel - problem.weight).flatten(1).T
+        F = torch.eye(6).double() if metric is None else metric
+        loss = ((residual @ F) * residual).sum() + penalty * ((distance @ F) * distance).sum()
         # Scale-free: the change of the loss with a relative change of each factor.
-        return sum(float((g * w).square().sum()) for g, w in zip(torch.autograd.grad(loss, weights), weights))
+        gradients = torch.autograd.grad(loss, weights)
+        return sum(float((g * w.detach()).square().sum()) for g, w in zip(gradients, weights))
 
     assert gradient(found) < 1e-3 * gradient(start)
+
+
+def test_what_is_no_better_is_not_taken(monkeypatch):
+    rows = make()
+    start = spatial.split(rows.problem, 4)
+    weights = [factor.weight * 0.9 for factor in start.factors]
+    monkeypatch.setattr(refine_module._Search, "run", lambda self, iterations: (weights, 1))
+    found = refine(rows.problem, start)
+    assert found.factors is start.factors
+    assert found.report["refine"]["error"] == found.report["refine"]["error_before"]
 
 
 def test_it_reaches_at_least_what_many_alternations_reach():

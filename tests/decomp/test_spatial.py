@@ -66,6 +66,22 @@ def test_alternating_gains_where_there_is_something_to_gain():
     assert alternated["error"] < 0.97 * plain["error"]
 
 
+@pytest.mark.parametrize("metric", [None, output_metric(8)])
+def test_v_is_refitted_to_its_optimum_given_h(metric):
+    rows = make(n=8, c=6)
+    problem = dataclasses.replace(rows.problem, metric=metric)
+    V, H = spatial.closed_form(problem, 5)
+
+    def gradient(V):
+        V = V.clone().requires_grad_()
+        residual = rows.Y - rows.flat @ torch.einsum("pr,rnx->pxn", V, H).reshape(-1, 8)
+        residual = residual - residual.mean(0)
+        loss = ((residual if metric is None else residual @ metric) * residual).sum()
+        return float(torch.autograd.grad(loss, V)[0].norm())
+
+    assert gradient(spatial._refit_vertical(problem, V, H)) < 1e-4 * gradient(V)
+
+
 def test_h_is_the_least_squares_fit_on_what_v_gives():
     rows = make(n=5, c=3, kernel=(3, 2))
     factored = split(rows.problem, 4, **FIXED)
