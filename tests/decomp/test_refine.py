@@ -11,7 +11,7 @@ from decomp import refine as refine_module
 from decomp.channel import ACTIVATIONS, decompose
 from decomp.errors import DecompError, NumericalError
 from decomp.factors import ConvFactor, FactoredConv, Geometry
-from decomp.linalg import least_squares
+from decomp.linalg import choose_ridge, least_squares
 from decomp.moments import Moments
 from decomp.refine import refine, refine_responses
 
@@ -139,6 +139,21 @@ def test_few_rows_are_not_fitted_to_the_letter():
     assert free.report["refine"]["error"] < held.report["refine"]["error"]
     assert elsewhere(held) < 0.8 * elsewhere(free)
     assert elsewhere(held) < 1.05 * elsewhere(start)
+
+
+def test_few_rows_without_noise_still_leave_a_ridge():
+    """Nothing but the covariance is uncertain then, and the evidence, which does not know that, asks for none."""
+    whole = make(n_rows=3000, n=12, c=4, noise=0.0)
+    few = dataclasses.replace(whole.problem, moments=Moments.of_rows(whole.flat[:40], whole.Y[:40]), rows=None)
+    held_out = Moments.of_rows(whole.flat[1000:], whole.Y[1000:])
+    start = spatial.split(few, 6)
+    kernel = start.compose()[0].flatten(1).T
+    floor = refine_module.SHRINKAGE * 36 / 40
+    assert choose_ridge(few.moments, kernel) < floor
+    found = refine(few, start)
+    assert found.report["refine"]["ridge"] == pytest.approx(floor)
+    bare = refine(few, start, ridge=1e-6)
+    assert held_out.error(found.compose()[0].flatten(1).T) < held_out.error(bare.compose()[0].flatten(1).T)
 
 
 def test_equal_input_gives_equal_bytes():
