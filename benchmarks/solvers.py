@@ -233,7 +233,8 @@ def dense(path, size, n_rows, n_held_out):
 
 def child(arguments, *extra):
     """Run one part in a process of its own and read what it prints."""
-    environment = dict(os.environ)
+    # Threads that wait asleep: on a shared machine spinning ones take the cores from those that work.
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     if arguments.threads:
         environment |= dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(arguments.threads)
