@@ -142,7 +142,7 @@ def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=
         identity = {
             "batch_size": batch_size, "device": str(device), "threads": torch.get_num_threads(), "repeats": repeats,
             "networks": {name: files.digest_file(path / "structure.json") for name, path in paths.items()},
-            "versions": library_versions(),
+            "tuning_finished": run.config("finetune") is not None, "versions": library_versions(),
         }  # fmt: skip
         if not redo and (before := _measured_before(run, identity)):
             return before
@@ -157,7 +157,7 @@ def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=
             "rounds": len(times["original"]), "data": data, "n_images": 0 if test is None else len(test),
             "versions": identity["versions"],
         }  # fmt: skip
-        result = EvaluationResult(rows, conditions, notes + _missing(paths) + _unsteady(rows))
+        result = EvaluationResult(rows, conditions, notes + _missing(run, paths) + _unsteady(rows))
         files.write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
         return result
 
@@ -259,10 +259,12 @@ def _check_origin(run):
         )
 
 
-def _missing(paths):
+def _missing(run, paths):
     for name, stage in (("decomposed", "decompose"), ("fine-tuned", "finetune")):
         if name not in paths:
             return [f"no {name} network yet: run {stage} to have it in the table"]
+    if run.config("finetune") is None:
+        return ["the fine-tuning is not finished: its best epoch so far is shown"]
     return []
 
 

@@ -130,6 +130,12 @@ def test_what_is_not_there_is_left_out_and_named(run):
         measure(run)
 
 
+def test_a_tuning_that_was_stopped_is_said_to_be(run):
+    assert any("not finished" in note for note in measure(run).notes)
+    run.update_config("finetune", {"asked": {}, "facts": {}})
+    assert not any("not finished" in note for note in measure(run).notes)
+
+
 def test_without_labels_the_accuracies_are_dashes_with_the_reason(run, monkeypatch):
     with_source(monkeypatch, lambda source: setattr(source, "test", Watched(source.test, labels=False)))
     result = measure(run)
