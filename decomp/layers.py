@@ -57,7 +57,7 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
     activation_aware : bool
         Fit the channel decomposition and the refinement behind the activation, where that is known.
     refined : bool
-        Refine a chain of factors jointly.
+        Refine a chain of factors jointly; a layer that was only narrowed is fitted anew behind its activation.
     seed : int
         For the random selector.
 
@@ -91,7 +91,7 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
         factored = channel.decompose(problem, item.channel_rank, base=base, activation_aware=activation_aware)
         report["channel"] = factored.report
         _note(errors, "channel", factored.compose()[0], problem, held_out)
-    if refined and len(factored.factors) > 1:
+    if refined and (len(factored.factors) > 1 or chosen is not everything):
         if activation_aware and problem.rows is not None and problem.activation in ("relu", "relu6"):
             factored = refine.refine_responses(problem, factored)
         else:
