@@ -117,10 +117,6 @@ class Layer:
         return min(self.in_channels * self.kernel[0], self.out_channels * self.kernel[1])
 
 
-class _Tracer(fx.Tracer):
-    """fx's tracer: modules of torch.nn are leaves, everything else is followed."""
-
-
 def trace(model, name="model"):
     """Trace a copy of the model in evaluation mode.
 
@@ -134,7 +130,7 @@ def trace(model, name="model"):
         With the place in the forward pass that could not be followed and the ways out.
     """
     model = copy.deepcopy(model).eval()
-    tracer = _Tracer()
+    tracer = fx.Tracer()  # modules of torch.nn are leaves, everything else is followed
     try:
         graph = tracer.trace(model)
     except Exception as error:

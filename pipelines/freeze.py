@@ -98,7 +98,6 @@ def freeze(
             raise UsageError(model, "has no convolution that could be made cheaper", fix="give a convolutional network")
         whole = cost.cost(network, source.input_shape)
         indices = _draw_images(source, n_images, seed)
-        n_rows = len(indices) * n_points
         files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
         edited = [path for pair in folded for path in pair]
         emit.save(network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": model})
@@ -112,7 +111,7 @@ def freeze(
             "model": model, "n_convs": sum(layer.kind == "conv" for layer in layers.layers),
             "n_linears": sum(layer.kind == "linear" for layer in layers.layers), "macs": whole.macs,
             "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": n_points,
-            "bytes": run.frozen.stat().st_size, "n_rows": n_rows,
+            "bytes": run.frozen.stat().st_size,
         }  # fmt: skip
         run.update_config("freeze", {"asked": asked, "facts": facts, "weights_digest": loaded.weights_digest,
                                      "source": source.describe()})  # fmt: skip
