@@ -17,7 +17,7 @@ import numpy as np
 
 from decomp.cost import chain_macs
 from decomp.errors import TargetError
-from decomp.plan import LayerPlan, layer_macs, plan_macs
+from decomp.plan import LayerPlan, carrier_macs, layer_macs, plan_macs
 
 GRID = 24
 LOWEST_SHARE = 0.98
@@ -68,7 +68,7 @@ class Allocator:
         self._reader_of = {
             layer.input_space.producer: layer
             for layer in graph.layers
-            if layer.input_space is not None and curves[layer.name].prune is not None
+            if layer.input_space is not None and not layer.input_space.sampled and curves[layer.name].prune is not None
         }
         self.chains = self._find_chains()
 
@@ -166,8 +166,8 @@ class Allocator:
     def _local_macs(self, items, name):
         """Cost of a layer and of whoever writes what it reads: all that its sizes can change."""
         layer = self.graph.layer(name)
-        total = self._layer_macs(items, layer)
-        if items[name].keep is not None:
+        total = self._layer_macs(items, layer) + carrier_macs(layer, items[name], self.per_layer)
+        if items[name].keep is not None and not layer.input_space.sampled:
             total += self._layer_macs(items, self.graph.layer(layer.input_space.producer))
         return total
 
@@ -210,8 +210,10 @@ class Allocator:
 
     def _solve_chain(self, chain, multiplier):
         """Dynamic programming over the widths of the spaces along a chain."""
-        best, back = np.zeros(1), []
-        widths_in = [None]
+        # A sampler may narrow what the first layer reads; its writer keeps its width.
+        sampled = self.curves[chain[0].name].prune is not None
+        widths_in = _sizes(chain[0].input_space.width, True) if sampled else [None]
+        best, back = np.zeros(len(widths_in)), []
         for place, layer in enumerate(chain):
             widths_out = [None] if place + 1 == len(chain) else _sizes(chain[place + 1].input_space.width, True)
             table, choice = self._table(layer, widths_in, widths_out, multiplier)
@@ -220,7 +222,7 @@ class Allocator:
             best = total[pick, np.arange(len(widths_out))]
             back.append((layer, widths_in, pick, choice))
             widths_in = widths_out
-        items, column = {}, 0
+        items, column = {}, int(best.argmin())
         for layer, widths, pick, choice in reversed(back):
             row = pick[column]
             spatial, channel = choice[row][column]
@@ -243,7 +245,8 @@ class Allocator:
             value = error + multiplier * macs / self.total * np.ones_like(best)
             better = value < best
             best[better], choice[better] = value[better], number
-        best += np.array(pruned)[:, None]
+        carried = [carrier_macs(layer, LayerPlan(layer.name, w), self.per_layer) for w in widths_in]
+        best += np.array(pruned)[:, None] + multiplier * np.array(carried)[:, None] / self.total
         ranks = [[options[number] for number in row] for row in choice]
         return best, ranks
 

@@ -153,12 +153,16 @@ class Replay:
         """(start, stop) of every batch."""
         return [(i, min(i + self.batch_size, self.n_images)) for i in range(0, self.n_images, self.batch_size)]
 
-    def inputs(self, node):
-        """Iterate (start, stop, value of the node's first input) over all batches."""
+    def inputs(self, node, beside=None):
+        """Iterate (start, stop, value of the node's first input) over all batches.
+
+        With ``beside``, a node that has run before and is needed later, the value is a pair: the input's and its.
+        """
         target = self._place[node]
         for start, stop in self.batches():
             values = self._run(start, stop, target)
-            yield start, stop, values[node.args[0]]
+            value = values[node.args[0]]
+            yield start, stop, value if beside is None else (value, values[beside])
 
     def visit(self, wanted):
         """Iterate (start, stop, {node: output}) for a full run, right after each wanted node was computed.
@@ -196,30 +200,17 @@ class Replay:
                 return
         self._kept, self._kept_at = kept, target
 
-    def narrow(self, layer_node, producer_node, keep, width):
-        """Take the kept channels of a space out of the kept values, as if its producer had been narrow already.
+    def narrow(self, columns):
+        """Take the kept channels out of the kept values, as if their producers had been narrow already.
 
         Parameters
         ----------
-        layer_node, producer_node : torch.fx.Node
-            The reader and the writer of the space; what lies between treats every channel by itself.
-        keep : torch.LongTensor
-        width : int
-            Channels the space had. A flattened map has H·W columns for each.
+        columns : dict of torch.fx.Node to torch.LongTensor
+            For each value that loses channels, the places along axis 1 that stay.
         """
-        if self._kept is None:
-            return
-        between, node = set(), layer_node.args[0]
-        while node is not producer_node:
-            between.add(node)
-            node = node.args[0]
-        between.add(producer_node)
-        for values in self._kept:
-            for node in between & set(values):
-                value = values[node]
-                parts = value.reshape(len(value), width, -1)[:, keep.to(value.device)]
-                shape = (len(value), len(keep), *value.shape[2:]) if value.dim() > 2 else (len(value), -1)
-                values[node] = parts.reshape(shape).contiguous()
+        for values in self._kept or ():
+            for node in columns.keys() & values.keys():
+                values[node] = values[node].index_select(1, columns[node].to(values[node].device)).contiguous()
 
     def _interpreter(self, start, stop, place):
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)

@@ -150,6 +150,15 @@ def _validate_layer(item, layer):
             )
 
 
+def carrier_macs(layer, item, per_layer):
+    """Multiply-accumulates of the depthwise convolutions between a layer and whoever writes what it reads."""
+    space = layer.input_space
+    if space is None:
+        return 0
+    width = space.width if item.keep is None else item.keep
+    return sum(per_layer.get(path, 0) * width // space.width for path in space.carriers)
+
+
 def layer_macs(layer, item, width_out):
     """Multiply-accumulates of one layer under its plan, when ``width_out`` of its outputs are read."""
     width_in = layer.in_channels
@@ -176,11 +185,13 @@ def plan_macs(graph, items, per_layer):
     width_out = {layer.name: layer.out_channels for layer in graph.layers}
     for layer in graph.layers:
         item = items[layer.name]
-        if item.keep is not None:
+        if item.keep is not None and not layer.input_space.sampled:
             width_out[layer.input_space.producer] = item.keep
     total = sum(per_layer.values())
     for layer in graph.layers:
         item = items[layer.name]
         if item.treated or width_out[layer.name] != layer.out_channels:
             total += layer_macs(layer, item, width_out[layer.name]) - per_layer[layer.name]
+        if item.keep is not None:
+            total += carrier_macs(layer, item, per_layer) - carrier_macs(layer, LayerPlan(layer.name), per_layer)
     return int(total)

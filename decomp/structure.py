@@ -1,7 +1,7 @@
 """A network's structure as data: module specifications, the graph of calls, and the list of edits.
 
-Everything is plain JSON values. Reading it back can only name classes of ``torch.nn`` and the tensor functions
-listed here: no code comes out of a file.
+Everything is plain JSON values. Reading it back can only name classes of ``torch.nn``, :class:`decomp.narrowing.Select`
+and the tensor functions listed here: no code comes out of a file.
 """
 
 import inspect
@@ -13,11 +13,13 @@ from torch import fx, nn
 from torch.overrides import get_overridable_functions
 
 from decomp.errors import DecompError, FileError
+from decomp.narrowing import Select
 
 _OPERATORS = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "pow", "matmul", "getitem", "iadd", "isub", "imul",
     "itruediv", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
 )  # fmt: skip
+OWN_MODULES = {"Select": Select}  # the only ones beside torch.nn that a file may name
 _ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")
 
 
@@ -74,7 +76,7 @@ def describe_module(module, path="module"):
     if kind is nn.Sequential:
         children = {name: describe_module(child, f"{path}.{name}") for name, child in module.named_children()}
         return {"type": "Sequential", "children": children}
-    if getattr(nn, kind.__name__, None) is not kind:
+    if getattr(nn, kind.__name__, None) is not kind and OWN_MODULES.get(kind.__name__) is not kind:
         raise DecompError(path, "only modules of torch.nn can be written as data", got=kind.__qualname__)
     args = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
@@ -99,7 +101,7 @@ def build_module(spec, path="module"):
             return nn.Sequential(
                 _ordered({child: build_module(s, f"{path}.{child}") for child, s in spec["children"].items()})
             )
-        kind = getattr(nn, name, None)
+        kind = OWN_MODULES.get(name) or getattr(nn, name, None)
         if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
             raise FileError(path, "names a module that torch.nn does not have", got=name)
         return kind(**{key: decode(value, {}) for key, value in spec["args"].items()})

@@ -206,9 +206,8 @@ def _walk(run, asked, plan, view, problems, frozen, reporter):
                 reporter.step(_layer_words(layer, item, report), layer=layer.name, errors=report["errors"])
             parent = files.digest_file(path)
             edited += [name for name in surgery.apply_solution(network, view, solution) if name not in edited]
-            if solution.keep is not None:
-                producer = view.node(view.layer(layer.input_space.producer))
-                problems.replay.narrow(view.node(layer), producer, solution.keep.keep, layer.input_space.width)
+            if solution.keep is not None and not layer.input_space.sampled:
+                problems.replay.narrow(view.columns_kept(layer, solution.keep.keep))
             reports.append(report)
             progress.update(1)
     return edited, reports

@@ -109,7 +109,7 @@ def test_narrowed_values_are_those_of_a_narrow_producer():
         replay.advance(view.node(layer))
         space = layer.input_space
         before = torch.cat([x for _, _, x in replay.inputs(view.node(layer))])
-        replay.narrow(view.node(layer), view.node(view.layer(space.producer)), keep, space.width)
+        replay.narrow(view.columns_kept(layer, keep))
         after = torch.cat([x for _, _, x in replay.inputs(view.node(layer))])
         wanted = before.reshape(23, space.width, -1)[:, keep].reshape(after.shape)
         assert torch.equal(after, wanted)

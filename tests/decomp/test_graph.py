@@ -2,9 +2,11 @@ import pytest
 import torch
 from networks import CHAIN_INPUT, block, chain
 from torch import nn
+from torch.nn import functional as F
 
 from decomp.errors import TraceError
 from decomp.graph import NetworkGraph, trace
+from decomp.surgery import fold_bn
 
 
 def view(module, shape):
@@ -33,13 +35,36 @@ def test_activations_are_those_that_follow_directly():
     assert found == ["relu", "identity", "relu6", "GELU", "identity"]
 
 
-def test_branches_are_refused_by_layer_and_inner_spaces_kept():
+def test_inner_spaces_of_branches_are_narrowed_and_shared_ones_sampled():
     layers = {layer.name: layer for layer in view(block(), (3, 8, 8)).layers}
     assert layers["conv2"].input_space.producer == "conv1" and layers["conv2"].input_space.carriers == ("bn1",)
-    assert "add" in layers["conv1"].left_alone["prune"]
+    assert layers["conv1"].input_space.sampled and layers["conv1"].input_space.width == 8
     assert layers["depthwise"].left_alone["channel"] == "depthwise convolution"
-    assert "depthwise" in layers["head"].left_alone["prune"]
+    assert layers["head"].left_alone["prune"] == "its input is also read by conv1"
     assert "spatial" not in layers["conv1"].left_alone
+    without = NetworkGraph(trace(block()), (3, 8, 8), sampler=False).layer("conv1")
+    assert without.input_space is None and without.left_alone["prune"] == "its input is also read by head"
+
+
+def test_the_last_layer_before_a_sum_makes_up_for_the_shortcut():
+    graph = view(block(), (3, 8, 8))
+    found = {layer.name: graph.shortcut_node(layer) for layer in graph.layers}
+    assert [name for name, node in found.items() if node is not None] == []  # the normalisation lies between
+    network = trace(block())
+    fold_bn(network)
+    graph = NetworkGraph(network, (3, 8, 8))
+    found = {layer.name: graph.shortcut_node(layer) for layer in graph.layers}
+    assert {name for name, node in found.items() if node is not None} == {"conv2"}
+    assert found["conv2"].target is F.relu
+
+
+def test_depthwise_convolutions_are_carried_between_expansion_and_projection():
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 12, 1), nn.ReLU6(), nn.Conv2d(12, 12, 3, groups=12), nn.ReLU6(),
+        nn.Conv2d(12, 4, 1),
+    )  # fmt: skip
+    layer = view(module, (3, 9, 9)).layer("5")
+    assert layer.input_space.producer == "1" and layer.input_space.carriers == ("3",)
 
 
 def test_a_layer_called_twice_is_left_alone():

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from networks import CHAIN_INPUT, block, chain, randomise
@@ -8,6 +10,7 @@ from decomp.cost import cost
 from decomp.errors import DecompError
 from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
 from decomp.graph import NetworkGraph, trace
+from decomp.structure import build_graph, describe_graph
 
 
 def images(shape, n=4):
@@ -114,7 +117,7 @@ def test_nothing_left_is_refused():
 
 def test_a_layer_without_a_space_is_not_narrowed():
     network = trace(block())
-    view = NetworkGraph(network, (3, 8, 8))
+    view = NetworkGraph(network, (3, 8, 8), sampler=False)
     own = network.conv1
     solution = surgery.LayerSolution(
         "conv1",
@@ -123,3 +126,22 @@ def test_a_layer_without_a_space_is_not_narrowed():
     )
     with pytest.raises(DecompError, match="conv1: its input cannot be narrowed"):
         surgery.apply_solution(network, view, solution)
+
+
+def test_a_shared_input_is_sampled_and_its_writer_keeps_its_width():
+    network, x = trace(block()), images((3, 8, 8))
+    view = NetworkGraph(network, (3, 8, 8))
+    own, keep = network.conv1, torch.tensor([1, 3, 6])
+    hooks = masked(network, view, {"conv1": keep})
+    wanted = network(x)
+    for hook in hooks:
+        hook.remove()
+    dense = FactoredConv.dense(own.weight.detach()[:, keep], None, Geometry((1, 1), (1, 1)))
+    assert surgery.apply_solution(network, view, surgery.LayerSolution("conv1", Selection(keep, 8), dense)) == ["conv1"]
+    assert network.stem.out_channels == 8 and network.conv1.dense.in_channels == 3
+    assert torch.allclose(network(x), wanted, atol=1e-5)
+    assert network.conv1.select.index.tolist() == [1, 3, 6] and not list(network.conv1.select.parameters())
+    again = trace(network)
+    assert torch.equal(again(x), network(x))
+    rebuilt = build_graph(json.loads(json.dumps(describe_graph(network))), network.state_dict())
+    assert torch.equal(rebuilt(x), network(x))

@@ -1,0 +1,80 @@
+"""What single calls of a traced network do to channels: the tables, and what is read off one node."""
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Modules and functions that treat every channel alike and by itself: a channel comes out as what it went in.
+CHANNELWISE_MODULES = (
+    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
+    nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
+    nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
+)  # fmt: skip
+CARRIER_MODULES = (nn.BatchNorm2d, nn.BatchNorm1d, nn.PReLU)  # the same, with one number per channel inside
+CHANNELWISE_FUNCTIONS = {
+    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish,
+    F.hardsigmoid, F.hardtanh, F.sigmoid, F.tanh, F.softplus, F.softsign, F.logsigmoid, F.dropout, F.dropout2d,
+    F.max_pool2d, F.avg_pool2d, F.lp_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.upsample,
+    torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.clamp, torch.abs, torch.neg, torch.exp, torch.sqrt,
+    operator.neg, operator.pow,
+}  # fmt: skip
+CHANNELWISE_METHODS = {
+    "relu", "relu_", "sigmoid", "tanh", "clamp", "clamp_", "contiguous", "abs", "float", "clone", "neg", "exp", "sqrt",
+    "pow", "sigmoid_", "detach",
+}  # fmt: skip
+# Two tensors met entry by entry: their channels stand or fall together.
+UNITING = {
+    operator.add: "add", operator.iadd: "add", torch.add: "add", "add": "add", "add_": "add",
+    operator.sub: "sub", operator.isub: "sub", torch.sub: "sub", "sub": "sub", "sub_": "sub",
+    operator.mul: "mul", operator.imul: "mul", torch.mul: "mul", "mul": "mul", "mul_": "mul",
+    operator.truediv: "div", operator.itruediv: "div", torch.div: "div", "div": "div", "div_": "div",
+    torch.maximum: "maximum", torch.minimum: "minimum",
+}  # fmt: skip
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
+NO_OP_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout)  # in evaluation
+ACTIVATIONS = {
+    nn.ReLU: "relu", nn.ReLU6: "relu6", F.relu: "relu", F.relu_: "relu", F.relu6: "relu6",
+    torch.relu: "relu", torch.relu_: "relu", "relu": "relu", "relu_": "relu",
+}  # fmt: skip
+
+
+def describe(node):
+    """A node in words for a person: a module's path, or the name of what is called."""
+    if node.op == "output":
+        return "the network's output"
+    if node.op == "call_module":
+        return str(node.target)
+    return f"'{getattr(node.target, '__name__', node.target)}'"
+
+
+def argument(node, place, name, default=None):
+    """An argument of a call, given by place or by name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def axes_of(value, n_axes):
+    """One axis or several as a set of places counted from the front; None where they are not plain numbers."""
+    axes = [value] if isinstance(value, int) else value
+    if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
+        return None
+    return {axis % n_axes for axis in axes}
+
+
+def is_reduction(node):
+    """A mean, sum or extreme value over axes, as a function or a method."""
+    return node.target in ("mean", torch.mean, "sum", torch.sum, "amax", torch.amax, "amin", torch.amin)
+
+
+def is_channelwise(node, module=None):
+    """Whether a call treats every channel alike and by itself, whatever its other arguments are."""
+    if node.op == "call_module":
+        return isinstance(module, CHANNELWISE_MODULES)
+    if node.op == "call_method":
+        return node.target in CHANNELWISE_METHODS
+    return node.op == "call_function" and node.target in CHANNELWISE_FUNCTIONS

@@ -1,0 +1,86 @@
+"""From a module to the graph of its calls, or the reason why it has none."""
+
+import copy
+import traceback
+
+from torch import fx
+
+from decomp.errors import TraceError
+
+
+class _Tracer(fx.Tracer):
+    """Modules of torch.nn are leaves, and those that are named; everything else is followed."""
+
+    def __init__(self, leaves):
+        super().__init__()
+        self.leaves, self.met = frozenset(leaves), set()
+
+    def is_leaf_module(self, module, path):
+        if path in self.leaves:
+            self.met.add(path)
+            return True
+        return super().is_leaf_module(module, path)
+
+
+def trace(model, name="model", leaves=()):
+    """Trace a copy of the model in evaluation mode.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    name : str
+        For messages.
+    leaves : iterable of str
+        Paths of modules that are called as they are, without looking inside.
+
+    Returns
+    -------
+    torch.fx.GraphModule
+
+    Raises
+    ------
+    TraceError
+        With the place in the forward pass that could not be followed and the ways out.
+    """
+    model = copy.deepcopy(model).eval()
+    paths = {path for path, _ in model.named_modules()}
+    unknown = [leaf for leaf in leaves if leaf not in paths or not leaf]
+    if unknown:
+        raise TraceError(name, "has no module of this name for --leaf", got=unknown[0])
+    tracer = _Tracer(leaves)
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise TraceError(
+            name,
+            f"the forward pass cannot be traced{_place(error)}: {reason}",
+            fix="name the module it lies in with --leaf to leave that alone, or treat another part of the network "
+            "with --module",
+        ) from error
+    traced = fx.GraphModule(tracer.root, graph)
+    _drop_what_does_nothing(graph)
+    graph.eliminate_dead_code()
+    traced.recompile()
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    needed = [node for node in placeholders if node.users or not node.args]
+    if len(needed) != 1:
+        raise TraceError(name, "the model must take one image tensor", got=f"{len(needed)} inputs")
+    return traced
+
+
+def _drop_what_does_nothing(graph):
+    """Stochastic depth passes its input on in evaluation mode, and is no function that data can name."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth":
+            if "training" in node.kwargs and not node.kwargs["training"] or len(node.args) > 3 and not node.args[3]:
+                node.replace_all_uses_with(node.args[0])
+
+
+def _place(error):
+    """' at file.py:line' of the deepest frame outside torch, or ''."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename.replace("\\", "/")]
+    frames = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<")]
+    if not frames:
+        return ""
+    return f" at {frames[-1].filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frames[-1].lineno}"
