@@ -229,16 +229,21 @@ Examples:
 )
 @click.option("--linear", is_flag=True, help="Fit all layers linearly, not behind their activation.")
 @click.option("--no-refine", is_flag=True, help="Leave out the joint refinement of each layer's factors.")
+@click.option("--no-recovery", is_flag=True, help="Let no layer make up for the errors of what it is added to.")
+@click.option("--no-sampler", is_flag=True, help="Let no layer read a subset of channels that others need too.")
 @click.option("--plan-only", is_flag=True, help="Write plan.json, which can be edited, and stop there.")
 @click.option("--from", "source_run", metavar="DIR", help="Use the frozen points of another run.")
 @_options("redo", "device", "common")
-def decompose(run, threads, quiet, linear, no_refine, **options):
+def decompose(run, threads, quiet, **options):
     """Replace each conv by cheaper ones that respond alike, layer by layer from the front."""
     _use_threads(threads)
     from decomp.pipelines.decompose import decompose as stage
 
     run, reporter = _enter(run, quiet)
-    _print(stage(run, reporter=reporter, activation_aware=not linear, refine=not no_refine, **options))
+    options["activation_aware"] = not options.pop("linear")
+    for name in ("refine", "recovery", "sampler"):
+        options[name] = not options.pop(f"no_{name}")
+    _print(stage(run, reporter=reporter, **options))
 
 
 @main.command(

@@ -4,14 +4,15 @@ One HDF5 file. Everything in it is float32 or int32 except ``/meta``, and every 
 Fletcher-32 checksums, so that a flipped bit is an error and not another result.
 
 ==========================  ===================  =================================================================
-``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 1
+``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 2
 ``/meta``                   uint8 (b,)           JSON in UTF-8: ``meta`` (the caller's), ``grids`` and ``layers``
 ``/images``                 float32 (M,C,H,W)    the images as the network takes them
 ``/positions/000`` ...      int32 (M,P,2)        per output grid: (row y, column x) of P points on each image
 ``/responses/000`` ...      float32 (M,P,n)      per layer: the n channels of the response at its grid's points
 ==========================  ===================  =================================================================
 
-``grids`` and ``layers`` in ``/meta`` list names in order, each with its dataset (a layer's name may hold a slash). The
+``grids`` and ``layers`` in ``/meta`` list names in order, each with its dataset (a layer's name may hold a slash). A
+layer whose output is added to another value has a second entry ``NAME: shortcut``, that value at the same points. The
 file is written whole to ``NAME.part``, flushed to the disk and renamed: under its final name it is complete.
 """
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from decomp.errors import FileError, NumericalError
 
 FORMAT = "decomp-frozen"
-VERSION = 1
+VERSION = 2
 _CHUNK_BYTES = 512 * 1024
 # v110 is the oldest layout whose metadata (superblock, object headers, chunk indices) carries checksums too.
 _LAYOUT = ("v110", "v110")

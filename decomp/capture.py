@@ -164,17 +164,19 @@ class Replay:
             value = values[node.args[0]]
             yield start, stop, value if beside is None else (value, values[beside])
 
-    def visit(self, wanted):
-        """Iterate (start, stop, {node: output}) for a full run, right after each wanted node was computed.
+    def visit(self, wanted, beside=None):
+        """Iterate (start, stop, node, output, other) for a full run, right after each wanted node was computed.
 
-        The outputs are yielded one node at a time, before anything downstream can change them in place.
+        The outputs are yielded one node at a time, before anything downstream can change them in place. ``other``
+        is the value of the node that ``beside`` names for this one at the same moment, or None.
         """
+        beside = beside or {}
         for start, stop in self.batches():
             interpreter = self._interpreter(start, stop, 0)
             for place, node in enumerate(self.nodes):
                 interpreter.env[node] = self._run_node(interpreter, node)
                 if node in wanted:
-                    yield start, stop, node, interpreter.env[node]
+                    yield start, stop, node, interpreter.env[node], interpreter.env.get(beside.get(node))
                 self._forget(interpreter.env, place)
             self.forward_images += stop - start
 

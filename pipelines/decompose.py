@@ -44,8 +44,8 @@ class DecomposeResult:
 
 def decompose(
     run, *, speedup, steps=("spatial", "channel", "prune"), selector="best", allocation="joint",
-    activation_aware=True, refine=True, device="auto", plan_only=False, source_run=None, redo=False, batch_size=100,
-    reporter,
+    activation_aware=True, refine=True, recovery=True, sampler=True, device="auto", plan_only=False, source_run=None,
+    redo=False, batch_size=100, reporter,
 ):  # fmt: skip
     """Make the network ``speedup`` times cheaper and emit it.
 
@@ -64,6 +64,10 @@ def decompose(
         Fit behind the activation where it is known, otherwise linearly everywhere.
     refine : bool
         Refine the factors of each layer jointly, in the metric of the network's output.
+    recovery : bool
+        The last layer in front of a sum makes up for the errors of what it is added to.
+    sampler : bool
+        Layers that share their input with others may read a subset of it.
     device : {'auto', 'cpu', 'cuda'}
     plan_only : bool
         Stop when plan.json is written.
@@ -86,6 +90,8 @@ def decompose(
         "speedup": float(speedup), "steps": list(steps), "selector": selector, "allocation": allocation,
         "activation_aware": activation_aware,
         "refine": refine,
+        "recovery": recovery,
+        "sampler": sampler,
     }  # fmt: skip
     with run.lock(), reporter.stage("decompose"):
         if redo:
@@ -125,6 +131,10 @@ def _decompose(run, asked, frozen, original, device, plan_only, batch_size, repo
     run.update_config("decompose", begun)
     survey.judge_sizes(view, frozen)
     known = survey.survey(run, frozen, view, device=device, batch_size=batch_size, reporter=reporter)
+    if not asked["sampler"]:
+        # Surveyed with samplers, so that both ways share one survey.
+        view = graph.NetworkGraph(network, input_shape, frozen.meta["model"], sampler=False)
+        survey.judge_sizes(view, frozen)
     ours = not run.plan_json.is_file()
     plan = planning.plan(run, asked, known, view, counted, reporter=reporter)
     if "plan_digest" not in begun:
@@ -135,7 +145,7 @@ def _decompose(run, asked, frozen, original, device, plan_only, batch_size, repo
     if plan_only:
         return DecomposeResult(run, False, {"asked": asked, "plan_only": True})
     metrics = known.metrics if asked["refine"] else {}
-    problems = Problems(frozen, view, metrics=metrics, batch_size=batch_size, device=device)
+    problems = Problems(frozen, view, metrics=metrics, batch_size=batch_size, device=device, recovery=asked["recovery"])
     edited, reports = _walk(run, asked, plan, view, problems, frozen, reporter)
     after = cost.cost(network, input_shape)
     _check_target(plan, after, asked)

@@ -10,7 +10,7 @@ from decomp.data.frozen import FrozenFile, FrozenWriter
 from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.pipelines import emit, files
 from decomp.pipelines.devices import pick_device
-from decomp.pipelines.points import grid_key
+from decomp.pipelines.points import grid_key, shortcut_key
 from decomp.pipelines.rundir import RunDirectory
 
 FOLD_TOLERANCE = 1e-4
@@ -182,7 +182,7 @@ def _bytes_needed(layers, n_images, n_points, input_shape, network):
     numbers = n_images * (input_shape[0] * input_shape[1] * input_shape[2])
     for layer in layers.layers:
         points = min(n_points, layer.out_hw[0] * layer.out_hw[1])
-        numbers += n_images * points * (layer.out_channels + 2)
+        numbers += n_images * points * (layer.out_channels * (1 if layer.recovers is None else 2) + 2)
     numbers += sum(p.numel() for p in network.parameters())
     return int(numbers * 4 * 1.05) + (1 << 20)
 
@@ -201,6 +201,8 @@ def _write(run, meta, network, layers, source, indices, n_points, seed, batch_si
                 )
                 writer.declare_grid(key, layer.out_hw, positions[key])
             writer.declare_layer(layer.name, key, layer.out_channels)
+            if layer.recovers is not None:
+                writer.declare_layer(shortcut_key(layer.name), key, layer.out_channels)
 
         def images(start, stop):
             # Asked for once per batch: what the network sees is what is kept.
@@ -211,16 +213,20 @@ def _write(run, meta, network, layers, source, indices, n_points, seed, batch_si
         replay = capture.Replay(network, images, len(indices), batch_size=batch_size, device=device)
         with reporter.progress(len(indices), "responses", "images") as progress:
             last = 0
-            for start, stop, node, value in replay.visit(set(nodes)):
+            beside = {node: layers.shortcut_node(layer) for node, layer in nodes.items()}
+            for start, stop, node, value, other in replay.visit(nodes, beside):
                 layer = nodes[node]
-                rows = capture.responses(value, positions[grid_key(layer.out_hw)][start:stop])
-                bad = int((~torch.isfinite(rows)).sum())
-                if bad:
-                    raise NumericalError(
-                        layer.name, "the responses must be finite", got=f"{bad} NaN or infinite values in images "
-                        f"{start}..{stop - 1}", fix="check the weights and the images",
-                    )  # fmt: skip
-                writer.write_responses(layer.name, start, rows.float().cpu())
+                for name, values in ((layer.name, value), (shortcut_key(layer.name), other)):
+                    if values is None:
+                        continue
+                    rows = capture.responses(values, positions[grid_key(layer.out_hw)][start:stop])
+                    bad = int((~torch.isfinite(rows)).sum())
+                    if bad:
+                        raise NumericalError(
+                            layer.name, "the responses must be finite", got=f"{bad} NaN or infinite values in images "
+                            f"{start}..{stop - 1}", fix="check the weights and the images",
+                        )  # fmt: skip
+                    writer.write_responses(name, start, rows.float().cpu())
                 if stop != last:
                     progress.update(stop - last)
                     last = stop

@@ -95,7 +95,10 @@ def _output_layer(view):
 
 def for_steps(all_curves, view, steps):
     """Only the curves of the steps asked for; at least one must be left somewhere."""
-    result = {name: LayerCurves(**{step: getattr(c, step) for step in steps}) for name, c in all_curves.items()}
+    result = {}
+    for name, c in all_curves.items():
+        allowed = [step for step in steps if step not in view.layer(name).left_alone]
+        result[name] = LayerCurves(**{step: getattr(c, step) for step in allowed})
     if not any(c.prune is not None or c.spatial is not None or c.channel is not None for c in result.values()):
         reasons = sorted({why for layer in view.layers for step, why in layer.left_alone.items() if step in steps})
         raise TargetError(

@@ -11,6 +11,11 @@ def grid_key(hw):
     return f"{hw[0]}x{hw[1]}"
 
 
+def shortcut_key(layer):
+    """Name under which the frozen file keeps what a layer's output is added to."""
+    return f"{layer}: shortcut"
+
+
 def open_frozen(run):
     """The frozen file of a run and its original network, checked to belong together.
 

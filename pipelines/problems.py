@@ -9,6 +9,7 @@ from decomp import capture
 from decomp.errors import NumericalError
 from decomp.factors import Geometry
 from decomp.moments import Moments
+from decomp.pipelines.points import shortcut_key
 from decomp.problem import LayerProblem
 from decomp.surgery import geometry
 
@@ -30,10 +31,14 @@ class Problems:
     budget : int
         Bytes for values kept between layers.
     device : torch.device
+    recovery : bool
+        Fit the last layer in front of a sum to Y₂ + (Y₁ − Y₁'): Y₁ the original value that its output Y₂ is added
+        to, Y₁' the value now (1707.06168, section 3.3). What the shortcut got wrong, the branch makes up for.
     """
 
-    def __init__(self, frozen, graph, *, metrics=None, batch_size=100, budget=2 << 30, device="cpu"):
+    def __init__(self, frozen, graph, *, metrics=None, batch_size=100, budget=2 << 30, device="cpu", recovery=False):
         self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
+        self.recovery = recovery
         self.replay = capture.Replay(
             graph.module, frozen.images, frozen.n_images, batch_size=batch_size, budget=budget, device=device
         )
@@ -68,7 +73,7 @@ class Problems:
         # Fits behind the activation go over the rows several times: kept, where they are not too many.
         self._kept_rows, kept = None, []
         room = 4 * (p + len(weight)) * self.n_fit * self._points(layer) <= ROWS_BUDGET
-        for start, stop, x in self.replay.inputs(node):
+        for start, stop, x, beside in self._values(layer):
             bad = int((~torch.isfinite(x)).sum())
             if bad:
                 raise NumericalError(
@@ -80,7 +85,7 @@ class Problems:
                 (slice(max(start, self.n_fit), stop), held_out),
             ):
                 if part.start < part.stop:
-                    rows = self._rows(layer, module, x[part.start - start : part.stop - start], part.start, part.stop)
+                    rows = self._rows(layer, module, x, beside, start, part)
                     moments.update(*rows)
                     if moments is fit and room:
                         kept.append(rows)
@@ -89,7 +94,7 @@ class Problems:
         problem = LayerProblem(
             layer.name, weight.detach(), None if module.bias is None else module.bias.detach(),
             geometry(module) if layer.kind == "conv" else Geometry(), fit, layer.activation,
-            lambda: self._fitted_rows(layer, node, module), self.metrics.get(layer.name),
+            lambda: self._fitted_rows(layer, module), self.metrics.get(layer.name),
         )  # fmt: skip
         return problem, held_out
 
@@ -105,27 +110,37 @@ class Problems:
         finally:
             module.weight.data, module.bias = before
 
-    def _fitted_rows(self, layer, node, module):
+    def _values(self, layer):
+        """(start, stop, what the layer reads, what its output is added to or None) of every batch."""
+        node, beside = self.graph.node(layer), self.graph.shortcut_node(layer) if self.recovery else None
+        for start, stop, value in self.replay.inputs(node, beside):
+            yield (start, stop, value, None) if beside is None else (start, stop, *value)
+
+    def _fitted_rows(self, layer, module):
         if self._kept_rows is not None and self._kept_rows[0] == layer.name:
             yield from self._kept_rows[1]
             return
-        for start, stop, x in self.replay.inputs(node):
-            stop = min(stop, self.n_fit)
-            if start < stop:
-                yield self._rows(layer, module, x[: stop - start], start, stop)
+        for start, stop, x, beside in self._values(layer):
+            if start < min(stop, self.n_fit):
+                yield self._rows(layer, module, x, beside, start, slice(start, min(stop, self.n_fit)))
 
     def _points(self, layer):
         """Rows per image."""
         height, width = self.frozen.grid_size(self.frozen.grid_of(layer.name))
         return min(self.frozen.meta["n_points"], height * width)
 
-    def _rows(self, layer, module, x, start, stop):
-        key = self.frozen.grid_of(layer.name)
+    def _rows(self, layer, module, x, beside, first, part):
+        """Rows of the images ``part``; ``x`` and ``beside`` hold the batch that begins with image ``first``."""
+        key, inside = self.frozen.grid_of(layer.name), slice(part.start - first, part.stop - first)
         if key not in self._positions:
             self._positions[key] = self.frozen.positions(key)
-        X = capture.layer_rows(module, layer.input_space, x, self._positions[key][start:stop])
-        Y = self.frozen.responses(layer.name, start, stop).flatten(0, 1).to(x.device)
-        return X, Y
+        positions = self._positions[key][part]
+        X = capture.layer_rows(module, layer.input_space, x[inside], positions)
+        Y = self.frozen.responses(layer.name, part.start, part.stop).to(x.device)
+        if beside is not None:
+            wanted = self.frozen.responses(shortcut_key(layer.name), part.start, part.stop).to(x.device)
+            Y = Y + (wanted - capture.responses(beside[inside], positions))
+        return X, Y.flatten(0, 1)
 
 
 def layer_weight(module, layer):

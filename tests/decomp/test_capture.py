@@ -95,7 +95,8 @@ def test_visit_sees_values_before_anything_changes_them_in_place():
     images, view, replay = replay_of(module, (1, 4, 4))
     node = view.node(view.layers[0])
     values = []
-    for _, _, _, value in replay.visit({node}):
+    for _, _, _, value, other in replay.visit({node}):
+        assert other is None
         values.append(value.clone())
     with torch.no_grad():
         assert torch.allclose(torch.cat(values), module[0](images), atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from networks import randomise
 from safetensors import safe_open
-from torch import nn
+from torch import fx, nn
 
 import decomp
 from decomp import capture
@@ -15,6 +15,8 @@ from decomp.cost import cost
 from decomp.data import models, sources
 from decomp.data.frozen import FrozenFile
 from decomp.errors import DecompError, FileError, NumericalError, TargetError, UsageError
+from decomp.graph import NetworkGraph, trace
+from decomp.operations import SUMS
 from decomp.pipelines import decompose as stage
 from decomp.pipelines import emit, files
 from decomp.pipelines.decompose import decompose
@@ -58,7 +60,42 @@ def plain():
     )  # fmt: skip
 
 
-NETWORKS = {"plain": plain, "residual": Residual}
+class Inverted(nn.Module):
+    """Two inverted residuals behind a stem; the second is added to its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6(),
+                nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU6(),
+                nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.blocks[0](torch.relu(self.stem(x)))
+        return self.head((x + self.blocks[1](x)).mean((2, 3)))
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(8 + 8 * i, 8, 3, padding=1) for i in range(3))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        for conv in self.convs:
+            x = torch.cat([x, torch.relu(conv(x))], 1)
+        return self.head(x.mean((2, 3)))
+
+
+NETWORKS = {"plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense}
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +228,53 @@ def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
     first_solved = next(i for i, line in enumerate(told.told) if "response error" in line)
     listed = "\n".join(told.told[:first_solved])
     assert all(layer["layer"] in listed for layer in plan["layers"]) and "reads the image itself" in listed
+
+
+@pytest.mark.parametrize("run", ["inverted", "dense"], indirect=True)
+def test_shared_inputs_are_sampled_and_private_ones_narrowed(run):
+    decompose(run, speedup=2, steps=("prune",), reporter=Collected())
+    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 2
+    kept = {item["layer"]: item["keep"] for item in json.loads(run.plan_json.read_text())["layers"]}
+    if "blocks.0.6" in kept:  # the depthwise convolution goes with the expansion
+        assert kept["blocks.0.6"] < 24
+        for path in ("blocks.0.0", "blocks.0.3"):
+            assert network.get_submodule(path).out_channels == kept["blocks.0.6"]
+        assert network.get_submodule("blocks.0.3").groups == kept["blocks.0.6"]
+    sampled = [name for name, keep in kept.items() if keep and f"{name}.select.index" in network.state_dict()]
+    assert sampled and all(network.get_submodule(f"{name}.select").out_channels == kept[name] for name in sampled)
+    assert network.get_submodule("stem").out_channels == 8
+    other = decompose(run, speedup=1.3, steps=("spatial", "prune"), sampler=False, redo=True, reporter=Collected())
+    assert not any("select" in key for key in emit.load(run.model_dir).state_dict())
+    assert other.facts["macs_after"] <= other.facts["macs_before"] / 1.3
+
+
+@pytest.mark.parametrize("run", ["residual", "inverted"], indirect=True)
+def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut(run):
+    """The sum, not the branch alone, is what comes close; its mean error over the fitted rows is zero."""
+    last = "conv2" if any(k.startswith("conv2") for k in emit.load(run.original_dir).state_dict()) else "blocks.1.6"
+    errors = {}
+    for recovery in (False, True):
+        decompose(run, speedup=1.2, plan_only=True, recovery=recovery, redo=recovery, reporter=Collected())
+        data = json.loads(run.plan_json.read_text())
+        for item in data["layers"]:
+            item.update(keep=None, channel_rank=None, spatial_rank=1 if item["layer"] == "stem" else None)
+        run.plan_json.write_text(json.dumps(data))
+        decompose(run, speedup=1.2, recovery=recovery, reporter=Collected())
+        network = emit.load(run.model_dir)
+        view = NetworkGraph(trace(network), SHAPE)
+        total = next(node for node in view.module.graph.nodes if node.target in SUMS)
+        with FrozenFile(run.frozen) as frozen, torch.no_grad():
+            n_fit = 360
+            values = fx.Interpreter(view.module, garbage_collect_values=False)
+            values.run(frozen.images(0, n_fit))
+            now = capture.responses(values.env[total], frozen.positions("8x8")[:n_fit])
+            wanted = frozen.responses(last, 0, n_fit) + frozen.responses(f"{last}: shortcut", 0, n_fit)
+        off = (now - wanted).flatten(0, 1)
+        errors[recovery] = (off.mean(0).abs().max().item(), off.square().mean().item(), wanted.std().item())
+    assert errors[True][0] < 1e-5 * errors[True][2] and errors[True][1] < errors[False][1]
+    if last == "conv2":  # an activation on the shortcut, so that its errors have a mean
+        assert errors[False][0] > 1e-3 * errors[False][2]
 
 
 def test_each_layer_answers_like_the_original_on_what_it_now_reads(run):
