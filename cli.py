@@ -16,6 +16,7 @@ import decomp
 from decomp.errors import DecompError, UsageError
 from decomp.pipelines import options as parse
 from decomp.pipelines.options import guess
+from decomp.pipelines.options import program as _program
 
 _COMMAND = "decomp.command"  # under which the context keeps what was given
 COMMANDS = ("freeze", "decompose", "finetune", "evaluate", "status", "demo", "train")
@@ -97,11 +98,6 @@ def _usage_line(error):
 
 def _one_line(text):
     return " ".join(text.split())
-
-
-def _program():
-    """What a person typed to come here, for lines that name a command."""
-    return "python cli.py" if os.path.basename(sys.argv[0] or "") == "cli.py" else "decomp"
 
 
 def _options(*names):

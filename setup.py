@@ -45,6 +45,7 @@ setup(
         "safetensors>=0.4.3",
         "filelock>=3.12",
         "tqdm>=4.65",
+        "pillow>=9.4",
         "matplotlib>=3.8",
     ],
     extras_require={

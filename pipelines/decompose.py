@@ -8,6 +8,7 @@ from decomp.errors import DecompError, UsageError
 from decomp.pipelines import emit, fidelity, files, planning, reuse, survey
 from decomp.pipelines.devices import pick_device
 from decomp.pipelines.layerfile import read_layer, write_layer
+from decomp.pipelines.options import program
 from decomp.pipelines.points import open_frozen
 from decomp.pipelines.problems import Problems
 from decomp.pipelines.rundir import RunDirectory
@@ -38,7 +39,7 @@ class DecomposeResult:
         ]
         if f.get("fidelity"):
             lines.append(f["fidelity"]["words"])
-        lines.append(f"next: decomp finetune --run {self.run.path}")
+        lines.append(f"next: {program()} finetune --run {self.run.path}")
         return lines
 
 

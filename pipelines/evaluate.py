@@ -5,7 +5,6 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch.nn import functional
 
 from decomp import cost, seeds
 from decomp.data.sources import open_source
@@ -13,6 +12,7 @@ from decomp.errors import FileError, UsageError
 from decomp.pipelines import devices, emit, files
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import RunDirectory, library_versions
+from decomp.sensitivity import output_divergence
 
 KIND = "decomp report"
 IMAGES_AT_A_TIME = 250
@@ -325,10 +325,9 @@ def _shares(networks, test, data, device, reporter):
 def _batch_sums(logits, reference, labels, data):
     if logits.dim() != 2:
         raise UsageError("evaluate", "the outputs must be (images, classes)", got=tuple(logits.shape))
-    target, output = (functional.log_softmax(value.double(), 1) for value in (reference, logits))
     sums = {
         "agreement": (logits.argmax(1) == reference.argmax(1)).sum().item(),
-        "divergence": functional.kl_div(output, target, reduction="sum", log_target=True).item(),
+        "divergence": output_divergence(reference, logits).sum().item(),
     }
     if labels is not None:
         devices.check_labels(labels, logits, data)

@@ -13,8 +13,10 @@ from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
 from decomp.pipelines import devices, emit, files, training
 from decomp.pipelines.log import Reporter
+from decomp.pipelines.options import program
 from decomp.pipelines.points import open_frozen
 from decomp.pipelines.rundir import RunDirectory
+from decomp.sensitivity import output_divergence
 
 LABELS = ("train", "none")
 #: Share of the distillation term where there are labels too.
@@ -54,7 +56,7 @@ class FinetuneResult:
         if f["best_epoch"] == 0:
             lines.append("no epoch was better than the network before tuning, which is therefore kept as the best")
         lines.append(f"best network: {best}, last: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
-        lines.append(f"next: decomp evaluate --run {self.run.path}")
+        lines.append(f"next: {program()} evaluate --run {self.run.path}")
         return lines
 
 
@@ -204,26 +206,14 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
     return FinetuneResult(run, facts)
 
 
-def divergence(logits, target_logits):
-    """Mean Kullback-Leibler divergence ``KL(target || output)`` of the softmaxes, in nats: a scalar >= 0.
-
-    Zero, with zero gradient, exactly where both softmaxes are the same (Hinton et al. 2015, at temperature 1).
-    """
-    return functional.kl_div(
-        functional.log_softmax(logits.float(), 1),
-        functional.log_softmax(target_logits.float(), 1),
-        reduction="batchmean",
-        log_target=True,
-    )
-
-
 def loss_for(labels, distill, original):
     """The loss callable for :func:`decomp.pipelines.training.fit`."""
 
     def distance(images, logits):
         with torch.no_grad():
             target = original(images)
-        return divergence(logits, target)
+        # Hinton et al. 2015, at temperature 1.
+        return output_divergence(target, logits).mean()
 
     def loss(network, images, targets):
         logits = network(images)
@@ -296,7 +286,8 @@ class _CalibrationTask:
         total = 0.0
         for images, _ in self._read(self.held_out, 100):
             logits = devices.logits_of(network, images, device)
-            total += float(divergence(logits, devices.logits_of(original, images, device))) * len(images)
+            wanted = devices.logits_of(original, images, device)
+            total += float(output_divergence(wanted, logits).sum())
         value = total / len(self.held_out)
         return {"score": -value, "validation_divergence": value}
 

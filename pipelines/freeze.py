@@ -10,6 +10,7 @@ from decomp.data.frozen import FrozenFile, FrozenWriter
 from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.pipelines import emit, files
 from decomp.pipelines.devices import pick_device
+from decomp.pipelines.options import program
 from decomp.pipelines.points import grid_key, shortcut_key
 from decomp.pipelines.rundir import RunDirectory
 
@@ -43,7 +44,7 @@ class FreezeResult:
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
             f"{f['n_folded']} batch normalisations folded; {f['n_images']:,} images × up to {f['n_points']} points",
             f"frozen points in {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
-            f"next: decomp decompose --run {self.run.path} --speedup 4x",
+            f"next: {program()} decompose --run {self.run.path} --speedup 4x",
         ]
 
 

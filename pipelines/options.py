@@ -2,13 +2,20 @@
 
 import difflib
 import math
+import os
 import re
+import sys
 
 from decomp.errors import UsageError
 
 STEPS = ("spatial", "channel", "prune")
 SELECTORS = ("best", "lasso", "backward", "l1", "max-response", "first-k", "random")
 ALLOCATIONS = ("joint", "energy", "uniform")
+
+
+def program():
+    """What a person typed to come here, for lines that name a command."""
+    return "python cli.py" if os.path.basename(sys.argv[0] or "") == "cli.py" else "decomp"
 
 
 def speedup(text):
