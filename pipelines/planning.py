@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 
 from decomp.allocation import Allocator, LayerCurves
+from decomp.alternatives import plan_cost
+from decomp.cost import MacsCost
 from decomp.errors import TargetError
 from decomp.pipelines import files
-from decomp.plan import Plan, plan_macs
+from decomp.plan import Plan
 
 PRUNING_COUNTS = 2.0
 
@@ -35,12 +37,12 @@ def plan(run, asked, known, view, counted, *, reporter):
         made = Plan.from_json(data, str(run.plan_json))
         made.validate(view, str(run.plan_json))
         made.macs_before = counted.macs
-        made.macs_after = plan_macs(view, {item.layer: item for item in made.layers}, counted.per_layer)
+        made.macs_after = plan_cost(view, {item.layer: item for item in made.layers}, MacsCost(view, counted.per_layer))
         return made
     curves = known.own if asked["allocation"] == "energy" else losses(known)
     usable = for_steps(curves, view, asked["steps"])
     allocator, items = _allocate(view, usable, counted, asked)
-    macs = allocator.macs(items)
+    macs = allocator.cost(items)
     made = Plan(asked["speedup"], tuple(asked["steps"]), asked["allocation"], list(items.values()), counted.macs, macs)
     if macs < 0.98 * counted.macs / asked["speedup"]:
         reporter.warn(f"the plan is {counted.macs / macs:.2f}x: sizes are too coarse to come closer to the target")
@@ -73,7 +75,7 @@ def losses(known):
 
 
 def _allocate(view, usable, counted, asked):
-    allocator = Allocator(view, usable, counted.per_layer)
+    allocator = Allocator(view, usable, MacsCost(view, counted.per_layer))
     if asked["allocation"] == "uniform":
         return allocator, allocator.uniform(asked["speedup"])
     if asked["allocation"] == "energy":
@@ -81,7 +83,7 @@ def _allocate(view, usable, counted, asked):
     # Fitted last, to all that the others left, the output layer repairs most of what came before; every channel it
     # reads helps it. So it reads all of them, unless the target is out of reach that way.
     whole = {n: replace(c, prune=None) if n == _output_layer(view) else c for n, c in usable.items()}
-    spared = Allocator(view, whole, counted.per_layer)
+    spared = Allocator(view, whole, MacsCost(view, counted.per_layer))
     if spared.most() >= asked["speedup"]:
         return spared, spared.joint(asked["speedup"])
     return allocator, allocator.joint(asked["speedup"])
