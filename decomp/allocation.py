@@ -35,7 +35,7 @@ class Allocator:
 
     def __init__(self, graph, curves, cost, rules=Rules()):  # noqa: B008 (it is frozen)
         self.alternatives = Alternatives(graph, curves, cost, rules)
-        self.graph, self._cost, self._smallest = graph, cost, None
+        self.graph, self.rules, self._cost, self._smallest = graph, rules, cost, None
 
     @property
     def total(self):

@@ -104,6 +104,15 @@ class Plan:
         """The plan of one layer."""
         return next(item for item in self.layers if item.layer == name)
 
+    def words(self):
+        """What the plan as a whole comes to."""
+        text = f"{self.macs_before / self.macs_after:.2f}x in multiply-accumulates"
+        if self.cost == "params":
+            text = f"{self.params_before / self.params_after:.2f}x in parameters, {text}"
+        if self.latency:
+            text = f"{latency_words(self.latency)}; {text}"
+        return f"{text}, by {self.allocation} allocation"
+
     def to_json(self):
         """As plain data, without what is empty."""
         data = {name: value for name, value in vars(self).items() if value not in ({}, []) and name != "layers"}
@@ -159,6 +168,15 @@ class Plan:
             raise TargetError(name, rule, got=_first_difference(known, planned))
         for item in self.layers:
             _validate_layer(item, graph.layer(item.layer), name)
+
+
+def latency_words(latency):
+    """What was measured for a plan by latency, in words."""
+    return (
+        f"a network of these sizes was measured {latency['measured_speedup']:.2f}x faster than the original: "
+        f"{latency['measured_ms']:.3g} ms for {latency['original_ms']:.3g} ms, batch of {latency['batch_size']}, "
+        f"{latency['device']}, {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
+    )
 
 
 _KINDS = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
