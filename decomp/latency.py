@@ -71,6 +71,50 @@ def _milliseconds(network, images, device):
     return (time.perf_counter() - start) * 1e3
 
 
+def times_within(network, names, shape, device, rounds, *, max_seconds=None):
+    """Median milliseconds of some of a network's modules while it runs, and of the rest.
+
+    A layer in its network finds other things in the caches than a layer that is timed by itself.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    names : list of str
+        Paths of modules that are called once.
+    shape, device, rounds, max_seconds
+        As for :func:`latencies`.
+
+    Returns
+    -------
+    parts : dict of str to float
+    rest : float
+    """
+    started, parts = {}, {name: [] for name in names}
+
+    def now():
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() * 1e3
+
+    def start(name):
+        return lambda *_: started.update({name: now()})
+
+    def stop(name):
+        return lambda *_: parts[name].append(now() - started[name])
+
+    modules = {name: network.get_submodule(name) for name in names}
+    hooks = [module.register_forward_pre_hook(start(name)) for name, module in modules.items()]
+    hooks += [module.register_forward_hook(stop(name)) for name, module in modules.items()]
+    try:
+        whole = np.array(latencies({"": network}, shape, device, rounds, max_seconds=max_seconds)[""])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    within = {name: np.array(values[WARM_UP:]) for name, values in parts.items()}
+    rest = np.median(whole - sum(within.values()))
+    return {name: float(np.median(values)) for name, values in within.items()}, max(0.0, float(rest))
+
+
 @dataclass(frozen=True)
 class FactorKind:
     """A convolution or linear layer but for its channel counts.
@@ -170,19 +214,22 @@ class LatencyCost:
     graph : decomp.graph.NetworkGraph
     tables : dict of (str, str) to (inputs, outputs, milliseconds)
         By layer and name of the factor: two lists of channel counts and the times, shape (inputs, outputs).
-    whole : float
-        Milliseconds of the original network. What its layers leave of it (activations, pooling, sums) stays; where
-        they take longer alone than the whole, all their times are scaled to it.
+    parts : dict of str to float
+        Milliseconds of each fitted layer within the original network. Each table is scaled to that.
+    rest : float
+        Milliseconds of everything else (activations, pooling, sums), which stays.
     """
 
     name, unit = "latency", "measured time"
 
-    def __init__(self, graph, tables, whole):
-        self.total, self._scale = whole, 1.0
+    def __init__(self, graph, tables, parts, rest):
+        self.rest, self.total = rest, rest + sum(parts.values())
         self._times = {key: _interpolator(*table) for key, table in tables.items()}
-        dense = sum(self.layer(layer, layer.in_channels, layer.out_channels) for layer in graph.layers)
-        self._scale = min(1.0, whole / dense)
-        self.rest = whole - dense * self._scale
+        self._scale = dict.fromkeys(parts, 1.0)
+        for layer in graph.layers:
+            if layer.fitted:
+                alone = self.layer(layer, layer.in_channels, layer.out_channels)
+                self._scale[layer.name] = parts[layer.name] / alone
 
     def layer(self, layer, width_in, width_out, spatial_rank=None, channel_rank=None):
         """Cost of one layer after its three steps, see :meth:`decomp.cost.MacsCost.layer`."""
@@ -191,7 +238,7 @@ class LatencyCost:
         total = 0.0
         for name, n_in, n_out in chain_of(width_in, width_out, spatial_rank, channel_rank):
             total = total + self._times[layer.name, name](n_in, n_out)
-        return total * self._scale
+        return total * self._scale[layer.name]
 
 
 def _interpolator(inputs, outputs, milliseconds):

@@ -130,7 +130,7 @@ def _assemble(asked, subject, found, held):
         asked["speedup"], tuple(asked["steps"]), asked["allocation"], layers, cost=asked["cost"],
         multiple=asked["multiple"], latency=found.latency,
     )  # fmt: skip
-    reached, rules = allocator.total / allocator.cost(found.items), allocator.rules
+    reached, rules = allocator.total / found.cost, allocator.rules
     if reached * LOWEST_SHARE > found.speedup:
         made.notes.append(f"the plan is {reached:.2f}x: sizes are too coarse to come closer to the target")
     if rules.multiple != asked["multiple"]:

@@ -18,6 +18,11 @@ class Found:
     speedup: float
     latency: dict = field(default_factory=dict)
 
+    @property
+    def cost(self):
+        """Of the network with these sizes."""
+        return self.allocator.cost(self.items)
+
 
 def allocate(view, usable, cost, asked, rules, speedup=None):
     """Sizes for a target.
@@ -51,6 +56,11 @@ def allocate(view, usable, cost, asked, rules, speedup=None):
     return Found(allocator, items, speedup)
 
 
+def most(view, usable, cost, rules):
+    """The greatest speed-up there is, without the rule of multiples."""
+    return Allocator(view, usable, cost, replace(rules, multiple=1)).most()
+
+
 def _that_reaches(view, usable, cost, asked, rules, speedup):
     """An allocator that can reach the target, with as few concessions as possible.
 
@@ -66,21 +76,21 @@ def _that_reaches(view, usable, cost, asked, rules, speedup):
             if allocator.most() >= speedup:
                 return allocator
         if multiple == 1:
-            raise _out_of_reach(view, usable, cost, asked, rules, speedup, allocator.most())
+            raise _out_of_reach(view, usable, cost, asked, rules, speedup)
         multiple //= 2
 
 
-def _out_of_reach(view, usable, cost, asked, rules, speedup, most):
+def _out_of_reach(view, usable, cost, asked, rules, speedup):
     def without(**lifted):
-        return Allocator(view, usable, cost, replace(rules, multiple=1, **lifted)).most()
+        return most(view, usable, cost, replace(rules, **lifted))
 
-    held = []
+    highest, held = most(view, usable, cost, rules), []
     if rules.skip:
         by = " and ".join([f"--skip {pattern}" for pattern in asked["skip"]] + ["--keep-first"] * asked["keep_first"])
         held.append((by, without(skip=frozenset())))
     if np.isfinite(rules.max_layer_speedup):
         held.append((f"--max-layer-speedup {rules.max_layer_speedup:g}", without(max_layer_speedup=np.inf)))
-    words = [f"{by} (without: {round_down(reach)}x)" for by, reach in held if reach > most * 1.001]
+    words = [f"{by} (without: {round_down(reach)}x)" for by, reach in held if reach > highest * 1.001]
     if not words and held:
         words = [" together with ".join(by for by, _ in held)]
     if set(asked["steps"]) != set(STEPS):
@@ -92,7 +102,7 @@ def _out_of_reach(view, usable, cost, asked, rules, speedup, most):
         words.append(f"{count} that cannot be treated ({first.name}: {first.left_alone['channel']})")
     because = f", held by {'; '.join(words)}" if words else ""
     return TargetError(
-        "--speedup", f"at most {round_down(most)}x can be reached on this network in {cost.unit}{because}",
+        "--speedup", f"at most {round_down(highest)}x can be reached on this network in {cost.unit}{because}",
         got=f"{speedup:g}x", fix="ask for less" + (" or lift a limit" if words else ""),
     )  # fmt: skip
 
