@@ -1,6 +1,7 @@
 """One network at several speed-ups: a run directory for each, all from the frozen points and curves of one run."""
 
 from dataclasses import dataclass
+from inspect import signature
 
 from decomp.errors import UsageError
 from decomp.pipelines import planning, subject
@@ -75,9 +76,10 @@ def family(run, *, speedups, source_run=None, plan=None, reporter, device="auto"
     base = RunDirectory.open(run if source_run is None else source_run)
     members = [RunDirectory(f"{RunDirectory(run)}-{speedup:g}x") for speedup in speedups]
     chosen = pick_device(device)
+    defaults = {name: parameter.default for name, parameter in signature(decompose).parameters.items()}
     with base.lock(), reporter.stage("family"), subject.opened(base, chosen) as opened:
         opened.survey(base, device=chosen, batch_size=batch_size, reporter=reporter)
-        planning.require_reachable(opened, {**options, "speedup": max(speedups)})
+        planning.require_reachable(opened, {**defaults, **options, "speedup": max(speedups)})
     results = []
     for member, speedup in zip(members, speedups):
         reporter.step(f"{member}: {speedup:g} times cheaper")
