@@ -111,6 +111,22 @@ def _options(*names):
     return add
 
 
+def _declared(options):
+    """Options that are declared as data, see :data:`decomp.pipelines.options.DECOMPOSE`."""
+
+    def add(function):
+        for name, keywords in reversed(options.items()):
+            keywords = dict(keywords)
+            if "choices" in keywords:
+                keywords["type"] = click.Choice(keywords.pop("choices"))
+            names = [name, keywords.pop("dest")] if "dest" in keywords else [name]
+            shown = keywords.get("default") is not None
+            function = click.option(*names, show_default=shown, **keywords)(function)
+        return function
+
+    return add
+
+
 def _number(name, *rest, least=1, kind=int, above=False, **extra):
     """An option that takes a number of at least `least`."""
     metavar = "N" if kind is int else "X"
@@ -199,47 +215,32 @@ def freeze(run, threads, quiet, **options):
 Examples:
   decomp decompose --run runs/vgg --speedup 4x
   decomp decompose --run runs/vgg --speedup 4x --plan-only
+  decomp decompose --run runs/vgg --speedup 2x,3x,4x,5x
+  decomp decompose --run runs/fast --from runs/vgg --speedup 2x --cost latency --batch-size 1
+  decomp decompose --run runs/mine --from runs/vgg --plan plan.json
   decomp decompose --run runs/vgg-spatial --from runs/vgg --speedup 2.5x --steps spatial
 """
 )
 @_options("run")
-@click.option(
-    "--speedup", type=parse.speedup, metavar="TIMES", required=True, help="How many times cheaper: 4x, 4 or 2.5x."
-)
-@click.option(
-    "--steps", type=parse.steps, metavar="LIST", default=",".join(parse.STEPS), show_default=True, help="Any of these."
-)
-@click.option(
-    "--selector",
-    type=click.Choice(parse.SELECTORS),
-    default="best",
-    show_default=True,
-    help="How the channels to keep are chosen; best takes lasso or backward, whichever fits better.",
-)
-@click.option(
-    "--allocation",
-    type=click.Choice(parse.ALLOCATIONS),
-    default="joint",
-    show_default=True,
-    help="How the cost is shared among the layers.",
-)
-@click.option("--linear", is_flag=True, help="Fit all layers linearly, not behind their activation.")
-@click.option("--no-refine", is_flag=True, help="Leave out the joint refinement of each layer's factors.")
-@click.option("--no-recovery", is_flag=True, help="Let no layer make up for the errors of what it is added to.")
-@click.option("--no-sampler", is_flag=True, help="Let no layer read a subset of channels that others need too.")
-@click.option("--plan-only", is_flag=True, help="Write plan.json, which can be edited, and stop there.")
-@click.option("--from", "source_run", metavar="DIR", help="Use the frozen points of another run.")
+@_declared(parse.DECOMPOSE)
 @_options("redo", "device", "common")
-def decompose(run, threads, quiet, **options):
+def decompose(run, threads, quiet, linear, speedup, **options):
     """Replace each conv by cheaper ones that respond alike, layer by layer from the front."""
     _use_threads(threads)
     from decomp.pipelines.decompose import decompose as stage
 
     run, reporter = _enter(run, quiet)
-    options["activation_aware"] = not options.pop("linear")
+    options.update(activation_aware=not linear, reporter=reporter)
     for name in ("refine", "recovery", "sampler"):
         options[name] = not options.pop(f"no_{name}")
-    _print(stage(run, reporter=reporter, **options))
+    if options["plan"] is not None:
+        _refuse_beside("--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first"))
+    if speedup is not None and len(speedup) > 1:
+        from decomp.pipelines.family import family
+
+        _print(family(run, speedups=speedup, **options))
+    else:
+        _print(stage(run, speedup=None if speedup is None else speedup[0], **options))
 
 
 @main.command(
@@ -360,6 +361,15 @@ def _enter(run, quiet):
 
     run = RunDirectory(run)
     return run, Reporter.for_run(run, quiet=quiet, command=click.get_current_context().meta.get(_COMMAND))
+
+
+def _refuse_beside(option, names):
+    """No option may be given whose value `option` says already."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if parameter.name in names and source is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(option, "says that itself", got=parameter.opts[0], fix="leave one of them out")
 
 
 def _given(options):

@@ -1,11 +1,14 @@
 """What each layer is to become: ranks and widths, readable and editable as JSON."""
 
-from dataclasses import dataclass, field
+import difflib
+import math
+from dataclasses import dataclass, field, fields
 
-from decomp.cost import chain_macs
 from decomp.errors import TargetError
 
 STEPS = ("spatial", "channel", "prune")
+# The size that goes with each step, in the order in which a plan lists them.
+SIZES = {"prune": "keep", "spatial": "spatial_rank", "channel": "channel_rank"}
 
 
 @dataclass
@@ -24,6 +27,11 @@ class LayerPlan:
         Filters in front of the 1×1 convolution, in 1..n.
     left_alone : dict of str to str
         Steps that cannot be applied here and why.
+    limits : dict of str to str or float
+        What a person held the layer to when the plan was made: ``skip`` (the option that names it),
+        ``max_speedup``.
+    off_multiple : list of str
+        Sizes that are not on the plan's multiple, because the target would be missed with it.
     """
 
     layer: str
@@ -31,6 +39,8 @@ class LayerPlan:
     spatial_rank: int | None = None
     channel_rank: int | None = None
     left_alone: dict = field(default_factory=dict)
+    limits: dict = field(default_factory=dict)
+    off_multiple: list = field(default_factory=list)
 
     @property
     def treated(self):
@@ -56,7 +66,7 @@ class Plan:
     Attributes
     ----------
     speedup : float
-        Multiply-accumulates of the original over those of the emitted network.
+        Cost of the original over that of the emitted network.
     steps : tuple of str
         Steps that may be used.
     allocation : str
@@ -64,32 +74,51 @@ class Plan:
     layers : list of LayerPlan
         In execution order.
     macs_before, macs_after : int
-        Whole network, convolutions and linear layers, one image.
+        Multiply-accumulates of the whole network, convolutions and linear layers, one image.
+    params_before, params_after : int
+        Parameters of the whole network.
+    cost : {'macs', 'params', 'latency'}
+        What the speed-up is about.
+    multiple : int
+        Sizes are multiples of it in layers that are wide enough, see :func:`decomp.sizes.fitting_multiple`.
+    latency : dict
+        For a plan by measured time: the device, batch size, threads and versions it was measured with, and the times.
+    notes : list of str
+        What a reader must know.
     """
 
     speedup: float
     steps: tuple
     allocation: str
     layers: list
-    macs_before: int
-    macs_after: int
+    macs_before: int = 0
+    macs_after: int = 0
+    params_before: int = 0
+    params_after: int = 0
+    cost: str = "macs"
+    multiple: int = 1
+    latency: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
 
     def layer(self, name):
         """The plan of one layer."""
         return next(item for item in self.layers if item.layer == name)
 
+    def words(self):
+        """What the plan as a whole comes to."""
+        text = f"{self.macs_before / self.macs_after:.2f}x in multiply-accumulates"
+        if self.cost == "params":
+            text = f"{self.params_before / self.params_after:.2f}x in parameters, {text}"
+        if self.latency:
+            text = f"{latency_words(self.latency)}; {text}"
+        return f"{text}, by {self.allocation} allocation"
+
     def to_json(self):
-        """As plain data."""
-        return {
-            "speedup": self.speedup,
-            "steps": list(self.steps),
-            "allocation": self.allocation,
-            "macs_before": self.macs_before,
-            "macs_after": self.macs_after,
-            "layers": [
-                {k: v for k, v in vars(item).items() if not (k == "left_alone" and not v)} for item in self.layers
-            ],
-        }
+        """As plain data, without what is empty."""
+        data = {name: value for name, value in vars(self).items() if value not in ({}, []) and name != "layers"}
+        data["steps"] = list(self.steps)
+        data["layers"] = [{k: v for k, v in vars(item).items() if v not in ({}, [])} for item in self.layers]
+        return data
 
     @classmethod
     def from_json(cls, data, name="plan.json"):
@@ -98,16 +127,31 @@ class Plan:
         Raises
         ------
         TargetError
-            Naming the layer and the field.
+            Naming the layer, the field and the rule.
         """
-        try:
-            layers = [LayerPlan(**item) for item in data["layers"]]
-            return cls(
-                float(data["speedup"]), tuple(data["steps"]), str(data["allocation"]), layers,
-                int(data["macs_before"]), int(data["macs_after"]),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
-            raise TargetError(name, f"is not a plan ({error})", fix="make it anew with decompose --redo") from error
+        made = _record(cls, data, name, ("speedup", "steps", "allocation", "layers"))
+        if not isinstance(made.layers, list) or not made.layers:
+            raise TargetError(name, "layers must be a list of the network's layers", got=_shown(made.layers))
+        items = []
+        for place, item in enumerate(made.layers):
+            known = item.get("layer") if isinstance(item, dict) else None
+            items.append(
+                _record(LayerPlan, item, known if isinstance(known, str) else f"{name}, layer {place}", ("layer",))
+            )
+        made.layers = items
+        steps = made.steps if isinstance(made.steps, (list, tuple)) else [made.steps]
+        unknown = [step for step in steps if step not in STEPS]
+        if unknown:
+            raise TargetError(name, f"steps must be among {', '.join(STEPS)}", got=_shown(unknown[0]))
+        made.steps = tuple(steps)
+        number = made.speedup
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 1 <= number < math.inf:
+            raise TargetError(name, "speedup must be a number from 1", got=_shown(number))
+        made.speedup = float(number)
+        for key, kind in (("allocation", str), ("cost", str), ("latency", dict), ("notes", list), ("multiple", int)):
+            if not isinstance(getattr(made, key), kind):
+                raise TargetError(name, f"{key} must be {_KINDS[kind]}", got=_shown(getattr(made, key)))
+        return made
 
     def validate(self, graph, name="plan.json"):
         """Check every size against the network.
@@ -120,10 +164,53 @@ class Plan:
         known = [layer.name for layer in graph.layers]
         planned = [item.layer for item in self.layers]
         if planned != known:
-            missing = sorted(set(known) ^ set(planned)) or planned
-            raise TargetError(name, f"must list the {len(known)} layers of the network in order", got=missing[0])
+            rule = f"must list the {len(known)} layers of the network in order"
+            raise TargetError(name, rule, got=_first_difference(known, planned))
         for item in self.layers:
-            _validate_layer(item, graph.layer(item.layer))
+            _validate_layer(item, graph.layer(item.layer), name)
+
+
+def latency_words(latency):
+    """What was measured for a plan by latency, in words."""
+    return (
+        f"a network of these sizes was measured {latency['measured_speedup']:.2f}x faster than the original: "
+        f"{latency['measured_ms']:.3g} ms for {latency['original_ms']:.3g} ms, batch of {latency['batch_size']}, "
+        f"{latency['device']}, {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
+    )
+
+
+_KINDS = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
+
+
+def _record(kind, data, name, needed):
+    """A dataclass from an object whose keys must be its fields."""
+    if not isinstance(data, dict):
+        raise TargetError(name, "must be an object", got=_shown(data))
+    known = [f.name for f in fields(kind)]
+    for key in data:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            fix = f"perhaps {close[0]} is meant" if close else f"there are {', '.join(known)}"
+            raise TargetError(name, "holds a field that a plan does not have", got=_shown(key), fix=fix)
+    for key in needed:
+        if key not in data:
+            raise TargetError(name, f"is not a whole plan: {key} is missing", fix="make it anew with decompose --redo")
+    return kind(**data)
+
+
+def _shown(value):
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _first_difference(known, planned):
+    """The first place where a plan's layers are not the network's, in words."""
+    for place, (wanted, given) in enumerate(zip(known, planned)):
+        if wanted != given:
+            return f"{_shown(given)} where {wanted} is due (place {place})"
+    if len(planned) < len(known):
+        return f"{len(planned)} layers, {known[len(planned)]} is missing"
+    return f"{len(planned)} layers, {_shown(planned[len(known)])} is one too many"
 
 
 def limits(layer):
@@ -135,63 +222,30 @@ def limits(layer):
     }
 
 
-def _validate_layer(item, layer):
+def _validate_layer(item, layer, plan):
     for step, (name, limit, meaning) in limits(layer).items():
         value = getattr(item, name)
         if value is None:
             continue
         if step in layer.left_alone:
             raise TargetError(
-                layer.name, f"{name} cannot be set: {layer.left_alone[step]}", got=value, fix="set it to null"
-            )
+                layer.name, f"{name} cannot be set: {layer.left_alone[step]}", got=_shown(value),
+                fix=f"set it to null in {plan}",
+            )  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-            raise TargetError(
-                layer.name, f"{name} must be in 1..{limit} ({meaning})", got=value, fix="change it in plan.json"
-            )
+            rule = f"{name} must be in 1..{limit} ({meaning})"
+            raise TargetError(layer.name, rule, got=_shown(value), fix=f"change it in {plan}")
 
 
-def carrier_macs(layer, item, per_layer):
-    """Multiply-accumulates of the depthwise convolutions between a layer and whoever writes what it reads."""
-    space = layer.input_space
-    if space is None:
-        return 0
-    width = space.width if item.keep is None else item.keep
-    return sum(per_layer.get(path, 0) * width // space.width for path in space.carriers)
+def columns(layer, keep):
+    """Columns that a layer reads when ``keep`` channels of its input space stay; None: all."""
+    return layer.in_channels if keep is None else keep * layer.input_space.repeat
 
 
-def layer_macs(layer, item, width_out):
-    """Multiply-accumulates of one layer under its plan, when ``width_out`` of its outputs are read."""
-    width_in = layer.in_channels
-    if item.keep is not None:
-        width_in = item.keep * layer.input_space.repeat
-    return chain_macs(layer, width_in, width_out, item.spatial_rank, item.channel_rank)
-
-
-def plan_macs(graph, items, per_layer):
-    """Multiply-accumulates of the whole network under a list of layer plans.
-
-    Parameters
-    ----------
-    graph : decomp.graph.NetworkGraph
-    items : dict of str to LayerPlan
-    per_layer : dict of str to int
-        Counted cost of the original (:func:`decomp.cost.cost`): layers that the graph does not treat cost what
-        they did.
-
-    Returns
-    -------
-    int
-    """
+def widths_written(graph, items):
+    """Outputs of each layer that are still read under layer plans: {layer: width}."""
     width_out = {layer.name: layer.out_channels for layer in graph.layers}
     for layer in graph.layers:
-        item = items[layer.name]
-        if item.keep is not None and not layer.input_space.sampled:
-            width_out[layer.input_space.producer] = item.keep
-    total = sum(per_layer.values())
-    for layer in graph.layers:
-        item = items[layer.name]
-        if item.treated or width_out[layer.name] != layer.out_channels:
-            total += layer_macs(layer, item, width_out[layer.name]) - per_layer[layer.name]
-        if item.keep is not None:
-            total += carrier_macs(layer, item, per_layer) - carrier_macs(layer, LayerPlan(layer.name), per_layer)
-    return int(total)
+        if items[layer.name].keep is not None and not layer.input_space.sampled:
+            width_out[layer.input_space.producer] = items[layer.name].keep
+    return width_out

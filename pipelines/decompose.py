@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass, field
 
-from decomp import cost, graph, layers, seeds, surgery
+from decomp import layers, seeds, surgery
+from decomp.cost import cost as counted_cost
 from decomp.data import models
 from decomp.errors import DecompError, UsageError
-from decomp.pipelines import emit, fidelity, files, planning, reuse, survey
+from decomp.pipelines import emit, fidelity, files, planning, reuse, subject
 from decomp.pipelines.devices import pick_device
 from decomp.pipelines.layerfile import read_layer, write_layer
 from decomp.pipelines.options import program
-from decomp.pipelines.points import open_frozen
 from decomp.pipelines.problems import Problems
 from decomp.pipelines.rundir import RunDirectory
+from decomp.plan import latency_words
 
 
 @dataclass
@@ -37,6 +38,8 @@ class DecomposeResult:
             f"({f['macs_before'] / f['macs_after']:.2f}x), "
             f"{f['params_before'] / 1e6:,.3f} M → {f['params_after'] / 1e6:,.3f} M parameters",
         ]
+        if f.get("latency"):
+            lines.append(latency_words(f["latency"]))
         if f.get("fidelity"):
             lines.append(f["fidelity"]["words"])
         lines.append(f"next: {program()} finetune --run {self.run.path}")
@@ -44,7 +47,8 @@ class DecomposeResult:
 
 
 def decompose(
-    run, *, speedup, steps=("spatial", "channel", "prune"), selector="best", allocation="joint",
+    run, *, speedup=None, steps=("spatial", "channel", "prune"), selector="best", allocation="joint", cost="macs",
+    multiple=8, skip=(), keep_first=False, max_layer_speedup=None, latency_batch=64, plan=None,
     activation_aware=True, refine=True, recovery=True, sampler=True, device="auto", plan_only=False, source_run=None,
     redo=False, batch_size=100, reporter,
 ):  # fmt: skip
@@ -55,12 +59,27 @@ def decompose(
     run : path or RunDirectory
         With frozen points in it, unless ``source_run`` is given.
     speedup : float
-        Multiply-accumulates of the original over those of the emitted network, above 1.
+        Cost of the original over that of the emitted network, above 1. Not with ``plan``.
     steps : tuple of {'spatial', 'channel', 'prune'}
     selector : str
         How pruned channels are chosen: 'best', 'lasso', 'backward', 'l1', 'max-response', 'first-k', 'random'.
     allocation : {'joint', 'energy', 'uniform'}
         How sizes are shared out, see :mod:`decomp.allocation`.
+    cost : {'macs', 'params', 'latency'}
+        What is to shrink: multiply-accumulates, parameters, or the time measured on this device.
+    multiple : int
+        Widths and ranks are multiples of it in layers that are wide enough, see
+        :func:`decomp.sizes.fitting_multiple`.
+    skip : sequence of str
+        Layers that keep their shape, by name or pattern.
+    keep_first : bool
+        The first convolution keeps its shape.
+    max_layer_speedup : float, optional
+        No layer becomes more than so many times cheaper.
+    latency_batch : int
+        Images at a time, where ``cost`` is 'latency'.
+    plan : path, optional
+        A plan to use instead of a new one; it says speed-up, steps, allocation and cost.
     activation_aware : bool
         Fit behind the activation where it is known, otherwise linearly everywhere.
     refine : bool
@@ -83,37 +102,51 @@ def decompose(
     -------
     DecomposeResult
     """
-    if not speedup > 1:
-        raise UsageError("--speedup", "must be above 1", got=f"{speedup:g}", fix="give for example 4x")
+    given = None if plan is None else planning.read(plan)
+    if given is not None and speedup is not None:
+        got = f"--speedup {speedup:g}x"
+        raise UsageError("--plan", "says the speed-up itself", got=got, fix="leave one of them out")
+    if given is None and (speedup is None or not speedup > 1):
+        got = "none" if speedup is None else f"{speedup:g}"
+        raise UsageError("--speedup", "must be above 1", got=got, fix="give for example 4x")
     run = RunDirectory(run) if source_run is None else reuse.borrow(run, source_run)
     run = RunDirectory.open(run)
     asked = {
-        "speedup": float(speedup), "steps": list(steps), "selector": selector, "allocation": allocation,
-        "activation_aware": activation_aware,
-        "refine": refine,
-        "recovery": recovery,
+        "speedup": float(speedup or 0), "steps": list(steps), "selector": selector, "allocation": allocation,
+        "cost": cost, "multiple": multiple, "skip": list(skip), "keep_first": keep_first,
+        "max_layer_speedup": max_layer_speedup, "latency_batch": latency_batch if cost == "latency" else None,
+        "plan": None, "activation_aware": activation_aware, "refine": refine, "recovery": recovery,
         "sampler": sampler,
     }  # fmt: skip
+    if given is not None:
+        asked.update(
+            speedup=given.speedup, steps=list(given.steps), allocation=given.allocation, cost=given.cost,
+            multiple=given.multiple, plan=files.digest_json(given.to_json()),
+        )  # fmt: skip
     with run.lock(), reporter.stage("decompose"):
         if redo:
             reuse.clear(run, asked)
         before = _done_before(run, asked)
         if before is not None:
             return before
-        frozen, original = open_frozen(run)
-        with frozen:
-            return _decompose(run, asked, frozen, original, pick_device(device), plan_only, batch_size, reporter)
+        device = pick_device(device)
+        with subject.opened(run, device, sampler=sampler) as opened:
+            made = _plan(run, asked, given, opened, device, batch_size, reporter)
+            if plan_only:
+                return DecomposeResult(run, False, {"asked": asked, "plan_only": True})
+            return _decompose(run, asked, made, opened, device, batch_size, reporter)
 
 
 def _done_before(run, asked):
     """The result of an earlier run with the same options; an error for other options; None when there is none."""
     before = run.config("decompose")
-    if before is None:
+    if before is None or not (run.plan_json.is_file() or "macs_after" in before):
         return None
     for key, value in asked.items():
         if before["asked"].get(key) != value:
+            then, now = (_shown(key, v) for v in (before["asked"].get(key), value))
             raise UsageError(
-                run.path, f"was decomposed with {key} = {before['asked'].get(key)}", got=value,
+                run.path, f"was decomposed with {key} = {then}", got=now,
                 fix=f"use --redo to replace it, or --run OTHER --from {run.path} to keep both",
             )  # fmt: skip
     if "macs_after" in before and (run.model_dir / "structure.json").is_file():
@@ -122,45 +155,56 @@ def _done_before(run, asked):
     return None
 
 
-def _decompose(run, asked, frozen, original, device, plan_only, batch_size, reporter):
-    input_shape = tuple(frozen.meta["input_shape"])
-    network = graph.trace(original, frozen.meta["model"])
-    view = graph.NetworkGraph(network, input_shape, frozen.meta["model"])
-    counted = cost.cost(network, input_shape)
-    network.to(device)
-    begun = {k: v for k, v in (run.config("decompose") or {"asked": asked}).items() if k in ("asked", "plan_digest")}
+def _shown(key, value):
+    return value if key != "plan" else "none" if value is None else f"one of digest {value[:12]}"
+
+
+def _plan(run, asked, given, opened, device, batch_size, reporter):
+    """The plan of the run, announced; an attempt that ends without one leaves no trace."""
+    before = run.config("decompose") or {}
+    begun = {"asked": asked}
+    if "plan_digest" in before and run.plan_json.is_file():
+        begun["plan_digest"] = before["plan_digest"]
     run.update_config("decompose", begun)
-    survey.judge_sizes(view, frozen)
-    known = survey.survey(run, frozen, view, device=device, batch_size=batch_size, reporter=reporter)
-    if not asked["sampler"]:
-        # Surveyed with samplers, so that both ways share one survey.
-        view = graph.NetworkGraph(network, input_shape, frozen.meta["model"], sampler=False)
-        survey.judge_sizes(view, frozen)
     ours = not run.plan_json.is_file()
-    plan = planning.plan(run, asked, known, view, counted, reporter=reporter)
+    try:
+        opened.survey(run, device=device, batch_size=batch_size, reporter=reporter)
+        if given is not None and ours:
+            given = planning.checked(given, opened, device, "the plan", reporter)
+            files.write_json(run.plan_json, given.to_json())
+        plan = planning.plan(run, asked, opened, device=device, reporter=reporter)
+    except DecompError:
+        if not run.plan_json.is_file():
+            run.update_config("decompose", None)
+        raise
     if "plan_digest" not in begun:
         # How the plan left our hands: another digest later, or none, means that a person has edited it.
         begun["plan_digest"] = files.digest_file(run.plan_json) if ours else ""
         run.update_config("decompose", begun)
-    _announce(plan, view, reporter)
-    if plan_only:
-        return DecomposeResult(run, False, {"asked": asked, "plan_only": True})
-    metrics = known.metrics if asked["refine"] else {}
+    _announce(plan, opened.view, reporter)
+    return plan
+
+
+def _decompose(run, asked, plan, opened, device, batch_size, reporter):
+    frozen, view, counted = opened.frozen, opened.view, opened.counted
+    metrics = opened.known.metrics if asked["refine"] else {}
     problems = Problems(frozen, view, metrics=metrics, batch_size=batch_size, device=device, recovery=asked["recovery"])
     edited, reports = _walk(run, asked, plan, view, problems, frozen, reporter)
-    after = cost.cost(network, input_shape)
-    _check_target(plan, after, asked)
-    close = fidelity.compare(original.to(device), network, frozen, problems.n_fit, batch_size, device)
+    network = view.module
+    after = counted_cost(network, opened.input_shape)
+    _check_target(plan, after)
+    close = fidelity.compare(opened.original.to(device), network, frozen, problems.n_fit, batch_size, device)
     network.cpu()
     facts = {
-        **begun, "macs_before": counted.macs, "macs_after": after.macs, "params_before": counted.params,
-        "params_after": after.params, "layers": reports, "fidelity": close,
+        **run.config("decompose"), "macs_before": counted.macs, "macs_after": after.macs,
+        "params_before": counted.params, "params_after": after.params, "layers": reports, "fidelity": close,
+        "latency": plan.latency,
         "left_alone": {layer.name: layer.left_alone for layer in view.layers if layer.left_alone},
     }  # fmt: skip
     meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
     folded = [edit["module"] for edit in emit.read_structure(run.original_dir)["edits"]]
     edited = folded + [name for name in edited if name not in folded]
-    emit.save(network, run.model_dir, edited=edited, input_shape=input_shape, meta=meta)
+    emit.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta)
     reporter.step(emit.verify_into_original(run.model_dir, lambda: _original_class(frozen.meta)))
     run.update_config("decompose", facts)
     return DecomposeResult(run, False, facts)
@@ -174,20 +218,21 @@ def _original_class(meta):
 def _announce(plan, view, reporter):
     """List before any work what each layer gets and what is left alone, with the reason."""
     width = max(len(layer.name) for layer in view.layers)
-    reporter.step(f"plan: {plan.macs_before / plan.macs_after:.2f}x by {plan.allocation} allocation")
+    reporter.step(f"plan: {plan.words()}")
     for item in plan.layers:
         reasons = "; ".join(f"no {step}: {why}" for step, why in item.left_alone.items())
-        reporter.step(f"  {item.layer:<{width}}  {item.words()}" + (f"  ({reasons})" if reasons else ""))
+        held = f"  [{item.limits['skip']}]" if "skip" in item.limits else ""
+        reporter.step(f"  {item.layer:<{width}}  {item.words()}{held}" + (f"  ({reasons})" if reasons else ""))
     for name in view.functional_convs:
         reporter.step(f"  {name:<{width}}  left alone: a functional convolution, not a module")
 
 
-def _check_target(plan, after, asked):
-    if after.macs != plan.macs_after:
-        raise DecompError(
-            "emitted network", f"must cost the planned {plan.macs_after} multiply-accumulates", got=after.macs,
-            fix="please report this",
-        )  # fmt: skip
+def _check_target(plan, after):
+    counts = (("multiply-accumulates", plan.macs_after, after.macs), ("parameters", plan.params_after, after.params))
+    for what, planned, got in counts:
+        if got != planned:
+            fix = "please report this"
+            raise DecompError("emitted network", f"must have the planned {planned} {what}", got=got, fix=fix)
 
 
 def _walk(run, asked, plan, view, problems, frozen, reporter):

@@ -1,5 +1,9 @@
 """Where a network runs, in which precision, and what it answers to a split of images."""
 
+import platform
+import re
+from pathlib import Path
+
 import torch
 
 from decomp.errors import UsageError
@@ -18,6 +22,20 @@ def pick_device(device="auto"):
             "device", f"there are {torch.cuda.device_count()} CUDA devices here", got=device, fix="take cpu or auto"
         )
     return chosen
+
+
+def full_name(device):
+    """The name of a GPU, or of the processor: what times were measured on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_processor()}"
+
+
+def _processor():
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def autocast(device):

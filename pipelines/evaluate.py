@@ -1,14 +1,14 @@
 """Stage ``evaluate``: original, decomposed and fine-tuned network side by side, on the test images and the clock."""
 
 import statistics
-import time
 from dataclasses import asdict, dataclass, field
 
 import torch
 
-from decomp import cost, seeds
+from decomp import cost
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
+from decomp.latency import latencies
 from decomp.pipelines import devices, emit, files
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import RunDirectory, library_versions
@@ -16,10 +16,7 @@ from decomp.sensitivity import output_divergence
 
 KIND = "decomp report"
 IMAGES_AT_A_TIME = 250
-WARM_UP = 3
 LATENCY_ROUNDS = 30
-#: Slow networks are timed in fewer rounds: no new one starts after this long, though never fewer than five.
-MAX_SECONDS, MIN_ROUNDS = 120.0, 5
 #: Interquartile range over median beyond which the machine was too busy to be timed.
 SPREAD = 0.3
 
@@ -150,7 +147,8 @@ def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=
         shape = tuple(emit.read_structure(run.original_dir)["input_shape"])
         test, data, notes = _test_images(run, shape)
         shares = _shares(networks, test, data, device, reporter) if test is not None else {}
-        times = latencies(networks, (batch_size, *shape), device, repeats, reporter)
+        reporter.step(f"timing {len(networks)} networks in turn, batch of {batch_size}")
+        times = latencies(networks, (batch_size, *shape), device, repeats)
         rows = _rows(networks, shape, shares, times)
         conditions = {
             "batch_size": batch_size, "device": device_name(device), "threads": identity["threads"],
@@ -177,52 +175,6 @@ def topk_hits(logits, labels, k):
     # Written so that NaN counts as ahead of everything.
     ahead = ~(logits <= own) | ((logits == own) & (classes < labels[:, None]))
     return int((ahead.sum(1) < k).sum())
-
-
-def latencies(networks, shape, device, rounds, reporter=None):
-    """Time networks in turn (A B C A B C ...) on the same random images.
-
-    Parameters
-    ----------
-    networks : dict of name to torch.nn.Module
-        On `device`, in eval mode.
-    shape : tuple of int
-        ``(batch_size, C, H, W)``.
-    device : torch.device
-    rounds : int
-        Fewer are made of slow networks, see :data:`MAX_SECONDS`.
-    reporter : Reporter, optional
-
-    Returns
-    -------
-    dict of name to list of float
-        Milliseconds of each round; equally many for every network. Warm-up runs are not among them.
-    """
-    images = torch.randn(*shape, generator=seeds.generator(0, "evaluate", "latency")).to(device)
-    times = {name: [] for name in networks}
-    if reporter is not None:
-        reporter.step(f"timing {len(networks)} networks in turn, batch of {shape[0]}")
-    with torch.inference_mode():
-        for network in networks.values():
-            for _ in range(WARM_UP):
-                network(images)
-        start = time.monotonic()
-        while len(times[next(iter(times))]) < rounds:
-            for name, network in networks.items():
-                times[name].append(_milliseconds(network, images, device))
-            if time.monotonic() - start > MAX_SECONDS and len(times[name]) >= MIN_ROUNDS:
-                break
-    return times
-
-
-def _milliseconds(network, images, device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    network(images)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * 1e3
 
 
 def device_name(device):

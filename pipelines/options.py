@@ -11,6 +11,7 @@ from decomp.errors import UsageError
 STEPS = ("spatial", "channel", "prune")
 SELECTORS = ("best", "lasso", "backward", "l1", "max-response", "first-k", "random")
 ALLOCATIONS = ("joint", "energy", "uniform")
+COSTS = ("macs", "params", "latency")
 
 
 def program():
@@ -26,6 +27,15 @@ def speedup(text):
         fix = "say how many times cheaper, such as 4x"
         raise UsageError("--speedup", "must be a number above 1", got=repr(text), fix=fix)
     return number
+
+
+def speedups(text):
+    """``'2x,3x,4x'`` as a tuple of different numbers above 1, in this order."""
+    found = [speedup(part) for part in str(text).split(",") if part.strip()]
+    if not found or len(set(found)) < len(found):
+        fix = "give for example 4x, or 2x,3x,4x"
+        raise UsageError("--speedup", "must be one number, or several different ones with commas", repr(text), fix)
+    return tuple(found)
 
 
 def steps(text):
@@ -72,6 +82,45 @@ def number(name, kind, least, above=False):
         return value
 
     return parse
+
+
+# The options of decompose but for those that other commands share, as the keywords of click.option; cli.py makes them.
+# ``choices`` are texts of which one is given.
+DECOMPOSE = {
+    "--speedup": dict(
+        type=speedups, metavar="TIMES", help="How many times cheaper: 4x, 4 or 2.5x; or several, such as 2x,3x,4x: "
+        "a run directory for each is made beside --run, all from the frozen points in it.",
+    ),
+    "--cost": dict(choices=COSTS, default="macs", help="What is to shrink: multiply-accumulates, parameters, or the "
+                   "time measured on this device."),
+    "--batch-size": dict(
+        type=number("--batch-size", int, 1), dest="latency_batch", default=64, metavar="N", help="For --cost latency."
+    ),
+    "--allocation": dict(choices=ALLOCATIONS, default="joint", help="How the cost is shared among the layers."),
+    "--steps": dict(type=steps, metavar="LIST", default=",".join(STEPS), help="Any of these."),
+    "--multiple": dict(
+        type=number("--multiple", int, 1), default=8, metavar="N",
+        help="Widths and ranks are multiples of N in layers of 8 N channels or more, of N/2 from 4 N, and so on.",
+    ),
+    "--skip": dict(
+        multiple=True, metavar="LAYER", help="A layer that keeps its shape, or several by * and ?; can be given again."
+    ),
+    "--keep-first": dict(is_flag=True, help="The first convolution keeps its shape."),
+    "--max-layer-speedup": dict(
+        type=number("--max-layer-speedup", float, 1), metavar="X", help="No layer becomes cheaper by more than that."
+    ),
+    "--selector": dict(
+        choices=SELECTORS, default="best",
+        help="How the channels to keep are chosen; best takes lasso or backward, whichever fits better.",
+    ),
+    "--linear": dict(is_flag=True, help="Fit all layers linearly, not behind their activation."),
+    "--no-refine": dict(is_flag=True, help="Leave out the joint refinement of each layer's factors."),
+    "--no-recovery": dict(is_flag=True, help="Let no layer make up for the errors of what it is added to."),
+    "--no-sampler": dict(is_flag=True, help="Let no layer read a subset of channels that others need too."),
+    "--plan-only": dict(is_flag=True, help="Write plan.json, which can be edited, and stop there."),
+    "--plan": dict(metavar="FILE", help="Use this plan; it says speed-up, steps, allocation and cost."),
+    "--from": dict(dest="source_run", metavar="DIR", help="Use the frozen points of another run."),
+}  # fmt: skip
 
 
 def guess(word, possible):

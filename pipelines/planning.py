@@ -4,26 +4,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from decomp.allocation import Allocator, LayerCurves
+from decomp.allocation import LayerCurves
+from decomp.alternatives import plan_cost
+from decomp.cost import MacsCost, ParamsCost
 from decomp.errors import TargetError
-from decomp.pipelines import files
-from decomp.plan import Plan, plan_macs
+from decomp.moves import LOWEST_SHARE
+from decomp.pipelines import files, limits, reach, timing
+from decomp.plan import Plan
 
 PRUNING_COUNTS = 2.0
 
 
-def plan(run, asked, known, view, counted, *, reporter):
+def plan(run, asked, subject, *, device, reporter):
     """The plan of a run: the one that is there, or a new one, written to plan.json.
 
     Parameters
     ----------
     run : RunDirectory
     asked : dict
-        speedup, steps, allocation.
-    known : decomp.pipelines.survey.Survey
-        Error curves of the original network.
-    view : decomp.graph.NetworkGraph
-    counted : decomp.cost.Cost
+        speedup, steps, allocation, cost, multiple, skip, keep_first, max_layer_speedup, latency_batch.
+    subject : decomp.pipelines.subject.Subject
+        With its survey.
+    device : torch.device
+        Where the network is to be fast, for plans by latency.
     reporter : decomp.pipelines.log.Reporter
 
     Returns
@@ -31,21 +34,69 @@ def plan(run, asked, known, view, counted, *, reporter):
     decomp.plan.Plan
     """
     if run.plan_json.is_file():
-        data = files.read_json(run.plan_json, fix="remove it, or run decompose again with --redo")
-        made = Plan.from_json(data, str(run.plan_json))
-        made.validate(view, str(run.plan_json))
-        made.macs_before = counted.macs
-        made.macs_after = plan_macs(view, {item.layer: item for item in made.layers}, counted.per_layer)
-        return made
-    curves = known.own if asked["allocation"] == "energy" else losses(known)
-    usable = for_steps(curves, view, asked["steps"])
-    allocator, items = _allocate(view, usable, counted, asked)
-    macs = allocator.macs(items)
-    made = Plan(asked["speedup"], tuple(asked["steps"]), asked["allocation"], list(items.values()), counted.macs, macs)
-    if macs < 0.98 * counted.macs / asked["speedup"]:
-        reporter.warn(f"the plan is {counted.macs / macs:.2f}x: sizes are too coarse to come closer to the target")
+        made = read(run.plan_json)
+        return checked(made, subject, device, str(run.plan_json), reporter)
+    held, usable = _choices(subject, asked)
+    if asked["cost"] == "latency":
+        found = timing.allocate(run, asked, subject, usable, held.rules, device=device, reporter=reporter)
+    else:
+        found = reach.allocate(subject.view, usable, cost_model(subject, asked["cost"]), asked, held.rules)
+    made = _assemble(asked, subject, found, held)
+    for note in made.notes:
+        reporter.warn(note)
     files.write_json(run.plan_json, made.to_json())
     return made
+
+
+def require_reachable(subject, asked):
+    """Refuse a target that is out of reach, without making a plan; one by latency is only known once it is measured.
+
+    Raises
+    ------
+    TargetError, UsageError
+    """
+    held, usable = _choices(subject, asked)
+    if asked["cost"] != "latency":
+        reach.allocate(subject.view, usable, cost_model(subject, asked["cost"]), asked, held.rules)
+
+
+def _choices(subject, asked):
+    """The limits a person set, and what every size of every layer loses."""
+    curves = subject.known.own if asked["allocation"] == "energy" else losses(subject.known)
+    return limits.from_options(subject.view, asked), for_steps(curves, subject.view, asked["steps"])
+
+
+def read(path):
+    """A plan from a file that a person may have written.
+
+    Raises
+    ------
+    FileError, TargetError
+        Naming the file, or the layer and the field.
+    """
+    data = files.read_json(path, fix="give another plan, or make it anew with decompose --redo")
+    return Plan.from_json(data, str(path))
+
+
+def checked(made, subject, device, name, reporter):
+    """A plan as it was read, checked against network and device, its costs counted anew."""
+    made.validate(subject.view, name)
+    if made.latency:
+        timing.require_same_device(made, device, name, reporter)
+    return _count(made, subject)
+
+
+def _count(made, subject):
+    items = {item.layer: item for item in made.layers}
+    made.macs_before, made.params_before = subject.counted.macs, subject.counted.params
+    made.macs_after = int(plan_cost(subject.view, items, cost_model(subject, "macs")))
+    made.params_after = round(plan_cost(subject.view, items, cost_model(subject, "params")))
+    return made
+
+
+def cost_model(subject, name):
+    """The counted cost of that name, 'macs' or 'params'."""
+    return MacsCost(subject.view, subject.counted.per_layer) if name == "macs" else ParamsCost(subject.view)
 
 
 def losses(known):
@@ -72,25 +123,23 @@ def losses(known):
     return result
 
 
-def _allocate(view, usable, counted, asked):
-    allocator = Allocator(view, usable, counted.per_layer)
-    if asked["allocation"] == "uniform":
-        return allocator, allocator.uniform(asked["speedup"])
-    if asked["allocation"] == "energy":
-        return allocator, allocator.with_energy().joint(asked["speedup"])
-    # Fitted last, to all that the others left, the output layer repairs most of what came before; every channel it
-    # reads helps it. So it reads all of them, unless the target is out of reach that way.
-    whole = {n: replace(c, prune=None) if n == _output_layer(view) else c for n, c in usable.items()}
-    spared = Allocator(view, whole, counted.per_layer)
-    if spared.most() >= asked["speedup"]:
-        return spared, spared.joint(asked["speedup"])
-    return allocator, allocator.joint(asked["speedup"])
-
-
-def _output_layer(view):
-    """The linear layer that gives the network's output, if there is one."""
-    last = view.layers[-1]
-    return last.name if last.kind == "linear" and last.activation == "identity" else None
+def _assemble(asked, subject, found, held):
+    allocator = found.allocator
+    layers = [replace(item, limits=held.of_layer(name)) for name, item in found.items.items()]
+    made = Plan(
+        asked["speedup"], tuple(asked["steps"]), asked["allocation"], layers, cost=asked["cost"],
+        multiple=asked["multiple"], latency=found.latency,
+    )  # fmt: skip
+    reached, rules = allocator.total / found.cost, allocator.rules
+    if reached * LOWEST_SHARE > found.speedup:
+        made.notes.append(f"the plan is {reached:.2f}x: sizes are too coarse to come closer to the target")
+    if rules.multiple != asked["multiple"]:
+        fewer = f"with {asked['multiple']} the target is out of reach"
+        made.notes.append(f"sizes are multiples of {rules.multiple}: {fewer}")
+    off = [f"{item.layer} ({', '.join(item.off_multiple)})" for item in layers if item.off_multiple]
+    if off:
+        made.notes.append(f"off their multiple, to use at least {LOWEST_SHARE:.0%} of the target: {'; '.join(off)}")
+    return _count(made, subject)
 
 
 def for_steps(all_curves, view, steps):
@@ -99,7 +148,7 @@ def for_steps(all_curves, view, steps):
     for name, c in all_curves.items():
         allowed = [step for step in steps if step not in view.layer(name).left_alone]
         result[name] = LayerCurves(**{step: getattr(c, step) for step in allowed})
-    if not any(c.prune is not None or c.spatial is not None or c.channel is not None for c in result.values()):
+    if not any(c.prune is not None or c.ranked for c in result.values()):
         reasons = sorted({why for layer in view.layers for step, why in layer.left_alone.items() if step in steps})
         raise TargetError(
             view.name, f"no layer can be treated with --steps {','.join(steps)}", got="; ".join(reasons[:3]),

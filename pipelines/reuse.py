@@ -39,7 +39,7 @@ def borrow(run, source):
             raise UsageError(run.path, f"was frozen differently from {source.path}", fix="give another --run")
         return run
     with run.lock():
-        for name in (source.frozen, source.curves):
+        for name in (source.frozen, source.curves, source.latency_json):
             if name.is_file():
                 _link(name, run.path / name.name)
         with files.commit_directory(run.original_dir) as part:

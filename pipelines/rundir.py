@@ -41,6 +41,7 @@ class RunDirectory:
         original/           the original network, batch normalisation folded
         plan.json           what each layer gets; a person can read and edit it
         curves.npz          error curves behind the plan
+        latency.json        measured times behind a plan by latency
         layers/003_conv3_1.safetensors
         model/              the decomposed network
         finetune/           best/, last checkpoint, metrics
@@ -80,6 +81,10 @@ class RunDirectory:
     @property
     def curves(self):
         return self.path / "curves.npz"
+
+    @property
+    def latency_json(self):
+        return self.path / "latency.json"
 
     @property
     def layers_dir(self):

@@ -12,10 +12,8 @@ from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
 from decomp.pipelines import emit, files
 from decomp.pipelines import evaluate as stage
-from decomp.pipelines.evaluate import evaluate, latencies, topk_hits
+from decomp.pipelines.evaluate import evaluate, topk_hits
 from tests.pipelines.small_runs import SHAPE, Watched, disturbed, make_run, quiet
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -203,32 +201,6 @@ def test_a_network_tuned_from_another_decomposition_is_not_shown(run):
 
 
 # --- timing ---
-
-
-class Noting(nn.Module):
-    def __init__(self, name, calls):
-        super().__init__()
-        self.name, self.calls = name, calls
-
-    def forward(self, images):
-        self.calls.append((self.name, tuple(images.shape), float(images.sum()), torch.is_grad_enabled()))
-        return images
-
-
-def test_networks_are_timed_in_turn_on_the_same_images():
-    calls = []
-    networks = {name: Noting(name, calls) for name in "abc"}
-    times = latencies(networks, (4, *SHAPE), CPU, 5)
-    assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5, "c": 5}
-    timed = calls[3 * stage.WARM_UP :]
-    assert [name for name, *_ in timed] == list("abc") * 5
-    assert {rest for _, *rest_ in calls for rest in [tuple(rest_)]} == {((4, *SHAPE), calls[0][2], False)}
-
-
-def test_slow_networks_get_fewer_rounds_but_never_too_few(monkeypatch):
-    monkeypatch.setattr(stage, "MAX_SECONDS", 0.0)
-    times = latencies({"a": nn.Identity(), "b": nn.Identity()}, (1, *SHAPE), CPU, 100)
-    assert [len(values) for values in times.values()] == [stage.MIN_ROUNDS] * 2
 
 
 @pytest.mark.parametrize("spread, told", [(0.1, False), (2.0, True)])
