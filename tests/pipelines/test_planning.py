@@ -1,16 +1,18 @@
 """From options to plan.json: limits, plans from files, plans by latency, and whole families."""
 
+import io
 import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from decomp import latency
 from decomp.cost import cost
 from decomp.errors import TargetError, UsageError
-from decomp.pipelines import devices, emit, timing
+from decomp.pipelines import devices, emit, survey, timing
 from decomp.pipelines.decompose import decompose
 from decomp.pipelines.family import family
 from decomp.pipelines.freeze import freeze
@@ -302,3 +304,27 @@ def test_a_family_with_one_member_out_of_reach_does_no_work(run):
     with pytest.raises(TargetError, match="got 5000x"):
         family(run, speedups=(2.0, 5000.0), reporter=Collected())
     assert not RunDirectory(f"{run}-2x").path.exists()
+
+
+# -- the survey behind it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_survey_is_the_same_with_any_number_of_workers(run, tmp_path, monkeypatch, workers):
+    before = run.curves.read_bytes()
+    batched = survey.in_batches
+    sizes = []
+
+    def in_batches(items, size_of, most, budget):
+        for batch in batched(items, size_of, workers, budget):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(survey, "in_batches", in_batches)
+    parallel = survey.in_parallel
+    monkeypatch.setattr(survey, "in_parallel", lambda function, tasks: parallel(function, tasks, workers))
+    run.curves.unlink()
+    planned(run)
+    assert max(sizes) == workers
+    with np.load(run.curves) as now, np.load(io.BytesIO(before)) as then:
+        assert set(now) == set(then) and all(now[key].tobytes() == then[key].tobytes() for key in now)
