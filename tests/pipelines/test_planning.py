@@ -196,6 +196,14 @@ def test_where_the_table_is_wrong_the_whole_corrects_it(run, machine):
     assert sum("was measured" in line for line in told.told) > 1
 
 
+def test_what_the_clock_cannot_give_is_refused_with_the_most_that_was_measured(run, machine):
+    """A machine on which nothing but calls takes time."""
+    machine(lambda network, shape: 1.0)
+    with pytest.raises(TargetError, match=r"at most 1\.00x was measured .*batch of 2, held by .*every call.* got 2x"):
+        planned(run, cost="latency", latency_batch=2)
+    assert run.config("decompose") is None
+
+
 def test_no_chain_that_is_slower_than_the_layer_in_one_piece(run, machine):
     """A machine on which chains are slow, though each of their factors by itself is fast."""
 
