@@ -10,48 +10,14 @@ already is not run again: an interrupted benchmark goes on.
 """
 
 import argparse
-import csv
-import json
-import os
-import platform
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-CLI = Path(__file__).resolve().parent.parent / "cli.py"
+from benchmarks.common import evaluation, machine, markdown, numbers, stage, write_csv
+
 FIELDS = (
     "speedup", "counted", "network", "top1", "agreement", "divergence", "params", "latency_1_ms", "measured_1",
     "latency_64_ms", "measured_64", "seconds", "peak_mib",
 )  # fmt: skip
-
-
-def stage(log, *arguments):
-    """Run one command; returns its seconds and peak memory in MiB, also from an earlier call."""
-    key = " ".join(arguments)
-    done = json.loads(log.read_text()) if log.exists() else {}
-    if key not in done:
-        print("$ decomp", key, flush=True)
-        start = time.monotonic()
-        process = subprocess.Popen([sys.executable, str(CLI), *arguments])
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"decomp {key} ended with status {os.waitstatus_to_exitcode(status)}")
-        done[key] = [round(time.monotonic() - start, 1), round(usage.ru_maxrss / 2**10)]
-        log.write_text(json.dumps(done, indent=2))
-    return done[key]
-
-
-def evaluation(out, log, run, label, batch_size):
-    """Rows of ``decomp evaluate`` for a run at one batch size, kept under a label."""
-    kept = out / f"{Path(run).name}-{label}-{batch_size}.json"
-    if not kept.exists():
-        stage(log, "evaluate", "--run", run, "--batch-size", str(batch_size), "--redo", "--quiet")
-        kept.write_text((Path(run) / "report.json").read_text())
-        done = json.loads(log.read_text())
-        done.pop(f"evaluate --run {run} --batch-size {batch_size} --redo --quiet")
-        log.write_text(json.dumps(done, indent=2))
-    return json.loads(kept.read_text())["rows"]
 
 
 def measure(out, speedups, model, data, epochs):
@@ -62,13 +28,13 @@ def measure(out, speedups, model, data, epochs):
     for speedup in speedups:
         run = str(out / f"{speedup}x")
         cost = stage(log, "decompose", "--run", run, "--from", base, "--speedup", f"{speedup}x")
-        found = {n: evaluation(out, log, run, "decomposed", n) for n in (1, 64)}
+        found = {n: evaluation(out, run, "decomposed", n)["rows"] for n in (1, 64)}
         if not any(row["network"] == "original" for row in rows):
             rows.append(_row(found, 0, "original", 1, (None, None)))
         rows.append(_row(found, 1, "decomposed", speedup, cost))
         for count in epochs:
             cost = stage(log, "finetune", "--run", run, "--epochs", str(count), "--redo")
-            found = {n: evaluation(out, log, run, f"tuned{count}", n) for n in (1, 64)}
+            found = {n: evaluation(out, run, f"tuned{count}", n)["rows"] for n in (1, 64)}
             rows.append(_row(found, 2, f"{count} epoch{'s' * (count > 1)}", speedup, cost))
     return rows
 
@@ -84,17 +50,6 @@ def _row(found, place, name, speedup, cost):
     }  # fmt: skip
 
 
-def table(rows):
-    """The rows as a Markdown table."""
-
-    def cell(value):
-        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = ["| " + " | ".join(FIELDS) + " |", "|" + " --- |" * len(FIELDS)]
-    lines += ["| " + " | ".join(cell(row.get(name)) for name in FIELDS) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def main():
     """Run what is missing, print the table and write it beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -105,16 +60,11 @@ def main():
     parser.add_argument("--epochs", default="1,5")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    speedups = [float(s) if "." in s else int(s) for s in options.speedups.split(",")]
-    epochs = [int(e) for e in options.epochs.split(",") if e]
-    rows = measure(options.out, speedups, options.model, options.data, epochs)
-    with open(options.out / "table.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    text = table(rows)
+    rows = measure(options.out, numbers(options.speedups), options.model, options.data, numbers(options.epochs))
+    write_csv(options.out / "table.csv", FIELDS, rows)
+    text = markdown(FIELDS, rows)
     (options.out / "table.md").write_text(text + "\n")
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} processors\n\n{text}")
+    print(f"\n{machine()}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -216,29 +216,32 @@ class LatencyCost:
         By layer and name of the factor: two lists of channel counts and the times, shape (inputs, outputs).
     parts : dict of str to float
         Milliseconds of each fitted layer within the original network. Each table is scaled to that.
-    rest : float
-        Milliseconds of everything else (activations, pooling, sums), which stays.
+    beside : float
+        Milliseconds of everything else (activations, pooling, sums). It is taken to go with what the layers put out,
+        number for number.
     """
 
-    name, unit = "latency", "measured time"
+    name, unit, rest = "latency", "measured time", 0.0
 
-    def __init__(self, graph, tables, parts, rest):
-        self.rest, self.total = rest, rest + sum(parts.values())
+    def __init__(self, graph, tables, parts, beside):
+        self.total = beside + sum(parts.values())
         self._times = {key: _interpolator(*table) for key, table in tables.items()}
-        self._scale = dict.fromkeys(parts, 1.0)
-        for layer in graph.layers:
-            if layer.fitted:
-                alone = self.layer(layer, layer.in_channels, layer.out_channels)
-                self._scale[layer.name] = parts[layer.name] / alone
+        fitted = [layer for layer in graph.layers if layer.fitted]
+        self._scale, self._beside = dict.fromkeys(parts, 1.0), dict.fromkeys(parts, 0.0)
+        numbers = sum(layer.out_channels * layer.out_hw[0] * layer.out_hw[1] for layer in fitted)
+        for layer in fitted:
+            alone = self.layer(layer, layer.in_channels, layer.out_channels)
+            self._scale[layer.name] = parts[layer.name] / alone
+            self._beside[layer.name] = beside * layer.out_hw[0] * layer.out_hw[1] / numbers
 
     def layer(self, layer, width_in, width_out, spatial_rank=None, channel_rank=None):
         """Cost of one layer after its three steps, see :meth:`decomp.cost.MacsCost.layer`."""
         if not layer.fitted:
-            return 0.0  # with all that is not measured by itself, in the rest
+            return 0.0  # with all that is not measured by itself, beside the layers
         total = 0.0
         for name, n_in, n_out in chain_of(width_in, width_out, spatial_rank, channel_rank):
             total = total + self._times[layer.name, name](n_in, n_out)
-        return total * self._scale[layer.name]
+        return total * self._scale[layer.name] + self._beside[layer.name] * width_out
 
 
 def _interpolator(inputs, outputs, milliseconds):

@@ -81,6 +81,18 @@ def _that_reaches(view, usable, cost, asked, rules, speedup):
 
 
 def _out_of_reach(view, usable, cost, asked, rules, speedup):
+    highest = most(view, usable, cost, rules)
+    words = holding(view, usable, cost, asked, rules)
+    because = f", held by {'; '.join(words)}" if words else ""
+    return TargetError(
+        "--speedup", f"at most {round_down(highest)}x can be reached on this network in {cost.unit}{because}",
+        got=f"{speedup:g}x", fix="ask for less" + (" or lift a limit" if words else ""),
+    )  # fmt: skip
+
+
+def holding(view, usable, cost, asked, rules):
+    """What keeps a network from becoming cheaper, in words; limits of a person with what lifting each would give."""
+
     def without(**lifted):
         return most(view, usable, cost, replace(rules, **lifted))
 
@@ -90,7 +102,7 @@ def _out_of_reach(view, usable, cost, asked, rules, speedup):
         held.append((by, without(skip=frozenset())))
     if np.isfinite(rules.max_layer_speedup):
         held.append((f"--max-layer-speedup {rules.max_layer_speedup:g}", without(max_layer_speedup=np.inf)))
-    words = [f"{by} (without: {round_down(reach)}x)" for by, reach in held if reach > highest * 1.001]
+    words = [f"{by} (without: {round_down(higher)}x)" for by, higher in held if higher > highest * 1.001]
     if not words and held:
         words = [" together with ".join(by for by, _ in held)]
     if set(asked["steps"]) != set(STEPS):
@@ -100,11 +112,11 @@ def _out_of_reach(view, usable, cost, asked, rules, speedup):
         count = f"{len(untouched)} layer{'s' if len(untouched) > 1 else ''}"
         first = untouched[0]
         words.append(f"{count} that cannot be treated ({first.name}: {first.left_alone['channel']})")
-    because = f", held by {'; '.join(words)}" if words else ""
-    return TargetError(
-        "--speedup", f"at most {round_down(highest)}x can be reached on this network in {cost.unit}{because}",
-        got=f"{speedup:g}x", fix="ask for less" + (" or lift a limit" if words else ""),
-    )  # fmt: skip
+    if cost.rest > 0.01 * cost.total:
+        words.append(f"{cost.rest / cost.total:.0%} of it outside the layers")
+    if cost.name == "latency":
+        words.append("the time that every call takes, however narrow")
+    return words
 
 
 def _output_layer(view):

@@ -9,11 +9,14 @@ from decomp import capture, curves, metric, selection, sensitivity
 from decomp.allocation import LayerCurves
 from decomp.pipelines import files
 from decomp.pipelines.problems import Problems
+from decomp.pipelines.workers import in_batches, in_parallel
 from decomp.plan import STEPS
 
 VERSION = 3
 # Columns of a layer's patch beyond which its moments no longer fit: K takes 8·p² bytes.
 MOST_COLUMNS = 12_000
+# Bytes of moments of layers whose curves are worked out at the same time.
+MOMENTS_BUDGET = 2 << 30
 # Images whose gradients make up the output metric.
 METRIC_IMAGES = 2_000
 # Held-out images on which the change of the output is measured.
@@ -80,9 +83,17 @@ def survey(run, frozen, view, *, device, batch_size, reporter):
     watched = _Watched(frozen, view, problems, batch_size)
     own, output = {}, {}
     with reporter.progress(len(view.layers), "error curves", "layers") as progress:
-        for layer in view.layers:
-            own[layer.name], output[layer.name] = _layer_curves(layer, problems, watched)
-            progress.update(1)
+        # Rows are gathered from the front to the back; the curves of several layers are then worked out at a time.
+        for batch in in_batches(view.layers, _moments_bytes, torch.get_num_threads(), MOMENTS_BUDGET):
+            gathered = [(_steps(layer), *problems.problem(layer)) if _steps(layer) else None for layer in batch]
+            found = in_parallel(_own_curves, [task for task in gathered if task is not None])
+            for layer, task in zip(batch, gathered):
+                own[layer.name], output[layer.name] = LayerCurves(), LayerCurves()
+                if task is not None:
+                    curves_found, order = found.pop(0)
+                    own[layer.name] = LayerCurves(**curves_found)
+                    output[layer.name] = _output_curves(layer, task[1], curves_found, order, watched)
+                progress.update(1)
     found = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
     _write(run.curves, digest, found)
     return found
@@ -126,12 +137,18 @@ class _Watched:
         return change
 
 
-def _layer_curves(layer, problems, watched):
-    """Own error and change of the network's output for every size of every step of one layer."""
-    steps = [step for step in STEPS if step not in layer.left_alone]
-    if not steps:
-        return LayerCurves(), LayerCurves()
-    problem, held_out = problems.problem(layer)
+def _steps(layer):
+    return [step for step in STEPS if step not in layer.left_alone]
+
+
+def _moments_bytes(layer):
+    """Of the fitted and the held-out rows."""
+    columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
+    return 16 * columns * (columns + layer.out_channels)
+
+
+def _own_curves(steps, problem, held_out):
+    """Own error for every size of every step of one layer, and the order in which its channels are kept."""
     own, order = {}, None
     if "prune" in steps:
         order = selection.retention_order(problem, "backward")
@@ -140,11 +157,13 @@ def _layer_curves(layer, problems, watched):
         own["spatial"] = curves.spatial_curve(problem, held_out)
     if "channel" in steps:
         own["channel"] = curves.channel_curve(problem, held_out)
-    approximate = sensitivity.approximations(problem, order)
+    return own, order
 
-    measure = watched.measure(layer)
-    output = {step: sensitivity.output_curve(own[step], approximate[step], measure) for step in steps}
-    return LayerCurves(**own), LayerCurves(**output)
+
+def _output_curves(layer, problem, own, order, watched):
+    """Change of the network's output for every size of every step of one layer."""
+    approximate, measure = sensitivity.approximations(problem, order), watched.measure(layer)
+    return LayerCurves(**{step: sensitivity.output_curve(own[step], approximate[step], measure) for step in own})
 
 
 def _write(path, digest, found):

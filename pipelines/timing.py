@@ -119,20 +119,32 @@ def allocate(run, asked, subject, usable, rules, *, device, reporter):
     """
     timings = Timings(run.latency_json, device, asked["latency_batch"])
     cost = _cost(timings, subject, reporter)
-    speedup, tried = asked["speedup"], []
+    wanted, tried = asked["speedup"], []
+    speedup = wanted
     for _ in range(CORRECTIONS + 1):
+        most = reach.most(subject.view, usable, cost, rules)
+        speedup = min(speedup, most)
         found, usable = _without_slow_chains(timings, subject, usable, cost, asked, rules, speedup, reporter)
         found.latency = _measure(timings, subject, found.items)
         tried.append(found)
         measured = found.latency["measured_speedup"]
         reporter.step(f"a network of the planned sizes was measured: {measured:.2f}x")
-        if ENOUGH * asked["speedup"] <= measured <= SURPLUS * asked["speedup"]:
+        if ENOUGH * wanted <= measured <= SURPLUS * wanted:
             break
-        most = reach.most(subject.view, usable, cost, rules)
-        before, speedup = speedup, min(_corrected(tried, asked["speedup"]), most)
-        if before >= speedup == most:
+        if measured < wanted and speedup == most:
+            if measured < SHORT * wanted:
+                raise _out_of_reach(asked, measured, reach.holding(subject.view, usable, cost, asked, rules))
             break
-    return _choose(tried, asked["speedup"], reporter)
+        speedup = _corrected(tried, wanted)
+    return _choose(tried, wanted, reporter)
+
+
+def _out_of_reach(asked, measured, holding):
+    held = f"batch of {asked['latency_batch']}, held by {'; '.join(holding)}"
+    return TargetError(
+        "--speedup", f"at most {measured:.2f}x was measured with the smallest sizes, {held}",
+        got=f"{asked['speedup']:g}x", fix="ask for less or lift a limit",
+    )  # fmt: skip
 
 
 def _corrected(tried, wanted):
@@ -187,7 +199,7 @@ def _without_slow_chains(timings, subject, usable, cost, asked, rules, speedup, 
     """An allocation in which no layer is slower than the same layer in one piece; and the curves left for it."""
     view = subject.view
     while True:
-        found = reach.allocate(view, usable, cost, asked, rules, speedup)
+        found = reach.allocate(view, usable, cost, asked, rules, min(speedup, reach.most(view, usable, cost, rules)))
         slow = [layer for layer in view.layers if layer.fitted and _is_slow(timings, view, found.items, layer)]
         if not slow:
             return found, usable

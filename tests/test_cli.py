@@ -252,6 +252,22 @@ MISTAKES = {
     "speed-up below one": ("decompose --run r --speedup 0.5", 2, ["--speedup", "0.5"]),
     "speed-up in words": ("decompose --run r --speedup fast", 2, ["--speedup", "fast", "4x"]),
     "speed-up nan": ("decompose --run r --speedup nan", 2, ["--speedup", "nan"]),
+    "two equal speed-ups": ("decompose --run r --speedup 2x,2.0", 2, ["--speedup", "different"]),
+    "no speed-up": ("decompose --run runs/a", 2, ["--speedup", "4x"]),
+    "unknown cost": ("decompose --run r --speedup 2 --cost time", 2, ["--cost", "time", "latency"]),
+    "a multiple of none": ("decompose --run r --speedup 2 --multiple 0", 2, ["--multiple", "'0'"]),
+    "a layer limit below one": ("decompose --run r --speedup 2 --max-layer-speedup .5", 2, ["--max-layer-speedup"]),
+    "an unknown layer to skip": (
+        "decompose --run runs/s --from runs/a --speedup 2 --skip 66",
+        2,
+        ["--skip", "66", "6"],
+    ),
+    "a plan that is not there": ("decompose --run runs/a --plan none.json", 1, ["none.json"]),
+    "a plan that is none": ("decompose --run runs/a --plan net.py", 1, ["net.py", "JSON"]),
+    "a plan and a speed-up": ("decompose --run r --plan p.json --speedup 2", 2, ["--plan", "--speedup"]),
+    "a plan and a cost": ("decompose --run r --plan p.json --cost params", 2, ["--plan", "--cost"]),
+    "a plan for a family": ("decompose --run r --plan p.json --speedup 2,3", 2, ["--plan", "--speedup"]),
+    "a family with one out of reach": ("decompose --run runs/a --speedup 2x,10000x", 1, ["10000x", "at most"]),
     "epochs in words": ("finetune --run r --epochs many", 2, ["--epochs", "many", "whole number"]),
     "no images": (f"{FREEZE} --model net.py:build --images 0", 2, ["--images", "'0'"]),
     "unknown device": (f"{FREEZE} --model net.py:build --device gpu", 2, ["--device", "gpu", "cuda"]),
@@ -494,6 +510,34 @@ def test_the_choices_offered_are_those_of_the_stages():
 @pytest.mark.parametrize("text, value", [("4x", 4.0), ("4", 4.0), ("2.5x", 2.5), (" 3X ", 3.0), ("1.01×", 1.01)])
 def test_speedups_are_read_as_people_write_them(text, value):
     assert options.speedup(text) == value
+
+
+def test_several_speedups_are_read_in_their_order():
+    assert options.speedups("2x,3, 2.5x") == (2.0, 3.0, 2.5) and options.speedups("4x") == (4.0,)
+
+
+def test_the_options_of_decompose_say_what_the_stage_does_by_itself():
+    """Each default of the command is the stage's own."""
+    from inspect import signature
+
+    from decomp.pipelines.decompose import decompose
+
+    parameters = signature(decompose).parameters
+    for name, declared in options.DECOMPOSE.items():
+        name = declared.get("dest", name.strip("-").replace("-", "_"))
+        default = declared.get("type", lambda value: value)(declared["default"]) if "default" in declared else None
+        if default is not None:
+            assert parameters[name].default == default, name
+
+
+def test_a_family_is_one_command(frozen):
+    result = decomp_command("decompose", "--run", "runs/f", "--from", frozen, "--speedup", "1.5x,2x", "--keep-first")
+    assert result.code == 0, result.err
+    assert "runs/f-1.5x" in result.out and "runs/f-2x" in result.out
+    for name in ("1.5x", "2x"):
+        plan = json.loads(Path(f"runs/f-{name}/plan.json").read_text())
+        assert plan["layers"][0]["limits"] == {"skip": "--keep-first"}
+        assert decomp_command("status", "--run", f"runs/f-{name}").out.count("done") >= 2
 
 
 def test_steps_come_in_the_order_in_which_they_are_taken():

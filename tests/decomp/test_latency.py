@@ -87,8 +87,8 @@ def fake_tables(view, milliseconds):
 def test_times_are_interpolated_scaled_and_summed():
     view = view_of()
     parts = {layer.name: 1.0 + layer.index for layer in view.layers}
-    model = LatencyCost(view, fake_tables(view, lambda a, b: 2 + 0.5 * a * b), parts, rest=7.0)
-    assert model.total == pytest.approx(7 + sum(parts.values()))
+    model = LatencyCost(view, fake_tables(view, lambda a, b: 2 + 0.5 * a * b), parts, beside=0.0)
+    assert model.total == pytest.approx(sum(parts.values()))
     layer = view.layers[1]
     c, n = layer.in_channels, layer.out_channels
     scale = parts[layer.name] / (2 + 0.5 * c * n)
@@ -101,13 +101,28 @@ def test_times_are_interpolated_scaled_and_summed():
     assert table.shape == (3, 2) and table[1, 1] == pytest.approx(model.layer(layer, 5, n, 7, 3))
 
 
+def test_what_lies_beside_the_layers_goes_with_their_outputs():
+    view = view_of()
+    parts = {layer.name: 1.0 for layer in view.layers}
+    tables = fake_tables(view, lambda a, b: 1.0)
+    with_it, without = (LatencyCost(view, tables, parts, beside) for beside in (6.0, 0.0))
+    assert with_it.total == without.total + 6
+    added = {
+        layer.name: [with_it.layer(layer, 1, n) - without.layer(layer, 1, n) for n in (1, layer.out_channels)]
+        for layer in view.layers
+    }
+    assert sum(whole for _, whole in added.values()) == pytest.approx(6)
+    for layer in view.layers:
+        assert added[layer.name][0] == pytest.approx(added[layer.name][1] / layer.out_channels)
+
+
 def test_noise_that_makes_wider_factors_faster_is_not_followed():
     view = view_of()
     tables = fake_tables(view, lambda a, b: 1.0)
     name = view.layers[1].name
     inputs, outputs, times = tables[name, "dense"]
     times[1][1] = 5.0  # slower than all that are wider
-    model = LatencyCost(view, tables, {layer.name: 1.0 for layer in view.layers}, rest=0.0)
+    model = LatencyCost(view, tables, {layer.name: 1.0 for layer in view.layers}, beside=0.0)
     wide = model.layer(view.layers[1], inputs[-1], outputs[-1])
     assert model.layer(view.layers[1], inputs[1], outputs[1]) == pytest.approx(wide)
 
@@ -124,7 +139,7 @@ def test_where_factors_only_take_longer_the_allocation_narrows_instead():
         }
         curves[layer.name] = LayerCurves(**made)
     tables = fake_tables(view, lambda a, b: 50.0 + 0.1 * a * b)
-    model = LatencyCost(view, tables, {layer.name: 1.0 for layer in view.layers}, rest=0.5)
+    model = LatencyCost(view, tables, {layer.name: 1.0 for layer in view.layers}, beside=0.0)
     items = Allocator(view, curves, model).joint(1.05)
     assert all(item.spatial_rank is None and item.channel_rank is None for item in items.values())
     assert any(item.keep is not None for item in items.values())

@@ -1,16 +1,18 @@
 """From options to plan.json: limits, plans from files, plans by latency, and whole families."""
 
+import io
 import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from decomp import latency
 from decomp.cost import cost
 from decomp.errors import TargetError, UsageError
-from decomp.pipelines import devices, emit, timing
+from decomp.pipelines import devices, emit, survey, timing
 from decomp.pipelines.decompose import decompose
 from decomp.pipelines.family import family
 from decomp.pipelines.freeze import freeze
@@ -194,6 +196,14 @@ def test_where_the_table_is_wrong_the_whole_corrects_it(run, machine):
     assert sum("was measured" in line for line in told.told) > 1
 
 
+def test_what_the_clock_cannot_give_is_refused_with_the_most_that_was_measured(run, machine):
+    """A machine on which nothing but calls takes time."""
+    machine(lambda network, shape: 1.0)
+    with pytest.raises(TargetError, match=r"at most 1\.00x was measured .*batch of 2, held by .*every call.* got 2x"):
+        planned(run, cost="latency", latency_batch=2)
+    assert run.config("decompose") is None
+
+
 def test_no_chain_that_is_slower_than_the_layer_in_one_piece(run, machine):
     """A machine on which chains are slow, though each of their factors by itself is fast."""
 
@@ -302,3 +312,27 @@ def test_a_family_with_one_member_out_of_reach_does_no_work(run):
     with pytest.raises(TargetError, match="got 5000x"):
         family(run, speedups=(2.0, 5000.0), reporter=Collected())
     assert not RunDirectory(f"{run}-2x").path.exists()
+
+
+# -- the survey behind it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_survey_is_the_same_with_any_number_of_workers(run, tmp_path, monkeypatch, workers):
+    before = run.curves.read_bytes()
+    batched = survey.in_batches
+    sizes = []
+
+    def in_batches(items, size_of, most, budget):
+        for batch in batched(items, size_of, workers, budget):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(survey, "in_batches", in_batches)
+    parallel = survey.in_parallel
+    monkeypatch.setattr(survey, "in_parallel", lambda function, tasks: parallel(function, tasks, workers))
+    run.curves.unlink()
+    planned(run)
+    assert max(sizes) == workers
+    with np.load(run.curves) as now, np.load(io.BytesIO(before)) as then:
+        assert set(now) == set(then) and all(now[key].tobytes() == then[key].tobytes() for key in now)
