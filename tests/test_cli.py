@@ -160,6 +160,15 @@ def test_evaluate_prints_a_table_and_the_same_as_json(finished):
     assert rows[0]["macs"] / rows[1]["macs"] >= 2 * 0.99
 
 
+def test_every_command_prints_its_result_as_json_where_asked(finished):
+    for command in ("decompose --speedup 2x", "finetune --epochs 1", "status"):
+        result = decomp_command(*command.split(), "--run", finished, "--json")
+        assert result.code == 0 and result.err == "" and json.loads(result.out)["run"] == finished, command
+    asked = ("export", "--run", finished, "--format", "state-dict", "--json")
+    (item,) = json.loads(decomp_command(*asked).out)["exported"]
+    assert Path(item["path"]).stat().st_size == item["bytes"]
+
+
 def test_status_names_what_is_done_and_the_next_command(place, finished):
     RunDirectory.create("runs/new")
     new = decomp_command("status", "--run", "runs/new")
@@ -312,6 +321,8 @@ MISTAKES = {
         ["thesis", "chapter1.tex", "--run"],
     ),
     "a file as run": ("freeze --model net.py:build --data digits --run afile", 1, ["afile", "a file"]),
+    "unknown format": ("export --run runs/a --format onxn", 2, ["--format", "onxn", "onnx"]),
+    "no run to export": ("export --run nowhere", 1, ["nowhere", "decomp freeze"]),
     "training into another format": ("train --model zoo:vgg-digits --out vgg.pt", 2, ["vgg.pt", ".safetensors"]),
 }
 
