@@ -22,7 +22,7 @@ from decomp.pipelines.options import program as _program
 
 _COMMAND = "decomp.command"  # under which the context keeps what was given
 _JSON = "decomp.json"  # under which it keeps that JSON is to be printed
-COMMANDS = ("freeze", "decompose", "finetune", "evaluate", "export", "status", "demo", "train")
+COMMANDS = ("freeze", "decompose", "finetune", "evaluate", "export", "report", "compare", "status", "demo", "train")
 
 
 class Door(click.Group):
@@ -345,10 +345,9 @@ Examples:
 def train(threads, quiet, model, **options):
     """Train a network from the start, so that there is one to make cheaper."""
     _use_threads(threads)
-    from decomp.pipelines.log import Reporter
     from decomp.pipelines.train import train as stage
 
-    _print(stage(model, reporter=Reporter(quiet=quiet or _wants_json()), **_given(options)))
+    _print(stage(model, reporter=_reporter(quiet), **_given(options)))
 
 
 def _use_threads(threads):
@@ -370,6 +369,12 @@ def _enter(run, quiet):
     return run, Reporter.for_run(run, quiet=quiet or _wants_json(), command=command)
 
 
+def _reporter(quiet):
+    from decomp.pipelines.log import Reporter
+
+    return Reporter(quiet=quiet or _wants_json())
+
+
 def _wants_json():
     return click.get_current_context().meta.get(_JSON, False)
 
@@ -389,7 +394,10 @@ def _print(result):
         click.echo(line)
 
 
-commands.add(main, SimpleNamespace(options=_options, use_threads=_use_threads, enter=_enter, show=_print))
+_door = SimpleNamespace(
+    options=_options, use_threads=_use_threads, enter=_enter, reporter=_reporter, show=_print
+)  # fmt: skip
+commands.add(main, _door)
 
 
 if __name__ == "__main__":

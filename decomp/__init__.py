@@ -8,7 +8,9 @@ that a user's own ``data`` or ``pipelines`` package can never be taken for ours.
 from pathlib import Path as _Path
 
 __version__ = "0.1.0"
-__all__ = ["compress", "decompose", "evaluate", "export", "finetune", "freeze", "load", "summarise"]
+__all__ = [
+    "compare", "compress", "decompose", "evaluate", "export", "finetune", "freeze", "load", "report", "summarise",
+]  # fmt: skip
 
 _beside = _Path(__file__).resolve().parent.parent
 if (_beside / "setup.py").exists() and (_beside / "pipelines" / "__init__.py").exists():

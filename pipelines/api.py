@@ -12,10 +12,12 @@ from decomp.pipelines.export import export as _export
 from decomp.pipelines.finetune import finetune as _finetune
 from decomp.pipelines.freeze import freeze as _freeze
 from decomp.pipelines.log import Reporter
+from decomp.pipelines.report import compare as _compare
+from decomp.pipelines.report import report as _report
 from decomp.pipelines.rundir import RunDirectory
 from decomp.pipelines.summary import summarise
 
-__all__ = ["compress", "decompose", "evaluate", "export", "finetune", "freeze", "summarise"]
+__all__ = ["compare", "compress", "decompose", "evaluate", "export", "finetune", "freeze", "report", "summarise"]
 
 
 def _quiet(stage):
@@ -28,4 +30,9 @@ def _quiet(stage):
 
 
 freeze, decompose, finetune = _quiet(_freeze), _quiet(_decompose), _quiet(_finetune)
-evaluate, export = _quiet(_evaluate), _quiet(_export)
+evaluate, export, report = _quiet(_evaluate), _quiet(_export), _quiet(_report)
+
+
+@functools.wraps(_compare)
+def compare(runs, *, reporter=None, **options):
+    return _compare(runs, reporter=reporter or Reporter(quiet=True), **options)

@@ -17,9 +17,12 @@ def add(main, door):
     main : click.Group
     door : object
         What ``cli.py`` has for every command: ``options("run", "common")`` adds shared options, ``use_threads(n)``,
-        ``enter(run, quiet)`` gives the run directory and its reporter, ``show(result)`` prints.
+        ``enter(run, quiet)`` gives the run directory and its reporter, ``reporter(quiet)`` one without
+        a run, ``show(result)`` prints.
     """
     _add_export(main, door)
+    _add_report(main, door)
+    _add_compare(main, door)
 
 
 def _add_export(main, door):
@@ -45,3 +48,40 @@ Examples:
 
         run, reporter = door.enter(run, quiet)
         door.show(stage(run, reporter=reporter, **options))
+
+
+def _add_report(main, door):
+    @main.command(
+        epilog="""\b
+Examples:
+  decomp report --run runs/vgg
+"""
+    )
+    @door.options("run")
+    @click.option("--out", type=click.Path(), metavar="DIR", help="Where to write.  [default: the run]")
+    @door.options("common")
+    def report(run, threads, quiet, **options):
+        """Draw what there is of a run: one HTML sheet, PNGs, and every figure's numbers as CSV."""
+        door.use_threads(threads)
+        from decomp.pipelines.report import report as stage
+
+        run, reporter = door.enter(run, quiet)
+        door.show(stage(run, reporter=reporter, **options))
+
+
+def _add_compare(main, door):
+    @main.command(
+        epilog="""\b
+Examples:
+  decomp compare runs/vgg-2x runs/vgg-4x --out comparison
+"""
+    )
+    @click.argument("runs", nargs=-1, required=True, type=click.Path())
+    @click.option("--out", type=click.Path(), metavar="DIR", default="comparison", show_default=True)
+    @door.options("common")
+    def compare(runs, threads, quiet, **options):
+        """Put several evaluated runs on one sheet."""
+        door.use_threads(threads)
+        from decomp.pipelines.report import compare as stage
+
+        door.show(stage(runs, reporter=door.reporter(quiet), **options))

@@ -16,12 +16,13 @@ import decomp
 ROOT = Path(__file__).resolve().parent.parent
 
 SOLVERS = ("moments", "linalg", "spatial", "channel", "lasso", "selection", "refine", "curves", "factors", "problem")
-STAGES = ("freeze", "decompose", "finetune", "evaluate", "export", "status", "train")  # a recipe calls them
+STAGES = ("freeze", "decompose", "finetune", "evaluate", "export", "report", "status", "train")  # a recipe calls them
 RANKS = {"decomp": 0, "data": 1, "pipelines": 2, "cli": 3}
 ONLY_IN = {
     "h5py": {"data/frozen.py"},
     "sklearn": {"decomp/lasso.py", "data/standard.py"},
     "click": {"cli.py", "pipelines/commands.py"},
+    "matplotlib": {"pipelines/figures.py"},
     "tqdm": {"pipelines/log.py"},
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 80
