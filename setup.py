@@ -54,6 +54,6 @@ setup(
         "timm": ["timm>=1.0.3"],
         # the newest PyTorch exports with these, and with nothing older of onnxscript
         "export": ["onnx>=1.17", "onnxruntime>=1.20.1", "onnxscript>=0.6"],
-        "tensorboard": ["tensorboard>=2.14"],
+        "tensorboard": ["tensorboard>=2.17.1"],
     },
 )
