@@ -53,7 +53,8 @@ class Door(click.Group):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        known = self.get_command(ctx, args[0]) is not None or args[0].startswith("-")
+        if not known and not ctx.resilient_parsing:  # which it is while a shell completes the line
             rule = f"no such command, there are {', '.join(COMMANDS)}"
             raise UsageError(args[0], rule, fix=guess(args[0], COMMANDS) or f"see `{_program()} --help`")
         return super().resolve_command(ctx, args)

@@ -493,12 +493,31 @@ def test_help_lists_every_command_and_the_version_is_that_of_the_package():
     assert decomp_command("--version").out == f"decomp {decomp.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("decomp de", {"decompose", "demo"}),
+        ("decomp decompose --sel", {"--selector"}),
+        ("decomp decompose --selector l", {"lasso", "l1"}),
+        ("decomp bogus --x", set()),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(words, offered):
+    code = "import sys; sys.argv[:] = ['decomp']; from decomp.cli import main; main()"
+    asked = {"_DECOMP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.stderr == "" and {line.split(",")[1] for line in result.stdout.splitlines() if line} == offered
+
+
 def test_the_choices_offered_are_those_of_the_stages():
     from decomp import layers, plan
-    from decomp.pipelines import training
+    from decomp.pipelines import export, training
 
     assert options.STEPS == plan.STEPS
     assert set(options.SELECTORS) == set(layers.SELECTORS)
+    assert options.FORMATS == tuple(export.FORMATS) and options.NETWORKS == export.NETWORKS
     assert set(training.SCHEDULES) == {"cosine", "constant"}
 
 

@@ -171,3 +171,15 @@ def test_a_loaded_network_can_be_traced_again_and_pickled(run):
     assert torch.equal(torch.fx.symbolic_trace(network)(images), wanted)
     assert torch.equal(copy.deepcopy(network)(images), wanted)
     assert torch.equal(pickle.loads(pickle.dumps(network))(images), wanted)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_loaded_network_takes_dynamic_int8_quantisation(run):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    if "none" in (torch.backends.quantized.engine or "none"):
+        pytest.skip("this build of PyTorch has no int8 kernels")
+    network, images = decomp.load(run.model_dir), torch.randn(20, *SHAPE)
+    quantised = quantization.quantize_dynamic(network, {torch.nn.Linear}, dtype=torch.qint8)
+    wanted, got = network(images), quantised(images)
+    # Eight bits a weight: close, and not the same.
+    assert 0 < (got - wanted).abs().max() < 0.05 * wanted.abs().max()
