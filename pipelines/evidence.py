@@ -8,6 +8,7 @@ import numpy as np
 from decomp.errors import FileError
 from decomp.pipelines import files
 from decomp.pipelines.layerfile import read_selection
+from decomp.pipelines.options import program
 from decomp.pipelines.summary import summarise
 from decomp.plan import STEPS, Plan
 
@@ -60,7 +61,7 @@ NETWORKS = (
 
 def networks(run):
     """The table of evaluate: a row for each network."""
-    command = f"decomp evaluate --run {run}"
+    command = f"{program()} evaluate --run {run}"
     try:
         report = files.read_json(run.report_json, kind="decomp report")
         rows = [
@@ -98,7 +99,7 @@ def layers(run):
     try:
         summary = summarise(run)
     except FileError:
-        return Missing("layers", "nothing is decomposed yet", f"decomp decompose --run {run} --speedup 4x")
+        return Missing("layers", "nothing is decomposed yet", f"{program()} decompose --run {run} --speedup 4x")
     header = ("layer", "kind", "becomes", "macs_before", "macs_after", "params_before", "params_after", "error")
     rows = [tuple(getattr(item, name) for name in header) for item in summary.layers]
     return Table("layers", header, rows, [summary.costs(), *([summary.fidelity["words"]] if summary.fidelity else [])])
@@ -108,7 +109,7 @@ def errors(run):
     """Relative squared error of each layer's responses after each of its steps."""
     reports = (run.config("decompose") or {}).get("layers")
     if not reports:
-        return Missing("errors", "no layer is fitted yet", f"decomp decompose --run {run} --speedup 4x")
+        return Missing("errors", "no layer is fitted yet", f"{program()} decompose --run {run} --speedup 4x")
     rows = [
         (report["layer"], step, values.get("fitted"), values.get("held_out"), values.get("felt"))
         for report in reports
@@ -119,7 +120,7 @@ def errors(run):
 
 def curves(run):
     """Error of each layer of the original network at every size of every step, and the size that was chosen."""
-    command = f"decomp decompose --run {run} --speedup 4x --plan-only"
+    command = f"{program()} decompose --run {run} --speedup 4x --plan-only"
     try:
         plan = {item.layer: item for item in Plan.from_json(files.read_json(run.plan_json)).layers}
         with np.load(run.curves, allow_pickle=False) as data:
@@ -153,7 +154,7 @@ def channels(run):
     if rows:
         return Table("channels", ("layer", "channel", "kept"), rows)
     why = "no layer drops channels" if paths else "nothing is decomposed yet"
-    command = f"decomp decompose --run {run} --speedup 4x" + (" --steps prune --redo" if paths else "")
+    command = f"{program()} decompose --run {run} --speedup 4x" + (" --steps prune --redo" if paths else "")
     return Missing("channels", why, command)
 
 
@@ -161,7 +162,7 @@ def finetuning(run):
     """The epochs of the fine-tuning."""
     path = run.finetune_dir / "metrics.csv"
     if not path.is_file():
-        return Missing("finetuning", "the network is not fine-tuned", f"decomp finetune --run {run}")
+        return Missing("finetuning", "the network is not fine-tuned", f"{program()} finetune --run {run}")
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     return Table("finetuning", tuple(header), [tuple(_number(value) for value in row) for row in rows])

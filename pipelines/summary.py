@@ -8,6 +8,7 @@ from torch import nn
 from decomp import cost
 from decomp.errors import FileError
 from decomp.pipelines import emit, files
+from decomp.pipelines.options import program
 from decomp.pipelines.rundir import RunDirectory
 from decomp.pipelines.tables import html_table, text_table
 from decomp.plan import Plan
@@ -108,7 +109,7 @@ def summarise(run):
     run = RunDirectory.open(run)
     facts = run.config("decompose") or {}
     if "macs_after" not in facts or not (run.model_dir / "structure.json").is_file():
-        fix = f"run `decomp decompose --run {run.path} --speedup 4x`"
+        fix = f"run `{program()} decompose --run {run.path} --speedup 4x`"
         raise FileError(run.path, "there is no decomposed network yet", fix=fix)
     original, network = emit.load(run.original_dir), emit.load(run.model_dir)
     shape = emit.read_structure(run.original_dir)["input_shape"]
