@@ -72,7 +72,7 @@ def compress(model, images, speedup=4.0, *, n_images=5000, n_points=10, seed=0, 
         run = RunDirectory.create(Path(folder) / "run")
         asked = {
             "model": f"{type(model).__name__} in memory", "weights": None, "data": given.NAME, "input_size": None,
-            "n_images": n_images, "n_points": n_points, "seed": seed, "skip_bad": False,
+            "n_images": n_images, "n_points": n_points, "seed": seed, "skip_bad": False, "part": None, "leaves": [],
         }  # fmt: skip
         loaded = _loaded(model, source.input_shape)
         with run.lock(), reporter.stage("freeze"):
