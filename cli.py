@@ -9,17 +9,20 @@ import shlex
 import sys
 import traceback
 import warnings
+from types import SimpleNamespace
 
 import click
 
 import decomp
 from decomp.errors import DecompError, UsageError
+from decomp.pipelines import commands
 from decomp.pipelines import options as parse
 from decomp.pipelines.options import guess
 from decomp.pipelines.options import program as _program
 
 _COMMAND = "decomp.command"  # under which the context keeps what was given
-COMMANDS = ("freeze", "decompose", "finetune", "evaluate", "status", "demo", "train")
+_JSON = "decomp.json"  # under which it keeps that JSON is to be printed
+COMMANDS = ("freeze", "decompose", "finetune", "evaluate", "export", "report", "compare", "status", "demo", "train")
 
 
 class Door(click.Group):
@@ -50,7 +53,8 @@ class Door(click.Group):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        known = self.get_command(ctx, args[0]) is not None or args[0].startswith("-")
+        if not known and not ctx.resilient_parsing:  # which it is while a shell completes the line
             rule = f"no such command, there are {', '.join(COMMANDS)}"
             raise UsageError(args[0], rule, fix=guess(args[0], COMMANDS) or f"see `{_program()} --help`")
         return super().resolve_command(ctx, args)
@@ -134,7 +138,9 @@ def _number(name, *rest, least=1, kind=int, above=False, **extra):
 
 
 _SHARED = {
-    "run": click.option("--run", required=True, metavar="DIR", help="The run directory: all of one experiment."),
+    "run": click.option(
+        "--run", required=True, type=click.Path(), metavar="DIR", help="The run directory: all of one experiment."
+    ),
     "device": click.option(
         "--device",
         type=parse.device,
@@ -145,11 +151,14 @@ _SHARED = {
     ),
     "seed": _number("--seed", least=0, default=0, show_default=True, help="Of every draw."),
     "skip-bad": click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and go on."),
-    "json": click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
     "redo": click.option("--redo", is_flag=True, help="Start over, dropping what this command did in the run before."),
-    "common": lambda function: _threads(_quiet(_debug(function))),
+    "common": lambda function: _threads(_quiet(_json(_debug(function)))),
 }
 _threads = _number("--threads", help="How many CPU threads to use.  [default: all]")
+_json = click.option(
+    "--json", is_flag=True, expose_value=False, help="Print the result as JSON, and no progress.",
+    callback=lambda ctx, _, given: ctx.meta.update({_JSON: given}),
+)  # fmt: skip
 _quiet = click.option("--quiet", is_flag=True, help="Print the result and errors, no progress.")
 _debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
@@ -285,26 +294,25 @@ Examples:
 @_options("run")
 @_number("--batch-size", default=64, show_default=True, help="For the latency.")
 @_number("--repeats", help="How often the latency is measured.")
-@_options("redo", "device", "json", "common")
-def evaluate(run, as_json, threads, quiet, **options):
+@_options("redo", "device", "common")
+def evaluate(run, threads, quiet, **options):
     """Compare the original, the decomposed and the fine-tuned network on the test images."""
     _use_threads(threads)
     from decomp.pipelines.evaluate import evaluate as stage
 
-    run, reporter = _enter(run, quiet or as_json)
-    result = stage(run, reporter=reporter, **_given(options))
-    _print_json(result.to_json()) if as_json else _print(result)
+    run, reporter = _enter(run, quiet)
+    _print(stage(run, reporter=reporter, **_given(options)))
 
 
 @main.command()
-@_options("run", "json")
+@_options("run")
+@_json
 @_debug
-def status(run, as_json):
+def status(run):
     """Say what is done in a run directory, what is next, and where things lie."""
     from decomp.pipelines.status import status as stage
 
-    result = stage(run, program=_program())
-    _print_json(result.to_json()) if as_json else _print(result)
+    _print(stage(run, program=_program()))
 
 
 @main.command()
@@ -339,10 +347,9 @@ Examples:
 def train(threads, quiet, model, **options):
     """Train a network from the start, so that there is one to make cheaper."""
     _use_threads(threads)
-    from decomp.pipelines.log import Reporter
     from decomp.pipelines.train import train as stage
 
-    _print(stage(model, reporter=Reporter(quiet=quiet), **_given(options)))
+    _print(stage(model, reporter=_reporter(quiet), **_given(options)))
 
 
 def _use_threads(threads):
@@ -360,7 +367,18 @@ def _enter(run, quiet):
     from decomp.pipelines.rundir import RunDirectory
 
     run = RunDirectory(run)
-    return run, Reporter.for_run(run, quiet=quiet, command=click.get_current_context().meta.get(_COMMAND))
+    command = click.get_current_context().meta.get(_COMMAND)
+    return run, Reporter.for_run(run, quiet=quiet or _wants_json(), command=command)
+
+
+def _reporter(quiet):
+    from decomp.pipelines.log import Reporter
+
+    return Reporter(quiet=quiet or _wants_json())
+
+
+def _wants_json():
+    return click.get_current_context().meta.get(_JSON, False)
 
 
 def _refuse_beside(option, names):
@@ -378,14 +396,19 @@ def _given(options):
 
 
 def _print(result):
+    if _wants_json():
+        from decomp.pipelines.options import as_json
+
+        click.echo(as_json(result))
+        return
     for line in result.lines():
         click.echo(line)
 
 
-def _print_json(value):
-    import json
-
-    click.echo(value if isinstance(value, str) else json.dumps(value, indent=2))
+_door = SimpleNamespace(
+    options=_options, use_threads=_use_threads, enter=_enter, reporter=_reporter, show=_print
+)  # fmt: skip
+commands.add(main, _door)
 
 
 if __name__ == "__main__":

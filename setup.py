@@ -52,7 +52,8 @@ setup(
         # ruff's formatting changes from one minor version to the next
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.*", "setuptools>=70.1"],
         "timm": ["timm>=1.0.3"],
-        # bounds come with the stage that uses them
-        "export": ["onnx", "onnxruntime", "onnxscript"],
+        # the newest PyTorch exports with these, and with nothing older of onnxscript
+        "export": ["onnx>=1.17", "onnxruntime>=1.20.1", "onnxscript>=0.6"],
+        "tensorboard": ["tensorboard>=2.17.1"],
     },
 )

@@ -8,7 +8,9 @@ that a user's own ``data`` or ``pipelines`` package can never be taken for ours.
 from pathlib import Path as _Path
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = [
+    "compare", "compress", "decompose", "evaluate", "export", "finetune", "freeze", "load", "report", "summarise",
+]  # fmt: skip
 
 _beside = _Path(__file__).resolve().parent.parent
 if (_beside / "setup.py").exists() and (_beside / "pipelines" / "__init__.py").exists():
@@ -22,4 +24,12 @@ def __getattr__(name):
         from decomp.pipelines.emit import load
 
         return load
+    if name in __all__:
+        from decomp.pipelines import api
+
+        return getattr(api, name)
     raise AttributeError(f"module 'decomp' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -55,6 +55,7 @@ def commit(path):
     with _undoing(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        _usual_mode(part)
         _flush(part)
         os.replace(part, path)
         _flush_folder(path.parent)
@@ -90,6 +91,7 @@ def commit_directory(path):
         yield part
         for folder, _, names in os.walk(part):
             for name in names:
+                _usual_mode(Path(folder, name))
                 _flush(Path(folder, name))
             _flush_folder(folder)
         _put_in_place(part, path)
@@ -271,6 +273,14 @@ def _remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _usual_mode(path):
+    """Give a file the permissions that `open` would: some writers (safetensors) let its owner alone read it."""
+    umask = os.umask(0o077)  # it can only be read by setting it; the stricter one, should another thread look
+    os.umask(umask)
+    with suppress(PermissionError):  # a hard link to another person's file keeps theirs
+        os.chmod(path, 0o666 & ~umask)
 
 
 def _flush(path):

@@ -11,7 +11,7 @@ from torch.nn import functional
 from decomp.data.frozen import FrozenFile
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
-from decomp.pipelines import devices, emit, files, training
+from decomp.pipelines import devices, emit, events, files, training
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.options import program
 from decomp.pipelines.points import open_frozen
@@ -133,6 +133,11 @@ def metrics_file(run):
     return run.finetune_dir / "metrics.csv"
 
 
+def events_dir(run):
+    """The same for ``tensorboard --logdir``, where TensorBoard is installed."""
+    return run.finetune_dir / "events"
+
+
 def checkpoint_file(run):
     """Where an unfinished fine-tuning goes on; gone once it is finished."""
     return run.finetune_dir / "checkpoint.pt"
@@ -181,7 +186,12 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
         f"fine-tuning on {len(task.train):,} {task.what}, {len(task.held_out):,} more held out, on {device}",
         n_train=len(task.train), n_validation=len(task.held_out),
     )  # fmt: skip
-    writer = _Writer(run, network_digest)
+    hooks = [training.Hooks(after_save=_Writer(run, network_digest))]
+    board = events.EventWriter(events_dir(run))
+    if events.available():
+        hooks.append(training.Hooks(after_save=board))
+    else:
+        reporter.step(f"no TensorBoard events: it is not installed ({events.INSTALL})")
     outcome = training.fit(
         emit.load(run.model_dir),
         recipe,
@@ -192,10 +202,11 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
         validate=lambda network: task.validate(network, original, device),
         checkpoint=checkpoint_file(run),
         identity={**asked, "network": network_digest},
-        hooks=[training.Hooks(after_save=writer)],
+        hooks=hooks,
         device=device,
         reporter=reporter,
     )
+    board.close()
     facts = {
         "metric": task.metric.replace("_", " "), "before": outcome.history[0][task.metric],
         "after": outcome.history[outcome.best_epoch][task.metric], "best_epoch": outcome.best_epoch,

@@ -82,8 +82,7 @@ def freeze(
     DecompError
         Of the family in decomp.errors, one line each.
     """
-    if n_images < 10 or n_points < 1:
-        raise UsageError("freeze", "needs at least 10 images and 1 point each", got=f"{n_images} and {n_points}")
+    check_counts(n_images, n_points)
     asked = {
         "model": model, "weights": weights, "data": data, "input_size": input_size, "n_images": n_images,
         "n_points": n_points, "seed": seed, "skip_bad": skip_bad,
@@ -91,32 +90,56 @@ def freeze(
     run = RunDirectory.create(run)
     with run.lock(), reporter.stage("freeze"):
         if _already_done(run, asked):
-            return FreezeResult(run, True)
+            return FreezeResult(run, True, run.config("freeze").get("facts", {}))
         loaded, source = _open(model, weights, data, input_size, skip_bad)
-        network, folded = _prepare(loaded, source)
-        layers = graph.NetworkGraph(network, source.input_shape, loaded.name)
-        if not any(layer.kind == "conv" for layer in layers.layers):
-            raise UsageError(model, "has no convolution that could be made cheaper", fix="give a convolutional network")
-        whole = cost.cost(network, source.input_shape)
-        indices = _draw_images(source, n_images, seed)
-        files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
-        edited = [path for pair in folded for path in pair]
-        emit.save(network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": model})
-        meta = {
-            **asked, "weights_digest": loaded.weights_digest, "data": source.describe(), "n_images": len(indices),
-            "input_shape": list(source.input_shape), "network": files.digest_file(run.original_dir / "structure.json"),
-        }  # fmt: skip
-        target = pick_device(device)
-        _write(run, meta, network.to(target), layers, source, indices, n_points, seed, batch_size, target, reporter)
-        facts = {
-            "model": model, "n_convs": sum(layer.kind == "conv" for layer in layers.layers),
-            "n_linears": sum(layer.kind == "linear" for layer in layers.layers), "macs": whole.macs,
-            "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": n_points,
-            "bytes": run.frozen.stat().st_size,
-        }  # fmt: skip
-        run.update_config("freeze", {"asked": asked, "facts": facts, "weights_digest": loaded.weights_digest,
-                                     "source": source.describe()})  # fmt: skip
-        return FreezeResult(run, False, facts)
+        return freeze_loaded(run, loaded, source, asked, batch_size=batch_size, device=device, reporter=reporter)
+
+
+def check_counts(n_images, n_points):
+    """Refuse numbers of images and of points with which nothing can be fitted."""
+    if n_images < 10 or n_points < 1:
+        raise UsageError("freeze", "needs at least 10 images and 1 point each", got=f"{n_images} and {n_points}")
+
+
+def freeze_loaded(run, loaded, source, asked, *, batch_size, device, reporter):
+    """The same for a network and images that are open already; `asked` holds what :func:`freeze` was asked for.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Locked.
+    loaded : decomp.data.models.LoadedModel
+    source : decomp.data.sources.ImageSource
+        With images as the network takes them.
+    asked : dict
+        Kept with the run: ``model`` (a name), ``n_images``, ``n_points``, ``seed`` and whatever else decides.
+    """
+    network, folded = _prepare(loaded, source)
+    layers = graph.NetworkGraph(network, source.input_shape, loaded.name)
+    if not any(layer.kind == "conv" for layer in layers.layers):
+        rule = "has no convolution that could be made cheaper"
+        raise UsageError(asked["model"], rule, fix="give a convolutional network")
+    whole = cost.cost(network, source.input_shape)
+    n_points, seed = asked["n_points"], asked["seed"]
+    indices = _draw_images(source, asked["n_images"], seed)
+    files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
+    edited = [path for pair in folded for path in pair]
+    emit.save(network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": asked["model"]})
+    meta = {
+        **asked, "weights_digest": loaded.weights_digest, "data": source.describe(), "n_images": len(indices),
+        "input_shape": list(source.input_shape), "network": files.digest_file(run.original_dir / "structure.json"),
+    }  # fmt: skip
+    target = pick_device(device)
+    _write(run, meta, network.to(target), layers, source, indices, n_points, seed, batch_size, target, reporter)
+    facts = {
+        "model": asked["model"], "n_convs": sum(layer.kind == "conv" for layer in layers.layers),
+        "n_linears": sum(layer.kind == "linear" for layer in layers.layers), "macs": whole.macs,
+        "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": n_points,
+        "bytes": run.frozen.stat().st_size,
+    }  # fmt: skip
+    run.update_config("freeze", {"asked": asked, "facts": facts, "weights_digest": loaded.weights_digest,
+                                 "source": source.describe()})  # fmt: skip
+    return FreezeResult(run, False, facts)
 
 
 def _already_done(run, asked):

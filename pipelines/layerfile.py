@@ -66,3 +66,24 @@ def _rebuild(header, tensors):
         names.append(name)
     keep = Selection(tensors["keep"], header["n_total"]) if "keep" in tensors else None
     return LayerSolution(header["layer"], keep, FactoredConv(tuple(factors), tuple(names)))
+
+
+def read_selection(path):
+    """Which input channels a committed layer keeps, without a check of what the file was made from.
+
+    Returns
+    -------
+    layer : str
+    keep : torch.Tensor or None
+        Ascending indices; None where the layer reads all of its channels.
+    n_total : int or None
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = json.loads((file.metadata() or {})["decomp"])
+            keep = file.get_tensor("keep") if "keep" in file.keys() else None  # noqa: SIM118
+        return header["layer"], keep, header["n_total"]
+    except Exception as error:
+        raise FileError(
+            path, f"is not a readable layer file ({error})", fix="run decompose again with --redo"
+        ) from error

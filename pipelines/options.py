@@ -1,6 +1,8 @@
 """What the texts of options mean: each function turns one text into a value or says what is possible instead."""
 
+import dataclasses
 import difflib
+import json
 import math
 import os
 import re
@@ -12,6 +14,8 @@ STEPS = ("spatial", "channel", "prune")
 SELECTORS = ("best", "lasso", "backward", "l1", "max-response", "first-k", "random")
 ALLOCATIONS = ("joint", "energy", "uniform")
 COSTS = ("macs", "params", "latency")
+FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
+NETWORKS = ("finetuned", "decomposed", "original")
 
 
 def program():
@@ -40,16 +44,26 @@ def speedups(text):
 
 def steps(text):
     """``'prune,spatial'`` as a tuple of steps in the order in which they are taken."""
+    return _several("--steps", text, STEPS, "leave it out to use all three")
+
+
+def formats(text):
+    """``'pt2,onnx'`` as a tuple of formats."""
+    return _several("--format", text, FORMATS, "leave it out for pt2 and state-dict")
+
+
+def _several(name, text, possible, fix):
+    """The words of a list with commas between, each once, in the order of `possible`."""
     asked = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [step for step in asked if step not in STEPS]
+    unknown = [word for word in asked if word not in possible]
     if unknown or not asked:
         raise UsageError(
-            "--steps",
-            f"must be one or more of {', '.join(STEPS)}, with commas between",
+            name,
+            f"must be one or more of {', '.join(possible)}, with commas between",
             got=repr(text),
-            fix=guess(unknown[0], STEPS) if unknown else "leave it out to use all three",
+            fix=guess(unknown[0], possible) if unknown else fix,
         )
-    return tuple(step for step in STEPS if step in asked)
+    return tuple(word for word in possible if word in asked)
 
 
 def device(text):
@@ -127,3 +141,18 @@ def guess(word, possible):
     """``'perhaps X is meant'``, or None when nothing in `possible` is close to `word`."""
     close = difflib.get_close_matches(word, possible, n=1, cutoff=0.5)
     return f"perhaps {close[0]} is meant" if close else None
+
+
+def as_json(result):
+    """A stage's result as JSON text: its own plain data where it has a ``to_json``, otherwise its fields by name."""
+
+    def plain(value):
+        if hasattr(value, "to_json"):
+            return value.to_json()
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if dataclasses.is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return value.tolist() if hasattr(value, "tolist") else str(value)
+
+    return json.dumps(result, indent=2, ensure_ascii=False, default=plain)

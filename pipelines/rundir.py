@@ -46,6 +46,8 @@ class RunDirectory:
         model/              the decomposed network
         finetune/           best/, last checkpoint, metrics
         report.json         the table of `evaluate`
+        report.html         what `report` makes of all this; its figures and their numbers in report/
+        export/             networks for use without this package
         log.jsonl           every step with its time
     """
 
@@ -101,6 +103,18 @@ class RunDirectory:
     @property
     def report_json(self):
         return self.path / "report.json"
+
+    @property
+    def export_dir(self):
+        return self.path / "export"
+
+    @property
+    def figures_dir(self):
+        return self.path / "report"
+
+    @property
+    def report_html(self):
+        return self.path / "report.html"
 
     @property
     def log(self):

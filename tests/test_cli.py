@@ -160,6 +160,15 @@ def test_evaluate_prints_a_table_and_the_same_as_json(finished):
     assert rows[0]["macs"] / rows[1]["macs"] >= 2 * 0.99
 
 
+def test_every_command_prints_its_result_as_json_where_asked(finished):
+    for command in ("decompose --speedup 2x", "finetune --epochs 1", "status"):
+        result = decomp_command(*command.split(), "--run", finished, "--json")
+        assert result.code == 0 and result.err == "" and json.loads(result.out)["run"] == finished, command
+    asked = ("export", "--run", finished, "--format", "state-dict", "--json")
+    (item,) = json.loads(decomp_command(*asked).out)["exported"]
+    assert Path(item["path"]).stat().st_size == item["bytes"]
+
+
 def test_status_names_what_is_done_and_the_next_command(place, finished):
     RunDirectory.create("runs/new")
     new = decomp_command("status", "--run", "runs/new")
@@ -328,6 +337,8 @@ MISTAKES = {
         ["thesis", "chapter1.tex", "--run"],
     ),
     "a file as run": ("freeze --model net.py:build --data digits --run afile", 1, ["afile", "a file"]),
+    "unknown format": ("export --run runs/a --format onxn", 2, ["--format", "onxn", "onnx"]),
+    "no run to export": ("export --run nowhere", 1, ["nowhere", "decomp freeze"]),
     "training into another format": ("train --model zoo:vgg-digits --out vgg.pt", 2, ["vgg.pt", ".safetensors"]),
 }
 
@@ -498,12 +509,31 @@ def test_help_lists_every_command_and_the_version_is_that_of_the_package():
     assert decomp_command("--version").out == f"decomp {decomp.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("decomp de", {"decompose", "demo"}),
+        ("decomp decompose --sel", {"--selector"}),
+        ("decomp decompose --selector l", {"lasso", "l1"}),
+        ("decomp bogus --x", set()),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(words, offered):
+    code = "import sys; sys.argv[:] = ['decomp']; from decomp.cli import main; main()"
+    asked = {"_DECOMP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.stderr == "" and {line.split(",")[1] for line in result.stdout.splitlines() if line} == offered
+
+
 def test_the_choices_offered_are_those_of_the_stages():
     from decomp import layers, plan
-    from decomp.pipelines import training
+    from decomp.pipelines import export, training
 
     assert options.STEPS == plan.STEPS
     assert set(options.SELECTORS) == set(layers.SELECTORS)
+    assert options.FORMATS == tuple(export.FORMATS) and options.NETWORKS == export.NETWORKS
     assert set(training.SCHEDULES) == {"cosine", "constant"}
 
 

@@ -26,6 +26,22 @@ def test_a_commit_appears_only_at_its_end(tmp_path):
     assert path.read_bytes() == b"1" and os.listdir(path.parent) == ["a.bin"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no such permissions there")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_permissions_are_those_of_any_new_file_whoever_wrote_it(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with files.commit(tmp_path / "a.safetensors") as part:
+            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+        with files.commit_directory(tmp_path / "model") as part:
+            os.close(os.open(part / "weights", os.O_CREAT | os.O_WRONLY, 0o600))
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a.safetensors", tmp_path / "model" / "weights"):
+        assert path.stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.parametrize("error", [RuntimeError("broke"), KeyboardInterrupt()])
 def test_a_failed_commit_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "a.bin"

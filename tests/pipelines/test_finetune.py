@@ -198,7 +198,8 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(run, tmp_path, monkeypatc
     for name in ("last", "best"):
         assert_same(weights(run.finetune_dir / name), weights(whole.finetune_dir / name))
     assert [{**line, "seconds": 0} for line in metrics(run)] == [{**line, "seconds": 0} for line in metrics(whole)]
-    assert sorted(path.name for path in run.finetune_dir.iterdir()) == ["best", "last", "metrics.csv"]
+    # The events are there where TensorBoard is installed.
+    assert {path.name for path in run.finetune_dir.iterdir()} - {"events"} == {"best", "last", "metrics.csv"}
 
 
 def die():

@@ -1,0 +1,331 @@
+"""Stage ``export``: the network in formats that load without this package, each checked before it gets its name.
+
+Every file carries the same JSON text about itself (where the network comes from, its plan, its costs, how its images
+were normalised): see :func:`about`, and :data:`FORMATS` for where each format keeps it.
+"""
+
+import copy
+import importlib.util
+import json
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import decomp
+from decomp import cost, seeds
+from decomp.errors import DecompError, FileError, UsageError
+from decomp.pipelines import emit, files
+from decomp.pipelines.log import Reporter
+from decomp.pipelines.rundir import RunDirectory, library_versions
+
+#: Largest difference to the module's outputs, relative to the largest of them.
+TOLERANCE = 1e-4
+#: The batch that is traced, and those that the written file is checked with.
+TRACED_BATCH, CHECKED_BATCHES = 3, (1, 5)
+ONNX_BYTES = 2**31 - 2**24  # what a protocol buffer holds, less what is not weights
+EXTRA = ("onnx", "onnxruntime", "onnxscript")
+NETWORKS = ("finetuned", "decomposed", "original")
+ABOUT = "decomp"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One written file: ``difference`` is the largest to the module's outputs, relative to the largest of these."""
+
+    format: str
+    path: str
+    bytes: int
+    difference: float
+    load_seconds: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The files of one export, all of the same network of a run.
+
+    Attributes
+    ----------
+    run : RunDirectory
+    network : str
+        'finetuned', 'decomposed' or 'original'.
+    exported : list of Exported
+    """
+
+    run: RunDirectory
+    network: str
+    exported: list
+
+    def lines(self):
+        """Lines for a person."""
+        width = max(len(item.path) for item in self.exported)
+        for item in self.exported:
+            yield (
+                f"{item.path:<{width}}  {item.format}, {item.bytes / 2**10:,.0f} KiB, loads in "
+                f"{item.load_seconds:.2f} s, outputs differ by {item.difference:.1e}"
+            )
+        batches = " and ".join(map(str, CHECKED_BATCHES))
+        yield f"the {self.network} network of {self.run}; checked on fresh inputs in batches of {batches}"
+
+
+def export(run, *, formats=("pt2", "state-dict"), which=None, out=None, reporter=None):
+    """Write a network of a run in formats that load without this package.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
+    formats : iterable of str
+        Of :data:`FORMATS`: 'pt2', 'onnx', 'torchscript', 'state-dict', 'safetensors'.
+    which : {'finetuned', 'decomposed', 'original'}, optional
+        By default the best there is, in this order.
+    out : path, optional
+        The folder to write to; by default ``export/`` in the run. Files are named after the network.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    ExportResult
+
+    Raises
+    ------
+    UsageError
+        A format or network that is not known.
+    FileError
+        The run does not hold that network.
+    DecompError
+        A format cannot hold the network, or gives other outputs; no file of that format is left then.
+
+    Notes
+    -----
+    All files run on the CPU or wherever they are moved to, in float32, with any batch size.
+    """
+    formats = list(dict.fromkeys(formats))
+    for name in formats:
+        if name not in FORMATS:
+            raise UsageError("--format", f"must be of {', '.join(FORMATS)}", got=name)
+    if "onnx" in formats:
+        _require_onnx()
+    run = RunDirectory.open(run)
+    which, path = find_network(run, which)
+    reporter = reporter or Reporter()
+    with run.lock(), reporter.stage("export"):
+        network = emit.load(path)
+        shape = emit.read_structure(path)["input_shape"]
+        if not shape:
+            raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
+        text = json.dumps(about(run, path, which, network), ensure_ascii=False)
+        folder = Path(out) if out is not None else run.export_dir
+        exported = []
+        for name in formats:
+            reporter.step(f"writing and checking {name}")
+            exported.append(_write(name, network, tuple(shape), folder / f"{which}{FORMATS[name].suffix}", text))
+        return ExportResult(run, which, exported)
+
+
+def find_network(run, which=None):
+    """Which network of a run is meant, and where it lies; the best there is where none is named."""
+    places = {"finetuned": run.finetune_dir / "best", "decomposed": run.model_dir, "original": run.original_dir}
+    if which is not None and which not in places:
+        raise UsageError("--which", f"must be one of {', '.join(NETWORKS)}", got=which)
+    for name, path in places.items():
+        if which in (None, name) and (path / "structure.json").is_file():
+            return name, path
+    stage = {"finetuned": "finetune", "decomposed": "decompose"}.get(which, "freeze")
+    raise FileError(run.path, f"holds no {which or ''} network yet".replace("  ", " "), fix=f"run {stage} first")
+
+
+def about(run, path, which, network):
+    """What an exported file says of itself, as plain data.
+
+    Returns
+    -------
+    dict
+        ``origin`` (model, weights, images, network, digest), ``input_shape``, ``normalisation`` of the images,
+        ``plan`` (None for the original), ``costs`` (multiply-accumulates and parameters, before and after),
+        ``versions``.
+    """
+    structure, frozen = emit.read_structure(path), run.config("freeze") or {}
+    shape, source = structure["input_shape"], frozen.get("source") or {}
+    before = cost.cost(emit.load(run.original_dir), shape)
+    after = cost.cost(network, shape)
+    return {
+        "format": "decomp-export",
+        "format_version": 1,
+        "origin": {
+            "model": frozen.get("asked", {}).get("model"), "weights_digest": frozen.get("weights_digest"),
+            "data": source.get("name"), "data_digest": source.get("digest"), "network": which,
+            "structure_digest": files.digest_file(path / "structure.json"),
+        },
+        "input_shape": list(shape),
+        "normalisation": source.get("normalisation"),
+        "plan": structure["meta"].get("plan"),
+        "costs": {
+            "macs_before": before.macs, "macs": after.macs, "params_before": before.params, "params": after.params,
+        },
+        "versions": {**library_versions(), "decomp": decomp.__version__},
+    }  # fmt: skip
+
+
+def _write(name, network, shape, path, text):
+    """Write one file, read it back, compare, and only then let it have its name."""
+    form = FORMATS[name]
+    example = torch.randn(TRACED_BATCH, *shape, generator=seeds.generator(0, "export", "traced"))
+    with files.commit(path) as part, _understood(name, path):
+        form.write(network, example, str(part), text)
+        start = time.perf_counter()
+        run, kept = form.read(str(part), network)
+        seconds = time.perf_counter() - start
+        if json.loads(kept) != json.loads(text):
+            raise DecompError(path, f"{name} does not keep what is said of the network")
+        difference = max(_difference(network, run, shape, batch) for batch in CHECKED_BATCHES)
+    return Exported(name, str(path), path.stat().st_size, difference, round(seconds, 3))
+
+
+def _difference(network, run, shape, batch):
+    images = torch.randn(batch, *shape, generator=seeds.generator(0, "export", "checked", batch))
+    with torch.no_grad():
+        wanted, got = _tensors(network(images)), _tensors(run(images))
+    worst = 0.0
+    for one, other in zip(wanted, got, strict=True):
+        if one.shape != other.shape:
+            raise DecompError("export", f"must give outputs of {tuple(one.shape)}", got=tuple(other.shape))
+        worst = max(worst, ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item())
+    if not worst <= TOLERANCE:
+        rule = f"the written file must give the module's outputs to {TOLERANCE:g}, in a batch of {batch}"
+        raise DecompError("export", rule, got=f"{worst:.2g}")
+    return worst
+
+
+def _tensors(outputs):
+    return list(torch.utils._pytree.tree_leaves(outputs))
+
+
+@contextmanager
+def _understood(name, path):
+    """A library's own error as one line; its warnings, meant for its developers, are not shown."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (DecompError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # The last line: exporters put what they tried first, and the reason at the end of the chain.
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+        raise DecompError(path, f"cannot be written as {name} ({reason})", fix="leave this format out") from error
+
+
+def _require_onnx():
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DecompError(
+            "onnx", f"this format needs {', '.join(missing)}, not installed", fix='pip install "decomp[export]"'
+        )
+
+
+# -- the formats -------------------------------------------------------------------------------------------
+
+
+def _write_pt2(network, example, path, text):
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path, extra_files={f"{ABOUT}.json": text})
+
+
+def _read_pt2(path, network):
+    kept = {f"{ABOUT}.json": ""}
+    return torch.export.load(path, extra_files=kept).module(), _text(kept)
+
+
+def _write_onnx(network, example, path, text):
+    if sum(p.numel() * p.element_size() for p in network.parameters()) > ONNX_BYTES:
+        raise DecompError("onnx", "one file must stay below 2 GiB", fix="export pt2 instead")
+    program = torch.onnx.export(
+        network, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+        input_names=["images"], output_names=["outputs"],
+    )  # fmt: skip
+    program.model.metadata_props[ABOUT] = text
+    program.save(path, external_data=False)
+
+
+def _read_onnx(path, network):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images):
+        return [torch.from_numpy(value) for value in session.run(None, {"images": images.numpy()})]
+
+    return run, session.get_modelmeta().custom_metadata_map[ABOUT]
+
+
+def _write_torchscript(network, example, path, text):
+    with torch.no_grad():
+        traced = torch.jit.trace(network, example)
+    torch.jit.save(traced, path, _extra_files={f"{ABOUT}.json": text})
+
+
+def _read_torchscript(path, network):
+    kept = {f"{ABOUT}.json": ""}
+    return torch.jit.load(path, _extra_files=kept), _text(kept)
+
+
+def _write_state_dict(network, example, path, text):
+    state = network.state_dict()
+    # What a state dict says of itself beside the versions of its modules; load_state_dict passes over it.
+    state._metadata[""][ABOUT] = text
+    torch.save(state, path)
+
+
+def _read_state_dict(path, network):
+    state = torch.load(path, weights_only=True)
+    return _refilled(network, state), state._metadata[""][ABOUT]
+
+
+def _write_safetensors(network, example, path, text):
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path, metadata={ABOUT: text})
+
+
+def _read_safetensors(path, network):
+    with safe_open(path, "pt") as file:
+        return _refilled(network, load_file(path)), file.metadata()[ABOUT]
+
+
+def _refilled(network, state):
+    """A module of the same structure with no weight of its own left, filled by a plain load_state_dict."""
+    module = copy.deepcopy(network)
+    with torch.no_grad():
+        for value in module.state_dict().values():
+            value.zero_()
+    module.load_state_dict(state)
+    return module
+
+
+def _text(kept):
+    value = kept[f"{ABOUT}.json"]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a format is written and read: ``read`` gives a callable on images and the text kept in the file."""
+
+    suffix: str
+    write: object
+    read: object
+
+
+FORMATS = {
+    "pt2": Format(".pt2", _write_pt2, _read_pt2),
+    "onnx": Format(".onnx", _write_onnx, _read_onnx),
+    "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
+    "state-dict": Format(".pth", _write_state_dict, _read_state_dict),
+    "safetensors": Format(".safetensors", _write_safetensors, _read_safetensors),
+}
