@@ -138,6 +138,8 @@ def _decompose(run, asked, frozen, original, device, plan_only, batch_size, repo
         survey.judge_sizes(view, frozen)
     ours = not run.plan_json.is_file()
     plan = planning.plan(run, asked, known, view, counted, reporter=reporter)
+    if begun.get("plan_digest") not in (None, files.digest_file(run.plan_json)):
+        reporter.warn(f"{run.plan_json} is not as decompose wrote it: taken as edited by you")
     if "plan_digest" not in begun:
         # How the plan left our hands: another digest later, or none, means that a person has edited it.
         begun["plan_digest"] = files.digest_file(run.plan_json) if ours else ""
@@ -193,7 +195,7 @@ def _check_target(plan, after, asked):
 def _walk(run, asked, plan, view, problems, frozen, reporter):
     """Solve the layers that are not committed yet, and apply all of them in order."""
     network, edited, reports = view.module, [], []
-    parent = files.digest_json({"plan": plan.to_json(), "asked": asked, "network": frozen.meta["network"]})
+    parent = files.digest_json({"plan": plan.to_json(), "asked": asked, "frozen": frozen.content})
     with reporter.progress(len(view.layers), "layers", "layers") as progress:
         for layer in view.layers:
             item = plan.layer(layer.name)

@@ -16,15 +16,16 @@ from decomp.errors import FileError, NumericalError
 from decomp.pipelines.commits import commit, commit_directory, scratch, sweep
 
 __all__ = [
-    "commit", "commit_directory", "digest_file", "digest_json", "inside", "read_json", "require_space", "safe_name",
-    "scratch", "sweep", "write_json",
+    "commit", "commit_directory", "digest_file", "digest_json", "inside", "parse_json", "read_json", "require_space",
+    "safe_name", "scratch", "sweep", "write_json",
 ]  # fmt: skip
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
+SEAL = "content_sha256"
 
 
-def write_json(path, value, *, kind=None, format_version=None):
+def write_json(path, value, *, kind=None, format_version=None, seal=False):
     """Write `value` as JSON, whole or not at all.
 
     Parameters
@@ -34,6 +35,8 @@ def write_json(path, value, *, kind=None, format_version=None):
         Numbers of numpy and torch, arrays and paths are written as their plain equals.
     kind, format_version : str and int, optional
         Written ahead of the rest as ``format`` and ``format_version``, for `read_json` to check.
+    seal : bool
+        Add the digest of the content, for files that nobody is meant to edit.
 
     Raises
     ------
@@ -43,6 +46,9 @@ def write_json(path, value, *, kind=None, format_version=None):
     if kind is not None:
         value = {"format": kind, "format_version": format_version or 1, **value}
     try:
+        if seal:
+            value = json.loads(json.dumps(value, allow_nan=False, default=_plain))
+            value[SEAL] = digest_json(value)
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError as error:
         raise NumericalError(Path(path), "every number must be finite", got=error) from None
@@ -50,7 +56,9 @@ def write_json(path, value, *, kind=None, format_version=None):
         part.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON_BYTES, max_depth=MAX_JSON_DEPTH):
+def read_json(
+    path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON_BYTES, max_depth=MAX_JSON_DEPTH, sealed=False
+):
     """Read a JSON file that may be broken, foreign, hostile or from a later version.
 
     Parameters
@@ -64,6 +72,8 @@ def read_json(path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON
         What a person can do when the file is broken, such as which stage to run again.
     max_bytes, max_depth : int
         Larger or deeper files are refused before they can do harm.
+    sealed : bool
+        It must hold the digest of its content, as `write_json` adds it; the digest is taken out.
 
     Raises
     ------
@@ -71,7 +81,18 @@ def read_json(path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON
         Names the file and what is wrong with it.
     """
     path = Path(path)
-    text = _read_bounded(path, max_bytes, fix)
+    value = parse_json(_read_bounded(path, max_bytes, fix), path, fix=fix, max_depth=max_depth)
+    if kind is not None:
+        _check_header(path, value, kind, format_version, fix)
+    if sealed:
+        found = value.pop(SEAL, None) if isinstance(value, dict) else None
+        if found != digest_json(value):
+            raise FileError(path, "the file must match the digest in it", got="a damaged or edited one", fix=fix)
+    return value
+
+
+def parse_json(text, path, *, fix=None, max_depth=MAX_JSON_DEPTH):
+    """The value of a JSON text out of the file `path`, with the checks of `read_json` that need no header."""
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -82,8 +103,6 @@ def read_json(path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON
     except ValueError as error:
         raise FileError(path, "the file must be plain JSON", got=error, fix=fix) from None
     _check_values(path, value, max_depth, fix)
-    if kind is not None:
-        _check_header(path, value, kind, format_version, fix)
     return value
 
 

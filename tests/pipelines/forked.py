@@ -14,8 +14,9 @@ NETWORK = """
 from torch import nn
 
 def build():
-    layers = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 9, 4))
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 4)]
+    return nn.Sequential(*layers)
 """
 STAGES = ("freeze", "plan", "decompose", "finetune")
 
@@ -39,6 +40,7 @@ class Stages:
             [sys.executable, str(Path(__file__).with_name("stage_server.py"))], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, cwd=self.folder,
         )  # fmt: skip
+        assert self._server.stdout.readline() == "ready\n"
 
     def close(self):
         self._server.stdin.close()
@@ -48,7 +50,7 @@ class Stages:
     def command(self, stage, run):
         where = ["--run", str(run)]
         images = ["--model", "nets.py:build", "--data", "npz:images.npz", "--images", "40", "--points", "4"]
-        decompose = ["decompose", *where, "--speedup", "1.6x"]
+        decompose = ["decompose", *where, "--speedup", "3x", "--allocation", "uniform"]
         return {
             "freeze": ["freeze", *images, *where],
             "plan": [*decompose, "--plan-only"],

@@ -71,6 +71,7 @@ def serve():
     import decomp.pipelines.freeze  # noqa: F401
 
     torch.set_num_threads(1)
+    print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         report = os.memfd_create("steps")

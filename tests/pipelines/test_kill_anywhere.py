@@ -5,23 +5,9 @@ import shutil
 
 import pytest
 
-from tests.pipelines.forked import STAGES, Stages, litter, results
+from tests.pipelines.forked import STAGES, litter, results
 
 KILLED, INTERRUPTED = -9, 130
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-    stages = Stages(tmp_path_factory.mktemp("kill"))
-    yield stages
-    stages.close()
-
-
-@pytest.fixture(scope="module")
-def whole(stages):
-    """An uninterrupted run: how each stage ended, and what it all came to."""
-    run = stages.folder / "whole"
-    return stages.whole(run), results(run)
 
 
 def resume(stages, stage, run):
