@@ -4,20 +4,27 @@ One HDF5 file. Everything in it is float32 or int32 except ``/meta``, and every 
 Fletcher-32 checksums, so that a flipped bit is an error and not another result.
 
 ==========================  ===================  =================================================================
-``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 2
-``/meta``                   uint8 (b,)           JSON in UTF-8: ``meta`` (the caller's), ``grids`` and ``layers``
+``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 3
+``/meta``                   uint8 (b,)           JSON in UTF-8: ``meta``, ``grids``, ``layers``, ``content``
 ``/images``                 float32 (M,C,H,W)    the images as the network takes them
 ``/positions/000`` ...      int32 (M,P,2)        per output grid: (row y, column x) of P points on each image
 ``/responses/000`` ...      float32 (M,P,n)      per layer: the n channels of the response at its grid's points
 ==========================  ===================  =================================================================
 
-``grids`` and ``layers`` in ``/meta`` list names in order, each with its dataset (a layer's name may hold a slash). A
-layer whose output is added to another value has a second entry ``NAME: shortcut``, that value at the same points. The
-file is written whole to ``NAME.part``, flushed to the disk and renamed: under its final name it is complete.
+In ``/meta``, ``meta`` is the caller's; ``grids`` and ``layers`` list names in order, each with its dataset (a layer's
+name may hold a slash). A layer whose output is added to another value has a second entry ``NAME: shortcut``, that
+value at the same points.
+
+``content`` is a SHA-256 over all that was written, in the order of writing: the identity of
+these points, by which an exchanged file is noticed. It is not computed again on reading: that would cost a pass over
+the whole file each time, where the checksum of each chunk notices damage in what is read, as it is read.
+
+The file is written whole to ``NAME.part``, flushed to the disk and renamed: under its final name it is complete.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import contextmanager
@@ -31,11 +38,12 @@ from torch import Tensor
 from decomp.errors import FileError, NumericalError
 
 FORMAT = "decomp-frozen"
-VERSION = 2
+VERSION = 3
 _CHUNK_BYTES = 512 * 1024
 # v110 is the oldest layout whose metadata (superblock, object headers, chunk indices) carries checksums too.
 _LAYOUT = ("v110", "v110")
 _FIX = "run freeze again"
+_MOST_GROUPS = 8
 
 
 class FrozenWriter:
@@ -68,6 +76,7 @@ class FrozenWriter:
         self._grids: dict[str, dict] = {}
         self._layers: dict[str, dict] = {}
         self._written: dict[str, np.ndarray] = {}
+        self._sha = hashlib.sha256()
         with self._naming():
             self._file = h5py.File(self._part, "w", libver=_LAYOUT, locking=False)
         self._file.attrs["format"] = np.bytes_(FORMAT)
@@ -98,6 +107,8 @@ class FrozenWriter:
         with self._naming():
             # The handle is dropped on return, and the chunk cache with it: memory does not grow with the layers.
             dataset[start:stop] = block.numpy()
+        self._sha.update(f"{key} {start} {tuple(block.shape)}".encode())
+        self._sha.update(block.contiguous().numpy())
         self._written[key][start:stop] = True
 
     def write_images(self, start: int, images: Tensor) -> None:
@@ -139,6 +150,13 @@ class FrozenWriter:
         """Write a layer's responses for images from ``start`` on: shape (m, P, n)."""
         self._write(self._layers[name]["key"], start, _finite(responses, name, start), f"layer {name}")
 
+    @property
+    def content(self) -> str:
+        """Identity (hex) of all that was written so far, and of what it was made from."""
+        sha = self._sha.copy()
+        sha.update(json.dumps(self._meta, sort_keys=True).encode())
+        return sha.hexdigest()
+
     def close(self) -> None:
         """Commit: flush to the disk and rename to the final name. Does nothing when closed already."""
         if not self._file:
@@ -146,7 +164,7 @@ class FrozenWriter:
         try:
             self._check_complete()
             lists = {"grids": list(self._grids.values()), "layers": list(self._layers.values())}
-            text = json.dumps({"meta": self._meta, **lists}).encode()
+            text = json.dumps({"meta": self._meta, **lists, "content": self.content}).encode()
             with self._naming():
                 self._file.create_dataset(
                     "meta", data=np.frombuffer(text, np.uint8), chunks=(min(len(text), _CHUNK_BYTES),), fletcher32=True
@@ -198,8 +216,8 @@ def _finite(block: Tensor, name: str, start: int) -> Tensor:
         image = start + int(bad.nonzero()[0])
         raise NumericalError(
             name,
-            "NaN or Inf in the frozen values",
-            got=f"image {image}",
+            "the frozen values must be finite",
+            got=f"{int((~torch.isfinite(block)).sum())} NaN or infinite ones, the first in image {image}",
             fix="check the model's weights and the images",
         )
     return block
@@ -220,6 +238,8 @@ class FrozenFile:
     ----------
     meta : dict
         As given to :class:`FrozenWriter`.
+    content : str
+        Identity of what it holds: SHA-256 (hex), see above.
     n_images : int
         M.
     input_shape : (C, H, W)
@@ -243,8 +263,10 @@ class FrozenFile:
         try:
             self._check_format()
             with self._guard():
+                self._check_own_data()
                 header = json.loads(self._file["meta"][()].tobytes())
                 self.meta: dict = header["meta"]
+                self.content = str(header["content"])
                 self._grids = {grid["name"]: grid for grid in header["grids"]}
                 self._layers = {layer["name"]: layer for layer in header["layers"]}
                 self.n_images, *shape = self._file["images"].shape
@@ -273,6 +295,24 @@ class FrozenFile:
             raise FileError(
                 self._path, f"frozen files of version {VERSION} can be read", got=f"version {version}", fix=_FIX
             )
+
+    def _check_own_data(self) -> None:
+        """Refuse datasets that lie in other files, or claim more than this file holds: HDF5 can do both."""
+        pending = [self._file]
+        while pending:
+            group = pending.pop()
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError(f"{name} leads elsewhere")
+                item = group[name]
+                if isinstance(item, h5py.Group):
+                    if item.id == self._file.id or len(pending) > _MOST_GROUPS:
+                        raise ValueError("groups are nested")
+                    pending.append(item)
+                elif item.external or item.is_virtual:
+                    raise ValueError(f"{name} has its data in another file")
+                elif item.size and item.id.get_storage_size() < item.nbytes:
+                    raise ValueError(f"{name} claims more data than there are")
 
     def _range(self, dataset: str, start: int, stop: int) -> Tensor:
         if not 0 <= start <= stop <= self.n_images:

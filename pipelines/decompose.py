@@ -177,6 +177,8 @@ def _plan(run, asked, given, opened, device, batch_size, reporter):
         if not run.plan_json.is_file():
             run.update_config("decompose", None)
         raise
+    if begun.get("plan_digest") not in (None, files.digest_file(run.plan_json)):
+        reporter.warn(f"{run.plan_json} is not as decompose wrote it: taken as edited by you")
     if "plan_digest" not in begun:
         # How the plan left our hands: another digest later, or none, means that a person has edited it.
         begun["plan_digest"] = files.digest_file(run.plan_json) if ours else ""
@@ -238,7 +240,7 @@ def _check_target(plan, after):
 def _walk(run, asked, plan, view, problems, frozen, reporter):
     """Solve the layers that are not committed yet, and apply all of them in order."""
     network, edited, reports = view.module, [], []
-    parent = files.digest_json({"plan": plan.to_json(), "asked": asked, "network": frozen.meta["network"]})
+    parent = files.digest_json({"plan": plan.to_json(), "asked": asked, "frozen": frozen.content})
     with reporter.progress(len(view.layers), "layers", "layers") as progress:
         for layer in view.layers:
             item = plan.layer(layer.name)

@@ -54,7 +54,7 @@ def save(module, path, *, edited=(), input_shape=None, meta=None):
     with files.commit_directory(path) as part:
         save_file(state, str(part / "weights.safetensors"))
         structure["weights_sha256"] = files.digest_file(part / "weights.safetensors")
-        files.write_json(part / "structure.json", structure)
+        files.write_json(part / "structure.json", structure, seal=True)
         again = load(part)
         if input_shape:
             _verify(module, again, input_shape, path)
@@ -79,11 +79,19 @@ def read_structure(path):
     path = Path(path)
     if not (path / "structure.json").is_file():
         raise FileError(path, "is not an emitted network (no structure.json in it)", fix="give a model/ directory")
-    structure = files.read_json(path / "structure.json", kind=FORMAT, format_version=VERSION, fix="write it again")
+    file, fix = path / "structure.json", _how_to_write_again(path)
+    structure = files.read_json(file, kind=FORMAT, format_version=VERSION, fix=fix, sealed=True)
     for key, kind in (("graph", dict), ("edits", list), ("meta", dict), ("weights_sha256", str)):
         if not isinstance(structure.get(key), kind):
-            raise FileError(path / "structure.json", f"the structure is broken (no {key})", fix="write it again")
+            raise FileError(file, f"the structure is broken (no {key})", fix=fix)
     return structure
+
+
+def _how_to_write_again(path):
+    """Which stage makes the network at `path`, in words for an error."""
+    stages = {"original": "freeze into another --run", "model": "decompose with --redo"}
+    stages |= dict.fromkeys(("best", "last"), "finetune with --redo")
+    return f"run {stages[path.name]}" if path.name in stages else "write it again"
 
 
 def load(path, into=None):
@@ -112,9 +120,11 @@ def load(path, into=None):
     structure = read_structure(path)
     weights = path / "weights.safetensors"
     if not weights.is_file():
-        raise FileError(weights, "is missing", fix="write the network again with decompose --redo")
+        raise FileError(weights, "is missing", fix=_how_to_write_again(path))
     if structure.get("weights_sha256") != files.digest_file(weights):
-        raise FileError(weights, "does not match its structure.json (broken or exchanged)", fix="write it again")
+        raise FileError(
+            weights, "does not match its structure.json (broken or exchanged)", fix=_how_to_write_again(path)
+        )
     state = load_file(str(weights))
     if into is None:
         return build_graph(structure["graph"], state, str(path / "structure.json"))

@@ -1,126 +1,31 @@
-"""How anything reaches the disk: written beside, flushed, then renamed, so that a final name always means a whole file.
+"""Files as stages know them: commits, JSON that is not trusted, digests, room on the disk, names that stay inside.
 
 Every stage writes through `commit` (one file) or `commit_directory` (a folder that appears as a whole), and reads its
 JSON through `read_json`, which refuses what is empty, cut short, foreign, too large, too deep or of a newer format.
 """
 
-import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-import uuid
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from decomp.errors import DecompError, FileError, NumericalError
+from decomp.errors import FileError, NumericalError
+from decomp.pipelines.commits import commit, commit_directory, scratch, sweep
+
+__all__ = [
+    "commit", "commit_directory", "digest_file", "digest_json", "inside", "parse_json", "read_json", "require_space",
+    "safe_name", "scratch", "sweep", "write_json",
+]  # fmt: skip
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
-
-# Where a killed process may leave work: `.NAME.part-TOKEN.SUFFIX` is unfinished, `.NAME.old-TOKEN` is the folder that
-# was about to be replaced.
-_PART = re.compile(r"^\..+\.part-[0-9a-f]{12}(\.[^.]*)?$")
-_OLD = re.compile(r"^\.(?P<name>.+)\.old-[0-9a-f]{12}$")
-
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+SEAL = "content_sha256"
 
 
-@contextmanager
-def commit(path):
-    """Write one file so that it appears whole or not at all.
-
-    Parameters
-    ----------
-    path : str or Path
-        The final name. Its folder is made when it does not exist.
-
-    Yields
-    ------
-    part : Path
-        Where to write: a name beside `path` with the same suffix, not yet existing. When the block ends without an
-        exception the part is flushed to the disk and renamed to `path` (replacing an older file); otherwise it is
-        removed and `path` stays as it was.
-
-    Raises
-    ------
-    FileError
-        The disk is full, or the folder cannot be written to.
-    """
-    path = Path(path)
-    part = _beside(path, "part")
-    with _undoing(path, part):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        _usual_mode(part)
-        _flush(part)
-        os.replace(part, path)
-        _flush_folder(path.parent)
-
-
-@contextmanager
-def commit_directory(path):
-    """Write a folder of files so that it appears whole or not at all.
-
-    An older folder of that name is moved aside, replaced and only then removed. A process killed between the two
-    renames leaves the older one under its other name; `sweep` puts it back.
-
-    Parameters
-    ----------
-    path : str or Path
-        The final name of the folder.
-
-    Yields
-    ------
-    part : Path
-        An existing, empty folder beside `path` to write into.
-
-    Raises
-    ------
-    FileError
-        The disk is full, or the folder cannot be written to.
-    """
-    path = Path(path)
-    part = _beside(path, "part")
-    with _undoing(path, part):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir()
-        yield part
-        for folder, _, names in os.walk(part):
-            for name in names:
-                _usual_mode(Path(folder, name))
-                _flush(Path(folder, name))
-            _flush_folder(folder)
-        _put_in_place(part, path)
-
-
-def sweep(folder):
-    """Clear what killed processes left in `folder`: unfinished parts go, a folder that was being replaced comes back.
-
-    To be called only by the one who holds the run (see `RunDirectory.lock`): parts of a living process would go too.
-
-    Returns
-    -------
-    names : list of str
-        What was removed or put back.
-    """
-    swept = []
-    for entry in sorted(Path(folder).iterdir()):
-        old = _OLD.match(entry.name)
-        if old and not entry.with_name(old["name"]).exists():
-            os.replace(entry, entry.with_name(old["name"]))
-        elif old or _PART.match(entry.name):
-            _remove(entry)
-        else:
-            continue
-        swept.append(entry.name)
-    return swept
-
-
-def write_json(path, value, *, kind=None, format_version=None):
+def write_json(path, value, *, kind=None, format_version=None, seal=False):
     """Write `value` as JSON, whole or not at all.
 
     Parameters
@@ -130,6 +35,8 @@ def write_json(path, value, *, kind=None, format_version=None):
         Numbers of numpy and torch, arrays and paths are written as their plain equals.
     kind, format_version : str and int, optional
         Written ahead of the rest as ``format`` and ``format_version``, for `read_json` to check.
+    seal : bool
+        Add the digest of the content, for files that nobody is meant to edit.
 
     Raises
     ------
@@ -139,6 +46,9 @@ def write_json(path, value, *, kind=None, format_version=None):
     if kind is not None:
         value = {"format": kind, "format_version": format_version or 1, **value}
     try:
+        if seal:
+            value = json.loads(json.dumps(value, allow_nan=False, default=_plain))
+            value[SEAL] = digest_json(value)
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError as error:
         raise NumericalError(Path(path), "every number must be finite", got=error) from None
@@ -146,7 +56,9 @@ def write_json(path, value, *, kind=None, format_version=None):
         part.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON_BYTES, max_depth=MAX_JSON_DEPTH):
+def read_json(
+    path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON_BYTES, max_depth=MAX_JSON_DEPTH, sealed=False
+):
     """Read a JSON file that may be broken, foreign, hostile or from a later version.
 
     Parameters
@@ -160,6 +72,8 @@ def read_json(path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON
         What a person can do when the file is broken, such as which stage to run again.
     max_bytes, max_depth : int
         Larger or deeper files are refused before they can do harm.
+    sealed : bool
+        It must hold the digest of its content, as `write_json` adds it; the digest is taken out.
 
     Raises
     ------
@@ -167,7 +81,18 @@ def read_json(path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON
         Names the file and what is wrong with it.
     """
     path = Path(path)
-    text = _read_bounded(path, max_bytes, fix)
+    value = parse_json(_read_bounded(path, max_bytes, fix), path, fix=fix, max_depth=max_depth)
+    if kind is not None:
+        _check_header(path, value, kind, format_version, fix)
+    if sealed:
+        found = value.pop(SEAL, None) if isinstance(value, dict) else None
+        if found != digest_json(value):
+            raise FileError(path, "the file must match the digest in it", got="a damaged or edited one", fix=fix)
+    return value
+
+
+def parse_json(text, path, *, fix=None, max_depth=MAX_JSON_DEPTH):
+    """The value of a JSON text out of the file `path`, with the checks of `read_json` that need no header."""
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -178,8 +103,6 @@ def read_json(path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON
     except ValueError as error:
         raise FileError(path, "the file must be plain JSON", got=error, fix=fix) from None
     _check_values(path, value, max_depth, fix)
-    if kind is not None:
-        _check_header(path, value, kind, format_version, fix)
     return value
 
 
@@ -242,112 +165,6 @@ def inside(folder, name):
     if not path.is_relative_to(folder.resolve()) or path == folder.resolve():
         raise FileError(folder, "a file named in it must lie inside it", got=name)
     return folder / name
-
-
-def _beside(path, role):
-    token = uuid.uuid4().hex[:12]
-    if role == "old":
-        return path.with_name(f".{path.name}.old-{token}")
-    # The suffix stays last: some writers look at it, or add it when it is missing.
-    return path.with_name(f".{path.stem}.part-{token}{path.suffix}")
-
-
-def _put_in_place(part, path):
-    if path.exists():
-        old = _beside(path, "old")
-        os.replace(path, old)
-        try:
-            os.replace(part, path)
-        except BaseException:
-            os.replace(old, path)
-            raise
-        _flush_folder(path.parent)
-        _remove(old)
-    else:
-        os.replace(part, path)
-        _flush_folder(path.parent)
-
-
-def _remove(path):
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _usual_mode(path):
-    """Give a file the permissions that `open` would: some writers (safetensors) let its owner alone read it."""
-    umask = os.umask(0o077)  # it can only be read by setting it; the stricter one, should another thread look
-    os.umask(umask)
-    with suppress(PermissionError):  # a hard link to another person's file keeps theirs
-        os.chmod(path, 0o666 & ~umask)
-
-
-def _flush(path):
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder):
-    if os.name == "nt":  # folders cannot be opened there; the rename is journalled
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _undoing(path, part):
-    """Remove the part when the block fails, and say in one line what could not be written."""
-    try:
-        yield
-    except BaseException as error:
-        # Judged first: once the part is gone, a full disk is no longer full.
-        translated = _write_error(path, part, error)
-        with suppress(OSError):
-            # Emptied first: a library whose write failed may hold the file open, and with it the room it takes.
-            for file in part.rglob("*") if part.is_dir() else [part]:
-                if file.is_file():
-                    os.truncate(file, 0)
-            _remove(part)
-        if translated is None:
-            raise
-        raise translated from error
-
-
-def _write_error(path, part, error):
-    """The error a person should read when `error` came from writing `path`, or None when it came from elsewhere."""
-    if isinstance(error, DecompError) or not isinstance(error, Exception):
-        return None
-    code = error.errno if isinstance(error, OSError) else None
-    # Libraries wrap the system's error in their own (safetensors, HDF5, torch); their text and the disk are left.
-    says_full = "No space left" in str(error) or "StorageFull" in str(error)
-    failed_write = isinstance(error, RuntimeError) and (
-        "inline_container" in str(error) or "write failed" in str(error)
-    )
-    if code in _FULL or says_full or (failed_write and _free_bytes(path) < 2**20):
-        return FileError(path, "the disk is full, nothing was changed", fix="make room and run the same command again")
-    if not isinstance(error, OSError):
-        return None
-    touched = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    ours = not touched or any(name.startswith((str(part), str(path.parent))) for name in touched)
-    ours = ours or any(str(path.parent).startswith(name) for name in touched)
-    if code in _FORBIDDEN and ours:
-        return FileError(path, "the folder must be writable", got=error.strerror, fix="choose another folder")
-    if isinstance(error, (NotADirectoryError, FileExistsError, IsADirectoryError)) and ours:
-        return FileError(path, "another file is in the way", got=error.filename, fix="move it or choose another folder")
-    if code == errno.EIO and ours:
-        return FileError(path, "the disk reports an error", got=error.strerror)
-    return None
-
-
-def _free_bytes(path):
-    try:
-        return shutil.disk_usage(path.parent).free
-    except OSError:
-        return math.inf
 
 
 def _plain(value):

@@ -1,5 +1,6 @@
 """Stage 1: run the original network once and keep its responses at sampled points."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -87,12 +88,21 @@ def freeze(
         "model": model, "weights": weights, "data": data, "input_size": input_size, "n_images": n_images,
         "n_points": n_points, "seed": seed, "skip_bad": skip_bad,
     }  # fmt: skip
-    run = RunDirectory.create(run)
-    with run.lock(), reporter.stage("freeze"):
-        if _already_done(run, asked):
-            return FreezeResult(run, True, run.config("freeze").get("facts", {}))
-        loaded, source = _open(model, weights, data, input_size, skip_bad)
-        return freeze_loaded(run, loaded, source, asked, batch_size=batch_size, device=device, reporter=reporter)
+    run = RunDirectory(run)
+    with reporter.stage("freeze"), ExitStack() as held:
+        if run.run_json.exists():
+            run = RunDirectory.open(run)
+            held.enter_context(run.lock())
+        else:
+            run.check_free()
+        before = _before(run, asked)
+        loaded = models.load_model(model, weights=weights, input_size=input_size)
+        source = sources.open_source(data, input_shape=loaded.input_shape, skip_bad=skip_bad)
+        if before is not None:
+            _check_unchanged(run, before, loaded, source)
+            return FreezeResult(run, True, before.get("facts", {}))
+        options = {"batch_size": batch_size, "device": device, "reporter": reporter}
+        return freeze_loaded(run, loaded, source, asked, held=held, **options)
 
 
 def check_counts(n_images, n_points):
@@ -101,18 +111,20 @@ def check_counts(n_images, n_points):
         raise UsageError("freeze", "needs at least 10 images and 1 point each", got=f"{n_images} and {n_points}")
 
 
-def freeze_loaded(run, loaded, source, asked, *, batch_size, device, reporter):
+def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, reporter):
     """The same for a network and images that are open already; `asked` holds what :func:`freeze` was asked for.
 
     Parameters
     ----------
     run : RunDirectory
-        Locked.
+        Locked; or not made yet, with `held`.
     loaded : decomp.data.models.LoadedModel
     source : decomp.data.sources.ImageSource
         With images as the network takes them.
     asked : dict
         Kept with the run: ``model`` (a name), ``n_images``, ``n_points``, ``seed`` and whatever else decides.
+    held : contextlib.ExitStack, optional
+        The run is made and locked for its length once network and images are known to be good.
     """
     network, folded = _prepare(loaded, source)
     layers = graph.NetworkGraph(network, source.input_shape, loaded.name)
@@ -123,6 +135,10 @@ def freeze_loaded(run, loaded, source, asked, *, batch_size, device, reporter):
     n_points, seed = asked["n_points"], asked["seed"]
     indices = _draw_images(source, asked["n_images"], seed)
     files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
+    if held is not None:
+        # Made this late, so that a name that was mistyped leaves nothing behind.
+        run = RunDirectory.create(run)
+        held.enter_context(run.lock())
     edited = [path for pair in folded for path in pair]
     emit.save(network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": asked["model"]})
     meta = {
@@ -130,23 +146,25 @@ def freeze_loaded(run, loaded, source, asked, *, batch_size, device, reporter):
         "input_shape": list(source.input_shape), "network": files.digest_file(run.original_dir / "structure.json"),
     }  # fmt: skip
     target = pick_device(device)
-    _write(run, meta, network.to(target), layers, source, indices, n_points, seed, batch_size, target, reporter)
+    content = _write(
+        run, meta, network.to(target), layers, source, indices, n_points, seed, batch_size, target, reporter
+    )
     facts = {
         "model": asked["model"], "n_convs": sum(layer.kind == "conv" for layer in layers.layers),
         "n_linears": sum(layer.kind == "linear" for layer in layers.layers), "macs": whole.macs,
         "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": n_points,
         "bytes": run.frozen.stat().st_size,
     }  # fmt: skip
-    run.update_config("freeze", {"asked": asked, "facts": facts, "weights_digest": loaded.weights_digest,
-                                 "source": source.describe()})  # fmt: skip
+    section = {"asked": asked, "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
+    run.update_config("freeze", {**section, "source": source.describe()})
     return FreezeResult(run, False, facts)
 
 
-def _already_done(run, asked):
-    """True when the same was frozen before; an error when something else was."""
-    before = run.config("freeze")
+def _before(run, asked):
+    """What was frozen here before with these options, or None; an error when it was frozen with others."""
+    before = run.config("freeze") if run.run_json.exists() else None
     if before is None or not run.frozen.is_file():
-        return False
+        return None
     for key, value in asked.items():
         if before["asked"].get(key) != value:
             raise UsageError(
@@ -154,20 +172,30 @@ def _already_done(run, asked):
                 fix="give another --run, or remove this one to start again",
             )  # fmt: skip
     FrozenFile(run.frozen).close()
-    return True
+    return before
 
 
-def _open(model, weights, data, input_size, skip_bad):
-    """Model and images with one agreed input shape."""
-    loaded = models.load_model(model, weights=weights, input_size=input_size)
-    source = sources.open_source(data, input_shape=loaded.input_shape, skip_bad=skip_bad)
-    return loaded, source
+def _check_unchanged(run, before, loaded, source):
+    """Refuse a network or images that go by the same name as those that were frozen, and are others."""
+    for what, then, now in (
+        ("weights", before["weights_digest"], loaded.weights_digest),
+        ("training images", before["source"]["digest"], source.digest("train")),
+    ):
+        if then != now:
+            raise UsageError(
+                run.path, f"was frozen with other {what}, of digest {then[:12]}", got=now[:12],
+                fix="give another --run for these",
+            )  # fmt: skip
 
 
 def _prepare(loaded, source):
     """The traced network with batch normalisation folded, checked against the model as given."""
     network = graph.trace(loaded.module, loaded.name)
     images = source.train.images(torch.arange(min(8, len(source.train))))
+    bad = int((~torch.isfinite(images)).sum())
+    if bad:
+        got = f"{bad} NaN or infinite values in the first {len(images)}"
+        raise NumericalError(source.name, "the images must be finite", got=got, fix="check the images")
     try:
         with torch.no_grad():
             before = loaded.module(images)
@@ -212,8 +240,7 @@ def _bytes_needed(layers, n_images, n_points, input_shape, network):
 
 
 def _write(run, meta, network, layers, source, indices, n_points, seed, batch_size, device, reporter):
-    """One pass over the calibration images into the frozen file."""
-
+    """One pass over the calibration images into the frozen file; returns its identity."""
     nodes = {layers.node(layer): layer for layer in layers.layers if layer.fitted}
     with FrozenWriter(run.frozen, meta=meta, n_images=len(indices), input_shape=layers.input_shape) as writer:
         positions = {}
@@ -244,8 +271,9 @@ def _write(run, meta, network, layers, source, indices, n_points, seed, batch_si
                     if values is None:
                         continue
                     rows = capture.responses(values, positions[grid_key(layer.out_hw)][start:stop])
-                    bad = int((~torch.isfinite(rows)).sum())
-                    if bad:
+                    # All of them, not those at the points alone: the layers behind read the others too.
+                    bad = values.numel() - int(torch.isfinite(values).sum())
+                    if bad or not torch.isfinite(rows).all():
                         raise NumericalError(
                             layer.name, "the responses must be finite", got=f"{bad} NaN or infinite values in images "
                             f"{start}..{stop - 1}", fix="check the weights and the images",
@@ -254,3 +282,5 @@ def _write(run, meta, network, layers, source, indices, n_points, seed, batch_si
                 if stop != last:
                     progress.update(stop - last)
                     last = stop
+    with FrozenFile(run.frozen) as frozen:
+        return frozen.content

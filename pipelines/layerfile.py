@@ -5,12 +5,13 @@ import json
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from decomp.data.weights import digest_state_dict
 from decomp.errors import FileError
 from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
 from decomp.pipelines import files
 from decomp.surgery import LayerSolution
 
-LAYER_FORMAT = 1
+LAYER_FORMAT = 2
 
 
 def write_layer(path, solution, report, parent):
@@ -26,6 +27,7 @@ def write_layer(path, solution, report, parent):
     if solution.keep is not None:
         tensors["keep"] = solution.keep.keep.cpu()
         header["n_total"] = solution.keep.n_total
+    header["content"] = _content_digest(header, tensors)
     # One entry: safetensors keeps several in no fixed order, and equal work must give equal bytes.
     metadata = {"decomp": json.dumps(header)}
     with files.commit(path) as part:
@@ -44,17 +46,27 @@ def read_layer(path, parent):
     try:
         with safe_open(str(path), "pt") as file:
             metadata, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata.get("decomp", "{}"))
-    except Exception as error:
+    except Exception as error:  # what comes out of foreign bytes is not of one family
         raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error
-    if header.get("format") != "decomp-layer" or header.get("format_version", 0) > LAYER_FORMAT:
-        raise FileError(path, "is not a layer file of this version", got=header.get("format"), fix=fix)
+    header = files.parse_json(metadata.get("decomp", "{}"), path, fix=fix)
+    if not isinstance(header, dict) or header.get("format") != "decomp-layer":
+        raise FileError(path, "is not a layer file", fix=fix)
+    if header.get("format_version") != LAYER_FORMAT:
+        rule = f"layer files of format {LAYER_FORMAT} can be read"
+        raise FileError(path, rule, got=f"format {header.get('format_version')}", fix=fix)
+    content = header.pop("content", None)
+    if content != _content_digest(header, tensors):
+        raise FileError(path, "does not match the digest in it (damaged)", fix=fix)
     if header.get("parent") != parent:
         raise FileError(path, f"was made from {str(header.get('parent'))[:12]}", got=parent[:12], fix=fix)
     try:
         return _rebuild(header, tensors), header["report"]
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(path, f"is broken ({error})", fix=fix) from error
+
+
+def _content_digest(header, tensors):
+    return files.digest_json({**json.loads(json.dumps(header)), "tensors": digest_state_dict(tensors)})
 
 
 def _rebuild(header, tensors):

@@ -27,6 +27,7 @@ def open_frozen(run):
     run = RunDirectory.open(run)
     if not run.frozen.is_file():
         raise FileError(run.frozen, "is missing", fix=f"run freeze into {run.path} first")
+    original = emit.load(run.original_dir)
     frozen = FrozenFile(run.frozen)
     digest = files.digest_file(run.original_dir / "structure.json")
     if frozen.meta.get("network") != digest:
@@ -34,4 +35,10 @@ def open_frozen(run):
             run.frozen, f"was frozen from the network {str(frozen.meta.get('network'))[:12]}", got=digest[:12],
             fix="run freeze again into another directory",
         )  # fmt: skip
-    return frozen, emit.load(run.original_dir)
+    recorded = (run.config("freeze") or {}).get("frozen", frozen.content)
+    if recorded != frozen.content:
+        raise FileError(
+            run.frozen, f"must be the points {recorded[:12]} that run.json names", got=frozen.content[:12],
+            fix="put the file back, or run freeze again into another directory",
+        )  # fmt: skip
+    return frozen, original

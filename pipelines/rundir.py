@@ -142,20 +142,27 @@ class RunDirectory:
             `path` is a file, or a folder that holds other things, or cannot be written to.
         """
         run = cls(path)
-        if run.path.exists() and not run.path.is_dir():
-            raise FileError(run.path, "a run directory must be a folder", got="a file", fix="give another --run")
         if run.run_json.exists():
             run.read_config()
             return run
-        if run.path.is_dir() and (found := _first_foreign(run.path)):
-            raise FileError(
-                run.path,
-                "a new run directory must be empty",
-                got=f"a folder that holds {found!r}",
-                fix="give another --run",
-            )
+        run.check_free()
         run.write_config({"created": _now(), "versions": {}, "stages": {}})
         return run
+
+    def check_free(self):
+        """Refuse a place where no new run can be made.
+
+        Raises
+        ------
+        FileError
+            It is a file, or a folder that holds other things.
+        """
+        fix = "give another --run"
+        if self.path.exists() and not self.path.is_dir():
+            raise FileError(self.path, "a run directory must be a folder", got="a file", fix=fix)
+        if self.path.is_dir() and (found := _first_foreign(self.path)):
+            got = f"a folder that holds {found!r}"
+            raise FileError(self.path, "a new run directory must be empty", got=got, fix=fix)
 
     @classmethod
     def open(cls, path):
@@ -183,7 +190,7 @@ class RunDirectory:
         FileError
         """
         fix = "start a new run directory with `decomp freeze`"
-        config = files.read_json(self.run_json, kind=KIND, format_version=FORMAT_VERSION, fix=fix)
+        config = files.read_json(self.run_json, kind=KIND, format_version=FORMAT_VERSION, fix=fix, sealed=True)
         for key in ("versions", "stages"):
             part = config.get(key)
             if not isinstance(part, dict) or not all(isinstance(value, dict) for value in part.values()):
@@ -193,7 +200,7 @@ class RunDirectory:
     def write_config(self, config):
         """Write all of run.json."""
         config = {key: value for key, value in config.items() if key not in ("format", "format_version")}
-        files.write_json(self.run_json, config, kind=KIND, format_version=FORMAT_VERSION)
+        files.write_json(self.run_json, config, kind=KIND, format_version=FORMAT_VERSION, seal=True)
 
     def config(self, stage):
         """The configuration `stage` was run with, or None when it was not."""

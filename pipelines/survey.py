@@ -7,6 +7,7 @@ import torch
 
 from decomp import capture, curves, metric, selection, sensitivity
 from decomp.allocation import LayerCurves
+from decomp.data.weights import digest_state_dict
 from decomp.pipelines import files
 from decomp.pipelines.problems import Problems
 from decomp.pipelines.workers import in_batches, in_parallel
@@ -70,9 +71,8 @@ def survey(run, frozen, view, *, device, batch_size, reporter):
     -------
     Survey
     """
-    origin = {key: frozen.meta[key] for key in ("network", "seed", "n_images", "n_points")}
-    digest = files.digest_json({"version": VERSION, **origin})
-    kept = _read(run.curves, digest, view)
+    digest = files.digest_json({"version": VERSION, "frozen": frozen.content})
+    kept = _read(run.curves, digest, view, reporter)
     if kept is not None:
         return kept
     problems = Problems(frozen, view, batch_size=batch_size, device=device)
@@ -172,20 +172,31 @@ def _write(path, digest, found):
         for name, c in curves_of.items():
             arrays.update({f"{kind}/{name}/{step}": getattr(c, step) for step in STEPS if getattr(c, step) is not None})
     arrays.update({f"metric/{name}": matrix.numpy() for name, matrix in found.metrics.items()})
+    arrays["content"] = np.array(_content_digest(arrays))
     with files.commit(path) as part, open(part, "wb") as file:
         np.savez(file, **arrays)
 
 
-def _read(path, digest, view):
-    """An earlier survey of the same network; None where there is none that can be used: it is then made anew."""
+def _content_digest(arrays):
+    return digest_state_dict({name: torch.from_numpy(a) for name, a in arrays.items() if a.dtype.kind == "f"})
+
+
+def _read(path, digest, view, reporter):
+    """An earlier survey of the same points; None where there is none that can be used: it is then made anew."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as data:
-            if str(data["digest"]) != digest:
-                return None
+            if any(member.compress_type for member in data.zip.infolist()):
+                raise ValueError("it is compressed, which could hide any size")
             arrays = dict(data)
-    except Exception:
+        if str(arrays["digest"]) != digest:
+            reporter.step(f"{path}: of other points; made again")
+            return None
+        if str(arrays["content"]) != _content_digest(arrays):
+            raise ValueError("it does not match the digest in it")
+    except Exception as error:  # what comes out of foreign bytes is not of one family
+        reporter.warn(f"{path}: damaged or of another version ({str(error)[:80]}); made again")
         return None
     own, output, metrics = {}, {}, {}
     for layer in view.layers:

@@ -15,12 +15,11 @@ import torch
 from torch import nn
 
 from decomp import seeds
-from decomp.errors import FileError, NumericalError, UsageError
+from decomp.errors import NumericalError, UsageError
+from decomp.pipelines import checkpoints
 from decomp.pipelines.devices import autocast, pick_device, to_device
-from decomp.pipelines.files import commit
 
 SCHEDULES = ("cosine", "constant")
-CHECKPOINT_VERSION = 1
 #: Losses are looked at once in so many steps, so that a GPU is not made to wait after each of them.
 CHECK_EVERY = 50
 
@@ -208,7 +207,7 @@ def fit(
     training = Training(module, _optimizer(module, recipe), recipe)
     identity = {"stage": stage, "n_images": int(n_images), **asdict(recipe), **(identity or {})}
     if checkpoint is not None and Path(checkpoint).exists():
-        _restore(training, checkpoint, identity)
+        checkpoints.restore(training, checkpoint, identity)
         if reporter is not None:
             reporter.step(f"going on after epoch {training.epoch} of {recipe.epochs}")
         _call(hooks, "after_save", training)
@@ -223,7 +222,7 @@ def fit(
         _call(hooks, "after_epoch", training)
         _record(training, line, validate, started)
         if checkpoint is not None:
-            _save(training, checkpoint, identity)
+            checkpoints.save(training, checkpoint, identity)
         _call(hooks, "after_save", training)
         if reporter is not None:
             line = training.history[-1]
@@ -363,48 +362,3 @@ def copy_state(module):
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in module.state_dict().items()
     }
-
-
-def _save(training, path, identity):
-    content = {
-        "version": CHECKPOINT_VERSION,
-        "identity": identity,
-        "module": training.module.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "epoch": training.epoch,
-        "history": training.history,
-        "best": [training.best_epoch, training.best_score, training.best_state],
-    }
-    with commit(Path(path)) as part:
-        torch.save(content, part)
-
-
-def read_checkpoint(path):
-    """Read a checkpoint without running code from it; raises FileError where that cannot be done."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch.load raises on foreign bytes is not of one family
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise FileError(path, f"cannot be read as a checkpoint ({reason})", fix="remove it to train anew") from error
-    keys = {"version", "identity", "module", "optimizer", "epoch", "history", "best"}
-    if not isinstance(content, dict) or not keys <= content.keys():
-        raise FileError(path, "cannot be read as a checkpoint (entries are missing)", fix="remove it to train anew")
-    if content["version"] != CHECKPOINT_VERSION:
-        raise FileError(path, f"the checkpoint must have version {CHECKPOINT_VERSION}", got=content["version"])
-    return content
-
-
-def _restore(training, path, identity):
-    content = read_checkpoint(path)
-    before = content["identity"]
-    differs = sorted(key for key in {*identity, *before} if identity.get(key) != before.get(key))
-    if differs:
-        was = ", ".join(f"{key.replace('_', ' ')} {before.get(key)} (now {identity.get(key)})" for key in differs)
-        raise FileError(path, f"belongs to another training: {was}", fix="give the same options, or start it over")
-    try:
-        training.module.load_state_dict(content["module"])
-        training.optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise FileError(path, "does not fit the network that is to be trained", fix="start it over") from error
-    training.epoch, training.history = content["epoch"], content["history"]
-    training.best_epoch, training.best_score, training.best_state = content["best"]

@@ -9,7 +9,7 @@ import decomp
 from decomp import surgery
 from decomp.errors import DecompError, FileError
 from decomp.graph import trace
-from decomp.pipelines import emit
+from decomp.pipelines import emit, files
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def spoil_structure(change):
     def spoil(path):
         data = json.loads((path / "structure.json").read_text())
         change(data)
-        (path / "structure.json").write_text(json.dumps(data))
+        del data[files.SEAL]
+        files.write_json(path / "structure.json", data, seal=True)
 
     return spoil
 
@@ -81,10 +82,10 @@ def truncate(name):
         (truncate("structure.json"), r"structure\.json: the file must be JSON|cut short"),
         (lambda path: (path / "weights.safetensors").unlink(), "is missing"),
         (lambda path: (path / "structure.json").unlink(), "not an emitted network"),
-        (spoil_structure(lambda d: d.update(format_version=99)), "format"),
+        (spoil_structure(lambda d: d.update(format_version=99)), "up to format 1, got format 99"),
         (spoil_structure(lambda d: d.update(format="other")), "decomp-model"),
-        (spoil_structure(lambda d: d["graph"]["nodes"].pop(2)), "broken"),
-        (spoil_structure(lambda d: d.pop("graph")), "broken"),
+        (spoil_structure(lambda d: d["graph"]["nodes"].pop(2)), "structure is broken"),
+        (spoil_structure(lambda d: d.pop("graph")), r"structure is broken \(no graph\)"),
     ],
 )
 def test_broken_files_are_named(saved, spoil, words):

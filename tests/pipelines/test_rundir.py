@@ -70,8 +70,7 @@ def test_a_folder_of_other_things_is_not_made_a_run(tmp_path):
         ('{"format": "decomp run", "format_version": 1, "versions": {}, "sta', "cut short|must be JSON"),
         ('{"name": "npm"}', "'decomp run' file"),
         ('{"format": "decomp run", "format_version": 9}', "got format 9; install the newer"),
-        ('{"format": "decomp run", "format_version": 1, "versions": {}, "stages": []}', "'stages' must hold"),
-        ('{"format": "decomp run", "format_version": 1, "versions": 1, "stages": {}}', "'versions' must hold"),
+        ('{"format": "decomp run", "format_version": 1, "versions": {}, "stages": {}}', "match the digest in it"),
     ],
 )
 @pytest.mark.parametrize("enter", [RunDirectory.open, RunDirectory.create])
@@ -80,6 +79,13 @@ def test_a_broken_run_json_is_refused(run, content, says, enter):
     with pytest.raises(FileError, match=says):
         enter(run.path)
     assert run.run_json.read_text() == content
+
+
+@pytest.mark.parametrize(("part", "value"), [("stages", []), ("versions", 1), ("stages", {"freeze": 1})])
+def test_a_run_json_of_another_shape_is_refused(run, part, value):
+    run.write_config({"versions": {}, "stages": {}, part: value})
+    with pytest.raises(FileError, match=f"{part!r} must hold one object per stage"):
+        RunDirectory.open(run.path)
 
 
 @pytest.mark.parametrize("name", ["features.3", "../../etc/x", "a/b", "", "..", "l" * 400])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from decomp.errors import FileError, NumericalError, UsageError
-from decomp.pipelines import devices, training
+from decomp.pipelines import checkpoints, devices, training
 from decomp.pipelines.training import Hooks, Recipe, fit, hold_out, learning_rate_at
 
 
@@ -210,9 +210,9 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         def __reduce__(self):
             return (tmp_path.joinpath("ran").touch, ())
 
-    torch.save({"version": 1, "module": Hostile()}, tmp_path / "last.pt")
+    torch.save({"version": 2, "module": Hostile()}, tmp_path / "last.pt")
     with pytest.raises(FileError):
-        training.read_checkpoint(tmp_path / "last.pt")
+        checkpoints.read(tmp_path / "last.pt")
     assert not (tmp_path / "ran").exists()
 
 

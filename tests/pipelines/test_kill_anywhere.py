@@ -1,0 +1,100 @@
+"""A stage that is ended anywhere, by SIGKILL or Ctrl-C, and given again, ends as if nothing had happened."""
+
+import random
+import shutil
+
+import pytest
+
+from tests.pipelines.forked import STAGES, litter, results
+
+KILLED, INTERRUPTED = -9, 130
+
+
+def resume(stages, stage, run):
+    ended = stages.start(stage, run)
+    assert ended.code == 0, ended.text
+    assert litter(run) == []
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+def test_killed_twice_in_every_stage_the_weights_are_the_same(stages, whole):
+    """Eight kills on the way of one run: each stage at one of its disk steps, and after some of its time."""
+    ended, wanted = whole
+    draw, run = random.Random(6), stages.folder / "killed"
+    for stage in STAGES:
+        before = stages.start(stage, run, kill_at=draw.randint(1, ended[stage].steps))
+        assert before.code == KILLED, before.text
+        before = stages.start(stage, run, kill_after=draw.uniform(0, 0.8 * ended[stage].seconds))
+        assert before.code in (KILLED, 0), before.text
+        resume(stages, stage, run)
+    assert_same(results(run), wanted)
+
+
+def test_ctrl_c_stops_with_the_line_that_says_how_to_go_on(stages, whole):
+    ended, wanted = whole
+    run = stages.folder / "interrupted"
+    for stage in STAGES:
+        before = stages.start(stage, run, signal_at=ended[stage].steps // 2)
+        assert before.code == INTERRUPTED and "Traceback" not in before.text
+        *_, last = before.text.strip().splitlines()
+        assert last.startswith("stopped; what was finished is kept. To go on: decomp ") and str(run) in last
+        assert litter(run) == []
+        resume(stages, stage, run)
+    assert_same(results(run), wanted)
+
+
+@pytest.fixture(scope="module")
+def prepared(stages, whole):
+    """For each stage a run in which all stages before it are done."""
+    run, copies = stages.folder / "prepared", {}
+    for stage in STAGES:
+        copies[stage] = stages.folder / f"before-{stage}"
+        if run.exists():
+            shutil.copytree(run, copies[stage])
+        stages.start(stage, run)
+    return copies
+
+
+def finish(stages, stage, run):
+    """Resume a stage and run all that come after it."""
+    for later in STAGES[STAGES.index(stage) :]:
+        resume(stages, later, run)
+
+
+def begin(prepared, stage, run):
+    shutil.rmtree(run, ignore_errors=True)
+    if prepared[stage].exists():
+        shutil.copytree(prepared[stage], run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_every_disk_step(stages, whole, prepared, stage):
+    ended, wanted = whole
+    run, kills = stages.folder / f"every-{stage}", 0
+    for step in range(1, ended[stage].steps + 1):
+        begin(prepared, stage, run)
+        assert stages.start(stage, run, kill_at=step).code == KILLED
+        finish(stages, stage, run)
+        assert_same(results(run), wanted)
+        kills += 1
+    print(f"\n{stage}: killed at {kills} disk steps, {kills} survived")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_random_moments(stages, whole, prepared, stage):
+    ended, wanted = whole
+    draw, run, kills = random.Random(stage), stages.folder / f"random-{stage}", 0
+    for _ in range(15):
+        begin(prepared, stage, run)
+        for _ in range(2):  # and once more while it recovers
+            kills += stages.start(stage, run, kill_after=draw.uniform(0, ended[stage].seconds)).code == KILLED
+        finish(stages, stage, run)
+        assert_same(results(run), wanted)
+    assert kills >= 13
+    print(f"\n{stage}: killed at {kills} random moments, {kills} survived")
