@@ -22,7 +22,9 @@ from decomp.pipelines.options import program as _program
 
 _COMMAND = "decomp.command"  # under which the context keeps what was given
 _JSON = "decomp.json"  # under which it keeps that JSON is to be printed
-COMMANDS = ("freeze", "decompose", "finetune", "evaluate", "export", "report", "compare", "status", "demo", "train")
+COMMANDS = (
+    "inspect", "freeze", "decompose", "finetune", "evaluate", "export", "report", "compare", "status", "demo", "train",
+)  # fmt: skip
 
 
 class Door(click.Group):
@@ -151,6 +153,14 @@ _SHARED = {
     ),
     "seed": _number("--seed", least=0, default=0, show_default=True, help="Of every draw."),
     "skip-bad": click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and go on."),
+    "part": click.option("--module", "part", metavar="NAME", help="Treat only this submodule, which takes the images."),
+    "leaf": click.option(
+        "--leaf",
+        "leaves",
+        multiple=True,
+        metavar="MODULE",
+        help="Do not look into this module, leave it alone; repeatable.",
+    ),
     "redo": click.option("--redo", is_flag=True, help="Start over, dropping what this command did in the run before."),
     "common": lambda function: _threads(_quiet(_json(_debug(function)))),
 }
@@ -206,6 +216,7 @@ Examples:
 @click.option(
     "--input-size", metavar="[CxHx]W", help="Of one image, where model and data do not tell: 224, 28x28, 3x224x224."
 )
+@_options("part", "leaf")
 @_number("--images", "n_images", default=5000, show_default=True, help="At most.")
 @_number("--points", "n_points", default=10, show_default=True, help="Per image.")
 @_number("--batch-size", default=100, show_default=True, help="Images at a time.")
@@ -350,6 +361,29 @@ def train(threads, quiet, model, **options):
     from decomp.pipelines.train import train as stage
 
     _print(stage(model, reporter=_reporter(quiet), **_given(options)))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp inspect --model zoo:resnet20-fashion
+  decomp inspect --model torchvision:resnet50 --dot resnet50.dot
+  decomp inspect --model nets.py:detector --module backbone --input-size 3x320x320
+"""
+)
+@click.option("--model", required=True, metavar="NAME", help=_MODEL_HELP)
+@click.option("--data", metavar="NAME", help=_DATA_HELP + " Tells the size of the images.")
+@click.option("--input-size", metavar="[CxHx]W", help="Of one image, where neither model nor data tell.")
+@_options("part", "leaf")
+@click.option("--dot", metavar="FILE", help="Write layers and channel spaces as a drawing for graphviz.")
+@click.option("--png", metavar="FILE", help="Draw it; needs graphviz' dot.")
+@_options("common")
+def inspect(threads, quiet, model, **options):
+    """Say what each convolution's channels are bound to, what each step can do there, and what is left alone."""
+    _use_threads(threads)
+    from decomp.pipelines.inspection import inspect as stage
+
+    _print(stage(model, **options))
 
 
 def _use_threads(threads):

@@ -78,11 +78,13 @@ class ChannelMap:
         In execution order.
     events : list of (str, numpy.ndarray)
         What unites or joins channels, in words, and the numbers it concerns.
+    origins : list of (str, numpy.ndarray)
+        Nodes that no layer writes (the image, what is not understood), by name, and the numbers they give.
     """
 
     def __init__(self, module, shapes):
         self.module, self.shapes = module, shapes
-        self.layouts, self.uses, self.events = {}, [], []
+        self.layouts, self.uses, self.events, self.origins = {}, [], [], []
         self._modules = dict(module.named_modules())
         self._parent, self._frozen = [], []
         self._sizes, self._counts = {}, {}  # nodes that hold x.shape, and nodes that hold x.shape[1]: of which x
@@ -133,6 +135,7 @@ class ChannelMap:
         if shape is not None and len(shape) >= 2:
             ids = self._new(shape[1])
             self._freeze(ids, reason)
+            self.origins.append((node.name, ids))
             self.layouts[node] = Layout(ids)
 
     def _freeze_sizes(self, node, allowed=None):

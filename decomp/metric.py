@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from decomp import seeds
+from decomp.outputs import as_tensor
 
 # Added to the diagonal, relative to its mean: directions that no sampled label felt still count a little.
 DAMPING = 0.1
@@ -43,7 +44,7 @@ def output_metrics(view, batches, seed=0):
             # A leaf that wants a gradient, so that every response has one, whatever the parameters want.
             leaf = images.detach().clone().requires_grad_(True)
             with torch.enable_grad():
-                loss = _loss(view.module(leaf), generator)
+                loss = _loss(as_tensor(view.module(leaf)), generator)
                 torch.autograd.grad(loss, leaf)
     finally:
         for hook in hooks:

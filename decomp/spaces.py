@@ -21,7 +21,7 @@ class ChannelSpace:
     Attributes
     ----------
     name : str
-        Path of the first module that writes it; with a range where that module writes several spaces.
+        Path of the first module that writes it, or the node that gives it; numbered where that gives several spaces.
     roots : numpy.ndarray of int64
         The channels' numbers in the :class:`decomp.channels.ChannelMap`, in the order in which they are written.
     producers, consumers, carriers : tuple of str
@@ -115,9 +115,8 @@ class Spaces:
                 note(("carriers", use.path), use.reads)
         for words, ids in self._map.events:
             note(("couplings", words), ids)
-        for node, layout in self._map.layouts.items():
-            if node.op == "placeholder":
-                note(("producers", node.name), layout.ids)
+        for name, ids in self._map.origins:
+            note(("origins", name), ids)
         if not members:
             return []
         table = np.concatenate(members, axis=1)
@@ -128,12 +127,13 @@ class Spaces:
             groups.setdefault((part.tobytes(), self._map.reasons.get(root)), []).append((root, part))
         spaces, names = [], {}
         for (_, reason), found in sorted(groups.items(), key=lambda item: item[1][0][0]):
-            lists = {"producers": [], "consumers": [], "carriers": [], "couplings": []}
+            lists = {"producers": [], "consumers": [], "carriers": [], "couplings": [], "origins": []}
             for tag in found[0][1].tolist():
                 kind, name = tags[tag]
                 if name not in lists[kind]:
                     lists[kind].append(name)
-            first = next((lists[kind][0] for kind in ("producers", "carriers", "consumers") if lists[kind]), "channels")
+            first = (lists["producers"] or lists["origins"])[0]
+            del lists["origins"]
             names[first] = names.get(first, 0) + 1
             name = first if names[first] == 1 else f"{first}#{names[first]}"
             members_of = {kind: tuple(entries) for kind, entries in lists.items()}

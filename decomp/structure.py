@@ -4,6 +4,7 @@ Everything is plain JSON values. Reading it back can only name classes of ``torc
 and the tensor functions listed here: no code comes out of a file.
 """
 
+import copy
 import inspect
 import operator
 
@@ -175,8 +176,10 @@ def decode(value, nodes):
 # -- the graph ---------------------------------------------------------------------------------------------
 
 
-def describe_graph(graph_module):
+def describe_graph(graph_module, leaves=()):
     """The calls of a traced network, its leaf modules and its free tensors, as JSON data.
+
+    Of the modules at the paths ``leaves`` only the class is named: they are given to :func:`build_graph` again.
 
     Returns
     -------
@@ -199,7 +202,10 @@ def describe_graph(graph_module):
             if target is None:
                 raise DecompError(node.name, "calls a function that data cannot name", got=str(node.target))
         elif node.op == "call_module":
-            modules[target] = describe_module(named[target], target)
+            if target in leaves:
+                modules[target] = {"type": "leaf", "class": type(named[target]).__qualname__}
+            else:
+                modules[target] = describe_module(named[target], target)
         elif node.op == "get_attr":
             parameters = dict(graph_module.named_parameters(remove_duplicate=False))
             tensors[target] = "parameter" if target in parameters else "buffer"
@@ -215,7 +221,7 @@ def describe_graph(graph_module):
     return {"nodes": nodes, "modules": modules, "tensors": tensors}
 
 
-def build_graph(description, state, path="structure"):
+def build_graph(description, state, path="structure", leaves_of=None):
     """The traced network that :func:`describe_graph` described, with the given weights.
 
     Parameters
@@ -223,6 +229,8 @@ def build_graph(description, state, path="structure"):
     description : dict
     state : dict of str to torch.Tensor
         Must fill exactly the modules and free tensors of the description.
+    leaves_of : torch.nn.Module, optional
+        Holds, under their paths, the modules that the description leaves out.
 
     Returns
     -------
@@ -231,7 +239,7 @@ def build_graph(description, state, path="structure"):
     root = nn.Module()
     try:
         for name, spec in description["modules"].items():
-            _attach(root, name, build_module(spec, name))
+            _attach(root, name, _leaf(spec, name, leaves_of) if spec["type"] == "leaf" else build_module(spec, name))
         for name, kind in description["tensors"].items():
             _attach(root, name, nn.Parameter(state[name]) if kind == "parameter" else state[name])
         graph = _build_nodes(description["nodes"])
@@ -241,6 +249,18 @@ def build_graph(description, state, path="structure"):
     _check_state(module, state, path)
     module.load_state_dict(state)
     return module.eval()
+
+
+def _leaf(spec, path, leaves_of):
+    """A copy of a module that was not written as data."""
+    try:
+        module = copy.deepcopy(leaves_of.get_submodule(path))
+    except AttributeError as error:
+        fix = "load it into an instance of the original model (into=)"
+        raise FileError(path, f"only its class {spec['class']} has this part of the network", fix=fix) from error
+    if type(module).__qualname__ != spec["class"]:
+        raise FileError(path, f"must be a {spec['class']}", got=type(module).__qualname__)
+    return module
 
 
 def _build_nodes(described):

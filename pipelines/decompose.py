@@ -6,7 +6,7 @@ from decomp import layers, seeds, surgery
 from decomp.cost import cost as counted_cost
 from decomp.data import models
 from decomp.errors import DecompError, UsageError
-from decomp.pipelines import emit, fidelity, files, planning, reuse, subject
+from decomp.pipelines import emit, fidelity, files, planning, points, reuse, subject
 from decomp.pipelines.devices import pick_device
 from decomp.pipelines.layerfile import read_layer, write_layer
 from decomp.pipelines.options import program
@@ -42,7 +42,12 @@ class DecomposeResult:
             lines.append(latency_words(f["latency"]))
         if f.get("fidelity"):
             lines.append(f["fidelity"]["words"])
-        lines.append(f"next: {program()} finetune --run {self.run.path}")
+        if f.get("part"):
+            lines.append(
+                f"next: decomp.load({str(self.run.model_dir)!r}, into=model) puts {f['part']} back into its model"
+            )
+        else:
+            lines.append(f"next: {program()} finetune --run {self.run.path}")
         return lines
 
 
@@ -150,7 +155,8 @@ def _done_before(run, asked):
                 fix=f"use --redo to replace it, or --run OTHER --from {run.path} to keep both",
             )  # fmt: skip
     if "macs_after" in before and (run.model_dir / "structure.json").is_file():
-        emit.load(run.model_dir)
+        made_of = (run.config("freeze") or {}).get("asked") or {}
+        emit.load(run.model_dir, leaves_of=points.original_part(made_of) if made_of.get("leaves") else None)
         return DecomposeResult(run, True, before)
     return None
 
@@ -200,13 +206,14 @@ def _decompose(run, asked, plan, opened, device, batch_size, reporter):
     facts = {
         **run.config("decompose"), "macs_before": counted.macs, "macs_after": after.macs,
         "params_before": counted.params, "params_after": after.params, "layers": reports, "fidelity": close,
-        "latency": plan.latency,
+        "latency": plan.latency, "part": frozen.meta.get("part"),
         "left_alone": {layer.name: layer.left_alone for layer in view.layers if layer.left_alone},
     }  # fmt: skip
     meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
     folded = [edit["module"] for edit in emit.read_structure(run.original_dir)["edits"]]
     edited = folded + [name for name in edited if name not in folded]
-    emit.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta)
+    place = {"part": frozen.meta.get("part"), "leaves": frozen.meta.get("leaves") or ()}
+    emit.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta, **place)
     reporter.step(emit.verify_into_original(run.model_dir, lambda: _original_class(frozen.meta)))
     run.update_config("decompose", facts)
     return DecomposeResult(run, False, facts)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decomp.errors import DecompError, FileError
+from decomp.outputs import as_tensor
 from decomp.pipelines import files
 from decomp.structure import build_graph, build_module, describe_graph, describe_module
 from decomp.surgery import set_module
@@ -19,7 +20,7 @@ from decomp.surgery import set_module
 FORMAT, VERSION = "decomp-model", 1
 
 
-def save(module, path, *, edited=(), input_shape=None, meta=None):
+def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, leaves=()):
     """Write a traced network as a directory, verified by reading it back.
 
     Parameters
@@ -34,6 +35,10 @@ def save(module, path, *, edited=(), input_shape=None, meta=None):
         (C, H, W), kept with the structure and used for the verification.
     meta : dict, optional
         Free JSON data kept beside (origin, plan, costs).
+    part : str, optional
+        The network is this submodule of a bigger model, into which :func:`load` puts it back.
+    leaves : iterable of str
+        Paths of modules that are not written as data; only their weights are. They come from the original class.
 
     Raises
     ------
@@ -48,14 +53,15 @@ def save(module, path, *, edited=(), input_shape=None, meta=None):
         "format_version": VERSION,
         "input_shape": list(input_shape) if input_shape else None,
         "edits": [{"module": name, "becomes": describe_module(named[name], name)} for name in edited],
-        "graph": describe_graph(module),
+        "part": part,
+        "graph": describe_graph(module, leaves),
         "meta": meta or {},
     }
-    with files.commit_directory(path) as part:
-        save_file(state, str(part / "weights.safetensors"))
-        structure["weights_sha256"] = files.digest_file(part / "weights.safetensors")
-        files.write_json(part / "structure.json", structure, seal=True)
-        again = load(part)
+    with files.commit_directory(path) as folder:
+        save_file(state, str(folder / "weights.safetensors"))
+        structure["weights_sha256"] = files.digest_file(folder / "weights.safetensors")
+        files.write_json(folder / "structure.json", structure, seal=True)
+        again = load(folder, leaves_of=module)
         if input_shape:
             _verify(module, again, input_shape, path)
     return path
@@ -67,8 +73,8 @@ def _verify(module, again, input_shape, path):
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with torch.no_grad():
         # On the CPU both, so that equal weights must give equal numbers.
-        before = (module if device.type == "cpu" else copy.deepcopy(module).cpu())(x)
-        after = again(x)
+        before = as_tensor((module if device.type == "cpu" else copy.deepcopy(module).cpu())(x))
+        after = as_tensor(again(x))
     if not torch.equal(before, after):
         worst = (before - after).abs().max().item()
         raise DecompError(path, "the network read back from its files differs", got=f"a difference of {worst:.3g}")
@@ -94,7 +100,7 @@ def _how_to_write_again(path):
     return f"run {stages[path.name]}" if path.name in stages else "write it again"
 
 
-def load(path, into=None):
+def load(path, into=None, *, leaves_of=None):
     """Rebuild an emitted network.
 
     Parameters
@@ -103,8 +109,11 @@ def load(path, into=None):
         A directory written by decompose or finetune (``runs/vgg/model``); a run directory is taken to mean
         its best network so far.
     into : torch.nn.Module, optional
-        An instance of the original class, with any weights. A copy of it gets the edits and the weights.
-        Without it the network stands alone.
+        An instance of the original class, with any weights. A copy of it gets the edits and the weights; of a
+        network that is a part of a bigger model, give the bigger model or the part. Without it the network
+        stands alone.
+    leaves_of : torch.nn.Module, optional
+        A network that stands alone takes the modules that were left out of the trace (``--leaf``) from here.
 
     Returns
     -------
@@ -127,8 +136,8 @@ def load(path, into=None):
         )
     state = load_file(str(weights))
     if into is None:
-        return build_graph(structure["graph"], state, str(path / "structure.json"))
-    return _load_into(into, structure, state, path)
+        return build_graph(structure["graph"], state, str(path / "structure.json"), leaves_of)
+    return _load_into(copy.deepcopy(into).eval(), structure, state, path)
 
 
 def verify_into_original(path, build):
@@ -156,10 +165,13 @@ def verify_into_original(path, build):
         original = build()
     except DecompError as error:
         return f"{path}: stands alone; the original class cannot be built here ({error})"
-    module, alone = load(path, into=original), load(path)
+    part = structure.get("part")
+    inner = original.get_submodule(part) if part else original
+    module, alone = load(path, into=original), load(path, leaves_of=inner)
+    module = module.get_submodule(part) if part else module
     x = torch.randn(2, *structure["input_shape"], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        wanted, got = alone(x), module(x)
+        wanted, got = as_tensor(alone(x)), as_tensor(module(x))
     worst = ((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
     if not worst < 1e-5:
         raise DecompError(path, "the original class with the edits gives other outputs", got=f"off by {worst:.2g}")
@@ -175,8 +187,10 @@ def _network_directory(path):
     raise FileError(path, "this run holds no network yet", fix=f"run: decomp decompose --run {path} --speedup 4x")
 
 
-def _load_into(module, structure, state, path):
-    module = copy.deepcopy(module).eval()
+def _load_into(whole, structure, state, path):
+    """The edits and weights put into a model, or into the part of it that the network was."""
+    part = structure.get("part")
+    module = whole.get_submodule(part) if part and part in dict(whole.named_modules()) else whole
     for edit in structure["edits"]:
         try:
             module.get_submodule(edit["module"])
@@ -189,4 +203,4 @@ def _load_into(module, structure, state, path):
     if unexpected or missing:
         first = (unexpected + missing)[0]
         raise FileError(path, f"does not fit the given model at {first}", fix="give the class that was compressed")
-    return module.eval()
+    return whole.eval()

@@ -9,7 +9,7 @@ from decomp import cost
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
 from decomp.latency import latencies
-from decomp.pipelines import devices, emit, files
+from decomp.pipelines import devices, emit, files, points
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import RunDirectory, library_versions
 from decomp.sensitivity import output_divergence
@@ -133,6 +133,7 @@ def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=
         raise UsageError("evaluate", "batch size and repeats must be at least 1", got=f"{batch_size} and {repeats}")
     run = RunDirectory.open(run)
     reporter = reporter or Reporter()
+    points.require_whole(run)
     with run.lock(), reporter.stage("evaluate"):
         device = devices.pick_device(device)
         paths = _networks(run)

@@ -2,6 +2,7 @@
 
 import torch
 
+from decomp.outputs import as_tensor
 from decomp.sensitivity import output_divergence
 
 
@@ -30,7 +31,7 @@ def compare(original, network, frozen, first, batch_size, device):
     with torch.no_grad():
         for start in range(first, frozen.n_images, batch_size):
             x = frozen.images(start, min(start + batch_size, frozen.n_images)).to(device)
-            wanted, got = original(x).double(), network(x).double()
+            wanted, got = as_tensor(original(x)).double(), as_tensor(network(x)).double()
             totals["images"] += len(x)
             totals["difference"] += (got - wanted).square().sum().item()
             totals["size"] += (wanted - wanted.mean(dim=0)).square().sum().item()

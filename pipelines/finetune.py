@@ -11,7 +11,7 @@ from torch.nn import functional
 from decomp.data.frozen import FrozenFile
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
-from decomp.pipelines import devices, emit, events, files, training
+from decomp.pipelines import devices, emit, events, files, points, training
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.options import program
 from decomp.pipelines.points import open_frozen
@@ -114,6 +114,7 @@ def finetune(
     )  # fmt: skip
     run = RunDirectory.open(run)
     reporter = reporter or Reporter()
+    points.require_whole(run)
     with run.lock(), reporter.stage("finetune"):
         asked = {
             "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "schedule": schedule,

@@ -9,10 +9,11 @@ from decomp import capture, cost, graph, seeds, surgery
 from decomp.data import models, sources
 from decomp.data.frozen import FrozenFile, FrozenWriter
 from decomp.errors import DecompError, NumericalError, UsageError
+from decomp.outputs import as_tensor
 from decomp.pipelines import emit, files
 from decomp.pipelines.devices import pick_device
 from decomp.pipelines.options import program
-from decomp.pipelines.points import grid_key, shortcut_key
+from decomp.pipelines.points import grid_key, part_of, shortcut_key
 from decomp.pipelines.rundir import RunDirectory
 
 FOLD_TOLERANCE = 1e-4
@@ -50,8 +51,8 @@ class FreezeResult:
 
 
 def freeze(
-    run, *, model, data, weights=None, input_size=None, n_images=5000, n_points=10, seed=0, batch_size=100,
-    device="auto", skip_bad=False, reporter,
+    run, *, model, data, weights=None, input_size=None, part=None, leaves=(), n_images=5000, n_points=10, seed=0,
+    batch_size=100, device="auto", skip_bad=False, reporter,
 ):  # fmt: skip
     """Sample the responses of every layer of the original network into one HDF5 file.
 
@@ -63,6 +64,10 @@ def freeze(
         As :func:`decomp.data.models.load_model` and :func:`decomp.data.sources.open_source` read them.
     input_size : str, optional
         ``224``, ``28x28`` or ``3x224x224``, where neither the model nor the images tell it.
+    part : str, optional
+        Path of a submodule that takes the images; it alone is treated.
+    leaves : sequence of str
+        Paths of modules, in the part, that are not looked into and left alone.
     n_images : int
         Calibration images, drawn from the training split; all there are if fewer.
     n_points : int
@@ -86,7 +91,7 @@ def freeze(
     check_counts(n_images, n_points)
     asked = {
         "model": model, "weights": weights, "data": data, "input_size": input_size, "n_images": n_images,
-        "n_points": n_points, "seed": seed, "skip_bad": skip_bad,
+        "n_points": n_points, "seed": seed, "skip_bad": skip_bad, "part": part, "leaves": list(leaves),
     }  # fmt: skip
     run = RunDirectory(run)
     with reporter.stage("freeze"), ExitStack() as held:
@@ -126,7 +131,8 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
     held : contextlib.ExitStack, optional
         The run is made and locked for its length once network and images are known to be good.
     """
-    network, folded = _prepare(loaded, source)
+    part, leaves = asked.get("part"), asked.get("leaves") or ()
+    network, folded = _prepare(loaded, source, part, leaves)
     layers = graph.NetworkGraph(network, source.input_shape, loaded.name)
     if not any(layer.kind == "conv" for layer in layers.layers):
         rule = "has no convolution that could be made cheaper"
@@ -140,7 +146,10 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
         run = RunDirectory.create(run)
         held.enter_context(run.lock())
     edited = [path for pair in folded for path in pair]
-    emit.save(network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": asked["model"]})
+    emit.save(
+        network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": asked["model"]},
+        part=part, leaves=leaves,
+    )  # fmt: skip
     meta = {
         **asked, "weights_digest": loaded.weights_digest, "data": source.describe(), "n_images": len(indices),
         "input_shape": list(source.input_shape), "network": files.digest_file(run.original_dir / "structure.json"),
@@ -188,9 +197,10 @@ def _check_unchanged(run, before, loaded, source):
             )  # fmt: skip
 
 
-def _prepare(loaded, source):
+def _prepare(loaded, source, part, leaves):
     """The traced network with batch normalisation folded, checked against the model as given."""
-    network = graph.trace(loaded.module, loaded.name)
+    module = part_of(loaded.module, part, loaded.name)
+    network = graph.trace(module, loaded.name, leaves)
     images = source.train.images(torch.arange(min(8, len(source.train))))
     bad = int((~torch.isfinite(images)).sum())
     if bad:
@@ -198,18 +208,17 @@ def _prepare(loaded, source):
         raise NumericalError(source.name, "the images must be finite", got=got, fix="check the images")
     try:
         with torch.no_grad():
-            before = loaded.module(images)
+            before = module(images)
     except Exception as error:
         shape = "x".join(map(str, images.shape[1:]))
         reason = str(error).strip().split("\n")[0]
         raise UsageError(
             loaded.name, f"does not run on images of {shape} ({reason})", fix="give --input-size or other --data"
         ) from error
-    if not isinstance(before, torch.Tensor):
-        raise UsageError(loaded.name, "must return one tensor", got=type(before).__name__)
+    before = as_tensor(before, loaded.name)
     folded = surgery.fold_bn(network)
     with torch.no_grad():
-        after = network(images)
+        after = as_tensor(network(images))
     if not torch.isfinite(before).all():
         raise NumericalError(loaded.name, "the outputs on the first images are not finite", fix="check the weights")
     worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-12)).item()

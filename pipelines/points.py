@@ -1,7 +1,8 @@
 """The frozen points of a run and the network they were taken from."""
 
+from decomp.data import models
 from decomp.data.frozen import FrozenFile
-from decomp.errors import FileError
+from decomp.errors import FileError, UsageError
 from decomp.pipelines import emit, files
 from decomp.pipelines.rundir import RunDirectory
 
@@ -27,7 +28,8 @@ def open_frozen(run):
     run = RunDirectory.open(run)
     if not run.frozen.is_file():
         raise FileError(run.frozen, "is missing", fix=f"run freeze into {run.path} first")
-    original = emit.load(run.original_dir)
+    asked = (run.config("freeze") or {}).get("asked") or {}
+    original = emit.load(run.original_dir, leaves_of=original_part(asked) if asked.get("leaves") else None)
     frozen = FrozenFile(run.frozen)
     digest = files.digest_file(run.original_dir / "structure.json")
     if frozen.meta.get("network") != digest:
@@ -42,3 +44,42 @@ def open_frozen(run):
             fix="put the file back, or run freeze again into another directory",
         )  # fmt: skip
     return frozen, original
+
+
+def original_part(meta):
+    """An instance of the class that was frozen, or of the part of it; its weights do not matter.
+
+    Parameters
+    ----------
+    meta : dict
+        What freeze was asked for: model, input_size, part.
+    """
+    whole = models.load_model(meta["model"], weights="random", input_size=meta["input_size"]).module
+    return part_of(whole, meta.get("part"), meta["model"])
+
+
+def require_whole(run):
+    """Refuse what needs class scores where only a part of a network was treated."""
+    part = ((run.config("freeze") or {}).get("asked") or {}).get("part")
+    if part:
+        raise UsageError(
+            run.path, f"holds a part of a network ({part}), which gives no class scores",
+            fix=f"put it back with decomp.load({str(run.model_dir)!r}, into=model) and train or judge the whole",
+        )  # fmt: skip
+
+
+def part_of(module, part, name):
+    """A submodule by its path; the module itself where no path is given.
+
+    Raises
+    ------
+    UsageError
+        There is none of this name; says what there is.
+    """
+    if not part:
+        return module
+    try:
+        return module.get_submodule(part)
+    except AttributeError as error:
+        there = ", ".join(child for child, _ in module.named_children())
+        raise UsageError("--module", f"{name} has no part of this name, it has {there}", got=part) from error

@@ -60,7 +60,7 @@ def opened(run, device, *, sampler=True):
     frozen, original = open_frozen(run)
     with frozen:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
-        network = graph.trace(original, name)
+        network = graph.trace(original, name, frozen.meta.get("leaves") or ())
         view = graph.NetworkGraph(network, shape, name)
         counted = cost.cost(network, shape)
         network.to(device)

@@ -8,6 +8,7 @@ import torch
 from decomp import capture, curves, metric, selection, sensitivity
 from decomp.allocation import LayerCurves
 from decomp.data.weights import digest_state_dict
+from decomp.outputs import as_tensor
 from decomp.pipelines import files
 from decomp.pipelines.problems import Problems
 from decomp.pipelines.workers import in_batches, in_parallel
@@ -124,7 +125,7 @@ class _Watched:
         self.wanted = self._outputs()
 
     def _outputs(self):
-        return torch.cat([y.cpu() for _, _, y in self.replay.outputs()])
+        return torch.cat([as_tensor(y).cpu() for _, _, y in self.replay.outputs()])
 
     def measure(self, layer):
         """A function of a layer's weights and bias: the mean change of the output."""

@@ -61,3 +61,53 @@ class Block(nn.Module):
 def block():
     """The residual block with random weights; takes (3, 8, 8)."""
     return randomise(Block(), 1)
+
+
+class Gate(nn.Module):
+    """Looks at the values to decide what to do, which cannot be traced."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), 0.5))
+
+    def forward(self, x):
+        return x * self.scale[:, None, None] if x.mean() > 0 else x * 0.25
+
+
+class Detector(nn.Module):
+    """A backbone with two outputs in a dict, as detectors have, and a head on them."""
+
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.down = nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 16, 3, stride=2, padding=1)
+            self.deep = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x):
+            low = torch.relu(self.down(torch.relu(self.stem(x))))
+            return {"low": low, "high": low + self.deep(low)}
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = self.Backbone(), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x):
+        maps = self.backbone(x)
+        if maps["low"].mean() > 1e9:
+            return maps["low"]
+        return self.head(torch.cat([maps["low"], maps["high"]], 1))
+
+
+class Gated(nn.Module):
+    """A chain with a gate in the middle that cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(1, 12, 3, padding=1), Gate(12)
+        self.conv1, self.conv2 = nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.gate(torch.relu(self.stem(x)))
+        x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        return self.head(x.mean((2, 3)))

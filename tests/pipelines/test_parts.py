@@ -1,0 +1,141 @@
+"""Parts of a bigger model, and modules that cannot be looked into: frozen, decomposed, put back."""
+
+import pytest
+import torch
+from networks import Detector, Gated, randomise
+
+import decomp
+from decomp.cost import cost
+from decomp.data import models
+from decomp.errors import FileError, TraceError, UsageError
+from decomp.pipelines import emit, freeze
+from decomp.pipelines.decompose import decompose
+from decomp.pipelines.evaluate import evaluate
+from decomp.pipelines.finetune import finetune
+from decomp.pipelines.inspection import inspect
+from decomp.pipelines.log import Reporter
+
+SHAPE = (1, 8, 8)
+NETWORKS = {"detector": Detector, "gated": Gated}
+
+
+@pytest.fixture(autouse=True)
+def known_networks(monkeypatch):
+    def load(name, **options):
+        return models.LoadedModel(randomise(NETWORKS[name]()), name, SHAPE, "0" * 64, "random")
+
+    monkeypatch.setattr(models, "load_model", load)
+
+
+def run_of(path, model, **options):
+    quiet = Reporter(quiet=True)
+    freeze.freeze(path, model=model, data="digits", n_images=100, reporter=quiet, **options)
+    return decompose(path, speedup=2, reporter=quiet)
+
+
+def test_a_part_with_several_outputs_is_treated_and_put_back(tmp_path):
+    with pytest.raises(TraceError, match="detector: the forward pass cannot be traced .*--leaf.*--module"):
+        freeze.freeze(tmp_path / "whole", model="detector", data="digits", n_images=100, reporter=Reporter(quiet=True))
+    result = run_of(tmp_path / "run", "detector", part="backbone")
+    assert "into=model) puts backbone back" in result.lines()[-1]
+    whole, x = randomise(Detector()), torch.randn(3, *SHAPE)
+    treated, alone = decomp.load(tmp_path / "run", into=whole), decomp.load(tmp_path / "run")
+    assert cost(alone, SHAPE).macs <= cost(whole.backbone, SHAPE).macs / 2
+    with torch.no_grad():
+        maps = alone(x)
+        assert set(maps) == {"low", "high"}
+        assert all(torch.allclose(maps[key], treated.backbone(x)[key], atol=1e-6) for key in maps)
+        assert treated(x).shape == whole(x).shape
+    assert torch.equal(treated.head.weight, whole.head.weight) and type(treated) is Detector
+    assert torch.equal(decomp.load(tmp_path / "run", into=whole.backbone)(x)["low"], treated.backbone(x)["low"])
+    for stage in (evaluate, finetune):
+        with pytest.raises(UsageError, match=r"holds a part of a network \(backbone\), which gives no class scores"):
+            stage(tmp_path / "run", reporter=Reporter(quiet=True))
+    again = decompose(tmp_path / "run", speedup=2, reporter=Reporter(quiet=True))
+    assert again.done_before
+
+
+def test_a_part_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match="--module: detector has no part of this name, it has backbone, head, got neck"
+    ):
+        run_of(tmp_path / "run", "detector", part="neck")
+
+
+def test_a_leaf_is_left_alone_and_the_rest_treated(tmp_path):
+    with pytest.raises(TraceError, match=r"gated: .*cannot be traced at networks\.py"):
+        freeze.freeze(tmp_path / "whole", model="gated", data="digits", n_images=100, reporter=Reporter(quiet=True))
+    run_of(tmp_path / "run", "gated", leaves=("gate",))
+    whole, x = randomise(Gated()), torch.randn(3, *SHAPE)
+    with pytest.raises(FileError, match="gate: only its class Gate has this part of the network; load it into"):
+        decomp.load(tmp_path / "run")
+    treated = decomp.load(tmp_path / "run", into=whole)
+    assert cost(treated, SHAPE).macs <= cost(whole, SHAPE).macs / 2
+    assert torch.equal(treated.gate.scale, whole.gate.scale)
+    alone = emit.load(tmp_path / "run", leaves_of=whole)
+    with torch.no_grad():
+        assert torch.allclose(alone(x), treated(x), atol=1e-6)
+    # What goes through the gate keeps its width; behind it channels go.
+    assert treated.get_submodule("stem")(x).shape[1] == 12
+    assert decompose(tmp_path / "run", speedup=2, reporter=Reporter(quiet=True)).done_before
+
+
+def test_inspection_says_what_can_be_done_and_counts_what_cannot():
+    result = inspect("gated", leaves=("gate",))
+    lines = "\n".join(result.lines())
+    assert "keeps its width: it goes through gate (Gate)" in lines and "gate: left alone: given as --leaf" in lines
+    assert "of 4 layers 3 can be split in space, 3 can be decomposed by channels" in lines
+    spaces = {space["name"]: space for space in result.to_json()["spaces"]}
+    assert spaces["conv1"]["status"] == "narrowed with conv2"
+    layers = {layer["name"]: layer for layer in result.to_json()["layers"]}
+    assert layers["conv1"]["prune"] == "reads a subset of its 12 channels"
+    assert sum(layer["share"] for layer in layers.values()) == pytest.approx(1)
+
+
+def test_the_drawing_names_every_layer(tmp_path):
+    result = inspect("detector", part="backbone", dot=tmp_path / "net.dot")
+    text = (tmp_path / "net.dot").read_text()
+    assert text.startswith("digraph") and text.count("{") == text.count("}") == 1
+    assert all(f'"{layer["name"]}" [shape=box' in text for layer in result.layers)
+    assert '"stem" -> "space stem"' in text and '"space stem" -> "down"' in text
+
+
+def test_a_picture_without_graphviz_is_refused_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UsageError, match="--png: needs the program dot of graphviz; install graphviz, or write --dot"):
+        inspect("gated", leaves=("gate",), png=tmp_path / "net.png")
+
+
+def segmentation():
+    from torchvision.models.segmentation import fcn_resnet50
+
+    return randomise(fcn_resnet50(weights=None, weights_backbone=None, num_classes=3)), (3, 64, 64)
+
+
+def detection():
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    return randomise(ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)), (3, 96, 96)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [segmentation, detection], ids=["fcn_resnet50", "ssdlite320"])
+def test_backbones_of_torchvision_are_treated_and_put_back(make, tmp_path, monkeypatch):
+    whole, shape = make()
+    monkeypatch.setattr(models, "load_model", lambda *a, **k: models.LoadedModel(whole, "w", shape, "0" * 64, "random"))
+    import numpy as np
+
+    images = np.random.default_rng(0).normal(size=(24, *shape)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", x_train=images)
+    quiet = Reporter(quiet=True)
+    freeze.freeze(tmp_path / "run", model="w", data=f"npz:{tmp_path / 'images.npz'}", part="backbone", n_images=24,
+                  n_points=4, batch_size=8, reporter=quiet)  # fmt: skip
+    decompose(tmp_path / "run", speedup=2, steps=("channel",), refine=False, batch_size=8, reporter=quiet)
+    treated, x = decomp.load(tmp_path / "run", into=whole), torch.from_numpy(images[:2])
+    assert cost(treated.backbone, shape).macs <= cost(whole.backbone, shape).macs / 2
+    with torch.no_grad():
+        before, after = whole(x), treated(x)
+    assert type(before) is type(after) and len(before) == len(after)
+    with torch.no_grad():
+        maps, wanted = treated.backbone(x), decomp.load(tmp_path / "run")(x)
+    assert list(maps) == list(wanted) and all(torch.allclose(maps[k], wanted[k], atol=1e-4) for k in maps)
