@@ -186,6 +186,8 @@ def _record(kind, data, name, needed):
     """A dataclass from an object whose keys must be its fields."""
     if not isinstance(data, dict):
         raise TargetError(name, "must be an object", got=_shown(data))
+    if not any(key in data for key in needed):
+        raise TargetError(name, "is not a plan", got=f"an object without {needed[0]}", fix="make it anew with decompose --redo")
     known = [f.name for f in fields(kind)]
     for key in data:
         if key not in known:

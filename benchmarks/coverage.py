@@ -1,0 +1,270 @@
+"""Every classifier of torchvision (and of timm, where it is installed): traced, narrowed, factored, written, read.
+
+``python -m benchmarks.coverage`` writes docs/coverage.md. Weights are random and normalisation statistics
+randomised, so this says nothing of accuracy: it says what is understood, that nothing is changed where nothing is
+left out, and that what is emitted costs what was planned and loads in a fresh process to the same output. Factors
+come from the weights alone. Each network runs in a process of its own; results are kept in a JSON file beside, and
+networks that are in it are not run again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import decomp
+from decomp import cost, graph, surgery
+from decomp.allocation import Allocator, LayerCurves
+from decomp.errors import DecompError
+from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
+from decomp.outputs import as_tensor
+from decomp.pipelines import emit
+
+TOLERANCE = 1e-4
+ROOT = Path(__file__).resolve().parent.parent
+TIMM = (
+    "resnet18", "resnet50d", "seresnet50", "resnext50_32x4d", "regnety_004", "efficientnet_b0", "mobilenetv3_small_100",
+    "mobilenetv2_100", "densenet121", "convnext_atto", "ghostnet_100", "hrnet_w18_small", "res2net50_26w_4s",
+    "dla34", "repvgg_a0", "vgg11_bn", "inception_v4", "xception41", "nfnet_l0", "vit_tiny_patch16_224",
+)  # fmt: skip
+
+
+def build(name):
+    """A network with random weights and statistics, and its small input shape."""
+    size, options = 64, {}
+    if name.startswith("timm:"):
+        import timm
+
+        module, size = timm.create_model(name[5:], pretrained=False), 224 if "vit" in name else 64
+    else:
+        from torchvision import models
+
+        if name.startswith("vit"):
+            size = options["image_size"] = 28 if "14" in name else 32
+        elif name.startswith("maxvit"):
+            size = 224
+        elif name.startswith("inception"):
+            size = 96
+        if name in ("googlenet", "inception_v3"):
+            options["init_weights"] = False
+        module = models.get_model(name, weights=None, **options)
+    generator = torch.Generator().manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = torch.randn(layer.running_mean.shape, generator=generator) * 0.1
+            layer.running_var = torch.rand(layer.running_var.shape, generator=generator) + 0.5
+        elif isinstance(layer, nn.Linear):  # some begin at zero, which would hide every difference
+            layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * layer.in_features**-0.5
+    return module.eval(), (3, size, size)
+
+
+def factored(layer, module, keep, item):
+    """A layer's weights on the channels it keeps, as exact or truncated products."""
+    weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    if layer.kind == "linear":
+        space = layer.input_space
+        weight = weight.reshape(len(weight), -1, *(space.map_shape if space else (1, 1)))
+        return FactoredConv.dense(weight if keep is None else weight[:, keep], bias, Geometry())
+    weight, geometry = weight if keep is None else weight[:, keep], surgery.geometry(module)
+    (n, c, kh, kw), factors, names = weight.shape, [], []
+    if item.spatial_rank is not None:
+        A = weight.permute(1, 2, 0, 3).reshape(c * kh, n * kw)
+        V, H = product(A, item.spatial_rank)
+        factors.append(ConvFactor(V.T.reshape(-1, c, kh, 1).contiguous(), None, geometry.vertical()))
+        names.append("vertical")
+        weight = H.reshape(-1, n, kw).permute(1, 0, 2)[:, :, None].contiguous()
+        geometry = geometry.horizontal()
+    last = "horizontal" if names else "dense"
+    if item.channel_rank is not None:
+        P, F = product(weight.flatten(1), item.channel_rank)
+        factors.append(ConvFactor(F.reshape(-1, *weight.shape[1:]).contiguous(), None, geometry))
+        weight, geometry, last = P[:, :, None, None].contiguous(), Geometry(), "pointwise"
+        names.append("filters")
+    return FactoredConv((*factors, ConvFactor(weight, bias, geometry)), (*names, last))
+
+
+def product(A, rank):
+    """A ≈ L R with ``rank`` columns in L; exact at full rank."""
+    if rank >= min(A.shape):
+        Q, R = torch.linalg.qr(A)
+        extra = rank - Q.shape[1]
+        return nn.functional.pad(Q, (0, extra)), nn.functional.pad(R, (0, 0, 0, extra))
+    U, S, V = torch.svd_lowrank(A, q=rank, niter=0)
+    return U * S, V.T
+
+
+def apply(network, view, items):
+    """Put every layer's plan into the network; the first channels stay."""
+    edited = []
+    for layer in view.layers:
+        item = items[layer.name]
+        if layer.fitted and item.treated:
+            keep = None if item.keep is None else torch.arange(item.keep)
+            selection = None if keep is None else Selection(keep, layer.input_space.width)
+            chain = factored(layer, network.get_submodule(layer.name), keep, item)
+            edited += surgery.apply_solution(network, view, surgery.LayerSolution(layer.name, selection, chain))
+    return list(dict.fromkeys(edited))
+
+
+def full_sizes(view):
+    """Every step of every layer at its full size."""
+    from decomp.plan import LayerPlan, limits
+
+    items = {}
+    for layer in view.layers:
+        item = items[layer.name] = LayerPlan(layer.name)
+        for step, (name, limit, _) in limits(layer).items():
+            if step not in layer.left_alone:
+                setattr(item, name, limit)
+    return items
+
+
+def flat_curves(view):
+    """Losses that fall evenly with every size: only the cost is to be met."""
+    import numpy as np
+
+    items, found = full_sizes(view), {}
+    for layer in view.layers:
+        item = items[layer.name]
+        sizes = (item.keep, item.spatial_rank, item.channel_rank)
+        found[layer.name] = LayerCurves(*(None if size is None else np.linspace(1, 0, size + 1) for size in sizes))
+    return found
+
+
+def off(wanted, got):
+    return ((as_tensor(wanted) - as_tensor(got)).abs().max() / as_tensor(wanted).abs().max()).item()
+
+
+def run_one(name, speedup=2.0):
+    """The facts of one network, as a row of the table."""
+    torch.manual_seed(0)
+    row = {"name": name}
+    module, shape = build(name)
+    x = torch.randn(2, *shape)
+    try:
+        began = time.perf_counter()
+        network = graph.trace(module, name)
+        surgery.fold_bn(network)
+        view = graph.NetworkGraph(network, shape, name)
+        row["seconds"] = time.perf_counter() - began
+        counted = cost.cost(network, shape)
+        alone = [layer for layer in view.layers if layer.kind == "conv" and not layer.fitted]
+        row.update(
+            convs=sum(layer.kind == "conv" for layer in view.layers), alone=len(alone),
+            own=sum(bool(la.input_space and not la.input_space.sampled) for la in view.layers),
+            sampled=sum(bool(la.input_space and la.input_space.sampled) for la in view.layers),
+            recovers=sum(la.recovers is not None for la in view.layers),
+            whole_conv_share=sum(counted.per_layer.get(la.name, 0) for la in view.layers if la.fitted) / counted.macs,
+        )  # fmt: skip
+        with torch.no_grad():
+            wanted = module(x)
+            apply(network, view, full_sizes(view))
+            row["exact"] = off(wanted, network(x))
+        network = graph.trace(module, name)
+        del module
+        surgery.fold_bn(network)
+        view = graph.NetworkGraph(network, shape, name)
+        items = Allocator(view, flat_curves(view), counted.per_layer).uniform(speedup)
+        planned = Allocator(view, flat_curves(view), counted.per_layer).macs(items)
+        edited = apply(network, view, items)
+        row["speedup"] = counted.macs / cost.cost(network, shape).macs
+        row["as_planned"] = cost.cost(network, shape).macs == planned
+        row["loads"] = loads_elsewhere(network, edited, shape, x)
+    except DecompError as error:
+        row["refused"] = str(error)
+    return row
+
+
+def loads_elsewhere(network, edited, shape, x):
+    """Whether the emitted network, loaded in a fresh process, gives the same finite output."""
+    with tempfile.TemporaryDirectory() as folder:
+        emit.save(network, Path(folder) / "net", edited=edited, input_shape=shape)
+        with torch.no_grad():
+            y = as_tensor(network(x))
+        torch.save((x, y), f"{folder}/xy.pt")
+        code = (
+            "import sys, torch, decomp; from decomp.outputs import as_tensor; "
+            "x, y = torch.load(sys.argv[1] + '/xy.pt');"
+            "z = as_tensor(decomp.load(sys.argv[1] + '/net')(x)).detach(); print(bool(torch.equal(y, z)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=ROOT)
+        return bool(torch.isfinite(y).all()) and done.stdout.strip() == "True"
+
+
+def table(rows, names):
+    """The rows as Markdown."""
+    lines = [
+        "# Coverage", "",
+        "Written by `python -m benchmarks.coverage`: random weights and normalisation statistics, small inputs,",
+        "factors from the weights alone, so nothing here is about accuracy. *exact*: largest difference of the output,",
+        "over its largest entry, with every step at full size. *2x*: counted speed-up of a network asked for 2x, which",
+        "costs what was planned and loads in a fresh process to the same output, or why not. *narrowed* layers lose",
+        "channels together with the layer before them; *sampled* ones read a subset of channels that others need too.",
+        "", f"{len(rows)} of {len(names)} networks on the list have been run.", "",
+        "| network | convs | left alone | narrowed | sampled | recovery | trace | exact | 2x |",
+        "| ------- | ----- | ---------- | -------- | ------- | -------- | ----- | ----- | -- |",
+    ]  # fmt: skip
+    for row in rows:
+        if "convs" not in row:
+            lines.append(f"| {row['name']} | | | | | | | | {row.get('refused') or row.get('failed')} |")
+            continue
+        exact = f"{row['exact']:.0e}" if "exact" in row else ""
+        if "speedup" in row:
+            end = f"{row['speedup']:.2f}x" + ("" if row["as_planned"] else ", NOT as planned")
+            end += "" if row.get("loads") else ", DIFFERS when loaded"
+        if "loads" not in row:
+            end = row.get("refused") or row.get("failed")
+        lines.append(f"| {row['name']} | {row['convs']} | {row['alone']} | {row['own']} | {row['sampled']} | "
+                     f"{row['recovers']} | {row['seconds']:.1f} s | {exact} | {end} |")  # fmt: skip
+    return "\n".join([*lines, ""])
+
+
+def listed():
+    """Names of all networks to go through, and a line about what is not there."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        return names, "timm is not installed: its networks are skipped"
+    return names + [f"timm:{name}" for name in TIMM], ""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="networks to run; all that have not been run yet where not given")
+    parser.add_argument("--results", default="coverage.json", help="where results are kept")
+    parser.add_argument("--out", default=str(ROOT / "docs" / "coverage.md"))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(run_one(given.one)))
+        return
+    names, missing = listed()
+    results = Path(given.results)
+    rows = json.loads(results.read_text()) if results.is_file() else {}
+    for name in given.only or names:
+        if name in rows:
+            continue
+        command = [sys.executable, "-m", "benchmarks.coverage", "--one", name]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        last = (done.stdout.strip().splitlines() or [""])[-1]
+        failed = {"name": name, "failed": (done.stderr.strip().splitlines() or ["no output"])[-1][:160]}
+        rows[name] = json.loads(last) if done.returncode == 0 else failed
+        results.write_text(json.dumps(rows, indent=1))
+        print(json.dumps(rows[name]), flush=True)
+    shown = [rows[name] for name in names if name in rows]
+    Path(given.out).parent.mkdir(exist_ok=True)
+    Path(given.out).write_text(table(shown, names) + (f"\n{missing}.\n" if missing else ""), encoding="utf-8")
+    print(missing or f"decomp {decomp.__version__}: {given.out}")
+
+
+if __name__ == "__main__":
+    main()
