@@ -187,7 +187,9 @@ def _record(kind, data, name, needed):
     if not isinstance(data, dict):
         raise TargetError(name, "must be an object", got=_shown(data))
     if not any(key in data for key in needed):
-        raise TargetError(name, "is not a plan", got=f"an object without {needed[0]}", fix="make it anew with decompose --redo")
+        raise TargetError(
+            name, "is not a plan", got=f"an object without {needed[0]}", fix="make it anew with decompose --redo"
+        )
     known = [f.name for f in fields(kind)]
     for key in data:
         if key not in known:
