@@ -363,29 +363,6 @@ def train(threads, quiet, model, **options):
     _print(stage(model, reporter=_reporter(quiet), **_given(options)))
 
 
-@main.command(
-    epilog="""\b
-Examples:
-  decomp inspect --model zoo:resnet20-fashion
-  decomp inspect --model torchvision:resnet50 --dot resnet50.dot
-  decomp inspect --model nets.py:detector --module backbone --input-size 3x320x320
-"""
-)
-@click.option("--model", required=True, metavar="NAME", help=_MODEL_HELP)
-@click.option("--data", metavar="NAME", help=_DATA_HELP + " Tells the size of the images.")
-@click.option("--input-size", metavar="[CxHx]W", help="Of one image, where neither model nor data tell.")
-@_options("part", "leaf")
-@click.option("--dot", metavar="FILE", help="Write layers and channel spaces as a drawing for graphviz.")
-@click.option("--png", metavar="FILE", help="Draw it; needs graphviz' dot.")
-@_options("common")
-def inspect(threads, quiet, model, **options):
-    """Say what each convolution's channels are bound to, what each step can do there, and what is left alone."""
-    _use_threads(threads)
-    from decomp.pipelines.inspection import inspect as stage
-
-    _print(stage(model, **options))
-
-
 def _use_threads(threads):
     if threads is None:
         return
@@ -440,7 +417,8 @@ def _print(result):
 
 
 _door = SimpleNamespace(
-    options=_options, use_threads=_use_threads, enter=_enter, reporter=_reporter, show=_print
+    options=_options, use_threads=_use_threads, enter=_enter, reporter=_reporter, show=_print,
+    model_help=_MODEL_HELP, data_help=_DATA_HELP,
 )  # fmt: skip
 commands.add(main, _door)
 

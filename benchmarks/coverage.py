@@ -170,8 +170,9 @@ def run_one(name, speedup=2.0):
         del module
         surgery.fold_bn(network)
         view = graph.NetworkGraph(network, shape, name)
-        items = Allocator(view, flat_curves(view), counted.per_layer).uniform(speedup)
-        planned = Allocator(view, flat_curves(view), counted.per_layer).macs(items)
+        allocator = Allocator(view, flat_curves(view), cost.MacsCost(view, counted.per_layer))
+        items = allocator.uniform(speedup)
+        planned = allocator.cost(items)
         edited = apply(network, view, items)
         row["speedup"] = counted.macs / cost.cost(network, shape).macs
         row["as_planned"] = cost.cost(network, shape).macs == planned

@@ -186,7 +186,7 @@ def _record(kind, data, name, needed):
     """A dataclass from an object whose keys must be its fields."""
     if not isinstance(data, dict):
         raise TargetError(name, "must be an object", got=_shown(data))
-    if not any(key in data for key in needed):
+    if kind is Plan and not any(key in data for key in needed):
         raise TargetError(
             name, "is not a plan", got=f"an object without {needed[0]}", fix="make it anew with decompose --redo"
         )

@@ -18,11 +18,36 @@ def add(main, door):
     door : object
         What ``cli.py`` has for every command: ``options("run", "common")`` adds shared options, ``use_threads(n)``,
         ``enter(run, quiet)`` gives the run directory and its reporter, ``reporter(quiet)`` one without
-        a run, ``show(result)`` prints.
+        a run, ``show(result)`` prints; ``model_help`` and ``data_help`` say how models and images are named.
     """
+    _add_inspect(main, door)
     _add_export(main, door)
     _add_report(main, door)
     _add_compare(main, door)
+
+
+def _add_inspect(main, door):
+    @main.command(
+        epilog="""\b
+Examples:
+  decomp inspect --model zoo:resnet20-fashion
+  decomp inspect --model torchvision:resnet50 --dot resnet50.dot
+  decomp inspect --model nets.py:detector --module backbone --input-size 3x320x320
+"""
+    )
+    @click.option("--model", required=True, metavar="NAME", help=door.model_help)
+    @click.option("--data", metavar="NAME", help=door.data_help + " Tells the size of the images.")
+    @click.option("--input-size", metavar="[CxHx]W", help="Of one image, where neither model nor data tell.")
+    @door.options("part", "leaf")
+    @click.option("--dot", metavar="FILE", help="Write layers and channel spaces as a drawing for graphviz.")
+    @click.option("--png", metavar="FILE", help="Draw it; needs graphviz' dot.")
+    @door.options("common")
+    def inspect(threads, quiet, model, **options):
+        """Say what each convolution's channels are bound to, what each step can do there, and what is left alone."""
+        door.use_threads(threads)
+        from decomp.pipelines.inspection import inspect as stage
+
+        door.show(stage(model, **options))
 
 
 def _add_export(main, door):

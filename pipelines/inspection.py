@@ -176,7 +176,7 @@ def _space_facts(view):
         elif space.name in own:
             status = f"narrowed with {own[space.name]}"
         elif space.name in able:
-            status = "can be narrowed as a whole (--coupled)"
+            status = "shared: keeps its width, its readers may each take a subset"
         else:
             status = f"keeps its width: it {reasons[space.name]}"
         found.append({
