@@ -16,6 +16,7 @@ import itertools
 import torch
 
 from decomp import cost, graph, layers, selection, surgery
+from decomp.allocation import Allocator
 from decomp.factors import Selection
 from decomp.pipelines import fidelity, planning, survey
 from decomp.pipelines.log import Reporter
@@ -80,7 +81,7 @@ class Study:
         """Rows (fit, metric, refinement, error, divergence, agreement) of one step."""
         view = self.view()
         usable = planning.for_steps(planning.losses(self.known), view, (step,))
-        items = planning.Allocator(view, usable, cost.MacsCost(view, self.counted.per_layer)).joint(speedup)
+        items = Allocator(view, usable, cost.MacsCost(view, self.counted.per_layer)).joint(speedup)
         for refined, metric, aware in itertools.product((False, True), repeat=3):
             if step == "spatial" and aware and not refined:
                 continue  # the split itself has no activation-aware form
