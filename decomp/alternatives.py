@@ -110,7 +110,8 @@ class Alternatives:
     def _choosable(self, layer, curves):
         if layer.name in self.rules.skip:
             return LayerCurves()
-        if layer.input_space is not None and layer.input_space.producer in self.rules.skip:
+        space = layer.input_space
+        if space is not None and not self.rules.skip.isdisjoint((space.producer, *space.carriers)):
             return LayerCurves(None, curves.spatial, curves.channel)
         return curves
 

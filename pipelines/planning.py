@@ -134,7 +134,7 @@ def _assemble(asked, subject, found, held):
     if reached * LOWEST_SHARE > found.speedup:
         made.notes.append(f"the plan is {reached:.2f}x: sizes are too coarse to come closer to the target")
     if rules.multiple != asked["multiple"]:
-        fewer = f"with {asked['multiple']} the target is out of reach"
+        fewer = f"with {asked['multiple']} the target is missed"
         made.notes.append(f"sizes are multiples of {rules.multiple}: {fewer}")
     off = [f"{item.layer} ({', '.join(item.off_multiple)})" for item in layers if item.off_multiple]
     if off:

@@ -6,6 +6,7 @@ import numpy as np
 
 from decomp.allocation import Allocator, round_down
 from decomp.errors import TargetError
+from decomp.moves import LOWEST_SHARE
 from decomp.plan import STEPS
 
 
@@ -26,6 +27,8 @@ class Found:
 
 def allocate(view, usable, cost, asked, rules, speedup=None):
     """Sizes for a target.
+
+    Where 98 % of it cannot be used on multiples, smaller ones are tried; what comes closest is taken.
 
     Parameters
     ----------
@@ -48,12 +51,20 @@ def allocate(view, usable, cost, asked, rules, speedup=None):
         Out of reach; says the most that is, and what holds it.
     """
     speedup = speedup or asked["speedup"]
-    allocator = _that_reaches(view, usable, cost, asked, rules, speedup)
-    if asked["allocation"] == "uniform":
-        items = allocator.uniform(speedup)
-    else:
-        items = (allocator.with_energy() if asked["allocation"] == "energy" else allocator).joint(speedup)
-    return Found(allocator, items, speedup)
+    best = None
+    while True:
+        allocator = _that_reaches(view, usable, cost, asked, rules, speedup)
+        if asked["allocation"] == "uniform":
+            items = allocator.uniform(speedup)
+        else:
+            items = (allocator.with_energy() if asked["allocation"] == "energy" else allocator).joint(speedup)
+        found = Found(allocator, items, speedup)
+        if best is None or found.cost > best.cost:
+            best = found
+        # On small networks a search on multiples can end where no single size that leaves them fits any more.
+        if best.cost * speedup >= LOWEST_SHARE * cost.total or allocator.rules.multiple == 1:
+            return best
+        rules = replace(rules, multiple=allocator.rules.multiple // 2)
 
 
 def most(view, usable, cost, rules):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CHAIN_INPUT, block, chain
+from networks import CHAIN_INPUT, block, chain, randomise
+from small_graphs import INPUT, DepthwiseSeparable
 from torch import nn
 
 from decomp.allocation import Allocator, LayerCurves, Rules
@@ -22,6 +23,7 @@ from decomp.surgery import fold_bn
 NETWORKS = {
     "chain": (chain, CHAIN_INPUT),
     "block": (block, (3, 8, 8)),
+    "depthwise": (lambda: randomise(DepthwiseSeparable()), INPUT),
     "digits": (lambda: zoo.build("vgg-digits"), (1, 8, 8)),
     "vgg": (lambda: zoo.build("vgg-fashion"), (1, 28, 28)),
 }
@@ -171,6 +173,15 @@ def test_a_skipped_layer_keeps_its_shape_on_both_sides(allocation):
         assert changed.get_submodule(name).weight.shape == view.module.get_submodule(name).weight.shape
 
 
+def test_a_skipped_depthwise_layer_keeps_its_width():
+    view = view_of("depthwise")
+    curves, model = curves_for(view), COSTS["macs"](view)
+    free, held = (Allocator(view, curves, model, Rules(1, frozenset(skip))) for skip in ((), ("depthwise.0",)))
+    assert free.smallest()["project.0"].keep == 1 and held.smallest()["project.0"].keep is None
+    changed = mockup(view, held.smallest()).get_submodule("depthwise.0")
+    assert changed.weight.shape == view.module.get_submodule("depthwise.0").weight.shape
+
+
 def test_limits_lower_what_can_be_reached():
     view = view_of("vgg")
     curves, model = curves_for(view), COSTS["macs"](view)
@@ -187,7 +198,7 @@ def test_limits_lower_what_can_be_reached():
 
 
 @settings(max_examples=20, deadline=None)
-@given(data=st.data(), name=st.sampled_from(["chain", "block", "digits"]))
+@given(data=st.data(), name=st.sampled_from(["chain", "block", "depthwise", "digits"]))
 def test_both_costs_by_formula_are_those_of_the_network(data, name):
     view = view_of(name)
     items = {}

@@ -230,6 +230,15 @@ def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
     assert all(layer["layer"] in listed for layer in plan["layers"]) and "reads the image itself" in listed
 
 
+@pytest.mark.parametrize("run", ["inverted"], indirect=True)
+def test_where_multiples_miss_the_target_smaller_ones_are_taken_and_told(run):
+    told = Collected()
+    decompose(run, speedup=2, steps=("prune",), plan_only=True, reporter=told)
+    plan = json.loads(run.plan_json.read_text())
+    assert 0.98 <= plan["macs_after"] * 2 / plan["macs_before"] <= 1
+    assert any("with 8 the target is missed" in note for note in plan["notes"])
+
+
 @pytest.mark.parametrize("run", ["inverted", "dense"], indirect=True)
 def test_shared_inputs_are_sampled_and_private_ones_narrowed(run):
     decompose(run, speedup=2, steps=("prune",), plan_only=True, reporter=Collected())
