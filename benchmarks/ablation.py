@@ -15,6 +15,7 @@ import itertools
 
 import torch
 
+from benchmarks.common import markdown
 from decomp import cost, graph, layers, selection, surgery
 from decomp.allocation import Allocator
 from decomp.factors import Selection
@@ -93,16 +94,6 @@ class Study:
             yield (*words, *self.variant(items, aware, metric, refined))
 
 
-def markdown(head, rows):
-    """A Markdown table."""
-
-    def cell(value):
-        return f"{value:.5f}" if isinstance(value, float) else str(value)
-
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows])
-
-
 def main():
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -111,11 +102,12 @@ def main():
     options = parser.parse_args()
     torch.manual_seed(0)
     study = Study(options.run)
-    print(markdown(("layer", "kept", *selection.SELECTORS), study.selectors()))
+    head = ("layer", "kept", *selection.SELECTORS)
+    print(markdown(head, [dict(zip(head, row)) for row in study.selectors()]))
     for step in ("spatial", "channel"):
         print(f"\n{step} alone at {options.speedup:g}x", flush=True)
         head = ("fit", "metric", "refined", "mean layer error", "output divergence", "agreement")
-        print(markdown(head, study.variants(step, options.speedup)), flush=True)
+        print(markdown(head, [dict(zip(head, row)) for row in study.variants(step, options.speedup)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 The search (:mod:`decomp.chains`, :mod:`decomp.moves`) sees the network through this alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -104,8 +104,7 @@ class Alternatives:
 
     def with_any_size(self):
         """The same without the rule of multiples."""
-        rules = Rules(1, self.rules.skip, self.rules.max_layer_speedup)
-        return Alternatives(self.graph, self.curves, self.cost, rules)
+        return Alternatives(self.graph, self.curves, self.cost, replace(self.rules, multiple=1))
 
     def _choosable(self, layer, curves):
         if layer.name in self.rules.skip:

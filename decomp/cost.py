@@ -145,21 +145,7 @@ class MacsCost:
         self._repeats = {la.name: la.input_space.repeat for la in graph.layers if la.input_space is not None}
 
     def layer(self, layer, width_in, width_out, spatial_rank=None, channel_rank=None):
-        """Cost of one layer after its three steps.
-
-        Parameters
-        ----------
-        layer : decomp.graph.Layer
-        width_in, width_out : int or numpy.ndarray
-            Channels it still reads and writes. For a linear layer behind a flatten: columns still read.
-        spatial_rank, channel_rank : int, numpy.ndarray or None
-            None: that step is not applied.
-
-        Returns
-        -------
-        int, float or numpy.ndarray
-            Of the arguments' common shape.
-        """
+        """Cost of one layer after its three steps, an array where an argument is one; see :func:`chain_macs`."""
         if not layer.fitted:
             return 0 if layer.name in self._carried else self.per_layer[layer.name]
         carried = self._per_channel[layer.name] * (width_in // self._repeats.get(layer.name, 1))

@@ -164,10 +164,14 @@ class NetworkGraph:
         """The node whose value is added to the layer's output, or None."""
         return None if layer.recovers is None else self._nodes[layer.recovers]
 
-    def columns_kept(self, layer, keep):
-        """{node: places along axis 1 that stay} when a layer's input space, its own, keeps these channels."""
+    def own_space(self, layer):
+        """The channel space that this layer alone reads; only where its input space is not sampled."""
         (space,) = self.spaces.read_by(layer.name)
-        return self.spaces.kept_columns(self.spaces.alive({space.name: keep.cpu().numpy()}))
+        return space
+
+    def columns_kept(self, layer, keep):
+        """{node: places along axis 1 that stay} when a layer's own space keeps these channels."""
+        return self.spaces.kept_columns(self.spaces.alive({self.own_space(layer).name: keep.cpu().numpy()}))
 
     def shape(self, node):
         """Output shape of a node for a batch of two, or None where it is not a tensor."""

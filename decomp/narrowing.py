@@ -55,23 +55,6 @@ def set_module(root, path, module):
         setattr(holder, name, module)
 
 
-def narrow_outputs(module, keep):
-    """The same layer with only the kept output channels.
-
-    Parameters
-    ----------
-    module : nn.Conv2d, nn.ConvTranspose2d, nn.Linear or nn.Sequential of such
-        Of a Sequential (a chain of factors) the last is narrowed.
-    keep : torch.LongTensor
-        Ascending indices, at least one.
-
-    Returns
-    -------
-    nn.Module
-    """
-    return narrow_layer(module, writes=keep)
-
-
 def narrow_layer(module, reads=None, writes=None):
     """The same layer on only some of its input and output channels.
 
@@ -213,7 +196,8 @@ def shrink(network, spaces, keep):
     changed = []
     for path, role, reads, writes in _cuts(spaces, keep):
         module = network.get_submodule(path)
-        places = [torch.from_numpy(np.flatnonzero(stay)) for stay in (reads, writes)]
+        # A side that keeps all may have been narrowed before, with another space.
+        places = [None if stay.all() else torch.from_numpy(np.flatnonzero(stay)) for stay in (reads, writes)]
         if role == "carrier":
             set_module(network, path, narrow_carrier(module, places[0], len(reads)))
         else:

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from decomp.errors import DecompError
 from decomp.factors import FactoredConv, Geometry, Selection
-from decomp.narrowing import Select, linear, narrow_carrier, narrow_outputs, set_module, with_parameters
+from decomp.narrowing import Select, linear, set_module, shrink, with_parameters
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,8 @@ def apply_solution(network, graph, solution):
     if solution.keep is not None and space is None:
         raise DecompError(layer.name, "its input cannot be narrowed", got=layer.left_alone.get("prune"))
     if solution.keep is not None and not space.sampled:
-        keep = solution.keep.keep
-        set_module(network, space.producer, narrow_outputs(network.get_submodule(space.producer), keep))
-        for path in space.carriers:
-            set_module(network, path, narrow_carrier(network.get_submodule(path), keep, space.width))
-        changed += [space.producer, *space.carriers]
+        kept = {graph.own_space(layer).name: solution.keep.keep.cpu().numpy()}
+        changed = [path for path in shrink(network, graph.spaces, kept) if path != layer.name]
     replacement = module_from_factors(solution, layer.kind, space is not None and space.sampled)
     old = network.get_submodule(layer.name)
     replacement.to(device=next(old.parameters()).device).train(old.training)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from decomp import layers, seeds, surgery
 from decomp.cost import cost as counted_cost
-from decomp.data import models
 from decomp.errors import DecompError, UsageError
 from decomp.pipelines import emit, fidelity, files, planning, points, reuse, subject
 from decomp.pipelines.devices import pick_device
@@ -214,14 +213,9 @@ def _decompose(run, asked, plan, opened, device, batch_size, reporter):
     edited = folded + [name for name in edited if name not in folded]
     place = {"part": frozen.meta.get("part"), "leaves": frozen.meta.get("leaves") or ()}
     emit.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta, **place)
-    reporter.step(emit.verify_into_original(run.model_dir, lambda: _original_class(frozen.meta)))
+    reporter.step(emit.verify_into_original(run.model_dir, lambda: points.original_class(frozen.meta)))
     run.update_config("decompose", facts)
     return DecomposeResult(run, False, facts)
-
-
-def _original_class(meta):
-    """An instance of the class that was frozen; the weights do not matter, all of them are put in."""
-    return models.load_model(meta["model"], weights="random", input_size=meta["input_size"]).module
 
 
 def _announce(plan, view, reporter):

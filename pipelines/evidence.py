@@ -9,10 +9,8 @@ from decomp.errors import FileError
 from decomp.pipelines import files
 from decomp.pipelines.layerfile import read_selection
 from decomp.pipelines.options import program
-from decomp.pipelines.summary import summarise
-from decomp.plan import STEPS, Plan
-
-SIZES = {"spatial": "spatial_rank", "channel": "channel_rank", "prune": "keep"}
+from decomp.pipelines.summary import Summary, summarise
+from decomp.plan import SIZES, STEPS, Plan
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,17 @@ class Table:
         Names of the columns, units included.
     rows : list of tuple
         None where a value is not there.
+    notes : list of str
+        Lines beneath the figure.
+    summary : decomp.pipelines.summary.Summary, optional
+        What the rows were taken from.
     """
 
     name: str
     header: tuple
     rows: list
     notes: list = field(default_factory=list)
+    summary: Summary | None = None
 
     def column(self, name):
         """The values of one column."""
@@ -102,7 +105,8 @@ def layers(run):
         return Missing("layers", "nothing is decomposed yet", f"{program()} decompose --run {run} --speedup 4x")
     header = ("layer", "kind", "becomes", "macs_before", "macs_after", "params_before", "params_after", "error")
     rows = [tuple(getattr(item, name) for name in header) for item in summary.layers]
-    return Table("layers", header, rows, [summary.costs(), *([summary.fidelity["words"]] if summary.fidelity else [])])
+    notes = [summary.costs(), *([summary.fidelity["words"]] if summary.fidelity else [])]
+    return Table("layers", header, rows, notes, summary)
 
 
 def errors(run):

@@ -8,7 +8,9 @@ from decomp.pipelines import planning, subject
 from decomp.pipelines.decompose import decompose
 from decomp.pipelines.devices import pick_device
 from decomp.pipelines.log import Reporter
+from decomp.pipelines.options import program
 from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,7 @@ class FamilyResult:
     def lines(self):
         """A table for a person."""
         rows = [["run", "asked", "MACs", "counted", "parameters", "KL divergence", "agreement"]]
-        plan_only = any(member.facts.get("plan_only") for member in self.members)
-        if plan_only:
+        if any(member.facts.get("plan_only") for member in self.members):
             yield from (f"plan in {member.run.plan_json}" for member in self.members)
             return
         for member in self.members:
@@ -35,12 +36,9 @@ class FamilyResult:
             rows.append(row)
         if len(rows[-1]) > len(rows[0]):
             rows[0].append("measured")
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        for row in rows:
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-            yield "  ".join(cells)
+        yield from text_table(rows).split("\n")
         yield "divergence and agreement: to the original, on held-out calibration images"
-        yield f"next: decomp finetune --run {self.members[0].run}, and so for each"
+        yield f"next: {program()} finetune --run {self.members[0].run}, and so for each"
 
 
 def family(run, *, speedups, source_run=None, plan=None, reporter, device="auto", batch_size=100, **options):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decomp import cost, graph, surgery
-from decomp.coupling import whole_spaces
 from decomp.data import models, sources
 from decomp.errors import FileError, UsageError
 from decomp.pipelines import files
@@ -165,20 +164,21 @@ def _layer_facts(view, layer, counted):
     }  # fmt: skip
 
 
+def _own_spaces(view):
+    """Spaces that are narrowed with the one layer that reads them: {space: layer}."""
+    private = [layer for layer in view.layers if layer.input_space and not layer.input_space.sampled]
+    return {view.own_space(layer).name: layer.name for layer in private}
+
+
 def _space_facts(view):
-    able, reasons = whole_spaces(view)
-    own = {view.spaces.read_by(la.name)[0].name: la.name for la in view.layers
-           if la.input_space and not la.input_space.sampled}  # fmt: skip
-    found = []
+    own, found = _own_spaces(view), []
     for space in view.spaces.all:
         if space.frozen is not None:
             status = f"keeps its width: it {space.frozen}"
         elif space.name in own:
             status = f"narrowed with {own[space.name]}"
-        elif space.name in able:
-            status = "shared: keeps its width, its readers may each take a subset"
         else:
-            status = f"keeps its width: it {reasons[space.name]}"
+            status = "shared: keeps its width, its readers may each take a subset"
         found.append({
             "name": space.name, "width": space.width, "status": status, "producers": list(space.producers),
             "carriers": list(space.carriers), "consumers": list(space.consumers), "couplings": list(space.couplings),
@@ -205,7 +205,7 @@ def _others(view, counted, leaves):
 def _drawing(view):
     """Layers as boxes, channel spaces as ellipses, in graphviz' language."""
     lines = ["digraph network {", "  rankdir=TB; node [fontname=Helvetica, fontsize=10];"]
-    own = {view.spaces.read_by(la.name)[0].name for la in view.layers if la.input_space and la.input_space.producer}
+    own = _own_spaces(view)
     for layer in view.layers:
         kernel = f"{layer.kernel[0]}×{layer.kernel[1]} " if layer.kind == "conv" else ""
         colour = "lightgrey" if not layer.fitted else "white"

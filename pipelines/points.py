@@ -46,16 +46,20 @@ def open_frozen(run):
     return frozen, original
 
 
-def original_part(meta):
-    """An instance of the class that was frozen, or of the part of it; its weights do not matter.
+def original_class(asked):
+    """An instance of the class that was frozen; its weights do not matter, all of them are put in.
 
     Parameters
     ----------
-    meta : dict
+    asked : dict
         What freeze was asked for: model, input_size, part.
     """
-    whole = models.load_model(meta["model"], weights="random", input_size=meta["input_size"]).module
-    return part_of(whole, meta.get("part"), meta["model"])
+    return models.load_model(asked["model"], weights="random", input_size=asked["input_size"]).module
+
+
+def original_part(asked):
+    """The part of it that was frozen, or the whole."""
+    return part_of(original_class(asked), asked.get("part"), asked["model"])
 
 
 def require_whole(run):

@@ -10,7 +10,6 @@ from decomp.pipelines import evidence, figures, files, page
 from decomp.pipelines.evidence import Missing, Table
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import RunDirectory
-from decomp.pipelines.summary import summarise
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,7 @@ def report(run, *, out=None, reporter=None):
     with run.lock(), reporter.stage("report"):
         found = [collect(run) for collect in evidence.COLLECTORS]
         sections = _sections(found)
-        try:
-            layers = summarise(run)
-        except FileError:
-            layers = None
+        layers = next((item.summary for item in found if isinstance(item, Table) and item.summary), None)
         words = page.run_words(run.read_config(), layers)
         return _write(html, folder, f"{run.path.resolve().name}: {words[0]}", words[1:], sections, found, layers)
 

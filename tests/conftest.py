@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 CHECKOUT = str(Path(__file__).resolve().parent.parent)
 
 if CHECKOUT not in sys.path:
@@ -19,3 +21,26 @@ def pytest_collection_modifyitems(config, items):
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a network file, in which commands are given."""
+    from command_line import NETWORK  # not before the checkout is on the path
+
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "net.py").write_text(NETWORK)
+    before = os.getcwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def frozen(place):
+    """A run with frozen points of the small network."""
+    from command_line import decomp_command
+
+    result = decomp_command(*"freeze --model net.py:build --data digits --run runs/a --images 150 --points 5".split())
+    assert result.code == 0, result.err
+    return "runs/a"

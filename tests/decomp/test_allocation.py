@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from error_curves import curves_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CHAIN_INPUT, block, chain, randomise
@@ -38,18 +39,6 @@ def view_of(name):
     network = trace(make())
     fold_bn(network)
     return NetworkGraph(network, shape)
-
-
-def curves_for(view, seed=0):
-    rng, found = np.random.default_rng(seed), {}
-    for layer in view.layers:
-        made = {}
-        for step, (_, limit, _) in limits(layer).items():
-            if step not in layer.left_alone:
-                sizes = np.arange(limit + 1)
-                made[step] = rng.uniform(0.2, 2) * (1 - sizes / limit) ** rng.uniform(1.5, 4)
-        found[layer.name] = LayerCurves(**made)
-    return found
 
 
 def share_used(allocator, items, speedup):

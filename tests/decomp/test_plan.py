@@ -1,16 +1,16 @@
 import itertools
 import json
 
-import numpy as np
 import pytest
 import torch
+from error_curves import curves_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CHAIN_INPUT, block, chain
 from torch.utils.flop_counter import FlopCounterMode
 
 from decomp import surgery
-from decomp.allocation import Allocator, LayerCurves
+from decomp.allocation import Allocator
 from decomp.alternatives import plan_cost
 from decomp.cost import MacsCost, cost
 from decomp.data import zoo
@@ -30,23 +30,6 @@ def view_of(make, shape):
 
 def macs(view):
     return MacsCost(view, cost(view.module, view.input_shape).per_layer)
-
-
-def falling(n, scale, power=2.0):
-    """An error curve that falls to nearly 0 at size n."""
-    sizes = np.arange(n + 1)
-    return scale * (1 - sizes / n) ** power
-
-
-def curves_for(view, seed=0):
-    rng, found = np.random.default_rng(seed), {}
-    for layer in view.layers:
-        made = {}
-        for step, (_, limit, _) in limits(layer).items():
-            if step not in layer.left_alone:
-                made[step] = falling(limit, rng.uniform(0.2, 2), rng.uniform(1.5, 4))
-        found[layer.name] = LayerCurves(**made)
-    return found
 
 
 def apply_random_factors(view, items):

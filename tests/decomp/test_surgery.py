@@ -10,6 +10,7 @@ from decomp.cost import cost
 from decomp.errors import DecompError
 from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
 from decomp.graph import NetworkGraph, trace
+from decomp.narrowing import narrow_layer
 from decomp.structure import build_graph, describe_graph
 
 
@@ -105,14 +106,14 @@ def test_factors_become_a_chain_of_named_convolutions():
     assert list(dict(module.named_children())) == ["vertical", "horizontal", "pointwise"]
     x = images((8, 12, 12))
     assert torch.allclose(module(x), factored.forward(x), atol=1e-5)
-    narrow = surgery.narrow_outputs(module, torch.tensor([1, 7]))
+    narrow = narrow_layer(module, writes=torch.tensor([1, 7]))
     assert torch.allclose(narrow(x), module(x)[:, [1, 7]], atol=1e-6)
     assert module.pointwise.out_channels == 10
 
 
 def test_nothing_left_is_refused():
     with pytest.raises(DecompError, match="at least one channel"):
-        surgery.narrow_outputs(nn.Conv2d(2, 3, 1), torch.tensor([], dtype=torch.long))
+        narrow_layer(nn.Conv2d(2, 3, 1), writes=torch.tensor([], dtype=torch.long))
 
 
 def test_a_layer_without_a_space_is_not_narrowed():

@@ -1,212 +1,32 @@
-"""Freeze, plan and decompose on small chains and a branching network, over scikit-learn's digits."""
+"""Plan and decompose on small chains and branching networks, over scikit-learn's digits."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from networks import randomise
 from safetensors import safe_open
 from torch import fx, nn
 
 import decomp
 from decomp import capture
 from decomp.cost import cost
-from decomp.data import models, sources
+from decomp.data import sources
 from decomp.data.frozen import FrozenFile
-from decomp.errors import DecompError, FileError, NumericalError, TargetError, UsageError
+from decomp.errors import DecompError, FileError, TargetError, UsageError
 from decomp.graph import NetworkGraph, trace
 from decomp.operations import SUMS
 from decomp.pipelines import decompose as stage
 from decomp.pipelines import emit, files
 from decomp.pipelines.decompose import decompose
-from decomp.pipelines.freeze import freeze
-from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import RunDirectory
+from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, make_run
 
-SHAPE = (1, 8, 8)
-
-
-class Collected(Reporter):
-    """A reporter whose lines can be looked at."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.told = []
-
-    def step(self, message, **fields):
-        self.told.append(message)
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.conv1 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
-        self.conv2 = nn.Conv2d(12, 8, 3, padding=1)
-        self.head = nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.stem(x))
-        x = torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
-        return self.head(x.mean((2, 3)))
-
-
-def plain():
-    return nn.Sequential(
-        nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(inplace=True),
-        nn.Conv2d(12, 16, (3, 2), stride=(1, 2), padding=(1, 0)), nn.ReLU6(),
-        nn.Conv2d(16, 16, 3, padding="same", dilation=2),
-        nn.PReLU(16), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * 4 * 2, 10),
-    )  # fmt: skip
-
-
-class Inverted(nn.Module):
-    """Two inverted residuals behind a stem; the second is added to its input."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6(),
-                nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU6(),
-                nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8),
-            )
-            for _ in range(2)
-        )  # fmt: skip
-        self.head = nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = self.blocks[0](torch.relu(self.stem(x)))
-        return self.head((x + self.blocks[1](x)).mean((2, 3)))
-
-
-class Dense(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3, padding=1)
-        self.convs = nn.ModuleList(nn.Conv2d(8 + 8 * i, 8, 3, padding=1) for i in range(3))
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.stem(x))
-        for conv in self.convs:
-            x = torch.cat([x, torch.relu(conv(x))], 1)
-        return self.head(x.mean((2, 3)))
-
-
-NETWORKS = {"plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in another order are other bytes; runs are compared byte for byte."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def known_networks(monkeypatch):
-    real = models.load_model
-
-    def load(name, **options):
-        if name not in NETWORKS:
-            return real(name, **options)
-        return models.LoadedModel(randomise(NETWORKS[name]()), name, SHAPE, "0" * 64, "random")
-
-    monkeypatch.setattr(models, "load_model", load)
-
-
-def make_run(path, name="plain", **options):
-    freeze(path, model=name, data="digits", n_images=options.pop("n_images", 400), reporter=Collected(), **options)
-    return RunDirectory.open(path)
-
-
-@pytest.fixture(scope="module")
-def frozen_runs(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs"), {}
-
-
-@pytest.fixture
-def run(frozen_runs, tmp_path, request):
-    folder, made = frozen_runs
-    name = getattr(request, "param", "plain")
-    if name not in made:
-        made[name] = make_run(folder / name, name).path
-    shutil.copytree(made[name], tmp_path / "run")
-    return RunDirectory.open(tmp_path / "run")
+pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 
 
 def bytes_of(run):
     return {p.relative_to(run.path): p.read_bytes() for p in sorted(run.path.rglob("*.safetensors"))}
-
-
-# -- freeze ------------------------------------------------------------------------------------------------
-
-
-def test_frozen_points_are_the_responses_of_the_model_as_given(run):
-    module = randomise(plain())
-    with FrozenFile(run.frozen) as frozen, torch.no_grad():
-        assert frozen.layers == ["0", "3", "5", "9"]
-        x = frozen.images(0, 400)
-        after_bn = module[1](module[0](x))
-        wanted = capture.responses(after_bn, frozen.positions(frozen.grid_of("0")))
-        assert torch.allclose(frozen.responses("0"), wanted, atol=1e-5)
-        assert torch.allclose(frozen.responses("9")[:, 0], module(x), atol=1e-5)
-        assert not torch.equal(frozen.positions("8x8")[0], frozen.positions("8x8")[1])
-
-
-def test_calibration_images_are_training_images(run):
-    train = sources.open_source("digits").train
-    every = {row.numpy().tobytes() for row in train.images(torch.arange(len(train)))}
-    with FrozenFile(run.frozen) as frozen:
-        assert all(row.numpy().tobytes() in every for row in frozen.images(0, 400))
-
-
-def test_freezing_twice_does_nothing_and_otherwise_refuses(run):
-    before = run.frozen.stat().st_mtime_ns
-    result = freeze(run, model="plain", data="digits", n_images=400, reporter=Collected())
-    assert result.done_before and run.frozen.stat().st_mtime_ns == before
-    with pytest.raises(UsageError, match="holds frozen points for n_images = 400, got 300"):
-        freeze(run, model="plain", data="digits", n_images=300, reporter=Collected())
-    with pytest.raises(UsageError, match="holds frozen points for model = plain, got residual"):
-        freeze(run, model="residual", data="digits", n_images=400, reporter=Collected())
-
-
-def test_the_seed_decides_and_nothing_else(tmp_path):
-    torch.manual_seed(1)
-    one = make_run(tmp_path / "one", n_images=50)
-    torch.manual_seed(2)
-    two = make_run(tmp_path / "two", n_images=50)
-    three = make_run(tmp_path / "three", n_images=50, seed=1)
-    opened = [FrozenFile(r.frozen) for r in (one, two, three)]
-    images = [f.images(0, 50) for f in opened]
-    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
-    assert torch.equal(opened[0].responses("3"), opened[1].responses("3"))
-
-
-def test_numbers_that_are_none_are_found_with_their_layer(tmp_path, monkeypatch):
-    def poisoned():
-        module = plain()
-        module.register_forward_pre_hook(lambda m, i: None)
-        return module
-
-    monkeypatch.setitem(NETWORKS, "poisoned", poisoned)
-    real = capture.responses
-
-    def responses(y, positions):
-        rows = real(y, positions)
-        return rows.index_fill(2, torch.tensor([0]), float("nan")) if y.dim() == 2 else rows
-
-    monkeypatch.setattr(capture, "responses", responses)
-    with pytest.raises(NumericalError, match="9: the responses must be finite"):
-        make_run(tmp_path / "bad", "poisoned", n_images=20)
-    assert not (tmp_path / "bad" / "frozen.h5").exists()
-
-
-# -- decompose ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("run", ["plain", "residual"], indirect=True)

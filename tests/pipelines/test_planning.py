@@ -16,26 +16,12 @@ from decomp.pipelines import devices, emit, survey, timing
 from decomp.pipelines.decompose import decompose
 from decomp.pipelines.family import family
 from decomp.pipelines.freeze import freeze
-from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import RunDirectory
 from decomp.pipelines.status import status
+from tests.pipelines.digit_runs import Collected
 
 SHAPE = (1, 8, 8)
 CONVS = ["0", "3", "7", "10"]
-
-
-class Collected(Reporter):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.told = []
-
-    def step(self, message, **fields):
-        self.told.append(message)
-
-    def warn(self, message, **fields):
-        self.told.append(message)
 
 
 @pytest.fixture(scope="module")

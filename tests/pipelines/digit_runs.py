@@ -1,0 +1,89 @@
+"""Small networks of several kinds, frozen on scikit-learn's digits, for the tests of the stages that follow."""
+
+import torch
+from torch import nn
+
+from decomp.pipelines.freeze import freeze
+from decomp.pipelines.log import Reporter
+from decomp.pipelines.rundir import RunDirectory
+
+SHAPE = (1, 8, 8)
+
+
+class Collected(Reporter):
+    """A reporter whose lines can be looked at."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.told = []
+
+    def step(self, message, **fields):
+        self.told.append(message)
+
+    def warn(self, message, **fields):
+        self.told.append(message)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv1 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.conv2 = nn.Conv2d(12, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def plain():
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(inplace=True),
+        nn.Conv2d(12, 16, (3, 2), stride=(1, 2), padding=(1, 0)), nn.ReLU6(),
+        nn.Conv2d(16, 16, 3, padding="same", dilation=2),
+        nn.PReLU(16), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * 4 * 2, 10),
+    )  # fmt: skip
+
+
+class Inverted(nn.Module):
+    """Two inverted residuals behind a stem; the second is added to its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6(),
+                nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU6(),
+                nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.blocks[0](torch.relu(self.stem(x)))
+        return self.head((x + self.blocks[1](x)).mean((2, 3)))
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(8 + 8 * i, 8, 3, padding=1) for i in range(3))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        for conv in self.convs:
+            x = torch.cat([x, torch.relu(conv(x))], 1)
+        return self.head(x.mean((2, 3)))
+
+
+NETWORKS = {"plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense}
+
+
+def make_run(path, name="plain", **options):
+    freeze(path, model=name, data="digits", n_images=options.pop("n_images", 400), reporter=Collected(), **options)
+    return RunDirectory.open(path)
