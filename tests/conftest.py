@@ -1,10 +1,13 @@
 """The checkout is what is tested, also by the processes that tests start, from whatever folder they are started."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 CHECKOUT = str(Path(__file__).resolve().parent.parent)
 
@@ -21,6 +24,14 @@ def pytest_collection_modifyitems(config, items):
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same random numbers in every run, alone or among others."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope="module")

@@ -94,8 +94,8 @@ def test_divergence_of_outputs():
     p, q = scores.double().softmax(1), (scores * 2).double().softmax(1)
     wanted = (p * (p / q).log()).sum(1)
     assert torch.allclose(sensitivity.output_divergence(scores, scores * 2), wanted)
-    maps = torch.randn(5, 3, 4, 4)
-    assert sensitivity.output_divergence(maps, torch.zeros_like(maps)).mean() == pytest.approx(1, abs=0.35)
+    maps = torch.randn(500, 3, 4, 4)  # of maps: the squared difference over their spread
+    assert sensitivity.output_divergence(maps, torch.zeros_like(maps)).mean() == pytest.approx(1, abs=0.05)
     assert sensitivity.output_divergence(maps, maps).max() == 0
 
 
