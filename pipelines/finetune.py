@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from decomp.data.frozen import FrozenFile
@@ -77,7 +78,8 @@ def finetune(
         'train': cross-entropy on the training split, of which a seeded tenth (at most 5,000 images) is held out; the
         best epoch is the one with the highest accuracy there. 'none': the frozen calibration images alone; the loss is
         the Kullback-Leibler divergence from the original's outputs, of which the lowest value on a held-out tenth of
-        the calibration images is the best.
+        the calibration images is the best. Dropout is off then: the original's outputs, unlike labels, say all there
+        is to say of an image, and dropout only adds noise to what follows them.
     distill : bool
         With labels: the mean of cross-entropy and that divergence.
     device : str
@@ -193,8 +195,11 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
         hooks.append(training.Hooks(after_save=board))
     else:
         reporter.step(f"no TensorBoard events: it is not installed ({events.INSTALL})")
+    network = emit.load(run.model_dir)
+    if asked["labels"] == "none":
+        without_dropout(network)
     outcome = training.fit(
-        emit.load(run.model_dir),
+        network,
         recipe,
         stage="finetune",
         n_images=len(task.train),
@@ -216,6 +221,13 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
     run.update_config("finetune", {"asked": asked, "network": network_digest, "facts": facts})
     checkpoint_file(run).unlink(missing_ok=True)
     return FinetuneResult(run, facts)
+
+
+def without_dropout(network):
+    """Switch off every dropout module in place, also for training mode."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
 
 
 def loss_for(labels, distill, original):

@@ -71,6 +71,23 @@ def test_losses_are_what_the_options_say():
 # --- what it does ---
 
 
+def test_without_labels_nothing_is_dropped():
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3), nn.Sequential(nn.Dropout1d(0.9)))
+    images = torch.randn(4, 3, 2, 2)
+    wanted = network.eval()(images)
+    assert not torch.equal(network.train()(images), wanted)
+    stage.without_dropout(network)
+    assert torch.equal(network.train()(images), wanted)
+
+
+@pytest.mark.parametrize("labels", ["train", "none"])
+def test_dropout_stays_where_there_are_labels(run, monkeypatch, labels):
+    trained = []
+    monkeypatch.setattr(stage, "without_dropout", trained.append)
+    finetune(run, epochs=1, labels=labels, reporter=quiet())
+    assert len(trained) == (labels == "none")
+
+
 def test_tuning_with_labels_helps_on_images_it_has_not_seen(run):
     result = tune(run, epochs=3)
     _, held_out = training.hold_out(1347, 0)
