@@ -305,6 +305,10 @@ Examples:
 @_options("run")
 @_number("--batch-size", default=64, show_default=True, help="For the latency.")
 @_number("--repeats", help="How often the latency is measured.")
+@click.option(
+    "--layout", type=click.Choice(parse.LAYOUTS), default="contiguous", show_default=True,
+    help="Of images and weights in memory, for the latency.",
+)  # fmt: skip
 @_options("redo", "device", "common")
 def evaluate(run, threads, quiet, **options):
     """Compare the original, the decomposed and the fine-tuned network on the test images."""

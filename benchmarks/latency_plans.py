@@ -1,6 +1,6 @@
 """Counted and measured speed-up of plans by multiply-accumulates and of plans by measured time.
 
-    python -m benchmarks.latency_plans --out runs/latency
+    python -m benchmarks.latency_plans --out runs/latency --layout channels-last
 
 Protocol: the network is frozen once. For each speed-up one network is planned by multiply-accumulates, and one by
 measured time for each batch size. Latencies are medians of interleaved rounds against the original in one process, on
@@ -20,7 +20,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-def measure(out, model, data, speedups, batches, images, options):
+def measure(out, model, data, speedups, batches, images, layout, options):
     """A row for every plan and batch size; and the conditions they were measured under."""
     log, base, rows = out / "stages.json", str(out / "frozen"), []
     stage(log, "freeze", "--model", model, "--data", data, "--images", str(images), "--run", base, "--quiet", *options)
@@ -30,15 +30,15 @@ def measure(out, model, data, speedups, batches, images, options):
     for speedup in speedups:
         for batch in batches:
             for cost in ("macs", "latency"):
-                run = str(out / (f"{cost}-{speedup}x" + (f"-batch{batch}" if cost == "latency" else "")))
+                run = str(out / (f"{cost}-{speedup}x" + (f"-batch{batch}-{layout}" if cost == "latency" else "")))
                 asked = ["--run", run, "--from", base, "--speedup", f"{speedup}x", "--cost", cost, *options]
-                asked += ["--batch-size", str(batch)] if cost == "latency" else []
+                asked += ["--batch-size", str(batch), "--layout", layout] if cost == "latency" else []
                 try:
                     seconds, _ = stage(log, "decompose", *asked, "--quiet")
                 except SystemExit:  # told above: on small networks what is asked for can be out of reach
                     rows.append({"cost": cost, "speedup": speedup, "batch": batch})
                     continue
-                report = evaluation(out, run, "latency", batch, *options)
+                report = evaluation(out, run, f"latency-{layout}", batch, "--layout", layout, *options)
                 conditions = report["conditions"]
                 rows.append(_row(cost, speedup, batch, report["rows"], _planned(run), seconds))
     return rows, conditions
@@ -71,17 +71,20 @@ def main():
     parser.add_argument("--images", default=5000, type=int)
     parser.add_argument("--threads", help="of the CPU, in every stage")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--layout", default="contiguous", help="of images and weights, or channels-last")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     shared = ["--device", options.device] + (["--threads", options.threads] if options.threads else [])
     rows, conditions = measure(
         options.out, options.model, options.data, numbers(options.speedups), numbers(options.batches),
-        options.images, shared,
+        options.images, options.layout, shared,
     )  # fmt: skip
-    write_csv(options.out / "table.csv", FIELDS, rows)
+    write_csv(options.out / f"table-{options.layout}.csv", FIELDS, rows)
     text = markdown(FIELDS, rows)
-    (options.out / "table.md").write_text(text + "\n")
-    print(f"\n{__doc__.split('Protocol: ')[1]}\n{machine()}; {conditions['device']}, {conditions['threads']} threads")
+    (options.out / f"table-{options.layout}.md").write_text(text + "\n")
+    print(
+        f"\n{__doc__.split('Protocol: ')[1]}\n{machine()}; {conditions['device']}, {conditions['threads']} threads, {options.layout}"
+    )
     print(f"{options.model} on {conditions['n_images']:,} test images of {conditions['data']}\n\n{text}")
 
 

@@ -5,7 +5,8 @@
 Protocol: each stage is a process of its own, timed from outside, its peak memory as the operating system accounts it.
 The network is frozen once; each speed-up is decomposed from these points, evaluated, fine-tuned for 1 and for 5 epochs
 (each from the decomposed network, with its own schedule) and evaluated again. Latencies are medians of interleaved
-rounds against the original in one process, at batch 1 and 64. Accuracies are those of the test images. What is there
+rounds against the original in one process, at batch 1 and 64, and of the decomposed networks also with the channels
+last in memory, the original's like theirs. Accuracies are those of the test images. What is there
 already is not run again: an interrupted benchmark goes on.
 """
 
@@ -16,7 +17,7 @@ from benchmarks.common import evaluation, machine, markdown, numbers, stage, wri
 
 FIELDS = (
     "speedup", "counted", "network", "top1", "agreement", "divergence", "params", "latency_1_ms", "measured_1",
-    "latency_64_ms", "measured_64", "seconds", "peak_mib",
+    "latency_64_ms", "measured_64", "last_1_ms", "last_1", "last_64_ms", "last_64", "seconds", "peak_mib",
 )  # fmt: skip
 
 
@@ -29,9 +30,10 @@ def measure(out, speedups, model, data, epochs):
         run = str(out / f"{speedup}x")
         cost = stage(log, "decompose", "--run", run, "--from", base, "--speedup", f"{speedup}x")
         found = {n: evaluation(out, run, "decomposed", n)["rows"] for n in (1, 64)}
+        last = {n: evaluation(out, run, "last", n, "--layout", "channels-last")["rows"] for n in (1, 64)}
         if not any(row["network"] == "original" for row in rows):
-            rows.append(_row(found, 0, "original", 1, (None, None)))
-        rows.append(_row(found, 1, "decomposed", speedup, cost))
+            rows.append(_row(found, 0, "original", 1, (None, None), last))
+        rows.append(_row(found, 1, "decomposed", speedup, cost, last))
         for count in epochs:
             cost = stage(log, "finetune", "--run", run, "--epochs", str(count), "--redo")
             found = {n: evaluation(out, run, f"tuned{count}", n)["rows"] for n in (1, 64)}
@@ -39,15 +41,18 @@ def measure(out, speedups, model, data, epochs):
     return rows
 
 
-def _row(found, place, name, speedup, cost):
+def _row(found, place, name, speedup, cost, last=None):
     single, many = found[1][place], found[64][place]
-    return {
+    row = {
         "speedup": speedup, "counted": many["counted_speedup"], "network": name, "top1": many["top1"],
         "agreement": many["agreement"], "divergence": many["divergence"], "params": many["params"],
         "latency_1_ms": single["latency_ms"], "measured_1": single["measured_speedup"],
         "latency_64_ms": many["latency_ms"], "measured_64": many["measured_speedup"], "seconds": cost[0],
         "peak_mib": cost[1],
     }  # fmt: skip
+    for size, rows in (last or {}).items():
+        row[f"last_{size}_ms"], row[f"last_{size}"] = rows[place]["latency_ms"], rows[place]["measured_speedup"]
+    return row
 
 
 def main():

@@ -4,6 +4,7 @@ A layer's chain runs factor after factor, so its time is the sum of theirs. The 
 channel counts; it is measured on a coarse grid of them and interpolated linearly between.
 """
 
+import copy
 import time
 from dataclasses import dataclass
 
@@ -22,9 +23,17 @@ MAX_SECONDS, MIN_ROUNDS = 120.0, 5
 # Shares of a layer's channels at which its factors are timed.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 LINEAR = "linear"
+#: How the numbers of an image and of a kernel lie in memory. Factors are small: what it takes to bring them into the
+#: order in which a processor convolves weighs more in them, and most of that is saved with the channels last.
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
-def latencies(networks, shape, device, rounds, *, max_seconds=None, min_rounds=None):
+def laid_out(network, layout):
+    """A copy of a network with its weights in one of :data:`LAYOUTS`."""
+    return copy.deepcopy(network).to(memory_format=LAYOUTS[layout])
+
+
+def latencies(networks, shape, device, rounds, *, layout="contiguous", max_seconds=None, min_rounds=None):
     """Time networks in turn (A B C A B C ...) on the same random images.
 
     Parameters
@@ -36,6 +45,8 @@ def latencies(networks, shape, device, rounds, *, max_seconds=None, min_rounds=N
     device : torch.device
     rounds : int
         Fewer are made of slow networks: none starts after `max_seconds` once there are `min_rounds`.
+    layout : str
+        That of the images, of :data:`LAYOUTS`; the networks are taken as they are, see :func:`laid_out`.
     max_seconds, min_rounds : float and int, optional
         :data:`MAX_SECONDS` and :data:`MIN_ROUNDS` where not given.
 
@@ -47,6 +58,8 @@ def latencies(networks, shape, device, rounds, *, max_seconds=None, min_rounds=N
     max_seconds = MAX_SECONDS if max_seconds is None else max_seconds
     min_rounds = MIN_ROUNDS if min_rounds is None else min_rounds
     images = torch.randn(*shape, generator=seeds.generator(0, "evaluate", "latency")).to(device)
+    if images.dim() == 4:
+        images = images.contiguous(memory_format=LAYOUTS[layout])
     times = {name: [] for name in networks}
     with torch.inference_mode():
         for network in networks.values():
@@ -71,7 +84,7 @@ def _milliseconds(network, images, device):
     return (time.perf_counter() - start) * 1e3
 
 
-def times_within(network, names, shape, device, rounds, *, max_seconds=None):
+def times_within(network, names, shape, device, rounds, *, layout="contiguous", max_seconds=None):
     """Median milliseconds of some of a network's modules while it runs, and of the rest.
 
     A layer in its network finds other things in the caches than a layer that is timed by itself.
@@ -81,7 +94,7 @@ def times_within(network, names, shape, device, rounds, *, max_seconds=None):
     network : torch.nn.Module
     names : list of str
         Paths of modules that are called once.
-    shape, device, rounds, max_seconds
+    shape, device, rounds, layout, max_seconds
         As for :func:`latencies`.
 
     Returns
@@ -106,10 +119,11 @@ def times_within(network, names, shape, device, rounds, *, max_seconds=None):
     hooks = [module.register_forward_pre_hook(start(name)) for name, module in modules.items()]
     hooks += [module.register_forward_hook(stop(name)) for name, module in modules.items()]
     try:
-        whole = np.array(latencies({"": network}, shape, device, rounds, max_seconds=max_seconds)[""])
+        times = latencies({"": network}, shape, device, rounds, layout=layout, max_seconds=max_seconds)
     finally:
         for hook in hooks:
             hook.remove()
+    whole = np.array(times[""])
     within = {name: np.array(values[WARM_UP:]) for name, values in parts.items()}
     rest = np.median(whole - sum(within.values()))
     return {name: float(np.median(values)) for name, values in within.items()}, max(0.0, float(rest))

@@ -175,7 +175,7 @@ def latency_words(latency):
     return (
         f"a network of these sizes was measured {latency['measured_speedup']:.2f}x faster than the original: "
         f"{latency['measured_ms']:.3g} ms for {latency['original_ms']:.3g} ms, batch of {latency['batch_size']}, "
-        f"{latency['device']}, {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
+        f"{latency['layout']}, {latency['device']}, {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
     )
 
 

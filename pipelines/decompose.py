@@ -52,7 +52,8 @@ class DecomposeResult:
 
 def decompose(
     run, *, speedup=None, steps=("spatial", "channel", "prune"), selector="best", allocation="joint", cost="macs",
-    multiple=8, skip=(), keep_first=False, max_layer_speedup=None, latency_batch=64, plan=None,
+    multiple=8, skip=(), keep_first=False, max_layer_speedup=None, latency_batch=64,
+    latency_layout="contiguous", plan=None,
     activation_aware=True, refine=True, recovery=True, sampler=True, device="auto", plan_only=False, source_run=None,
     redo=False, batch_size=100, reporter,
 ):  # fmt: skip
@@ -82,6 +83,8 @@ def decompose(
         No layer becomes more than so many times cheaper.
     latency_batch : int
         Images at a time, where ``cost`` is 'latency'.
+    latency_layout : str
+        How images and weights lie in memory then, of :data:`decomp.latency.LAYOUTS`.
     plan : path, optional
         A plan to use instead of a new one; it says speed-up, steps, allocation and cost.
     activation_aware : bool
@@ -119,6 +122,7 @@ def decompose(
         "speedup": float(speedup or 0), "steps": list(steps), "selector": selector, "allocation": allocation,
         "cost": cost, "multiple": multiple, "skip": list(skip), "keep_first": keep_first,
         "max_layer_speedup": max_layer_speedup, "latency_batch": latency_batch if cost == "latency" else None,
+        "latency_layout": latency_layout if cost == "latency" else None,
         "plan": None, "activation_aware": activation_aware, "refine": refine, "recovery": recovery,
         "sampler": sampler,
     }  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from decomp import cost
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
-from decomp.latency import latencies
+from decomp.latency import LAYOUTS, laid_out, latencies
 from decomp.pipelines import devices, emit, files, points
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import RunDirectory, library_versions
@@ -86,7 +86,7 @@ class EvaluationResult:
         tested = f"top-1 and top-5 on {c['n_images']:,} test images of {c['data']}; " if c["n_images"] else ""
         yield (
             f"{tested}latency: median of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, float32, "
-            f"{c['device']}{_threads(c)}; speed-ups are to the original"
+            f"{c['layout']}, {c['device']}{_threads(c)}; speed-ups are to the original"
         )
         yield from self.notes
         if self.done_before:
@@ -97,7 +97,9 @@ class EvaluationResult:
         return {"rows": [asdict(row) for row in self.rows], "conditions": self.conditions, "notes": list(self.notes)}
 
 
-def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=False, reporter=None):
+def evaluate(
+    run, *, batch_size=64, layout="contiguous", device="auto", repeats=LATENCY_ROUNDS, redo=False, reporter=None
+):
     """Measure every network that is in a run.
 
     Parameters
@@ -106,6 +108,8 @@ def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=
         Frozen at least; the decomposed and the fine-tuned network are measured where they are there.
     batch_size : int
         Images at once when the latency is measured.
+    layout : {'contiguous', 'channels-last'}
+        How images and weights lie in memory when the latency is measured, the original's like the others'.
     device : str
         'auto', 'cpu', 'cuda' or 'cuda:N'.
     repeats : int
@@ -131,6 +135,8 @@ def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=
     """
     if batch_size < 1 or repeats < 1:
         raise UsageError("evaluate", "batch size and repeats must be at least 1", got=f"{batch_size} and {repeats}")
+    if layout not in LAYOUTS:
+        raise UsageError("layout", "must be one of " + ", ".join(LAYOUTS), got=layout)
     run = RunDirectory.open(run)
     reporter = reporter or Reporter()
     points.require_whole(run)
@@ -138,7 +144,8 @@ def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=
         device = devices.pick_device(device)
         paths = _networks(run)
         identity = {
-            "batch_size": batch_size, "device": str(device), "threads": torch.get_num_threads(), "repeats": repeats,
+            "batch_size": batch_size, "layout": layout, "device": str(device), "repeats": repeats,
+            "threads": torch.get_num_threads(),
             "networks": {name: files.digest_file(path / "structure.json") for name, path in paths.items()},
             "tuning_finished": run.config("finetune") is not None, "versions": library_versions(),
         }  # fmt: skip
@@ -149,10 +156,11 @@ def evaluate(run, *, batch_size=64, device="auto", repeats=LATENCY_ROUNDS, redo=
         test, data, notes = _test_images(run, shape)
         shares = _shares(networks, test, data, device, reporter) if test is not None else {}
         reporter.step(f"timing {len(networks)} networks in turn, batch of {batch_size}")
-        times = latencies(networks, (batch_size, *shape), device, repeats)
+        timed = {name: laid_out(network, layout) for name, network in networks.items()}
+        times = latencies(timed, (batch_size, *shape), device, repeats, layout=layout)
         rows = _rows(networks, shape, shares, times)
         conditions = {
-            "batch_size": batch_size, "device": device_name(device), "threads": identity["threads"],
+            "batch_size": batch_size, "layout": layout, "device": device_name(device), "threads": identity["threads"],
             "rounds": len(times["original"]), "data": data, "n_images": 0 if test is None else len(test),
             "versions": identity["versions"],
         }  # fmt: skip

@@ -93,7 +93,7 @@ def conditions_in_words(report):
     threads = f", {c['threads']} thread{'s' if c['threads'] != 1 else ''}" if c["device"] == "CPU" else ""
     return (
         f"{tested}latency: median and quartiles of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, "
-        f"float32, {c['device']}{threads}"
+        f"float32, {c['layout']}, {c['device']}{threads}"
     )
 
 

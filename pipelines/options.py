@@ -14,6 +14,8 @@ STEPS = ("spatial", "channel", "prune")
 SELECTORS = ("best", "lasso", "backward", "l1", "max-response", "first-k", "random")
 ALLOCATIONS = ("joint", "energy", "uniform")
 COSTS = ("macs", "params", "latency")
+#: Those of decomp.latency, which takes PyTorch to import.
+LAYOUTS = ("contiguous", "channels-last")
 FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
 NETWORKS = ("finetuned", "decomposed", "original")
 
@@ -109,6 +111,10 @@ DECOMPOSE = {
                    "time measured on this device."),
     "--batch-size": dict(
         type=number("--batch-size", int, 1), dest="latency_batch", default=64, metavar="N", help="For --cost latency."
+    ),
+    "--layout": dict(
+        choices=LAYOUTS, dest="latency_layout", default="contiguous", help="Of images and weights in memory, "
+        "for --cost latency.",
     ),
     "--allocation": dict(choices=ALLOCATIONS, default="joint", help="How the cost is shared among the layers."),
     "--steps": dict(type=steps, metavar="LIST", default=",".join(STEPS), help="Any of these."),

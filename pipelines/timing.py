@@ -8,7 +8,7 @@ from torch import nn
 
 from decomp.alternatives import LayerCurves
 from decomp.errors import FileError, TargetError
-from decomp.latency import LatencyCost, chain_of, channel_grids, kinds_of, latencies, times_within
+from decomp.latency import LatencyCost, chain_of, channel_grids, kinds_of, laid_out, latencies, times_within
 from decomp.mockup import mockup
 from decomp.pipelines import devices, files, reach
 from decomp.plan import columns, widths_written
@@ -31,11 +31,13 @@ class Timings:
     path : Path
     device : torch.device
     batch_size : int
+    layout : str
+        Of :data:`decomp.latency.LAYOUTS`.
     """
 
-    def __init__(self, path, device, batch_size):
-        self.path, self.device, self.batch_size = path, device, batch_size
-        self.conditions = conditions(device, batch_size)
+    def __init__(self, path, device, batch_size, layout):
+        self.path, self.device, self.batch_size, self.layout = path, device, batch_size, layout
+        self.conditions = conditions(device, batch_size, layout)
         self._key = "; ".join(f"{name} {value}" for name, value in self.conditions.items())
         try:
             self._entries = files.read_json(path, kind=KIND)["entries"]
@@ -51,16 +53,25 @@ class Timings:
         """Median time of one factor."""
         words = kind.words(n_in, n_out)
         if words not in self._own:
-            module = kind.build(n_in, n_out).to(self.device).eval()
+            module = self._ready(kind.build(n_in, n_out))
             shape = kind.images(self.batch_size, n_in)
-            times = latencies({"": module}, shape, self.device, REPEATS, max_seconds=SECONDS)
+            times = latencies({"": module}, shape, self.device, REPEATS, layout=self.layout, max_seconds=SECONDS)
             self._own[words] = round(median(times[""]), 5)
         return self._own[words]
 
     def compare(self, networks, shape):
         """Median times of networks that are run in turn."""
-        times = latencies(networks, shape, self.device, ROUNDS, max_seconds=WHOLE_SECONDS)
+        networks = {name: self._ready(network) for name, network in networks.items()}
+        times = latencies(networks, shape, self.device, ROUNDS, layout=self.layout, max_seconds=WHOLE_SECONDS)
         return {name: median(values) for name, values in times.items()}
+
+    def within(self, network, names, shape):
+        """Times of a network's modules while it runs, and of the rest; see :func:`decomp.latency.times_within`."""
+        limits = {"layout": self.layout, "max_seconds": WHOLE_SECONDS}
+        return times_within(self._ready(network), names, shape, self.device, ROUNDS, **limits)
+
+    def _ready(self, network):
+        return laid_out(network, self.layout).to(self.device).eval()
 
     def save(self):
         """Keep what was measured."""
@@ -68,11 +79,11 @@ class Timings:
         files.write_json(self.path, {"entries": self._entries}, kind=KIND)
 
 
-def conditions(device, batch_size):
+def conditions(device, batch_size, layout):
     """What a time depends on beside the shapes."""
     return {
         "device": devices.full_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "batch_size": batch_size,
+        "batch_size": batch_size, "layout": layout,
     }  # fmt: skip
 
 
@@ -84,7 +95,7 @@ def require_same_device(plan, device, name, reporter):
     TargetError
         Naming both.
     """
-    here = conditions(device, plan.latency.get("batch_size"))
+    here = conditions(device, plan.latency.get("batch_size"), plan.latency.get("layout"))
     there = plan.latency.get("device")
     if there != here["device"]:
         raise TargetError(
@@ -117,7 +128,7 @@ def allocate(run, asked, subject, usable, rules, *, device, reporter):
     -------
     decomp.pipelines.reach.Found
     """
-    timings = Timings(run.latency_json, device, asked["latency_batch"])
+    timings = Timings(run.latency_json, device, asked["latency_batch"], asked["latency_layout"])
     cost = _cost(timings, subject, reporter)
     wanted, tried = asked["speedup"], []
     speedup = wanted
@@ -191,8 +202,7 @@ def _cost(timings, subject, reporter):
             timings.save()
             progress.update(1)
     shape, names = (timings.batch_size, *subject.input_shape), [layer.name for layer in fitted]
-    within = times_within(view.module, names, shape, timings.device, ROUNDS, max_seconds=WHOLE_SECONDS)
-    return LatencyCost(view, tables, *within)
+    return LatencyCost(view, tables, *timings.within(view.module, names, shape))
 
 
 def _without_slow_chains(timings, subject, usable, cost, asked, rules, speedup, reporter):
@@ -217,7 +227,6 @@ def _is_slow(timings, view, items, layer):
     chain = chain_of(*widths, item.spatial_rank, item.channel_rank)
     pieces = nn.Sequential(*(kinds[name].build(n_in, n_out) for name, n_in, n_out in chain))
     networks = {"chain": pieces, "dense": kinds["dense"].build(*widths)}
-    networks = {name: network.to(timings.device).eval() for name, network in networks.items()}
     times = timings.compare(networks, kinds["dense"].images(timings.batch_size, widths[0]))
     return times["chain"] >= times["dense"]
 

@@ -11,6 +11,7 @@ from decomp.allocation import Allocator, LayerCurves
 from decomp.graph import NetworkGraph, trace
 from decomp.latency import FactorKind, LatencyCost, chain_of, channel_grids, kinds_of, latencies, times_within
 from decomp.mockup import random_factors
+from decomp.pipelines.options import LAYOUTS
 from decomp.plan import LayerPlan, limits
 from decomp.surgery import fold_bn
 
@@ -36,6 +37,22 @@ def test_networks_are_timed_in_turn_on_the_same_images():
     timed = calls[3 * latency.WARM_UP :]
     assert [name for name, *_ in timed] == list("abc") * 5
     assert {rest for _, *rest_ in calls for rest in [tuple(rest_)]} == {((4, *SHAPE), calls[0][2], False)}
+
+
+@pytest.mark.parametrize("name", latency.LAYOUTS)
+def test_images_and_weights_are_laid_out_as_asked_and_the_network_stays_as_it_was(name):
+    class Seen(nn.Module):
+        def forward(self, images):
+            layouts.append(images.stride())
+            return images
+
+    layouts, network = [], nn.Sequential(Seen(), nn.Conv2d(3, 4, 3), Seen())
+    laid_out = latency.laid_out(network, name)
+    latencies({"": laid_out}, (2, 3, 6, 6), CPU, 1, layout=name)
+    last = name == "channels-last"
+    assert set(layouts) == {(108, 1, 18, 3), (64, 1, 16, 4)} if last else {(108, 36, 6, 1), (64, 16, 4, 1)}
+    assert laid_out[1].weight.is_contiguous() == (not last) and network[1].weight.is_contiguous()
+    assert name in LAYOUTS and len(LAYOUTS) == len(latency.LAYOUTS)
 
 
 def test_slow_networks_get_fewer_rounds_but_never_too_few(monkeypatch):

@@ -108,7 +108,30 @@ def test_the_report_holds_the_same_as_the_table(run):
     assert f"{result.rows[1].top1:.2%}" in lines[2]
     said = lines[4]
     assert "batch of 2" in said and "2 interleaved rounds" in said and "450 test images" in said
-    assert f"{torch.get_num_threads()} thread" in said
+    assert f"{torch.get_num_threads()} thread" in said and "contiguous" in said
+
+
+def _is_wide(module):
+    """A convolution whose weights lie otherwise with the channels last."""
+    return isinstance(module, nn.Conv2d) and module.in_channels > 1
+
+
+def test_the_layout_is_that_of_weights_and_images_and_another_one_is_measured_anew(run, monkeypatch):
+    seen = []
+
+    def timed(networks, shape, device, rounds, *, layout):
+        weights = [module.weight for network in networks.values() for module in network.modules() if _is_wide(module)]
+        seen.append((layout, {weight.is_contiguous() for weight in weights}))
+        return {name: [1.0] * rounds for name in networks}
+
+    monkeypatch.setattr(stage, "latencies", timed)
+    measure(run)
+    assert measure(run).done_before
+    result = measure(run, layout="channels-last")
+    assert not result.done_before and any("channels-last" in line for line in result.lines())
+    assert seen == [("contiguous", {True}), ("channels-last", {False})]
+    with pytest.raises(UsageError, match="layout: must be one of contiguous, channels-last, got sideways"):
+        measure(run, layout="sideways")
 
 
 # --- stages that are not there yet ---
@@ -206,7 +229,7 @@ def test_a_network_tuned_from_another_decomposition_is_not_shown(run):
 @pytest.mark.parametrize("spread, told", [(0.1, False), (2.0, True)])
 def test_a_machine_too_busy_to_be_timed_is_told(run, monkeypatch, spread, told):
     fake = [10.0 - 5 * spread, 10.0, 10.0, 10.0 + 5 * spread] * 5
-    monkeypatch.setattr(stage, "latencies", lambda networks, *rest: {name: list(fake) for name in networks})
+    monkeypatch.setattr(stage, "latencies", lambda networks, *rest, layout: {name: list(fake) for name in networks})
     result = measure(run)
     assert result.rows[0].latency_ms == 10.0
     assert any("not to be trusted" in line for line in result.lines()) == told

@@ -159,9 +159,16 @@ def test_times_are_kept_by_device_threads_version_and_batch(run, machine, monkey
     planned(run, cost="latency", latency_batch=4)
     kept = json.loads(run.latency_json.read_text())["entries"]
     (key,) = kept
-    assert "batch_size 4" in key and f"torch {torch.__version__}" in key and "threads" in key
+    assert (
+        "batch_size 4" in key
+        and "layout contiguous" in key
+        and f"torch {torch.__version__}" in key
+        and "threads" in key
+    )
     planned(run, cost="latency", latency_batch=8, redo=True)
     assert len(json.loads(run.latency_json.read_text())["entries"]) == 2
+    planned(run, cost="latency", latency_batch=4, latency_layout="channels-last", redo=True)
+    assert len(json.loads(run.latency_json.read_text())["entries"]) == 3
     measured = []
     monkeypatch.setattr(timing.Timings, "save", lambda self: measured.append(len(self._own)))
     planned(run, cost="latency", latency_batch=4, redo=True)
