@@ -82,9 +82,8 @@ def main():
     write_csv(options.out / f"table-{options.layout}.csv", FIELDS, rows)
     text = markdown(FIELDS, rows)
     (options.out / f"table-{options.layout}.md").write_text(text + "\n")
-    print(
-        f"\n{__doc__.split('Protocol: ')[1]}\n{machine()}; {conditions['device']}, {conditions['threads']} threads, {options.layout}"
-    )
+    where = f"{machine()}; {conditions['device']}, {conditions['threads']} threads, {options.layout}"
+    print(f"\n{__doc__.split('Protocol: ')[1]}\n{where}")
     print(f"{options.model} on {conditions['n_images']:,} test images of {conditions['data']}\n\n{text}")
 
 
