@@ -316,7 +316,8 @@ def kept_channels(table):
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
-        xlabel="input channel, in the order of the original (dark: kept, light: dropped)", ylabel="layer, kept/all"
+        xlabel="input channel, in the order of the original (dark: kept, light: dropped)",
+        ylabel="kept/all" if len(names) < 3 else "layer, kept/all",  # a single row is not high enough for both
     )
     return figure
 

@@ -76,6 +76,8 @@ def run_words(config, summary):
 def _options(asked):
     texts = []
     for name, value in asked.items():
+        if value is None or value == []:
+            continue  # not given
         value = ", ".join(map(str, value)) if isinstance(value, list) else value
         value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
         texts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
