@@ -8,9 +8,11 @@ import torch
 from decomp import cost, graph
 from decomp.coupling import kept_outputs
 from decomp.data.frozen import FrozenFile
+from decomp.errors import FileError
 from decomp.narrowing import shrink
 from decomp.pipelines import coupling, survey
-from decomp.pipelines.points import open_frozen
+from decomp.pipelines.points import open_frozen, shortcut_key
+from decomp.pipelines.rundir import RunDirectory
 
 
 @dataclass
@@ -84,11 +86,16 @@ class Subject:
 @contextmanager
 def opened(run, device, *, sampler=True):
     """The subject of a run, for the length of the block."""
+    run = RunDirectory(run)
     frozen, original = open_frozen(run)
     with frozen:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
         network = graph.trace(original, name, frozen.meta.get("leaves") or ())
         view = graph.NetworkGraph(network, shape, name)
+        for layer in view.layers:
+            if layer.recovers is not None and shortcut_key(layer.name) not in frozen.layers:
+                rule = f"must hold what the output of {layer.name} is added to"
+                raise FileError(run.frozen, rule, got="a file of an earlier version", fix="run freeze again")
         survey.judge_sizes(view, frozen)
         counted = cost.cost(network, shape)
         network.to(device)
