@@ -118,7 +118,9 @@ class MacsCost:
     ----------
     graph : decomp.graph.NetworkGraph
     per_layer : dict of str to int
-        Counted on the original, see :func:`cost`: what the graph does not treat costs what it did.
+        Counted on the network as it is, see :func:`cost`: what the graph does not treat costs what it did.
+    total : int, optional
+        Cost of the original, where whole channel spaces of the network have been narrowed before.
 
     Attributes
     ----------
@@ -126,15 +128,15 @@ class MacsCost:
     total : float
         Cost of the original network.
     rest : float
-        What of it lies outside the layers, and stays.
+        What lies outside the layers, and stays.
     """
 
     name, unit = "macs", "multiply-accumulates"
 
-    def __init__(self, graph, per_layer):
-        self.per_layer = per_layer
-        self.total = sum(per_layer.values())
-        self.rest = self.total - sum(per_layer[layer.name] for layer in graph.layers)
+    def __init__(self, graph, per_layer, total=None):
+        self.per_layer, now = per_layer, sum(per_layer.values())
+        self.total = now if total is None else total
+        self.rest = now - sum(per_layer[layer.name] for layer in graph.layers)
         self._carried = {}
         for layer in graph.layers:
             paths = layer.input_space.carriers if layer.input_space else ()
@@ -162,13 +164,16 @@ class ParamsCost:
     ----------
     graph : decomp.graph.NetworkGraph
         Its module gives what is counted.
+    total : int, optional
+        As for :class:`MacsCost`.
     """
 
     name, unit = "params", "parameters"
 
-    def __init__(self, graph):
+    def __init__(self, graph, total=None):
         module = graph.module
-        self.total = sum(p.numel() for p in module.parameters())
+        now = sum(p.numel() for p in module.parameters())
+        self.total = now if total is None else total
         self._unfitted, self._carried, covered = {}, {}, 0
         read = {path for layer in graph.layers if layer.input_space for path in layer.input_space.carriers}
         for layer in graph.layers:
@@ -181,7 +186,7 @@ class ParamsCost:
             carried = sum(p.numel() for p in carried if p.numel() >= space.width)
             self._carried[layer.name] = carried / layer.in_channels
             covered += own + carried
-        self.rest = self.total - covered
+        self.rest = now - covered
 
     def layer(self, layer, width_in, width_out, spatial_rank=None, channel_rank=None):
         """Cost of one layer after its three steps, see :meth:`MacsCost.layer`."""

@@ -250,6 +250,12 @@ class NetworkGraph:
             users = list(users[0].users)
         return users
 
+    def _behind_nothing(self, node):
+        """Where a value comes from, back past modules that do nothing."""
+        while node.op == "call_module" and isinstance(self._modules[node.target], NO_OP_MODULES):
+            node = node.args[0]
+        return node
+
     def _activation_after(self, node):
         users = self._users(node)
         if len(users) != 1 or users[0].op == "output":
@@ -278,6 +284,8 @@ class NetworkGraph:
         while len(others) > 1:  # the layer's own output, behind modules that do nothing
             behind = {user for one in behind for user in one.users}
             others = [source for source in others if source not in behind]
+        # A shortcut that is an nn.Identity is called after the branch; its value was there before.
+        others = [self._behind_nothing(source) for source in others]
         same = [o for o in others if self._shapes[o] == self._shapes[node] == self._shapes[total]]
         return same[0].name if same and place[same[0]] < place[node] else None
 

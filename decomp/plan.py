@@ -81,6 +81,8 @@ class Plan:
         What the speed-up is about.
     multiple : int
         Sizes are multiples of it in layers that are wide enough, see :func:`decomp.sizes.fitting_multiple`.
+    spaces : dict of str to int
+        Channels that stay in whole channel spaces, which are narrowed before the layers: {space: number}.
     latency : dict
         For a plan by measured time: the device, batch size, threads and versions it was measured with, and the times.
     notes : list of str
@@ -97,6 +99,7 @@ class Plan:
     params_after: int = 0
     cost: str = "macs"
     multiple: int = 1
+    spaces: dict = field(default_factory=dict)
     latency: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
 
@@ -148,9 +151,13 @@ class Plan:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 1 <= number < math.inf:
             raise TargetError(name, "speedup must be a number from 1", got=_shown(number))
         made.speedup = float(number)
-        for key, kind in (("allocation", str), ("cost", str), ("latency", dict), ("notes", list), ("multiple", int)):
+        for key, kind in (
+            ("allocation", str), ("cost", str), ("latency", dict), ("notes", list), ("multiple", int), ("spaces", dict),
+        ):  # fmt: skip
             if not isinstance(getattr(made, key), kind):
                 raise TargetError(name, f"{key} must be {_KINDS[kind]}", got=_shown(getattr(made, key)))
+        if made.spaces and made.cost == "latency":
+            raise TargetError(name, "spaces must be empty in a plan by latency", got=_shown(made.spaces))
         return made
 
     def validate(self, graph, name="plan.json"):

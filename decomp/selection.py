@@ -149,23 +149,11 @@ def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float | str = E
     if not 1 <= stop_at <= problem.n_channels:
         rule = f"the number of channels kept must be in 1..{problem.n_channels} (c)"
         raise DecompError(problem.name, rule, got=stop_at)
-    moments, metric, prior = problem.moments, problem.float64_metric(), problem.matrix()
-    if ridge == EVIDENCE:
-        # Without the prior: on all channels it may be exact, and says nothing of the narrow fits to come.
-        ridge = choose_ridge(moments)
-    else:
-        _, ridge = factorise(moments.K, ridge, name=problem.name)
-    # An absolute ridge: the same regression on fewer channels, not a new one at each refresh.
-    penalty = ridge * (float(moments.K.diagonal().mean()) or 1.0)
-    if metric is None:
-        right, prior, total = moments.C + penalty * prior, prior, float(moments.S.trace())
-    else:
-        root = metric_roots(metric)[0]
-        right, prior = (moments.C + penalty * prior) @ root, prior @ root
-        total = float((root * (moments.S @ root)).sum())
+    task = EliminationTask(problem, ridge)
+    ridge, total = task.ridge, task.total
     channels, order, squared = torch.arange(problem.n_channels), [], []
     while True:
-        stage = _Elimination(problem, right, prior, channels, penalty)
+        stage = task.on(channels)
         if not squared:
             squared.append(total - stage.explained())
         for channel, cost in stage.run(len(channels) - max(stop_at, len(channels) // 2)):
@@ -178,7 +166,39 @@ def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float | str = E
     return Elimination(order, errors, {"selector": "backward", "ridge": ridge})
 
 
-class _Elimination:
+class EliminationTask:
+    """The regression that channels are taken out of: C + λW, W, λ and the squared size of the responses.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+    ridge : float or 'evidence'
+        As in `eliminate`.
+    """
+
+    def __init__(self, problem: LayerProblem, ridge: float | str = EVIDENCE):
+        moments, metric, prior = problem.moments, problem.float64_metric(), problem.matrix()
+        if ridge == EVIDENCE:
+            # Without the prior: on all channels it may be exact, and says nothing of the narrow fits to come.
+            ridge = choose_ridge(moments)
+        else:
+            _, ridge = factorise(moments.K, ridge, name=problem.name)
+        # An absolute ridge: the same regression on fewer channels, not a new one at each refresh.
+        self.penalty = ridge * (float(moments.K.diagonal().mean()) or 1.0)
+        if metric is None:
+            right, total = moments.C + self.penalty * prior, float(moments.S.trace())
+        else:
+            root = metric_roots(metric)[0]
+            right, prior = (moments.C + self.penalty * prior) @ root, prior @ root
+            total = float((root * (moments.S @ root)).sum())
+        self.problem, self.ridge, self.right, self.prior, self.total = problem, ridge, right, prior, total
+
+    def on(self, channels: Tensor) -> BlockElimination:
+        """The elimination that begins with these channels only."""
+        return BlockElimination(self.problem, self.right, self.prior, channels, self.penalty)
+
+
+class BlockElimination:
     """K⁻¹ and the coefficients on a set of channels, and their down-dates."""
 
     def __init__(self, problem: LayerProblem, right: Tensor, prior: Tensor, channels: Tensor, penalty: float):
@@ -215,14 +235,14 @@ class _Elimination:
     def run(self, count: int) -> Iterator[tuple[int, float]]:
         """Remove ``count`` channels; yields the number and cost of each."""
         for _ in range(count):
-            costs, factors = self._costs()
+            costs, factors = self.costs()
             costs = np.where(self.alive, costs, np.inf)
             i = int(np.argmin(costs))
-            self.alive[i] = False
             yield self.numbers[i], float(costs[i])
-            self._remove(i, factors[i])
+            self.remove(i, factors[i])
 
-    def _costs(self) -> tuple[np.ndarray, Tensor]:
+    def costs(self) -> tuple[np.ndarray, Tensor]:
+        """What taking out each channel costs, and the Cholesky factors of its block; in the order of ``numbers``."""
         c = len(self.numbers)
         factors, info = torch.linalg.cholesky_ex(self.diagonal)
         if int(info.abs().max()):
@@ -232,7 +252,9 @@ class _Elimination:
         whitened = torch.linalg.solve_triangular(factors, self.B.view(c, self.area, -1), upper=False)
         return whitened.square().sum(dim=(1, 2)).cpu().numpy() - self.refund, factors
 
-    def _remove(self, i: int, factor: Tensor) -> None:
+    def remove(self, i: int, factor: Tensor) -> None:
+        """Take out the channel at place ``i``."""
+        self.alive[i] = False
         c, own = len(self.numbers), slice(i * self.area, (i + 1) * self.area)
         column = self.P[:, own]
         if self.waiting:

@@ -52,10 +52,9 @@ class DecomposeResult:
 
 def decompose(
     run, *, speedup=None, steps=("spatial", "channel", "prune"), selector="best", allocation="joint", cost="macs",
-    multiple=8, skip=(), keep_first=False, max_layer_speedup=None, latency_batch=64,
-    latency_layout="contiguous", plan=None,
-    activation_aware=True, refine=True, recovery=True, sampler=True, device="auto", plan_only=False, source_run=None,
-    redo=False, batch_size=100, reporter,
+    multiple=8, skip=(), keep_first=False, max_layer_speedup=None, latency_batch=64, latency_layout="contiguous",
+    plan=None, activation_aware=True, refine=True, recovery=True, sampler=True, coupled=None, device="auto",
+    plan_only=False, source_run=None, redo=False, batch_size=100, reporter,
 ):  # fmt: skip
     """Make the network ``speedup`` times cheaper and emit it.
 
@@ -95,6 +94,9 @@ def decompose(
         The last layer in front of a sum makes up for the errors of what it is added to.
     sampler : bool
         Layers that share their input with others may read a subset of it.
+    coupled : float, optional
+        Share of the channels that stay in whole spaces that several layers write or read (residual streams), in
+        (0, 1]; they are left whole where it is not given. plan.json can give each space a number of its own.
     device : {'auto', 'cpu', 'cuda'}
     plan_only : bool
         Stop when plan.json is written.
@@ -124,7 +126,7 @@ def decompose(
         "max_layer_speedup": max_layer_speedup, "latency_batch": latency_batch if cost == "latency" else None,
         "latency_layout": latency_layout if cost == "latency" else None,
         "plan": None, "activation_aware": activation_aware, "refine": refine, "recovery": recovery,
-        "sampler": sampler,
+        "sampler": sampler, "coupled": coupled,
     }  # fmt: skip
     if given is not None:
         asked.update(
@@ -177,6 +179,9 @@ def _plan(run, asked, given, opened, device, batch_size, reporter):
     run.update_config("decompose", begun)
     ours = not run.plan_json.is_file()
     try:
+        spaces = planning.spaces(run, asked, given, opened.view)
+        if spaces:
+            opened.narrow(run, spaces, device=device, batch_size=batch_size, reporter=reporter)
         opened.survey(run, device=device, batch_size=batch_size, reporter=reporter)
         if given is not None and ours:
             given = planning.checked(given, opened, device, "the plan", reporter)
@@ -199,8 +204,15 @@ def _plan(run, asked, given, opened, device, batch_size, reporter):
 def _decompose(run, asked, plan, opened, device, batch_size, reporter):
     frozen, view, counted = opened.frozen, opened.view, opened.counted
     metrics = opened.known.metrics if asked["refine"] else {}
-    problems = Problems(frozen, view, metrics=metrics, batch_size=batch_size, device=device, recovery=asked["recovery"])
-    edited, reports = _walk(run, asked, plan, view, problems, frozen, reporter)
+    options = {"batch_size": batch_size, "device": device, "recovery": asked["recovery"], "kept": opened.kept}
+    problems = Problems(frozen, view, metrics=metrics, **options)
+    made_from = {
+        "plan": plan.to_json(),
+        "asked": asked,
+        "frozen": frozen.content,
+        **({"spaces": opened.keep} if opened.keep else {}),
+    }
+    edited, reports = _walk(run, asked, plan, view, problems, made_from, reporter)
     network = view.module
     after = counted_cost(network, opened.input_shape)
     _check_target(plan, after)
@@ -214,7 +226,7 @@ def _decompose(run, asked, plan, opened, device, batch_size, reporter):
     }  # fmt: skip
     meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
     folded = [edit["module"] for edit in emit.read_structure(run.original_dir)["edits"]]
-    edited = folded + [name for name in edited if name not in folded]
+    edited = list(dict.fromkeys([*folded, *opened.edited, *edited]))
     place = {"part": frozen.meta.get("part"), "leaves": frozen.meta.get("leaves") or ()}
     emit.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta, **place)
     reporter.step(emit.verify_into_original(run.model_dir, lambda: points.original_class(frozen.meta)))
@@ -242,10 +254,10 @@ def _check_target(plan, after):
             raise DecompError("emitted network", f"must have the planned {planned} {what}", got=got, fix=fix)
 
 
-def _walk(run, asked, plan, view, problems, frozen, reporter):
+def _walk(run, asked, plan, view, problems, made_from, reporter):
     """Solve the layers that are not committed yet, and apply all of them in order."""
     network, edited, reports = view.module, [], []
-    parent = files.digest_json({"plan": plan.to_json(), "asked": asked, "frozen": frozen.content})
+    parent, seed = files.digest_json(made_from), problems.frozen.meta["seed"]
     with reporter.progress(len(view.layers), "layers", "layers") as progress:
         for layer in view.layers:
             item = plan.layer(layer.name)
@@ -262,7 +274,7 @@ def _walk(run, asked, plan, view, problems, frozen, reporter):
                     problem, item, held_out=held_out, selector=asked["selector"],
                     activation_aware=asked["activation_aware"],
                     refined=asked["refine"],
-                    seed=seeds.derive_seed(frozen.meta["seed"], "decompose", layer.name),
+                    seed=seeds.derive_seed(seed, "decompose", layer.name),
                 )  # fmt: skip
                 write_layer(path, solution, report, parent)
                 solution, report = read_layer(path, parent)

@@ -75,9 +75,10 @@ def family(run, *, speedups, source_run=None, plan=None, reporter, device="auto"
     members = [RunDirectory(f"{RunDirectory(run)}-{speedup:g}x") for speedup in speedups]
     chosen = pick_device(device)
     defaults = {name: parameter.default for name, parameter in signature(decompose).parameters.items()}
-    with base.lock(), reporter.stage("family"), subject.opened(base, chosen) as opened:
-        opened.survey(base, device=chosen, batch_size=batch_size, reporter=reporter)
-        planning.require_reachable(opened, {**defaults, **options, "speedup": max(speedups)})
+    if options.get("coupled") is None:  # otherwise each member is planned on a narrower network of its own
+        with base.lock(), reporter.stage("family"), subject.opened(base, chosen) as opened:
+            opened.survey(base, device=chosen, batch_size=batch_size, reporter=reporter)
+            planning.require_reachable(opened, {**defaults, **options, "speedup": max(speedups)})
     results = []
     for member, speedup in zip(members, speedups):
         reporter.step(f"{member}: {speedup:g} times cheaper")

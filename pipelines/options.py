@@ -44,6 +44,17 @@ def speedups(text):
     return tuple(found)
 
 
+def share(text):
+    """``'0.75'`` as a number above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise UsageError("--coupled", "must be a number above 0 and at most 1", got=repr(text))
+    return value
+
+
 def steps(text):
     """``'prune,spatial'`` as a tuple of steps in the order in which they are taken."""
     return _several("--steps", text, STEPS, "leave it out to use all three")
@@ -137,6 +148,10 @@ DECOMPOSE = {
     "--no-refine": dict(is_flag=True, help="Leave out the joint refinement of each layer's factors."),
     "--no-recovery": dict(is_flag=True, help="Let no layer make up for the errors of what it is added to."),
     "--no-sampler": dict(is_flag=True, help="Let no layer read a subset of channels that others need too."),
+    "--coupled": dict(
+        type=share, metavar="SHARE", help="Keep only this share, such as 0.75, of the channels in residual streams and "
+        "other spaces that several layers write or read; left whole where not given.",
+    ),
     "--plan-only": dict(is_flag=True, help="Write plan.json, which can be edited, and stop there."),
     "--plan": dict(metavar="FILE", help="Use this plan; it says speed-up, steps, allocation and cost."),
     "--from": dict(dest="source_run", metavar="DIR", help="Use the frozen points of another run."),

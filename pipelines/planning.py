@@ -7,9 +7,9 @@ import numpy as np
 from decomp.allocation import LayerCurves
 from decomp.alternatives import plan_cost
 from decomp.cost import MacsCost, ParamsCost
-from decomp.errors import TargetError
+from decomp.errors import TargetError, UsageError
 from decomp.moves import LOWEST_SHARE
-from decomp.pipelines import files, limits, reach, timing
+from decomp.pipelines import coupling, files, limits, reach, timing
 from decomp.plan import Plan
 
 PRUNING_COUNTS = 2.0
@@ -46,6 +46,42 @@ def plan(run, asked, subject, *, device, reporter):
         reporter.warn(note)
     files.write_json(run.plan_json, made.to_json())
     return made
+
+
+def spaces(run, asked, given, view):
+    """Whole channel spaces to narrow and how many channels stay: those of the plan if there is one, else by the share.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    asked : dict
+        coupled, cost, and what limits are made from.
+    given : decomp.plan.Plan or None
+        From a file.
+    view : decomp.graph.NetworkGraph
+        Of the original network.
+
+    Returns
+    -------
+    dict of str to int
+
+    Raises
+    ------
+    TargetError, UsageError
+    """
+    if run.plan_json.is_file() or given is not None:
+        made, name = (read(run.plan_json), str(run.plan_json)) if run.plan_json.is_file() else (given, "the plan")
+        coupling.check(made.spaces, view, name)
+        return made.spaces
+    if asked["coupled"] is None:
+        return {}
+    for option, held in (
+        ("--cost latency", asked["cost"] == "latency"),
+        ("--max-layer-speedup", asked["max_layer_speedup"]),
+    ):
+        if held:
+            raise UsageError("--coupled", "narrows by counted cost, layers together", got=option, fix="leave one out")
+    return coupling.counts_for(view, asked["coupled"], limits.from_options(view, asked).rules)
 
 
 def require_reachable(subject, asked):
@@ -96,7 +132,9 @@ def _count(made, subject):
 
 def cost_model(subject, name):
     """The counted cost of that name, 'macs' or 'params'."""
-    return MacsCost(subject.view, subject.counted.per_layer) if name == "macs" else ParamsCost(subject.view)
+    if name == "macs":
+        return MacsCost(subject.view, subject.per_layer, subject.counted.macs)
+    return ParamsCost(subject.view, subject.counted.params)
 
 
 def losses(known):
@@ -128,7 +166,7 @@ def _assemble(asked, subject, found, held):
     layers = [replace(item, limits=held.of_layer(name)) for name, item in found.items.items()]
     made = Plan(
         asked["speedup"], tuple(asked["steps"]), asked["allocation"], layers, cost=asked["cost"],
-        multiple=asked["multiple"], latency=found.latency,
+        multiple=asked["multiple"], spaces=subject.spaces, latency=found.latency,
     )  # fmt: skip
     reached, rules = allocator.total / found.cost, allocator.rules
     if reached * LOWEST_SHARE > found.speedup:

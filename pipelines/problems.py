@@ -34,11 +34,15 @@ class Problems:
     recovery : bool
         Fit the last layer in front of a sum to Y₂ + (Y₁ − Y₁'): Y₁ the original value that its output Y₂ is added
         to, Y₁' the value now (1707.06168, section 3.3). What the shortcut got wrong, the branch makes up for.
+    kept : dict of str to torch.LongTensor, optional
+        Outputs that stay, of the layers that lost some with a whole channel space.
     """
 
-    def __init__(self, frozen, graph, *, metrics=None, batch_size=100, budget=2 << 30, device="cpu", recovery=False):
+    def __init__(
+        self, frozen, graph, *, metrics=None, batch_size=100, budget=2 << 30, device="cpu", recovery=False, kept=None
+    ):
         self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
-        self.recovery = recovery
+        self.recovery, self.kept = recovery, kept or {}
         self.replay = capture.Replay(
             graph.module, frozen.images, frozen.n_images, batch_size=batch_size, budget=budget, device=device
         )
@@ -136,11 +140,16 @@ class Problems:
             self._positions[key] = self.frozen.positions(key)
         positions = self._positions[key][part]
         X = capture.layer_rows(module, layer.input_space, x[inside], positions)
-        Y = self.frozen.responses(layer.name, part.start, part.stop).to(x.device)
+        Y = self._wanted(layer, layer.name, part).to(x.device)
         if beside is not None:
-            wanted = self.frozen.responses(shortcut_key(layer.name), part.start, part.stop).to(x.device)
+            wanted = self._wanted(layer, shortcut_key(layer.name), part).to(x.device)
             Y = Y + (wanted - capture.responses(beside[inside], positions))
         return X, Y.flatten(0, 1)
+
+    def _wanted(self, layer, key, part):
+        """What the original gave, in the channels that the layer still writes."""
+        values = self.frozen.responses(key, part.start, part.stop)
+        return values if layer.name not in self.kept else values[..., self.kept[layer.name]]
 
 
 def layer_weight(module, layer):

@@ -1,14 +1,18 @@
 """The network of a run that is to become cheaper: its frozen points, its graph, its cost and what is known of it."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from decomp import cost, graph
+from decomp.coupling import kept_outputs
 from decomp.data.frozen import FrozenFile
-from decomp.pipelines import survey
-from decomp.pipelines.points import open_frozen
+from decomp.errors import FileError
+from decomp.narrowing import shrink
+from decomp.pipelines import coupling, survey
+from decomp.pipelines.points import open_frozen, shortcut_key
+from decomp.pipelines.rundir import RunDirectory
 
 
 @dataclass
@@ -23,29 +27,54 @@ class Subject:
     view : decomp.graph.NetworkGraph
         Of a traced copy on the device, which will be changed.
     counted : decomp.cost.Cost
+        Of the original.
+    per_layer : dict of str to int
+        Multiply-accumulates by module path of the network behind ``view``.
     known : decomp.pipelines.survey.Survey or None
         After :meth:`survey`.
     sampler : bool
         Whether layers may read a subset of channels that others need too.
+    spaces : dict of str to int
+        Whole channel spaces that have been narrowed, and how many of their channels stay.
+    keep : dict of str to list of int
+        Which ones.
+    kept : dict of str to torch.LongTensor
+        Outputs that stay, of the layers that lost some to that.
+    edited : list of str
+        Paths of the modules that were exchanged for that.
     """
 
     frozen: FrozenFile
     original: torch.nn.Module
     view: graph.NetworkGraph
     counted: cost.Cost
+    per_layer: dict
     known: survey.Survey | None = None
     sampler: bool = True
+    spaces: dict = field(default_factory=dict)
+    keep: dict = field(default_factory=dict)
+    kept: dict = field(default_factory=dict)
+    edited: list = field(default_factory=list)
 
     @property
     def input_shape(self):
         """(C, H, W)."""
         return tuple(self.frozen.meta["input_shape"])
 
+    def narrow(self, run, counts, *, device, batch_size, reporter):
+        """Take channels out of whole channel spaces of the network; before :meth:`survey`."""
+        options = {"device": device, "batch_size": batch_size, "reporter": reporter}
+        self.spaces, self.keep = dict(counts), coupling.choose(run, counts, self.frozen, self.view, **options)
+        self.kept = kept_outputs(self.view, self.keep)
+        self.edited = shrink(self.view.module, self.view.spaces, self.keep)
+        self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name)
+        self.per_layer = cost.cost(self.view.module, self.input_shape).per_layer
+
     def survey(self, run, *, device, batch_size, reporter):
         """Find out, or read from the run, what every size of every layer loses."""
         survey.judge_sizes(self.view, self.frozen)
         self.known = survey.survey(
-            run, self.frozen, self.view, device=device, batch_size=batch_size, reporter=reporter
+            run, self.frozen, self.view, kept=self.kept, device=device, batch_size=batch_size, reporter=reporter
         )  # fmt: skip
         if not self.sampler:
             # Surveyed with samplers, so that both ways share one survey.
@@ -57,11 +86,17 @@ class Subject:
 @contextmanager
 def opened(run, device, *, sampler=True):
     """The subject of a run, for the length of the block."""
+    run = RunDirectory(run)
     frozen, original = open_frozen(run)
     with frozen:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
         network = graph.trace(original, name, frozen.meta.get("leaves") or ())
         view = graph.NetworkGraph(network, shape, name)
+        for layer in view.layers:
+            if layer.recovers is not None and shortcut_key(layer.name) not in frozen.layers:
+                rule = f"must hold what the output of {layer.name} is added to"
+                raise FileError(run.frozen, rule, got="a file of an earlier version", fix="run freeze again")
+        survey.judge_sizes(view, frozen)
         counted = cost.cost(network, shape)
         network.to(device)
-        yield Subject(frozen, original, view, counted, sampler=sampler)
+        yield Subject(frozen, original, view, counted, counted.per_layer, sampler=sampler)

@@ -1,18 +1,20 @@
 """What is known of the original network before any plan: error curves of every layer, and which errors are felt."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from decomp import capture, curves, metric, selection, sensitivity
+from decomp import capture, curves, layers, metric, selection, sensitivity, surgery
 from decomp.allocation import LayerCurves
 from decomp.data.weights import digest_state_dict
+from decomp.graph import NetworkGraph
 from decomp.outputs import as_tensor
 from decomp.pipelines import files
 from decomp.pipelines.problems import Problems
 from decomp.pipelines.workers import in_batches, in_parallel
-from decomp.plan import STEPS
+from decomp.plan import STEPS, LayerPlan
 
 VERSION = 3
 # Columns of a layer's patch beyond which its moments no longer fit: K takes 8·p² bytes.
@@ -55,7 +57,7 @@ def judge_sizes(view, frozen):
             layer.input_space = None
 
 
-def survey(run, frozen, view, *, device, batch_size, reporter):
+def survey(run, frozen, view, *, kept=None, device, batch_size, reporter):
     """Survey the original network, or read what an earlier survey left in the run directory.
 
     Parameters
@@ -63,7 +65,9 @@ def survey(run, frozen, view, *, device, batch_size, reporter):
     run : decomp.pipelines.rundir.RunDirectory
     frozen : decomp.data.frozen.FrozenFile
     view : decomp.graph.NetworkGraph
-        Of the original network on ``device``.
+        Of the original network on ``device``, or of the original with whole channel spaces narrowed.
+    kept : dict of str to torch.LongTensor, optional
+        Outputs that stay, of the layers that lost some to that.
     device : torch.device
     batch_size : int
     reporter : decomp.pipelines.log.Reporter
@@ -72,15 +76,17 @@ def survey(run, frozen, view, *, device, batch_size, reporter):
     -------
     Survey
     """
-    digest = files.digest_json({"version": VERSION, "frozen": frozen.content})
-    kept = _read(run.curves, digest, view, reporter)
-    if kept is not None:
-        return kept
-    problems = Problems(frozen, view, batch_size=batch_size, device=device)
-    with reporter.progress(min(problems.n_fit, METRIC_IMAGES), "output metric", "images") as progress:
-        metrics = metric.output_metrics(
-            view, _metric_images(frozen, problems, batch_size, progress), frozen.meta["seed"]
-        )
+    origin, options = {"version": VERSION, "frozen": frozen.content}, {"batch_size": batch_size, "device": device}
+    if kept:
+        origin["kept"] = {name: places.tolist() for name, places in kept.items()}
+    digest = files.digest_json(origin)
+    before = _read(run.curves, digest, view, reporter)
+    if before is not None:
+        return before
+    if kept:
+        view = _refitted(frozen, view, kept, reporter, **options)
+    problems = Problems(frozen, view, kept=kept, **options)
+    metrics = output_metrics(frozen, view, problems, batch_size, reporter)
     watched = _Watched(frozen, view, problems, batch_size)
     own, output = {}, {}
     with reporter.progress(len(view.layers), "error curves", "layers") as progress:
@@ -98,6 +104,27 @@ def survey(run, frozen, view, *, device, batch_size, reporter):
     found = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
     _write(run.curves, digest, found)
     return found
+
+
+def _refitted(frozen, view, kept, reporter, **options):
+    """A copy of a narrowed network with every layer fitted to the original on what it still reads."""
+    view = NetworkGraph(copy.deepcopy(view.module), view.input_shape, view.name)
+    judge_sizes(view, frozen)
+    problems = Problems(frozen, view, kept=kept, recovery=True, **options)
+    with reporter.progress(len(view.layers), "fit of what is left", "layers") as progress:
+        for layer in view.layers:
+            if layer.fitted:
+                solution, _ = layers.solve_layer(problems.problem(layer)[0], LayerPlan(layer.name), refined=False)
+                surgery.apply_solution(view.module, view, solution)
+            progress.update(1)
+    return view
+
+
+def output_metrics(frozen, view, problems, batch_size, reporter):
+    """Output metric (n, n) of every fitted layer, see :mod:`decomp.metric`."""
+    with reporter.progress(min(problems.n_fit, METRIC_IMAGES), "output metric", "images") as progress:
+        images = _metric_images(frozen, problems, batch_size, progress)
+        return metric.output_metrics(view, images, frozen.meta["seed"])
 
 
 def _metric_images(frozen, problems, batch_size, progress):

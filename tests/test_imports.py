@@ -15,7 +15,8 @@ import decomp
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SOLVERS = ("moments", "linalg", "spatial", "channel", "lasso", "selection", "refine", "curves", "factors", "problem")
+SOLVERS = ("moments", "linalg", "spatial", "channel", "lasso", "selection", "refine", "curves", "factors", "problem",
+           "joint")  # fmt: skip
 STAGES = ("freeze", "decompose", "finetune", "evaluate", "export", "report", "status", "train")  # a recipe calls them
 RANKS = {"decomp": 0, "data": 1, "pipelines": 2, "cli": 3}
 ONLY_IN = {

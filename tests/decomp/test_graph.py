@@ -58,6 +58,22 @@ def test_the_last_layer_before_a_sum_makes_up_for_the_shortcut():
     assert found["conv2"].target is F.relu
 
 
+def test_a_shortcut_that_does_nothing_may_be_called_after_the_branch():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.shortcut = nn.Conv2d(3, 3, 3, padding=1), nn.Sequential(nn.Dropout(), nn.Identity())
+            self.other = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = self.conv(x) + self.shortcut(x)
+            return self.other(x) + torch.tanh(x)
+
+    graph = view(Block(), (3, 8, 8))
+    assert graph.shortcut_node(graph.layer("conv")).op == "placeholder"
+    assert graph.layer("other").recovers is None  # the other value is made after it
+
+
 def test_depthwise_convolutions_are_carried_between_expansion_and_projection():
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Conv2d(4, 12, 1), nn.ReLU6(), nn.Conv2d(12, 12, 3, groups=12), nn.ReLU6(),

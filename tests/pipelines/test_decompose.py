@@ -284,3 +284,71 @@ def test_a_network_with_nothing_to_treat_is_refused(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", "depth", n_images=30)
     with pytest.raises(DecompError, match="no layer can be treated with --steps spatial"):
         decompose(run, speedup=2, steps=("spatial",), reporter=Collected())
+
+
+@pytest.mark.parametrize("run", ["residual", "dense"], indirect=True)
+def test_whole_spaces_are_narrowed_before_the_layers_and_all_readers_fitted(run):
+    decompose(run, speedup=2, coupled=0.75, multiple=1, reporter=Collected())
+    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    plan = json.loads(run.plan_json.read_text())
+    assert plan["spaces"]["stem"] == 6 and network.get_submodule("stem").out_channels == 6
+    assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 2
+    assert plan["macs_after"] == cost(network, SHAPE).macs and plan["params_before"] == cost(original, SHAPE).params
+    # Narrower still by hand: chosen anew, and the layers fitted on what is left.
+    data = {**plan, "spaces": {"stem": 3}}
+    for item in data["layers"]:
+        item.update(keep=None, spatial_rank=None, channel_rank=None)
+    run.plan_json.write_text(json.dumps(data))
+    decompose(run, speedup=2, coupled=0.75, multiple=1, redo=True, reporter=Collected())
+    again = decomp.load(run.path)
+    assert again.get_submodule("stem").out_channels == 3
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        x = frozen.images(0, 360)
+        off = again(x) - original(x)
+    assert off.mean(0).abs().max() < 1e-4 * original(x).std()  # the head, a reader, was fitted anew
+
+
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+def test_a_run_with_narrowed_spaces_resumes_to_the_same_bytes(run):
+    wanted, options = None, {"speedup": 2, "coupled": 0.5, "reporter": Collected()}
+    decompose(run, **options)
+    wanted = bytes_of(run)
+    for path in sorted(run.layers_dir.glob("*.safetensors"))[1:]:
+        path.unlink()
+    shutil.rmtree(run.model_dir)
+    run.update_config("decompose", {k: v for k, v in run.config("decompose").items() if k in ("asked", "plan_digest")})
+    decompose(run, **options)
+    assert bytes_of(run) == wanted
+
+
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ({"stem": 9}, r"stem: channels that stay in the space must be in 1\.\.8, got 9"),
+        ({"stem": True}, r"stem: channels that stay in the space must be in 1\.\.8, got True"),
+        ({"head": 2}, "head: the space cannot be narrowed as a whole"),
+        ({"nowhere": 2}, "nowhere: the space cannot be narrowed as a whole"),
+        ([3], "spaces must be an object"),
+    ],
+)
+def test_spaces_that_a_plan_cannot_have_are_refused(run, spaces, message):
+    decompose(run, speedup=2, plan_only=True, reporter=Collected())
+    data = {**json.loads(run.plan_json.read_text()), "spaces": spaces}
+    run.plan_json.write_text(json.dumps(data))
+    with pytest.raises(TargetError, match=message):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+def test_shared_channels_of_skipped_layers_stay_and_costs_that_do_not_add_up_are_refused(run):
+    with pytest.raises(TargetError, match="no channel space .* belongs to a layer that keeps its shape"):
+        decompose(run, speedup=1.2, coupled=0.5, skip=["stem"], reporter=Collected())
+    with pytest.raises(UsageError, match="--cost latency"):
+        decompose(run, speedup=1.2, coupled=0.5, cost="latency", reporter=Collected())
+
+
+@pytest.mark.parametrize("run", ["plain"], indirect=True)
+def test_a_chain_has_no_shared_channels_to_narrow(run):
+    with pytest.raises(TargetError, match="--coupled: no channel space of this network can be narrowed as a whole"):
+        decompose(run, speedup=1.2, coupled=0.5, reporter=Collected())
