@@ -250,11 +250,13 @@ class NetworkGraph:
             users = list(users[0].users)
         return users
 
-    def _behind_nothing(self, node):
-        """Where a value comes from, back past modules that do nothing."""
-        while node.op == "call_module" and isinstance(self._modules[node.target], NO_OP_MODULES):
-            node = node.args[0]
-        return node
+    def _before(self, source, node, place):
+        """The same value where it is there before ``node``: a shortcut that is an nn.Identity is called behind it."""
+        while place[source] > place[node] and source.op == "call_module":
+            if not isinstance(self._modules[source.target], NO_OP_MODULES):
+                break
+            source = source.args[0]
+        return source
 
     def _activation_after(self, node):
         users = self._users(node)
@@ -284,8 +286,7 @@ class NetworkGraph:
         while len(others) > 1:  # the layer's own output, behind modules that do nothing
             behind = {user for one in behind for user in one.users}
             others = [source for source in others if source not in behind]
-        # A shortcut that is an nn.Identity is called after the branch; its value was there before.
-        others = [self._behind_nothing(source) for source in others]
+        others = [self._before(source, node, place) for source in others]
         same = [o for o in others if self._shapes[o] == self._shapes[node] == self._shapes[total]]
         return same[0].name if same and place[same[0]] < place[node] else None
 

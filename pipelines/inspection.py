@@ -1,15 +1,14 @@
 """What can be done with a network, before anything is done: its layers, its channel spaces, what is left alone."""
 
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from decomp import cost, graph, surgery
+from decomp.coupling import whole_spaces
 from decomp.data import models, sources
-from decomp.errors import FileError, UsageError
-from decomp.pipelines import files
+from decomp.errors import UsageError
+from decomp.pipelines import drawing, files
 from decomp.pipelines.points import part_of
 from decomp.plan import STEPS
 
@@ -119,8 +118,8 @@ def inspect(model, *, data=None, input_size=None, part=None, leaves=(), dot=None
     -------
     InspectResult
     """
-    if png and shutil.which("dot") is None:
-        raise UsageError("--png", "needs the program dot of graphviz", fix="install graphviz, or write --dot FILE")
+    if png:
+        drawing.require_dot()
     loaded = models.load_model(model, weights="random", input_size=input_size)
     shape = loaded.input_shape
     if data is not None:
@@ -131,11 +130,10 @@ def inspect(model, *, data=None, input_size=None, part=None, leaves=(), dot=None
     surgery.fold_bn(network)
     view = graph.NetworkGraph(network, shape, model)
     counted = cost.cost(network, shape)
-    written = []
-    if dot:
-        written.append(_write(dot, _drawing(view)))
+    drawn = drawing.as_dot(view, _own_spaces(view)) if dot or png else None
+    written = [_write(dot, drawn)] if dot else []
     if png:
-        written.append(_draw(png, _drawing(view)))
+        written.append(drawing.draw(png, drawn))
     facts = {"name": model + (f", {part}" if part else ""), "input_shape": list(shape), "macs": counted.macs,
              "params": counted.params}  # fmt: skip
     layers = [_layer_facts(view, layer, counted) for layer in view.layers]
@@ -171,14 +169,15 @@ def _own_spaces(view):
 
 
 def _space_facts(view):
-    own, found = _own_spaces(view), []
+    own, (whole, _), found = _own_spaces(view), whole_spaces(view), []
     for space in view.spaces.all:
         if space.frozen is not None:
             status = f"keeps its width: it {space.frozen}"
         elif space.name in own:
             status = f"narrowed with {own[space.name]}"
         else:
-            status = "shared: keeps its width, its readers may each take a subset"
+            status = "shared: its readers may each take a subset"
+            status += "; narrowed as a whole by --coupled" if space.name in whole else ""
         found.append({
             "name": space.name, "width": space.width, "status": status, "producers": list(space.producers),
             "carriers": list(space.carriers), "consumers": list(space.consumers), "couplings": list(space.couplings),
@@ -199,37 +198,7 @@ def _others(view, counted, leaves):
     return other
 
 
-# -- drawing -----------------------------------------------------------------------------------------------
-
-
-def _drawing(view):
-    """Layers as boxes, channel spaces as ellipses, in graphviz' language."""
-    lines = ["digraph network {", "  rankdir=TB; node [fontname=Helvetica, fontsize=10];"]
-    own = _own_spaces(view)
-    for layer in view.layers:
-        kernel = f"{layer.kernel[0]}×{layer.kernel[1]} " if layer.kind == "conv" else ""
-        colour = "lightgrey" if not layer.fitted else "white"
-        label = f"{layer.name}\\n{kernel}{layer.in_channels}→{layer.out_channels}"
-        lines.append(f'  "{layer.name}" [shape=box, style=filled, fillcolor={colour}, label="{label}"];')
-    for space in view.spaces.all:
-        colour = "lightcoral" if space.frozen else "palegreen" if space.name in own else "khaki"
-        key = f"space {space.name}"
-        lines.append(f'  "{key}" [style=filled, fillcolor={colour}, label="{space.width}"];')
-        lines += [f'  "{name}" -> "{key}";' for name in space.producers]
-        lines += [f'  "{key}" -> "{name}";' for name in space.consumers]
-        lines += [f'  "{key}" -> "{name}" [style=dashed, dir=none];' for name in space.carriers]
-    return "\n".join([*lines, "}", ""])
-
-
 def _write(path, text):
     with files.commit(Path(path)) as target:
         target.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-def _draw(path, text):
-    with files.commit(Path(path)) as target:
-        done = subprocess.run(["dot", "-Tpng", "-o", str(target)], input=text.encode(), capture_output=True)
-        if done.returncode:
-            raise FileError(path, "dot could not draw the network", got=done.stderr.decode()[:120])
     return str(path)

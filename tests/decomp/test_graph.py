@@ -62,16 +62,21 @@ def test_a_shortcut_that_does_nothing_may_be_called_after_the_branch():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
+            self.conv2 = nn.Conv2d(3, 3, 1)
             self.conv, self.shortcut = nn.Conv2d(3, 3, 3, padding=1), nn.Sequential(nn.Dropout(), nn.Identity())
-            self.other = nn.Conv2d(3, 3, 1)
+            self.other, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
 
         def forward(self, x):
             x = self.conv(x) + self.shortcut(x)
-            return self.other(x) + torch.tanh(x)
+            x = self.other(x) + torch.tanh(x)
+            first = self.shortcut(self.conv2(x))
+            return first + self.last(x)
 
     graph = view(Block(), (3, 8, 8))
     assert graph.shortcut_node(graph.layer("conv")).op == "placeholder"
     assert graph.layer("other").recovers is None  # the other value is made after it
+    # Not where it was first made: what nobody reads any more is no longer held while the network runs.
+    assert graph.shortcut_node(graph.layer("last")).target == "shortcut.1"
 
 
 def test_depthwise_convolutions_are_carried_between_expansion_and_projection():

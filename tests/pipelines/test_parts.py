@@ -1,5 +1,7 @@
 """Parts of a bigger model, and modules that cannot be looked into: frozen, decomposed, put back."""
 
+import shutil
+
 import pytest
 import torch
 from networks import Detector, Gated, randomise
@@ -101,13 +103,20 @@ def test_the_drawing_names_every_layer(tmp_path):
     result = inspect("detector", part="backbone", dot=tmp_path / "net.dot")
     text = (tmp_path / "net.dot").read_text()
     assert text.startswith("digraph") and text.count("{") == text.count("}") == 1
-    assert all(f'"{layer["name"]}" [shape=box' in text for layer in result.layers)
+    assert all(f'"{layer["name"]}" [fillcolor' in text for layer in result.layers)
     assert '"stem" -> "space stem"' in text and '"space stem" -> "down"' in text
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="graphviz is not installed")
+def test_graphviz_draws_a_picture(tmp_path):
+    result = inspect("detector", part="backbone", png=tmp_path / "net.png")
+    assert result.written == [str(tmp_path / "net.png")]
+    assert (tmp_path / "net.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_without_graphviz_is_refused_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UsageError, match="--png: needs the program dot of graphviz; install graphviz, or write --dot"):
+    with pytest.raises(UsageError, match=r"--png: needs the program dot, .*; install graphviz \(apt install"):
         inspect("gated", leaves=("gate",), png=tmp_path / "net.png")
 
 
