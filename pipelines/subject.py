@@ -7,7 +7,7 @@ import torch
 
 from decomp import cost, graph
 from decomp.data.frozen import FrozenFile
-from decomp.pipelines import survey
+from decomp.pipelines import files, survey, workspace
 from decomp.pipelines.points import open_frozen
 
 
@@ -25,6 +25,8 @@ class Subject:
     counted : decomp.cost.Cost
     known : decomp.pipelines.survey.Survey or None
         After :meth:`survey`.
+    space : decomp.pipelines.workspace.Workspace
+        The memory and disk that there is for this.
     sampler : bool
         Whether layers may read a subset of channels that others need too.
     """
@@ -33,6 +35,7 @@ class Subject:
     original: torch.nn.Module
     view: graph.NetworkGraph
     counted: cost.Cost
+    space: workspace.Workspace
     known: survey.Survey | None = None
     sampler: bool = True
 
@@ -41,12 +44,9 @@ class Subject:
         """(C, H, W)."""
         return tuple(self.frozen.meta["input_shape"])
 
-    def survey(self, run, *, device, batch_size, reporter):
+    def survey(self, run, *, device, reporter):
         """Find out, or read from the run, what every size of every layer loses."""
-        survey.judge_sizes(self.view, self.frozen)
-        self.known = survey.survey(
-            run, self.frozen, self.view, device=device, batch_size=batch_size, reporter=reporter
-        )  # fmt: skip
+        self.known = survey.survey(run, self.frozen, self.view, device=device, space=self.space, reporter=reporter)
         if not self.sampler:
             # Surveyed with samplers, so that both ways share one survey.
             self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name, sampler=False)
@@ -55,13 +55,41 @@ class Subject:
 
 
 @contextmanager
-def opened(run, device, *, sampler=True):
-    """The subject of a run, for the length of the block."""
+def opened(run, device, *, sampler=True, memory=None, batch_size=100):
+    """The subject of a run, for the length of the block.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    device : torch.device
+    sampler : bool
+        Whether layers may read a subset of channels that others need too.
+    memory : int, optional
+        Bytes to stay within, see :func:`decomp.pipelines.workspace.set_limits`.
+    batch_size : int
+        Images at a time, at most.
+    """
     frozen, original = open_frozen(run)
-    with frozen:
+    with frozen, files.scratch(run.scratch_dir) as folder:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
         network = graph.trace(original, name, frozen.meta.get("leaves") or ())
         view = graph.NetworkGraph(network, shape, name)
         counted = cost.cost(network, shape)
         network.to(device)
-        yield Subject(frozen, original, view, counted, sampler=sampler)
+        survey.judge_sizes(view, frozen)
+        space = _workspace(run, view, frozen, memory, batch_size, folder)
+        yield Subject(frozen, original, view, counted, space, sampler=sampler)
+
+
+def _workspace(run, view, frozen, memory, batch_size, folder):
+    foot = workspace.measure(view.module, frozen.images(0, 1))
+    fitted = [layer for layer in view.layers if layer.fitted]
+    n_points = frozen.meta["n_points"]
+    limits = workspace.set_limits(
+        view.module, foot, memory=memory, batch_size=batch_size, folder=folder,
+        solver=max((workspace.problem_bytes(layer, frozen.n_images * n_points) for layer in fitted), default=0),
+        rows=max((workspace.row_bytes(layer, n_points) for layer in fitted), default=0),
+        # Layers that are committed were fitted with these; from other ones the rest would not follow.
+        before=(run.config("decompose") or {}).get("limits") if run.layers_dir.is_dir() else None,
+    )  # fmt: skip
+    return workspace.Workspace(view.module, foot, limits, folder)
