@@ -151,6 +151,9 @@ _SHARED = {
         metavar="auto|cpu|cuda",
         help="Where to compute.",
     ),
+    "memory": click.option(
+        "--memory", type=parse.memory, metavar="SIZE", help="To stay within, such as 8GiB.  [default: half of it all]"
+    ),
     "seed": _number("--seed", least=0, default=0, show_default=True, help="Of every draw."),
     "skip-bad": click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and go on."),
     "part": click.option("--module", "part", metavar="NAME", help="Treat only this submodule, which takes the images."),
@@ -220,7 +223,7 @@ Examples:
 @_number("--images", "n_images", default=5000, show_default=True, help="At most.")
 @_number("--points", "n_points", default=10, show_default=True, help="Per image.")
 @_number("--batch-size", default=100, show_default=True, help="Images at a time.")
-@_options("seed", "device", "skip-bad", "common")
+@_options("memory", "seed", "device", "skip-bad", "common")
 def freeze(run, threads, quiet, **options):
     """Record how the original network responds: images, points and every conv's outputs, once and for all."""
     _use_threads(threads)
@@ -243,7 +246,7 @@ Examples:
 )
 @_options("run")
 @_declared(parse.DECOMPOSE)
-@_options("redo", "device", "common")
+@_options("redo", "memory", "device", "common")
 def decompose(run, threads, quiet, linear, speedup, **options):
     """Replace each conv by cheaper ones that respond alike, layer by layer from the front."""
     _use_threads(threads)

@@ -19,7 +19,7 @@ from benchmarks.common import markdown
 from decomp import cost, graph, layers, selection, surgery
 from decomp.allocation import Allocator
 from decomp.factors import Selection
-from decomp.pipelines import fidelity, planning, survey
+from decomp.pipelines import fidelity, planning, subject, survey
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.points import open_frozen
 from decomp.pipelines.problems import Problems
@@ -34,9 +34,10 @@ class Study:
         self.run = RunDirectory.open(path)
         self.frozen, self.original = open_frozen(self.run)
         self.shape = tuple(self.frozen.meta["input_shape"])
-        view = self.view()
-        self.known = survey.survey(self.run, self.frozen, view, device="cpu", batch_size=100, reporter=Reporter())
-        self.counted = cost.cost(view.module, self.shape)
+        device = torch.device("cpu")
+        with subject.opened(self.run, device) as opened:
+            opened.survey(self.run, device=device, reporter=Reporter())
+            self.known, self.counted = opened.known, opened.counted
 
     def view(self):
         """A fresh copy of the original network."""

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from decomp.footprint import last_uses
 from decomp.surgery import geometry
 
 
@@ -113,6 +114,33 @@ def layer_rows(module, space, x, positions):
     return x.reshape(len(x), -1, *map_shape)
 
 
+class InMemory:
+    """Keeps values in memory; what :class:`Replay` takes when it is given no other store.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes that the values of all images may take.
+    """
+
+    least_work = 0.0
+
+    def __init__(self, budget):
+        self.budget, self._values = budget, {}
+
+    def admits(self, n_bytes):
+        """Whether values are kept that take so many bytes for all images."""
+        return n_bytes <= self.budget
+
+    def put(self, index, values):
+        """Keep the values of a batch, in place of earlier ones."""
+        self._values[index] = values
+
+    def get(self, index):
+        """The values of a batch, which may be changed in place: they are needed again."""
+        return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self._values[index].items()}
+
+
 class Replay:
     """Runs a traced network batch by batch up to a node, from the furthest point whose values are kept.
 
@@ -130,23 +158,30 @@ class Replay:
     budget : int
         Bytes that kept values may take; beyond, the values are recomputed from the last kept point.
     device : str or torch.device
+    store : optional
+        Where values are kept, as :class:`InMemory` does; then ``budget`` says nothing. Values are not kept where
+        that saves less than its ``least_work``, a share of a pass.
+    work : sequence of float, optional
+        For every node its share of the work of a pass (:func:`decomp.footprint.measure`); the same for all if None.
 
     Attributes
     ----------
-    forward_images : int
-        Node runs so far, in units of whole passes times images (a measure of the work done).
+    forward_images : float
+        Work done so far, in passes times images: the shares of all nodes that were run, as the network came. Nodes
+        that have become cheaper since count in full.
     """
 
-    def __init__(self, module, images, n_images, *, batch_size=100, budget=2 << 30, device="cpu"):
+    def __init__(
+        self, module, images, n_images, *, batch_size=100, budget=2 << 30, device="cpu", store=None, work=None
+    ):
         self.module, self.images, self.n_images = module, images, n_images
-        self.batch_size, self.budget, self.device = batch_size, budget, device
+        self.batch_size, self.device = batch_size, device
+        self.store = InMemory(budget) if store is None else store
         self.nodes = list(module.graph.nodes)
         self._place = {node: i for i, node in enumerate(self.nodes)}
-        self._last_use = {}
-        for node in self.nodes:
-            for source in node.all_input_nodes:
-                self._last_use[source] = self._place[node]
-        self._kept_at, self._kept = 0, None
+        self._last_use = last_uses(self.nodes)
+        self.work = [1 / len(self.nodes)] * len(self.nodes) if work is None else work
+        self._kept_at, self._columns = 0, {}
         self.forward_images = 0.0
 
     def batches(self):
@@ -188,19 +223,21 @@ class Replay:
             yield start, stop, fx.node.map_arg(node.args[0], lambda n, values=values: values[n])
 
     def advance(self, node):
-        """Keep the values that the network from this node on needs, if they fit the budget."""
+        """Keep the values that the network from this node on needs, if the store admits them."""
         target = self._place[node]
         if target <= self._kept_at:
             return
-        kept, size = [], 0
-        for start, stop in self.batches():
+        if sum(self.work[self._kept_at : target]) < self.store.least_work:
+            return
+        for index, (start, stop) in enumerate(self.batches()):
             values = self._run(start, stop, target)
-            kept.append(values)
-            size += sum(v.nbytes for v in values.values() if isinstance(v, torch.Tensor))
             # All images are of one size, so the first batch tells already.
-            if size * self.n_images > self.budget * stop:
+            size = sum(v.nbytes for v in values.values() if isinstance(v, torch.Tensor))
+            if index == 0 and not self.store.admits(size * self.n_images // (stop - start)):
                 return
-        self._kept, self._kept_at = kept, target
+            self.store.put(index, values)
+        # What was put is narrow already.
+        self._kept_at, self._columns = target, {}
 
     def narrow(self, columns):
         """Take the kept channels out of the kept values, as if their producers had been narrow already.
@@ -210,16 +247,18 @@ class Replay:
         columns : dict of torch.fx.Node to torch.LongTensor
             For each value that loses channels, the places along axis 1 that stay.
         """
-        for values in self._kept or ():
-            for node in columns.keys() & values.keys():
-                values[node] = values[node].index_select(1, columns[node].to(values[node].device)).contiguous()
+        # Done whenever they are taken out: a store on a disk would have to be read and written as a whole.
+        for node, stay in columns.items():
+            before = self._columns.get(node)
+            self._columns[node] = stay if before is None else before[stay]
 
     def _interpreter(self, start, stop, place):
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
         if place:
-            # Copies: the network may change its values in place, and they are needed again.
-            kept = self._kept[start // self.batch_size]
-            interpreter.env = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in kept.items()}
+            interpreter.env = self.store.get(start // self.batch_size)
+            for node in self._columns.keys() & interpreter.env.keys():
+                value = interpreter.env[node]
+                interpreter.env[node] = value.index_select(1, self._columns[node].to(value.device))
         self._batch = (start, stop)
         return interpreter
 
@@ -236,7 +275,7 @@ class Replay:
         for place in range(self._kept_at, target):
             interpreter.env[self.nodes[place]] = self._run_node(interpreter, self.nodes[place])
             self._forget(interpreter.env, place)
-        self.forward_images += (stop - start) * (target - self._kept_at) / len(self.nodes)
+        self.forward_images += (stop - start) * sum(self.work[self._kept_at : target])
         return interpreter.env
 
     def _forget(self, env, place):

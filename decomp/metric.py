@@ -68,7 +68,10 @@ def _gather(sums, name):
 def _loss(output, generator):
     """A scalar whose gradient's second moment is the metric at the output."""
     if output.dim() == 2:
-        labels = torch.multinomial(output.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
+        # One number an image, whatever the batch: torch.multinomial would draw others for other batches.
+        drawn = torch.rand(len(output), 1, generator=generator, dtype=torch.float64)
+        below = output.detach().double().softmax(1).cumsum(1).cpu() < drawn
+        labels = below.sum(1).clamp_max(output.shape[1] - 1)
         return F.cross_entropy(output, labels.to(output.device), reduction="sum")
     return (output * torch.randn(output.shape, generator=generator).to(output)).sum()
 

@@ -75,7 +75,7 @@ def check(counts, view, name):
             raise TargetError(space, rule, got=repr(count), fix=f"change it in {name}")
 
 
-def choose(run, counts, frozen, view, *, device, batch_size, reporter):
+def choose(run, counts, frozen, view, *, device, space, reporter):
     """Which channels stay, chosen on the original network for all readers of a space together.
 
     Parameters
@@ -88,7 +88,7 @@ def choose(run, counts, frozen, view, *, device, batch_size, reporter):
     view : decomp.graph.NetworkGraph
         Of the original network on ``device``.
     device : torch.device
-    batch_size : int
+    space : decomp.pipelines.workspace.Workspace
     reporter : decomp.pipelines.log.Reporter
 
     Returns
@@ -99,12 +99,13 @@ def choose(run, counts, frozen, view, *, device, batch_size, reporter):
     path = run.layers_dir / "spaces.json"
     keep = _read(path, parent)
     if keep is None:
-        options, keep = {"batch_size": batch_size, "device": device}, {}
-        metrics = output_metrics(frozen, view, Problems(frozen, view, **options), batch_size, reporter)
+        options, keep = {"device": device, "space": space}, {}
+        metrics = output_metrics(frozen, view, reporter=reporter, **options)
         with reporter.progress(len(counts), "shared channels", "spaces") as progress:
             for name, count in counts.items():
                 problems = Problems(frozen, view, metrics=metrics, **options)
                 keep[name] = _chosen(view, view.spaces[name], count, problems)
+                space.clear()
                 progress.update(1)
         files.write_json(path, {"parent": parent, "keep": keep}, kind=KIND)
     for name, places in keep.items():

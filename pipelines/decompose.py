@@ -41,6 +41,8 @@ class DecomposeResult:
             lines.append(latency_words(f["latency"]))
         if f.get("fidelity"):
             lines.append(f["fidelity"]["words"])
+        if "passes" in f:
+            lines.append(_work_words(f))
         if f.get("part"):
             lines.append(
                 f"next: decomp.load({str(self.run.model_dir)!r}, into=model) puts {f['part']} back into its model"
@@ -54,7 +56,7 @@ def decompose(
     run, *, speedup=None, steps=("spatial", "channel", "prune"), selector="best", allocation="joint", cost="macs",
     multiple=8, skip=(), keep_first=False, max_layer_speedup=None, latency_batch=64, latency_layout="contiguous",
     plan=None, activation_aware=True, refine=True, recovery=True, sampler=True, coupled=None, device="auto",
-    plan_only=False, source_run=None, redo=False, batch_size=100, reporter,
+    plan_only=False, source_run=None, redo=False, batch_size=100, memory=None, reporter,
 ):  # fmt: skip
     """Make the network ``speedup`` times cheaper and emit it.
 
@@ -105,6 +107,9 @@ def decompose(
     redo : bool
         Throw away an earlier decomposition in this run.
     batch_size : int
+        Images at a time, at most: fewer where memory does not allow as many.
+    memory : int, optional
+        Bytes to stay within, see :mod:`decomp.pipelines.workspace`; half of the machine's where not given.
     reporter : decomp.pipelines.log.Reporter
 
     Returns
@@ -140,11 +145,11 @@ def decompose(
         if before is not None:
             return before
         device = pick_device(device)
-        with subject.opened(run, device, sampler=sampler) as opened:
-            made = _plan(run, asked, given, opened, device, batch_size, reporter)
+        with subject.opened(run, device, sampler=sampler, memory=memory, batch_size=batch_size) as opened:
+            made = _plan(run, asked, given, opened, device, reporter)
             if plan_only:
                 return DecomposeResult(run, False, {"asked": asked, "plan_only": True})
-            return _decompose(run, asked, made, opened, device, batch_size, reporter)
+            return _decompose(run, asked, made, opened, device, reporter)
 
 
 def _done_before(run, asked):
@@ -170,10 +175,10 @@ def _shown(key, value):
     return value if key != "plan" else "none" if value is None else f"one of digest {value[:12]}"
 
 
-def _plan(run, asked, given, opened, device, batch_size, reporter):
+def _plan(run, asked, given, opened, device, reporter):
     """The plan of the run, announced; an attempt that ends without one leaves no trace."""
     before = run.config("decompose") or {}
-    begun = {"asked": asked}
+    begun = {"asked": asked, "limits": opened.space.limits.deciding()}
     if "plan_digest" in before and run.plan_json.is_file():
         begun["plan_digest"] = before["plan_digest"]
     run.update_config("decompose", begun)
@@ -181,8 +186,8 @@ def _plan(run, asked, given, opened, device, batch_size, reporter):
     try:
         spaces = planning.spaces(run, asked, given, opened.view)
         if spaces:
-            opened.narrow(run, spaces, device=device, batch_size=batch_size, reporter=reporter)
-        opened.survey(run, device=device, batch_size=batch_size, reporter=reporter)
+            opened.narrow(run, spaces, device=device, reporter=reporter)
+        opened.survey(run, device=device, reporter=reporter)
         if given is not None and ours:
             given = planning.checked(given, opened, device, "the plan", reporter)
             files.write_json(run.plan_json, given.to_json())
@@ -201,10 +206,10 @@ def _plan(run, asked, given, opened, device, batch_size, reporter):
     return plan
 
 
-def _decompose(run, asked, plan, opened, device, batch_size, reporter):
-    frozen, view, counted = opened.frozen, opened.view, opened.counted
+def _decompose(run, asked, plan, opened, device, reporter):
+    frozen, view, counted, space = opened.frozen, opened.view, opened.counted, opened.space
     metrics = opened.known.metrics if asked["refine"] else {}
-    options = {"batch_size": batch_size, "device": device, "recovery": asked["recovery"], "kept": opened.kept}
+    options = {"device": device, "recovery": asked["recovery"], "kept": opened.kept, "space": space}
     problems = Problems(frozen, view, metrics=metrics, **options)
     made_from = {
         "plan": plan.to_json(),
@@ -216,12 +221,15 @@ def _decompose(run, asked, plan, opened, device, batch_size, reporter):
     network = view.module
     after = counted_cost(network, opened.input_shape)
     _check_target(plan, after)
-    close = fidelity.compare(opened.original.to(device), network, frozen, problems.n_fit, batch_size, device)
+    size = space.limits.batch_size
+    close = fidelity.compare(opened.original.to(device), network, frozen, problems.n_fit, size, device)
+    space.count(2 * close["images"])
     network.cpu()
     facts = {
         **run.config("decompose"), "macs_before": counted.macs, "macs_after": after.macs,
         "params_before": counted.params, "params_after": after.params, "layers": reports, "fidelity": close,
         "latency": plan.latency, "part": frozen.meta.get("part"),
+        "passes": round(space.forward_images / frozen.n_images, 2), "spilled_bytes": space.most_on_disk,
         "left_alone": {layer.name: layer.left_alone for layer in view.layers if layer.left_alone},
     }  # fmt: skip
     meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
@@ -232,6 +240,12 @@ def _decompose(run, asked, plan, opened, device, batch_size, reporter):
     reporter.step(emit.verify_into_original(run.model_dir, lambda: points.original_class(frozen.meta)))
     run.update_config("decompose", facts)
     return DecomposeResult(run, False, facts)
+
+
+def _work_words(facts):
+    spilled = facts["spilled_bytes"]
+    words = f"{facts['passes']:.1f} passes over the calibration images"
+    return words + (f", up to {spilled / 2**20:,.0f} MiB of values kept on the disk meanwhile" if spilled else "")
 
 
 def _announce(plan, view, reporter):

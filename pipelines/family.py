@@ -41,7 +41,9 @@ class FamilyResult:
         yield f"next: {program()} finetune --run {self.members[0].run}, and so for each"
 
 
-def family(run, *, speedups, source_run=None, plan=None, reporter, device="auto", batch_size=100, **options):
+def family(
+    run, *, speedups, source_run=None, plan=None, reporter, device="auto", batch_size=100, memory=None, **options
+):
     """Decompose one frozen network at several speed-ups.
 
     Parameters
@@ -52,7 +54,7 @@ def family(run, *, speedups, source_run=None, plan=None, reporter, device="auto"
     source_run : path, optional
         Take the frozen points from this run; ``run`` then only gives the names.
     reporter : decomp.pipelines.log.Reporter
-    device, batch_size, options
+    device, batch_size, memory, options
         As for :func:`decomp.pipelines.decompose.decompose`.
 
     Returns
@@ -75,14 +77,15 @@ def family(run, *, speedups, source_run=None, plan=None, reporter, device="auto"
     members = [RunDirectory(f"{RunDirectory(run)}-{speedup:g}x") for speedup in speedups]
     chosen = pick_device(device)
     defaults = {name: parameter.default for name, parameter in signature(decompose).parameters.items()}
+    room = {"memory": memory, "batch_size": batch_size}
     if options.get("coupled") is None:  # otherwise each member is planned on a narrower network of its own
-        with base.lock(), reporter.stage("family"), subject.opened(base, chosen) as opened:
-            opened.survey(base, device=chosen, batch_size=batch_size, reporter=reporter)
+        with base.lock(), reporter.stage("family"), subject.opened(base, chosen, **room) as opened:
+            opened.survey(base, device=chosen, reporter=reporter)
             planning.require_reachable(opened, {**defaults, **options, "speedup": max(speedups)})
     results = []
     for member, speedup in zip(members, speedups):
         reporter.step(f"{member}: {speedup:g} times cheaper")
         own = Reporter.for_run(member, quiet=reporter.quiet, stream=reporter.stream, command=reporter.command)
-        options.update(source_run=base.path, device=device, batch_size=batch_size)
+        options.update(source_run=base.path, device=device, **room)
         results.append(decompose(member, speedup=speedup, reporter=own, **options))
     return FamilyResult(results)

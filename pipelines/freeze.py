@@ -10,7 +10,7 @@ from decomp.data import models, sources
 from decomp.data.frozen import FrozenFile, FrozenWriter
 from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.outputs import as_tensor
-from decomp.pipelines import emit, files
+from decomp.pipelines import emit, files, workspace
 from decomp.pipelines.devices import pick_device
 from decomp.pipelines.options import program
 from decomp.pipelines.points import grid_key, part_of, shortcut_key
@@ -52,7 +52,7 @@ class FreezeResult:
 
 def freeze(
     run, *, model, data, weights=None, input_size=None, part=None, leaves=(), n_images=5000, n_points=10, seed=0,
-    batch_size=100, device="auto", skip_bad=False, reporter,
+    batch_size=100, device="auto", skip_bad=False, memory=None, reporter,
 ):  # fmt: skip
     """Sample the responses of every layer of the original network into one HDF5 file.
 
@@ -74,7 +74,10 @@ def freeze(
         Output positions per image and output grid, drawn for each image by itself.
     seed : int
     batch_size : int
+        Images at a time, at most: fewer where memory does not allow as many.
     device : {'auto', 'cpu', 'cuda'}
+    memory : int, optional
+        Bytes to stay within, see :mod:`decomp.pipelines.workspace`; half of the machine's where not given.
     skip_bad : bool
         Leave out unreadable images instead of stopping.
     reporter : decomp.pipelines.log.Reporter
@@ -106,7 +109,7 @@ def freeze(
         if before is not None:
             _check_unchanged(run, before, loaded, source)
             return FreezeResult(run, True, before.get("facts", {}))
-        options = {"batch_size": batch_size, "device": device, "reporter": reporter}
+        options = {"batch_size": batch_size, "device": device, "memory": memory, "reporter": reporter}
         return freeze_loaded(run, loaded, source, asked, held=held, **options)
 
 
@@ -116,7 +119,7 @@ def check_counts(n_images, n_points):
         raise UsageError("freeze", "needs at least 10 images and 1 point each", got=f"{n_images} and {n_points}")
 
 
-def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, reporter):
+def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, memory=None, reporter):
     """The same for a network and images that are open already; `asked` holds what :func:`freeze` was asked for.
 
     Parameters
@@ -141,6 +144,10 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
     n_points, seed = asked["n_points"], asked["seed"]
     indices = _draw_images(source, asked["n_images"], seed)
     files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
+    batch_size = workspace.set_limits(
+        network, workspace.measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
+        folder=run.path, command="freeze",
+    ).batch_size  # fmt: skip
     if held is not None:
         # Made this late, so that a name that was mistyped leaves nothing behind.
         run = RunDirectory.create(run)

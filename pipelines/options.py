@@ -79,6 +79,15 @@ def _several(name, text, possible, fix):
     return tuple(word for word in possible if word in asked)
 
 
+def memory(text):
+    """``'4GiB'``, ``'4G'``, ``'512MiB'`` or ``'4GB'`` as bytes; without a unit, GiB."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?b?))?\s*", str(text), re.IGNORECASE)
+    if not match or not 0 < float(match[1]) < math.inf:
+        raise UsageError("--memory", "must be an amount of memory", got=repr(text), fix="say for example 4GiB")
+    base = 1000 if (match[3] or "").lower() == "b" else 1024
+    return int(float(match[1]) * base ** ("kmgt".index((match[2] or "g").lower()) + 1))
+
+
 def device(text):
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``, as it is."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):

@@ -8,7 +8,8 @@ from torch import nn
 from decomp import capture
 from decomp.errors import NumericalError
 from decomp.factors import Geometry
-from decomp.moments import Moments
+from decomp.moments import TILE_ROWS, Moments
+from decomp.pipelines.kept import KeptValues
 from decomp.pipelines.points import shortcut_key
 from decomp.problem import LayerProblem
 from decomp.surgery import geometry
@@ -28,9 +29,11 @@ class Problems:
     metrics : dict of str to torch.Tensor, optional
         Output metric of each layer, to be part of its problem.
     batch_size : int
-    budget : int
-        Bytes for values kept between layers.
     device : torch.device
+    space : decomp.pipelines.workspace.Workspace, optional
+        Where values between layers are kept and how many images are taken at a time; without it, in memory.
+    share : float
+        Of that space's room for kept values.
     recovery : bool
         Fit the last layer in front of a sum to Y₂ + (Y₁ − Y₁'): Y₁ the original value that its output Y₂ is added
         to, Y₁' the value now (1707.06168, section 3.3). What the shortcut got wrong, the branch makes up for.
@@ -39,15 +42,19 @@ class Problems:
     """
 
     def __init__(
-        self, frozen, graph, *, metrics=None, batch_size=100, budget=2 << 30, device="cpu", recovery=False, kept=None
-    ):
+        self, frozen, graph, *, metrics=None, batch_size=100, device="cpu", recovery=False, kept=None, space=None,
+        share=1.0,
+    ):  # fmt: skip
         self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
         self.recovery, self.kept = recovery, kept or {}
-        self.replay = capture.Replay(
-            graph.module, frozen.images, frozen.n_images, batch_size=batch_size, budget=budget, device=device
-        )
-        self.n_fit = frozen.n_images - max(1, frozen.n_images // HELD_OUT)
-        self._positions, self._kept_rows = {}, None
+        images = (graph.module, frozen.images, frozen.n_images)
+        if space is None:
+            self.replay = capture.Replay(*images, batch_size=batch_size, device=device)
+            self._stored = KeptValues(ROWS_BUDGET, ROWS_BUDGET, None)
+        else:
+            self.replay, self._stored = space.replay(*images, device, share), space.rows()
+        self.n_fit = fitted_images(frozen)
+        self._positions, self._rows_of = {}, None
 
     def problem(self, layer):
         """The problem of one layer on the images that are fitted, and the moments of the held-out ones.
@@ -74,27 +81,17 @@ class Problems:
         p = weight[0].numel()
         fit = Moments.zeros(p, len(weight), device=self.device)
         held_out = Moments.zeros(p, len(weight), device=self.device)
-        # Fits behind the activation go over the rows several times: kept, where they are not too many.
-        self._kept_rows, kept = None, []
-        room = 4 * (p + len(weight)) * self.n_fit * self._points(layer) <= ROWS_BUDGET
-        for start, stop, x, beside in self._values(layer):
-            bad = int((~torch.isfinite(x)).sum())
-            if bad:
-                raise NumericalError(
-                    layer.name, "the activations it reads must be finite", got=f"{bad} NaN or infinite values",
-                    fix="check the weights and the images",
-                )  # fmt: skip
-            for part, moments in (
-                (slice(start, min(stop, self.n_fit)), fit),
-                (slice(max(start, self.n_fit), stop), held_out),
-            ):
-                if part.start < part.stop:
-                    rows = self._rows(layer, module, x, beside, start, part)
-                    moments.update(*rows)
-                    if moments is fit and room:
-                        kept.append(rows)
-        if room:
-            self._kept_rows = (layer.name, kept)
+        # Kept where there is room: fits behind the activation go over them several times.
+        self._stored.clear()
+        keep = self._stored.admits(4 * (p + len(weight)) * self.n_fit * self._points(layer))
+        self._rows_of, n_stored = None, 0
+        for fitted, rows in self._tiles(layer, module):
+            (fit if fitted else held_out).update(*rows)
+            if fitted and keep:
+                self._stored.put(n_stored, dict(enumerate(rows)))
+                n_stored += 1
+        if keep:
+            self._rows_of = layer.name, n_stored
         problem = LayerProblem(
             layer.name, weight.detach(), None if module.bias is None else module.bias.detach(),
             geometry(module) if layer.kind == "conv" else Geometry(), fit, layer.activation,
@@ -121,12 +118,22 @@ class Problems:
             yield (start, stop, value, None) if beside is None else (start, stop, *value)
 
     def _fitted_rows(self, layer, module):
-        if self._kept_rows is not None and self._kept_rows[0] == layer.name:
-            yield from self._kept_rows[1]
-            return
+        if self._rows_of is not None and self._rows_of[0] == layer.name:
+            return (tuple(self._stored.get(i, copy=False).values()) for i in range(self._rows_of[1]))
+        return (rows for fitted, rows in self._tiles(layer, module) if fitted)
+
+    def _tiles(self, layer, module):
+        """Whether they are to be fitted, and rows, TILE_ROWS at a time whatever the batch: the fit is the same."""
+        tiles = _Tiles()
         for start, stop, x, beside in self._values(layer):
-            if start < min(stop, self.n_fit):
-                yield self._rows(layer, module, x, beside, start, slice(start, min(stop, self.n_fit)))
+            _require_finite(layer, x, start, stop)
+            for part, fitted in (
+                (slice(start, min(stop, self.n_fit)), True),
+                (slice(max(start, self.n_fit), stop), False),
+            ):
+                if part.start < part.stop:
+                    yield from tiles.add(fitted, self._rows(layer, module, x, beside, start, part))
+        yield from tiles.rest()
 
     def _points(self, layer):
         """Rows per image."""
@@ -150,6 +157,49 @@ class Problems:
         """What the original gave, in the channels that the layer still writes."""
         values = self.frozen.responses(key, part.start, part.stop)
         return values if layer.name not in self.kept else values[..., self.kept[layer.name]]
+
+
+def fitted_images(frozen):
+    """How many images are fitted; those behind them are held out."""
+    return frozen.n_images - max(1, frozen.n_images // HELD_OUT)
+
+
+class _Tiles:
+    """Cuts rows that come batch by batch into tiles of TILE_ROWS; the last tile of a kind is what is left."""
+
+    def __init__(self):
+        self._kind, self._waiting = None, []
+
+    def add(self, kind, rows):
+        """(kind, tile) for each tile that is full with these rows (X, Y)."""
+        if kind != self._kind:
+            yield from self.rest()
+        self._kind = kind
+        self._waiting.append(rows)
+        if sum(len(Y) for _, Y in self._waiting) >= TILE_ROWS:
+            tiles = self._cut()
+            if len(tiles[-1][1]) < TILE_ROWS:
+                self._waiting = [tiles.pop()]
+            yield from ((kind, tile) for tile in tiles)
+
+    def rest(self):
+        """(kind, tile) for what is left, if anything is."""
+        if self._waiting:
+            yield from ((self._kind, tile) for tile in self._cut())
+
+    def _cut(self):
+        X, Y = (torch.cat(parts) for parts in zip(*self._waiting))
+        self._waiting = []
+        return list(zip(X.split(TILE_ROWS), Y.split(TILE_ROWS)))
+
+
+def _require_finite(layer, x, start, stop):
+    bad = x.numel() - int(torch.isfinite(x).sum())
+    if bad:
+        raise NumericalError(
+            layer.name, "the activations it reads must be finite",
+            got=f"{bad} NaN or infinite values in images {start}..{stop - 1}", fix="check the weights and the images",
+        )  # fmt: skip
 
 
 def layer_weight(module, layer):

@@ -117,6 +117,11 @@ class RunDirectory:
         return self.path / "report.html"
 
     @property
+    def scratch_dir(self):
+        """Beside it, under a name that `files.scratch` gives, lies what a stage needs only while it runs."""
+        return self.path / "scratch"
+
+    @property
     def log(self):
         return self.path / "log.jsonl"
 

@@ -10,7 +10,7 @@ from decomp.coupling import kept_outputs
 from decomp.data.frozen import FrozenFile
 from decomp.errors import FileError
 from decomp.narrowing import shrink
-from decomp.pipelines import coupling, survey
+from decomp.pipelines import coupling, files, survey, workspace
 from decomp.pipelines.points import open_frozen, shortcut_key
 from decomp.pipelines.rundir import RunDirectory
 
@@ -32,6 +32,8 @@ class Subject:
         Multiply-accumulates by module path of the network behind ``view``.
     known : decomp.pipelines.survey.Survey or None
         After :meth:`survey`.
+    space : decomp.pipelines.workspace.Workspace
+        The memory and disk that there is for this.
     sampler : bool
         Whether layers may read a subset of channels that others need too.
     spaces : dict of str to int
@@ -49,6 +51,7 @@ class Subject:
     view: graph.NetworkGraph
     counted: cost.Cost
     per_layer: dict
+    space: workspace.Workspace
     known: survey.Survey | None = None
     sampler: bool = True
     spaces: dict = field(default_factory=dict)
@@ -61,21 +64,20 @@ class Subject:
         """(C, H, W)."""
         return tuple(self.frozen.meta["input_shape"])
 
-    def narrow(self, run, counts, *, device, batch_size, reporter):
+    def narrow(self, run, counts, *, device, reporter):
         """Take channels out of whole channel spaces of the network; before :meth:`survey`."""
-        options = {"device": device, "batch_size": batch_size, "reporter": reporter}
+        options = {"device": device, "space": self.space, "reporter": reporter}
         self.spaces, self.keep = dict(counts), coupling.choose(run, counts, self.frozen, self.view, **options)
         self.kept = kept_outputs(self.view, self.keep)
         self.edited = shrink(self.view.module, self.view.spaces, self.keep)
         self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name)
         self.per_layer = cost.cost(self.view.module, self.input_shape).per_layer
 
-    def survey(self, run, *, device, batch_size, reporter):
+    def survey(self, run, *, device, reporter):
         """Find out, or read from the run, what every size of every layer loses."""
         survey.judge_sizes(self.view, self.frozen)
-        self.known = survey.survey(
-            run, self.frozen, self.view, kept=self.kept, device=device, batch_size=batch_size, reporter=reporter
-        )  # fmt: skip
+        options = {"device": device, "space": self.space, "reporter": reporter}
+        self.known = survey.survey(run, self.frozen, self.view, kept=self.kept, **options)
         if not self.sampler:
             # Surveyed with samplers, so that both ways share one survey.
             self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name, sampler=False)
@@ -84,11 +86,23 @@ class Subject:
 
 
 @contextmanager
-def opened(run, device, *, sampler=True):
-    """The subject of a run, for the length of the block."""
+def opened(run, device, *, sampler=True, memory=None, batch_size=100):
+    """The subject of a run, for the length of the block.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
+    device : torch.device
+    sampler : bool
+        Whether layers may read a subset of channels that others need too.
+    memory : int, optional
+        Bytes to stay within, see :func:`decomp.pipelines.workspace.set_limits`.
+    batch_size : int
+        Images at a time, at most.
+    """
     run = RunDirectory(run)
     frozen, original = open_frozen(run)
-    with frozen:
+    with frozen, files.scratch(run.scratch_dir) as folder:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
         network = graph.trace(original, name, frozen.meta.get("leaves") or ())
         view = graph.NetworkGraph(network, shape, name)
@@ -99,4 +113,19 @@ def opened(run, device, *, sampler=True):
         survey.judge_sizes(view, frozen)
         counted = cost.cost(network, shape)
         network.to(device)
-        yield Subject(frozen, original, view, counted, counted.per_layer, sampler=sampler)
+        space = _workspace(run, view, frozen, memory, batch_size, folder)
+        yield Subject(frozen, original, view, counted, counted.per_layer, space, sampler=sampler)
+
+
+def _workspace(run, view, frozen, memory, batch_size, folder):
+    foot = workspace.measure(view.module, frozen.images(0, 1))
+    fitted = [layer for layer in view.layers if layer.fitted]
+    n_points = frozen.meta["n_points"]
+    limits = workspace.set_limits(
+        view.module, foot, memory=memory, batch_size=batch_size, folder=folder,
+        solver=max((workspace.problem_bytes(layer, frozen.n_images * n_points) for layer in fitted), default=0),
+        rows=max((workspace.row_bytes(layer, n_points) for layer in fitted), default=0),
+        # Layers that are committed were fitted with these; from other ones the rest would not follow.
+        before=(run.config("decompose") or {}).get("limits") if run.layers_dir.is_dir() else None,
+    )  # fmt: skip
+    return workspace.Workspace(view.module, foot, limits, folder)

@@ -6,25 +6,26 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from decomp import capture, curves, layers, metric, selection, sensitivity, surgery
+from decomp import curves, layers, metric, selection, sensitivity, surgery
 from decomp.allocation import LayerCurves
 from decomp.data.weights import digest_state_dict
 from decomp.graph import NetworkGraph
 from decomp.outputs import as_tensor
 from decomp.pipelines import files
-from decomp.pipelines.problems import Problems
+from decomp.pipelines.problems import Problems, fitted_images
 from decomp.pipelines.workers import in_batches, in_parallel
+from decomp.pipelines.workspace import problem_bytes
 from decomp.plan import STEPS, LayerPlan
 
-VERSION = 3
+VERSION = 4
 # Columns of a layer's patch beyond which its moments no longer fit: K takes 8·p² bytes.
 MOST_COLUMNS = 12_000
-# Bytes of moments of layers whose curves are worked out at the same time.
-MOMENTS_BUDGET = 2 << 30
 # Images whose gradients make up the output metric.
 METRIC_IMAGES = 2_000
-# Held-out images on which the change of the output is measured.
-WATCHED_IMAGES = 500
+# Held-out images on which the change of the output is measured: as many as keep the forward work of the whole stage
+# within FORWARD_PASSES passes over the calibration images, between these bounds. Two passes go into the problems of
+# the layers, here and when they are solved, and two tenths into the comparison at the end.
+LEAST_WATCHED, MOST_WATCHED, FORWARD_PASSES, OTHER_PASSES = 32, 500, 4.0, 2.2
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def judge_sizes(view, frozen):
             layer.input_space = None
 
 
-def survey(run, frozen, view, *, kept=None, device, batch_size, reporter):
+def survey(run, frozen, view, *, kept=None, device, space, reporter):
     """Survey the original network, or read what an earlier survey left in the run directory.
 
     Parameters
@@ -69,14 +70,14 @@ def survey(run, frozen, view, *, kept=None, device, batch_size, reporter):
     kept : dict of str to torch.LongTensor, optional
         Outputs that stay, of the layers that lost some to that.
     device : torch.device
-    batch_size : int
+    space : decomp.pipelines.workspace.Workspace
     reporter : decomp.pipelines.log.Reporter
 
     Returns
     -------
     Survey
     """
-    origin, options = {"version": VERSION, "frozen": frozen.content}, {"batch_size": batch_size, "device": device}
+    origin, options = {"version": VERSION, "frozen": frozen.content}, {"device": device, "space": space}
     if kept:
         origin["kept"] = {name: places.tolist() for name, places in kept.items()}
     digest = files.digest_json(origin)
@@ -85,13 +86,16 @@ def survey(run, frozen, view, *, kept=None, device, batch_size, reporter):
         return before
     if kept:
         view = _refitted(frozen, view, kept, reporter, **options)
-    problems = Problems(frozen, view, kept=kept, **options)
-    metrics = output_metrics(frozen, view, problems, batch_size, reporter)
-    watched = _Watched(frozen, view, problems, batch_size)
+    problems = Problems(frozen, view, kept=kept, share=0.5, **options)
+    metrics = output_metrics(frozen, view, device=device, space=space, reporter=reporter)
+    watched = _Watched(frozen, view, problems, space)
     own, output = {}, {}
+    n_rows = frozen.n_images * frozen.meta["n_points"]
     with reporter.progress(len(view.layers), "error curves", "layers") as progress:
         # Rows are gathered from the front to the back; the curves of several layers are then worked out at a time.
-        for batch in in_batches(view.layers, _moments_bytes, torch.get_num_threads(), MOMENTS_BUDGET):
+        for batch in in_batches(
+            view.layers, lambda layer: problem_bytes(layer, n_rows), torch.get_num_threads(), space.limits.solving
+        ):
             gathered = [(_steps(layer), *problems.problem(layer)) if _steps(layer) else None for layer in batch]
             found = in_parallel(_own_curves, [task for task in gathered if task is not None])
             for layer, task in zip(batch, gathered):
@@ -103,51 +107,73 @@ def survey(run, frozen, view, *, kept=None, device, batch_size, reporter):
                 progress.update(1)
     found = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
     _write(run.curves, digest, found)
+    space.clear()
     return found
 
 
-def _refitted(frozen, view, kept, reporter, **options):
+def _refitted(frozen, view, kept, reporter, *, device, space):
     """A copy of a narrowed network with every layer fitted to the original on what it still reads."""
     view = NetworkGraph(copy.deepcopy(view.module), view.input_shape, view.name)
     judge_sizes(view, frozen)
-    problems = Problems(frozen, view, kept=kept, recovery=True, **options)
+    problems = Problems(frozen, view, kept=kept, recovery=True, device=device, space=space)
     with reporter.progress(len(view.layers), "fit of what is left", "layers") as progress:
         for layer in view.layers:
             if layer.fitted:
                 solution, _ = layers.solve_layer(problems.problem(layer)[0], LayerPlan(layer.name), refined=False)
                 surgery.apply_solution(view.module, view, solution)
             progress.update(1)
+    space.clear()
     return view
 
 
-def output_metrics(frozen, view, problems, batch_size, reporter):
+def output_metrics(frozen, view, *, device, space, reporter):
     """Output metric (n, n) of every fitted layer, see :mod:`decomp.metric`."""
-    with reporter.progress(min(problems.n_fit, METRIC_IMAGES), "output metric", "images") as progress:
-        images = _metric_images(frozen, problems, batch_size, progress)
-        return metric.output_metrics(view, images, frozen.meta["seed"])
+    n_images = min(fitted_images(frozen), METRIC_IMAGES)
+    with reporter.progress(n_images, "output metric", "images") as progress:
+        images = _metric_images(frozen, n_images, device, space.limits.backward_batch, progress)
+        metrics = metric.output_metrics(view, images, frozen.meta["seed"])
+    space.count(n_images)
+    return metrics
 
 
-def _metric_images(frozen, problems, batch_size, progress):
-    limit = min(problems.n_fit, METRIC_IMAGES)
-    for start in range(0, limit, batch_size):
-        stop = min(start + batch_size, limit)
-        yield frozen.images(start, stop).to(problems.device)
+def _metric_images(frozen, n_images, device, batch_size, progress):
+    for start in range(0, n_images, batch_size):
+        stop = min(start + batch_size, n_images)
+        yield frozen.images(start, stop).to(device)
         progress.update(stop - start)
+
+
+def watched_images(view, frozen, work):
+    """How many held-out images the change of the output is measured on.
+
+    Parameters
+    ----------
+    view : decomp.graph.NetworkGraph
+    frozen : decomp.data.frozen.FrozenFile
+    work : sequence of float
+        Share of a pass for every node. A measurement runs the network from the layer on, so that it is dearest for the
+        first layers.
+    """
+    places, passes = {node: place for place, node in enumerate(view.module.graph.nodes)}, 1.0
+    for layer in view.layers:
+        passes += len(_steps(layer)) * len(sensitivity.LEVELS) * sum(work[places[view.node(layer)] :])
+    n_fit = fitted_images(frozen)
+    free = (FORWARD_PASSES - OTHER_PASSES) * frozen.n_images - min(n_fit, METRIC_IMAGES)
+    return min(frozen.n_images - n_fit, max(LEAST_WATCHED, min(MOST_WATCHED, int(free / passes))))
 
 
 class _Watched:
     """The network's output on some held-out images, and how it changes when one layer is exchanged."""
 
-    def __init__(self, frozen, view, problems, batch_size):
+    def __init__(self, frozen, view, problems, space):
         self.view, self.problems = view, problems
         first = problems.n_fit
-        self.replay = capture.Replay(
+        self.replay = space.replay(
             view.module,
             lambda start, stop: frozen.images(first + start, first + stop),
-            min(frozen.n_images - first, WATCHED_IMAGES),
-            batch_size=batch_size,
-            budget=1 << 30,
-            device=problems.device,
+            watched_images(view, frozen, space.foot.work),
+            problems.device,
+            share=0.5,
         )
         self.wanted = self._outputs()
 
@@ -167,12 +193,6 @@ class _Watched:
 
 def _steps(layer):
     return [step for step in STEPS if step not in layer.left_alone]
-
-
-def _moments_bytes(layer):
-    """Of the fitted and the held-out rows."""
-    columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
-    return 16 * columns * (columns + layer.out_channels)
 
 
 def _own_curves(steps, problem, held_out):
