@@ -11,7 +11,7 @@ import decomp
 from benchmarks import coverage
 from decomp import surgery
 from decomp.allocation import Allocator
-from decomp.cost import cost
+from decomp.cost import MacsCost, cost
 from decomp.data import models
 from decomp.errors import FileError, TraceError, UsageError
 from decomp.graph import NetworkGraph, trace
@@ -141,7 +141,7 @@ def test_backbones_of_torchvision_are_treated_and_put_back(make, tmp_path):
     surgery.fold_bn(network)
     view = NetworkGraph(network, shape)
     counted = cost(network, shape)
-    items = Allocator(view, coverage.flat_curves(view), counted.per_layer).uniform(2)
+    items = Allocator(view, coverage.flat_curves(view), MacsCost(view, counted.per_layer)).uniform(2)
     folded = [path for path, module in network.named_modules() if type(module) is nn.Identity]
     convs = [path for path, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     edited = [*folded, *dict.fromkeys([*convs, *coverage.apply(network, view, items)])]
