@@ -21,6 +21,7 @@ from decomp.pipelines.evaluate import evaluate
 from decomp.pipelines.finetune import finetune
 from decomp.pipelines.inspection import inspect
 from decomp.pipelines.log import Reporter
+from decomp.pipelines.summary import summarise
 
 SHAPE = (1, 8, 8)
 NETWORKS = {"detector": Detector, "gated": Gated}
@@ -85,6 +86,24 @@ def test_a_leaf_is_left_alone_and_the_rest_treated(tmp_path):
     # What goes through the gate keeps its width; behind it channels go.
     assert treated.get_submodule("stem")(x).shape[1] == 12
     assert decompose(tmp_path / "run", speedup=2, reporter=Reporter(quiet=True)).done_before
+
+
+def test_a_network_with_a_leaf_goes_the_whole_way_into_its_class(tmp_path):
+    quiet = Reporter(quiet=True)
+    run_of(tmp_path / "run", "gated", leaves=("gate",))
+    summary = summarise(tmp_path / "run")
+    assert summary.macs_after <= summary.macs_before / 2 and "conv1" in [layer.layer for layer in summary.layers]
+    tuned = finetune(tmp_path / "run", epochs=1, labels="none", reporter=quiet)
+    assert not tuned.done_before and finetune(tmp_path / "run", epochs=1, labels="none", reporter=quiet).done_before
+    rows = {row.network: row for row in evaluate(tmp_path / "run", repeats=2, reporter=quiet).rows}
+    assert rows["fine-tuned"].macs <= rows["original"].macs / 2
+    whole, x = randomise(Gated()), torch.randn(3, *SHAPE)
+    best = tmp_path / "run" / "finetune" / "best"
+    treated, alone = decomp.load(best, into=whole), emit.load(best, leaves_of=whole)
+    with torch.no_grad():
+        assert type(treated) is Gated and torch.allclose(alone(x), treated(x), atol=1e-6)
+    with pytest.raises(FileError, match="gate: only its class Gate"):
+        decomp.load(best)
 
 
 def test_inspection_says_what_can_be_done_and_counts_what_cannot():
