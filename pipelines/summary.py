@@ -119,6 +119,8 @@ def summarise(run):
     errors = {report["layer"]: _last_error(report) for report in facts["layers"]}
     layers = []
     for name, macs in before.items():
+        if name == cost.FUNCTIONAL:
+            continue
         old, new = original.get_submodule(name), network.get_submodule(name)
         layers.append(
             LayerSummary(
