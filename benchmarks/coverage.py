@@ -41,7 +41,8 @@ def build(name):
     if name.startswith("timm:"):
         import timm
 
-        module, size = timm.create_model(name[5:], pretrained=False), 224 if "vit" in name else 64
+        module = timm.create_model(name[5:], pretrained=False)
+        size = 224 if "vit" in name else 96 if "inception" in name else 64
     else:
         from torchvision import models
 
