@@ -194,8 +194,8 @@ def loads_elsewhere(network, edited, shape, x):
         torch.save((x, y), f"{folder}/xy.pt")
         code = (
             "import sys, torch, decomp; from decomp.outputs import as_tensor; "
-            "x, y = torch.load(sys.argv[1] + '/xy.pt');"
-            "z = as_tensor(decomp.load(sys.argv[1] + '/net')(x)).detach(); print(bool(torch.equal(y, z)))"
+            "x, y = torch.load(sys.argv[1] + '/xy.pt'); torch.set_grad_enabled(False);"  # attention has a path for that
+            "z = as_tensor(decomp.load(sys.argv[1] + '/net')(x)); print(bool(torch.equal(y, z)))"
         )
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=ROOT)
         return bool(torch.isfinite(y).all()) and done.stdout.strip() == "True"
