@@ -257,7 +257,9 @@ def decompose(run, threads, quiet, linear, speedup, **options):
     for name in ("refine", "recovery", "sampler"):
         options[name] = not options.pop(f"no_{name}")
     if options["plan"] is not None:
-        _refuse_beside("--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first"))
+        _refuse_beside(
+            "--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled")
+        )
     if speedup is not None and len(speedup) > 1:
         from decomp.pipelines.family import family
 

@@ -7,9 +7,12 @@ linear layers, for one image; biases, normalisation, activations and pooling are
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+FUNCTIONAL = "(functional convolutions)"
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -24,7 +27,8 @@ class Cost:
     params : int
         Number of parameters, each counted once.
     per_layer : dict of str to int
-        Multiply-accumulates by module path.
+        Multiply-accumulates by module path; of convolutions that no module makes (weights that are computed on the
+        way, such as standardised ones), under `FUNCTIONAL`.
     """
 
     macs: int
@@ -49,22 +53,49 @@ def cost(module, input_shape):
 
     def counter(name):
         def hook(layer, inputs, output):
+            functional.inside -= 1
             per_layer[name] = per_layer.get(name, 0) + _macs(layer, inputs[0], output)
 
         return hook
 
+    functional = _FunctionalConvolutions(per_layer)
     counted = (*_CONVS, *_TRANSPOSED, nn.Linear)
-    hooks = [m.register_forward_hook(counter(name)) for name, m in module.named_modules() if isinstance(m, counted)]
+    layers = {name: m for name, m in module.named_modules() if isinstance(m, counted)}
+    hooks = [m.register_forward_hook(counter(name)) for name, m in layers.items()]
+    hooks += [m.register_forward_pre_hook(functional.enter) for m in layers.values()]
     was_training = module.training
     parameter = next(module.parameters(), torch.zeros(()))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), functional:
             module.eval()(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
     finally:
         module.train(was_training)
         for hook in hooks:
             hook.remove()
     return Cost(sum(per_layer.values()), sum(p.numel() for p in module.parameters()), per_layer)
+
+
+class _FunctionalConvolutions(TorchFunctionMode):
+    """Counts convolutions outside of the modules that are counted by hooks."""
+
+    names = ("conv1d", "conv2d", "conv3d")
+
+    def __init__(self, per_layer):
+        super().__init__()
+        self.per_layer, self.inside = per_layer, 0
+        self.functions = {getattr(place, name) for place in (F, torch) for name in self.names}
+
+    def enter(self, *_):
+        self.inside += 1
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        if function in self.functions and not self.inside:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            # (n, c / groups, ...): each output entry sums up one kernel of all the channels of its group.
+            macs = output.numel() * weight[0].numel()
+            self.per_layer[FUNCTIONAL] = self.per_layer.get(FUNCTIONAL, 0) + macs
+        return output
 
 
 def _macs(layer, x, y):

@@ -23,18 +23,34 @@ def whole_spaces(view):
     for space in view.spaces.all:
         if space.frozen is not None or space.name in private:
             continue
-        unfitted = [name for name in space.consumers if name not in layers or not layers[name].fitted]
+        readers = readers_of(view, space)
+        unfitted = [name for name in readers if name not in layers or not layers[name].fitted]
         if space.width < 2:
             reasons[space.name] = "has one channel that can be kept or dropped"
-        elif not space.consumers:
+        elif not readers:
             reasons[space.name] = "is read by no layer"
         elif unfitted:
             reasons[space.name] = f"is read by {unfitted[0]}, which is not fitted anew"
-        elif any(members_of(view, space, name) is None for name in space.consumers):
-            reasons[space.name] = "is read in columns of unequal number"
+        elif any(members_of(view, space, name) is None for name in readers):
+            reasons[space.name] = "is read in blocks of columns beside other channels"
         else:
             able[space.name] = space
     return able, reasons
+
+
+def readers_of(view, space):
+    """Paths of the layers that feel it when a space loses channels.
+
+    Not among them: a grouped convolution whose every group is one channel of the space. What its other groups give
+    does not change when one goes.
+    """
+    own = set(space.roots.tolist())
+
+    def passes_on(name):
+        use = view.spaces.use(name)
+        return use.grouped and own.issuperset(view.spaces.roots_of(np.concatenate([use.reads, use.writes])).tolist())
+
+    return [name for name in space.consumers if not passes_on(name)]
 
 
 def members_of(view, space, reader):

@@ -7,7 +7,9 @@ them, the channels go altogether, with everything in between. Otherwise the laye
 """
 
 import operator
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 
 import numpy as np
 import torch
@@ -184,7 +186,8 @@ class NetworkGraph:
         like = weight if weight is not None else torch.zeros(())
         example = torch.zeros(2, *self.input_shape, device=like.device, dtype=like.dtype)
         try:
-            with torch.no_grad():
+            # Where the network does not run, torch prints the whole traceback beside raising it.
+            with torch.no_grad(), redirect_stderr(StringIO()):
                 ShapeProp(self.module).propagate(example)
         except Exception as error:
             reason = str(error.__cause__ or error).strip().split("\n")[0]

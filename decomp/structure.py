@@ -5,6 +5,7 @@ and the tensor functions listed here: no code comes out of a file.
 """
 
 import copy
+import importlib
 import inspect
 import operator
 
@@ -21,6 +22,12 @@ _OPERATORS = (
     "itruediv", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
 )  # fmt: skip
 OWN_MODULES = {"Select": Select}  # the only ones beside torch.nn that a file may name
+# Functions that torchvision keeps whole in a trace (torch.fx.wrap); imported only where a network calls one.
+_WRAPPED = (
+    "torchvision.models.swin_transformer._get_relative_position_bias",
+    "torchvision.models.swin_transformer._patch_merging_pad",
+    "torchvision.models.swin_transformer.shifted_window_attention",
+)
 _ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")
 
 
@@ -55,6 +62,20 @@ class _Functions:
             for name, function in cls.by_name.items():
                 cls.by_function.setdefault(function, name)
         return cls
+
+    @classmethod
+    def name(cls, function):
+        """The name of a function, or None."""
+        full = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+        return cls.by_function.get(function) or (full if full in _WRAPPED else None)
+
+    @classmethod
+    def named(cls, name):
+        """The function of a name, or None."""
+        if name in _WRAPPED:
+            module, _, function = name.rpartition(".")
+            return getattr(importlib.import_module(module), function)
+        return cls.by_name.get(name)
 
 
 # -- modules -----------------------------------------------------------------------------------------------
@@ -198,7 +219,7 @@ def describe_graph(graph_module, leaves=()):
     for node in graph_module.graph.nodes:
         target = node.target
         if node.op == "call_function":
-            target = table.by_function.get(node.target)
+            target = table.name(node.target)
             if target is None:
                 raise DecompError(node.name, "calls a function that data cannot name", got=str(node.target))
         elif node.op == "call_module":
@@ -243,7 +264,7 @@ def build_graph(description, state, path="structure", leaves_of=None):
         for name, kind in description["tensors"].items():
             _attach(root, name, nn.Parameter(state[name]) if kind == "parameter" else state[name])
         graph = _build_nodes(description["nodes"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
         raise FileError(path, f"the structure is broken ({type(error).__name__}: {error})") from error
     module = fx.GraphModule(root, graph)
     _check_state(module, state, path)
@@ -270,11 +291,12 @@ def _build_nodes(described):
         args = tuple(decode(v, nodes) for v in item["args"])
         kwargs = {k: decode(v, nodes) for k, v in item["kwargs"].items()}
         if op == "call_function":
-            if target not in table.by_name:
+            function = table.named(target)
+            if function is None:
                 raise ValueError(f"function {target} is not allowed")
             if target == "builtins.getattr" and args[1] not in _ATTRIBUTES:
                 raise ValueError(f"attribute {args[1]} is not allowed")
-            target = table.by_name[target]
+            target = function
         elif op == "call_method" and (target.startswith("_") or not hasattr(torch.Tensor, target)):
             raise ValueError(f"method {target} is not allowed")
         elif op not in ("placeholder", "call_module", "call_method", "get_attr", "output"):

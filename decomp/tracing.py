@@ -1,6 +1,7 @@
 """From a module to the graph of its calls, or the reason why it has none."""
 
 import copy
+import inspect
 import traceback
 
 from torch import fx
@@ -14,6 +15,17 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves):
         super().__init__()
         self.leaves, self.met = frozenset(leaves), set()
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        """Only what has no default is an input: the others take their defaults while the network is followed.
+
+        With an input in their place, `if mask is None` would be answered for a mask that nobody gives.
+        """
+        parameters = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())[1:]
+        if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters):
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        names = [p.name for p in parameters if p.default is p.empty]
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     def is_leaf_module(self, module, path):
         if path in self.leaves:

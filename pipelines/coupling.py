@@ -1,6 +1,6 @@
 """Whole channel spaces before the layers: how many channels stay in each, which ones, and where the choice is kept."""
 
-from decomp.coupling import members_of, whole_spaces
+from decomp.coupling import members_of, readers_of, whole_spaces
 from decomp.errors import FileError, TargetError
 from decomp.joint import grouped, select_jointly
 from decomp.pipelines import files
@@ -126,7 +126,7 @@ def _read(path, parent):
 
 
 def _chosen(view, space, count, problems):
-    readers = [layer for layer in view.layers if layer.name in space.consumers]
+    readers = [view.layer(name) for name in readers_of(view, space)]
     needed = sum(3 * 8 * (layer.in_channels * layer.kernel[0] * layer.kernel[1]) ** 2 for layer in readers)
     if needed > BUDGET:
         raise TargetError(

@@ -165,8 +165,7 @@ def _done_before(run, asked):
                 fix=f"use --redo to replace it, or --run OTHER --from {run.path} to keep both",
             )  # fmt: skip
     if "macs_after" in before and (run.model_dir / "structure.json").is_file():
-        made_of = (run.config("freeze") or {}).get("asked") or {}
-        emit.load(run.model_dir, leaves_of=points.original_part(made_of) if made_of.get("leaves") else None)
+        points.load_network(run, run.model_dir)
         return DecomposeResult(run, True, before)
     return None
 

@@ -93,6 +93,11 @@ def read_structure(path):
     return structure
 
 
+def leaves(structure):
+    """Paths of the modules that a structure only names, in the words of :func:`save`."""
+    return [path for path, spec in structure["graph"]["modules"].items() if spec.get("type") == "leaf"]
+
+
 def _how_to_write_again(path):
     """Which stage makes the network at `path`, in words for an error."""
     stages = {"original": "freeze into another --run", "model": "decompose with --redo"}

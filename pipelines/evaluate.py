@@ -151,7 +151,7 @@ def evaluate(
         }  # fmt: skip
         if not redo and (before := _measured_before(run, identity)):
             return before
-        networks = {name: emit.load(path).to(device).eval() for name, path in paths.items()}
+        networks = {name: points.load_network(run, path).to(device).eval() for name, path in paths.items()}
         shape = tuple(emit.read_structure(run.original_dir)["input_shape"])
         test, data, notes = _test_images(run, shape)
         shares = _shares(networks, test, data, device, reporter) if test is not None else {}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import decomp
 from decomp import cost, seeds
 from decomp.errors import DecompError, FileError, UsageError
-from decomp.pipelines import emit, files
+from decomp.pipelines import emit, files, points
 from decomp.pipelines.log import Reporter
 from decomp.pipelines.rundir import RunDirectory, library_versions
 
@@ -114,7 +114,7 @@ def export(run, *, formats=("pt2", "state-dict"), which=None, out=None, reporter
     which, path = find_network(run, which)
     reporter = reporter or Reporter()
     with run.lock(), reporter.stage("export"):
-        network = emit.load(path)
+        network = points.load_network(run, path)
         shape = emit.read_structure(path)["input_shape"]
         if not shape:
             raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
@@ -151,7 +151,7 @@ def about(run, path, which, network):
     """
     structure, frozen = emit.read_structure(path), run.config("freeze") or {}
     shape, source = structure["input_shape"], frozen.get("source") or {}
-    before = cost.cost(emit.load(run.original_dir), shape)
+    before = cost.cost(points.load_network(run, run.original_dir), shape)
     after = cost.cost(network, shape)
     return {
         "format": "decomp-export",

@@ -183,7 +183,7 @@ def _finished(run, asked, network_digest):
 
 def _tune(run, recipe, asked, network_digest, device, reporter):
     needs_original = asked["labels"] == "none" or asked["distill"]
-    original = emit.load(run.original_dir).to(device) if needs_original else None
+    original = points.load_network(run, run.original_dir).to(device) if needs_original else None
     task = _LabelledTask(run, recipe.seed) if asked["labels"] == "train" else _CalibrationTask(run, recipe.seed)
     reporter.step(
         f"fine-tuning on {len(task.train):,} {task.what}, {len(task.held_out):,} more held out, on {device}",
@@ -195,7 +195,7 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
         hooks.append(training.Hooks(after_save=board))
     else:
         reporter.step(f"no TensorBoard events: it is not installed ({events.INSTALL})")
-    network = emit.load(run.model_dir)
+    network = points.load_network(run, run.model_dir)
     if asked["labels"] == "none":
         without_dropout(network)
     outcome = training.fit(
@@ -322,7 +322,7 @@ class _Writer:
     def __init__(self, run, network_digest):
         self.run, self.network_digest = run, network_digest
         # Weights are put into a fresh network for writing: the one in training is laid out for speed.
-        self.plain = emit.load(run.model_dir)
+        self.plain = points.load_network(run, run.model_dir)
         self.structure = emit.read_structure(run.model_dir)
         self.best_written = None
 
@@ -340,6 +340,7 @@ class _Writer:
             self.run.finetune_dir / name,
             edited=[edit["module"] for edit in self.structure["edits"]],
             input_shape=self.structure["input_shape"],
+            leaves=emit.leaves(self.structure),
             meta={**self.structure["meta"], "finetune": {"epoch": epoch, "network": self.network_digest}},
         )
 

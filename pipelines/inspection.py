@@ -187,13 +187,16 @@ def _space_facts(view):
 
 def _others(view, counted, leaves):
     """What is neither a layer nor free of cost, and why nothing is done with it."""
-    layers = {layer.name for layer in view.layers}
+    layers, modules = {layer.name for layer in view.layers}, dict(view.module.named_modules())
     other = {}
     for name, macs in counted.per_layer.items():
         if name not in layers and not any(name == leaf or name.startswith(f"{leaf}.") for leaf in leaves):
-            kind = type(view.module.get_submodule(name)).__name__
+            kind = (
+                type(modules[name]).__name__
+                if name in modules
+                else f"{len(view.functional_convs)} that no module makes"
+            )
             other[name] = f"left alone: {kind}, {macs / max(counted.macs, 1):.1%} of the cost"
-    other.update({name: "left alone: a functional convolution, not a module" for name in view.functional_convs})
     other.update({leaf: "left alone: given as --leaf" for leaf in leaves})
     return other
 

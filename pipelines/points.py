@@ -28,8 +28,7 @@ def open_frozen(run):
     run = RunDirectory.open(run)
     if not run.frozen.is_file():
         raise FileError(run.frozen, "is missing", fix=f"run freeze into {run.path} first")
-    asked = (run.config("freeze") or {}).get("asked") or {}
-    original = emit.load(run.original_dir, leaves_of=original_part(asked) if asked.get("leaves") else None)
+    original = load_network(run, run.original_dir)
     frozen = FrozenFile(run.frozen)
     digest = files.digest_file(run.original_dir / "structure.json")
     if frozen.meta.get("network") != digest:
@@ -44,6 +43,23 @@ def open_frozen(run):
             fix="put the file back, or run freeze again into another directory",
         )  # fmt: skip
     return frozen, original
+
+
+def load_network(run, path):
+    """A network of a run, which stands alone; modules that were left out of the trace come from its original class.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    path : Path
+        One of its networks: ``run.original_dir``, ``run.model_dir``, ...
+
+    Returns
+    -------
+    torch.fx.GraphModule
+    """
+    asked = (run.config("freeze") or {}).get("asked") or {}
+    return emit.load(path, leaves_of=original_part(asked) if asked.get("leaves") else None)
 
 
 def original_class(asked):

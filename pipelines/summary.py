@@ -7,7 +7,7 @@ from torch import nn
 
 from decomp import cost
 from decomp.errors import FileError
-from decomp.pipelines import emit, files
+from decomp.pipelines import emit, files, points
 from decomp.pipelines.options import program
 from decomp.pipelines.rundir import RunDirectory
 from decomp.pipelines.tables import html_table, text_table
@@ -111,7 +111,7 @@ def summarise(run):
     if "macs_after" not in facts or not (run.model_dir / "structure.json").is_file():
         fix = f"run `{program()} decompose --run {run.path} --speedup 4x`"
         raise FileError(run.path, "there is no decomposed network yet", fix=fix)
-    original, network = emit.load(run.original_dir), emit.load(run.model_dir)
+    original, network = (points.load_network(run, path) for path in (run.original_dir, run.model_dir))
     shape = emit.read_structure(run.original_dir)["input_shape"]
     plan = Plan.from_json(files.read_json(run.plan_json), str(run.plan_json))
     before, after = cost.cost(original, shape).per_layer, cost.cost(network, shape).per_layer
@@ -119,6 +119,8 @@ def summarise(run):
     errors = {report["layer"]: _last_error(report) for report in facts["layers"]}
     layers = []
     for name, macs in before.items():
+        if name == cost.FUNCTIONAL:
+            continue
         old, new = original.get_submodule(name), network.get_submodule(name)
         layers.append(
             LayerSummary(

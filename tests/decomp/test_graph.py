@@ -170,3 +170,25 @@ def test_tracing_leaves_the_model_alone():
     assert model.training and not traced.training
     traced.get_submodule("0").weight.data.zero_()
     assert model[0].weight.abs().sum() > 0
+
+
+def test_inputs_with_defaults_take_them():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, mask=None, *, scale=2.0):
+            x = self.conv(x)
+            return x * scale if mask is None else x * mask
+
+    network, x = trace(Masked()), torch.randn(2, 3, 8, 8)
+    assert [node.op for node in network.graph.nodes].count("placeholder") == 1
+    with torch.no_grad():
+        assert torch.equal(network(x), network.conv(x) * 2)
+
+
+def test_a_network_that_does_not_run_at_a_size_is_refused_without_a_traceback(capsys):
+    with pytest.raises(TraceError, match="does not run at input size 3x4x4"):
+        view(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 5)), (3, 4, 4))
+    assert capsys.readouterr() == ("", "")

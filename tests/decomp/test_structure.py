@@ -96,3 +96,21 @@ def test_weights_of_another_shape_are_named():
     state = {**network.state_dict(), "0.weight": torch.zeros(1, 2, 3, 3)}
     with pytest.raises(FileError, match=r"0\.weight"):
         build_graph(describe_graph(network), state)
+
+
+def test_functions_that_torchvision_keeps_whole_are_named_and_found_again():
+    swin = pytest.importorskip("torchvision.models.swin_transformer")
+
+    class Padded(nn.Module):
+        def forward(self, x):
+            return swin._patch_merging_pad(x)
+
+    network = trace(Padded())
+    description = describe_graph(network)
+    (node,) = [node for node in description["nodes"] if node["op"] == "call_function"]
+    assert node["target"] == "torchvision.models.swin_transformer._patch_merging_pad"
+    x = torch.randn(1, 5, 5, 2)
+    assert torch.equal(build_graph(description, {})(x), network(x))
+    node["target"] = "torchvision.models.swin_transformer._log_api_usage_once"
+    with pytest.raises(FileError, match="is not allowed"):
+        build_graph(description, {})

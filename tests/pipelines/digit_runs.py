@@ -81,7 +81,22 @@ class Dense(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-NETWORKS = {"plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense}
+class Grouped(nn.Module):
+    """A bottleneck with a convolution of four groups in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv1 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 1)
+        self.conv2, self.conv3 = nn.Conv2d(12, 12, 3, padding=1, groups=4), nn.Conv2d(12, 8, 1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x + self.conv3(torch.relu(self.conv2(torch.relu(self.conv1(x)))))
+        return self.head(torch.relu(x).mean((2, 3)))
+
+
+NETWORKS = {"plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense, "grouped": Grouped}
 
 
 def make_run(path, name="plain", **options):

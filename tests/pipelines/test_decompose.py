@@ -352,3 +352,16 @@ def test_shared_channels_of_skipped_layers_stay_and_costs_that_do_not_add_up_are
 def test_a_chain_has_no_shared_channels_to_narrow(run):
     with pytest.raises(TargetError, match="--coupled: no channel space of this network can be narrowed as a whole"):
         decompose(run, speedup=1.2, coupled=0.5, reporter=Collected())
+
+
+@pytest.mark.parametrize("run", ["grouped"], indirect=True)
+def test_groups_go_as_a_whole_with_the_channels_in_front_of_and_behind_them(run):
+    decompose(run, speedup=1.5, coupled=0.5, multiple=1, reporter=Collected())
+    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    assert json.loads(run.plan_json.read_text())["spaces"] == {"stem": 4, "conv1": 2}
+    assert network.get_submodule("conv2").groups == 2 and network.get_submodule("conv2").out_channels == 6
+    assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 1.5
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        x = frozen.images(0, 360)
+        off = network(x) - original(x)
+    assert off.mean(0).abs().max() < 1e-4 * original(x).std()

@@ -140,7 +140,7 @@ def test_a_network_that_asks_for_the_batch_size_is_refused(run, monkeypatch, tmp
         def forward(self, x):
             return x.flatten(1) * (2 if len(x) == stage.TRACED_BATCH else 1)
 
-    monkeypatch.setattr(stage.emit, "load", lambda path: Fixed())
+    monkeypatch.setattr(stage.points, "load_network", lambda run, path: Fixed())
     for name, words in (("pt2", "cannot be written as pt2"), ("torchscript", "module's outputs to 0.0001")):
         with pytest.raises(DecompError, match=words) as caught:
             export(run, formats=[name], out=tmp_path, reporter=quiet())

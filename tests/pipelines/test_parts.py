@@ -11,7 +11,7 @@ import decomp
 from benchmarks import coverage
 from decomp import surgery
 from decomp.allocation import Allocator
-from decomp.cost import cost
+from decomp.cost import MacsCost, cost
 from decomp.data import models
 from decomp.errors import FileError, TraceError, UsageError
 from decomp.graph import NetworkGraph, trace
@@ -21,6 +21,7 @@ from decomp.pipelines.evaluate import evaluate
 from decomp.pipelines.finetune import finetune
 from decomp.pipelines.inspection import inspect
 from decomp.pipelines.log import Reporter
+from decomp.pipelines.summary import summarise
 
 SHAPE = (1, 8, 8)
 NETWORKS = {"detector": Detector, "gated": Gated}
@@ -87,6 +88,24 @@ def test_a_leaf_is_left_alone_and_the_rest_treated(tmp_path):
     assert decompose(tmp_path / "run", speedup=2, reporter=Reporter(quiet=True)).done_before
 
 
+def test_a_network_with_a_leaf_goes_the_whole_way_into_its_class(tmp_path):
+    quiet = Reporter(quiet=True)
+    run_of(tmp_path / "run", "gated", leaves=("gate",))
+    summary = summarise(tmp_path / "run")
+    assert summary.macs_after <= summary.macs_before / 2 and "conv1" in [layer.layer for layer in summary.layers]
+    tuned = finetune(tmp_path / "run", epochs=1, labels="none", reporter=quiet)
+    assert not tuned.done_before and finetune(tmp_path / "run", epochs=1, labels="none", reporter=quiet).done_before
+    rows = {row.network: row for row in evaluate(tmp_path / "run", repeats=2, reporter=quiet).rows}
+    assert rows["fine-tuned"].macs <= rows["original"].macs / 2
+    whole, x = randomise(Gated()), torch.randn(3, *SHAPE)
+    best = tmp_path / "run" / "finetune" / "best"
+    treated, alone = decomp.load(best, into=whole), emit.load(best, leaves_of=whole)
+    with torch.no_grad():
+        assert type(treated) is Gated and torch.allclose(alone(x), treated(x), atol=1e-6)
+    with pytest.raises(FileError, match="gate: only its class Gate"):
+        decomp.load(best)
+
+
 def test_inspection_says_what_can_be_done_and_counts_what_cannot():
     result = inspect("gated", leaves=("gate",))
     lines = "\n".join(result.lines())
@@ -141,7 +160,7 @@ def test_backbones_of_torchvision_are_treated_and_put_back(make, tmp_path):
     surgery.fold_bn(network)
     view = NetworkGraph(network, shape)
     counted = cost(network, shape)
-    items = Allocator(view, coverage.flat_curves(view), counted.per_layer).uniform(2)
+    items = Allocator(view, coverage.flat_curves(view), MacsCost(view, counted.per_layer)).uniform(2)
     folded = [path for path, module in network.named_modules() if type(module) is nn.Identity]
     convs = [path for path, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     edited = [*folded, *dict.fromkeys([*convs, *coverage.apply(network, view, items)])]
