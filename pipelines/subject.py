@@ -123,7 +123,7 @@ def _workspace(run, view, frozen, memory, batch_size, folder):
     n_points = frozen.meta["n_points"]
     limits = workspace.set_limits(
         view.module, foot, memory=memory, batch_size=batch_size, folder=folder,
-        solver=max((workspace.problem_bytes(layer, frozen.n_images * n_points) for layer in fitted), default=0),
+        solver=max((workspace.problem_bytes(layer, frozen.n_images, n_points) for layer in fitted), default=0),
         rows=max((workspace.row_bytes(layer, n_points) for layer in fitted), default=0),
         # Layers that are committed were fitted with these; from other ones the rest would not follow.
         before=(run.config("decompose") or {}).get("limits") if run.layers_dir.is_dir() else None,

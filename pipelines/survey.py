@@ -90,12 +90,13 @@ def survey(run, frozen, view, *, kept=None, device, space, reporter):
     metrics = output_metrics(frozen, view, device=device, space=space, reporter=reporter)
     watched = _Watched(frozen, view, problems, space)
     own, output = {}, {}
-    n_rows = frozen.n_images * frozen.meta["n_points"]
+
+    def size_of(layer):
+        return problem_bytes(layer, frozen.n_images, frozen.meta["n_points"])
+
     with reporter.progress(len(view.layers), "error curves", "layers") as progress:
         # Rows are gathered from the front to the back; the curves of several layers are then worked out at a time.
-        for batch in in_batches(
-            view.layers, lambda layer: problem_bytes(layer, n_rows), torch.get_num_threads(), space.limits.solving
-        ):
+        for batch in in_batches(view.layers, size_of, torch.get_num_threads(), space.limits.solving):
             gathered = [(_steps(layer), *problems.problem(layer)) if _steps(layer) else None for layer in batch]
             found = in_parallel(_own_curves, [task for task in gathered if task is not None])
             for layer, task in zip(batch, gathered):

@@ -21,7 +21,8 @@ LIBRARIES = 900 * MIB
 # Copies of all weights: while layers are fitted, and while a network is written and read back to be verified.
 COPIES_FITTING, COPIES_WRITING = 3, 6
 # Float64 matrices of the size of a layer's K that are held at the peak of its fit, those of both its moments included:
-# measured at p = 1728 as 11.5 for the error curves and 14.4 for all steps of a layer, small terms included.
+# measured as 14.4 for all steps of a layer at p = 1728, and as 11.5 and 8.2 for its error curves at p = 1728 and 4608,
+# small terms included.
 SOLVER_MATRICES = 14
 # A backward pass holds every value and its gradient, and what convolutions copy.
 BACKWARD = 3
@@ -60,17 +61,22 @@ class Limits:
         return {key: asdict(self)[key] for key in ("batch_size", "backward_batch", "keep")}
 
 
-def problem_bytes(layer, n_rows):
+def problem_bytes(layer, n_images, n_points):
     """Bytes that the fit of a layer takes at its peak: matrices of its inputs, its rows on their way, its responses."""
     columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
     tiles = 4 * TILE_ROWS * (columns + layer.out_channels) * 4
-    return SOLVER_MATRICES * 8 * columns**2 + tiles + 8 * n_rows * layer.out_channels
+    responses = 8 * n_images * _points(layer, n_points) * layer.out_channels
+    return SOLVER_MATRICES * 8 * columns**2 + tiles + responses
 
 
 def row_bytes(layer, n_points):
     """Bytes of the rows of one image, with the copies made on the way to them."""
-    points = min(n_points, layer.out_hw[0] * layer.out_hw[1])
-    return 3 * 4 * points * (layer.in_channels * layer.kernel[0] * layer.kernel[1] + layer.out_channels)
+    columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
+    return 3 * 4 * _points(layer, n_points) * (columns + layer.out_channels)
+
+
+def _points(layer, n_points):
+    return min(n_points, layer.out_hw[0] * layer.out_hw[1])
 
 
 def set_limits(module, foot, *, solver=0, rows=0, memory, batch_size, folder, before=None, command="decompose"):

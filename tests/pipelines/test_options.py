@@ -43,6 +43,20 @@ def test_steps_come_in_the_order_in_which_they_are_taken():
     assert options.steps("prune, spatial,prune") == ("spatial", "prune")
 
 
+@pytest.mark.parametrize(
+    "text, value",
+    [("4GiB", 4 << 30), ("4", 4 << 30), ("0.5g", 1 << 29), ("512MiB", 512 << 20), ("4GB", 4 * 10**9), ("1 TiB", 1 << 40)],
+)
+def test_memory_is_read_as_people_write_it(text, value):
+    assert options.memory(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GiB", "4 apples", "GiB", "4b", "inf"])
+def test_memory_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match="--memory: must be an amount of memory.*say for example 4GiB"):
+        options.memory(text)
+
+
 @pytest.mark.parametrize("text", ["-1", "0", "1.5", "inf", "nan", "x", ""])
 def test_counts_are_whole_and_positive(text):
     with pytest.raises(UsageError, match="--n"):
