@@ -45,7 +45,14 @@ def test_steps_come_in_the_order_in_which_they_are_taken():
 
 @pytest.mark.parametrize(
     "text, value",
-    [("4GiB", 4 << 30), ("4", 4 << 30), ("0.5g", 1 << 29), ("512MiB", 512 << 20), ("4GB", 4 * 10**9), ("1 TiB", 1 << 40)],
+    [
+        ("4GiB", 4 << 30),
+        ("4", 4 << 30),
+        ("0.5g", 1 << 29),
+        ("512MiB", 512 << 20),
+        ("4GB", 4 * 10**9),
+        ("1 TiB", 1 << 40),
+    ],
 )
 def test_memory_is_read_as_people_write_it(text, value):
     assert options.memory(text) == value

@@ -66,7 +66,7 @@ def test_a_stage_that_goes_on_goes_on_as_it_began():
 
 
 def room(run, memory):
-    with subject.opened(run, torch.device("cpu"), memory=memory) as opened:
+    with subject.opened(run, torch.device("cpu"), memory=memory, batch_size=20) as opened:
         return opened.space.limits
 
 
@@ -86,7 +86,7 @@ def least_with(run, wanted):
 def decomposed(run, folder, memory):
     shutil.copytree(run.path, folder)
     told = Collected()
-    result = decompose(folder, speedup=2.5, steps=("spatial", "channel", "prune"), memory=memory, reporter=told)
+    result = decompose(folder, speedup=2.5, memory=memory, batch_size=20, reporter=told)
     return RunDirectory(folder), result.facts
 
 
@@ -97,7 +97,7 @@ def test_the_result_does_not_depend_on_the_memory(run, tmp_path):
     """Spilled to the disk, the same bytes. In smaller batches sums are taken in another order: the same to 1e-6."""
     plenty, facts = decomposed(run, tmp_path / "plenty", 8 * GIB)
     assert facts["spilled_bytes"] == 0
-    tight = least_with(run, lambda limits: limits.batch_size == limits.backward_batch == 100)
+    tight = least_with(run, lambda limits: limits.batch_size == limits.backward_batch == 20)
     spilling, spilled = decomposed(run, tmp_path / "spilling", tight)
     assert spilled["spilled_bytes"] > 400 * 8 * 64 * 4 / 2 and spilled["passes"] == facts["passes"]
     assert results_of(spilling) == results_of(plenty)
