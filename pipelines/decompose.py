@@ -144,6 +144,7 @@ def decompose(
         before = _done_before(run, asked)
         if before is not None:
             return before
+        points.warn_of_other_versions(run, "decompose" if run.layers_dir.is_dir() else "freeze", reporter)
         device = pick_device(device)
         with subject.opened(run, device, sampler=sampler, memory=memory, batch_size=batch_size) as opened:
             made = _plan(run, asked, given, opened, device, reporter)

@@ -128,6 +128,8 @@ def finetune(
             shutil.rmtree(run.finetune_dir, ignore_errors=True)
         elif done := _finished(run, asked, network_digest):
             return done
+        begun = checkpoint_file(run).exists() and run.config("finetune") is not None
+        points.warn_of_other_versions(run, "finetune" if begun else "decompose", reporter)
         return _tune(run, recipe, asked, network_digest, devices.pick_device(device), reporter)
 
 

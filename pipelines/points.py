@@ -62,6 +62,13 @@ def load_network(run, path):
     return emit.load(path, leaves_of=original_part(asked) if asked.get("leaves") else None)
 
 
+def warn_of_other_versions(run, stage, reporter):
+    """Say which libraries are not the ones that an earlier stage ran with; equal bytes are no longer to be expected."""
+    changes = run.version_changes(stage)
+    if changes:
+        reporter.warn(f"{stage} ran with other versions: {', '.join(changes)}; numbers may differ a little")
+
+
 def original_class(asked):
     """An instance of the class that was frozen; its weights do not matter, all of them are put in.
 

@@ -1,0 +1,54 @@
+"""Libraries that are not those of an earlier stage are told, with both versions, before any work."""
+
+import pytest
+
+from decomp.pipelines.decompose import decompose
+from decomp.pipelines.finetune import finetune
+from tests.pipelines import small_runs
+from tests.pipelines.digit_runs import Collected
+
+pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
+
+
+def pretend(run, stage, **versions):
+    """Let a stage have run with other versions; the real ones are given back."""
+    config = run.read_config()
+    now = dict(config["versions"][stage])
+    config["versions"][stage].update(versions)
+    run.write_config(config)
+    return now
+
+
+def warnings(told):
+    return [line for line in told if "other versions" in line]
+
+
+def test_decompose_tells_of_the_versions_that_froze_and_then_of_those_that_began(run):
+    now = pretend(run, "freeze", torch="1.0", numpy="1.1")
+    first, second, third = Collected(), Collected(), Collected()
+    decompose(run, speedup=2.5, plan_only=True, reporter=first)
+    words = f"freeze ran with other versions: torch 1.0, now {now['torch']}, numpy 1.1, now {now['numpy']}; numbers"
+    assert len(warnings(first.told)) == 1 and warnings(first.told)[0].startswith(words)
+    decompose(run, speedup=2.5, reporter=second)
+    assert warnings(second.told) == warnings(first.told)
+    # Stopped behind its last layer, and given again with another library.
+    (run.model_dir / "structure.json").unlink()
+    pretend(run, "decompose", torch="1.2")
+    decompose(run, speedup=2.5, reporter=third)
+    (line,) = warnings(third.told)
+    assert line.startswith(f"decompose ran with other versions: torch 1.2, now {now['torch']};")
+
+
+def test_with_the_same_versions_nothing_is_said(run):
+    told = Collected()
+    decompose(run, speedup=2.5, plan_only=True, reporter=told)
+    assert warnings(told.told) == []
+
+
+def test_finetune_tells_of_the_versions_that_decomposed(tmp_path):
+    run = small_runs.make_run(tmp_path / "run", n_images=60)
+    run.update_config("decompose", {})
+    pretend(run, "decompose", torch="1.0")
+    told = Collected()
+    finetune(run, epochs=1, reporter=told)
+    assert len(warnings(told.told)) == 1 and "decompose ran with other versions: torch 1.0" in warnings(told.told)[0]
