@@ -90,7 +90,6 @@ def decomposed(run, folder, memory):
     return RunDirectory(folder), result.facts
 
 
-@pytest.mark.xfail(reason="known defect: on this network nothing is spilled at the memory that should make it spill")
 @pytest.mark.usefixtures("one_thread", "known_networks")
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_the_result_does_not_depend_on_the_memory(run, tmp_path):
