@@ -280,7 +280,7 @@ def _walk(run, asked, plan, view, problems, made_from, reporter):
                 continue
             path = run.layer_file(layer.index, layer.name)
             if path.is_file():
-                solution, report = read_layer(path, parent)
+                solution, report = read_layer(path, parent, layer.name)
                 problems.replay.advance(view.node(layer))
             else:
                 problem, held_out = problems.problem(layer)
@@ -291,7 +291,7 @@ def _walk(run, asked, plan, view, problems, made_from, reporter):
                     seed=seeds.derive_seed(seed, "decompose", layer.name),
                 )  # fmt: skip
                 write_layer(path, solution, report, parent)
-                solution, report = read_layer(path, parent)
+                solution, report = read_layer(path, parent, layer.name)
                 reporter.step(_layer_words(layer, item, report), layer=layer.name, errors=report["errors"])
             parent = files.digest_file(path)
             edited += [name for name in surgery.apply_solution(network, view, solution) if name not in edited]

@@ -34,8 +34,8 @@ def write_layer(path, solution, report, parent):
         save_file({k: v.clone() for k, v in tensors.items()}, str(part), metadata=metadata)
 
 
-def read_layer(path, parent):
-    """Read a committed layer, checked to follow from ``parent``.
+def read_layer(path, parent, name):
+    """Read a committed layer, checked to be the one of that name and to follow from ``parent``.
 
     Raises
     ------
@@ -59,6 +59,8 @@ def read_layer(path, parent):
         raise FileError(path, "does not match the digest in it (damaged)", fix=fix)
     if header.get("parent") != parent:
         raise FileError(path, f"was made from {str(header.get('parent'))[:12]}", got=parent[:12], fix=fix)
+    if header.get("layer") != name:
+        raise FileError(path, f"must hold layer {name}", got=header.get("layer"), fix=fix)
     try:
         return _rebuild(header, tensors), header["report"]
     except (KeyError, TypeError, ValueError) as error:

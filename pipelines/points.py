@@ -30,6 +30,7 @@ def open_frozen(run):
         raise FileError(run.frozen, "is missing", fix=f"run freeze into {run.path} first")
     original = load_network(run, run.original_dir)
     frozen = FrozenFile(run.frozen)
+    run.refuse_own_code(frozen.meta)
     digest = files.digest_file(run.original_dir / "structure.json")
     if frozen.meta.get("network") != digest:
         raise FileError(

@@ -200,7 +200,29 @@ class RunDirectory:
             part = config.get(key)
             if not isinstance(part, dict) or not all(isinstance(value, dict) for value in part.values()):
                 raise FileError(self.run_json, f"{key!r} must hold one object per stage", got=part, fix=fix)
+        for section in config["stages"].values():
+            self.refuse_own_code(section.get("asked"))
         return config
+
+    def refuse_own_code(self, asked):
+        """Refuse a model or images that are code lying in this folder: a run that was sent along must not run any.
+
+        Parameters
+        ----------
+        asked : dict or anything
+            What a stage was asked for, as a file says.
+
+        Raises
+        ------
+        FileError
+        """
+        for key in ("model", "data") if isinstance(asked, dict) else ():
+            place, _, _ = str(asked.get(key)).rpartition(":")
+            if place.endswith(".py") and Path(place).expanduser().resolve().is_relative_to(self.path.resolve()):
+                raise FileError(
+                    self.path, f"code in a run directory is not run, and its {key} is such", got=asked[key],
+                    fix="if you trust the file, keep it elsewhere and freeze again",
+                )  # fmt: skip
 
     def write_config(self, config):
         """Write all of run.json."""
