@@ -227,13 +227,37 @@ def _prepare(loaded, source, part, leaves):
     with torch.no_grad():
         after = as_tensor(network(images))
     if not torch.isfinite(before).all():
-        raise NumericalError(loaded.name, "the outputs on the first images are not finite", fix="check the weights")
+        raise _not_finite(loaded.name, module, images)
     worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-12)).item()
     if worst > FOLD_TOLERANCE:
         raise DecompError(
             loaded.name, f"folding batch normalisation must keep the outputs to {FOLD_TOLERANCE:g}", got=f"{worst:.2g}"
         )
     return network, folded
+
+
+def _not_finite(name, module, images):
+    """The error that names the first layer whose responses are not finite, and how many of them."""
+    found = []
+
+    def look(layer):
+        def hook(module, inputs, output):
+            if not found and isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
+                found.append((layer, output.numel() - int(torch.isfinite(output).sum()), output.numel()))
+
+        return hook
+
+    leaves = [(path, child) for path, child in module.named_modules() if not list(child.children())]
+    handles = [child.register_forward_hook(look(path)) for path, child in leaves]
+    try:
+        with torch.no_grad():
+            module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layer, bad, total = found[0] if found else ("its output", "some", "all")
+    got = f"{bad} of {total} values NaN or infinite on the first {len(images)} images"
+    return NumericalError(f"{name}, {layer}", "the responses must be finite", got=got, fix="check the weights")
 
 
 def _draw_images(source, n_images, seed):

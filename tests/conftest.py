@@ -26,6 +26,13 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
+def pytest_runtest_setup(item):
+    """Tests that break something say what, for the table of benchmarks/faults.py; the number by ``record_property``."""
+    marker = item.get_closest_marker("fault")
+    if marker is not None:
+        item.user_properties += zip(("fault", "how"), marker.args)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same random numbers in every run, alone or among others."""

@@ -113,6 +113,9 @@ def foreign(path):
 SLOWER = [pytest.param(spoil, marks=pytest.mark.slow) for spoil in (without_its_end, emptied)]
 
 
+@pytest.mark.fault(
+    "broken file", "each file of a run cut in half, cut by three bytes, emptied or exchanged for a foreign one"
+)
 @pytest.mark.parametrize("spoil", [truncated, foreign, *SLOWER])
 @pytest.mark.parametrize("name", READ_BY)
 def test_a_broken_file_is_named_with_the_stage_to_run_again(stages, wanted, name, spoil):
@@ -141,18 +144,23 @@ def assert_flips_are_noticed(stages, wanted, name, n):
 SEALED = [name for name in READ_BY if name != "plan.json"]
 
 
+@pytest.mark.fault("flipped bit", "one random bit of a file, read by the next stage")
 @pytest.mark.parametrize("name", SEALED)
-def test_a_flipped_bit_is_noticed_or_harmless(stages, wanted, name):
+def test_a_flipped_bit_is_noticed_or_harmless(stages, wanted, name, record_property):
     assert_flips_are_noticed(stages, wanted, name, 2)
+    record_property("times", 2)
 
 
+@pytest.mark.fault("flipped bit", "one random bit of a file, read by the next stage")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEALED)
-def test_many_flipped_bits_are_noticed_or_harmless(stages, wanted, name):
+def test_many_flipped_bits_are_noticed_or_harmless(stages, wanted, name, record_property):
     refused = assert_flips_are_noticed(stages, wanted, name, 40)
+    record_property("times", 40)
     print(f"\n{name}: 40 bits flipped, {refused} refused, {40 - refused} without effect on the result")
 
 
+@pytest.mark.fault("edited plan", "another size in plan.json behind finished layers")
 def test_a_flipped_bit_in_the_plan_is_told_as_an_edit_or_refused(stages, wanted):
     """A person may edit the plan, so that another size in it is no error; but it is never taken in silence."""
 
@@ -190,6 +198,7 @@ def newer_checkpoint(path):
     torch.save(content, path)
 
 
+@pytest.mark.fault("newer format", "each format of a later version")
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [
@@ -218,6 +227,7 @@ def exchanged_points(stages):
     return spoil
 
 
+@pytest.mark.fault("exchanged file", "frozen points of another run")
 def test_points_of_another_run_are_noticed_by_their_identity(stages, wanted):
     _, _, _, ended = read(stages, "frozen.h5", exchanged_points(stages))
     assert ended.code == 1 and "must be the points" in ended.text and "that run.json names, got" in ended.text
@@ -233,6 +243,7 @@ class Payload:
         return (open, (self.path, "w"))
 
 
+@pytest.mark.fault("hostile file", "a pickle with a payload as checkpoint")
 def test_a_checkpoint_with_a_payload_is_refused_and_the_payload_does_not_run(stages, wanted):
     proof = stages.folder / "ran"
 

@@ -55,6 +55,7 @@ def test_the_seed_decides_and_nothing_else(tmp_path):
     assert torch.equal(opened[0].responses("3"), opened[1].responses("3"))
 
 
+@pytest.mark.fault("bad numbers", "NaN among the responses of a layer")
 def test_numbers_that_are_none_are_found_with_their_layer(tmp_path, monkeypatch):
     def poisoned():
         module = plain()

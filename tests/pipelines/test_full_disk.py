@@ -44,9 +44,10 @@ def refused(ended):
     return line
 
 
-def test_a_stage_on_a_full_disk_loses_nothing_and_goes_on_once_there_is_room(stages, whole, disk):
+@pytest.mark.fault("full disk", "a disk with 0, 12 or 40 KiB left, at every stage")
+def test_a_stage_on_a_full_disk_loses_nothing_and_goes_on_once_there_is_room(stages, whole, disk, record_property):
     _, wanted = whole
-    run, kinds = disk / "run", set()
+    run, kinds, times = disk / "run", set(), 0
     for stage in STAGES:
         for free in (0, 12 * 1024, 40 * 1024):
             before = contents(run)
@@ -54,6 +55,7 @@ def test_a_stage_on_a_full_disk_loses_nothing_and_goes_on_once_there_is_room(sta
             line = refused(stages.start(stage, run))
             if line is None:
                 break  # so little is enough
+            times += 1
             kinds.add("full" if "the disk is full" in line else "asked before")
             assert "the disk is full, nothing was changed; make room" in line or "of disk are needed" in line, line
             # What was whole before is whole still; finished layers may have been added.
@@ -63,11 +65,13 @@ def test_a_stage_on_a_full_disk_loses_nothing_and_goes_on_once_there_is_room(sta
         ended = stages.start(stage, run)
         assert ended.code == 0, ended.text
     assert kinds == {"full", "asked before"}
+    record_property("times", times)
     found = results(run)
     assert [name for name in wanted if found.get(name) != wanted[name]] == []
 
 
-def test_a_disk_that_may_not_be_written_to_is_named(stages, whole, disk):
+@pytest.mark.fault("unwritable folder", "a disk mounted for reading only")
+def test_a_disk_that_may_not_be_written_to_is_named(stages, whole, disk, record_property):
     run = disk / "read-only"
     shutil.copytree(stages.folder / "whole", run)
     shutil.rmtree(run / "model")
@@ -80,3 +84,4 @@ def test_a_disk_that_may_not_be_written_to_is_named(stages, whole, disk):
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert stages.start("decompose", run).code == 0
+    record_property("times", 2)

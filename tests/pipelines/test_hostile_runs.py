@@ -35,6 +35,7 @@ def asks_for(run, **values):
     run.write_config(config)
 
 
+@pytest.mark.fault("hostile run", "code inside the run directory, named as its model or images")
 @pytest.mark.parametrize(("key", "stage"), [("model", "decompose"), ("data", "finetune"), ("data", "freeze")])
 @pytest.mark.parametrize("written", ["sent/evil.py:build", "{run}/evil.py:build", "sent/layers/../evil.py:build"])
 def test_code_in_a_run_directory_is_not_run(stages, sent, key, stage, written):
@@ -50,6 +51,7 @@ def test_code_in_a_run_directory_is_not_run(stages, sent, key, stage, written):
     assert not proof.exists()
 
 
+@pytest.mark.fault("hostile run", "the same through a link")
 def test_a_link_in_a_run_directory_does_not_lead_code_in(stages, sent):
     run, proof = sent
     (run / "evil.py").write_text(PAYLOAD.format(path=str(proof)) + NETWORK)
@@ -71,6 +73,7 @@ def rewritten(path, change):
     save_file(tensors, str(path), metadata={"decomp": json.dumps(header)})
 
 
+@pytest.mark.fault("hostile file", "a genuine-looking layer file for another layer")
 @pytest.mark.parametrize("name", ["../../outside", "9", ""])
 def test_a_layer_file_for_another_layer_is_refused(stages, sent, name):
     run, _ = sent
@@ -80,6 +83,7 @@ def test_a_layer_file_for_another_layer_is_refused(stages, sent, name):
     assert not (stages.folder / "outside").exists()
 
 
+@pytest.mark.fault("hostile file", "an HDF5 link that leads to another file")
 def test_points_that_lie_in_another_file_are_refused(stages, sent):
     run, _ = sent
     secret = stages.folder / "secret.h5"
@@ -92,7 +96,8 @@ def test_points_that_lie_in_another_file_are_refused(stages, sent):
     assert ended.code == 1 and "images leads elsewhere" in ended.text and "run freeze again" in ended.text
 
 
-def test_deep_json_is_refused_wherever_it_is_read(stages, sent):
+@pytest.mark.fault("hostile file", "JSON of 200 levels")
+def test_deep_json_is_refused_wherever_it_is_read(stages, sent, record_property):
     run, _ = sent
     deep = "[" * 200 + "]" * 200
     for name, stage in (("plan.json", "decompose"), ("original/structure.json", "decompose"), ("run.json", "finetune")):
@@ -101,5 +106,6 @@ def test_deep_json_is_refused_wherever_it_is_read(stages, sent):
         ended = stages.start(stage, run)
         assert ended.code == 1 and f"at most {files.MAX_JSON_DEPTH} levels deep" in ended.text, ended.text
         (run / name).write_text(good)
+    record_property("times", 3)
     assert stages.start("decompose", run).code == 0
     assert results(run).keys() == results(stages.folder / "whole").keys()

@@ -21,20 +21,24 @@ def assert_same(found, wanted):
     assert [name for name in wanted if found[name] != wanted[name]] == []
 
 
-def test_killed_twice_in_every_stage_the_weights_are_the_same(stages, whole):
+@pytest.mark.fault("killed on the way", "SIGKILL at a disk step or a random moment, twice in every stage of one run")
+def test_killed_twice_in_every_stage_the_weights_are_the_same(stages, whole, record_property):
     """Eight kills on the way of one run: each stage at one of its disk steps, and after some of its time."""
     ended, wanted = whole
-    draw, run = random.Random(6), stages.folder / "killed"
+    draw, run, kills = random.Random(6), stages.folder / "killed", 0
     for stage in STAGES:
         before = stages.start(stage, run, kill_at=draw.randint(1, ended[stage].steps))
         assert before.code == KILLED, before.text
         before = stages.start(stage, run, kill_after=draw.uniform(0, 0.8 * ended[stage].seconds))
         assert before.code in (KILLED, 0), before.text
+        kills += 1 + (before.code == KILLED)
         resume(stages, stage, run)
     assert_same(results(run), wanted)
+    record_property("times", kills)
 
 
-def test_ctrl_c_stops_with_the_line_that_says_how_to_go_on(stages, whole):
+@pytest.mark.fault("interrupted", "SIGINT half-way through every stage")
+def test_ctrl_c_stops_with_the_line_that_says_how_to_go_on(stages, whole, record_property):
     ended, wanted = whole
     run = stages.folder / "interrupted"
     for stage in STAGES:
@@ -45,6 +49,7 @@ def test_ctrl_c_stops_with_the_line_that_says_how_to_go_on(stages, whole):
         assert litter(run) == []
         resume(stages, stage, run)
     assert_same(results(run), wanted)
+    record_property("times", len(STAGES))
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +76,10 @@ def begin(prepared, stage, run):
         shutil.copytree(prepared[stage], run)
 
 
+@pytest.mark.fault("killed at a disk step", "SIGKILL before every rename, flush, removal of every stage in turn")
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_every_disk_step(stages, whole, prepared, stage):
+def test_killed_at_every_disk_step(stages, whole, prepared, stage, record_property):
     ended, wanted = whole
     run, kills = stages.folder / f"every-{stage}", 0
     for step in range(1, ended[stage].steps + 1):
@@ -82,12 +88,14 @@ def test_killed_at_every_disk_step(stages, whole, prepared, stage):
         finish(stages, stage, run)
         assert_same(results(run), wanted)
         kills += 1
+    record_property("times", kills)
     print(f"\n{stage}: killed at {kills} disk steps, {kills} survived")
 
 
+@pytest.mark.fault("killed at any moment", "SIGKILL after a random time, and again while it recovers")
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_random_moments(stages, whole, prepared, stage):
+def test_killed_at_random_moments(stages, whole, prepared, stage, record_property):
     ended, wanted = whole
     draw, run, kills = random.Random(stage), stages.folder / f"random-{stage}", 0
     tries = 0
@@ -99,4 +107,5 @@ def test_killed_at_random_moments(stages, whole, prepared, stage):
             kills += stages.start(stage, run, kill_after=draw.uniform(0, ended[stage].seconds)).code == KILLED
         finish(stages, stage, run)
         assert_same(results(run), wanted)
+    record_property("times", kills)
     print(f"\n{stage}: killed at {kills} random moments, {kills} survived")

@@ -114,12 +114,14 @@ def holder(run):
     process.stdout.close()
 
 
+@pytest.mark.fault("second process", "a lock held by a living process")
 def test_a_second_process_is_refused_and_the_owner_named(run, holder):
     with pytest.raises(FileError, match=f"one process at a time .* pid {holder.pid} on ") as caught, run.lock():
         pass
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("dead owner", "a lock and half-written files of a killed process")
 def test_the_lock_of_a_killed_process_is_free(run, holder):
     parts = [run.path / ".run.part-0123456789ab.json", run.path / "frozen.h5.part"]
     for part in parts:
