@@ -58,7 +58,7 @@ def run_tests(select):
 
 
 def table(found):
-    """Rows by kind of fault, in the order in which they were met. Of a test that failed, one fault is lost."""
+    """Rows by kind of fault. Of a test that failed, one fault is lost."""
     rows = {}
     for test in found.values():
         key = test["fault"], test["how"]
@@ -67,7 +67,7 @@ def table(found):
         row["times"] += test["times"]
         row["survived"] += test["times"] - lost
         row["lost"] += lost
-    return list(rows.values())
+    return [rows[key] for key in sorted(rows)]
 
 
 def main():
