@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FUNCTIONAL = "(functional convolutions)"
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,12 @@ def cost(module, input_shape):
     def counter(name):
         def hook(layer, inputs, output):
             functional.inside -= 1
-            per_layer[name] = per_layer.get(name, 0) + _macs(layer, inputs[0], output)
+            per_layer[name] = per_layer.get(name, 0) + module_macs(layer, inputs[0], output)
 
         return hook
 
     functional = _FunctionalConvolutions(per_layer)
-    counted = (*_CONVS, *_TRANSPOSED, nn.Linear)
-    layers = {name: m for name, m in module.named_modules() if isinstance(m, counted)}
+    layers = {name: m for name, m in module.named_modules() if isinstance(m, COUNTED)}
     hooks = [m.register_forward_hook(counter(name)) for name, m in layers.items()]
     hooks += [m.register_forward_pre_hook(functional.enter) for m in layers.values()]
     was_training = module.training
@@ -98,7 +98,8 @@ class _FunctionalConvolutions(TorchFunctionMode):
         return output
 
 
-def _macs(layer, x, y):
+def module_macs(layer, x, y):
+    """Multiply-accumulates of a convolution or linear layer that made y from x, all images together."""
     if isinstance(layer, nn.Linear):
         return y.numel() * layer.in_features
     kernel = 1

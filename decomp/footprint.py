@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import fx
+
+from decomp.cost import COUNTED, module_macs
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def measure(module, image):
             value = interpreter.run_node(node)
         interpreter.env[node] = value
         sizes[node] = value.nbytes if isinstance(value, torch.Tensor) else 0
-        macs.append(_macs(module, node, value))
+        macs.append(_macs(module, node, interpreter.env, value))
         live, total = max(live, sum(sizes.values())), total + sizes[node]
         read = sum(sizes.get(source, 0) for source in node.all_input_nodes)
         largest = max(largest, read + sizes[node])
@@ -71,10 +73,6 @@ def last_uses(nodes):
     return {source: place for place, node in enumerate(nodes) for source in node.all_input_nodes}
 
 
-def _macs(module, node, value):
-    if node.op != "call_module" or not isinstance(value, torch.Tensor):
-        return 0
-    layer = module.get_submodule(node.target)
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        return value.numel() * layer.weight[0].numel()
-    return 0
+def _macs(module, node, env, value):
+    layer = module.get_submodule(node.target) if node.op == "call_module" else None
+    return module_macs(layer, env[node.args[0]], value) if isinstance(layer, COUNTED) else 0

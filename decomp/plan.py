@@ -156,6 +156,9 @@ class Plan:
         ):  # fmt: skip
             if not isinstance(getattr(made, key), kind):
                 raise TargetError(name, f"{key} must be {_KINDS[kind]}", got=_shown(getattr(made, key)))
+        lacking = [key for key in LATENCY_FIELDS if key not in made.latency] if made.latency else []
+        if lacking:
+            raise TargetError(name, f"latency must say {lacking[0]}", got=", ".join(made.latency))
         if made.spaces and made.cost == "latency":
             raise TargetError(name, "spaces must be empty in a plan by latency", got=_shown(made.spaces))
         return made
@@ -186,6 +189,17 @@ def latency_words(latency):
     )
 
 
+#: What a plan by latency says of its measurement.
+LATENCY_FIELDS = (
+    "device",
+    "threads",
+    "torch",
+    "batch_size",
+    "layout",
+    "original_ms",
+    "measured_ms",
+    "measured_speedup",
+)
 _KINDS = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
 
 

@@ -211,12 +211,7 @@ def _decompose(run, asked, plan, opened, device, reporter):
     metrics = opened.known.metrics if asked["refine"] else {}
     options = {"device": device, "recovery": asked["recovery"], "kept": opened.kept, "space": space}
     problems = Problems(frozen, view, metrics=metrics, **options)
-    made_from = {
-        "plan": plan.to_json(),
-        "asked": asked,
-        "frozen": frozen.content,
-        **({"spaces": opened.keep} if opened.keep else {}),
-    }
+    made_from = {"plan": plan.to_json(), "asked": asked, "frozen": frozen.content, "spaces": opened.keep}
     edited, reports = _walk(run, asked, plan, view, problems, made_from, reporter)
     network = view.module
     after = counted_cost(network, opened.input_shape)

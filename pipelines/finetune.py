@@ -26,6 +26,7 @@ WARMUP_EPOCHS = 0.5
 CLIP_NORM = 1.0
 #: Calibration images up to this size are held in memory; beyond it each is read when its turn comes.
 MEMORY_BYTES = 2**30
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
 def without_dropout(network):
     """Switch off every dropout module in place, also for training mode."""
     for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, DROPOUT):
             module.p = 0.0
 
 

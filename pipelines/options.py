@@ -44,17 +44,6 @@ def speedups(text):
     return tuple(found)
 
 
-def share(text):
-    """``'0.75'`` as a number above 0 and at most 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise UsageError("--coupled", "must be a number above 0 and at most 1", got=repr(text))
-    return value
-
-
 def steps(text):
     """``'prune,spatial'`` as a tuple of steps in the order in which they are taken."""
     return _several("--steps", text, STEPS, "leave it out to use all three")
@@ -95,7 +84,7 @@ def device(text):
     return text
 
 
-def number(name, kind, least, above=False):
+def number(name, kind, least, above=False, most=math.inf):
     """A function that turns the text of option `name` into a finite `kind` (int or float), `least` or more.
 
     Parameters
@@ -105,6 +94,8 @@ def number(name, kind, least, above=False):
     least : int
     above : bool
         `least` itself is too little.
+    most : float
+        Numbers up to this one.
     """
 
     def parse(text):
@@ -112,8 +103,9 @@ def number(name, kind, least, above=False):
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (least < value < math.inf or (value == least and not above)):
+        if not (least < value < math.inf or (value == least and not above)) or value > most:
             rule = f"must be {'a whole number' if kind is int else 'a number'} {'above' if above else 'from'} {least}"
+            rule += f" and at most {most}" if most < math.inf else ""
             raise UsageError(name, rule, got=repr(text))
         return value
 
@@ -158,8 +150,9 @@ DECOMPOSE = {
     "--no-recovery": dict(is_flag=True, help="Let no layer make up for the errors of what it is added to."),
     "--no-sampler": dict(is_flag=True, help="Let no layer read a subset of channels that others need too."),
     "--coupled": dict(
-        type=share, metavar="SHARE", help="Keep only this share, such as 0.75, of the channels in residual streams and "
-        "other spaces that several layers write or read; left whole where not given.",
+        type=number("--coupled", float, 0, above=True, most=1), metavar="SHARE",
+        help="Keep only this share, such as 0.75, of the channels in residual streams and other spaces that several "
+        "layers write or read; left whole where not given.",
     ),
     "--plan-only": dict(is_flag=True, help="Write plan.json, which can be edited, and stop there."),
     "--plan": dict(metavar="FILE", help="Use this plan; it says speed-up, steps, allocation and cost."),

@@ -69,8 +69,10 @@ def spaces(run, asked, given, view):
     ------
     TargetError, UsageError
     """
-    if run.plan_json.is_file() or given is not None:
-        made, name = (read(run.plan_json), str(run.plan_json)) if run.plan_json.is_file() else (given, "the plan")
+    made, name = given, "the plan"
+    if run.plan_json.is_file():
+        made, name = read(run.plan_json), str(run.plan_json)
+    if made is not None:
         coupling.check(made.spaces, view, name)
         return made.spaces
     if asked["coupled"] is None:

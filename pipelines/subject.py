@@ -71,11 +71,11 @@ class Subject:
         self.kept = kept_outputs(self.view, self.keep)
         self.edited = shrink(self.view.module, self.view.spaces, self.keep)
         self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name)
+        survey.judge_sizes(self.view, self.frozen)
         self.per_layer = cost.cost(self.view.module, self.input_shape).per_layer
 
     def survey(self, run, *, device, reporter):
         """Find out, or read from the run, what every size of every layer loses."""
-        survey.judge_sizes(self.view, self.frozen)
         options = {"device": device, "space": self.space, "reporter": reporter}
         self.known = survey.survey(run, self.frozen, self.view, kept=self.kept, **options)
         if not self.sampler:

@@ -77,10 +77,8 @@ def survey(run, frozen, view, *, kept=None, device, space, reporter):
     -------
     Survey
     """
-    origin, options = {"version": VERSION, "frozen": frozen.content}, {"device": device, "space": space}
-    if kept:
-        origin["kept"] = {name: places.tolist() for name, places in kept.items()}
-    digest = files.digest_json(origin)
+    options, left = {"device": device, "space": space}, {name: places.tolist() for name, places in (kept or {}).items()}
+    digest = files.digest_json({"version": VERSION, "frozen": frozen.content, "kept": left})
     before = _read(run.curves, digest, view, reporter)
     if before is not None:
         return before

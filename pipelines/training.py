@@ -202,8 +202,7 @@ def fit(
     """
     device = pick_device(device)
     hooks = tuple(hooks)
-    module.to(device)
-    _lay_out(module, torch.channels_last)
+    module.to(device=device, memory_format=torch.channels_last)
     training = Training(module, _optimizer(module, recipe), recipe)
     identity = {"stage": stage, "n_images": int(n_images), **asdict(recipe), **(identity or {})}
     if checkpoint is not None and Path(checkpoint).exists():
@@ -227,7 +226,7 @@ def fit(
         if reporter is not None:
             line = training.history[-1]
             reporter.step(f"epoch {training.epoch} of {recipe.epochs}: {describe(line)}", **line)
-    _lay_out(module, torch.contiguous_format)
+    module.to(memory_format=torch.contiguous_format)
     module.eval()
     return training
 
@@ -329,12 +328,6 @@ def _optimizer(module, recipe):
     nesterov = recipe.nesterov and recipe.momentum > 0
     groups = [group for group in groups if group["params"]]
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
-
-
-def _lay_out(module, memory_format):
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=memory_format)
 
 
 def _call(hooks: Iterable[Hooks], place, training):

@@ -17,7 +17,7 @@ from decomp.data import zoo
 from decomp.errors import TargetError
 from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
 from decomp.graph import NetworkGraph, trace
-from decomp.plan import LayerPlan, Plan, limits
+from decomp.plan import LATENCY_FIELDS, LayerPlan, Plan, limits
 
 NETWORKS = [(chain, CHAIN_INPUT), (block, (3, 8, 8))]
 
@@ -212,3 +212,12 @@ def test_edited_plans_are_refused_by_layer_field_and_rule(change, words):
     change(data)
     with pytest.raises(TargetError, match=words):
         Plan.from_json(data).validate(view)
+
+
+def test_a_plan_by_latency_must_say_how_it_was_measured():
+    plan = {"speedup": 2.0, "steps": ["spatial"], "allocation": "joint", "layers": [{"layer": "a"}], "cost": "latency"}
+    measured = dict.fromkeys(LATENCY_FIELDS, 1)
+    assert Plan.from_json({**plan, "latency": measured}).latency == measured
+    del measured["measured_ms"]
+    with pytest.raises(TargetError, match="latency must say measured_ms"):
+        Plan.from_json({**plan, "latency": measured})

@@ -1,6 +1,7 @@
 """What several files of tests need: networks frozen once a file, and an experiment in processes of its own."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -26,13 +27,27 @@ def whole(stages):
     return stages.whole(run), results(run)
 
 
+@contextmanager
+def threads(count):
+    """So many threads inside, as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def one_thread():
     """Sums in another order are other bytes; runs are compared byte for byte."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
+
+
+@pytest.fixture
+def two_threads():
+    """More than one, where it must make no difference."""
+    with threads(2):
+        yield
 
 
 @pytest.fixture

@@ -17,14 +17,6 @@ def product_of(seed, n):
     return torch.linalg.eigvalsh(x @ x.T / n).numpy().tobytes(), torch.get_num_threads()
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_any_number_of_workers_gives_the_same_bytes_in_order(two_threads):
     tasks = [(seed, 40 + 30 * seed) for seed in range(6)]
     results = [in_parallel(product_of, tasks, workers) for workers in (1, 2, 5)]
