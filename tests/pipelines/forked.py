@@ -87,12 +87,22 @@ class Ended:
 
 def results(run):
     """What a run came to: the bytes of every network and layer, and what the frozen file holds."""
+    return {**networks(run), **frozen_values(run)}
+
+
+def networks(run):
+    """The bytes of every network and layer."""
     run = Path(run)
     found = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*.safetensors"))}
     for name in ("plan.json", "model/structure.json", "finetune/best/structure.json"):
         found[name] = (run / name).read_bytes()
-    with FrozenFile(run / "frozen.h5") as frozen:
-        found["images"] = frozen.images().numpy().tobytes()
+    return found
+
+
+def frozen_values(run):
+    """What the frozen file holds; an error if any of it is damaged."""
+    with FrozenFile(Path(run) / "frozen.h5") as frozen:
+        found = {"images": frozen.images().numpy().tobytes()}
         found.update({f"responses {name}": frozen.responses(name).numpy().tobytes() for name in frozen.layers})
     return found
 
