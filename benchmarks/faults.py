@@ -34,16 +34,8 @@ def run_tests(select):
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "fault",
-            f"--junitxml={report}",
-            "-o",
-            "junit_family=xunit1",
-        ]
+            sys.executable, "-m", "pytest", "-q", "-m", "fault", f"--junitxml={report}", "-o", "junit_family=xunit1",
+        ]  # fmt: skip
         subprocess.run(command + (["-k", select] if select else []), cwd=ROOT, check=False)
         found = {}
         for case in xml.etree.ElementTree.parse(report).iter("testcase"):

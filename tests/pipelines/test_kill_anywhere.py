@@ -10,12 +10,6 @@ from tests.pipelines.forked import STAGES, litter, results
 KILLED, INTERRUPTED = -9, 130
 
 
-def resume(stages, stage, run):
-    ended = stages.start(stage, run)
-    assert ended.code == 0, ended.text
-    assert litter(run) == []
-
-
 def assert_same(found, wanted):
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if found[name] != wanted[name]] == []
@@ -32,7 +26,7 @@ def test_killed_twice_in_every_stage_the_weights_are_the_same(stages, whole, rec
         before = stages.start(stage, run, kill_after=draw.uniform(0, 0.8 * ended[stage].seconds))
         assert before.code in (KILLED, 0), before.text
         kills += 1 + (before.code == KILLED)
-        resume(stages, stage, run)
+        stages.resume(stage, run)
     assert_same(results(run), wanted)
     record_property("times", kills)
 
@@ -47,7 +41,7 @@ def test_ctrl_c_stops_with_the_line_that_says_how_to_go_on(stages, whole, record
         *_, last = before.text.strip().splitlines()
         assert last.startswith("stopped; what was finished is kept. To go on: decomp ") and str(run) in last
         assert litter(run) == []
-        resume(stages, stage, run)
+        stages.resume(stage, run)
     assert_same(results(run), wanted)
     record_property("times", len(STAGES))
 
@@ -62,12 +56,6 @@ def prepared(stages, whole):
             shutil.copytree(run, copies[stage])
         stages.start(stage, run)
     return copies
-
-
-def finish(stages, stage, run):
-    """Resume a stage and run all that come after it."""
-    for later in STAGES[STAGES.index(stage) :]:
-        resume(stages, later, run)
 
 
 def begin(prepared, stage, run):
@@ -85,7 +73,7 @@ def test_killed_at_every_disk_step(stages, whole, prepared, stage, record_proper
     for step in range(1, ended[stage].steps + 1):
         begin(prepared, stage, run)
         assert stages.start(stage, run, kill_at=step).code == KILLED
-        finish(stages, stage, run)
+        stages.finish(stage, run)
         assert_same(results(run), wanted)
         kills += 1
     record_property("times", kills)
@@ -108,7 +96,7 @@ def test_killed_at_random_moments(stages, whole, prepared, stage, record_propert
             kills += disturbed.code == KILLED
             if disturbed.code == 0 and attempt == "fresh":  # the machine has become faster since the first run
                 longest = min(longest, disturbed.seconds)
-        finish(stages, stage, run)
+        stages.finish(stage, run)
         assert_same(results(run), wanted)
     record_property("times", kills)
     print(f"\n{stage}: killed at {kills} random moments, {kills} survived")
