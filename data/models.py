@@ -45,6 +45,8 @@ class LoadedModel:
         Sha256 over the state dict (:func:`decomp.data.weights.digest_state_dict`).
     weights_name : str
         Where the weights came from, in words.
+    n_classes : int or None
+        What the classifier was built with, where it was not with its own number.
     """
 
     module: nn.Module
@@ -52,6 +54,7 @@ class LoadedModel:
     input_shape: tuple[int, int, int] | None
     weights_digest: str
     weights_name: str
+    n_classes: int | None = None
 
 
 def load_model(name: str, *, weights=None, input_size=None, n_classes: int | None = None, seed: int = 0) -> LoadedModel:
@@ -66,6 +69,7 @@ def load_model(name: str, *, weights=None, input_size=None, n_classes: int | Non
         shipped weights for ``zoo:``, what the factory returns for your own functions, an error otherwise.
     input_size : str or sequence of int, optional
         ``'224'``, ``'28x28'`` or ``'3x224x224'``; channels are read off the first convolution where they are not given.
+        Weights of ``decomp train`` tell it themselves, as they do `n_classes`.
     n_classes : int, optional
         Outputs of the classifier, for ``zoo:``, ``torchvision:`` and ``timm:``; default: the network's own.
         Your own factory decides for itself.
@@ -87,6 +91,9 @@ def load_model(name: str, *, weights=None, input_size=None, n_classes: int | Non
     """
     kind, _, rest = name.partition(":")
     size = None if input_size is None else parse_input_size(input_size)
+    if weights is not None:
+        recorded, classes = weight_files.read_shape(Path(weights).expanduser())
+        size, n_classes = size or recorded, n_classes or classes
     # Weights that are drawn must be the same at every call, and torch's own generator is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,7 +109,7 @@ def load_model(name: str, *, weights=None, input_size=None, n_classes: int | Non
         shape = _full_shape(name, size, module)
     state = module.state_dict()
     weight_files.check_finite(state, name)
-    return LoadedModel(module, name, shape, weight_files.digest_state_dict(state), weights_name)
+    return LoadedModel(module, name, shape, weight_files.digest_state_dict(state), weights_name, n_classes)
 
 
 def parse_input_size(size) -> tuple[int | None, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import warnings
@@ -21,6 +22,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # What DataParallel and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
 _NAMES_SHOWN = 3
+_RECORD = "decomp network"
 
 
 def read_state_dict(path) -> dict[str, Tensor]:
@@ -62,6 +64,32 @@ def read_state_dict(path) -> dict[str, Tensor]:
         fix = "give a safetensors file or one of torch.save(model.state_dict(), ...)"
         raise FileError(path, "neither a safetensors file nor a torch state dict", fix=fix)
     return _plain(content, path)
+
+
+def read_shape(path) -> tuple[tuple[int, int, int] | None, int | None]:
+    """What a file of :func:`write` says of the network that its weights are for.
+
+    Returns
+    -------
+    (C, H, W) or None
+        The images that it was trained on.
+    int or None
+        Its number of classes. None both where the file is another, missing or broken one.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {}).get(_RECORD, "null"))
+        shape, n_classes = tuple(found["input_shape"]), found["n_classes"]
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None, None
+    whole = all(type(size) is int and size > 0 for size in (*shape, n_classes))
+    return (shape, n_classes) if whole and len(shape) == 3 else (None, None)
+
+
+def write(state, path, *, input_shape, n_classes):
+    """Write a state dict as safetensors, with the shape of the network that :func:`read_shape` finds again."""
+    record = json.dumps({"input_shape": list(input_shape), "n_classes": n_classes})
+    safetensors.torch.save_file(state, path, metadata={_RECORD: record})
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

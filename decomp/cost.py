@@ -53,15 +53,16 @@ def cost(module, input_shape):
     per_layer = {}
 
     def counter(name):
-        def hook(layer, inputs, output):
+        def hook(layer, inputs, named, output):
             functional.inside -= 1
-            per_layer[name] = per_layer.get(name, 0) + module_macs(layer, inputs[0], output)
+            x = inputs[0] if inputs else named["input"]
+            per_layer[name] = per_layer.get(name, 0) + module_macs(layer, x, output)
 
         return hook
 
     functional = _FunctionalConvolutions(per_layer)
     layers = {name: m for name, m in module.named_modules() if isinstance(m, COUNTED)}
-    hooks = [m.register_forward_hook(counter(name)) for name, m in layers.items()]
+    hooks = [m.register_forward_hook(counter(name), with_kwargs=True) for name, m in layers.items()]
     hooks += [m.register_forward_pre_hook(functional.enter) for m in layers.values()]
     was_training = module.training
     parameter = next(module.parameters(), torch.zeros(()))

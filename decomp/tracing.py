@@ -7,6 +7,7 @@ import traceback
 from torch import fx
 
 from decomp.errors import TraceError
+from decomp.normalisation import make_plain
 
 
 class _Tracer(fx.Tracer):
@@ -37,6 +38,8 @@ class _Tracer(fx.Tracer):
 def trace(model, name="model", leaves=()):
     """Trace a copy of the model in evaluation mode.
 
+    Batch normalisations of other classes than torch's own become plain ones, see :mod:`decomp.normalisation`.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -48,6 +51,7 @@ def trace(model, name="model", leaves=()):
     Returns
     -------
     torch.fx.GraphModule
+        Its ``meta["plain"]`` has the paths of the normalisations that became plain.
 
     Raises
     ------
@@ -59,6 +63,7 @@ def trace(model, name="model", leaves=()):
     unknown = [leaf for leaf in leaves if leaf not in paths or not leaf]
     if unknown:
         raise TraceError(name, "has no module of this name for --leaf", got=unknown[0])
+    exchanged = make_plain(model, leaves)
     tracer = _Tracer(leaves)
     try:
         graph = tracer.trace(model)
@@ -71,7 +76,9 @@ def trace(model, name="model", leaves=()):
             "with --module",
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
+    traced.meta["plain"] = exchanged
     _drop_what_does_nothing(graph)
+    _images_by_place(traced)
     graph.eliminate_dead_code()
     traced.recompile()
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -87,6 +94,14 @@ def _drop_what_does_nothing(graph):
         if node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth":
             if "training" in node.kwargs and not node.kwargs["training"] or len(node.args) > 3 and not node.args[3]:
                 node.replace_all_uses_with(node.args[0])
+
+
+def _images_by_place(traced):
+    """What a module of torch.nn is called on comes first, also where the call names it: `conv(input=x)`."""
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and not node.args and "input" in node.kwargs:
+            others = {name: value for name, value in node.kwargs.items() if name != "input"}
+            node.args, node.kwargs = (node.kwargs["input"],), others
 
 
 def _place(error):

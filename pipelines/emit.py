@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from decomp import normalisation
 from decomp.errors import DecompError, FileError
 from decomp.outputs import as_tensor
 from decomp.pipelines import files
@@ -18,6 +20,8 @@ from decomp.structure import build_graph, build_module, describe_graph, describe
 from decomp.surgery import set_module
 
 FORMAT, VERSION = "decomp-model", 1
+#: In an edit: a batch normalisation of another class than torch's own becomes a plain one and its submodules.
+PLAIN = "plain normalisation"
 
 
 def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, leaves=()):
@@ -52,7 +56,7 @@ def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, lea
         "format": FORMAT,
         "format_version": VERSION,
         "input_shape": list(input_shape) if input_shape else None,
-        "edits": [{"module": name, "becomes": describe_module(named[name], name)} for name in edited],
+        "edits": [{"module": name, "becomes": _describe_edit(named[name], name)} for name in edited],
         "part": part,
         "graph": describe_graph(module, leaves),
         "meta": meta or {},
@@ -65,6 +69,11 @@ def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, lea
         if input_shape:
             _verify(module, again, input_shape, path)
     return path
+
+
+def _describe_edit(module, path):
+    # What has only submodules left in a traced network was a normalisation of the original class with these inside.
+    return {"type": PLAIN} if type(module) is nn.Module else describe_module(module, path)
 
 
 def _verify(module, again, input_shape, path):
@@ -197,11 +206,15 @@ def _load_into(whole, structure, state, path):
     part = structure.get("part")
     module = whole.get_submodule(part) if part and part in dict(whole.named_modules()) else whole
     for edit in structure["edits"]:
+        name, spec = edit["module"], edit["becomes"]
         try:
-            module.get_submodule(edit["module"])
+            old = module.get_submodule(name)
         except AttributeError as error:
-            raise FileError(path, f"does not fit the given model: it has no module {edit['module']}") from error
-        set_module(module, edit["module"], build_module(edit["becomes"], edit["module"]))
+            raise FileError(path, f"does not fit the given model: it has no module {name}") from error
+        new = normalisation.plain(old) if spec.get("type") == PLAIN else build_module(spec, name)
+        if new is None:
+            raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
+        set_module(module, name, new)
     missing, unexpected = module.load_state_dict(state, strict=False)
     used = set(structure["graph"]["modules"])
     missing = [k for k in missing if k.rpartition(".")[0] in used]

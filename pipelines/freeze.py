@@ -152,14 +152,15 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
         # Made this late, so that a name that was mistyped leaves nothing behind.
         run = RunDirectory.create(run)
         held.enter_context(run.lock())
-    edited = [path for pair in folded for path in pair]
+    edited = [*network.meta["plain"], *(path for pair in folded for path in pair)]
     emit.save(
         network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": asked["model"]},
         part=part, leaves=leaves,
     )  # fmt: skip
     meta = {
         **asked, "weights_digest": loaded.weights_digest, "data": source.describe(), "n_images": len(indices),
-        "input_shape": list(source.input_shape), "network": files.digest_file(run.original_dir / "structure.json"),
+        "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
+        "network": files.digest_file(run.original_dir / "structure.json"),
     }  # fmt: skip
     target = pick_device(device)
     content = _write(

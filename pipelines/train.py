@@ -4,12 +4,11 @@ import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch.nn import functional
 
 from decomp import seeds
-from decomp.data import zoo
+from decomp.data import weights, zoo
 from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
@@ -124,7 +123,10 @@ def train(
     if source.test is not None:
         accuracy["test"] = devices.accuracy(module, source.test, torch.arange(len(source.test)), device)
     counts = {"train": len(trained_on), "validation": len(held_out), "test": len(source.test or ())}
-    record = _write(out, module, options, accuracy, counts, outcome)
+    with commit(out) as part:
+        state, shape = training.copy_state(module), source.input_shape
+        weights.write(state, part, input_shape=shape, n_classes=source.n_classes)
+    record = _record(out, module, options, accuracy, counts, outcome)
     checkpoint.unlink(missing_ok=True)
     return TrainingResult(out, record)
 
@@ -166,10 +168,7 @@ def _validate(module, split, indices, device):
     return {"score": value, "validation_accuracy": value}
 
 
-def _write(out, module, options, accuracy, counts, outcome):
-    state = training.copy_state(module)
-    with commit(out) as part:
-        safetensors.torch.save_file(state, part)
+def _record(out, module, options, accuracy, counts, outcome):
     flags = {"model": "--model", "data": "--data", "epochs": "--epochs", "learning_rate": "--learning-rate"}
     flags |= {"batch_size": "--batch-size", "seed": "--seed"}
     command = "python cli.py train " + " ".join(f"{flag} {options[key]}" for key, flag in flags.items())

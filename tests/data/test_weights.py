@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from decomp.data import weights
 from decomp.data.weights import digest_state_dict, load_into, read_state_dict
 from decomp.errors import FileError, NumericalError, WeightsError
 
@@ -189,3 +190,20 @@ def test_the_digest_sees_names_types_shapes_and_bits_but_not_order():
         {**base, "a": -base["a"] * -1 + 0, "b": torch.tensor(-1.0)},
     ]
     assert len({digest, *map(digest_state_dict, others)}) == len(others) + 1
+
+
+def test_a_file_tells_the_shape_of_its_network_and_others_tell_none(tmp_path):
+    path, state = tmp_path / "net.safetensors", {"a": torch.ones(2)}
+    weights.write(state, path, input_shape=(3, 8, 9), n_classes=7)
+    assert weights.read_shape(path) == ((3, 8, 9), 7)
+    assert torch.equal(weights.read_state_dict(path)["a"], state["a"])
+    weights.write(state, path, input_shape=(3, 8, 9), n_classes=None)
+    assert weights.read_shape(path) == (None, None)
+    for metadata in (None, {}, {"decomp network": "["}, {"decomp network": "[1]"}, {"decomp network": "7"},
+                     {"decomp network": '{"input_shape": [3, -1, 9], "n_classes": 7}'},
+                     {"decomp network": '{"input_shape": "389", "n_classes": 7}'},
+                     {"decomp network": '{"input_shape": [3, 8], "n_classes": 7}'}):  # fmt: skip
+        safetensors.torch.save_file(state, path, metadata=metadata)
+        assert weights.read_shape(path) == (None, None), metadata
+    path.write_bytes(b"nothing of the kind")
+    assert weights.read_shape(path) == weights.read_shape(tmp_path / "missing") == (None, None)

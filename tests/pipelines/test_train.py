@@ -3,15 +3,21 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from decomp.data import zoo
+from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
+from decomp.pipelines import emit, training
 from decomp.pipelines import train as stage
-from decomp.pipelines import training
+from decomp.pipelines.decompose import decompose
+from decomp.pipelines.freeze import freeze
+from decomp.pipelines.points import open_frozen, original_class
+from decomp.pipelines.rundir import RunDirectory
 from decomp.pipelines.train import train
 from tests.pipelines.small_runs import Watched, quiet
 
@@ -125,3 +131,39 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "open_source", unlabelled)
     with pytest.raises(UsageError, match="digits: training needs images with labels"):
         short(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("model", ["zoo:vgg-fashion", "torchvision:squeezenet1_1"])
+def test_weights_tell_the_images_and_classes_that_they_are_for(model, tmp_path):
+    """Each network has other images and classes of its own: 28x28, and 224x224 of 1,000 classes."""
+    source = open_source("digits")
+    size = None if model.startswith("zoo") else "3x40x40"
+    data = "digits" if size is None else images_of(tmp_path, (3, 40, 40))
+    result = train(model, data=data, out=tmp_path / "net.safetensors", epochs=1, device="cpu", reporter=quiet())
+    loaded = load_model(model, weights=result.weights)
+    assert loaded.input_shape == (source.input_shape if size is None else (3, 40, 40))
+    assert loaded.n_classes == 10 and loaded.module(torch.zeros(1, *loaded.input_shape)).shape == (1, 10)
+    if size is not None:  # what is given goes before what is recorded
+        assert load_model(model, weights=result.weights, input_size="50").input_shape == (3, 50, 50)
+
+
+def images_of(folder, shape):
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (40, *shape), dtype=np.uint8), np.arange(40) % 10
+    np.savez(folder / "images.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    return f"npz:{folder / 'images.npz'}"
+
+
+def test_a_network_trained_on_other_images_goes_through_the_stages(tmp_path):
+    out = tmp_path / "net.safetensors"
+    train("zoo:vgg-fashion", data="digits", out=out, epochs=1, device="cpu", reporter=quiet())
+    run, reporter = tmp_path / "run", quiet()
+    options = {"n_images": 60, "n_points": 2, "device": "cpu", "reporter": reporter}
+    freeze(run, model="zoo:vgg-fashion", data="digits", weights=str(out), **options)
+    frozen, _ = open_frozen(RunDirectory(run))
+    with frozen:
+        assert frozen.meta["input_shape"] == [1, 8, 8] and frozen.meta["n_classes"] == 10
+        module = original_class(frozen.meta)
+    assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    decompose(RunDirectory(run), speedup=2.0, steps=("spatial",), device="cpu", reporter=reporter)
+    assert emit.load(run / "model", into=module)(torch.zeros(2, 1, 8, 8)).isfinite().all()
