@@ -34,7 +34,7 @@ class Shifted(nn.BatchNorm2d):
     """Not what it is called: one more is added."""
 
     def forward(self, x):
-        return super().forward(x) + 1
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps) + 1
 
 
 def frozen(width):
