@@ -1,0 +1,49 @@
+"""The command line of the comparison."""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import peers
+from benchmarks.common import numbers
+from benchmarks.peers import driver, methods
+
+
+def main():
+    """Run what is missing, then write tables and pictures of all that is there."""
+    text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks.peers", description=peers.__doc__, formatter_class=text)
+    parser.add_argument("--out", default="runs/peers", type=Path)
+    parser.add_argument("--networks", default="zoo:vgg-fashion,zoo:resnet20-fashion")
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--speedups", default="2,3,4,5")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", default="0", help="0 is without training; 0,1,5 also trains for 1 and 5")
+    parser.add_argument("--methods", default="all", help="names or beginnings of names, with commas between")
+    parser.add_argument("--list", action="store_true", help="print the names of the methods and stop")
+    parser.add_argument("--retry", action="store_true", help="run again what failed before")
+    parser.add_argument("--wrap", default="", help="command in front of every row's process, such as 'taskset -c 0'")
+    parser.add_argument("--latency", action="store_true", help="time the saved networks instead; nothing is made")
+    parser.add_argument("--rounds", default=30, type=int, help="with --latency")
+    parser.add_argument("--report", type=Path, help="write this Markdown page as well, its picture beside it")
+    options = parser.parse_args()
+    chosen = methods.chosen(options.methods)
+    if options.list:
+        print("\n".join(chosen))
+        return
+    asked = driver.rows_asked(
+        options.networks.split(","), options.data, numbers(options.seeds), numbers(options.speedups),
+        numbers(options.epochs), list(chosen),
+    )  # fmt: skip
+    if options.latency:
+        from benchmarks.peers import timing
+
+        timing.measure(options.out, asked, options.rounds)
+    else:
+        driver.run(options.out, asked, wrap=options.wrap, retry=options.retry)
+    from benchmarks.peers import page
+
+    page.write(options.out, options.report)
+
+
+if __name__ == "__main__":
+    main()
