@@ -11,14 +11,14 @@ import pickle
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
-
 from aimet_torch import batch_norm_fold
 from aimet_torch.common.defs import CompressionScheme, CostMetric, GreedySelectionParameters
 from aimet_torch.compress import ModelCompressor
 from aimet_torch.defs import ChannelPruningParameters, ModuleCompRatioPair, SpatialSvdParameters
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
 from benchmarks.peers.search import meet, spread
 from benchmarks.peers.subject import AT_A_TIME, once, reestimate_normalisation
 

@@ -80,7 +80,7 @@ def run(out, asked, *, worker=(sys.executable, "-m", "benchmarks.peers.worker"),
             continue
         start = time.monotonic()
         command = [*shlex.split(wrap), *worker, "--out", str(out), "--row", json.dumps(row)]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        ended = subprocess.run(command, capture_output=True, text=True)
         row = filled(row, ended)
         append(results, row)
         done[key_of(row)] = row

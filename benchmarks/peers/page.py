@@ -10,8 +10,8 @@ from benchmarks.peers import driver, timing
 from benchmarks.peers.methods import METHODS
 
 FIELDS = (
-    "network", "data", "seed", "speedup", "epochs", "tool", "method", "counted", "macs", "params", "top1", "agreement",
-    "kl", "seconds", "peak_mib", "faster_1", "faster_low_1", "faster_high_1", "faster_64", "faster_low_64",
+    "network", "data", "seed", "speedup", "epochs", "tool", "method", "counted", "macs", "params", "top1",
+    "original_top1", "agreement", "kl", "seconds", "peak_mib", "faster_1", "faster_low_1", "faster_high_1", "faster_64", "faster_low_64",
     "faster_high_64", "threads", "error", "file",
 )  # fmt: skip
 PACKAGES = ("torch", "torch-pruning", "tensorly", "aimet-torch", "numpy")
@@ -19,7 +19,10 @@ COLUMNS = (
     "tool", "method", "counted", "parameters", "top-1", "agreement", "KL", "tool seconds", "peak MiB", "batch 1",
     "batch 64",
 )  # fmt: skip
-LINES = {"decomp": "-", "torch-pruning": "--", "tensorly": ":", "aimet-torch": "-."}
+COLOURS = {"decomp": "tab:blue", "torch-pruning": "tab:orange", "tensorly": "tab:green", "aimet-torch": "tab:red"}
+MARKERS = "os^vD<>PX*phd8|_"
+#: Points of accuracy below which networks are drawn as if they lost so little.
+LEAST_DRAWN = 0.05
 
 
 def write(out, report=None):
@@ -29,6 +32,7 @@ def write(out, report=None):
     times = timing.read(out)
     for row in rows:
         tool, _, name = row["method"].partition("/")
+        name = METHODS[row["method"]].name if row["method"] in METHODS else name
         row.update({k: v for k, v in times.get(driver.key_of(row), {}).items() if k not in row}, tool=tool, method=name)
     write_csv(out / "table.csv", FIELDS, rows)
     for target in filter(None, (out / "table.md", report)):
@@ -54,11 +58,12 @@ def text(rows, pictures):
         "# Beside other tools",
         "Written by `python -m benchmarks.peers`, from what was measured and nothing else.",
     ]
-    parts += ["## Protocol", "```bash", *_commands(), "```", _protocol(), _notes()]
+    parts += ["## Protocol", "\n".join(["```bash", *_commands(), "```"]), _protocol(), _notes()]
     parts += ["## Versions", versions()]
     for network in dict.fromkeys(row["network"] for row in rows):
         of_network = [row for row in rows if row["network"] == network]
         parts.append(f"## {network}, {of_network[0]['data']}")
+        parts.append(summary(of_network))
         if network in pictures:
             parts.append(f"![accuracy against counted speed-up]({pictures[network]})")
         for epochs, speedup in dict.fromkeys((row["epochs"], row["speedup"]) for row in of_network):
@@ -69,7 +74,27 @@ def text(rows, pictures):
     if failures:
         parts += ["## What did not work", *(_failure(row) for row in failures)]
     parts += ["## What was not run", missing(rows)]
-    return "\n\n".join(parts).replace("```bash\n\n", "```bash\n").replace("\n\n```\n\nThe", "\n```\n\nThe")
+    return "\n\n".join(parts)
+
+
+def summary(rows):
+    """Points of accuracy lost at each speed-up by this package and by the best method of every other tool.
+
+    The best is the one that lost least on the test images, which none was chosen by: this favours the others.
+    """
+    columns = list(dict.fromkeys((row["epochs"], row["speedup"]) for row in rows))
+    head = {c: f"{c[1]:g}x" + (f", {c[0]} epochs" if c[0] else "") for c in columns}
+    lines = {}
+    for column in columns:
+        groups = by_method([row for row in rows if (row["epochs"], row["speedup"]) == column])
+        for tool in dict.fromkeys(group[0]["tool"] for group in groups):
+            own = [group for group in groups if group[0]["tool"] == tool]
+            if tool == "decomp":
+                own = [group for group in own if group[0]["method"] == "all steps"] or own
+            best = min(own, key=lambda group: statistics.mean(_lost(group)))
+            cell = f"{100 * statistics.mean(_lost(best)):.2f} ({best[0]['method']})"
+            lines.setdefault(tool, {"points lost": tool})[head[column]] = cell
+    return markdown(("points lost", *head.values()), list(lines.values()))
 
 
 def by_method(rows):
@@ -109,7 +134,8 @@ def _commands():
 
 
 def _protocol():
-    return peers.__doc__.split("Protocol: ")[1].strip().replace("\n", " ")
+    words = peers.__doc__.split("Protocol: ")[1].strip()
+    return words[0].upper() + words[1:]
 
 
 def _notes():
@@ -136,29 +162,30 @@ def versions():
 
 
 def _failure(row):
-    return f"- {row['network']} {row['tool']} {row['method']} {row['speedup']:g}x, {row['epochs']} epochs: `{row['error']}`"
+    return f"- {driver.said({**row, 'error': '`' + row['error'] + '`'})}"
 
 
 def missing(rows):
-    """What the issue of such a comparison is and has no rows here."""
-    there = {(row["network"], row["speedup"], row["epochs"], f"{row['tool']}/{row['method']}") for row in rows}
-    seeds = sorted({row["seed"] for row in rows})
-    lines = [f"- Seeds: {', '.join(map(str, seeds))} were run."]
-    for network, speedup, epochs in dict.fromkeys(key[:3] for key in sorted(there)):
-        absent = [key for key in METHODS if (network, speedup, epochs, key.replace("-", " ")) not in _spoken(there)]
+    """Which methods have no rows at which speed-ups, and which columns are empty."""
+    there = {(row["network"], row["speedup"], row["epochs"], row["tool"], row["method"]) for row in rows}
+    lines = [f"- Seeds other than {', '.join(map(str, sorted({row['seed'] for row in rows})))}."]
+    for asked in dict.fromkeys((row["network"], row["speedup"], row["epochs"]) for row in rows):
+        absent = [f"{m.tool} {m.name}" for m in METHODS.values() if (*asked, m.tool, m.name) not in there]
         if absent:
-            lines.append(f"- {network}, {speedup:g}x, {epochs} epochs: {', '.join(absent)}.")
+            lines.append(f"- {asked[0]}, {asked[1]:g}x, {asked[2]} epochs: {', '.join(absent)}.")
+    if not any(row["epochs"] for row in rows):
+        lines.append("- Training after compression (`--epochs 0,1,5`).")
     if not any("faster_1" in row for row in rows):
-        lines.append("- Latency.")
+        lines.append("- Latency (`--latency`).")
     return "\n".join(lines)
 
 
-def _spoken(keys):
-    return {(*key[:3], key[3].replace("-", " ")) for key in keys}
-
-
 def draw(path, rows):
-    """Accuracy against counted speed-up, a line for each method; False where there is nothing to draw."""
+    """Points of accuracy lost against counted speed-up, a line for each method, a colour for each tool.
+
+    The points are on a logarithmic axis: what is of interest lies between a twentieth of a point and all of them.
+    Returns False where there is nothing to draw.
+    """
     if not rows:
         return False
     import matplotlib
@@ -166,22 +193,32 @@ def draw(path, rows):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(10, 6))
+    figure, axes = pyplot.subplots(figsize=(11, 6.5))
+    drawn = {}
     for (tool, method), group in _lines(rows).items():
-        points = sorted(
-            (statistics.mean(r["counted"] for r in g), statistics.mean(r["top1"] for r in g)) for g in group
-        )
-        style = {"linestyle": LINES.get(tool, "-"), "linewidth": 2 if tool == "decomp" else 1, "marker": "."}
-        axes.plot([x for x, _ in points], [100 * y for _, y in points], label=f"{tool} {method}", **style)
+        points = sorted((statistics.mean(r["counted"] for r in g), 100 * statistics.mean(_lost(g))) for g in group)
+        marker = MARKERS[drawn.setdefault(tool, 0) % len(MARKERS)]
+        style = {"color": COLOURS.get(tool, "0.4"), "marker": marker, "markersize": 5}
+        drawn[tool] += 1
+        lost = [max(y, LEAST_DRAWN) for _, y in points]
+        width = 2 if tool == "decomp" else 0.8
+        axes.plot([x for x, _ in points], lost, label=f"{tool} {method}", linewidth=width, **style)
+    axes.set_yscale("log")
+    axes.invert_yaxis()  # better is higher, as with accuracies
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("times fewer multiply-accumulates, counted")
-    axes.set_ylabel("test accuracy, %")
-    axes.set_title(f"{rows[0]['network']}, nothing trained")
-    axes.grid(alpha=0.3)
+    axes.set_ylabel("points of test accuracy lost")
+    axes.set_title(f"{rows[0]['network']} ({rows[0]['original_top1']:.2%}), nothing trained")
+    axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True
+
+
+def _lost(group):
+    return [row["original_top1"] - row["top1"] for row in group]
 
 
 def _lines(rows):

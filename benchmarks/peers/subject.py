@@ -65,6 +65,7 @@ class Subject:
         return {
             "counted": self.macs / counted.macs, "macs": counted.macs, "params": counted.params,
             "top1": (got.argmax(1) == labels).double().mean().item(),
+            "original_top1": (wanted.argmax(1) == labels).double().mean().item(),
             "agreement": (got.argmax(1) == wanted.argmax(1)).double().mean().item(),
             "kl": output_divergence(wanted, got).mean().item(),
         }  # fmt: skip

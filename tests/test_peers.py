@@ -1,0 +1,175 @@
+"""The driver of the comparison with other tools, with a tool made up here: none of theirs is needed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.peers import driver, methods, page, search, subject, timing, worker
+
+ROW = {"network": "zoo:vgg-digits", "data": "digits", "seed": 0, "speedup": 2, "epochs": 0, "method": "fake/thin"}
+
+# A worker that counts its calls and fails for one method.
+WORKER = """
+import json, pathlib, sys
+row = json.loads(sys.argv[sys.argv.index("--row") + 1])
+calls = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]) / "calls.txt"
+with open(calls, "a") as file:
+    file.write(row["method"] + "\\n")
+if row["method"] == "fake/broken":
+    sys.exit("ValueError: no such layer")
+print("chatter of a tool")
+filled = {"counted": 2.01, "macs": 5, "params": 7, "top1": 0.9, "original_top1": 0.95, "agreement": 0.9, "kl": 0.1}
+print(json.dumps({**row, **filled, "seconds": 1.0, "peak_mib": 10, "file": "x.pt"}))
+"""
+
+
+def test_bisection_ends_within_the_tolerance_below_the_budget():
+    tried = []
+
+    def make(share):
+        tried.append(share)
+        return share
+
+    made, share = search.meet(make, lambda x: 1000 * x**2, 250, 0.01, 1.0)
+    assert made == share
+    assert 0.98 * 250 <= 1000 * share**2 <= 250
+    assert len(tried) <= 10
+
+
+def test_bisection_takes_the_closest_below_where_costs_are_coarse():
+    made, _ = search.meet(lambda share: int(8 * share), lambda n: 100 * n, 350, 0.01, 1.0)
+    assert made == 3
+
+
+def test_bisection_refuses_what_cannot_be_reached():
+    with pytest.raises(search.Unreachable, match="at the least"):
+        search.meet(lambda share: share, lambda share: 100, 50, 0.01, 1.0)
+
+
+def test_spread_shares_lose_channels_one_layer_after_the_other():
+    sizes = [32, 32, 64, 64]
+
+    def widths(share):
+        return [int(size * part) for size, part in zip(sizes, search.spread(sizes, share))]
+
+    totals = [sum(widths(0.25 + step / 512)) for step in range(128)]
+    assert max(b - a for a, b in zip(totals, totals[1:])) <= 2  # without the phases: 6 at once
+    assert widths(1.0) == sizes
+
+
+def run(out, names, **options):
+    asked = driver.rows_asked(["zoo:vgg-digits"], "digits", [0], [2], [0], names)
+    return driver.run(out, asked, worker=(sys.executable, "-c", WORKER), **options)
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path):
+    run(tmp_path, ["fake/a"])
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write('{"network": "zoo:vgg-di')  # the power went
+    rows = run(tmp_path, ["fake/a", "fake/b"])
+    assert (tmp_path / "calls.txt").read_text().split() == ["fake/a", "fake/b"]
+    assert set(rows) == set(driver.read(tmp_path / "results.jsonl")) and len(rows) == 2
+
+
+def test_a_failure_is_quoted_and_tried_again_only_when_asked(tmp_path):
+    rows = run(tmp_path, ["fake/broken", "fake/a"])
+    errors = [row.get("error") for row in rows.values()]
+    assert errors == ["ValueError: no such layer", None]
+    run(tmp_path, ["fake/broken"])
+    assert (tmp_path / "calls.txt").read_text().split().count("fake/broken") == 1
+    run(tmp_path, ["fake/broken"], retry=True)
+    assert (tmp_path / "calls.txt").read_text().split().count("fake/broken") == 2
+
+
+def test_the_page_has_the_rows_the_failures_and_what_is_missing(tmp_path):
+    run(tmp_path, ["fake/a", "fake/broken"])
+    page.write(tmp_path, tmp_path / "peers.md")
+    text = (tmp_path / "peers.md").read_text()
+    assert "| fake | a | 2.01x | 7 | 90.00% |" in text
+    assert "| fake | 5.00 (a) |" in text
+    assert "`ValueError: no such layer`" in text
+    assert "- Latency" in text and "decomp all steps" in text.split("## What was not run")[1]
+    assert (tmp_path / "peers-vgg-digits.png").stat().st_size > 1000
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 3
+
+
+def test_methods_are_chosen_by_name_or_its_beginning():
+    assert list(methods.chosen("decomp/prune")) == ["decomp/prune"]
+    assert len(methods.chosen("decomp/pru")) == 3
+    with pytest.raises(SystemExit, match="no method begins with 'pruneme'"):
+        methods.chosen("pruneme")
+
+
+class Thin:
+    """A tool that keeps the first channels between the first two convolutions."""
+
+    def compress(self, given, speedup, work):
+        def make(share):
+            network = given.fresh()
+            convs = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+            (first, a), (second, b) = convs[:2]
+            keep = max(1, int(a.out_channels * share))
+            norm = network.get_submodule("1")
+            for module, name in ((a, "weight"), (norm, "weight"), (norm, "bias")):
+                setattr(module, name, nn.Parameter(getattr(module, name)[:keep]))
+            norm.running_mean, norm.running_var = norm.running_mean[:keep], norm.running_var[:keep]
+            b.weight = nn.Parameter(b.weight[:, :keep])
+            a.out_channels = norm.num_features = b.in_channels = keep
+            return network
+
+        return search.meet(make, given.count, given.macs / speedup, 0.05, 1.0)[0], 3.0
+
+
+def test_a_row_is_measured_on_the_network_that_is_kept(tmp_path):
+    row = worker.make(tmp_path, {**ROW, "speedup": 1.25}, methods={"fake/thin": Thin()})
+    assert 1.25 <= row["counted"] < 1.32
+    assert row["seconds"] >= 3.0  # what the tool spent on what rows share is counted
+    kept = torch.load(worker.file_of(tmp_path, row), weights_only=False)
+    given = subject.Subject("zoo:vgg-digits", "digits", 0)
+    assert given.count(kept) == row["macs"] == round(given.macs / row["counted"])
+    test = given.source.test
+    right = subject.logits_of(kept, test).argmax(1) == test.labels(torch.arange(len(test)))
+    assert right.double().mean().item() == pytest.approx(row["top1"])
+    assert row["top1"] < row["original_top1"] and 0 < row["kl"] and row["agreement"] < 1
+
+
+def test_statistics_are_those_of_the_images(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    images = torch.randn(500, 1, 6, 6) + 2
+    subject.reestimate_normalisation(network, images)
+    with torch.no_grad():
+        wanted = network[0](images).mean((0, 2, 3))
+    assert torch.allclose(network[1].running_mean, wanted, atol=1e-5)
+    assert network[1].momentum == 0.1 and not network.training
+
+
+def test_what_rows_share_is_made_once(tmp_path):
+    calls = []
+    first = subject.once(tmp_path, "search", lambda: calls.append(1))
+    assert subject.once(tmp_path, "search", lambda: calls.append(1)) == first
+    assert calls == [1]
+
+
+def test_latency_is_the_median_ratio_of_paired_rounds():
+    # The machine slowed down in the second half, for both alike.
+    times = {"original": [2.0, 2.0, 8.0, 8.0], "compressed": [1.0, 1.0, 4.0, 4.0]}
+    assert timing.summary(times)["faster"] == 2.0
+
+
+def test_the_command_lists_methods_without_any_of_the_tools():
+    code = (
+        "import sys; sys.modules.update({n: None for n in ('torch_pruning', 'tensorly', 'aimet_torch')})\n"
+        "from benchmarks.peers.__main__ import main; sys.argv[1:] = ['--list']; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "aimet-torch/channel-pruning-greedy" in ended.stdout.split()
+
+
+def test_rows_are_json_lines(tmp_path):
+    driver.append(tmp_path / "rows.jsonl", ROW)
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == ROW
