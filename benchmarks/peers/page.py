@@ -11,8 +11,8 @@ from benchmarks.peers.methods import METHODS
 
 FIELDS = (
     "network", "data", "seed", "speedup", "epochs", "tool", "method", "counted", "macs", "params", "top1",
-    "original_top1", "agreement", "kl", "seconds", "peak_mib", "faster_1", "faster_low_1", "faster_high_1", "faster_64", "faster_low_64",
-    "faster_high_64", "threads", "error", "file",
+    "original_top1", "agreement", "kl", "seconds", "peak_mib", "faster_1", "faster_low_1", "faster_high_1", "faster_64",
+    "faster_low_64", "faster_high_64", "threads", "error", "file",
 )  # fmt: skip
 PACKAGES = ("torch", "torch-pruning", "tensorly", "aimet-torch", "numpy")
 COLUMNS = (
