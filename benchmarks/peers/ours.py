@@ -5,7 +5,7 @@ from benchmarks.peers.subject import once
 
 
 def prepare(subject, work):
-    """Freeze the network, and leave its error curves with the frozen points; returns the seconds of both."""
+    """Freeze the network, and leave its error curves with the frozen points; see `once` for what it returns."""
     run = work / "frozen"
 
     def make():

@@ -107,13 +107,15 @@ def reestimate_normalisation(module, images):
 
 
 def once(folder, name, make):
-    """Prepare something that several rows share; returns its seconds, also from an earlier process.
+    """Prepare something that several rows share; returns the seconds that it took an earlier process.
 
-    ``make()`` leaves its result under `folder`; a JSON file there says that it is whole.
+    ``make()`` leaves its result under `folder`; a JSON file there says that it is whole. Made now, it returns 0: the
+    time runs on the clock of the row that makes it.
     """
     note = Path(folder) / f"{name}.json"
-    if not note.exists():
-        start = time.monotonic()
-        make()
-        note.write_text(json.dumps({"seconds": round(time.monotonic() - start, 1)}))
-    return json.loads(note.read_text())["seconds"]
+    if note.exists():
+        return json.loads(note.read_text())["seconds"]
+    start = time.monotonic()
+    make()
+    note.write_text(json.dumps({"seconds": round(time.monotonic() - start, 1)}))
+    return 0.0
