@@ -168,6 +168,14 @@ def test_latency_is_the_median_ratio_of_paired_rounds():
     assert timing.summary(times)["faster"] == 2.0
 
 
+def test_networks_are_timed_with_normalisations_folded():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    network[1].running_mean += 1
+    made, images = timing.folded(network), torch.randn(2, 1, 6, 6)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in made.modules())
+    assert torch.allclose(made(images), network(images), atol=1e-6)
+
+
 def test_the_command_lists_methods_without_any_of_the_tools():
     code = (
         "import sys; sys.modules.update({n: None for n in ('torch_pruning', 'tensorly', 'aimet_torch')})\n"

@@ -146,7 +146,7 @@ def _notes():
         "prunes the same share of every layer, *global* ranks the channels of all layers together. *KL* is the mean "
         "divergence of the class probabilities from the original's, in nats. These methods read the labels of the "
         f"calibration images: {labels}. *batch 1* and *batch 64*: how many times faster than the original, median and "
-        "quartiles of interleaved rounds; empty where it has not been measured."
+        "quartiles of interleaved rounds, normalisations folded in both; empty where it has not been measured."
     )
 
 

@@ -1,7 +1,8 @@
 """Latency of the saved networks, each in rounds of its own against the original, on a quiet machine.
 
 A batch of images goes through the original and one compressed network in turn (`decomp.latency.latencies`); kept are
-the median ratio of the rounds and its quartiles, so that what else the machine does falls on both alike.
+the median ratio of the rounds and its quartiles, so that what else the machine does falls on both alike. Batch
+normalisations are folded first, the original's too.
 """
 
 import json
@@ -9,6 +10,7 @@ import statistics
 from pathlib import Path
 
 import torch
+from torch.fx.experimental.optimization import fuse
 
 from benchmarks.peers import driver
 from benchmarks.peers.worker import file_of
@@ -28,15 +30,23 @@ def measure(out, asked, rounds, *, batches=BATCHES):
             continue
         if row["network"] not in originals:
             loaded = models.load_model(row["network"])
-            originals[row["network"]] = loaded.module.eval(), loaded.input_shape
+            originals[row["network"]] = folded(loaded.module.eval()), loaded.input_shape
         original, shape = originals[row["network"]]
-        networks = {"original": original, "compressed": torch.load(path, weights_only=False).eval()}
+        networks = {"original": original, "compressed": folded(torch.load(path, weights_only=False).eval())}
         timed = {**row, "threads": torch.get_num_threads()}
         for size in batches:
             times = latencies(networks, (size, *shape), torch.device("cpu"), rounds)
             timed.update({f"{key}_{size}": value for key, value in summary(times).items()})
         driver.append(results, timed)
         print(json.dumps(timed), flush=True)
+
+
+def folded(network):
+    """With batch normalisations folded into the convolutions, as it would be run; as it is where it is not traced."""
+    try:
+        return fuse(network)
+    except Exception:  # whatever torch.fx says of a network that it cannot follow
+        return network
 
 
 def summary(times):
