@@ -25,7 +25,7 @@ MARKERS = "os^vD<>PX*phd8|_"
 LEAST_DRAWN = 0.05
 
 
-def write(out, report=None):
+def write(out, report=None, note=""):
     """CSV, Markdown and pictures into the folder; the page with its pictures beside it as well, where one is named."""
     out = Path(out)
     rows = sorted(driver.read(out / "results.jsonl").values(), key=_order)
@@ -42,7 +42,7 @@ def write(out, report=None):
             path = target.with_name(f"{target.stem}-{network.split(':')[-1]}.png")
             if draw(path, [r for r in rows if r["network"] == network and "error" not in r and not r["epochs"]]):
                 pictures[network] = path.name
-        target.write_text(text(rows, pictures) + "\n")
+        target.write_text(text(rows, pictures, note) + "\n")
     print(f"{out / 'table.md'} and table.csv: {len(rows)} rows")
 
 
@@ -52,12 +52,13 @@ def _order(row):
     return row["network"], row["epochs"], row["speedup"], place, row["seed"]
 
 
-def text(rows, pictures):
+def text(rows, pictures, note=""):
     """The whole page."""
     parts = [
         "# Beside other tools",
         "Written by `python -m benchmarks.peers`, from what was measured and nothing else.",
     ]
+    parts += [note] if note else []
     parts += ["## Protocol", "\n".join(["```bash", *_commands(), "```"]), _protocol(), _notes()]
     parts += ["## Versions", versions()]
     for network in dict.fromkeys(row["network"] for row in rows):
