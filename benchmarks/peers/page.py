@@ -21,6 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 COLOURS = {"decomp": "tab:blue", "torch-pruning": "tab:orange", "tensorly": "tab:green", "aimet-torch": "tab:red"}
 MARKERS = "os^vD<>PX*phd8|_"
+SPEEDUPS = (2, 3, 4, 5)
 #: Points of accuracy below which networks are drawn as if they lost so little.
 LEAST_DRAWN = 0.05
 
@@ -168,12 +169,17 @@ def _failure(row):
 
 def missing(rows):
     """Which methods have no rows at which speed-ups, and which columns are empty."""
-    there = {(row["network"], row["speedup"], row["epochs"], row["tool"], row["method"]) for row in rows}
     lines = [f"- Seeds other than {', '.join(map(str, sorted({row['seed'] for row in rows})))}."]
-    for asked in dict.fromkeys((row["network"], row["speedup"], row["epochs"]) for row in rows):
-        absent = [f"{m.tool} {m.name}" for m in METHODS.values() if (*asked, m.tool, m.name) not in there]
-        if absent:
-            lines.append(f"- {asked[0]}, {asked[1]:g}x, {asked[2]} epochs: {', '.join(absent)}.")
+    there = {(row["tool"], row["method"]) for row in rows}
+    nowhere = [f"{m.tool} {m.name}" for m in METHODS.values() if (m.tool, m.name) not in there]
+    if nowhere:
+        lines.append(f"- Nowhere: {', '.join(nowhere)}.")
+    for network in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == network and not row["epochs"]]
+        for speedup in SPEEDUPS:
+            count = len({row["method"] for row in own if row["speedup"] == speedup})
+            if count < len(METHODS):
+                lines.append(f"- {network} at {speedup}x: {len(METHODS) - count} of the {len(METHODS)} methods.")
     if not any(row["epochs"] for row in rows):
         lines.append("- Training after compression (`--epochs 0,1,5`).")
     if not any("faster_1" in row for row in rows):
