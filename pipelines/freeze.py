@@ -142,7 +142,7 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
         raise UsageError(asked["model"], rule, fix="give a convolutional network")
     whole = cost.cost(network, source.input_shape)
     n_points, seed = asked["n_points"], asked["seed"]
-    indices = _draw_images(source, asked["n_images"], seed)
+    indices = draw_images(source, asked["n_images"], seed)
     files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
     batch_size = workspace.set_limits(
         network, workspace.measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
@@ -261,8 +261,27 @@ def _not_finite(name, module, images):
     return NumericalError(f"{name}, {layer}", "the responses must be finite", got=got, fix="check the weights")
 
 
-def _draw_images(source, n_images, seed):
-    """Indices of the calibration images, in random order, from the training split."""
+def draw_images(source, n_images, seed):
+    """Which images calibrate the network.
+
+    Parameters
+    ----------
+    source : decomp.data.sources.ImageSource
+    n_images : int
+        At most.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    torch.LongTensor
+        Indices into the training images, in random order.
+
+    Raises
+    ------
+    UsageError
+        There are fewer than ten.
+    """
     available = len(source.train)
     if available < 10:
         raise UsageError(source.name, "at least 10 training images are needed", got=available)

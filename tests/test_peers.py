@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.peers import driver, methods, page, search, subject, timing, worker
+from benchmarks.peers import driver, graphs, methods, page, search, subject, timing, worker
 
 ROW = {"network": "zoo:vgg-digits", "data": "digits", "seed": 0, "speedup": 2, "epochs": 0, "method": "fake/thin"}
 
@@ -188,3 +188,42 @@ def test_the_command_lists_methods_without_any_of_the_tools():
 def test_rows_are_json_lines(tmp_path):
     driver.append(tmp_path / "rows.jsonl", ROW)
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == ROW
+
+
+class Halved:
+    """A tool that makes of the network what it is told to."""
+
+    tool, name, options, labels = "fake", "change", {}, False
+
+    def __init__(self, change):
+        self.change = change
+
+    def compress(self, given, speedup, work):
+        return self.change(given.fresh()), 0.0
+
+
+def test_what_is_told_of_a_small_graph(tmp_path, monkeypatch):
+    row = {"network": "residual", "data": "random", "seed": 0, "speedup": 2, "epochs": 0}
+    monkeypatch.setitem(methods.METHODS, "fake/none", Halved(lambda network: network))
+    monkeypatch.setitem(methods.METHODS, "fake/cut", Halved(lambda network: nn.Sequential(network, nn.Linear(5, 4))))
+    monkeypatch.setitem(methods.METHODS, "fake/nan", Halved(lambda network: nn.Sequential(network, Nan())))
+    done = graphs.make({**row, "method": "fake/none"})
+    assert done["counted"] == 1 and done["lost"] == 0
+    with pytest.raises(ValueError, match=r"outputs of shape \(200, 4\) in place of \(200, 5\)"):
+        graphs.make({**row, "method": "fake/cut"})
+    with pytest.raises(ValueError, match="not finite"):
+        graphs.make({**row, "method": "fake/nan"})
+    ours = graphs.make({**row, "method": "decomp/all-steps"})
+    assert 2 <= ours["counted"] < 2.05 and 0 < ours["lost"] < 1
+    graphs.folder(tmp_path).mkdir()
+    for filled in (ours, {**row, "method": "fake/cut", "error": "ValueError: a shape"}):
+        driver.append(graphs.folder(tmp_path) / "results.jsonl", filled)
+    lines, words = graphs.rows(tmp_path)
+    assert lines[0]["fake cut"] == "no" and words == ["- residual, fake cut: `ValueError: a shape`"]
+    text = page.text([], {}, "", (lines, words))
+    assert "## Twelve small graphs" in text and f"{ours['counted']:.2f}x, {ours['lost']:.1%} lost" in text
+
+
+class Nan(nn.Module):
+    def forward(self, x):
+        return x * float("nan")

@@ -4,6 +4,7 @@
     .peers/bin/python -m benchmarks.peers --out runs/peers
     .peers/bin/python -m benchmarks.peers --out runs/peers --epochs 0,1,5
     .peers/bin/python -m benchmarks.peers --out runs/peers --latency
+    .peers/bin/python -m benchmarks.peers --out runs/peers --graphs
 
 Protocol: the network is the shipped one, the images are the 5,000 training images that `decomp freeze` draws with the
 seed. Every tool gets both, and the labels of these images where its method asks for them. Its own measure of strength
@@ -12,5 +13,6 @@ between 98 and 100 % of what is asked; where its steps are too coarse for that, 
 a process of its own on one thread; *seconds* are those of the tool with its search, *peak MiB* the highest memory of
 that process so far, with libraries and images. What a tool prepares once for all its rows (frozen points and error
 curves, scores of a greedy search) is counted in each of them. The test images are read only to judge finished
-networks; nothing is chosen by them. What is there already is not run again: an interrupted benchmark goes on.
+networks; no network is chosen or changed by them. What is there already is not run again: an interrupted benchmark
+goes on.
 """

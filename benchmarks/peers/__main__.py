@@ -23,6 +23,7 @@ def main():
     parser.add_argument("--retry", action="store_true", help="run again what failed before")
     parser.add_argument("--wrap", default="", help="command in front of every row's process, such as 'taskset -c 0'")
     parser.add_argument("--latency", action="store_true", help="time the saved networks instead; nothing is made")
+    parser.add_argument("--graphs", action="store_true", help="try the tools on twelve small graphs instead")
     parser.add_argument("--rounds", default=30, type=int, help="with --latency")
     parser.add_argument("--report", type=Path, help="write this Markdown page as well, its picture beside it")
     parser.add_argument("--note", default="", help="a sentence for the page, such as on the state of the machine")
@@ -39,6 +40,10 @@ def main():
         from benchmarks.peers import timing
 
         timing.measure(options.out, asked, options.rounds)
+    elif options.graphs:
+        from benchmarks.peers import graphs
+
+        graphs.measure(options.out)
     else:
         driver.run(options.out, asked, wrap=options.wrap, retry=options.retry)
     from benchmarks.peers import page

@@ -102,4 +102,6 @@ def said(row):
     name = f"{row['network']} {row['method']} {row['speedup']:g}x, {row['epochs']} epochs"
     if "error" in row:
         return f"{name}: {row['error']}"
+    if "top1" not in row:
+        return f"{name}: counted {row['counted']:.3f}x"
     return f"{name}: counted {row['counted']:.3f}x, top-1 {row['top1']:.2%}, kl {row['kl']:.3g}, {row['seconds']:.0f} s"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.common import machine, markdown, write_csv
-from benchmarks.peers import driver, timing
+from benchmarks.peers import driver, graphs, timing
 from benchmarks.peers.methods import METHODS
 
 FIELDS = (
@@ -43,7 +43,7 @@ def write(out, report=None, note=""):
             path = target.with_name(f"{target.stem}-{network.split(':')[-1]}.png")
             if draw(path, [r for r in rows if r["network"] == network and "error" not in r and not r["epochs"]]):
                 pictures[network] = path.name
-        target.write_text(text(rows, pictures, note) + "\n")
+        target.write_text(text(rows, pictures, note, graphs.rows(out)) + "\n")
     print(f"{out / 'table.md'} and table.csv: {len(rows)} rows")
 
 
@@ -53,7 +53,7 @@ def _order(row):
     return row["network"], row["epochs"], row["speedup"], place, row["seed"]
 
 
-def text(rows, pictures, note=""):
+def text(rows, pictures, note="", of_graphs=([], [])):
     """The whole page."""
     parts = [
         "# Beside other tools",
@@ -72,6 +72,11 @@ def text(rows, pictures, note=""):
             group = [row for row in of_network if (row["epochs"], row["speedup"]) == (epochs, speedup)]
             trained = "nothing trained" if not epochs else f"{epochs} epoch{'s' * (epochs > 1)} of training"
             parts += [f"### {speedup:g}x, {trained}", markdown(COLUMNS, [_cells(g) for g in by_method(group)])]
+    lines, words = of_graphs
+    if lines:
+        names = dict.fromkeys(name for line in lines for name in line)
+        parts += ["## Twelve small graphs", " ".join(graphs.__doc__.split()), markdown(tuple(names), lines)]
+        parts += ["What was said:", "\n".join(words)] if words else []
     failures = [row for row in rows if "error" in row]
     if failures:
         parts += ["## What did not work", *(_failure(row) for row in failures)]
@@ -82,7 +87,7 @@ def text(rows, pictures, note=""):
 def summary(rows):
     """Points of accuracy lost at each speed-up by this package and by the best method of every other tool.
 
-    The best is the one that lost least on the test images, which none was chosen by: this favours the others.
+    The best is picked from the finished table, by what it lost on the test images: this favours the others.
     """
     columns = list(dict.fromkeys((row["epochs"], row["speedup"]) for row in rows))
     head = {c: f"{c[1]:g}x" + (f", {c[0]} epochs" if c[0] else "") for c in columns}

@@ -10,7 +10,7 @@ import torch
 from decomp import cost
 from decomp.data import models
 from decomp.data.sources import open_source
-from decomp.pipelines.freeze import _draw_images
+from decomp.pipelines.freeze import draw_images
 from decomp.sensitivity import output_divergence
 
 N_IMAGES = 5000
@@ -37,7 +37,7 @@ class Subject:
         self.model = loaded.module
         self.source = open_source(data, input_shape=loaded.input_shape)
         self.shape = self.source.input_shape
-        indices = _draw_images(self.source, n_images, seed)
+        indices = draw_images(self.source, n_images, seed)
         self.images = self.source.train.images(indices)
         self.labels = self.source.train.labels(indices)
         self.macs = self.count(self.model)
