@@ -150,7 +150,7 @@ def run_one(name, speedup=ASKED):
     x = torch.randn(2, *shape)
     try:
         began = time.perf_counter()
-        network = graph.trace(module, name)
+        network = graph.trace(module, name, shape=shape)
         surgery.fold_bn(network)
         view = graph.NetworkGraph(network, shape, name)
         row["seconds"] = time.perf_counter() - began
@@ -167,7 +167,7 @@ def run_one(name, speedup=ASKED):
             wanted = module(x)
             apply(network, view, full_sizes(view))
             row["exact"] = off(wanted, network(x))
-        network = graph.trace(module, name)
+        network = graph.trace(module, name, shape=shape)
         del module
         surgery.fold_bn(network)
         view = graph.NetworkGraph(network, shape, name)

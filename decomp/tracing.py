@@ -6,16 +6,43 @@ import traceback
 
 from torch import fx
 
+from decomp.branches import SizeQuestions
 from decomp.errors import TraceError
 from decomp.normalisation import make_plain
 
 
 class _Tracer(fx.Tracer):
-    """Modules of torch.nn are leaves, and those that are named; everything else is followed."""
+    """Modules of torch.nn are leaves, and those that are named; everything else is followed.
 
-    def __init__(self, leaves):
+    With the shape of the images, branches on sizes are taken as images of that shape take them; `branches` has the
+    places in the source.
+    """
+
+    def __init__(self, leaves, shape):
         super().__init__()
-        self.leaves, self.met = frozenset(leaves), set()
+        self.leaves, self.met, self.branches = frozenset(leaves), set(), []
+        self.shape, self._sizes, self._running = shape, None, False
+
+    def to_bool(self, obj):
+        if self.shape is not None:
+            self._sizes = self._sizes or SizeQuestions(self.root, self.shape)
+            self._running = True
+            try:
+                answer = self._sizes.answer(obj.node)
+            finally:
+                self._running = False
+            if answer is not None:
+                place = _named(traceback.extract_stack())
+                self.branches += [place] if place not in self.branches else []
+                return answer
+        return super().to_bool(obj)
+
+    # While a question is answered, modules run and are not recorded.
+    def call_module(self, m, forward, args, kwargs):
+        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
         """Only what has no default is an input: the others take their defaults while the network is followed.
@@ -35,7 +62,7 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(module, path)
 
 
-def trace(model, name="model", leaves=()):
+def trace(model, name="model", leaves=(), shape=None):
     """Trace a copy of the model in evaluation mode.
 
     Batch normalisations of other classes than torch's own become plain ones, see :mod:`decomp.normalisation`.
@@ -47,11 +74,14 @@ def trace(model, name="model", leaves=()):
         For messages.
     leaves : iterable of str
         Paths of modules that are called as they are, without looking inside.
+    shape : tuple of int, optional
+        (C, H, W) of the images: with it, branches on sizes can be followed, as images of this shape take them.
 
     Returns
     -------
     torch.fx.GraphModule
-        Its ``meta["plain"]`` has the paths of the normalisations that became plain.
+        Its ``meta["plain"]`` has the paths of the normalisations that became plain, ``meta["branches"]`` the places
+        in the source where a size decided which way to go: the network is then for images of this shape.
 
     Raises
     ------
@@ -64,7 +94,7 @@ def trace(model, name="model", leaves=()):
     if unknown:
         raise TraceError(name, "has no module of this name for --leaf", got=unknown[0])
     exchanged = make_plain(model, leaves)
-    tracer = _Tracer(leaves)
+    tracer = _Tracer(leaves, shape)
     try:
         graph = tracer.trace(model)
     except Exception as error:
@@ -76,7 +106,7 @@ def trace(model, name="model", leaves=()):
             "with --module",
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
-    traced.meta["plain"] = exchanged
+    traced.meta.update(plain=exchanged, branches=tracer.branches)
     _drop_what_does_nothing(graph)
     _images_by_place(traced)
     graph.eliminate_dead_code()
@@ -106,8 +136,12 @@ def _images_by_place(traced):
 
 def _place(error):
     """' at file.py:line' of the deepest frame outside torch, or ''."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename.replace("\\", "/")]
+    place = _named(traceback.extract_tb(error.__traceback__))
+    return f" at {place}" if place else ""
+
+
+def _named(frames):
+    """'file.py:line' of the deepest frame that is neither torch's nor this file's, or ''."""
+    frames = [f for f in frames if "/torch/" not in f.filename.replace("\\", "/")]
     frames = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<")]
-    if not frames:
-        return ""
-    return f" at {frames[-1].filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frames[-1].lineno}"
+    return f"{frames[-1].filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""

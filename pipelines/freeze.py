@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from decomp import capture, cost, graph, seeds, surgery
+from decomp import branches, capture, cost, graph, seeds, surgery
 from decomp.data import models, sources
 from decomp.data.frozen import FrozenFile, FrozenWriter
 from decomp.errors import DecompError, NumericalError, UsageError
@@ -41,10 +41,12 @@ class FreezeResult:
         if self.done_before:
             return [f"{self.run.frozen}: already frozen, nothing to do"]
         f = self.facts
+        fixed = branches.words(f["branches"], f["shape"]) if f.get("branches") else None
         return [
             f"{f['model']}: {f['n_convs']} convolutions and {f['n_linears']} linear layers, "
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
             f"{f['n_folded']} batch normalisations folded; {f['n_images']:,} images × up to {f['n_points']} points",
+            *([fixed] if fixed else []),
             f"frozen points in {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
             f"next: {program()} decompose --run {self.run.path} --speedup 4x",
         ]
@@ -170,7 +172,7 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
         "model": asked["model"], "n_convs": sum(layer.kind == "conv" for layer in layers.layers),
         "n_linears": sum(layer.kind == "linear" for layer in layers.layers), "macs": whole.macs,
         "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": n_points,
-        "bytes": run.frozen.stat().st_size,
+        "bytes": run.frozen.stat().st_size, "branches": network.meta["branches"], "shape": source.input_shape,
     }  # fmt: skip
     section = {"asked": asked, "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
     run.update_config("freeze", {**section, "source": source.describe()})
@@ -208,7 +210,7 @@ def _check_unchanged(run, before, loaded, source):
 def _prepare(loaded, source, part, leaves):
     """The traced network with batch normalisation folded, checked against the model as given."""
     module = part_of(loaded.module, part, loaded.name)
-    network = graph.trace(module, loaded.name, leaves)
+    network = graph.trace(module, loaded.name, leaves, source.input_shape)
     images = source.train.images(torch.arange(min(8, len(source.train))))
     bad = int((~torch.isfinite(images)).sum())
     if bad:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from decomp import cost, graph, surgery
+from decomp import branches, cost, graph, surgery
 from decomp.coupling import whole_spaces
 from decomp.data import models, sources
 from decomp.errors import UsageError
@@ -47,6 +47,8 @@ class InspectResult:
         n = self.network
         shape = "×".join(map(str, n["input_shape"]))
         yield f"{n['name']}: {len(self.layers)} layers, {n['macs'] / 1e6:,.1f} M multiply-accumulates at {shape}"
+        if n["branches"]:
+            yield branches.words(n["branches"], n["input_shape"])
         yield ""
         yield "layers, in the order in which they run (share of the cost; what each step can do)"
         width = max((len(layer["name"]) for layer in self.layers), default=0)
@@ -126,7 +128,7 @@ def inspect(model, *, data=None, input_size=None, part=None, leaves=(), dot=None
         shape = sources.open_source(data, input_shape=shape).input_shape
     if shape is None:
         raise UsageError(model, "does not tell the size of its images", fix="give --input-size CxHxW or --data")
-    network = graph.trace(part_of(loaded.module, part, model), model, leaves)
+    network = graph.trace(part_of(loaded.module, part, model), model, leaves, shape)
     surgery.fold_bn(network)
     view = graph.NetworkGraph(network, shape, model)
     counted = cost.cost(network, shape)
@@ -135,7 +137,7 @@ def inspect(model, *, data=None, input_size=None, part=None, leaves=(), dot=None
     if png:
         written.append(drawing.draw(png, drawn))
     facts = {"name": model + (f", {part}" if part else ""), "input_shape": list(shape), "macs": counted.macs,
-             "params": counted.params}  # fmt: skip
+             "params": counted.params, "branches": network.meta["branches"]}  # fmt: skip
     layers = [_layer_facts(view, layer, counted) for layer in view.layers]
     return InspectResult(facts, layers, _space_facts(view), _others(view, counted, leaves), written)
 

@@ -79,9 +79,8 @@ def original_class(asked):
         What freeze was asked for, model, input_size and part; with what it found, input_shape and n_classes.
     """
     size = asked["input_size"] or asked.get("input_shape")  # weights may have told it, where nobody gave it
-    return models.load_model(
-        asked["model"], weights="random", input_size=size, n_classes=asked.get("n_classes")
-    ).module  # fmt: skip
+    options = {"input_size": size, "n_classes": asked.get("n_classes")}
+    return models.load_model(asked["model"], weights="random", **options).module
 
 
 def original_part(asked):

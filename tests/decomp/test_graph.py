@@ -1,6 +1,6 @@
 import pytest
 import torch
-from networks import CHAIN_INPUT, block, chain
+from networks import CHAIN_INPUT, block, chain, randomise
 from torch import nn
 from torch.nn import functional as F
 
@@ -156,6 +156,51 @@ def test_control_flow_is_refused_with_its_place():
         TraceError, match=r"net: the forward pass cannot be traced at test_graph\.py:\d+: symbolically traced"
     ):
         trace(Dynamic(), "net")
+
+
+class Joined(nn.Module):
+    """Goes down and up again, and pads where an odd size was rounded down; as many networks for segmentation do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(12, 2, 3)
+
+    def forward(self, x):
+        skip = F.relu(self.a(x))
+        y = F.interpolate(self.b(F.max_pool2d(skip, 2)), scale_factor=2.0)
+        if y.shape[-2:] != skip.shape[-2:]:
+            y = F.pad(y, (0, skip.shape[-1] - y.shape[-1], 0, skip.shape[-2] - y.shape[-2]))
+        return self.c(torch.cat([skip, y], dim=1))
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_branches_on_sizes_are_taken_as_images_of_that_size_take_them(size):
+    module, x = randomise(Joined()), torch.randn(3, 1, size, size)
+    network = trace(module, shape=(1, size, size))
+    assert torch.equal(network(x), module(x))
+    assert [place.split(":")[0] for place in network.meta["branches"]] == ["test_graph.py"]
+    assert any(node.target is F.pad for node in network.graph.nodes) == (size == 9)
+    assert NetworkGraph(network, (1, size, size)).layer("c").input_space is not None
+    with pytest.raises(TraceError, match="cannot be traced"):
+        trace(module)
+    assert trace(chain(), shape=CHAIN_INPUT).meta["branches"] == []
+
+
+@pytest.mark.parametrize("question", [
+    "x.sum() > 0", "x.shape[0] > 1", "len(x) > 1", "x.sum().item() > 0", "x.flatten().tolist()[0] + x.shape[2] > 8",
+    "torch.allclose(x, x * 2)",
+])  # fmt: skip
+def test_what_other_images_or_other_batches_answer_otherwise_is_refused(question):
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            return self.conv(x) if eval(question) else x
+
+    with pytest.raises(TraceError, match="net: the forward pass cannot be traced"):
+        trace(Dynamic(), "net", shape=(1, 8, 8))
 
 
 def test_a_wrong_input_size_is_refused_in_one_line():

@@ -1,5 +1,6 @@
 """Parts of a bigger model, and modules that cannot be looked into: frozen, decomposed, put back."""
 
+import re
 import shutil
 
 import pytest
@@ -24,7 +25,23 @@ from decomp.pipelines.log import Reporter
 from decomp.pipelines.summary import summarise
 
 SHAPE = (1, 8, 8)
-NETWORKS = {"detector": Detector, "gated": Gated}
+
+
+class Sized(nn.Module):
+    """Pads images that are smaller than it likes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        if x.shape[-1] < 10:
+            x = nn.functional.pad(x, (1, 1, 1, 1))
+        return self.head(torch.relu(self.conv2(torch.relu(self.conv1(x)))).mean((2, 3)))
+
+
+NETWORKS = {"detector": Detector, "gated": Gated, "sized": Sized}
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +103,21 @@ def test_a_leaf_is_left_alone_and_the_rest_treated(tmp_path):
     # What goes through the gate keeps its width; behind it channels go.
     assert treated.get_submodule("stem")(x).shape[1] == 12
     assert decompose(tmp_path / "run", speedup=2, reporter=Reporter(quiet=True)).done_before
+
+
+def test_a_network_that_goes_by_the_size_of_its_images_is_treated_and_says_so(tmp_path):
+    frozen = freeze.freeze(tmp_path / "run", model="sized", data="digits", n_images=100, reporter=Reporter(quiet=True))
+    said = r"goes by the size of its images \(test_parts\.py:\d+\): what is made of it is for 1x8x8 alone"
+    assert any(re.search(said, line) for line in frozen.lines())
+    assert any(re.search(said, line) for line in inspect("sized").lines())
+    assert not any("goes by the size" in line for line in inspect("gated", leaves=("gate",)).lines())
+    result = decompose(tmp_path / "run", speedup=2, reporter=Reporter(quiet=True))
+    whole, x = randomise(Sized()), torch.randn(3, *SHAPE)
+    treated = decomp.load(tmp_path / "run", into=whole)
+    with torch.no_grad():
+        assert torch.allclose(decomp.load(tmp_path / "run")(x), treated(x), atol=1e-6)
+        assert treated(torch.randn(3, 1, 20, 20)).shape == (3, 10)  # the class still goes by the size
+    assert result.facts["macs_after"] <= result.facts["macs_before"] / 2
 
 
 def test_a_network_with_a_leaf_goes_the_whole_way_into_its_class(tmp_path):
