@@ -21,7 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 COLOURS = {"decomp": "tab:blue", "torch-pruning": "tab:orange", "tensorly": "tab:green", "aimet-torch": "tab:red"}
 MARKERS = "os^vD<>PX*phd8|_"
-SPEEDUPS = (2, 3, 4, 5)
+SPEEDUPS, SEEDS, EPOCHS = (2, 3, 4, 5), (0, 1, 2), (1, 5)
 #: Points of accuracy below which networks are drawn as if they lost so little.
 LEAST_DRAWN = 0.05
 
@@ -173,23 +173,32 @@ def _failure(row):
 
 
 def missing(rows):
-    """Which methods have no rows at which speed-ups, and which columns are empty."""
-    lines = [f"- Seeds other than {', '.join(map(str, sorted({row['seed'] for row in rows})))}."]
+    """Which methods have no rows at which speed-ups, seeds and epochs, and which columns are empty."""
     there = {(row["tool"], row["method"]) for row in rows}
     nowhere = [f"{m.tool} {m.name}" for m in METHODS.values() if (m.tool, m.name) not in there]
-    if nowhere:
-        lines.append(f"- Nowhere: {', '.join(nowhere)}.")
+    lines = [f"- Nowhere: {', '.join(nowhere)}."] if nowhere else []
     for network in dict.fromkeys(row["network"] for row in rows):
         own = [row for row in rows if row["network"] == network and not row["epochs"]]
         for speedup in SPEEDUPS:
             count = len({row["method"] for row in own if row["speedup"] == speedup})
             if count < len(METHODS):
                 lines.append(f"- {network} at {speedup}x: {len(METHODS) - count} of the {len(METHODS)} methods.")
-    if not any(row["epochs"] for row in rows):
-        lines.append("- Training after compression (`--epochs 0,1,5`).")
+        trained = [row for row in rows if row["network"] == network]
+        lines += [f"- {network}, seed {seed}: all{_but(own, seed=seed)}." for seed in SEEDS[1:]]
+        lines += [f"- {network}, {epochs} epochs of training: all{_but(trained, epochs=epochs)}." for epochs in EPOCHS]
     if not any("faster_1" in row for row in rows):
         lines.append("- Latency (`--latency`).")
     return "\n".join(lines)
+
+
+def _but(rows, **wanted):
+    """' but' the methods that have such rows, with the speed-ups at which they have."""
+    found = {}
+    for row in rows:
+        if all(row[name] == value for name, value in wanted.items()):
+            found.setdefault(f"{row['tool']} {row['method']}", set()).add(row["speedup"])
+    words = [f"{name} ({', '.join(f'{s:g}x' for s in sorted(speedups))})" for name, speedups in found.items()]
+    return f" but {', '.join(words)}" if words else ""
 
 
 def draw(path, rows):
