@@ -5,7 +5,7 @@ running what has been traced so far on images of zeros, the second is refused.
 """
 
 import torch
-from torch.fx.node import map_arg
+from torch import fx
 
 # What one answer must not depend on: the answer is asked for with both numbers of images.
 BATCHES = (1, 2)
@@ -26,11 +26,8 @@ class SizeQuestions:
     """
 
     def __init__(self, root, shape):
-        self.root = root
-        parameter = next(root.parameters(), torch.zeros(()))
-        self._images = [torch.zeros(n, *shape, device=parameter.device, dtype=parameter.dtype) for n in BATCHES]
-        self._values = [{} for _ in BATCHES]
-        self._looked, self._seen = set(), 0
+        self.root, self.shape = root, shape
+        self._runs, self._looked, self._seen = [], set(), 0
 
     def answer(self, node):
         """True or False; None where it is not for sizes alone to tell."""
@@ -39,7 +36,7 @@ class SizeQuestions:
                 self._catch_up(node.graph)
         except Exception:  # does not run on these images, which the stages say in their own words
             return None
-        found = [values.get(node) for values in self._values]
+        found = [run.env[node] for run in self._runs]
         if node in self._looked or not all(_is_plain(value) for value in found):
             return None
         answers = {bool(value) for value in found}
@@ -47,36 +44,27 @@ class SizeQuestions:
 
     def _catch_up(self, graph):
         """Run the nodes that have been added, once for each number of images."""
-        nodes = list(graph.nodes)
-        for node in nodes[self._seen :]:
-            for values, images in zip(self._values, self._images):
-                values[node] = self._run(node, values, images)
+        self._runs = self._runs or [self._run(graph, n) for n in BATCHES]
+        for node in list(graph.nodes)[self._seen :]:
+            for run in self._runs:
+                run.env[node] = run.run_node(node)
             if self._looks(node) or not self._looked.isdisjoint(node.all_input_nodes):
                 self._looked.add(node)
             self._seen += 1
 
     def _looks(self, node):
         """Whether a node makes a number of a tensor's values."""
-        values = self._values[0]
+        values = self._runs[0].env
         if not _is_plain(values[node]) or all(_is_plain(values[before]) for before in node.all_input_nodes):
             return False
         sizes = SIZE_METHODS if node.op == "call_method" else SIZE_FUNCTIONS
         return node.op != "get_attr" and node.target not in sizes
 
-    def _run(self, node, values, images):
-        if node.op == "placeholder":
-            return images
-        if node.op == "get_attr":
-            value = self.root
-            for name in node.target.split("."):
-                value = getattr(value, name)
-            return value
-        args, kwargs = (map_arg(part, lambda n: values[n]) for part in (node.args, node.kwargs))
-        if node.op == "call_module":
-            return self.root.get_submodule(node.target)(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
+    def _run(self, graph, n_images):
+        parameter = next(self.root.parameters(), torch.zeros(()))
+        run = fx.Interpreter(self.root, garbage_collect_values=False, graph=graph)
+        run.args_iter = iter([torch.zeros(n_images, *self.shape, device=parameter.device, dtype=parameter.dtype)])
+        return run
 
 
 def _is_plain(value):

@@ -38,7 +38,7 @@ def make_plain(model, leaves=()):
         if not path or path in leaves or path.startswith(within):
             continue
         if id(module) not in made:
-            made[id(module)] = plain(module) if _may_be_other(module) else None
+            made[id(module)] = plain(module)
         if made[id(module)] is not None:
             set_module(model, path, made[id(module)])
             exchanged.append(path)

@@ -20,7 +20,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves, shape):
         super().__init__()
-        self.leaves, self.met, self.branches = frozenset(leaves), set(), []
+        self.leaves, self.met, self.branches = frozenset(leaves), set(), {}
         self.shape, self._sizes, self._running = shape, None, False
 
     def to_bool(self, obj):
@@ -32,8 +32,7 @@ class _Tracer(fx.Tracer):
             finally:
                 self._running = False
             if answer is not None:
-                place = _named(traceback.extract_stack())
-                self.branches += [place] if place not in self.branches else []
+                self.branches[_named(traceback.extract_stack())] = answer
                 return answer
         return super().to_bool(obj)
 
@@ -106,7 +105,7 @@ def trace(model, name="model", leaves=(), shape=None):
             "with --module",
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
-    traced.meta.update(plain=exchanged, branches=tracer.branches)
+    traced.meta.update(plain=exchanged, branches=list(tracer.branches))
     _drop_what_does_nothing(graph)
     _images_by_place(traced)
     graph.eliminate_dead_code()

@@ -41,12 +41,11 @@ class FreezeResult:
         if self.done_before:
             return [f"{self.run.frozen}: already frozen, nothing to do"]
         f = self.facts
-        fixed = branches.words(f["branches"], f["shape"]) if f.get("branches") else None
         return [
             f"{f['model']}: {f['n_convs']} convolutions and {f['n_linears']} linear layers, "
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
             f"{f['n_folded']} batch normalisations folded; {f['n_images']:,} images × up to {f['n_points']} points",
-            *([fixed] if fixed else []),
+            *([branches.words(f["branches"], f["shape"])] if f.get("branches") else []),
             f"frozen points in {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
             f"next: {program()} decompose --run {self.run.path} --speedup 4x",
         ]

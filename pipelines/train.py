@@ -123,9 +123,9 @@ def train(
     if source.test is not None:
         accuracy["test"] = devices.accuracy(module, source.test, torch.arange(len(source.test)), device)
     counts = {"train": len(trained_on), "validation": len(held_out), "test": len(source.test or ())}
+    state = training.copy_state(module)
     with commit(out) as part:
-        state, shape = training.copy_state(module), source.input_shape
-        weights.write(state, part, input_shape=shape, n_classes=source.n_classes)
+        weights.write(state, part, input_shape=source.input_shape, n_classes=source.n_classes)
     record = _record(out, module, options, accuracy, counts, outcome)
     checkpoint.unlink(missing_ok=True)
     return TrainingResult(out, record)

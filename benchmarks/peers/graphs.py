@@ -7,8 +7,6 @@ with random weights it says nothing about trained networks. AIMET gets the graph
 them, without which it follows none of them.
 """
 
-import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -16,8 +14,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import driver
-from benchmarks.peers.methods import METHODS
+from benchmarks.peers.methods import METHODS, named
 from benchmarks.peers.subject import Subject
+from benchmarks.peers.worker import serve
 
 TESTS = Path(__file__).resolve().parent.parent.parent / "tests"
 N_IMAGES, SPEEDUP = 200, 2
@@ -52,18 +51,17 @@ class GraphSubject(Subject):
 
     @torch.no_grad()
     def judge(self, module, kept=None):
-        """Counted cost, and the share of the outputs' variance that is lost on images that no tool has seen."""
+        """Counted cost, where the outputs are whole on images that no tool has seen."""
         wanted, got = self.model(self.judged_on), module.eval()(self.judged_on)
         if got.shape != wanted.shape:
             raise ValueError(f"gives outputs of shape {tuple(got.shape)} in place of {tuple(wanted.shape)}")
         if not torch.isfinite(got).all():
             raise ValueError("gives outputs that are not finite")
-        lost = (got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
-        return {"counted": self.macs / self.count(module), "lost": lost.item()}
+        return {"counted": self.macs / self.count(module)}
 
 
-def make(row):
-    """Fill a row in."""
+def make(out, row):
+    """Fill a row in; nothing is kept in `out`."""
     subject = GraphSubject(row["network"], row["seed"])
     torch.manual_seed(row["seed"])
     method = METHODS[row["method"]]
@@ -96,7 +94,7 @@ def rows(out):
     """One row for each graph, with a cell for each method; a list, and the failures in words."""
     table, failures = {}, []
     for row in driver.read(folder(out) / "results.jsonl").values():
-        name = row["method"].replace("/", " ", 1)
+        name = " ".join(named(row["method"]))
         line = table.setdefault(row["network"], {"graph": row["network"]})
         if "error" in row:
             line[name] = "no"
@@ -106,15 +104,5 @@ def rows(out):
     return list(table.values()), failures
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--row", required=True, help="JSON")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    stdout, sys.stdout = sys.stdout, sys.stderr  # tools print what they like
-    print(json.dumps(make(json.loads(options.row))), file=stdout)
-
-
 if __name__ == "__main__":
-    main()
+    serve(make)

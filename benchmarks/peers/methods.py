@@ -82,6 +82,12 @@ def _ours():
 METHODS = {method.key: method for make in (_ours, _torch_pruning, _tensorly, _aimet) for method in make()}
 
 
+def named(key):
+    """Tool and name of a method by its key, also of one that is no longer there."""
+    tool, _, rest = key.partition("/")
+    return (METHODS[key].tool, METHODS[key].name) if key in METHODS else (tool, rest)
+
+
 def chosen(text):
     """Methods whose names begin with one of the words of a list with commas between; all for ``all``."""
     if text == "all":

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import peers
 from benchmarks.common import machine, markdown, write_csv
 from benchmarks.peers import driver, graphs, timing
-from benchmarks.peers.methods import METHODS
+from benchmarks.peers.methods import METHODS, named
 
 FIELDS = (
     "network", "data", "seed", "speedup", "epochs", "tool", "method", "counted", "macs", "params", "top1",
@@ -32,8 +32,7 @@ def write(out, report=None, note=""):
     rows = sorted(driver.read(out / "results.jsonl").values(), key=_order)
     times = timing.read(out)
     for row in rows:
-        tool, _, name = row["method"].partition("/")
-        name = METHODS[row["method"]].name if row["method"] in METHODS else name
+        tool, name = named(row["method"])
         row.update({k: v for k, v in times.get(driver.key_of(row), {}).items() if k not in row}, tool=tool, method=name)
     write_csv(out / "table.csv", FIELDS, rows)
     for target in filter(None, (out / "table.md", report)):
@@ -70,7 +69,7 @@ def text(rows, pictures, note="", of_graphs=([], [])):
             parts.append(f"![accuracy against counted speed-up]({pictures[network]})")
         for epochs, speedup in dict.fromkeys((row["epochs"], row["speedup"]) for row in of_network):
             group = [row for row in of_network if (row["epochs"], row["speedup"]) == (epochs, speedup)]
-            trained = "nothing trained" if not epochs else f"{epochs} epoch{'s' * (epochs > 1)} of training"
+            trained = "nothing trained" if not epochs else f"{_epochs(epochs)} of training"
             parts += [f"### {speedup:g}x, {trained}", markdown(COLUMNS, [_cells(g) for g in by_method(group)])]
     lines, words = of_graphs
     if lines:
@@ -90,7 +89,7 @@ def summary(rows):
     The best is picked from the finished table, by what it lost on the test images: this favours the others.
     """
     columns = list(dict.fromkeys((row["epochs"], row["speedup"]) for row in rows))
-    head = {c: f"{c[1]:g}x" + (f", {c[0]} epochs" if c[0] else "") for c in columns}
+    head = {c: f"{c[1]:g}x" + (f", {_epochs(c[0])}" if c[0] else "") for c in columns}
     lines = {}
     for column in columns:
         groups = by_method([row for row in rows if (row["epochs"], row["speedup"]) == column])
@@ -102,6 +101,10 @@ def summary(rows):
             cell = f"{100 * statistics.mean(_lost(best)):.2f} ({best[0]['method']})"
             lines.setdefault(tool, {"points lost": tool})[head[column]] = cell
     return markdown(("points lost", *head.values()), list(lines.values()))
+
+
+def _epochs(count):
+    return f"{count} epoch{'s' * (count > 1)}"
 
 
 def by_method(rows):
@@ -185,7 +188,9 @@ def missing(rows):
                 lines.append(f"- {network} at {speedup}x: {len(METHODS) - count} of the {len(METHODS)} methods.")
         trained = [row for row in rows if row["network"] == network]
         lines += [f"- {network}, seed {seed}: all{_but(own, seed=seed)}." for seed in SEEDS[1:]]
-        lines += [f"- {network}, {epochs} epochs of training: all{_but(trained, epochs=epochs)}." for epochs in EPOCHS]
+        lines += [
+            f"- {network}, {_epochs(epochs)} of training: all{_but(trained, epochs=epochs)}." for epochs in EPOCHS
+        ]
     if not any("faster_1" in row for row in rows):
         lines.append("- Latency (`--latency`).")
     return "\n".join(lines)

@@ -52,17 +52,16 @@ def make(out, row, methods=METHODS):
     return {**row, **measured, "seconds": round(seconds, 1), "peak_mib": round(peak), "file": path.name}
 
 
-def main():
+def serve(make):
+    """Fill in the row of the command line by ``make(out, row)``, print it, and nothing else."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--row", required=True, help="JSON")
     options = parser.parse_args()
-    row = json.loads(options.row)
     torch.set_num_threads(1)
     stdout, sys.stdout = sys.stdout, sys.stderr  # tools print what they like
-    filled = make(options.out.resolve(), row)
-    print(json.dumps(filled), file=stdout)
+    print(json.dumps(make(options.out.resolve(), json.loads(options.row))), file=stdout)
 
 
 if __name__ == "__main__":
-    main()
+    serve(make)
