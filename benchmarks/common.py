@@ -60,8 +60,12 @@ def write_csv(path, fields, rows):
 
 
 def machine():
-    """The machine in a line."""
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
+    """The machine in a line: the processor's model where Linux tells it, and how many there are."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} processors"
 
 
 def numbers(text):

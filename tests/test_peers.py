@@ -5,11 +5,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.peers import driver, graphs, methods, page, search, subject, timing, worker
+from benchmarks.peers import driver, graphs, methods, noise, page, search, subject, timing, worker
 
 ROW = {"network": "zoo:vgg-digits", "data": "digits", "seed": 0, "speedup": 2, "epochs": 0, "method": "fake/thin"}
 
@@ -96,6 +97,57 @@ def test_the_page_has_the_rows_the_failures_and_what_is_missing(tmp_path):
     assert "- Latency" in text and "decomp all steps" in text.split("## What was not run")[1]
     assert (tmp_path / "peers-vgg-digits.png").stat().st_size > 1000
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "peers.csv").read_bytes() == (tmp_path / "table.csv").read_bytes()
+
+
+def test_which_images_are_right_survives_the_packing():
+    for count in (1, 8, 9, 100):
+        right = np.random.default_rng(count).random(count) < 0.5
+        assert noise.unpacked(noise.packed(right)).tolist() == right.tolist()
+
+
+def test_the_error_of_a_difference_is_its_spread_over_repetitions():
+    # The whole measurement, test images and seeds, is repeated: the estimated error is about what is seen.
+    seen, told = [], []
+    for repetition in range(300):
+        draw = np.random.default_rng(repetition)
+        easy = draw.random(400) < 0.9
+        ours, theirs = [], []
+        for seed in range(3):
+            for rows, luck in ((ours, draw.normal(0, 0.02)), (theirs, draw.normal(0, 0.02))):
+                rows.append({"seed": seed, "right": noise.packed(easy & (draw.random(400) < 0.95 + luck))})
+        mean, error = noise.difference(ours, theirs)
+        seen.append(mean)
+        told.append(error)
+    assert abs(np.mean(seen)) < 3 * np.std(seen) / 300**0.5
+    assert np.std(seen) <= np.sqrt(np.mean(np.square(told))) < 1.5 * np.std(seen)
+
+
+def test_only_seeds_that_both_have_are_compared():
+    ours = [{"seed": 0, "right": noise.packed([1, 1, 1, 0])}, {"seed": 1, "right": noise.packed([0, 0, 0, 0])}]
+    theirs = [{"seed": 0, "right": noise.packed([1, 0, 1, 0])}, {"seed": 2, "right": noise.packed([1, 1, 1, 1])}]
+    mean, error = noise.difference(ours, theirs)
+    assert mean == 0.25 and error == pytest.approx(np.std([0, 1, 0, 0], ddof=1) / 2)
+    assert noise.difference(ours, [{"seed": 2, "right": noise.packed([1, 1, 1, 1])}]) is None
+    assert noise.difference(ours, [{"seed": 0}]) is None  # a row of a time when this was not kept
+
+
+def test_the_page_calls_ties_ties():
+    images = np.arange(1000)
+    filled = {"network": "zoo:x", "speedup": 4, "epochs": 5, "original_top1": 0.95, "seed": 0}
+
+    def row(tool, method, right):
+        return {**filled, "tool": tool, "method": method, "top1": float(right.mean()), "right": noise.packed(right)}
+
+    rows = [
+        row("decomp", "all steps", images % 10 > 0), row("decomp", "prune", images % 100 > 0),
+        row("far", "a", images % 2 > 0), row("far", "b", images % 5 > 0), row("near", "c", images % 9 > 0),
+    ]  # fmt: skip
+    head, _, *lines = page.ahead(rows).splitlines()
+    assert head == f"| {page.AHEAD} | 4x, 5 epochs |"
+    assert [line.split("|")[1].strip() for line in lines] == ["far", "near"]
+    assert "+10.00 ± " in lines[0] and "tie" not in lines[0]  # the best of the tool; of ours always all steps
+    assert "+1.20 ± " in lines[1] and lines[1].endswith(", a tie |")
 
 
 def test_methods_are_chosen_by_name_or_its_beginning():
@@ -135,6 +187,7 @@ def test_a_row_is_measured_on_the_network_that_is_kept(tmp_path):
     test = given.source.test
     right = subject.logits_of(kept, test).argmax(1) == test.labels(torch.arange(len(test)))
     assert right.double().mean().item() == pytest.approx(row["top1"])
+    assert noise.unpacked(row["right"]).tolist() == right.tolist()
     assert row["top1"] < row["original_top1"] and 0 < row["kl"] and row["agreement"] < 1
 
 

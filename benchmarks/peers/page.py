@@ -2,17 +2,18 @@
 
 import importlib.metadata
 import statistics
+from collections import Counter
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.common import machine, markdown, write_csv
-from benchmarks.peers import driver, graphs, timing
+from benchmarks.common import markdown, write_csv
+from benchmarks.peers import driver, graphs, noise, timing
 from benchmarks.peers.methods import METHODS, named
 
 FIELDS = (
     "network", "data", "seed", "speedup", "epochs", "tool", "method", "counted", "macs", "params", "top1",
     "original_top1", "agreement", "kl", "seconds", "peak_mib", "faster_1", "faster_low_1", "faster_high_1", "faster_64",
-    "faster_low_64", "faster_high_64", "threads", "error", "file",
+    "faster_low_64", "faster_high_64", "threads", "machine", "error", "file",
 )  # fmt: skip
 PACKAGES = ("torch", "torch-pruning", "tensorly", "aimet-torch", "numpy")
 COLUMNS = (
@@ -22,22 +23,22 @@ COLUMNS = (
 COLOURS = {"decomp": "tab:blue", "torch-pruning": "tab:orange", "tensorly": "tab:green", "aimet-torch": "tab:red"}
 MARKERS = "os^vD<>PX*phd8|_"
 SPEEDUPS, SEEDS, EPOCHS = (2, 3, 4, 5), (0, 1, 2), (1, 5)
+OURS, AHEAD = "decomp", "points that decomp is ahead of"
 #: Points of accuracy below which networks are drawn as if they lost so little.
 LEAST_DRAWN = 0.05
 
 
 def write(out, report=None, note=""):
-    """CSV, Markdown and pictures into the folder; the page with its pictures beside it as well, where one is named."""
+    """CSV, Markdown and pictures into the folder; the page with the same beside it as well, where one is named."""
     out = Path(out)
     rows = sorted(driver.read(out / "results.jsonl").values(), key=_order)
     times = timing.read(out)
     for row in rows:
         tool, name = named(row["method"])
         row.update({k: v for k, v in times.get(driver.key_of(row), {}).items() if k not in row}, tool=tool, method=name)
-    write_csv(out / "table.csv", FIELDS, rows)
     for target in filter(None, (out / "table.md", report)):
-        target = Path(target)
-        pictures = {}
+        target, pictures = Path(target), {}
+        write_csv(target.with_suffix(".csv"), FIELDS, rows)
         for network in dict.fromkeys(row["network"] for row in rows):
             path = target.with_name(f"{target.stem}-{network.split(':')[-1]}.png")
             if draw(path, [r for r in rows if r["network"] == network and "error" not in r and not r["epochs"]]):
@@ -60,11 +61,11 @@ def text(rows, pictures, note="", of_graphs=([], [])):
     ]
     parts += [note] if note else []
     parts += ["## Protocol", "\n".join(["```bash", *_commands(), "```"]), _protocol(), _notes()]
-    parts += ["## Versions", versions()]
+    parts += ["## Versions", versions(rows)]
     for network in dict.fromkeys(row["network"] for row in rows):
         of_network = [row for row in rows if row["network"] == network]
         parts.append(f"## {network}, {of_network[0]['data']}")
-        parts.append(summary(of_network))
+        parts += [summary(of_network), ahead(of_network)]
         if network in pictures:
             parts.append(f"![accuracy against counted speed-up]({pictures[network]})")
         for epochs, speedup in dict.fromkeys((row["epochs"], row["speedup"]) for row in of_network):
@@ -88,19 +89,46 @@ def summary(rows):
 
     The best is picked from the finished table, by what it lost on the test images: this favours the others.
     """
-    columns = list(dict.fromkeys((row["epochs"], row["speedup"]) for row in rows))
-    head = {c: f"{c[1]:g}x" + (f", {_epochs(c[0])}" if c[0] else "") for c in columns}
-    lines = {}
-    for column in columns:
-        groups = by_method([row for row in rows if (row["epochs"], row["speedup"]) == column])
-        for tool in dict.fromkeys(group[0]["tool"] for group in groups):
-            own = [group for group in groups if group[0]["tool"] == tool]
-            if tool == "decomp":
-                own = [group for group in own if group[0]["method"] == "all steps"] or own
-            best = min(own, key=lambda group: statistics.mean(_lost(group)))
+    lines, columns = {}, _columns(rows)
+    for column, groups in columns.items():
+        for tool, best in best_of_each(groups).items():
             cell = f"{100 * statistics.mean(_lost(best)):.2f} ({best[0]['method']})"
-            lines.setdefault(tool, {"points lost": tool})[head[column]] = cell
-    return markdown(("points lost", *head.values()), list(lines.values()))
+            lines.setdefault(tool, {"points lost": tool})[column] = cell
+    return markdown(("points lost", *columns), list(lines.values()))
+
+
+def ahead(rows):
+    """The same against each other tool: the difference in points, its standard error, and whether it is a tie."""
+    lines, columns = {}, _columns(rows)
+    for column, groups in columns.items():
+        best = best_of_each(groups)
+        for tool, theirs in best.items():
+            found = noise.difference(best.get(OURS, []), theirs) if tool != OURS else None
+            if found is not None:
+                points, error = (100 * x for x in found)
+                word = ", a tie" if abs(points) < noise.TIE * error else ""
+                lines.setdefault(tool, {AHEAD: tool})[column] = f"{points:+.2f} ± {error:.2f}{word}"
+    return markdown((AHEAD, *columns), list(lines.values())) if lines else ""
+
+
+def _columns(rows):
+    """Groups of rows that differ in the seed alone, by column: speed-up and training."""
+    columns = {}
+    for epochs, speedup in dict.fromkeys((row["epochs"], row["speedup"]) for row in rows):
+        name = f"{speedup:g}x" + (f", {_epochs(epochs)}" if epochs else "")
+        columns[name] = by_method([row for row in rows if (row["epochs"], row["speedup"]) == (epochs, speedup)])
+    return columns
+
+
+def best_of_each(groups):
+    """The group of every tool that lost least; of this package always all steps, where that is there."""
+    best = {}
+    for tool in dict.fromkeys(group[0]["tool"] for group in groups):
+        own = [group for group in groups if group[0]["tool"] == tool]
+        if tool == OURS:
+            own = [group for group in own if group[0]["method"] == "all steps"] or own
+        best[tool] = min(own, key=lambda group: statistics.mean(_lost(group)))
+    return best
 
 
 def _epochs(count):
@@ -160,15 +188,17 @@ def _notes():
     )
 
 
-def versions():
-    """Versions of the tools in this environment and the machine."""
+def versions(rows):
+    """Versions of the tools in this environment, and the machines that the rows were made on."""
     found = []
     for name in PACKAGES:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             found.append(f"{name} not installed")
-    return ", ".join(found) + f"; {machine()}, one thread for each row."
+    made_on = Counter(row["machine"] for row in rows if "machine" in row)
+    where = "; ".join(f"{name} ({count} rows)" for name, count in made_on.most_common())
+    return ", ".join(found) + f". One thread for each row, on: {where or 'machines that were not noted'}."
 
 
 def _failure(row):

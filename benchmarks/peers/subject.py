@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.peers import noise
 from decomp import cost
 from decomp.data import models
 from decomp.data.sources import open_source
@@ -62,12 +63,13 @@ class Subject:
         counted = cost.cost(module, self.shape)
         wanted, got = self._reference(Path(kept)), logits_of(module, self.source.test)
         labels = self.source.test.labels(torch.arange(len(self.source.test)))
+        right = got.argmax(1) == labels
         return {
             "counted": self.macs / counted.macs, "macs": counted.macs, "params": counted.params,
-            "top1": (got.argmax(1) == labels).double().mean().item(),
+            "top1": right.double().mean().item(),
             "original_top1": (wanted.argmax(1) == labels).double().mean().item(),
             "agreement": (got.argmax(1) == wanted.argmax(1)).double().mean().item(),
-            "kl": output_divergence(wanted, got).mean().item(),
+            "kl": output_divergence(wanted, got).mean().item(), "right": noise.packed(right),
         }  # fmt: skip
 
     def _reference(self, kept):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common import machine
 from benchmarks.peers.methods import METHODS
 from benchmarks.peers.subject import Subject
 
@@ -49,7 +50,8 @@ def make(out, row, methods=METHODS):
     torch.save(network, part)
     part.rename(path)
     measured = subject.judge(network, work / "original-outputs.pt")
-    return {**row, **measured, "seconds": round(seconds, 1), "peak_mib": round(peak), "file": path.name}
+    spent = {"seconds": round(seconds, 1), "peak_mib": round(peak), "machine": machine()}
+    return {**row, **measured, **spent, "file": path.name}
 
 
 def serve(make):
