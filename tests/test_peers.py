@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from benchmarks.peers import driver, graphs, methods, noise, page, search, subject, timing, worker
+from benchmarks.peers import driver, graphs, methods, noise, page, picture, search, subject, timing, worker
 
 ROW = {"network": "zoo:vgg-digits", "data": "digits", "seed": 0, "speedup": 2, "epochs": 0, "method": "fake/thin"}
 
@@ -148,6 +149,18 @@ def test_the_page_calls_ties_ties():
     assert [line.split("|")[1].strip() for line in lines] == ["far", "near"]
     assert "+10.00 ± " in lines[0] and "tie" not in lines[0]  # the best of the tool; of ours always all steps
     assert "+1.20 ± " in lines[1] and lines[1].endswith(", a tie |")
+
+
+def test_the_picture_has_a_panel_for_every_length_of_training(tmp_path):
+    filled = {"network": "zoo:x", "tool": "decomp", "method": "a", "original_top1": 0.95, "top1": 0.9, "counted": 2.01}
+    rows = [{**filled, "speedup": 2, "epochs": epochs, "seed": seed} for epochs in (0, 1, 5) for seed in (0, 1)]
+    sizes = []
+    for count in (0, 1, 5):
+        assert picture.draw(tmp_path / "x.png", [row for row in rows if row["epochs"] <= count])
+        sizes.append(Image.open(tmp_path / "x.png").size)
+    assert len({height for _, height in sizes}) == 1
+    assert sizes[1][0] - sizes[0][0] == sizes[2][0] - sizes[1][0] > 300
+    assert not picture.draw(tmp_path / "y.png", []) and not (tmp_path / "y.png").exists()
 
 
 def test_methods_are_chosen_by_name_or_its_beginning():

@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--latency", action="store_true", help="time the saved networks instead; nothing is made")
     parser.add_argument("--graphs", action="store_true", help="try the tools on twelve small graphs instead")
     parser.add_argument("--rounds", default=30, type=int, help="with --latency")
-    parser.add_argument("--report", type=Path, help="write this Markdown page as well, its pictures and a CSV beside it")
+    parser.add_argument("--report", type=Path, help="write this Markdown page too, pictures and CSV beside it")
     parser.add_argument("--note", default="", help="a sentence for the page, such as on the state of the machine")
     options = parser.parse_args()
     chosen = methods.chosen(options.methods)

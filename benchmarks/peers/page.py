@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.common import markdown, write_csv
-from benchmarks.peers import driver, graphs, noise, timing
+from benchmarks.peers import driver, graphs, noise, picture, timing
+from benchmarks.peers.groups import OURS, by_method, mean_lost
 from benchmarks.peers.methods import METHODS, named
 
 FIELDS = (
@@ -20,12 +21,8 @@ COLUMNS = (
     "tool", "method", "counted", "parameters", "top-1", "agreement", "KL", "tool seconds", "peak MiB", "batch 1",
     "batch 64",
 )  # fmt: skip
-COLOURS = {"decomp": "tab:blue", "torch-pruning": "tab:orange", "tensorly": "tab:green", "aimet-torch": "tab:red"}
-MARKERS = "os^vD<>PX*phd8|_"
 SPEEDUPS, SEEDS, EPOCHS = (2, 3, 4, 5), (0, 1, 2), (1, 5)
-OURS, AHEAD = "decomp", "points that decomp is ahead of"
-#: Points of accuracy below which networks are drawn as if they lost so little.
-LEAST_DRAWN = 0.05
+AHEAD = "points that decomp is ahead of"
 
 
 def write(out, report=None, note=""):
@@ -41,7 +38,7 @@ def write(out, report=None, note=""):
         write_csv(target.with_suffix(".csv"), FIELDS, rows)
         for network in dict.fromkeys(row["network"] for row in rows):
             path = target.with_name(f"{target.stem}-{network.split(':')[-1]}.png")
-            if draw(path, [r for r in rows if r["network"] == network and "error" not in r and not r["epochs"]]):
+            if picture.draw(path, [r for r in rows if r["network"] == network and "error" not in r]):
                 pictures[network] = path.name
         target.write_text(text(rows, pictures, note, graphs.rows(out)) + "\n")
     print(f"{out / 'table.md'} and table.csv: {len(rows)} rows")
@@ -92,7 +89,7 @@ def summary(rows):
     lines, columns = {}, _columns(rows)
     for column, groups in columns.items():
         for tool, best in best_of_each(groups).items():
-            cell = f"{100 * statistics.mean(_lost(best)):.2f} ({best[0]['method']})"
+            cell = f"{mean_lost(best):.2f} ({best[0]['method']})"
             lines.setdefault(tool, {"points lost": tool})[column] = cell
     return markdown(("points lost", *columns), list(lines.values()))
 
@@ -127,21 +124,12 @@ def best_of_each(groups):
         own = [group for group in groups if group[0]["tool"] == tool]
         if tool == OURS:
             own = [group for group in own if group[0]["method"] == "all steps"] or own
-        best[tool] = min(own, key=lambda group: statistics.mean(_lost(group)))
+        best[tool] = min(own, key=mean_lost)
     return best
 
 
 def _epochs(count):
     return f"{count} epoch{'s' * (count > 1)}"
-
-
-def by_method(rows):
-    """Lists of rows that differ in the seed alone."""
-    groups = {}
-    for row in rows:
-        if "error" not in row:
-            groups.setdefault((row["tool"], row["method"]), []).append(row)
-    return list(groups.values())
 
 
 def _cells(group):
@@ -234,51 +222,3 @@ def _but(rows, **wanted):
             found.setdefault(f"{row['tool']} {row['method']}", set()).add(row["speedup"])
     words = [f"{name} ({', '.join(f'{s:g}x' for s in sorted(speedups))})" for name, speedups in found.items()]
     return f" but {', '.join(words)}" if words else ""
-
-
-def draw(path, rows):
-    """Points of accuracy lost against counted speed-up, a line for each method, a colour for each tool.
-
-    The points are on a logarithmic axis: what is of interest lies between a twentieth of a point and all of them.
-    Returns False where there is nothing to draw.
-    """
-    if not rows:
-        return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(11, 6.5))
-    drawn = {}
-    for (tool, method), group in _lines(rows).items():
-        points = sorted((statistics.mean(r["counted"] for r in g), 100 * statistics.mean(_lost(g))) for g in group)
-        marker = MARKERS[drawn.setdefault(tool, 0) % len(MARKERS)]
-        style = {"color": COLOURS.get(tool, "0.4"), "marker": marker, "markersize": 5}
-        drawn[tool] += 1
-        lost = [max(y, LEAST_DRAWN) for _, y in points]
-        width = 2 if tool == "decomp" else 0.8
-        axes.plot([x for x, _ in points], lost, label=f"{tool} {method}", linewidth=width, **style)
-    axes.set_yscale("log")
-    axes.invert_yaxis()  # better is higher, as with accuracies
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("times fewer multiply-accumulates, counted")
-    axes.set_ylabel("points of test accuracy lost")
-    axes.set_title(f"{rows[0]['network']} ({rows[0]['original_top1']:.2%}), nothing trained")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return True
-
-
-def _lost(group):
-    return [row["original_top1"] - row["top1"] for row in group]
-
-
-def _lines(rows):
-    lines = {}
-    for row in rows:
-        lines.setdefault((row["tool"], row["method"]), {}).setdefault(row["speedup"], []).append(row)
-    return {name: list(group.values()) for name, group in lines.items()}

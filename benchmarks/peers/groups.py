@@ -1,0 +1,24 @@
+"""Rows of a comparison that belong together."""
+
+import statistics
+
+OURS = "decomp"
+
+
+def by_method(rows):
+    """Lists of rows that differ in the seed alone."""
+    groups = {}
+    for row in rows:
+        if "error" not in row:
+            groups.setdefault((row["tool"], row["method"]), []).append(row)
+    return list(groups.values())
+
+
+def lost(group):
+    """Shares of test images by which each row of a group is worse than the original."""
+    return [row["original_top1"] - row["top1"] for row in group]
+
+
+def mean_lost(group):
+    """Their mean, in points."""
+    return 100 * statistics.mean(lost(group))
