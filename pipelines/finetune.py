@@ -1,5 +1,6 @@
 """Stage ``finetune``: the decomposed network is trained a little, with labels or after the original's outputs."""
 
+import copy
 import csv
 import shutil
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from decomp import refold, seeds
 from decomp.data.frozen import FrozenFile
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
@@ -24,6 +26,10 @@ LABELS = ("train", "none")
 DISTILL_SHARE = 0.5
 WARMUP_EPOCHS = 0.5
 CLIP_NORM = 1.0
+#: Batches smaller than this have too noisy statistics for normalisations in training.
+LEAST_BATCH = 16
+#: Images over which the statistics that these begin with are taken.
+STATISTICS_IMAGES = 2000
 #: Calibration images up to this size are held in memory; beyond it each is read when its turn comes.
 MEMORY_BYTES = 2**30
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -103,8 +109,10 @@ def finetune(
 
     Notes
     -----
-    The network before tuning is epoch 0 and may be the best: tuning never returns what is worse on the held-out
-    images. Stopped and given again, it goes on after the last finished epoch and ends bit-identical. The test split
+    With labels, batch normalisations stand where the original had them while it is trained, and are folded in all that
+    is written (see :mod:`decomp.refold`); not in batches of less than 16 images. The network before tuning is epoch 0
+    and may be the best: tuning never returns what is worse on the held-out images. Stopped and given again, it goes on
+    after the last finished epoch and ends bit-identical. The test split
     is never read.
     """
     if labels not in LABELS:
@@ -192,13 +200,14 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
         f"fine-tuning on {len(task.train):,} {task.what}, {len(task.held_out):,} more held out, on {device}",
         n_train=len(task.train), n_validation=len(task.held_out),
     )  # fmt: skip
-    hooks = [training.Hooks(after_save=_Writer(run, network_digest))]
+    network = points.load_network(run, run.model_dir)
+    normalised = _normalise(run, network, task, recipe, device, reporter)
+    hooks = [training.Hooks(after_save=_Writer(run, network_digest, network, normalised))]
     board = events.EventWriter(events_dir(run))
     if events.available():
         hooks.append(training.Hooks(after_save=board))
     else:
         reporter.step(f"no TensorBoard events: it is not installed ({events.INSTALL})")
-    network = points.load_network(run, run.model_dir)
     if asked["labels"] == "none":
         without_dropout(network)
     outcome = training.fit(
@@ -210,7 +219,7 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
         loss=loss_for(asked["labels"], asked["distill"], original),
         validate=lambda network: task.validate(network, original, device),
         checkpoint=checkpoint_file(run),
-        identity={**asked, "network": network_digest},
+        identity={**asked, "network": network_digest, "normalised": normalised},
         hooks=hooks,
         device=device,
         reporter=reporter,
@@ -224,6 +233,45 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
     run.update_config("finetune", {"asked": asked, "network": network_digest, "facts": facts})
     checkpoint_file(run).unlink(missing_ok=True)
     return FinetuneResult(run, facts)
+
+
+def _normalise(run, network, task, recipe, device, reporter):
+    if not task.normalised:
+        return []
+    layers = [edit["module"] for edit in emit.read_structure(run.original_dir)["edits"]]
+    paths = normalise(network, layers, recipe, len(task.train), task.batches, device)
+    if paths:
+        reporter.step(f"batch normalisation behind {len(paths)} layers in training; folded in what is written")
+    return paths
+
+
+def normalise(network, layers, recipe, n_images, batches, device="cpu"):
+    """Put batch normalisations behind layers for a training, with the statistics of some of its images.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Changed in place and moved to `device`.
+    layers : iterable of str
+        Module paths: those behind which the original had normalisations.
+    recipe, n_images, batches, device
+        As for :func:`decomp.pipelines.training.fit`.
+
+    Returns
+    -------
+    list of str
+        What :func:`decomp.refold.fold` needs; empty where the batches are too small.
+    """
+    size = min(recipe.batch_size, n_images)
+    paths = refold.last_convolutions(network, layers)
+    if not paths or size < LEAST_BATCH:
+        return []
+    order = torch.randperm(n_images, generator=seeds.generator(recipe.seed, "finetune", "statistics"))
+    order = order[: max(1, min(STATISTICS_IMAGES, n_images) // size) * size]
+    augment_seed = seeds.derive_seed(recipe.seed, "finetune", "statistics")
+    images = (devices.to_device(batch, device) for batch, _ in batches(order, size, augment_seed))
+    refold.put_behind(network.to(device), paths, images)
+    return paths
 
 
 def without_dropout(network):
@@ -257,7 +305,7 @@ def loss_for(labels, distill, original):
 class _LabelledTask:
     """Training images with labels, augmented by the source's policy."""
 
-    metric, what = "validation_accuracy", "labelled training images"
+    metric, what, normalised = "validation_accuracy", "labelled training images", True
 
     def __init__(self, run, seed):
         asked = run.config("freeze")["asked"]
@@ -287,7 +335,7 @@ class _LabelledTask:
 class _CalibrationTask:
     """The frozen calibration images, as they are and without labels."""
 
-    metric, what = "validation_divergence", "calibration images without labels"
+    metric, what, normalised = "validation_divergence", "calibration images without labels", False
 
     def __init__(self, run, seed):
         self.path = run.frozen
@@ -322,10 +370,10 @@ class _CalibrationTask:
 class _Writer:
     """Writes what follows from the checkpoint: the last network, the best one, the metrics."""
 
-    def __init__(self, run, network_digest):
-        self.run, self.network_digest = run, network_digest
-        # Weights are put into a fresh network for writing: the one in training is laid out for speed.
-        self.plain = points.load_network(run, run.model_dir)
+    def __init__(self, run, network_digest, network, normalised):
+        self.run, self.network_digest, self.normalised = run, network_digest, normalised
+        # Weights are put into a copy for writing: the network in training is laid out for speed.
+        self.like_trained = copy.deepcopy(network).cpu()
         self.structure = emit.read_structure(run.model_dir)
         self.best_written = None
 
@@ -337,9 +385,11 @@ class _Writer:
         write_metrics(metrics_file(self.run), state.history)
 
     def _write(self, name, epoch, weights):
-        self.plain.load_state_dict(weights)
+        plain = copy.deepcopy(self.like_trained)
+        plain.load_state_dict(weights)
+        refold.fold(plain, self.normalised)
         emit.save(
-            self.plain,
+            plain,
             self.run.finetune_dir / name,
             edited=[edit["module"] for edit in self.structure["edits"]],
             input_shape=self.structure["input_shape"],

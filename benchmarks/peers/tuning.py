@@ -3,8 +3,11 @@
 import torch
 from torch.nn import functional
 
+from decomp import refold
 from decomp.pipelines import training
-from decomp.pipelines.finetune import CLIP_NORM, WARMUP_EPOCHS
+from decomp.pipelines.finetune import CLIP_NORM, WARMUP_EPOCHS, normalise
+from decomp.surgery import fold_bn
+from decomp.tracing import trace
 
 
 def recipe(epochs, seed):
@@ -14,8 +17,12 @@ def recipe(epochs, seed):
     )
 
 
-def tune(network, subject, epochs):
-    """Train with labels; the network after the last epoch is returned, so that nothing is chosen."""
+def tune(network, subject, epochs, folded=False):
+    """Train with labels; the network after the last epoch is returned, so that nothing is chosen.
+
+    The normalisations of other tools' networks are in place. Where the tool has folded them, they stand behind the
+    layers again meanwhile, put there and folded as `decomp finetune` does.
+    """
     train, _ = training.hold_out(len(subject.source.train), subject.seed)
 
     def batches(order, batch_size, augment_seed):
@@ -26,8 +33,12 @@ def tune(network, subject, epochs):
 
     for parameter in network.parameters():
         parameter.requires_grad_(True)
+    asked, n_images = recipe(epochs, subject.seed), len(train)
+    layers = [layer for layer, _ in fold_bn(trace(subject.fresh()))] if folded else []
+    normalised = normalise(network, layers, asked, n_images, batches)
     training.fit(
-        network, recipe(epochs, subject.seed), stage="finetune", n_images=len(train), batches=batches, loss=loss,
+        network, asked, stage="finetune", n_images=n_images, batches=batches, loss=loss,
         device=torch.device("cpu"),
     )  # fmt: skip
+    refold.fold(network, normalised)
     return network.eval()

@@ -14,7 +14,7 @@ from decomp.pipelines import emit, training
 from decomp.pipelines import finetune as stage
 from decomp.pipelines.finetune import finetune, loss_for
 from decomp.sensitivity import output_divergence
-from tests.pipelines.small_runs import Watched, make_run, quiet
+from tests.pipelines.small_runs import SHAPE, Watched, make_run, quiet
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,13 @@ def run(prepared, tmp_path):
 
 def tune(run, **options):
     return finetune(run, **{"epochs": 2, "batch_size": 64, "reporter": quiet(), **options})
+
+
+def with_folded(run):
+    """The run, its original as if normalisations had been folded into both of its convolutions."""
+    original = emit.load(run.original_dir)
+    emit.save(original, run.original_dir, edited=["0", "1", "3"], input_shape=SHAPE, meta={"model": "test"})
+    return run
 
 
 def weights(path):
@@ -171,6 +178,37 @@ def test_last_and_best_load_by_themselves_and_into_the_original_class(run):
     assert_same(decomp.load(run.path).state_dict(), alone.state_dict())
 
 
+@pytest.fixture
+def trained_modules(monkeypatch):
+    """The paths of the normalisations in every network that is trained."""
+    seen, fit = [], training.fit
+
+    def watched(module, *arguments, **options):
+        seen.append([name for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)])
+        return fit(module, *arguments, **options)
+
+    monkeypatch.setattr(training, "fit", watched)
+    return seen
+
+
+def test_normalisations_stand_in_the_network_only_while_it_is_trained(run, trained_modules):
+    result = tune(with_folded(run))
+    assert trained_modules == [["0.norm", "3.norm"]]
+    _, held_out = training.hold_out(1347, 0)
+    for name, epoch in (("last", 2), ("best", result.facts["best_epoch"])):
+        network = emit.load(run.finetune_dir / name)
+        assert not any(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+        # What was validated is what is written.
+        assert accuracy(network, held_out) == pytest.approx(metrics(run)[epoch]["validation_accuracy"])
+    before, after = weights(run.model_dir), weights(run.finetune_dir / "last")
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_small_batches_do_without_normalisations(run, trained_modules):
+    tune(with_folded(run), epochs=1, batch_size=8)
+    assert trained_modules == [[]]
+
+
 def test_metrics_have_a_line_an_epoch(run):
     result = tune(run, epochs=3)
     lines = metrics(run)
@@ -189,9 +227,11 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("options", [{}, {"labels": "none"}])
+@pytest.mark.parametrize("options", [{}, {"labels": "none"}, {"folded": True}])
 @pytest.mark.parametrize("place", ["before_epoch", "during_files"])
 def test_killed_and_resumed_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch, options, place):
+    if options.get("folded"):
+        run, options = with_folded(run), {}
     shutil.copytree(run.path, tmp_path / "whole")
     whole = type(run)(tmp_path / "whole")
     expected = tune(whole, epochs=3, **options)
