@@ -117,7 +117,7 @@ def test_the_error_of_a_difference_is_its_spread_over_repetitions():
         for seed in range(3):
             for rows, luck in ((ours, draw.normal(0, 0.02)), (theirs, draw.normal(0, 0.02))):
                 rows.append({"seed": seed, "right": noise.packed(easy & (draw.random(400) < 0.95 + luck))})
-        mean, error = noise.difference(ours, theirs)
+        mean, error, _ = noise.difference(ours, theirs)
         seen.append(mean)
         told.append(error)
     assert abs(np.mean(seen)) < 3 * np.std(seen) / 300**0.5
@@ -127,8 +127,8 @@ def test_the_error_of_a_difference_is_its_spread_over_repetitions():
 def test_only_seeds_that_both_have_are_compared():
     ours = [{"seed": 0, "right": noise.packed([1, 1, 1, 0])}, {"seed": 1, "right": noise.packed([0, 0, 0, 0])}]
     theirs = [{"seed": 0, "right": noise.packed([1, 0, 1, 0])}, {"seed": 2, "right": noise.packed([1, 1, 1, 1])}]
-    mean, error = noise.difference(ours, theirs)
-    assert mean == 0.25 and error == pytest.approx(np.std([0, 1, 0, 0], ddof=1) / 2)
+    mean, error, count = noise.difference(ours, theirs)
+    assert count == 1 and mean == 0.25 and error == pytest.approx(np.std([0, 1, 0, 0], ddof=1) / 2)
     assert noise.difference(ours, [{"seed": 2, "right": noise.packed([1, 1, 1, 1])}]) is None
     assert noise.difference(ours, [{"seed": 0}]) is None  # a row of a time when this was not kept
 
@@ -147,7 +147,7 @@ def test_the_page_calls_ties_ties():
     head, _, *lines = page.ahead(rows).splitlines()
     assert head == f"| {page.AHEAD} | 4x, 5 epochs |"
     assert [line.split("|")[1].strip() for line in lines] == ["far", "near"]
-    assert "+10.00 ± " in lines[0] and "tie" not in lines[0]  # the best of the tool; of ours always all steps
+    assert "+10.00 ± " in lines[0] and lines[0].endswith(", 1 seed |")  # the best of the tool; of ours always all steps
     assert "+1.20 ± " in lines[1] and lines[1].endswith(", a tie |")
 
 

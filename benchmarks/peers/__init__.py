@@ -13,6 +13,8 @@ between 98 and 100 % of what is asked; where its steps are too coarse for that, 
 a process of its own on one thread; *seconds* are those of the tool with its search, *peak MiB* the highest memory of
 that process so far, with libraries and images. What a tool prepares once for all its rows (frozen points and error
 curves, scores of a greedy search) is counted in each of them. The test images are read only to judge finished
-networks; no network is chosen or changed by them. What is there already is not run again: an interrupted benchmark
-goes on.
+networks; no network is chosen or changed by them. Trained is with labels, by the recipe of `decomp finetune`: all
+training images but its held-out ones, in the same order, augmented alike, the same rates; kept is the network after the
+last epoch. Batch normalisations stand in all networks meanwhile, in ours as `decomp finetune` puts them. What is there
+already is not run again: an interrupted benchmark goes on.
 """

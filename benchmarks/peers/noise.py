@@ -40,7 +40,8 @@ def difference(ours, theirs):
     Returns
     -------
     mean, error : float
-        Over the seeds that both have; None where there are none.
+    n_seeds : int
+        Those that both have; None in place of all three where there are none.
 
     Notes
     -----
@@ -57,4 +58,4 @@ def difference(ours, theirs):
     squared = d.mean(0).var(ddof=1) / d.shape[1]
     if len(seeds) > 1:
         squared += d.mean(1).var(ddof=1) / len(seeds)
-    return float(d.mean()), float(np.sqrt(squared))
+    return float(d.mean()), float(np.sqrt(squared)), len(seeds)

@@ -102,9 +102,10 @@ def ahead(rows):
         for tool, theirs in best.items():
             found = noise.difference(best.get(OURS, []), theirs) if tool != OURS else None
             if found is not None:
-                points, error = (100 * x for x in found)
-                word = ", a tie" if abs(points) < noise.TIE * error else ""
-                lines.setdefault(tool, {AHEAD: tool})[column] = f"{points:+.2f} ± {error:.2f}{word}"
+                (points, error), count = (100 * x for x in found[:2]), found[2]
+                words = [f"{points:+.2f} ± {error:.2f}", f"{count} seed{'s' * (count > 1)}"]
+                words += ["a tie"] if abs(points) < noise.TIE * error else []
+                lines.setdefault(tool, {AHEAD: tool})[column] = ", ".join(words)
     return markdown((AHEAD, *columns), list(lines.values())) if lines else ""
 
 
@@ -172,7 +173,10 @@ def _notes():
         "prunes the same share of every layer, *global* ranks the channels of all layers together. *KL* is the mean "
         "divergence of the class probabilities from the original's, in nats. These methods read the labels of the "
         f"calibration images: {labels}. *batch 1* and *batch 64*: how many times faster than the original, median and "
-        "quartiles of interleaved rounds, normalisations folded in both; empty where it has not been measured."
+        "quartiles of interleaved rounds, normalisations folded in both; empty where it has not been measured. "
+        f"*{AHEAD.capitalize()}*: from each tool's best method, on the same images and seeds, ± one standard error "
+        "over images and, where there are several, seeds; below two of them it is called a tie. A single seed tells "
+        "nothing of how much another would change."
     )
 
 
