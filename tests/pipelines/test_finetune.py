@@ -10,7 +10,7 @@ from torch import nn
 import decomp
 from decomp.data.sources import open_source
 from decomp.errors import FileError, NumericalError, UsageError
-from decomp.pipelines import emit, training
+from decomp.pipelines import emit, tasks, training
 from decomp.pipelines import finetune as stage
 from decomp.pipelines.finetune import finetune, loss_for
 from decomp.sensitivity import output_divergence
@@ -107,7 +107,7 @@ def test_tuning_with_labels_helps_on_images_it_has_not_seen(run):
 
 def test_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
     # No source may even be opened: the frozen images are all there is.
-    monkeypatch.setattr(stage, "open_source", None)
+    monkeypatch.setattr(tasks, "open_source", None)
     result = tune(run, labels="none", epochs=3, batch_size=16)
     assert result.facts["after"] < 0.7 * result.facts["before"]
     images = open_source("digits").train.images(torch.arange(300))
@@ -122,7 +122,7 @@ def test_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
 def test_images_too_large_for_memory_are_read_one_by_one_to_the_same_end(run, monkeypatch):
     tune(run, labels="none", epochs=1)
     expected = weights(run.finetune_dir / "last")
-    monkeypatch.setattr(stage, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(tasks, "MEMORY_BYTES", 0)
     tune(run, labels="none", epochs=1, redo=True)
     assert_same(weights(run.finetune_dir / "last"), expected)
 
@@ -143,7 +143,7 @@ def test_the_test_split_is_never_read_and_held_out_images_are_not_trained_on(run
         sources.append(source)
         return source
 
-    monkeypatch.setattr(stage, "open_source", watched)
+    monkeypatch.setattr(tasks, "open_source", watched)
     tune(run, epochs=2)
     (source,) = sources
     kept, held_out = training.hold_out(1347, 0)
@@ -313,7 +313,7 @@ def test_mistakes_are_told_in_one_line(run, monkeypatch):
         source.train = Watched(source.train, labels=False)
         return source
 
-    monkeypatch.setattr(stage, "open_source", unlabelled)
+    monkeypatch.setattr(tasks, "open_source", unlabelled)
     with pytest.raises(UsageError, match="must be labelled, got digits; .*--labels none"):
         tune(run, redo=True)
 
