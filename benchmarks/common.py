@@ -69,5 +69,8 @@ def machine():
 
 
 def numbers(text):
-    """``'2,2.5'`` as numbers, whole where they are."""
-    return [float(part) if "." in part else int(part) for part in text.split(",") if part]
+    """``'2,2.5'`` as numbers, whole where they are; ends the program where they are none."""
+    try:
+        return [float(part) if "." in part else int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise SystemExit(f"{text!r}: must be numbers with commas between, such as 2,3.5.") from None

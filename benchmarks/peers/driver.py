@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.peers.groups import training_in_words
+
 KEYS = ("network", "data", "seed", "speedup", "epochs", "method")
 
 
@@ -99,7 +101,7 @@ def filled(row, ended):
 
 def said(row):
     """A row in a line."""
-    name = f"{row['network']} {row['method']} {row['speedup']:g}x, {row['epochs']} epochs"
+    name = f"{row['network']} {row['method']} {row['speedup']:g}x, {training_in_words(row['epochs'])}"
     if "error" in row:
         return f"{name}: {row['error']}"
     if "top1" not in row:

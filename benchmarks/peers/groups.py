@@ -22,3 +22,13 @@ def lost(group):
 def mean_lost(group):
     """Their mean, in points."""
     return 100 * statistics.mean(lost(group))
+
+
+def epochs_in_words(count):
+    """``1 epoch``, ``5 epochs``."""
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def training_in_words(count):
+    """``nothing trained``, ``1 epoch of training``."""
+    return f"{epochs_in_words(count)} of training" if count else "nothing trained"

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import peers
 from benchmarks.common import markdown, write_csv
 from benchmarks.peers import driver, graphs, noise, picture, timing
-from benchmarks.peers.groups import OURS, by_method, mean_lost
+from benchmarks.peers.groups import OURS, by_method, epochs_in_words, mean_lost, training_in_words
 from benchmarks.peers.methods import METHODS, named
 
 FIELDS = (
@@ -67,8 +67,8 @@ def text(rows, pictures, note="", of_graphs=([], [])):
             parts.append(f"![accuracy against counted speed-up]({pictures[network]})")
         for epochs, speedup in dict.fromkeys((row["epochs"], row["speedup"]) for row in of_network):
             group = [row for row in of_network if (row["epochs"], row["speedup"]) == (epochs, speedup)]
-            trained = "nothing trained" if not epochs else f"{_epochs(epochs)} of training"
-            parts += [f"### {speedup:g}x, {trained}", markdown(COLUMNS, [_cells(g) for g in by_method(group)])]
+            title = f"### {speedup:g}x, {training_in_words(epochs)}"
+            parts += [title, markdown(COLUMNS, [_cells(g) for g in by_method(group)])]
     lines, words = of_graphs
     if lines:
         names = dict.fromkeys(name for line in lines for name in line)
@@ -113,7 +113,7 @@ def _columns(rows):
     """Groups of rows that differ in the seed alone, by column: speed-up and training."""
     columns = {}
     for epochs, speedup in dict.fromkeys((row["epochs"], row["speedup"]) for row in rows):
-        name = f"{speedup:g}x" + (f", {_epochs(epochs)}" if epochs else "")
+        name = f"{speedup:g}x" + (f", {epochs_in_words(epochs)}" if epochs else "")
         columns[name] = by_method([row for row in rows if (row["epochs"], row["speedup"]) == (epochs, speedup)])
     return columns
 
@@ -127,10 +127,6 @@ def best_of_each(groups):
             own = [group for group in own if group[0]["method"] == "all steps"] or own
         best[tool] = min(own, key=mean_lost)
     return best
-
-
-def _epochs(count):
-    return f"{count} epoch{'s' * (count > 1)}"
 
 
 def _cells(group):
@@ -210,9 +206,7 @@ def missing(rows):
                 lines.append(f"- {network} at {speedup}x: {len(METHODS) - count} of the {len(METHODS)} methods.")
         trained = [row for row in rows if row["network"] == network]
         lines += [f"- {network}, seed {seed}: all{_but(own, seed=seed)}." for seed in SEEDS[1:]]
-        lines += [
-            f"- {network}, {_epochs(epochs)} of training: all{_but(trained, epochs=epochs)}." for epochs in EPOCHS
-        ]
+        lines += [f"- {network}, {training_in_words(epochs)}: all{_but(trained, epochs=epochs)}." for epochs in EPOCHS]
     if not any("faster_1" in row for row in rows):
         lines.append("- Latency (`--latency`).")
     return "\n".join(lines)

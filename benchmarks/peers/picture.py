@@ -2,7 +2,7 @@
 
 import statistics
 
-from benchmarks.peers.groups import OURS, by_method, lost, mean_lost
+from benchmarks.peers.groups import OURS, by_method, lost, mean_lost, training_in_words
 
 COLOURS = {OURS: "tab:blue", "torch-pruning": "tab:orange", "tensorly": "tab:green", "aimet-torch": "tab:red"}
 MARKERS = "os^vD<>PX*phd8|_"
@@ -34,7 +34,7 @@ def draw(path, rows):
             axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("times fewer multiply-accumulates, counted")
-        axes.set_title(f"{epochs} epoch{'s' * (epochs > 1)} of training" if epochs else "nothing trained")
+        axes.set_title(training_in_words(epochs))
         axes.grid(alpha=0.3, which="both")
     _same_limits([axes for axes, epochs in zip(all_axes[0], panels) if epochs])
     for axes in all_axes[0]:
