@@ -3,6 +3,8 @@
 import statistics
 
 OURS = "decomp"
+#: The method of this package that people get without asking for another.
+DEFAULT = "all steps"
 
 
 def by_method(rows):

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import peers
 from benchmarks.common import markdown, write_csv
 from benchmarks.peers import driver, graphs, noise, picture, timing
-from benchmarks.peers.groups import OURS, by_method, epochs_in_words, mean_lost, training_in_words
+from benchmarks.peers.groups import DEFAULT, OURS, by_method, epochs_in_words, mean_lost, training_in_words
 from benchmarks.peers.methods import METHODS, named
 
 FIELDS = (
@@ -124,7 +124,7 @@ def best_of_each(groups):
     for tool in dict.fromkeys(group[0]["tool"] for group in groups):
         own = [group for group in groups if group[0]["tool"] == tool]
         if tool == OURS:
-            own = [group for group in own if group[0]["method"] == "all steps"] or own
+            own = [group for group in own if group[0]["method"] == DEFAULT] or own
         best[tool] = min(own, key=mean_lost)
     return best
 

@@ -2,7 +2,7 @@
 
 import statistics
 
-from benchmarks.peers.groups import OURS, by_method, lost, mean_lost, training_in_words
+from benchmarks.peers.groups import DEFAULT, OURS, by_method, lost, mean_lost, training_in_words
 
 COLOURS = {OURS: "tab:blue", "torch-pruning": "tab:orange", "tensorly": "tab:green", "aimet-torch": "tab:red"}
 MARKERS = "os^vD<>PX*phd8|_"
@@ -23,6 +23,7 @@ def draw(path, rows):
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     panels = sorted({row["epochs"] for row in rows})
     figure, all_axes = pyplot.subplots(1, len(panels), figsize=(6 + 5 * len(panels), 6.5), sharex=True, squeeze=False)
@@ -32,6 +33,8 @@ def draw(path, rows):
             handles.setdefault(name, _draw_line(axes, line, styles[name], trained=epochs > 0))
         if not epochs:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("times fewer multiply-accumulates, counted")
         axes.set_title(training_in_words(epochs))
@@ -63,7 +66,7 @@ def _styles(rows):
         place = drawn[tool] = drawn.get(tool, -1) + 1
         styles[tool, method] = {
             "color": COLOURS.get(tool, "0.4"), "marker": MARKERS[place % len(MARKERS)], "markersize": 5,
-            "linewidth": 2 if tool == OURS else 0.8,
+            "linewidth": 2.5 if (tool, method) == (OURS, DEFAULT) else 0.8,
         }  # fmt: skip
     return styles
 
