@@ -64,8 +64,8 @@ def test_spread_shares_lose_channels_one_layer_after_the_other():
     assert widths(1.0) == sizes
 
 
-def run(out, names, **options):
-    asked = driver.rows_asked(["zoo:vgg-digits"], "digits", [0], [2], [0], names)
+def run(out, names, epochs=0, **options):
+    asked = driver.rows_asked(["zoo:vgg-digits"], "digits", [0], [2], [epochs], names)
     return driver.run(out, asked, worker=(sys.executable, "-c", WORKER), **options)
 
 
@@ -86,6 +86,14 @@ def test_a_failure_is_quoted_and_tried_again_only_when_asked(tmp_path):
     assert (tmp_path / "calls.txt").read_text().split().count("fake/broken") == 1
     run(tmp_path, ["fake/broken"], retry=True)
     assert (tmp_path / "calls.txt").read_text().split().count("fake/broken") == 2
+
+
+def test_what_is_trained_is_compressed_before_and_not_trained_where_that_failed(tmp_path):
+    rows = run(tmp_path, ["fake/a", "fake/broken"], epochs=5)
+    assert (tmp_path / "calls.txt").read_text().split() == ["fake/a", "fake/broken", "fake/a"]
+    assert [(row["epochs"], row.get("error")) for row in rows.values() if row["method"] == "fake/broken"] == [
+        (0, "ValueError: no such layer"), (5, "ValueError: no such layer"),
+    ]  # fmt: skip
 
 
 def test_the_page_has_the_rows_the_failures_and_what_is_missing(tmp_path):

@@ -2,7 +2,7 @@
 
     python -m venv .peers && .peers/bin/pip install -e . -r benchmarks/peers/requirements.txt
     .peers/bin/python -m benchmarks.peers --out runs/peers
-    .peers/bin/python -m benchmarks.peers --out runs/peers --epochs 0,1,5
+    .peers/bin/python -m benchmarks.peers --out runs/peers --epochs 1,5
     .peers/bin/python -m benchmarks.peers --out runs/peers --networks zoo:vgg-digits --data digits
     .peers/bin/python -m benchmarks.peers --out runs/peers --latency
     .peers/bin/python -m benchmarks.peers --out runs/peers --graphs

@@ -17,7 +17,7 @@ def main():
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--speedups", default="2,3,4,5")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--epochs", default="0", help="0 is without training; 0,1,5 also trains for 1 and 5")
+    parser.add_argument("--epochs", default="0", help="1,5 trains for 1 and for 5 what was made without training")
     parser.add_argument("--methods", default="all", help="names or beginnings of names, with commas between")
     parser.add_argument("--list", action="store_true", help="print the names of the methods and stop")
     parser.add_argument("--retry", action="store_true", help="run again what failed before")

@@ -13,10 +13,13 @@ KEYS = ("network", "data", "seed", "speedup", "epochs", "method")
 
 
 def rows_asked(networks, data, seeds, speedups, epochs, methods):
-    """Rows to be filled in, in the order in which they are run: shorter trainings first."""
+    """Rows to be filled in, in the order in which they are run: shorter trainings first.
+
+    What is to be trained is compressed first: rows without training are asked for always.
+    """
     return [
         {"network": network, "data": data, "seed": seed, "speedup": speedup, "epochs": count, "method": method}
-        for count in sorted(epochs)
+        for count in sorted({0, *epochs})
         for network in networks
         for seed in seeds
         for speedup in speedups
@@ -81,9 +84,12 @@ def run(out, asked, *, worker=(sys.executable, "-m", "benchmarks.peers.worker"),
         if before is not None and not (retry and "error" in before):
             continue
         start = time.monotonic()
-        command = [*shlex.split(wrap), *worker, "--out", str(out), "--row", json.dumps(row)]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        row = filled(row, ended)
+        untrained = done.get(key_of({**row, "epochs": 0}), {})
+        if row["epochs"] and "error" in untrained:
+            row = {**row, "error": untrained["error"]}  # there is no network to train
+        else:
+            command = [*shlex.split(wrap), *worker, "--out", str(out), "--row", json.dumps(row)]
+            row = filled(row, subprocess.run(command, capture_output=True, text=True))
         append(results, row)
         done[key_of(row)] = row
         print(f"[{number}/{len(asked)}] {said(row)} ({time.monotonic() - start:.0f} s)", flush=True)
