@@ -1,4 +1,11 @@
-"""What fine-tuning trains and validates on: the training images with labels, or the frozen ones without."""
+"""What fine-tuning trains and validates on: the training images with labels, or the frozen ones without.
+
+Both kinds of task have the same face. ``train`` and ``held_out`` are the indices of the images; ``batches(order,
+batch_size, augment_seed)`` yields (images of shape (B, C, H, W), labels or None) of the training ones in an order of
+places; ``validate(network, original, device)`` returns the values on the held-out ones by name, ``score`` (higher is
+better) among them; ``metric`` names the one that people are told, ``what`` the images, and ``normalised`` says whether
+batch normalisations stand in the network while it is trained.
+"""
 
 import torch
 from torch.nn import functional
