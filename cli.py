@@ -15,10 +15,10 @@ import click
 
 import decomp
 from decomp.errors import DecompError, UsageError
-from decomp.pipelines import commands
-from decomp.pipelines import options as parse
-from decomp.pipelines.options import guess
-from decomp.pipelines.options import program as _program
+from decomp.pipelines.commands import click_commands as commands
+from decomp.pipelines.console import options as parse
+from decomp.pipelines.console.options import guess
+from decomp.pipelines.console.options import program as _program
 
 _COMMAND = "decomp.command"  # under which the context keeps what was given
 _JSON = "decomp.json"  # under which it keeps that JSON is to be printed
@@ -118,7 +118,7 @@ def _options(*names):
 
 
 def _declared(options):
-    """Options that are declared as data, see :data:`decomp.pipelines.options.DECOMPOSE`."""
+    """Options that are declared as data, see :data:`decomp.pipelines.console.options.DECOMPOSE`."""
 
     def add(function):
         for name, keywords in reversed(options.items()):
@@ -227,7 +227,7 @@ Examples:
 def freeze(run, threads, quiet, **options):
     """Record how the original network responds: images, points and every conv's outputs, once and for all."""
     _use_threads(threads)
-    from decomp.pipelines.freeze import freeze as stage
+    from decomp.pipelines.stages.freeze import freeze as stage
 
     run, reporter = _enter(run, quiet)
     _print(stage(run, reporter=reporter, **options))
@@ -250,7 +250,7 @@ Examples:
 def decompose(run, threads, quiet, linear, speedup, **options):
     """Replace each conv by cheaper ones that respond alike, layer by layer from the front."""
     _use_threads(threads)
-    from decomp.pipelines.decompose import decompose as stage
+    from decomp.pipelines.stages.decompose import decompose as stage
 
     run, reporter = _enter(run, quiet)
     options.update(activation_aware=not linear, reporter=reporter)
@@ -261,7 +261,7 @@ def decompose(run, threads, quiet, linear, speedup, **options):
             "--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled")
         )
     if speedup is not None and len(speedup) > 1:
-        from decomp.pipelines.family import family
+        from decomp.pipelines.recipes.family import family
 
         _print(family(run, speedups=speedup, **options))
     else:
@@ -294,7 +294,7 @@ Examples:
 def finetune(run, threads, quiet, **options):
     """Train the decomposed network a little; goes on after the last finished epoch."""
     _use_threads(threads)
-    from decomp.pipelines.finetune import finetune as stage
+    from decomp.pipelines.stages.finetune import finetune as stage
 
     run, reporter = _enter(run, quiet)
     _print(stage(run, reporter=reporter, **_given(options)))
@@ -318,7 +318,7 @@ Examples:
 def evaluate(run, threads, quiet, **options):
     """Compare the original, the decomposed and the fine-tuned network on the test images."""
     _use_threads(threads)
-    from decomp.pipelines.evaluate import evaluate as stage
+    from decomp.pipelines.stages.evaluate import evaluate as stage
 
     run, reporter = _enter(run, quiet)
     _print(stage(run, reporter=reporter, **_given(options)))
@@ -330,7 +330,7 @@ def evaluate(run, threads, quiet, **options):
 @_debug
 def status(run):
     """Say what is done in a run directory, what is next, and where things lie."""
-    from decomp.pipelines.status import status as stage
+    from decomp.pipelines.stages.status import status as stage
 
     _print(stage(run, program=_program()))
 
@@ -341,7 +341,7 @@ def status(run):
 def demo(run, threads, quiet):
     """Go the whole way on a small shipped network and images that need no download."""
     _use_threads(threads)
-    from decomp.pipelines.demo import demo as stage
+    from decomp.pipelines.recipes.demo import demo as stage
 
     run, reporter = _enter(run, quiet)
     _print(stage(run, reporter=reporter))
@@ -367,7 +367,7 @@ Examples:
 def train(threads, quiet, model, **options):
     """Train a network from the start, so that there is one to make cheaper."""
     _use_threads(threads)
-    from decomp.pipelines.train import train as stage
+    from decomp.pipelines.stages.train import train as stage
 
     _print(stage(model, reporter=_reporter(quiet), **_given(options)))
 
@@ -383,8 +383,8 @@ def _use_threads(threads):
 
 
 def _enter(run, quiet):
-    from decomp.pipelines.log import Reporter
-    from decomp.pipelines.rundir import RunDirectory
+    from decomp.pipelines.console.reporter import Reporter
+    from decomp.pipelines.run.directory import RunDirectory
 
     run = RunDirectory(run)
     command = click.get_current_context().meta.get(_COMMAND)
@@ -392,7 +392,7 @@ def _enter(run, quiet):
 
 
 def _reporter(quiet):
-    from decomp.pipelines.log import Reporter
+    from decomp.pipelines.console.reporter import Reporter
 
     return Reporter(quiet=quiet or _wants_json())
 
@@ -417,7 +417,7 @@ def _given(options):
 
 def _print(result):
     if _wants_json():
-        from decomp.pipelines.options import as_json
+        from decomp.pipelines.console.options import as_json
 
         click.echo(as_json(result))
         return

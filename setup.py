@@ -3,11 +3,18 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "decomp" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+FOLDERS = {"decomp": "decomp", "decomp.data": "data", "decomp.pipelines": "pipelines"}
+PACKAGES = [
+    package
+    for top, folder in FOLDERS.items()
+    for package in (top, *(f"{top}.{inner}" for inner in find_packages(str(HERE / folder))))
+]
 
 
 class BuildWithDoor(build_py):
@@ -27,9 +34,9 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=["decomp", "decomp.data", "decomp.pipelines"],
-    package_dir={"decomp": "decomp", "decomp.data": "data", "decomp.pipelines": "pipelines"},
-    package_data={"decomp.data": ["zoo/*.safetensors", "zoo/*.json"]},
+    packages=PACKAGES,
+    package_dir=FOLDERS,
+    package_data={"decomp": ["py.typed"], "decomp.data": ["zoo/*.safetensors", "zoo/*.json"]},
     cmdclass={"build_py": BuildWithDoor},
     entry_points={"console_scripts": ["decomp = decomp.cli:main"]},
     # The lower bounds are versions that the tests were run with, on Python 3.10.

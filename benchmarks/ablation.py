@@ -16,15 +16,22 @@ import itertools
 import torch
 
 from benchmarks.common import markdown
-from decomp import cost, graph, layers, selection, surgery
-from decomp.allocation import Allocator
-from decomp.factors import Selection
-from decomp.pipelines import fidelity, planning, subject, survey
-from decomp.pipelines.log import Reporter
-from decomp.pipelines.points import open_frozen
-from decomp.pipelines.problems import Problems
-from decomp.pipelines.rundir import RunDirectory
-from decomp.problem import columns_of, weight_to_matrix
+from decomp.allocation import objective
+from decomp.allocation.allocator import Allocator
+from decomp.cost import models
+from decomp.graph import network_graph as graph
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.decomposition import session as subject
+from decomp.pipelines.decomposition import survey
+from decomp.pipelines.decomposition.gather import Problems
+from decomp.pipelines.measure import fidelity
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.networks import open_frozen
+from decomp.problem.factors import Selection
+from decomp.problem.layer_problem import columns_of, weight_to_matrix
+from decomp.solvers import selection
+from decomp.solvers import solve_layer as layers
+from decomp.surgery import apply_solution as surgery
 
 
 class Study:
@@ -82,8 +89,8 @@ class Study:
     def variants(self, step, speedup):
         """Rows (fit, metric, refinement, error, divergence, agreement) of one step."""
         view = self.view()
-        usable = planning.for_steps(planning.losses(self.known), view, (step,))
-        items = Allocator(view, usable, cost.MacsCost(view, self.counted.per_layer)).joint(speedup)
+        usable = objective.for_steps(objective.losses(self.known), view, (step,))
+        items = Allocator(view, usable, models.MacsCost(view, self.counted.per_layer)).joint(speedup)
         for refined, metric, aware in itertools.product((False, True), repeat=3):
             if step == "spatial" and aware and not refined:
                 continue  # the split itself has no activation-aware form

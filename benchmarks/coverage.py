@@ -19,12 +19,19 @@ import torch
 from torch import nn
 
 import decomp
-from decomp import cost, graph, surgery
-from decomp.allocation import Allocator, LayerCurves
+from decomp.allocation.allocator import Allocator
+from decomp.allocation.layer_curves import LayerCurves
+from decomp.cost import count as cost
+from decomp.cost import models
+from decomp.data.formats import network_file as emit
 from decomp.errors import DecompError
-from decomp.factors import ConvFactor, FactoredConv, Geometry, Selection
-from decomp.outputs import as_tensor
-from decomp.pipelines import emit
+from decomp.execution.outputs import as_tensor
+from decomp.graph import network_graph as graph
+from decomp.modules import convolution
+from decomp.problem import factors
+from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, Selection
+from decomp.surgery import apply_solution as surgery
+from decomp.surgery import batchnorm
 
 TOLERANCE, ASKED = 1e-4, 2.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +79,7 @@ def factored(layer, module, keep, item):
         space = layer.input_space
         weight = weight.reshape(len(weight), -1, *(space.map_shape if space else (1, 1)))
         return FactoredConv.dense(weight if keep is None else weight[:, keep], bias, Geometry())
-    weight, geometry = weight if keep is None else weight[:, keep], surgery.geometry(module)
+    weight, geometry = weight if keep is None else weight[:, keep], convolution.geometry(module)
     (n, c, kh, kw), factors, names = weight.shape, [], []
     if item.spatial_rank is not None:
         A = weight.permute(1, 2, 0, 3).reshape(c * kh, n * kw)
@@ -109,13 +116,13 @@ def apply(network, view, items):
             keep = None if item.keep is None else torch.arange(item.keep)
             selection = None if keep is None else Selection(keep, layer.input_space.width)
             chain = factored(layer, network.get_submodule(layer.name), keep, item)
-            edited += surgery.apply_solution(network, view, surgery.LayerSolution(layer.name, selection, chain))
+            edited += surgery.apply_solution(network, view, factors.LayerSolution(layer.name, selection, chain))
     return list(dict.fromkeys(edited))
 
 
 def full_sizes(view):
     """Every step of every layer at its full size."""
-    from decomp.plan import LayerPlan, limits
+    from decomp.allocation.plan import LayerPlan, limits
 
     items = {}
     for layer in view.layers:
@@ -151,7 +158,7 @@ def run_one(name, speedup=ASKED):
     try:
         began = time.perf_counter()
         network = graph.trace(module, name, shape=shape)
-        surgery.fold_bn(network)
+        batchnorm.fold_bn(network)
         view = graph.NetworkGraph(network, shape, name)
         row["seconds"] = time.perf_counter() - began
         counted = cost.cost(network, shape)
@@ -169,9 +176,9 @@ def run_one(name, speedup=ASKED):
             row["exact"] = off(wanted, network(x))
         network = graph.trace(module, name, shape=shape)
         del module
-        surgery.fold_bn(network)
+        batchnorm.fold_bn(network)
         view = graph.NetworkGraph(network, shape, name)
-        allocator = Allocator(view, flat_curves(view), cost.MacsCost(view, counted.per_layer))
+        allocator = Allocator(view, flat_curves(view), models.MacsCost(view, counted.per_layer))
         row["most"] = allocator.most()
         # Where the target is out of reach, what is emitted and read back is the cheapest there is.
         items = allocator.uniform(speedup) if row["most"] >= speedup else allocator.smallest()
@@ -193,7 +200,7 @@ def loads_elsewhere(network, edited, shape, x):
             y = as_tensor(network(x))
         torch.save((x, y), f"{folder}/xy.pt")
         code = (
-            "import sys, torch, decomp; from decomp.outputs import as_tensor; "
+            "import sys, torch, decomp; from decomp.execution.outputs import as_tensor; "
             "x, y = torch.load(sys.argv[1] + '/xy.pt'); torch.set_grad_enabled(False);"  # attention has a path for that
             "z = as_tensor(decomp.load(sys.argv[1] + '/net')(x)); print(bool(torch.equal(y, z)))"
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import Lasso
 
-from decomp.factors import ConvFactor, FactoredConv, Geometry
+from decomp.problem.factors import ConvFactor, FactoredConv, Geometry
 
 
 def select(X, Y, weight, keep, *, bisections=60):

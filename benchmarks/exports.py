@@ -22,11 +22,12 @@ import torch
 
 import decomp
 from benchmarks.common import machine, markdown
+from decomp.data.formats.exported import FORMATS
 from decomp.data.sources import open_source
-from decomp.latency import latencies
-from decomp.pipelines.export import FORMATS, export
-from decomp.pipelines.points import open_frozen
-from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.networks import open_frozen
+from decomp.pipelines.stages.export import export
+from decomp.runtimes.timing import latencies
 
 #: What a person writes who has the file and not this package: imports, how it is loaded, and its outputs, if it runs.
 READERS = {

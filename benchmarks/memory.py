@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import machine, markdown, numbers, stage
-from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.run.directory import RunDirectory
 
 FIELDS = (
     "images", "limit", "freeze_seconds", "freeze_mib", "decompose_seconds", "decompose_mib", "passes", "frozen_mib",

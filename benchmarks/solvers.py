@@ -117,9 +117,9 @@ def ours(path, size, n_rows, n_held_out, device, extras):
     """Run the steps of this package; times, errors and peak memory."""
     import torch
 
-    from decomp import channel, lasso, selection, spatial
-    from decomp.factors import Geometry
-    from decomp.problem import LayerProblem
+    from decomp.problem.factors import Geometry
+    from decomp.problem.layer_problem import LayerProblem
+    from decomp.solvers import channel, lasso, selection, spatial
 
     layer = torch.load(path / "layer.pt")
     keep, spatial_rank, channel_rank = sizes_of(size)
@@ -145,7 +145,7 @@ def ours(path, size, n_rows, n_held_out, device, extras):
 
 def stream(rows, size, device):
     """Moments of all rows."""
-    from decomp.moments import Moments
+    from decomp.problem.moments import Moments
 
     moments = Moments.zeros(9 * size, size, device=device)
     for X, Y in rows():
@@ -155,7 +155,8 @@ def stream(rows, size, device):
 
 def beyond(clock, problem, narrowed, chosen, split, found, held_out):
     """Refinement, backward elimination and error curves."""
-    from decomp import curves, refine, selection
+    from decomp.solvers import error_curves as curves
+    from decomp.solvers import refine, selection
 
     errors = {"split": response_error(split, held_out, chosen.keep)}
     better = clock("refine", lambda: refine.refine(narrowed, split))
@@ -178,9 +179,9 @@ def selection_errors(problem, chosen, order, judged):
     """Held-out linear error after least squares, with the lasso's channels and with backward's."""
     import torch
 
-    from decomp.factors import Selection
-    from decomp.problem import columns_of
-    from decomp.selection import reconstruct
+    from decomp.problem.factors import Selection
+    from decomp.problem.layer_problem import columns_of
+    from decomp.solvers.selection import reconstruct
 
     backward = Selection(torch.tensor(sorted(order[: len(chosen)])), problem.n_channels)
     found = {}

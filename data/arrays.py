@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decomp.data import user_code
-from decomp.data.standard import Arrays
-from decomp.data.transforms import Augmentation, Normalisation
 from decomp.errors import DecompError, FileError, NumericalError, UsageError
+
+from . import user_code
+from .standard import Arrays
+from .transforms import Augmentation, Normalisation
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test", "images", "labels", "mean", "std", "class_names")
 

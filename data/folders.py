@@ -13,9 +13,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from decomp.data.splits import ImageSource, Split, batches_of
-from decomp.data.transforms import Normalisation, adapt, check_shape, draw
 from decomp.errors import FileError, UsageError
+
+from .splits import ImageSource, Split, batches_of
+from .transforms import Normalisation, adapt, check_shape, draw
 
 IMAGENET = Normalisation(255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NATIVE_SHAPE = (3, 224, 224)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decomp.data.splits import ImageSource, MemorySplit
-from decomp.data.transforms import Augmentation, Normalisation
 from decomp.errors import NumericalError, UsageError
+
+from .splits import ImageSource, MemorySplit
+from .transforms import Augmentation, Normalisation
 
 NAME = "images in memory"
 

@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from decomp.data import user_code
-from decomp.data import weights as weight_files
 from decomp.errors import FileError, UsageError
+
+from . import user_code
+from . import weights as weight_files
 
 KINDS = ("zoo", "torchvision", "timm")
 
@@ -172,7 +173,7 @@ def _close(word: str, **known) -> str:
 def _unknown(name: str) -> UsageError:
     from torchvision import models
 
-    from decomp.data.zoo import NETWORKS
+    from .zoo import NETWORKS
 
     word = name.rpartition(":")[2] or name
     hint = _close(word, zoo=NETWORKS, torchvision=models.list_models(module=models))
@@ -181,7 +182,7 @@ def _unknown(name: str) -> UsageError:
 
 
 def _open_zoo(name, network, weights, size, n_classes):
-    from decomp.data.zoo import NETWORKS
+    from .zoo import NETWORKS
 
     if network not in NETWORKS:
         fix = _close(network, zoo=NETWORKS) or f"known: {', '.join(NETWORKS)}"

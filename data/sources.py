@@ -21,11 +21,12 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from decomp.data import arrays, folders, standard, user_code
-from decomp.data.splits import ImageSource, MemorySplit, Split
-from decomp.data.standard import Arrays
-from decomp.data.transforms import check_shape
 from decomp.errors import UsageError
+
+from . import arrays, folders, standard, user_code
+from .splits import ImageSource, MemorySplit, Split
+from .standard import Arrays
+from .transforms import check_shape
 
 __all__ = ["ImageSource", "Split", "open_source"]
 

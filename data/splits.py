@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from decomp.data.transforms import Augmentation, Normalisation, adapt
+from .transforms import Augmentation, Normalisation, adapt
 
 
 def as_indices(indices) -> Tensor:

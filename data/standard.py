@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decomp.data.transforms import Augmentation, Normalisation
 from decomp.errors import FileError, UsageError
+
+from .transforms import Augmentation, Normalisation
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")

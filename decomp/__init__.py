@@ -1,33 +1,65 @@
 """Make a trained convolutional network several times cheaper, layer by layer, without training.
 
-The rooms beside this package in a checkout (``data/``, ``pipelines/``, ``cli.py``) are imported as
-``decomp.data``, ``decomp.pipelines`` and ``decomp.cli``, both from a checkout and when installed, so
-that a user's own ``data`` or ``pipelines`` package can never be taken for ours.
+In a checkout, ``data/``, ``pipelines/`` and ``cli.py`` lie beside this folder; in an installation they lie inside it.
+Either way they are imported as ``decomp.data``, ``decomp.pipelines`` and ``decomp.cli``, so that a user's own ``data``
+or ``pipelines`` package is never taken for ours.
 """
 
+import sys as _sys
+from importlib import import_module as _import_module
+from importlib.util import spec_from_file_location as _spec_from_file_location
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from decomp.data.formats.network_file import load
+    from decomp.pipelines.api import (
+        compare,
+        compress,
+        decompose,
+        evaluate,
+        export,
+        finetune,
+        freeze,
+        report,
+        summarise,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "compare", "compress", "decompose", "evaluate", "export", "finetune", "freeze", "load", "report", "summarise",
 ]  # fmt: skip
 
-_beside = _Path(__file__).resolve().parent.parent
-if (_beside / "setup.py").exists() and (_beside / "pipelines" / "__init__.py").exists():
-    # A checkout (or an editable install): the other rooms lie beside this folder, not inside it.
-    __path__.append(str(_beside))
+
+class _CheckoutFinder:
+    """Import finder for the three names that lie beside this folder in a checkout, and for nothing else there."""
+
+    def __init__(self, checkout):
+        self.files = {
+            "decomp.data": checkout / "data" / "__init__.py",
+            "decomp.pipelines": checkout / "pipelines" / "__init__.py",
+            "decomp.cli": checkout / "cli.py",
+        }
+
+    def find_spec(self, name, path=None, target=None):
+        file = self.files.get(name)
+        if file is None:
+            return None
+        folders = [str(file.parent)] if file.name == "__init__.py" else None
+        return _spec_from_file_location(name, file, submodule_search_locations=folders)
+
+
+_checkout = _Path(__file__).resolve().parent.parent
+if (_checkout / "setup.py").exists() and (_checkout / "pipelines" / "__init__.py").exists():
+    _sys.meta_path.append(_CheckoutFinder(_checkout))
 
 
 def __getattr__(name):
     # Lazy, so that `decomp --help` answers without importing torch.
     if name == "load":
-        from decomp.pipelines.emit import load
-
-        return load
+        return _import_module("decomp.data.formats.network_file").load
     if name in __all__:
-        from decomp.pipelines import api
-
-        return getattr(api, name)
+        return getattr(_import_module("decomp.pipelines.api"), name)
     raise AttributeError(f"module 'decomp' has no attribute {name!r}")
 
 

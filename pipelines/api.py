@@ -5,17 +5,17 @@ Given a ``reporter``, a stage tells its steps; without one they go to the run's 
 
 import functools
 
-from decomp.pipelines.compress import compress
-from decomp.pipelines.decompose import decompose as _decompose
-from decomp.pipelines.evaluate import evaluate as _evaluate
-from decomp.pipelines.export import export as _export
-from decomp.pipelines.finetune import finetune as _finetune
-from decomp.pipelines.freeze import freeze as _freeze
-from decomp.pipelines.log import Reporter
-from decomp.pipelines.report import compare as _compare
-from decomp.pipelines.report import report as _report
-from decomp.pipelines.rundir import RunDirectory
-from decomp.pipelines.summary import summarise
+from .console.reporter import Reporter
+from .recipes.compress import compress
+from .reporting.summary import summarise
+from .run.directory import RunDirectory
+from .stages.decompose import decompose as _decompose
+from .stages.evaluate import evaluate as _evaluate
+from .stages.export import export as _export
+from .stages.finetune import finetune as _finetune
+from .stages.freeze import freeze as _freeze
+from .stages.report import compare as _compare
+from .stages.report import report as _report
 
 __all__ = ["compare", "compress", "decompose", "evaluate", "export", "finetune", "freeze", "report", "summarise"]
 

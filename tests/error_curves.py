@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from decomp.alternatives import LayerCurves
-from decomp.plan import limits
+from decomp.allocation.layer_curves import LayerCurves
+from decomp.allocation.plan import limits
 
 
 def falling(n, scale, power=2.0):

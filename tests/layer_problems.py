@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from decomp.factors import Geometry
-from decomp.moments import Moments
-from decomp.problem import LayerProblem
+from decomp.problem.factors import Geometry
+from decomp.problem.layer_problem import LayerProblem
+from decomp.problem.moments import Moments
 
 
 @dataclass

@@ -12,7 +12,8 @@ from command_line import ROOT, decomp_command
 
 import decomp
 from decomp import cli
-from decomp.pipelines.rundir import RunDirectory, read_log
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.record import read_log
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def finished(decomposed):
 def test_the_emitted_network_is_loaded_with_the_cost_that_was_asked_for(decomposed):
     import torch
 
-    from decomp.cost import cost
+    from decomp.cost.count import cost
 
     network = decomp.load(Path(decomposed) / "model")
     original = decomp.load(Path(decomposed) / "original")

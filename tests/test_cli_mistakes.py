@@ -13,7 +13,7 @@ import pytest
 from command_line import ROOT, Result, decomp_command
 
 from decomp.errors import DecompError, UsageError
-from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.run.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def failing(monkeypatch):
         def stage(*_, **__):
             raise error
 
-        monkeypatch.setattr("decomp.pipelines.status.status", stage)
+        monkeypatch.setattr("decomp.pipelines.stages.status.status", stage)
         return decomp_command("status", "--run", "x")
 
     return install

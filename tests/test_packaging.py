@@ -70,7 +70,7 @@ def shipped():
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*")):
             inner = path.relative_to(ROOT / room).as_posix()
-            if path.suffix in (".py", ".safetensors") or (path.suffix == ".json" and room == "data"):
+            if path.suffix in (".py", ".typed", ".safetensors") or (path.suffix == ".json" and room == "data"):
                 if not path.name.startswith("."):
                     yield f"decomp/{inner}" if room == "decomp" else f"decomp/{room}/{inner}"
     yield "decomp/cli.py"
@@ -92,8 +92,8 @@ def test_a_wheel_out_of_a_source_archive_is_the_same(source, wheel, tmp_path):
 def test_the_installed_command_is_not_misled_by_a_project_with_our_names(installed, elsewhere):
     code = (
         "import sys; sys.argv[1:] = ['train', '--help']\n"
-        "import decomp.data, decomp.pipelines.files, decomp.cli, decomp\n"
-        "files = [m.__file__ for m in (decomp, decomp.cli, decomp.data, decomp.pipelines.files)]\n"
+        "import decomp.data, decomp.data.formats.json_files, decomp.cli, decomp\n"
+        "files = [m.__file__ for m in (decomp, decomp.cli, decomp.data, decomp.data.formats.json_files)]\n"
         "assert all(f.startswith(sys.path[1]) for f in files), files\n"
         "decomp.cli.main()"
     )

@@ -10,7 +10,8 @@
 Protocol: the network is the shipped one, the images are the training images that `decomp freeze` draws with the seed:
 5,000, or all where there are fewer. Every tool gets both, and the labels of these images where its method asks for
 them. Its own measure of strength is searched by bisection for the network whose multiply-accumulates, counted by
-`decomp.cost` for all tools alike, lie between 98 and 100 % of what is asked; where its steps are too coarse for that,
+`decomp.cost.count` for all tools alike, lie between 98 and 100 % of what is asked; where its steps are too coarse
+for that,
 the closest below is taken. Every row is a process of its own on one thread; *seconds* are those of the tool with its
 search, *peak MiB* the highest memory of that process so far, with libraries and images. What a tool prepares once for
 all its rows (frozen points and error curves, scores of a greedy search) is counted in each of them. The test images are

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import noise
-from decomp import cost
+from decomp.cost import count as cost
 from decomp.data import models
 from decomp.data.sources import open_source
-from decomp.pipelines.freeze import draw_images
-from decomp.sensitivity import output_divergence
+from decomp.execution.outputs import output_divergence
+from decomp.pipelines.stages.freeze import draw_images
 
 N_IMAGES = 5000
 AT_A_TIME = 250

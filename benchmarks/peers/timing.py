@@ -1,6 +1,7 @@
 """Latency of the saved networks, each in rounds of its own against the original, on a quiet machine.
 
-A batch of images goes through the original and one compressed network in turn (`decomp.latency.latencies`); kept are
+A batch of images goes through the original and one compressed network in turn (`decomp.runtimes.timing.latencies`);
+kept are
 the median ratio of the rounds and its quartiles, so that what else the machine does falls on both alike. Batch
 normalisations are folded first, the original's too.
 """
@@ -15,7 +16,7 @@ from torch.fx.experimental.optimization import fuse
 from benchmarks.peers import driver
 from benchmarks.peers.worker import file_of
 from decomp.data import models
-from decomp.latency import latencies
+from decomp.runtimes.timing import latencies
 
 BATCHES = (1, 64)
 

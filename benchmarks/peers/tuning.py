@@ -3,11 +3,12 @@
 import torch
 from torch.nn import functional
 
-from decomp import refold
-from decomp.pipelines import training
-from decomp.pipelines.finetune import CLIP_NORM, WARMUP_EPOCHS, normalise
-from decomp.surgery import fold_bn
-from decomp.tracing import trace
+from decomp.graph.tracing import trace
+from decomp.pipelines.stages.finetune import CLIP_NORM, WARMUP_EPOCHS
+from decomp.pipelines.training import loop as training
+from decomp.pipelines.training.batchnorm import normalise
+from decomp.surgery import batchnorm as refold
+from decomp.surgery.batchnorm import fold_bn
 
 
 def recipe(epochs, seed):

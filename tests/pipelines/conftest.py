@@ -8,7 +8,7 @@ import torch
 from networks import randomise
 
 from decomp.data import models
-from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.run.directory import RunDirectory
 from tests.pipelines.digit_runs import NETWORKS, SHAPE, make_run
 from tests.pipelines.forked import Stages, results
 

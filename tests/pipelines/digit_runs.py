@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from decomp.pipelines.freeze import freeze
-from decomp.pipelines.log import Reporter
-from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages.freeze import freeze
 
 SHAPE = (1, 8, 8)
 

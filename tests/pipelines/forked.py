@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decomp.data.frozen import FrozenFile
+from decomp.data.formats.frozen_file import FrozenFile
 
 NETWORK = """
 from torch import nn

@@ -5,11 +5,13 @@ import copy
 import torch
 from torch import fx, nn
 
-from decomp.data.frozen import FrozenWriter
+from decomp.data.formats import json_files as files
+from decomp.data.formats import network_file as emit
+from decomp.data.formats.frozen_file import FrozenWriter
 from decomp.data.sources import open_source
-from decomp.pipelines import emit, files, training
-from decomp.pipelines.log import Reporter
-from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.training import loop as training
 
 SHAPE = (1, 8, 8)
 

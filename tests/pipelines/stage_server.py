@@ -65,10 +65,10 @@ def serve():
     import torch
     import torch._dynamo
 
-    import decomp.pipelines.decompose
-    import decomp.pipelines.evaluate
-    import decomp.pipelines.finetune
-    import decomp.pipelines.freeze  # noqa: F401
+    import decomp.pipelines.stages.decompose
+    import decomp.pipelines.stages.evaluate
+    import decomp.pipelines.stages.finetune
+    import decomp.pipelines.stages.freeze  # noqa: F401
 
     torch.set_num_threads(1)
     print("ready", flush=True)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from decomp.errors import FileError
-from decomp.pipelines.rundir import RunDirectory
+from decomp.pipelines.run.directory import RunDirectory
 from tests.pipelines.forked import frozen_values, networks
 
 # Where a file lies, which stage reads it next, and what its error says to do.

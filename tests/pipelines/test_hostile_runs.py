@@ -8,9 +8,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from decomp.pipelines import files
-from decomp.pipelines.layerfile import _content_digest
-from decomp.pipelines.rundir import RunDirectory
+from decomp.data.formats import json_files as files
+from decomp.data.formats.layer_file import _content_digest
+from decomp.pipelines.run.directory import RunDirectory
 from tests.pipelines.forked import NETWORK, results
 
 PAYLOAD = "open({path!r}, 'w').close()\n"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from decomp.pipelines.decompose import decompose
-from decomp.pipelines.finetune import finetune
+from decomp.pipelines.stages.decompose import decompose
+from decomp.pipelines.stages.finetune import finetune
 from tests.pipelines import small_runs
 from tests.pipelines.digit_runs import Collected
 

@@ -10,19 +10,21 @@ from torch import nn
 
 import decomp
 from benchmarks import coverage
-from decomp import surgery
-from decomp.allocation import Allocator
-from decomp.cost import MacsCost, cost
+from decomp.allocation.allocator import Allocator
+from decomp.cost.count import cost
+from decomp.cost.models import MacsCost
 from decomp.data import models
+from decomp.data.formats import network_file as emit
 from decomp.errors import FileError, TraceError, UsageError
-from decomp.graph import NetworkGraph, trace
-from decomp.pipelines import emit, freeze
-from decomp.pipelines.decompose import decompose
-from decomp.pipelines.evaluate import evaluate
-from decomp.pipelines.finetune import finetune
-from decomp.pipelines.inspection import inspect
-from decomp.pipelines.log import Reporter
-from decomp.pipelines.summary import summarise
+from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.reporting.summary import summarise
+from decomp.pipelines.stages import freeze
+from decomp.pipelines.stages.decompose import decompose
+from decomp.pipelines.stages.evaluate import evaluate
+from decomp.pipelines.stages.finetune import finetune
+from decomp.pipelines.stages.inspection import inspect
+from decomp.surgery import batchnorm
 
 SHAPE = (1, 8, 8)
 
@@ -189,7 +191,7 @@ def test_backbones_of_torchvision_are_treated_and_put_back(make, tmp_path):
     """The surgery and the way back; factors come from the weights alone, a full fit takes too long for a test."""
     whole, shape = make()
     network = trace(whole.backbone, "backbone")
-    surgery.fold_bn(network)
+    batchnorm.fold_bn(network)
     view = NetworkGraph(network, shape)
     counted = cost(network, shape)
     items = Allocator(view, coverage.flat_curves(view), MacsCost(view, counted.per_layer)).uniform(2)

@@ -1,0 +1,361 @@
+"""The frozen file: calibration images, the points looked at, and the original network's responses there.
+
+One HDF5 file. Everything in it is float32 or int32 except ``/meta``, and every dataset is chunked and carries
+Fletcher-32 checksums, so that a flipped bit is an error and not another result.
+
+==========================  ===================  =================================================================
+``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 3
+``/meta``                   uint8 (b,)           JSON in UTF-8: ``meta``, ``grids``, ``layers``, ``content``
+``/images``                 float32 (M,C,H,W)    the images as the network takes them
+``/positions/000`` ...      int32 (M,P,2)        per output grid: (row y, column x) of P points on each image
+``/responses/000`` ...      float32 (M,P,n)      per layer: the n channels of the response at its grid's points
+==========================  ===================  =================================================================
+
+In ``/meta``, ``meta`` is the caller's; ``grids`` and ``layers`` list names in order, each with its dataset (a layer's
+name may hold a slash). A layer whose output is added to another value has a second entry ``NAME: shortcut``, that
+value at the same points.
+
+``content`` is a SHA-256 over all that was written, in the order of writing: the identity of
+these points, by which an exchanged file is noticed. It is not computed again on reading: that would cost a pass over
+the whole file each time, where the checksum of each chunk notices damage in what is read, as it is read.
+
+The file is written whole to ``NAME.part``, flushed to the disk and renamed: under its final name it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from decomp.errors import FileError, NumericalError
+
+FORMAT = "decomp-frozen"
+VERSION = 3
+_CHUNK_BYTES = 512 * 1024
+# v110 is the oldest layout whose metadata (superblock, object headers, chunk indices) carries checksums too.
+_LAYOUT = ("v110", "v110")
+_FIX = "run freeze again"
+_MOST_GROUPS = 8
+
+
+class FrozenWriter:
+    """Write a frozen file, a batch of images at a time, in bounded memory.
+
+    Used as a context manager: leaving the block commits the file, an exception inside removes what was written.
+
+    Parameters
+    ----------
+    path : path
+        The final name; ``path + ".part"`` is used on the way.
+    meta : dict
+        Anything JSON can hold; comes back as :attr:`FrozenFile.meta`.
+    n_images : int
+        M.
+    input_shape : (C, H, W)
+
+    Raises
+    ------
+    FileError
+        The file cannot be written, or is committed before everything declared was written.
+    NumericalError
+        NaN or Inf among images or responses.
+    """
+
+    def __init__(self, path, *, meta: dict, n_images: int, input_shape: tuple[int, int, int]):
+        self._path = Path(path)
+        self._part = self._path.with_name(self._path.name + ".part")
+        self._meta, self._n_images = dict(meta), int(n_images)
+        self._grids: dict[str, dict] = {}
+        self._layers: dict[str, dict] = {}
+        self._written: dict[str, np.ndarray] = {}
+        self._sha = hashlib.sha256()
+        with self._naming():
+            self._file = h5py.File(self._part, "w", libver=_LAYOUT, locking=False)
+        self._file.attrs["format"] = np.bytes_(FORMAT)
+        self._file.attrs["version"] = VERSION
+        self._create("images", (self._n_images, *input_shape), np.float32)
+
+    @contextmanager
+    def _naming(self):
+        try:
+            yield
+        except OSError as error:
+            raise FileError(
+                self._path, "cannot be written", got=_reason(error), fix="make room or free the place"
+            ) from error
+
+    def _create(self, key: str, shape: tuple[int, ...], dtype) -> None:
+        # Whole images to a chunk: a range of images is a run of chunks, read one after the other.
+        image_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+        chunk = (min(max(1, _CHUNK_BYTES // max(image_bytes, 1)), shape[0]), *shape[1:])
+        self._file.create_dataset(key, shape, dtype=dtype, chunks=chunk, fletcher32=True)
+        self._written[key] = np.zeros(shape[0], dtype=bool)
+
+    def _write(self, key: str, start: int, block: Tensor, name: str) -> None:
+        dataset = self._file[key]
+        stop = start + len(block)
+        if start < 0 or stop > self._n_images or tuple(block.shape[1:]) != dataset.shape[1:]:
+            raise ValueError(f"{name}: {tuple(block.shape)} at image {start} does not fit into {dataset.shape}")
+        with self._naming():
+            # The handle is dropped on return, and the chunk cache with it: memory does not grow with the layers.
+            dataset[start:stop] = block.numpy()
+        self._sha.update(f"{key} {start} {tuple(block.shape)}".encode())
+        self._sha.update(block.contiguous().numpy())
+        self._written[key][start:stop] = True
+
+    def write_images(self, start: int, images: Tensor) -> None:
+        """Write images ``start ... start + m - 1``: shape (m, C, H, W)."""
+        self._write("images", start, _finite(images, "calibration images", start), "images")
+
+    def declare_grid(self, key: str, size: tuple[int, int], positions: Tensor) -> None:
+        """Declare an output grid and the points looked at on it.
+
+        Parameters
+        ----------
+        key : str
+        size : (H, W)
+            The grid's height and width.
+        positions : Tensor of int32, shape (M, P, 2)
+            (row y, column x) with 0 <= y < H, 0 <= x < W.
+        """
+        positions = torch.as_tensor(positions).to(torch.int32).cpu()
+        if key in self._grids:
+            raise ValueError(f"grid {key} is declared already")
+        if positions.ndim != 3 or positions.shape[0] != self._n_images or positions.shape[2] != 2:
+            raise ValueError(f"grid {key}: positions must be ({self._n_images}, P, 2), got {tuple(positions.shape)}")
+        if positions.numel() and bool(((positions < 0) | (positions >= torch.tensor(size))).any()):
+            raise ValueError(f"grid {key}: a position lies outside the {size[0]}x{size[1]} grid")
+        dataset = f"positions/{len(self._grids):03d}"
+        self._create(dataset, tuple(positions.shape), np.int32)
+        self._grids[key] = {"name": key, "size": [int(v) for v in size], "n_points": positions.shape[1], "key": dataset}
+        self._write(dataset, 0, positions, f"grid {key}")
+
+    def declare_layer(self, name: str, grid_key: str, n_channels: int) -> None:
+        """Declare a layer of ``n_channels`` outputs, looked at on a declared grid. The order of calls is kept."""
+        if name in self._layers:
+            raise ValueError(f"layer {name} is declared already")
+        dataset = f"responses/{len(self._layers):03d}"
+        self._create(dataset, (self._n_images, self._grids[grid_key]["n_points"], int(n_channels)), np.float32)
+        self._layers[name] = {"name": name, "grid": grid_key, "key": dataset}
+
+    def write_responses(self, name: str, start: int, responses: Tensor) -> None:
+        """Write a layer's responses for images from ``start`` on: shape (m, P, n)."""
+        self._write(self._layers[name]["key"], start, _finite(responses, name, start), f"layer {name}")
+
+    @property
+    def content(self) -> str:
+        """Identity (hex) of all that was written so far, and of what it was made from."""
+        sha = self._sha.copy()
+        sha.update(json.dumps(self._meta, sort_keys=True).encode())
+        return sha.hexdigest()
+
+    def close(self) -> None:
+        """Commit: flush to the disk and rename to the final name. Does nothing when closed already."""
+        if not self._file:
+            return
+        try:
+            self._check_complete()
+            lists = {"grids": list(self._grids.values()), "layers": list(self._layers.values())}
+            text = json.dumps({"meta": self._meta, **lists, "content": self.content}).encode()
+            with self._naming():
+                self._file.create_dataset(
+                    "meta", data=np.frombuffer(text, np.uint8), chunks=(min(len(text), _CHUNK_BYTES),), fletcher32=True
+                )
+                self._file.close()
+                _sync(self._part)
+                os.replace(self._part, self._path)
+                _sync(self._path.parent)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _check_complete(self) -> None:
+        for entry in ({"name": "images", "key": "images"}, *self._layers.values()):
+            n_missing = int((~self._written[entry["key"]]).sum())
+            if n_missing:
+                raise FileError(
+                    self._path, f"{entry['name']}: {n_missing} of {self._n_images} images were never written"
+                )
+
+    def abort(self) -> None:
+        """Give up: close and remove the part file. The final name is not touched."""
+        if self._file:
+            self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def __enter__(self) -> FrozenWriter:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _finite(block: Tensor, name: str, start: int) -> Tensor:
+    block = block.detach().to("cpu", torch.float32)
+    bad = ~torch.isfinite(block).reshape(len(block), -1).all(1)
+    if bool(bad.any()):
+        image = start + int(bad.nonzero()[0])
+        raise NumericalError(
+            name,
+            "the frozen values must be finite",
+            got=f"{int((~torch.isfinite(block)).sum())} NaN or infinite ones, the first in image {image}",
+            fix="check the model's weights and the images",
+        )
+    return block
+
+
+def _reason(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+
+
+class FrozenFile:
+    """Read a frozen file. Ranges of images come one after the other from the disk; nothing is held in memory.
+
+    Parameters
+    ----------
+    path : path
+
+    Attributes
+    ----------
+    meta : dict
+        As given to :class:`FrozenWriter`.
+    content : str
+        Identity of what it holds: SHA-256 (hex), see above.
+    n_images : int
+        M.
+    input_shape : (C, H, W)
+    layers : list of str
+        In the order they were declared.
+
+    Raises
+    ------
+    FileError
+        The file is missing, foreign, of a newer format, cut short or damaged; also when a damaged part is read later.
+    """
+
+    def __init__(self, path):
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise FileError(self._path, "no frozen file here", fix="run freeze first")
+        with self._guard():
+            # Renamed into place when complete and never written again: no lock is needed, and some file systems
+            # have none.
+            self._file = h5py.File(self._path, "r", locking=False)
+        try:
+            self._check_format()
+            with self._guard():
+                self._check_own_data()
+                header = json.loads(self._file["meta"][()].tobytes())
+                self.meta: dict = header["meta"]
+                self.content = str(header["content"])
+                self._grids = {grid["name"]: grid for grid in header["grids"]}
+                self._layers = {layer["name"]: layer for layer in header["layers"]}
+                self.n_images, *shape = self._file["images"].shape
+                self.input_shape = tuple(shape)
+        except BaseException:
+            self._file.close()
+            raise
+        self.layers: list[str] = list(self._layers)
+
+    @contextmanager
+    def _guard(self):
+        # What h5py and json raise on damaged bytes; a failed checksum is an OSError.
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise FileError(
+                self._path, "the frozen file is damaged, cut short or not HDF5", got=_reason(error), fix=_FIX
+            ) from error
+
+    def _check_format(self) -> None:
+        with self._guard():
+            format_name, version = self._file.attrs.get("format"), int(self._file.attrs.get("version", 0))
+        if not isinstance(format_name, bytes) or format_name != FORMAT.encode() or version < 1:
+            raise FileError(self._path, "an HDF5 file, but not a frozen file of this program", fix=_FIX)
+        if version != VERSION:
+            raise FileError(
+                self._path, f"frozen files of version {VERSION} can be read", got=f"version {version}", fix=_FIX
+            )
+
+    def _check_own_data(self) -> None:
+        """Refuse datasets that lie in other files, or claim more than this file holds: HDF5 can do both."""
+        pending = [self._file]
+        while pending:
+            group = pending.pop()
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError(f"{name} leads elsewhere")
+                item = group[name]
+                if isinstance(item, h5py.Group):
+                    if item.id == self._file.id or len(pending) > _MOST_GROUPS:
+                        raise ValueError("groups are nested")
+                    pending.append(item)
+                elif item.external or item.is_virtual:
+                    raise ValueError(f"{name} has its data in another file")
+                elif item.size and item.id.get_storage_size() < item.nbytes:
+                    raise ValueError(f"{name} claims more data than there are")
+
+    def _range(self, dataset: str, start: int, stop: int) -> Tensor:
+        if not 0 <= start <= stop <= self.n_images:
+            raise IndexError(f"images {start}:{stop} of {self.n_images}")
+        with self._guard():
+            return torch.from_numpy(self._file[dataset][start:stop])
+
+    def images(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Images ``start ... stop - 1``: float32, shape (stop - start, C, H, W)."""
+        return self._range("images", start, self.n_images if stop is None else stop)
+
+    def positions(self, grid_key: str) -> Tensor:
+        """Points on a grid: int32, shape (M, P, 2), (row y, column x)."""
+        return self._range(self._grids[grid_key]["key"], 0, self.n_images)
+
+    def grid_size(self, grid_key: str) -> tuple[int, int]:
+        """Height and width of a grid."""
+        height, width = self._grids[grid_key]["size"]
+        return height, width
+
+    def grid_of(self, layer: str) -> str:
+        """The key of the grid that a layer was looked at on."""
+        return self._layers[layer]["grid"]
+
+    def responses(self, layer: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """A layer's responses for images ``start ... stop - 1``: float32, shape (stop - start, P, n)."""
+        return self._range(self._layers[layer]["key"], start, self.n_images if stop is None else stop)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> FrozenFile:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+
+def grid_key(hw):
+    """Name of an output grid in the frozen file. Layers of one grid share their positions."""
+    return f"{hw[0]}x{hw[1]}"
+
+
+def shortcut_key(layer):
+    """Name under which the frozen file keeps what a layer's output is added to."""
+    return f"{layer}: shortcut"

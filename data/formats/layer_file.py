@@ -1,0 +1,103 @@
+"""One committed file a layer: its factors, the channels it reads, its report, and the digest of what came before."""
+
+import json
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from decomp.errors import FileError
+from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, LayerSolution, Selection
+
+from ..weights import digest_state_dict
+from . import json_files as files
+
+LAYER_FORMAT = 2
+
+
+def write_layer(path, solution, report, parent):
+    """Commit the solution of one layer."""
+    tensors, factors = {}, []
+    for name, factor in zip(solution.factored.names, solution.factored.factors):
+        tensors[f"{name}.weight"] = factor.weight.detach().cpu().contiguous()
+        if factor.bias is not None:
+            tensors[f"{name}.bias"] = factor.bias.detach().cpu().contiguous()
+        factors.append({"name": name, **vars(factor.geometry)})
+    header = {"format": "decomp-layer", "format_version": LAYER_FORMAT, "parent": parent}
+    header.update(layer=solution.name, factors=factors, report=report, n_total=None)
+    if solution.keep is not None:
+        tensors["keep"] = solution.keep.keep.cpu()
+        header["n_total"] = solution.keep.n_total
+    header["content"] = _content_digest(header, tensors)
+    # One entry: safetensors keeps several in no fixed order, and equal work must give equal bytes.
+    metadata = {"decomp": json.dumps(header)}
+    with files.commit(path) as part:
+        save_file({k: v.clone() for k, v in tensors.items()}, str(part), metadata=metadata)
+
+
+def read_layer(path, parent, name):
+    """Read a committed layer, checked to be the one of that name and to follow from ``parent``.
+
+    Raises
+    ------
+    FileError
+        For a broken or foreign file, or one made from something else.
+    """
+    fix = "run decompose again with --redo"
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except Exception as error:  # what comes out of foreign bytes is not of one family
+        raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error
+    header = files.parse_json(metadata.get("decomp", "{}"), path, fix=fix)
+    if not isinstance(header, dict) or header.get("format") != "decomp-layer":
+        raise FileError(path, "is not a layer file", fix=fix)
+    if header.get("format_version") != LAYER_FORMAT:
+        rule = f"layer files of format {LAYER_FORMAT} can be read"
+        raise FileError(path, rule, got=f"format {header.get('format_version')}", fix=fix)
+    content = header.pop("content", None)
+    if content != _content_digest(header, tensors):
+        raise FileError(path, "does not match the digest in it (damaged)", fix=fix)
+    if header.get("parent") != parent:
+        raise FileError(path, f"was made from {str(header.get('parent'))[:12]}", got=parent[:12], fix=fix)
+    if header.get("layer") != name:
+        raise FileError(path, f"must hold layer {name}", got=header.get("layer"), fix=fix)
+    try:
+        return _rebuild(header, tensors), header["report"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(path, f"is broken ({error})", fix=fix) from error
+
+
+def _content_digest(header, tensors):
+    return files.digest_json({**json.loads(json.dumps(header)), "tensors": digest_state_dict(tensors)})
+
+
+def _rebuild(header, tensors):
+    factors, names = [], []
+    for spec in header["factors"]:
+        spec = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+        name = spec.pop("name")
+        factors.append(ConvFactor(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), Geometry(**spec)))
+        names.append(name)
+    keep = Selection(tensors["keep"], header["n_total"]) if "keep" in tensors else None
+    return LayerSolution(header["layer"], keep, FactoredConv(tuple(factors), tuple(names)))
+
+
+def read_selection(path):
+    """Which input channels a committed layer keeps, without a check of what the file was made from.
+
+    Returns
+    -------
+    layer : str
+    keep : torch.Tensor or None
+        Ascending indices; None where the layer reads all of its channels.
+    n_total : int or None
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = json.loads((file.metadata() or {})["decomp"])
+            keep = file.get_tensor("keep") if "keep" in file.keys() else None  # noqa: SIM118
+        return header["layer"], keep, header["n_total"]
+    except Exception as error:
+        raise FileError(
+            path, f"is not a readable layer file ({error})", fix="run decompose again with --redo"
+        ) from error

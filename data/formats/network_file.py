@@ -1,0 +1,225 @@
+"""A network on disk: ``structure.json`` and ``weights.safetensors``, nothing that has to be executed.
+
+The structure holds the whole graph as data, so the network stands alone, and the list of edits (module path →
+what it becomes), so the same weights go into the original class as well.
+"""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from decomp.errors import DecompError, FileError
+from decomp.execution.outputs import as_tensor
+from decomp.graph import foreign_batchnorm as normalisation
+from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module
+from decomp.surgery.apply_solution import set_module
+
+from . import json_files as files
+
+FORMAT, VERSION = "decomp-model", 1
+#: In an edit: a batch normalisation of another class than torch's own becomes a plain one and its submodules.
+PLAIN = "plain normalisation"
+
+
+def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, leaves=()):
+    """Write a traced network as a directory, verified by reading it back.
+
+    Parameters
+    ----------
+    module : torch.fx.GraphModule
+        In evaluation mode.
+    path : path
+        Directory to write; an older one is replaced only once the new one is whole.
+    edited : iterable of str
+        Paths of modules that differ in shape from the original class.
+    input_shape : tuple of int, optional
+        (C, H, W), kept with the structure and used for the verification.
+    meta : dict, optional
+        Free JSON data kept beside (origin, plan, costs).
+    part : str, optional
+        The network is this submodule of a bigger model, into which :func:`load` puts it back.
+    leaves : iterable of str
+        Paths of modules that are not written as data; only their weights are. They come from the original class.
+
+    Raises
+    ------
+    DecompError
+        If the network cannot be written as data, or if what was read back differs.
+    """
+    path = Path(path)
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    named = dict(module.named_modules())
+    structure = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "input_shape": list(input_shape) if input_shape else None,
+        "edits": [{"module": name, "becomes": _describe_edit(named[name], name)} for name in edited],
+        "part": part,
+        "graph": describe_graph(module, leaves),
+        "meta": meta or {},
+    }
+    with files.commit_directory(path) as folder:
+        save_file(state, str(folder / "weights.safetensors"))
+        structure["weights_sha256"] = files.digest_file(folder / "weights.safetensors")
+        files.write_json(folder / "structure.json", structure, seal=True)
+        again = load(folder, leaves_of=module)
+        if input_shape:
+            _verify(module, again, input_shape, path)
+    return path
+
+
+def _describe_edit(module, path):
+    # What has only submodules left in a traced network was a normalisation of the original class with these inside.
+    return {"type": PLAIN} if type(module) is nn.Module else describe_module(module, path)
+
+
+def _verify(module, again, input_shape, path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *input_shape, generator=generator)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        # On the CPU both, so that equal weights must give equal numbers.
+        before = as_tensor((module if device.type == "cpu" else copy.deepcopy(module).cpu())(x))
+        after = as_tensor(again(x))
+    if not torch.equal(before, after):
+        worst = (before - after).abs().max().item()
+        raise DecompError(path, "the network read back from its files differs", got=f"a difference of {worst:.3g}")
+
+
+def read_structure(path):
+    """The structure of an emitted network, checked for format and version."""
+    path = Path(path)
+    if not (path / "structure.json").is_file():
+        raise FileError(path, "is not an emitted network (no structure.json in it)", fix="give a model/ directory")
+    file, fix = path / "structure.json", _how_to_write_again(path)
+    structure = files.read_json(file, kind=FORMAT, format_version=VERSION, fix=fix, sealed=True)
+    for key, kind in (("graph", dict), ("edits", list), ("meta", dict), ("weights_sha256", str)):
+        if not isinstance(structure.get(key), kind):
+            raise FileError(file, f"the structure is broken (no {key})", fix=fix)
+    return structure
+
+
+def leaves(structure):
+    """Paths of the modules that a structure only names, in the words of :func:`save`."""
+    return [path for path, spec in structure["graph"]["modules"].items() if spec.get("type") == "leaf"]
+
+
+def _how_to_write_again(path):
+    """Which stage makes the network at `path`, in words for an error."""
+    stages = {"original": "freeze into another --run", "model": "decompose with --redo"}
+    stages |= dict.fromkeys(("best", "last"), "finetune with --redo")
+    return f"run {stages[path.name]}" if path.name in stages else "write it again"
+
+
+def load(path, into=None, *, leaves_of=None):
+    """Rebuild an emitted network.
+
+    Parameters
+    ----------
+    path : path
+        A directory written by decompose or finetune (``runs/vgg/model``); a run directory is taken to mean
+        its best network so far.
+    into : torch.nn.Module, optional
+        An instance of the original class, with any weights. A copy of it gets the edits and the weights; of a
+        network that is a part of a bigger model, give the bigger model or the part. Without it the network
+        stands alone.
+    leaves_of : torch.nn.Module, optional
+        A network that stands alone takes the modules that were left out of the trace (``--leaf``) from here.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    FileError
+        If the files are missing, broken or do not fit the given module.
+    """
+    path = _network_directory(Path(os.fspath(path)))
+    structure = read_structure(path)
+    weights = path / "weights.safetensors"
+    if not weights.is_file():
+        raise FileError(weights, "is missing", fix=_how_to_write_again(path))
+    if structure.get("weights_sha256") != files.digest_file(weights):
+        raise FileError(
+            weights, "does not match its structure.json (broken or exchanged)", fix=_how_to_write_again(path)
+        )
+    state = load_file(str(weights))
+    if into is None:
+        return build_graph(structure["graph"], state, str(path / "structure.json"), leaves_of)
+    return _load_into(copy.deepcopy(into).eval(), structure, state, path)
+
+
+def verify_into_original(path, build):
+    """Check that the edits and weights also go into the original class.
+
+    Parameters
+    ----------
+    path : path
+        An emitted network.
+    build : callable
+        Gives an instance of the original class, with any weights.
+
+    Returns
+    -------
+    str
+        A line that says so, or why the network only stands alone.
+
+    Raises
+    ------
+    DecompError
+        If it goes in but its outputs differ.
+    """
+    structure = read_structure(path)
+    try:
+        original = build()
+    except DecompError as error:
+        return f"{path}: stands alone; the original class cannot be built here ({error})"
+    part = structure.get("part")
+    inner = original.get_submodule(part) if part else original
+    module, alone = load(path, into=original), load(path, leaves_of=inner)
+    module = module.get_submodule(part) if part else module
+    x = torch.randn(2, *structure["input_shape"], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted, got = as_tensor(alone(x)), as_tensor(module(x))
+    worst = ((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
+    if not worst < 1e-5:
+        raise DecompError(path, "the original class with the edits gives other outputs", got=f"off by {worst:.2g}")
+    return f"{path}: verified, standing alone and in the original class"
+
+
+def _network_directory(path):
+    if (path / "structure.json").is_file() or not (path / "run.json").is_file():
+        return path
+    for part in ("finetune/best", "model"):
+        if (path / part / "structure.json").is_file():
+            return path / part
+    raise FileError(path, "this run holds no network yet", fix=f"run: decomp decompose --run {path} --speedup 4x")
+
+
+def _load_into(whole, structure, state, path):
+    """The edits and weights put into a model, or into the part of it that the network was."""
+    part = structure.get("part")
+    module = whole.get_submodule(part) if part and part in dict(whole.named_modules()) else whole
+    for edit in structure["edits"]:
+        name, spec = edit["module"], edit["becomes"]
+        try:
+            old = module.get_submodule(name)
+        except AttributeError as error:
+            raise FileError(path, f"does not fit the given model: it has no module {name}") from error
+        new = normalisation.plain(old) if spec.get("type") == PLAIN else build_module(spec, name)
+        if new is None:
+            raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
+        set_module(module, name, new)
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    used = set(structure["graph"]["modules"])
+    missing = [k for k in missing if k.rpartition(".")[0] in used]
+    if unexpected or missing:
+        first = (unexpected + missing)[0]
+        raise FileError(path, f"does not fit the given model at {first}", fix="give the class that was compressed")
+    return whole.eval()

@@ -1,0 +1,1 @@
+"""Allocation of a target cost to the layers: plan, dynamic programming, local search."""

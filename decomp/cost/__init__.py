@@ -1,0 +1,1 @@
+"""Cost models: multiply-accumulates, parameters, latency."""

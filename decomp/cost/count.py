@@ -1,0 +1,111 @@
+"""What a network costs: multiply-accumulates and parameters, counted on the network as it stands.
+
+One multiply-accumulate is one multiplication and one addition. Counted are convolutions (also transposed) and
+linear layers, for one image; biases, normalisation, activations and pooling are not counted.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+FUNCTIONAL = "(functional convolutions)"
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a network for one image.
+
+    Attributes
+    ----------
+    macs : int
+        Multiply-accumulates of all convolutions and linear layers.
+    params : int
+        Number of parameters, each counted once.
+    per_layer : dict of str to int
+        Multiply-accumulates by module path; of convolutions that no module makes (weights that are computed on the
+        way, such as standardised ones), under `FUNCTIONAL`.
+    """
+
+    macs: int
+    params: int
+    per_layer: dict
+
+
+def cost(module, input_shape):
+    """Count by running one image of zeros through the network with hooks, which are removed again.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    input_shape : tuple of int
+        (C, H, W).
+
+    Returns
+    -------
+    Cost
+    """
+    per_layer = {}
+
+    def counter(name):
+        def hook(layer, inputs, named, output):
+            functional.inside -= 1
+            x = inputs[0] if inputs else named["input"]
+            per_layer[name] = per_layer.get(name, 0) + module_macs(layer, x, output)
+
+        return hook
+
+    functional = _FunctionalConvolutions(per_layer)
+    layers = {name: m for name, m in module.named_modules() if isinstance(m, COUNTED)}
+    hooks = [m.register_forward_hook(counter(name), with_kwargs=True) for name, m in layers.items()]
+    hooks += [m.register_forward_pre_hook(functional.enter) for m in layers.values()]
+    was_training = module.training
+    parameter = next(module.parameters(), torch.zeros(()))
+    try:
+        with torch.no_grad(), functional:
+            module.eval()(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        module.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return Cost(sum(per_layer.values()), sum(p.numel() for p in module.parameters()), per_layer)
+
+
+class _FunctionalConvolutions(TorchFunctionMode):
+    """Counts convolutions outside of the modules that are counted by hooks."""
+
+    names = ("conv1d", "conv2d", "conv3d")
+
+    def __init__(self, per_layer):
+        super().__init__()
+        self.per_layer, self.inside = per_layer, 0
+        self.functions = {getattr(place, name) for place in (F, torch) for name in self.names}
+
+    def enter(self, *_):
+        self.inside += 1
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        if function in self.functions and not self.inside:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            # (n, c / groups, ...): each output entry sums up one kernel of all the channels of its group.
+            macs = output.numel() * weight[0].numel()
+            self.per_layer[FUNCTIONAL] = self.per_layer.get(FUNCTIONAL, 0) + macs
+        return output
+
+
+def module_macs(layer, x, y):
+    """Multiply-accumulates of a convolution or linear layer that made y from x, all images together."""
+    if isinstance(layer, nn.Linear):
+        return y.numel() * layer.in_features
+    kernel = 1
+    for size in layer.kernel_size:
+        kernel *= size
+    if isinstance(layer, _TRANSPOSED):
+        return x.numel() * layer.out_channels // layer.groups * kernel
+    return y.numel() * layer.in_channels // layer.groups * kernel

@@ -1,0 +1,1 @@
+"""Running a network: cached activations, sampled rows, output metric, memory footprint."""

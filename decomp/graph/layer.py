@@ -1,0 +1,95 @@
+"""A layer of the traced network and the channels it reads."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """The channels that a layer reads, where some of them can be dropped.
+
+    Attributes
+    ----------
+    producer : str or None
+        Module path of the layer that writes them for this layer alone; None where others need them too, and the
+        layer reads a subset through a sampler.
+    consumer : str
+        Module path of the layer.
+    width : int
+        Number of channels.
+    carriers : tuple of str
+        Paths of modules in between with numbers per channel (normalisation, PReLU, depthwise convolution).
+    repeat : int
+        Columns of the consumer per channel: H·W through a flatten, otherwise 1.
+    map_shape : tuple of int
+        (H, W) of the flattened map; (1, 1) otherwise.
+    """
+
+    producer: str | None
+    consumer: str
+    width: int
+    carriers: tuple = ()
+    repeat: int = 1
+    map_shape: tuple = (1, 1)
+
+    @property
+    def sampled(self):
+        """Whether the layer reads a subset and the channels themselves stay."""
+        return self.producer is None
+
+
+@dataclass
+class Layer:
+    """A convolution or linear layer of the network.
+
+    Attributes
+    ----------
+    name : str
+        Module path (``features.0``). ``node`` is its node in the traced graph.
+    kind : {'conv', 'linear'}
+    index : int
+        Place in execution order among all convolution and linear layers.
+    in_hw, out_hw : tuple of int
+        Height and width of its input and output; (1, 1) for a linear layer.
+    activation : str
+        What its output goes through next: 'relu', 'relu6', 'identity' (straight into another layer, a sum
+        or the output) or the name of another operation.
+    input_space : InputSpace or None
+        What it reads, where that can be narrowed.
+    left_alone : dict of str to str
+        For each of the steps 'spatial', 'channel', 'prune' that cannot be applied here, the reason.
+    fitted : bool
+        False where not even the weights may be fitted anew: grouped, called several times, of another class.
+    recovers : str or None
+        Name of the node whose value is added to this layer's output and is there before it: the layer can make
+        up for that value's errors.
+    """
+
+    name: str
+    node: str
+    kind: str
+    index: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple
+    in_hw: tuple
+    out_hw: tuple
+    activation: str = "identity"
+    input_space: InputSpace | None = None
+    left_alone: dict = field(default_factory=dict)
+    fitted: bool = True
+    recovers: str | None = None
+
+    def leave_alone(self, reason):
+        """No step and no fit may touch this layer."""
+        self.left_alone = dict.fromkeys(("spatial", "channel", "prune"), reason)
+        self.input_space, self.fitted, self.recovers = None, False, None
+
+    @property
+    def input_width(self):
+        """Channels that pruning chooses among: the width of its input space, or its input channels."""
+        return self.in_channels if self.input_space is None else self.input_space.width
+
+    @property
+    def max_spatial_rank(self):
+        """Rank at which the spatial split is exact: min(c·kh, n·kw)."""
+        return min(self.in_channels * self.kernel[0], self.out_channels * self.kernel[1])

@@ -1,0 +1,281 @@
+"""What a solver returns: convolutions in a chain, and the channels that stay.
+
+Everything here is tensors and plain numbers. A :class:`FactoredConv` stands for one convolution of the
+original network, as the chain of cheaper ones that replaces it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from decomp.errors import DecompError
+
+FACTOR_NAMES = ("dense", "vertical", "horizontal", "filters", "pointwise")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Stride, padding and dilation of a convolution, as ``torch.nn.Conv2d`` names them.
+
+    Parameters
+    ----------
+    stride, dilation : tuple of int
+        (vertical, horizontal).
+    padding : tuple of int, or {'same', 'valid'}
+        Rows and columns added on each side, (vertical, horizontal).
+    padding_mode : {'zeros', 'reflect', 'replicate', 'circular'}
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | str = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    padding_mode: str = "zeros"
+
+    def __post_init__(self):
+        if isinstance(self.padding, str) and self.padding not in ("same", "valid"):
+            raise DecompError("geometry", "padding must be two numbers, 'same' or 'valid'", got=self.padding)
+        if self.padding == "same" and tuple(self.stride) != (1, 1):
+            raise DecompError("geometry", "padding 'same' needs stride 1", got=self.stride)
+
+    def vertical(self) -> Geometry:
+        """The part that a kernel of width 1 takes over."""
+        padding = self.padding if isinstance(self.padding, str) else (self.padding[0], 0)
+        return Geometry((self.stride[0], 1), padding, (self.dilation[0], 1), self.padding_mode)
+
+    def horizontal(self) -> Geometry:
+        """The part that a kernel of height 1 takes over."""
+        padding = self.padding if isinstance(self.padding, str) else (0, self.padding[1])
+        return Geometry((1, self.stride[1]), padding, (1, self.dilation[1]), self.padding_mode)
+
+    def pads(self, kernel: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows (before, after) and columns (before, after) that padding adds for this kernel size."""
+        if self.padding == "valid":
+            return (0, 0), (0, 0)
+        if self.padding == "same":
+            totals = [d * (k - 1) for d, k in zip(self.dilation, kernel)]
+            return tuple((total // 2, total - total // 2) for total in totals)
+        return tuple((p, p) for p in self.padding)
+
+    def out_size(self, in_hw: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output for an input of ``in_hw``."""
+        sizes = []
+        for size, k, stride, dilation, pad in zip(in_hw, kernel, self.stride, self.dilation, self.pads(kernel)):
+            sizes.append((size + sum(pad) - dilation * (k - 1) - 1) // stride + 1)
+        return tuple(sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class ConvFactor:
+    """One convolution of a chain, without groups.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (n, c, kh, kw)
+    bias : Tensor of shape (n,) or None
+    geometry : Geometry
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    geometry: Geometry = Geometry()
+
+    def __post_init__(self):
+        if self.weight.ndim != 4:
+            raise DecompError("factor", "weight must have four dimensions (n, c, kh, kw)", got=tuple(self.weight.shape))
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise DecompError("factor", f"bias must have shape ({len(self.weight)},)", got=tuple(self.bias.shape))
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Kernel size (kh, kw)."""
+        return tuple(self.weight.shape[2:])
+
+    def macs(self, in_hw: tuple[int, int]) -> int:
+        """Multiply-accumulates for one input of height and width ``in_hw``."""
+        height, width = self.geometry.out_size(in_hw, self.kernel)
+        return self.weight.numel() * height * width
+
+    def n_params(self) -> int:
+        """Numbers stored: weights and bias."""
+        return self.weight.numel() + (0 if self.bias is None else self.bias.numel())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x (batch, c, height, width)``."""
+        g = self.geometry
+        if g.padding_mode == "zeros":
+            return functional.conv2d(x, self.weight, self.bias, g.stride, g.padding, g.dilation)
+        (top, bottom), (left, right) = g.pads(self.kernel)
+        x = functional.pad(x, (left, right, top, bottom), mode=g.padding_mode)
+        return functional.conv2d(x, self.weight, self.bias, g.stride, 0, g.dilation)
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredConv:
+    """A convolution as a chain of factors, first applied first.
+
+    Parameters
+    ----------
+    factors : tuple of ConvFactor
+        At most one factor has an extent above 1 in each direction, so the chain composes to a dense kernel
+        of that extent.
+    names : tuple of str
+        One of ``dense, vertical, horizontal, filters, pointwise`` for each factor.
+    report : dict
+        Plain numbers and words about how the factors were found.
+    """
+
+    factors: tuple[ConvFactor, ...]
+    names: tuple[str, ...]
+    report: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if len(self.factors) != len(self.names) or not self.factors:
+            raise DecompError("factors", "each factor needs one name", got=f"{len(self.factors)} and {self.names}")
+        unknown = [name for name in self.names if name not in FACTOR_NAMES]
+        if unknown:
+            raise DecompError("factors", f"names must be among {', '.join(FACTOR_NAMES)}", got=unknown[0])
+        for first, second in zip(self.factors, self.factors[1:]):
+            if first.weight.shape[0] != second.weight.shape[1]:
+                raise DecompError(
+                    "factors",
+                    f"a factor that gives {first.weight.shape[0]} channels cannot feed one",
+                    got=f"{second.weight.shape[1]} inputs",
+                )
+
+    @classmethod
+    def dense(cls, weight: Tensor, bias: Tensor | None, geometry: Geometry, report: dict | None = None) -> FactoredConv:
+        """A chain of one: the convolution itself."""
+        return cls((ConvFactor(weight, bias, geometry),), ("dense",), report or {})
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Channels between the factors."""
+        return tuple(factor.weight.shape[0] for factor in self.factors[:-1])
+
+    def compose(self) -> tuple[Tensor, Tensor | None]:
+        """The dense kernel and bias the chain amounts to.
+
+        Returns
+        -------
+        weight : Tensor of shape (n, c, kh, kw)
+        bias : Tensor of shape (n,) or None
+
+        Raises
+        ------
+        DecompError
+            Where no dense kernel of this extent says the same: a direction extended twice, or a bias in
+            front of a factor with padding (it does not reach the border evenly).
+        """
+        self._check_composes()
+        return compose([f.weight for f in self.factors], [f.bias for f in self.factors])
+
+    def _check_composes(self):
+        for axis, word in enumerate(("vertical", "horizontal")):
+            if sum(factor.kernel[axis] > 1 for factor in self.factors) > 1:
+                raise DecompError("factors", f"only one factor may extend in the {word} direction", got=self.names)
+        bias_before = False
+        for factor in self.factors:
+            if bias_before and any(sum(pad) for pad in factor.geometry.pads(factor.kernel)):
+                raise DecompError("factors", "a bias cannot be carried through a factor with padding", got=self.names)
+            bias_before = bias_before or factor.bias is not None
+
+    def macs(self, in_hw: tuple[int, int]) -> int:
+        """Multiply-accumulates for one input of height and width ``in_hw``."""
+        total = 0
+        for factor in self.factors:
+            total += factor.macs(in_hw)
+            in_hw = factor.geometry.out_size(in_hw, factor.kernel)
+        return total
+
+    def n_params(self) -> int:
+        """Numbers stored: weights and biases of all factors."""
+        return sum(factor.n_params() for factor in self.factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the chain on ``x (batch, c, height, width)``."""
+        for factor in self.factors:
+            x = factor.forward(x)
+        return x
+
+
+def compose(weights: list[Tensor], biases: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Multiply a chain of kernels, at most one of which extends in each direction.
+
+    Parameters
+    ----------
+    weights : list of Tensor of shape (n_i, n_{i-1}, kh_i, kw_i)
+    biases : list of Tensor of shape (n_i,) or None
+
+    Returns
+    -------
+    weight : Tensor of shape (n, c, kh, kw)
+    bias : Tensor of shape (n,) or None
+    """
+    weight, bias = weights[0], biases[0]
+    for after, own in zip(weights[1:], biases[1:]):
+        # One of the two kernels has extent 1 in each direction, so the full convolution of the two is an
+        # outer product in space.
+        n, c = after.shape[0], weight.shape[1]
+        height, width = after.shape[2] * weight.shape[2], after.shape[3] * weight.shape[3]
+        weight = torch.einsum("nrab,rcyx->ncaybx", after, weight).reshape(n, c, height, width)
+        if bias is not None:
+            carried = after.sum(dim=(2, 3)) @ bias
+            bias = carried if own is None else carried + own
+        else:
+            bias = own
+    return weight, bias
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Channels that stay.
+
+    Parameters
+    ----------
+    keep : Tensor of shape (n_kept,), int64
+        Sorted ascending, without repetition.
+    n_total : int
+        How many there were.
+    report : dict
+        How they were chosen.
+    """
+
+    keep: Tensor
+    n_total: int
+    report: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        keep = self.keep
+        if keep.dtype != torch.int64 or keep.ndim != 1 or len(keep) == 0:
+            raise DecompError("selection", "keep must be a non-empty vector of int64", got=f"{keep.dtype} {keep.shape}")
+        if len(keep) > 1 and not bool((keep[1:] > keep[:-1]).all()):
+            raise DecompError("selection", "keep must ascend without repetition", got=keep.tolist()[:8])
+        if int(keep[0]) < 0 or int(keep[-1]) >= self.n_total:
+            raise DecompError("selection", f"channels must be in 0..{self.n_total - 1}", got=keep.tolist()[:8])
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+
+@dataclass(frozen=True)
+class LayerSolution:
+    """What one layer becomes.
+
+    Attributes
+    ----------
+    name : str
+        Module path of the layer.
+    keep : decomp.problem.factors.Selection or None
+        Channels of its input space that stay; None when the input is not narrowed.
+    factored : decomp.problem.factors.FactoredConv
+        The chain of convolutions that replaces the layer. A linear layer is one dense factor whose kernel is
+        the flattened map.
+    """
+
+    name: str
+    keep: Selection | None
+    factored: FactoredConv

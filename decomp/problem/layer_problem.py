@@ -1,0 +1,152 @@
+"""One layer's problem: the weights it has, the rows it was seen on, what comes after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError, NumericalError
+from decomp.problem.factors import Geometry, Selection
+from decomp.problem.moments import Moments
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """A convolution to approximate on rows of its inputs and wanted responses.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    weight : Tensor of shape (n, c, kh, kw)
+        A linear layer is a convolution whose kernel is the whole map.
+    bias : Tensor of shape (n,) or None
+    geometry : Geometry
+    moments : Moments
+        Of X (N, c·kh·kw), in the order of ``weight.reshape(n, -1)``, taken from the network as compressed so
+        far; and Y (N, n), the responses of the original network before the activation, bias included.
+    activation : str
+        What consumes the responses: 'identity', 'relu', 'relu6', or another name (fitted linearly).
+    rows : callable returning an iterator of (X (m, c, kh, kw), Y (m, n)), optional
+        The rows themselves, from the start at each call; only the activation-aware fit needs them.
+    metric : Tensor of shape (n, n), optional
+        Output metric F, symmetric positive semi-definite: an error e costs eᵀFe. None is the identity.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    geometry: Geometry
+    moments: Moments
+    activation: str = "identity"
+    rows: Callable[[], Iterator[tuple[Tensor, Tensor]]] | None = None
+    metric: Tensor | None = None
+
+    def __post_init__(self):
+        n, p = self.weight.shape[0], self.weight[0].numel()
+        if self.moments.C.shape != (p, n):
+            raise DecompError(
+                self.name, f"moments must be of {p} inputs and {n} responses", got=tuple(self.moments.C.shape)
+            )
+        if self.metric is not None and self.metric.shape != (n, n):
+            raise DecompError(self.name, f"the output metric must be {n} x {n}", got=tuple(self.metric.shape))
+
+    @property
+    def n_channels(self) -> int:
+        """Input channels c."""
+        return self.weight.shape[1]
+
+    @property
+    def n_filters(self) -> int:
+        """Output channels n."""
+        return self.weight.shape[0]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Kernel size (kh, kw)."""
+        return tuple(self.weight.shape[2:])
+
+    def checked(self) -> LayerProblem:
+        """This problem, or an error that says how much of it is not a number.
+
+        Raises
+        ------
+        NumericalError
+            NaN or Inf in the moments, the weights or the metric; or no rows at all.
+        """
+        named = {"the weights": self.weight, "the bias": self.bias, "the output metric": self.metric}
+        for what, tensor in named.items():
+            if tensor is not None:
+                require_finite(tensor, self.name, what)
+        self.moments.check(self.name)
+        return self
+
+    def matrix(self) -> Tensor:
+        """The weights as the coefficients of a regression: (c·kh·kw, n), float64, where the moments are."""
+        return weight_to_matrix(self.weight).to(self.moments.K.device)
+
+    def matrix_by_columns(self) -> Tensor:
+        """The weights as A[(c, y), f, x]: (c·kh, n, kw), float64, where the moments are."""
+        (n, c), (kh, kw) = self.weight.shape[:2], self.kernel
+        weight = self.weight.detach().to(self.moments.K.device, torch.float64)
+        return weight.permute(1, 2, 0, 3).reshape(c * kh, n, kw)
+
+    def float64_metric(self) -> Tensor | None:
+        """The output metric in float64 where the moments are, or None."""
+        return None if self.metric is None else self.metric.to(self.moments.K.device, torch.float64)
+
+    def narrowed(self, keep: Selection | Tensor) -> LayerProblem:
+        """The same problem on some of the input channels: weights, moments and rows restricted.
+
+        Parameters
+        ----------
+        keep : Selection, or Tensor of int64
+            Channels that stay, in the order wanted.
+        """
+        keep = keep.keep if isinstance(keep, Selection) else torch.as_tensor(keep, dtype=torch.int64)
+        weight = self.weight[:, keep.to(self.weight.device)]
+        moments = self.moments.take_inputs(columns_of(keep, self.kernel))
+        rows = self.rows
+
+        def narrowed_rows():
+            for inputs, responses in rows():
+                yield inputs[:, keep.to(inputs.device)], responses
+
+        return replace(self, weight=weight, moments=moments, rows=None if rows is None else narrowed_rows)
+
+    def error(self, weight: Tensor, *, moments: Moments | None = None) -> float:
+        """Relative squared error of a dense kernel (n, c, kh, kw) in this problem's metric, best bias included."""
+        moments = self.moments if moments is None else moments
+        return moments.error(weight_to_matrix(weight).to(moments.K.device), metric=self.metric)
+
+
+def require_finite(tensor: Tensor, name: str, what: str) -> None:
+    """Raise `NumericalError` naming ``what`` of layer ``name`` if an entry is NaN or Inf."""
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        raise NumericalError(
+            name,
+            f"{what} must be finite",
+            got=f"{bad} of {tensor.numel()} entries NaN or Inf",
+            fix="look at the weights and images",
+        )
+
+
+def weight_to_matrix(weight: Tensor) -> Tensor:
+    """(n, c, kh, kw) → (c·kh·kw, n), float64."""
+    return weight.detach().reshape(weight.shape[0], -1).to(torch.float64).T
+
+
+def matrix_to_weight(matrix: Tensor, like: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """(c·kh·kw, n) → contiguous (n, c, kh, kw), of the type and device of ``like``."""
+    n = matrix.shape[1]
+    return matrix.T.reshape(n, -1, *kernel).to(like.device, like.dtype).contiguous()
+
+
+def columns_of(channels: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Columns of X (order: channel, y, x) that belong to the given channels, in their order."""
+    area = kernel[0] * kernel[1]
+    return (channels[:, None] * area + torch.arange(area, device=channels.device)).reshape(-1)

@@ -1,0 +1,1 @@
+"""Solvers of one layer's problem: pruning, spatial split, channel decomposition, refinement."""

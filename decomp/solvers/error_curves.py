@@ -1,0 +1,172 @@
+"""Relative error against every rank and width, from one factorisation or one eigen-decomposition each."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError
+from decomp.problem.layer_problem import LayerProblem, columns_of
+from decomp.problem.moments import Moments
+from decomp.solvers.linalg import EVIDENCE, choose_ridge, factorise, least_squares, metric_roots, response_basis
+from decomp.solvers.selection import retention_order
+from decomp.solvers.spatial import closed_form, coefficients, max_rank, require_splittable, through_vertical
+
+
+def spatial_curve(
+    problem: LayerProblem, held_out: Moments | None = None, *, ridge: float | str = EVIDENCE
+) -> np.ndarray:
+    """Error of `spatial.split` at every rank, H fitted.
+
+    The columns of V at rank R are the first R of those at full rank, so the features of all ranks are nested and
+    `nested_errors` gives the fitted error of each exactly.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        Kernel kh > 1 and kw > 1.
+    held_out : Moments, optional
+        Moments of other rows of the layer to measure the error on, about their own means; None measures on the
+        fitted rows.
+    ridge : float or 'evidence'
+        See `linalg.least_squares`; 'evidence' chooses it once, for the full rank and no prior.
+
+    Returns
+    -------
+    ndarray of shape (max_rank + 1,)
+        Relative error in the problem's metric at rank 0 (the means alone), 1, …, min(c·kh, n·kw). None larger
+        than the one before: on held-out rows, the least up to that rank.
+    """
+    require_splittable(problem)
+    problem.checked()
+    V, H = closed_form(problem, max_rank(problem))
+    fitted = through_vertical(problem.moments, V, problem.kernel)
+    other = None if held_out is None else through_vertical(held_out, V, problem.kernel)
+    return nested_errors(fitted, problem.kernel[1], other, prior=coefficients(H), metric=problem.metric, ridge=ridge)
+
+
+def channel_curve(
+    problem: LayerProblem, held_out: Moments | None = None, *, ridge: float | str = EVIDENCE
+) -> np.ndarray:
+    """Error of the linear `channel.decompose` without a base at every rank.
+
+    On the fitted rows: the least-squares error plus the eigenvalues left out. Parameters and result as in
+    `spatial_curve`; ranks 0..n.
+    """
+    problem.checked()
+    moments, metric = problem.moments, problem.float64_metric()
+    B = least_squares(moments, ridge=ridge, prior=problem.matrix()).weight
+    U, _ = response_basis(moments, B, metric)
+    directions = U if metric is None else metric_roots(metric)[0] @ U
+    # In the coordinates Y F^½ U the directions add up: fitted ones leave their residual, the others all of theirs.
+    measured = moments if held_out is None else held_out
+    projected = B @ directions
+    gains = 2 * (projected * (measured.C @ directions)).sum(0) - (projected * (measured.K @ projected)).sum(0)
+    total = (directions * (measured.S @ directions)).sum()
+    return _relative(total, gains)
+
+
+def selection_curve(
+    problem: LayerProblem,
+    held_out: Moments | None = None,
+    *,
+    selector: str = "backward",
+    order: list[int] | None = None,
+    seed: int = 0,
+    ridge: float | str = EVIDENCE,
+) -> np.ndarray:
+    """Error at every number of kept input channels, the weights on them fitted.
+
+    One run of the selector orders the channels, and `nested_errors` measures all widths. For 'lasso' the order
+    is that of first entry into its path.
+
+    Parameters
+    ----------
+    problem, held_out, ridge
+        As in `spatial_curve`.
+    selector, seed
+        As in `selection.retention_order`.
+    order : list of int, optional
+        All channels, the one to keep longest first, where it is known already.
+
+    Returns
+    -------
+    ndarray of shape (c + 1,)
+        As in `spatial_curve`, at widths 0..c.
+    """
+    problem.checked()
+    order = retention_order(problem, selector, seed=seed) if order is None else order
+    if sorted(order) != list(range(problem.n_channels)):
+        rule = f"the order must name each of its {problem.n_channels} channels once"
+        raise DecompError(problem.name, rule, got=order[:8])
+    columns = columns_of(torch.tensor(order), problem.kernel)
+    fitted = problem.moments.take_inputs(columns)
+    other = None if held_out is None else held_out.take_inputs(columns)
+    prior, block = problem.matrix()[columns.to(fitted.K.device)], len(columns) // len(order)
+    return nested_errors(fitted, block, other, prior=prior, metric=problem.metric, ridge=ridge)
+
+
+def nested_errors(
+    moments: Moments,
+    block: int,
+    held_out: Moments | None = None,
+    *,
+    prior: Tensor | None = None,
+    metric: Tensor | None = None,
+    ridge: float | str = EVIDENCE,
+) -> np.ndarray:
+    r"""Least-squares error with the first 0, 1, 2, … blocks of inputs, all from one Cholesky factor.
+
+    With K + λI = LLᵀ, the inputs L⁻¹x span step by step what the first of x span, and the coefficients of each
+    fit on the first j, L⁻¹(C + λB₀), do not change as inputs are added. The moments of the rows to be judged,
+    brought to the same coordinates, then give the error of every fit.
+
+    Parameters
+    ----------
+    moments : Moments
+        Inputs in the order in which they are added.
+    block : int
+        Inputs added at a time; divides p.
+    held_out : Moments, optional
+        Rows to judge; None judges the fitted rows.
+    prior : Tensor of shape (p, n), optional
+        B₀ of `linalg.least_squares`.
+    metric : Tensor of shape (n, n), optional
+    ridge : float or 'evidence'
+
+    Returns
+    -------
+    ndarray of shape (p // block + 1,)
+        Relative errors, none larger than the one before.
+    """
+    p = moments.K.shape[0]
+    if p % block:
+        raise DecompError("curve", f"blocks of {block} must divide the inputs", got=p)
+    # Without the prior: with all inputs it may be exact, and says nothing of the narrow fits before.
+    ridge = choose_ridge(moments) if ridge == EVIDENCE else ridge
+    L, ridge = factorise(moments.K, ridge)
+    right = moments.C
+    if prior is not None:
+        right = right + ridge * (float(moments.K.diagonal().mean()) or 1.0) * prior.to(moments.K)
+    judged = moments if held_out is None else held_out
+    root = None if metric is None else metric_roots(metric.to(moments.K))[0]
+    if root is not None:
+        right, judged = right @ root, judged.map_outputs(root)
+    weights = torch.linalg.solve_triangular(L, right, upper=False)
+    C = torch.linalg.solve_triangular(L, judged.C, upper=False)
+    K = torch.linalg.solve_triangular(L, judged.K, upper=False)
+    K = torch.linalg.solve_triangular(L, K.T, upper=False)
+    # Σ_ij≤r w_i·w_j K_ij grows by twice its new row less the diagonal.
+    K *= weights @ weights.T
+    gains = 2 * (weights * C).sum(dim=1) - 2 * K.tril().sum(dim=1) + K.diagonal()
+    return _relative(judged.S.trace(), gains.view(-1, block).sum(dim=1))
+
+
+def _relative(total: Tensor, gains: Tensor) -> np.ndarray:
+    """(total − Σ gains) / total after each step, not negative and not rising."""
+    total, gains = float(total), gains.cpu().numpy()
+    if not total > 0:
+        return np.zeros(len(gains) + 1)
+    squared = np.concatenate([[total], total - np.cumsum(gains)])
+    return np.minimum.accumulate(np.maximum(squared, 0.0) / total)

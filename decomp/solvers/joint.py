@@ -1,0 +1,103 @@
+"""Which channels stay where several layers read the same ones: one backward elimination over all readers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError
+from decomp.problem.factors import Selection
+from decomp.problem.layer_problem import LayerProblem
+from decomp.solvers.elimination import EliminationTask
+from decomp.solvers.linalg import EVIDENCE
+
+
+def grouped(problem: LayerProblem, columns: Tensor) -> LayerProblem:
+    """The same problem with channels that stand or fall together made into one.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+    columns : Tensor of int64, shape (width, r)
+        Input channels that belong together, a row each; all of the problem's channels.
+
+    Returns
+    -------
+    LayerProblem
+        Of ``width`` channels whose kernels are r times as high.
+    """
+    width, r = columns.shape
+    if r == 1 and torch.equal(columns.flatten(), torch.arange(problem.n_channels)):
+        return problem
+    ordered = problem.narrowed(columns.flatten())
+    (kh, kw), n = problem.kernel, problem.n_filters
+    return LayerProblem(
+        problem.name, ordered.weight.reshape(n, width, r * kh, kw), problem.bias, problem.geometry, ordered.moments,
+        problem.activation, metric=problem.metric,
+    )  # fmt: skip
+
+
+def select_jointly(
+    problems: list[LayerProblem], members: list[Tensor], keep: int, *, ridge: float | str = EVIDENCE
+) -> Selection:
+    r"""Choose the channels of one space for all of its readers.
+
+    Each step takes out the channel i of least summed cost
+
+    .. math:: \sum_j tr\,F_j B_{ji}^T (P_{j,ii})^{-1} B_{ji} - \lambda_j\,tr\,F_j W_{ji}^T W_{ji}
+
+    over the readers j, as `selection.eliminate` does for one. With output metrics in all problems the costs are
+    in the units of the network's output; otherwise each counts relative to its reader's responses.
+
+    Parameters
+    ----------
+    problems : list of LayerProblem
+        One for each reader.
+    members : list of Tensor of int64, shape (width,)
+        ``members[j][i]`` is the channel of reader j that is the space's channel i. A reader may have others beside.
+    keep : int
+        In 1..width.
+    ridge : float or 'evidence'
+
+    Returns
+    -------
+    Selection
+        Of the space's channels.
+
+    Raises
+    ------
+    DecompError
+        No readers, or a count out of range.
+    NumericalError
+        NaN or Inf in a problem, or no factorisation.
+    """
+    width = len(members[0]) if members else 0
+    if not 1 <= keep <= width:
+        raise DecompError("joint selection", f"the number of channels kept must be in 1..{width}", got=keep)
+    tasks = [EliminationTask(problem.checked(), ridge) for problem in problems]
+    felt = all(problem.metric is not None for problem in problems)
+    scales = [1.0 if felt or not task.total > 0 else 1 / task.total for task in tasks]
+    space_of = [{int(channel): i for i, channel in enumerate(own)} for own in members]
+    alive = np.ones(width, dtype=bool)
+    while alive.sum() > keep:
+        # Afresh each time half of the channels are gone.
+        target = max(keep, int(alive.sum()) // 2)
+        stages = [
+            task.on(torch.tensor([c for c in range(task.problem.n_channels) if c not in own or alive[own[c]]]))
+            for task, own in zip(tasks, space_of)
+        ]
+        while alive.sum() > target:
+            found = [stage.costs() for stage in stages]
+            total = np.where(alive, 0.0, np.inf)
+            for stage, scale, own, (costs, _) in zip(stages, scales, space_of, found):
+                for number, cost in zip(stage.numbers, costs):
+                    if number in own and alive[own[number]]:
+                        total[own[number]] += scale * cost
+            gone = int(np.argmin(total))
+            alive[gone] = False
+            for stage, own, (_, factors) in zip(stages, members, found):
+                place = stage.numbers.index(int(own[gone]))
+                stage.remove(place, factors[place])
+    report = {"selector": "joint", "readers": [problem.name for problem in problems]}
+    return Selection(torch.from_numpy(np.flatnonzero(alive)), width, report)

@@ -1,0 +1,366 @@
+"""Least squares, low rank and factorisations on moments, in float64, with every choice of sign and order fixed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError, NumericalError
+from decomp.problem.moments import Moments
+
+# Ridge relative to the mean diagonal. Products of float32 rows carry noise of about 1e-7 of the diagonal.
+RIDGE = 1e-8
+# Where the factorisation fails, the ridge grows by this factor, up to the bound; then the layer is refused.
+RIDGE_GROWTH = 10.0
+RIDGE_BOUND = 1e-2
+# The ridge that the rows themselves ask for, see `choose_ridge`.
+EVIDENCE = "evidence"
+# Where a ridge is searched: decades of the mean diagonal.
+RIDGE_DECADES = (-8, 1)
+# A prior that leaves less than this share of the responses' variance is exact up to rounding of float32 rows.
+EXACT = 1e-6
+# Eigenvalues of an output metric are raised to this share of their mean: the metric must be invertible.
+METRIC_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class LeastSquares:
+    """Coefficients and intercept of ``Y ≈ X @ weight + bias``.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (p, n), float64
+    bias : Tensor of shape (n,), float64
+    report : dict
+        ``ridge``: the λ used, relative to the mean diagonal of K; ``ridge_raised``: whether it had to grow.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    report: dict = field(default_factory=dict)
+
+
+def factorise(K: Tensor, ridge: float = RIDGE, *, name: str = "least squares") -> tuple[Tensor, float]:
+    """Cholesky factor of ``K + λ·mean(diag K)·I``, with the smallest λ = ridge·10ʲ that has one.
+
+    Parameters
+    ----------
+    K : Tensor of shape (p, p)
+        Symmetric positive semi-definite up to rounding.
+    ridge : float
+        The first λ to try.
+
+    Returns
+    -------
+    L : Tensor of shape (p, p)
+        Lower triangular.
+    ridge : float
+        The λ that was used.
+
+    Raises
+    ------
+    NumericalError
+        If no λ up to `RIDGE_BOUND` will do. Nothing is put in the place of a failed factorisation.
+    """
+    # Inputs that do not vary at all leave K = 0; any positive number serves, as C is 0 too.
+    mean_diagonal = float(K.diagonal().mean()) or 1.0
+    if not math.isfinite(mean_diagonal) or mean_diagonal < 0:
+        raise NumericalError(name, "the mean diagonal of K must be positive and finite", got=mean_diagonal)
+    tried = ridge
+    while tried <= max(RIDGE_BOUND, ridge):
+        shifted = K.clone()
+        shifted.diagonal().add_(tried * mean_diagonal)
+        L, info = torch.linalg.cholesky_ex(shifted)
+        if int(info) == 0:
+            return L, tried
+        del shifted, L
+        tried = tried * RIDGE_GROWTH if tried > 0 else 1e-15
+    raise NumericalError(
+        name,
+        f"K must be positive definite with a ridge of at most {RIDGE_BOUND:g} of its mean diagonal",
+        got="a K that is not",
+    )
+
+
+def least_squares(moments: Moments, *, ridge: float | str = RIDGE, prior: Tensor | None = None) -> LeastSquares:
+    r"""Ridge regression of the responses on the inputs, with an unpenalised intercept.
+
+    .. math:: \min_B \; tr(B^T K B - 2 B^T C) + \lambda\,\overline{diag K}\,\|B - B_0\|_F^2,
+              \qquad b = \bar y - B^T \bar x
+
+    so the mean error over the fitted rows is zero.
+
+    Parameters
+    ----------
+    moments : Moments
+    ridge : float or 'evidence'
+        λ, or the λ that `choose_ridge` finds. If the Cholesky factorisation fails it grows tenfold until it does
+        not; the report says so.
+    prior : Tensor of shape (p, n), optional
+        B₀, what the ridge pulls towards: in directions that the rows leave open the result keeps B₀. None is 0.
+
+    Returns
+    -------
+    LeastSquares
+
+    Raises
+    ------
+    NumericalError
+        If K has no factorisation with a ridge of `RIDGE_BOUND`.
+
+    Notes
+    -----
+    With a prior the result is B₀ + (K + λI)⁻¹(C − K B₀), so a prior that is exact already is returned exactly.
+    """
+    asked = choose_ridge(moments, prior) if ridge == EVIDENCE else ridge
+    L, used = factorise(moments.K, asked)
+    if prior is None:
+        B = torch.cholesky_solve(moments.C, L)
+    else:
+        prior = prior.to(moments.K)
+        B = prior + torch.cholesky_solve(moments.C - moments.K @ prior, L)
+    return LeastSquares(B, intercept(moments, B), {"ridge": used, "ridge_raised": used > asked})
+
+
+def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
+    r"""The ridge of largest evidence: how far the rows are to be trusted against the prior.
+
+    `evidence_cost` is lowered over decades, then by a parabola through the best three. Many rows a coefficient give
+    a small ridge; as few rows as coefficients, where plain least squares fits noise without bound, a large one.
+
+    Parameters
+    ----------
+    moments : Moments
+    prior : Tensor of shape (p, n), optional
+        B₀; None is 0.
+
+    Returns
+    -------
+    float
+        Relative to the mean diagonal of K. `RIDGE_BOUND` where the prior is exact (a share `EXACT` of the variance
+        is left): the rows cannot say more then.
+    """
+    total = float(moments.S.trace())
+    if not float(moments.K.diagonal().sum()) > 0 or not total > 0:
+        return RIDGE
+    right, left_over = _left_by_prior(moments, prior)
+    if left_over <= EXACT * total:
+        return RIDGE_BOUND
+    found = {}
+
+    def cost(decade: int) -> float:
+        if not RIDGE_DECADES[0] <= decade <= RIDGE_DECADES[1]:
+            return math.inf
+        if decade not in found:
+            found[decade] = evidence_cost(moments, 10.0**decade, right, left_over)
+        return found[decade]
+
+    rows_each = moments.n_rows / moments.K.shape[0]
+    best = min(max(round(-math.log10(rows_each)) - 2, RIDGE_DECADES[0]), RIDGE_DECADES[1])
+    while min(cost(best - 1), cost(best + 1)) < cost(best):
+        best = best - 1 if cost(best - 1) < cost(best + 1) else best + 1
+    below, here, above = cost(best - 1), cost(best), cost(best + 1)
+    curvature = below - 2 * here + above
+    shift = (below - above) / (2 * curvature) if math.isfinite(curvature) and curvature > 0 else 0.0
+    return 10.0 ** (best + shift) if math.isfinite(here) else RIDGE_BOUND
+
+
+def _left_by_prior(moments: Moments, prior: Tensor | None) -> tuple[Tensor, float]:
+    """C − KB₀, and the squared error of the prior tr(S − 2B₀ᵀC + B₀ᵀKB₀)."""
+    total = float(moments.S.trace())
+    if prior is None:
+        return moments.C, total
+    prior = prior.to(moments.K)
+    right = moments.C - moments.K @ prior
+    return right, total - float((prior * (moments.C + right)).sum())
+
+
+def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: float) -> float:
+    r"""Twice the negative logarithm of the probability of the responses under a ridge, up to a constant.
+
+    With B ~ N(B₀, σ²/λ) and Y − XB ~ N(0, σ²), σ² taken where it is most likely, N − 1 rows that are free about
+    their mean and r(λ) the least penalised squared error (MacKay 1992, section 4):
+
+    .. math:: n\,(\log\det(K + \lambda I) - p \log\lambda) + (N - 1)\,n\,\log r(\lambda)
+
+    Parameters
+    ----------
+    moments : Moments
+    ridge : float
+        λ relative to the mean diagonal of K.
+    right : Tensor of shape (p, n)
+        C − KB₀.
+    left_over : float
+        Squared error of the prior.
+
+    Returns
+    -------
+    float
+        Infinity where K + λI has no Cholesky factor.
+    """
+    p, n = moments.C.shape
+    penalty = ridge * float(moments.K.diagonal().mean())
+    shifted = moments.K.clone()
+    shifted.diagonal().add_(penalty)
+    L, info = torch.linalg.cholesky_ex(shifted)
+    if int(info):
+        return math.inf
+    del shifted
+    explained = float(torch.linalg.solve_triangular(L, right, upper=False).square().sum())
+    determinant = 2 * float(L.diagonal().log().sum()) - p * math.log(penalty)
+    error = max(left_over - explained, 1e-2 * EXACT * float(moments.S.trace()))
+    return n * determinant + (moments.n_rows - 1) * n * math.log(error)
+
+
+def intercept(moments: Moments, B: Tensor) -> Tensor:
+    """The bias with which ``X @ B`` has no mean error on the rows: ȳ − Bᵀx̄."""
+    return moments.y_mean - moments.x_mean @ B
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedRank:
+    """``Y ≈ X @ encoder @ decoder + bias``.
+
+    Parameters
+    ----------
+    encoder : Tensor of shape (p, rank), float64
+    decoder : Tensor of shape (rank, n), float64
+    bias : Tensor of shape (n,), float64
+    projection : Tensor of shape (n, rank), float64
+        The encoder on the least-squares responses: encoder = B₁ @ projection.
+    energies : Tensor of shape (n,), float64
+        Squared error that each further rank removes, descending.
+    report : dict
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    bias: Tensor
+    projection: Tensor
+    energies: Tensor
+    report: dict = field(default_factory=dict)
+
+
+def reduced_rank(
+    moments: Moments,
+    rank: int,
+    *,
+    metric: Tensor | None = None,
+    ridge: float | str = RIDGE,
+    prior: Tensor | None = None,
+    solution: LeastSquares | None = None,
+) -> ReducedRank:
+    r"""Reduced-rank regression in an output metric.
+
+    .. math:: \min_{rank B \le r} tr\,F (S - 2 B^T C + B^T K B)
+
+    With B₁ the least-squares solution and U the leading r eigenvectors of F^½ B₁ᵀKB₁ F^½, the solution is
+    (B₁F^½U)(UᵀF^-½) (Izenman 1975; Reinsel and Velu 1998, eq. 2.17).
+
+    Parameters
+    ----------
+    moments : Moments
+    rank : int
+        In 1..n.
+    metric : Tensor of shape (n, n), optional
+        F. Its eigenvalues are raised to `METRIC_FLOOR` of their mean.
+    ridge, prior
+        As in `least_squares`.
+    solution : LeastSquares, optional
+        B₁ if it is known already.
+
+    Returns
+    -------
+    ReducedRank
+
+    Raises
+    ------
+    DecompError
+        Rank out of range.
+    NumericalError
+        No factorisation, see `least_squares`.
+    """
+    n = moments.C.shape[1]
+    if not 1 <= rank <= n:
+        raise DecompError("reduced rank", f"rank must be in 1..{n} (n)", got=rank)
+    full = solution or least_squares(moments, ridge=ridge, prior=prior)
+    B = full.weight
+    U, energies = response_basis(moments, B, metric)
+    U = U[:, :rank]
+    if metric is None:
+        projection, decoder = U, U.T
+    else:
+        root, inverse = metric_roots(metric.to(B))
+        projection, decoder = root @ U, U.T @ inverse
+    encoder = B @ projection
+    bias = intercept(moments, encoder @ decoder)
+    return ReducedRank(encoder, decoder, bias, projection, energies, dict(full.report))
+
+
+def response_basis(moments: Moments, B: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Principal directions of the fitted responses ``X @ B`` in the output metric.
+
+    Returns
+    -------
+    U : Tensor of shape (n, n)
+        Orthonormal columns: eigenvectors of F^½ BᵀKB F^½, by descending eigenvalue, signs fixed.
+    energies : Tensor of shape (n,)
+        The eigenvalues, none negative.
+    """
+    fitted = B.T @ (moments.K @ B)
+    if metric is not None:
+        root, _ = metric_roots(metric.to(B))
+        fitted = root @ fitted @ root
+    return symmetric_eigen(fitted)
+
+
+def metric_roots(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """F^½ and F^-½ of an output metric whose eigenvalues are raised to `METRIC_FLOOR` of their mean."""
+    values, vectors = torch.linalg.eigh((metric + metric.T) / 2)
+    mean = float(values.clamp_min(0).mean())
+    if not mean > 0:
+        raise NumericalError(
+            "output metric", "F must be positive semi-definite and not zero", got=f"mean eigenvalue {mean}"
+        )
+    roots = values.clamp_min(METRIC_FLOOR * mean).sqrt()
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+
+
+def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (columns, signs fixed) and eigenvalues (descending, none negative) of a PSD matrix."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    vectors = vectors.flip(1).contiguous()
+    return vectors * column_signs(vectors), values.flip(0).clamp_min(0)
+
+
+def column_signs(vectors: Tensor) -> Tensor:
+    """±1 for each column, so that its entry of largest magnitude (the first of equals) becomes positive."""
+    largest = vectors.abs().argmax(dim=0, keepdim=True)
+    signs = torch.sign(vectors.gather(0, largest))[0]
+    return torch.where(signs == 0, torch.ones_like(signs), signs)
+
+
+def truncated_svd(A: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading part of ``A = U diag(s) Vᵀ``, with the largest entry of each column of U positive.
+
+    Parameters
+    ----------
+    A : Tensor of shape (p, q)
+    rank : int
+        In 1..min(p, q).
+
+    Returns
+    -------
+    U : Tensor of shape (p, rank)
+    s : Tensor of shape (rank,)
+    Vt : Tensor of shape (rank, q)
+    """
+    if not 1 <= rank <= min(A.shape):
+        raise DecompError("svd", f"rank must be in 1..{min(A.shape)}", got=rank)
+    U, s, Vt = torch.linalg.svd(A, full_matrices=False)
+    U, s, Vt = U[:, :rank], s[:rank], Vt[:rank]
+    signs = column_signs(U)
+    return U * signs, s, Vt * signs[:, None]

@@ -1,0 +1,277 @@
+"""Refine all factors of a convolution together, on the moments alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError
+from decomp.problem.factors import ConvFactor, FactoredConv, compose
+from decomp.problem.layer_problem import LayerProblem, matrix_to_weight, weight_to_matrix
+from decomp.solvers.channel import activation_targets, why_linear
+from decomp.solvers.linalg import EVIDENCE, choose_ridge, factorise, intercept, least_squares, metric_roots
+from decomp.solvers.spatial import column_covariance
+
+# The search ends when an iteration lowers the error by less than this share of the error at the start.
+TOLERANCE = 1e-5
+# Least ridge for as many rows as inputs, falling with their number: even responses without noise leave the
+# covariance of the inputs uncertain.
+SHRINKAGE = 1e-2
+
+
+def refine(
+    problem: LayerProblem,
+    factored: FactoredConv,
+    *,
+    metric: Tensor | None = None,
+    iterations: int = 60,
+    ridge: float | str = EVIDENCE,
+) -> FactoredConv:
+    r"""Lower the error of a chain of factors over all of their weights at once, by L-BFGS.
+
+    The chain composes to a dense kernel B of its weights θ, so over all rows, with the best bias, the loss is
+
+    .. math:: \min_\theta \; tr\,F (B(\theta)^T K B(\theta) - 2 B(\theta)^T C + S)
+              + \lambda\,tr\,F (B(\theta) - W)^T (B(\theta) - W)
+
+    with a ridge towards the layer's own weights W. That needs K and C but no rows; the gradient in B is
+    2 (KB − C + λ(B − W)) F. The search runs in coordinates in which
+    the first factor reads uncorrelated inputs, F is the identity and neighbouring factors are of equal size:
+    from there the same error takes a fraction of the iterations.
+
+    In the plain metric this lowers the reconstruction error, not the error of the network's output; give the
+    output metric for that.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+    factored : FactoredConv
+        Where to start; its kernel must be the problem's.
+    metric : Tensor of shape (n, n), optional
+        F. None takes the problem's own, or the identity where it has none.
+    iterations : int
+        At most so many L-BFGS iterations.
+    ridge : float or 'evidence'
+        λ relative to the mean diagonal of K, see `linalg.least_squares`. Without it few rows are fitted to the
+        letter: at as many rows as inputs the error on other rows rose by a third.
+
+    Returns
+    -------
+    FactoredConv
+        Same names, shapes and geometry, the bias on the last factor. The one given where no better one was
+        found. Report: that of the start, and ``refine`` with ``error_before``, ``error``, ``ridge``, ``evaluations``.
+
+    Raises
+    ------
+    DecompError
+        A chain that is not of this layer's shape.
+    NumericalError
+        NaN or Inf in the problem, or no factorisation.
+    """
+    problem.checked()
+    kernel, _ = factored.compose()
+    if kernel.shape != problem.weight.shape:
+        raise DecompError(
+            problem.name, f"factors must compose to {tuple(problem.weight.shape)}", got=tuple(kernel.shape)
+        )
+    metric = problem.metric if metric is None else metric
+    metric = None if metric is None else metric.to(problem.moments.K)
+    before = problem.moments.error(weight_to_matrix(kernel), metric=metric)
+    # How far the rows are to be trusted over the start; over W they may have been already, in fitting it.
+    ridge = _trusted_ridge(problem, kernel) if ridge == EVIDENCE else ridge
+    if len(factored.factors) == 1:
+        fit = least_squares(problem.moments, ridge=ridge, prior=problem.matrix())
+        found, evaluations = [matrix_to_weight(fit.weight, fit.weight, problem.kernel)], 1
+    else:
+        found, evaluations = _Search(problem, factored, metric, ridge).run(iterations)
+    result = _with_weights(problem, factored, found)
+    after = problem.moments.error(weight_to_matrix(result.compose()[0]), metric=metric)
+    if not after < before:
+        result, after = factored, before
+    report = {"error_before": before, "error": after, "ridge": ridge, "evaluations": evaluations}
+    return FactoredConv(result.factors, result.names, {**factored.report, "refine": report})
+
+
+def refine_responses(
+    problem: LayerProblem,
+    factored: FactoredConv,
+    *,
+    metric: Tensor | None = None,
+    rounds: int = 6,
+    penalty: float = 0.02,
+    iterations: int = 15,
+    ridge: float | str = EVIDENCE,
+) -> FactoredConv:
+    r"""Refine a chain with the activation in view, as `channel.decompose` does, over all factors at once.
+
+    Half-quadratic splitting again: each round takes the targets u nearest to what the chain gives now
+    (`channel.nearest_responses`), in one pass over the rows, and refines the chain onto their moments. The chain
+    of least response error met is returned, so it is never worse there than the one given.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        With ``rows``, those of its moments, and an activation that `channel.ACTIVATIONS` knows.
+    factored : FactoredConv
+    metric : Tensor of shape (n, n), optional
+        F for the refinement (None: the problem's own); the response error takes its diagonal as weights.
+    rounds : int
+    penalty : float
+        How near u stays to what the chain gives; weak penalties go further in a round.
+    iterations : int
+        At most so many L-BFGS iterations in each round.
+    ridge : float or 'evidence'
+        As in `refine`; chosen in the first round.
+
+    Returns
+    -------
+    FactoredConv
+        Report: that of the start, and ``refine_responses`` with ``response_error_before``, ``response_error``
+        (relative, after the activation, on the rows) and ``rounds``.
+
+    Raises
+    ------
+    DecompError
+        An activation without an activation-aware form, or no rows.
+    NumericalError
+        NaN or Inf in the problem, or no factorisation.
+    """
+    problem.checked()
+    why_not = why_linear(problem)
+    if why_not:
+        raise DecompError(problem.name, "refining responses needs rows and a known activation", got=why_not)
+    metric = problem.metric if metric is None else metric
+    problem = replace(problem, metric=metric)
+    best, current, before, least, count = factored, factored, None, float("inf"), 0
+    for count in range(rounds + 1):  # noqa: B007
+        error, targets = activation_targets(problem, current, penalty)
+        before = error if before is None else before
+        if not error < least:
+            break
+        best, least = current, error
+        if count < rounds:
+            onto_targets = replace(problem, moments=targets)
+            if ridge == EVIDENCE:
+                ridge = _trusted_ridge(onto_targets, current.compose()[0])
+            current = refine(onto_targets, current, iterations=iterations, ridge=ridge)
+    report = {"response_error_before": before, "response_error": least, "rounds": count, "ridge": ridge}
+    return FactoredConv(best.factors, best.names, {**factored.report, "refine_responses": report})
+
+
+def _trusted_ridge(problem: LayerProblem, kernel: Tensor) -> float:
+    moments = problem.moments
+    floor = SHRINKAGE * moments.K.shape[0] / moments.n_rows
+    return max(choose_ridge(moments, weight_to_matrix(kernel)), floor)
+
+
+def _with_weights(problem: LayerProblem, factored: FactoredConv, weights: list[Tensor]) -> FactoredConv:
+    """The chain with other weights, and the bias with which it has no mean error."""
+    rounded = [weight.to(factor.weight).contiguous() for weight, factor in zip(weights, factored.factors)]
+    # The bias fits the kernel as it will be stored, so that the mean error stays zero after rounding.
+    kernel, _ = compose([weight.to(torch.float64) for weight in rounded], [None] * len(rounded))
+    bias = intercept(problem.moments, weight_to_matrix(kernel).to(problem.moments.K.device))
+    biases = [None] * (len(rounded) - 1) + [bias.to(rounded[-1])]
+    factors = tuple(
+        ConvFactor(weight, own, factor.geometry) for weight, own, factor in zip(rounded, biases, factored.factors)
+    )
+    return FactoredConv(factors, factored.names, factored.report)
+
+
+class _Search:
+    """L-BFGS over the factors in well-scaled coordinates."""
+
+    def __init__(self, problem: LayerProblem, factored: FactoredConv, metric: Tensor | None, ridge: float):
+        self.moments, self.metric, self.prior = problem.moments, metric, problem.matrix()
+        self.penalty = ridge * float(self.moments.K.diagonal().mean())
+        self.shapes = [factor.weight.shape for factor in factored.factors]
+        self.L = self._whitening(problem, factored.factors[0].kernel)
+        self.root, self.inverse = (None, None) if metric is None else metric_roots(metric)
+        weights = [factor.weight.detach().to(self.moments.K) for factor in factored.factors]
+        self.parameters = _balanced(self._to_search(weights))
+        self.n_evaluations = 0
+        self.scale = 1.0
+
+    @staticmethod
+    def _whitening(problem: LayerProblem, kernel: tuple[int, int]) -> Tensor | None:
+        """Cholesky factor of the covariance of what the first factor reads; None where it is of no simple shape."""
+        if kernel == problem.kernel:
+            covariance = problem.moments.K
+        elif kernel == (problem.kernel[0], 1):
+            covariance = column_covariance(problem.moments, problem.kernel)
+        else:
+            return None
+        covariance = covariance / (float(covariance.diagonal().mean()) or 1.0)
+        return factorise(covariance, name=problem.name)[0]
+
+    def _to_search(self, weights: list[Tensor]) -> list[Tensor]:
+        first, last = weights[0], weights[-1]
+        if self.L is not None:
+            weights = [(first.flatten(1) @ self.L).view(first.shape), *weights[1:]]
+        if self.root is not None:
+            weights = [*weights[:-1], torch.tensordot(self.root, last, dims=1)]
+        return weights
+
+    def _from_search(self, parameters: list[Tensor]) -> list[Tensor]:
+        first, last = parameters[0], parameters[-1]
+        if self.L is not None:
+            solved = torch.linalg.solve_triangular(self.L, first.flatten(1), upper=False, left=False)
+            parameters = [solved.view(self.shapes[0]), *parameters[1:]]
+        if self.inverse is not None:
+            parameters = [*parameters[:-1], torch.tensordot(self.inverse, last, dims=1)]
+        return parameters
+
+    def _weighted(self, values: Tensor) -> Tensor:
+        return values if self.metric is None else values @ self.metric
+
+    def _evaluate(self) -> Tensor:
+        """The loss relative to its start, leaving the gradients on the parameters."""
+        self.n_evaluations += 1
+        weights = self._from_search(self.parameters)
+        kernel, _ = compose(weights, [None] * len(weights))
+        B = kernel.flatten(1).T
+        with torch.no_grad():
+            # tr F(BᵀKB − 2BᵀC + S) = tr F(Bᵀ(KB − C) − BᵀC + S), and the ridge.
+            residual = self.moments.K @ B - self.moments.C
+            distance = B - self.prior
+            gradient = self._weighted(residual + self.penalty * distance)
+            loss = (B * self._weighted(residual - self.moments.C)).sum() + self._weighted(self.moments.S).trace()
+            loss += self.penalty * (distance * self._weighted(distance)).sum()
+        for parameter in self.parameters:
+            parameter.grad = None
+        B.backward(gradient * (2 * self.scale))
+        return loss * self.scale
+
+    def run(self, iterations: int) -> tuple[list[Tensor], int]:
+        """The factors found, and how many times the loss was evaluated."""
+        self.parameters = [p.detach().contiguous().requires_grad_() for p in self.parameters]
+        start = float(self._evaluate())
+        if start > 0 and math.isfinite(start) and iterations > 0:
+            self.scale = 1 / start
+            optimizer = torch.optim.LBFGS(
+                self.parameters,
+                max_iter=iterations,
+                max_eval=2 * iterations,
+                history_size=10,
+                tolerance_grad=0.0,
+                tolerance_change=TOLERANCE,
+                line_search_fn="strong_wolfe",
+            )
+            optimizer.step(self._evaluate)
+        with torch.no_grad():
+            return self._from_search([p.detach() for p in self.parameters]), self.n_evaluations
+
+
+def _balanced(weights: list[Tensor]) -> list[Tensor]:
+    """The same chain with each inner channel of equal size in the factor that makes it and the one that reads it."""
+    weights = list(weights)
+    for i in range(len(weights) - 1):
+        made = weights[i].flatten(1).norm(dim=1)
+        read = weights[i + 1].transpose(0, 1).flatten(1).norm(dim=1)
+        both = (made > 0) & (read > 0)
+        scale = torch.where(both, (read / torch.where(both, made, 1.0)).sqrt(), 1.0)
+        weights[i] = weights[i] * scale[:, None, None, None]
+        weights[i + 1] = weights[i + 1] / scale[None, :, None, None]
+    return weights

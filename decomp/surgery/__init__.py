@@ -1,0 +1,1 @@
+"""Changes to a network: narrowing, replacing layers by factors, batch normalisation."""

@@ -1,0 +1,1 @@
+"""Devices, accuracy and fidelity measurements, parallel tasks."""

@@ -1,0 +1,1 @@
+"""Recipes: several stages in one call."""

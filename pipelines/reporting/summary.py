@@ -1,0 +1,164 @@
+"""What was done to a network, layer by layer, and what it cost: read from the files of a run."""
+
+import html
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from decomp.allocation.plan import Plan
+from decomp.cost import count as cost
+from decomp.errors import FileError
+
+from ...data.formats import json_files as files
+from ...data.formats import network_file as emit
+from ..console.options import program
+from ..console.text_table import html_table, text_table
+from ..run import networks as points
+from ..run.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer of the original network, and what stands in its place.
+
+    ``becomes`` says it in words. Multiply-accumulates are for one image. ``error`` is the relative squared error of
+    the layer's responses after its last step, on held-out images; None where nothing was fitted.
+    """
+
+    layer: str
+    kind: str
+    becomes: str
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a decomposition came to.
+
+    Attributes
+    ----------
+    model : str
+    speedup : float
+        As asked for; ``macs_before / macs_after`` is what was reached.
+    macs_before, macs_after, params_before, params_after : int
+        Of the whole network.
+    fidelity : dict
+        How close the outputs stayed on held-out images: ``images``, ``relative`` (squared difference over variance)
+        and, for a classifier, ``kl`` in nats and ``agreement`` in 0..1.
+    layers : list of LayerSummary
+        In execution order.
+    """
+
+    model: str
+    speedup: float
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+    fidelity: dict
+    layers: list
+
+    def costs(self):
+        """The costs in one line."""
+        return (
+            f"{self.macs_before / 1e6:,.2f} M → {self.macs_after / 1e6:,.2f} M multiply-accumulates "
+            f"({self.macs_before / self.macs_after:.2f}x, asked for {self.speedup:g}x), "
+            f"{self.params_before / 1e6:,.3f} M → {self.params_after / 1e6:,.3f} M parameters"
+        )
+
+    def rows(self):
+        """The table of layers as texts, the header first."""
+        rows = [("layer", "becomes", "MACs before", "after", "times cheaper", "parameters before", "after", "error")]
+        for item in self.layers:
+            times = f"{item.macs_before / item.macs_after:.2f}x" if item.macs_after else "-"
+            error = "-" if item.error is None else f"{item.error:.2%}"
+            macs = [f"{value:,}" for value in (item.macs_before, item.macs_after)]
+            params = [f"{value:,}" for value in (item.params_before, item.params_after)]
+            rows.append((item.layer, item.becomes, *macs, times, *params, error))
+        return rows
+
+    def lines(self):
+        """Lines for a person."""
+        yield f"{self.model}: {self.costs()}"
+        if self.fidelity:
+            yield self.fidelity["words"]
+        yield from text_table(self.rows(), left=2).split("\n")
+
+    def to_json(self):
+        """As plain data."""
+        return asdict(self)
+
+    def __str__(self):
+        return "\n".join(self.lines())
+
+    def _repr_html_(self):
+        words = [f"<b>{html.escape(self.model)}</b>: {html.escape(self.costs())}"]
+        words += [html.escape(self.fidelity["words"])] if self.fidelity else []
+        return f"<div><p>{'<br>'.join(words)}</p>{html_table(self.rows(), left=2)}</div>"
+
+
+def summarise(run):
+    """Read the summary of a decomposed run.
+
+    Raises
+    ------
+    FileError
+        Nothing was decomposed in it yet.
+    """
+    run = RunDirectory.open(run)
+    facts = run.config("decompose") or {}
+    if "macs_after" not in facts or not (run.model_dir / "structure.json").is_file():
+        fix = f"run `{program()} decompose --run {run.path} --speedup 4x`"
+        raise FileError(run.path, "there is no decomposed network yet", fix=fix)
+    original, network = (points.load_network(run, path) for path in (run.original_dir, run.model_dir))
+    shape = emit.read_structure(run.original_dir)["input_shape"]
+    plan = Plan.from_json(files.read_json(run.plan_json), str(run.plan_json))
+    before, after = cost.cost(original, shape).per_layer, cost.cost(network, shape).per_layer
+    words = {item.layer: item.words() for item in plan.layers}
+    errors = {report["layer"]: _last_error(report) for report in facts["layers"]}
+    layers = []
+    for name, macs in before.items():
+        if name == cost.FUNCTIONAL:
+            continue
+        old, new = original.get_submodule(name), network.get_submodule(name)
+        layers.append(
+            LayerSummary(
+                layer=name,
+                kind="linear" if isinstance(old, nn.Linear) else "conv",
+                becomes=becomes(words.get(name, "stays as it is"), old, new),
+                macs_before=macs,
+                macs_after=sum(v for path, v in after.items() if path == name or path.startswith(name + ".")),
+                params_before=_params(old),
+                params_after=_params(new),
+                error=errors.get(name),
+            )  # fmt: skip
+        )
+    return Summary(
+        model=str((run.config("freeze") or {}).get("asked", {}).get("model", run.path)),
+        speedup=facts["asked"]["speedup"], macs_before=facts["macs_before"], macs_after=facts["macs_after"],
+        params_before=facts["params_before"], params_after=facts["params_after"],
+        fidelity=facts.get("fidelity") or {}, layers=layers,
+    )  # fmt: skip
+
+
+def becomes(planned, old, new):
+    """What a layer becomes, in words: what was planned, and what the next layer's choice of channels left of it."""
+    last = list(new.modules())[-1]
+    width = "out_features" if isinstance(old, nn.Linear) else "out_channels"
+    if getattr(last, width, None) in (None, getattr(old, width)):
+        return planned
+    written = f"writes {getattr(last, width)} of {getattr(old, width)} channels"
+    return written if planned == "stays as it is" else f"{planned}, {written}"
+
+
+def _last_error(report):
+    errors = list(report["errors"].values())[-1]
+    return errors.get("held_out", errors["fitted"])
+
+
+def _params(module):
+    return sum(parameter.numel() for parameter in module.parameters())

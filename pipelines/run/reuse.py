@@ -1,0 +1,60 @@
+"""Begin again in a run directory, or begin a new one from the frozen points of another."""
+
+import os
+import shutil
+
+from decomp.errors import FileError, UsageError
+
+from ...data.formats import json_files as files
+from .directory import RunDirectory
+
+
+def clear(run, asked):
+    """Remove what decompose and finetune made in a run; the frozen points and their curves stay.
+
+    A plan that a person has edited is kept: in its place when the same options are asked for again, otherwise under
+    the name plan.previous.json.
+    """
+    before = run.config("decompose") or {}
+    if run.plan_json.is_file() and before.get("plan_digest") != files.digest_file(run.plan_json):
+        if before.get("asked") != asked:
+            os.replace(run.plan_json, run.plan_json.with_name("plan.previous.json"))
+    else:
+        run.plan_json.unlink(missing_ok=True)
+    for path in (run.model_dir, run.layers_dir, run.finetune_dir):
+        if path.exists():
+            shutil.rmtree(path)
+    run.report_json.unlink(missing_ok=True)
+    for stage in ("decompose", "finetune", "evaluate"):
+        run.update_config(stage, None)
+
+
+def borrow(run, source):
+    """A new run directory with the frozen points of another: hard links where the disk allows, copies elsewhere."""
+    source = RunDirectory.open(source)
+    if source.config("freeze") is None or not source.frozen.is_file():
+        raise FileError(source.path, "holds no frozen points", fix=f"run freeze --run {source.path} first")
+    run = RunDirectory.create(run)
+    if run.config("freeze") is not None:
+        if run.config("freeze") != source.config("freeze"):
+            raise UsageError(run.path, f"was frozen differently from {source.path}", fix="give another --run")
+        return run
+    with run.lock():
+        for name in (source.frozen, source.curves, source.latency_json):
+            if name.is_file():
+                _link(name, run.path / name.name)
+        with files.commit_directory(run.original_dir) as part:
+            for name in sorted(source.original_dir.iterdir()):
+                _link(name, part / name.name)
+        run.update_config("freeze", source.config("freeze"))
+    return run
+
+
+def _link(source, target):
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        with files.commit(target) as part:
+            shutil.copyfile(source, part)

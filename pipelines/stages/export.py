@@ -1,0 +1,223 @@
+"""Stage ``export``: the network in formats that load without this package, each checked before it gets its name.
+
+Every file carries the same JSON text about itself (where the network comes from, its plan, its costs, how its images
+were normalised): see :func:`about`, and :data:`FORMATS` for where each format keeps it.
+"""
+
+import importlib.util
+import json
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import decomp
+from decomp import seeds
+from decomp.cost import count as cost
+from decomp.errors import DecompError, FileError, UsageError
+
+from ...data.formats import json_files as files
+from ...data.formats import network_file as emit
+from ...data.formats.exported import FORMATS
+from ..console.reporter import Reporter
+from ..run import networks as points
+from ..run.directory import RunDirectory
+from ..run.networks import find_network
+from ..run.record import library_versions
+
+#: Largest difference to the module's outputs, relative to the largest of them.
+TOLERANCE = 1e-4
+#: The batch that is traced, and those that the written file is checked with.
+TRACED_BATCH, CHECKED_BATCHES = 3, (1, 5)
+EXTRA = ("onnx", "onnxruntime", "onnxscript")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One written file: ``difference`` is the largest to the module's outputs, relative to the largest of these."""
+
+    format: str
+    path: str
+    bytes: int
+    difference: float
+    load_seconds: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The files of one export, all of the same network of a run.
+
+    Attributes
+    ----------
+    run : RunDirectory
+    network : str
+        'finetuned', 'decomposed' or 'original'.
+    exported : list of Exported
+    """
+
+    run: RunDirectory
+    network: str
+    exported: list
+
+    def lines(self):
+        """Lines for a person."""
+        width = max(len(item.path) for item in self.exported)
+        for item in self.exported:
+            yield (
+                f"{item.path:<{width}}  {item.format}, {item.bytes / 2**10:,.0f} KiB, loads in "
+                f"{item.load_seconds:.2f} s, outputs differ by {item.difference:.1e}"
+            )
+        batches = " and ".join(map(str, CHECKED_BATCHES))
+        yield f"the {self.network} network of {self.run}; checked on fresh inputs in batches of {batches}"
+
+
+def export(run, *, formats=("pt2", "state-dict"), which=None, out=None, reporter=None):
+    """Write a network of a run in formats that load without this package.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
+    formats : iterable of str
+        Of :data:`FORMATS`: 'pt2', 'onnx', 'torchscript', 'state-dict', 'safetensors'.
+    which : {'finetuned', 'decomposed', 'original'}, optional
+        By default the best there is, in this order.
+    out : path, optional
+        The folder to write to; by default ``export/`` in the run. Files are named after the network.
+    reporter : Reporter, optional
+
+    Returns
+    -------
+    ExportResult
+
+    Raises
+    ------
+    UsageError
+        A format or network that is not known.
+    FileError
+        The run does not hold that network.
+    DecompError
+        A format cannot hold the network, or gives other outputs; no file of that format is left then.
+
+    Notes
+    -----
+    All files run on the CPU or wherever they are moved to, in float32, with any batch size.
+    """
+    formats = list(dict.fromkeys(formats))
+    for name in formats:
+        if name not in FORMATS:
+            raise UsageError("--format", f"must be of {', '.join(FORMATS)}", got=name)
+    if "onnx" in formats:
+        _require_onnx()
+    run = RunDirectory.open(run)
+    which, path = find_network(run, which)
+    reporter = reporter or Reporter()
+    with run.lock(), reporter.stage("export"):
+        network = points.load_network(run, path)
+        shape = emit.read_structure(path)["input_shape"]
+        if not shape:
+            raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
+        text = json.dumps(about(run, path, which, network), ensure_ascii=False)
+        folder = Path(out) if out is not None else run.export_dir
+        exported = []
+        for name in formats:
+            reporter.step(f"writing and checking {name}")
+            exported.append(_write(name, network, tuple(shape), folder / f"{which}{FORMATS[name].suffix}", text))
+        return ExportResult(run, which, exported)
+
+
+def about(run, path, which, network):
+    """What an exported file says of itself, as plain data.
+
+    Returns
+    -------
+    dict
+        ``origin`` (model, weights, images, network, digest), ``input_shape``, ``normalisation`` of the images,
+        ``plan`` (None for the original), ``costs`` (multiply-accumulates and parameters, before and after),
+        ``versions``.
+    """
+    structure, frozen = emit.read_structure(path), run.config("freeze") or {}
+    shape, source = structure["input_shape"], frozen.get("source") or {}
+    before = cost.cost(points.load_network(run, run.original_dir), shape)
+    after = cost.cost(network, shape)
+    return {
+        "format": "decomp-export",
+        "format_version": 1,
+        "origin": {
+            "model": frozen.get("asked", {}).get("model"), "weights_digest": frozen.get("weights_digest"),
+            "data": source.get("name"), "data_digest": source.get("digest"), "network": which,
+            "structure_digest": files.digest_file(path / "structure.json"),
+        },
+        "input_shape": list(shape),
+        "normalisation": source.get("normalisation"),
+        "plan": structure["meta"].get("plan"),
+        "costs": {
+            "macs_before": before.macs, "macs": after.macs, "params_before": before.params, "params": after.params,
+        },
+        "versions": {**library_versions(), "decomp": decomp.__version__},
+    }  # fmt: skip
+
+
+def _write(name, network, shape, path, text):
+    """Write one file, read it back, compare, and only then let it have its name."""
+    form = FORMATS[name]
+    example = torch.randn(TRACED_BATCH, *shape, generator=seeds.generator(0, "export", "traced"))
+    with files.commit(path) as part, _understood(name, path):
+        form.write(network, example, str(part), text)
+        start = time.perf_counter()
+        run, kept = form.read(str(part), network)
+        seconds = time.perf_counter() - start
+        if json.loads(kept) != json.loads(text):
+            raise DecompError(path, f"{name} does not keep what is said of the network")
+        difference = max(_difference(network, run, shape, batch) for batch in CHECKED_BATCHES)
+    return Exported(name, str(path), path.stat().st_size, difference, round(seconds, 3))
+
+
+def _difference(network, run, shape, batch):
+    images = torch.randn(batch, *shape, generator=seeds.generator(0, "export", "checked", batch))
+    with torch.no_grad():
+        wanted, got = _tensors(network(images)), _tensors(run(images))
+    worst = 0.0
+    for one, other in zip(wanted, got, strict=True):
+        if one.shape != other.shape:
+            raise DecompError("export", f"must give outputs of {tuple(one.shape)}", got=tuple(other.shape))
+        worst = max(worst, ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item())
+    if not worst <= TOLERANCE:
+        rule = f"the written file must give the module's outputs to {TOLERANCE:g}, in a batch of {batch}"
+        raise DecompError("export", rule, got=f"{worst:.2g}")
+    return worst
+
+
+def _tensors(outputs):
+    return list(torch.utils._pytree.tree_leaves(outputs))
+
+
+@contextmanager
+def _understood(name, path):
+    """A library's own error as one line; its warnings, meant for its developers, are not shown."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (DecompError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # The last line: exporters put what they tried first, and the reason at the end of the chain.
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+        raise DecompError(path, f"cannot be written as {name} ({reason})", fix="leave this format out") from error
+
+
+def _require_onnx():
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DecompError(
+            "onnx", f"this format needs {', '.join(missing)}, not installed", fix='pip install "decomp[export]"'
+        )
+
+
+# -- the formats -------------------------------------------------------------------------------------------

@@ -1,0 +1,214 @@
+"""What can be done with a network, before anything is done: its layers, its channel spaces, what is left alone."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from decomp.allocation.plan import STEPS
+from decomp.cost import count as cost
+from decomp.errors import UsageError
+from decomp.graph import network_graph as graph
+from decomp.graph import size_branches as branches
+from decomp.graph.shared_spaces import whole_spaces
+from decomp.surgery import batchnorm
+
+from ...data import models, sources
+from ...data.formats import json_files as files
+from ..reporting import graphviz as drawing
+from ..run.networks import part_of
+
+
+@dataclass(frozen=True)
+class InspectResult:
+    """What `inspect` found.
+
+    Attributes
+    ----------
+    network : dict
+        Name, input shape, multiply-accumulates, parameters.
+    layers : list of dict
+        In execution order: name, kind, channels, kernel, share of the cost, spaces read and written, what each
+        step can do.
+    spaces : list of dict
+        Name, width, who writes, carries and reads it, what couples it, what can be done with it.
+    other : dict of str to str
+        Modules and calls that cost something and are no layers that could be treated.
+    written : list of str
+        Files.
+    """
+
+    network: dict
+    layers: list
+    spaces: list
+    other: dict
+    written: list
+
+    def to_json(self):
+        """As plain data."""
+        return {"network": self.network, "layers": self.layers, "spaces": self.spaces, "other": self.other}
+
+    def lines(self):
+        """Lines for a person."""
+        n = self.network
+        shape = "×".join(map(str, n["input_shape"]))
+        yield f"{n['name']}: {len(self.layers)} layers, {n['macs'] / 1e6:,.1f} M multiply-accumulates at {shape}"
+        if n["branches"]:
+            yield branches.words(n["branches"], n["input_shape"])
+        yield ""
+        yield "layers, in the order in which they run (share of the cost; what each step can do)"
+        width = max((len(layer["name"]) for layer in self.layers), default=0)
+        for layer in self.layers:
+            yield f"  {layer['name']:<{width}}  {layer['size']:<24} {layer['share']:6.1%}  {_step_words(layer)}"
+        yield ""
+        yield "channel spaces: channels that are written, passed on and read together"
+        for space in self.spaces:
+            yield f"  {space['name']}: {space['width']} channels; {space['status']}"
+            for word, key in (("written by", "producers"), ("carried by", "carriers"), ("read by", "consumers"),
+                              ("coupled by", "couplings")):  # fmt: skip
+                if space[key]:
+                    yield f"    {word} {_some(space[key])}"
+        yield ""
+        yield from self._left_alone()
+        yield from (f"written: {path}" for path in self.written)
+
+    def _left_alone(self):
+        counts = {step: sum(step not in layer["left_alone"] for layer in self.layers) for step in STEPS}
+        words = ", ".join(f"{counts[step]} can be {verb}" for step, verb in _VERBS.items())
+        yield f"of {len(self.layers)} layers {words}"
+        whole = [la for la in self.layers if len(la["left_alone"]) == len(STEPS)]
+        reasons = Counter(la["left_alone"]["channel"] for la in whole)
+        yield f"no step at all for {len(whole)} layers"
+        for reason, count in reasons.most_common():
+            yield f"  {count} × {reason}"
+        for name, reason in self.other.items():
+            yield f"  {name}: {reason}"
+
+
+_VERBS = {"spatial": "split in space", "channel": "decomposed by channels", "prune": "narrowed"}
+
+
+def _some(names, limit=6):
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _step_words(layer):
+    if len(layer["left_alone"]) == len(STEPS):
+        return f"left alone: {layer['left_alone']['channel']}"
+    words = [step for step in ("spatial", "channel") if step not in layer["left_alone"]]
+    if layer["prune"]:
+        words.append(layer["prune"])
+    else:
+        words.append(f"no prune: {layer['left_alone']['prune']}")
+    if layer["recovers"]:
+        words.append("makes up for its shortcut")
+    return "; ".join(words)
+
+
+def inspect(model, *, data=None, input_size=None, part=None, leaves=(), dot=None, png=None):
+    """Look at a network; its weights do not matter.
+
+    Parameters
+    ----------
+    model : str
+        As :func:`decomp.data.models.load_model` reads it.
+    data : str, optional
+        Images that tell the input size.
+    input_size : str, optional
+    part : str, optional
+        Look at this submodule only.
+    leaves : sequence of str
+        Modules not to look into.
+    dot, png : path, optional
+        Write a drawing.
+
+    Returns
+    -------
+    InspectResult
+    """
+    if png:
+        drawing.require_dot()
+    loaded = models.load_model(model, weights="random", input_size=input_size)
+    shape = loaded.input_shape
+    if data is not None:
+        shape = sources.open_source(data, input_shape=shape).input_shape
+    if shape is None:
+        raise UsageError(model, "does not tell the size of its images", fix="give --input-size CxHxW or --data")
+    network = graph.trace(part_of(loaded.module, part, model), model, leaves, shape)
+    batchnorm.fold_bn(network)
+    view = graph.NetworkGraph(network, shape, model)
+    counted = cost.cost(network, shape)
+    drawn = drawing.as_dot(view, _own_spaces(view)) if dot or png else None
+    written = [_write(dot, drawn)] if dot else []
+    if png:
+        written.append(drawing.draw(png, drawn))
+    facts = {"name": model + (f", {part}" if part else ""), "input_shape": list(shape), "macs": counted.macs,
+             "params": counted.params, "branches": network.meta["branches"]}  # fmt: skip
+    layers = [_layer_facts(view, layer, counted) for layer in view.layers]
+    return InspectResult(facts, layers, _space_facts(view), _others(view, counted, leaves), written)
+
+
+def _layer_facts(view, layer, counted):
+    module = view.module.get_submodule(layer.name)
+    groups = getattr(module, "groups", 1)
+    size = f"{layer.in_channels}→{layer.out_channels}"
+    if layer.kind == "conv":
+        size += f" {layer.kernel[0]}×{layer.kernel[1]}" + (f" /{groups}" if groups > 1 else "")
+        size += f" at {layer.out_hw[0]}×{layer.out_hw[1]}"
+    space, prune = layer.input_space, None
+    if space is not None:
+        prune = f"reads a subset of its {space.width} channels" if space.sampled else f"prune with {space.producer}"
+        prune += f" through {_some(space.carriers, 2)}" if space.carriers else ""
+    macs = counted.per_layer.get(layer.name, 0)
+    return {
+        "name": layer.name, "kind": layer.kind, "size": size, "in_channels": layer.in_channels,
+        "out_channels": layer.out_channels, "kernel": list(layer.kernel), "groups": groups,
+        "out_hw": list(layer.out_hw), "activation": layer.activation, "macs": macs,
+        "share": macs / max(counted.macs, 1), "reads": [s.name for s in view.spaces.read_by(layer.name)],
+        "writes": [s.name for s in view.spaces.written_by(layer.name)], "prune": prune, "recovers": layer.recovers,
+        "left_alone": dict(layer.left_alone),
+    }  # fmt: skip
+
+
+def _own_spaces(view):
+    """Spaces that are narrowed with the one layer that reads them: {space: layer}."""
+    private = [layer for layer in view.layers if layer.input_space and not layer.input_space.sampled]
+    return {view.own_space(layer).name: layer.name for layer in private}
+
+
+def _space_facts(view):
+    own, (whole, _), found = _own_spaces(view), whole_spaces(view), []
+    for space in view.spaces.all:
+        if space.frozen is not None:
+            status = f"keeps its width: it {space.frozen}"
+        elif space.name in own:
+            status = f"narrowed with {own[space.name]}"
+        else:
+            status = "shared: its readers may each take a subset"
+            status += "; narrowed as a whole by --coupled" if space.name in whole else ""
+        found.append({
+            "name": space.name, "width": space.width, "status": status, "producers": list(space.producers),
+            "carriers": list(space.carriers), "consumers": list(space.consumers), "couplings": list(space.couplings),
+        })  # fmt: skip
+    return found
+
+
+def _others(view, counted, leaves):
+    """What is neither a layer nor free of cost, and why nothing is done with it."""
+    layers, modules = {layer.name for layer in view.layers}, dict(view.module.named_modules())
+    other = {}
+    for name, macs in counted.per_layer.items():
+        if name not in layers and not any(name == leaf or name.startswith(f"{leaf}.") for leaf in leaves):
+            kind = (
+                type(modules[name]).__name__
+                if name in modules
+                else f"{len(view.functional_convs)} that no module makes"
+            )
+            other[name] = f"left alone: {kind}, {macs / max(counted.macs, 1):.1%} of the cost"
+    other.update({leaf: "left alone: given as --leaf" for leaf in leaves})
+    return other
+
+
+def _write(path, text):
+    with files.commit(Path(path)) as target:
+        target.write_text(text, encoding="utf-8")
+    return str(path)

@@ -1,0 +1,222 @@
+"""What is done in a run directory, what is next, and where things lie. Reads only, and imports no torch."""
+
+import re
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from decomp.errors import FileError
+
+from ...data.formats import json_files as files
+from ..run.directory import RunDirectory
+from ..run.record import read_log
+
+DONE, PARTLY, OPEN = "done", "partly", "not yet"
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far one stage is: ``state`` is 'done', 'partly' or 'not yet'; ``detail`` says what, in words."""
+
+    name: str
+    state: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StatusResult:
+    """What `status` found.
+
+    Attributes
+    ----------
+    run : str
+    stages : list of StageStatus
+        In the order in which they are run.
+    next : str or None
+        The command to give next; None when all is done.
+    files : list of (str, str)
+        What lies where: a path and what it is.
+    owner : dict
+        The process that is working on the run (pid, host, since, command); empty when none is.
+    """
+
+    run: str
+    stages: list
+    next: str | None
+    files: list
+    owner: dict
+
+    def lines(self):
+        """The result for a person, a line each."""
+        yield self.run
+        for stage in self.stages:
+            yield f"  {stage.name:<10} {stage.state:<8} {stage.detail}".rstrip()
+        if self.owner:
+            yield "now: pid {pid} on {host} works on it since {since} ({command})".format(**self.owner)
+        yield f"next: {self.next}" if self.next else "next: nothing, all is done"
+        if self.files:
+            yield "files:"
+            width = max(len(path) for path, _ in self.files)
+            for path, what in self.files:
+                yield f"  {path:<{width}}  {what}"
+
+    def to_json(self):
+        """The result as plain data."""
+        return asdict(self)
+
+
+def status(run, *, program="decomp"):
+    """Look at a run directory.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
+    program : str
+        What the command to give next begins with.
+
+    Returns
+    -------
+    StatusResult
+
+    Raises
+    ------
+    FileError
+        There is no such run directory.
+    """
+    run = RunDirectory.open(run)
+    config = run.read_config()["stages"]
+    stages = [
+        _freeze(run, config.get("freeze")),
+        _decompose(run, config.get("decompose")),
+        _finetune(run, config.get("finetune")),
+        _evaluate(run),
+    ]
+    return StatusResult(str(run), stages, _next(run, stages, program), _files(run), run.current_owner())
+
+
+def _freeze(run, config):
+    if config is None or not run.frozen.is_file():
+        return _unfinished_freeze(run)
+    asked, facts = config.get("asked", {}), config.get("facts", {})
+    detail = f"{asked.get('model', 'a network')} on {asked.get('data', 'images')}"
+    if "n_images" in facts and "n_points" in facts:
+        detail += f": {facts['n_images']:,} images, {facts['n_points']} points each"
+    return StageStatus("freeze", DONE, detail)
+
+
+def _unfinished_freeze(run):
+    events = [event for event in read_log(run.log) if event.get("stage") == "freeze"]
+    if not events:
+        return StageStatus("freeze", OPEN)
+    why = events[-1].get("message") if events[-1].get("event") == "stop" else "freeze stopped before its end"
+    return StageStatus("freeze", PARTLY, str(why))
+
+
+def _decompose(run, config):
+    if config is None:
+        return StageStatus("decompose", OPEN)
+    asked = config.get("asked", {})
+    target = f"{asked.get('speedup', 0):g}x by {', '.join(asked.get('steps', []))}"
+    if "macs_after" in config and (run.model_dir / "structure.json").is_file():
+        reached = config["macs_before"] / config["macs_after"]
+        millions = f"{config['macs_before'] / 1e6:,.2f} M to {config['macs_after'] / 1e6:,.2f} M multiply-accumulates"
+        return StageStatus("decompose", DONE, f"{reached:.2f}x ({millions}); asked for {target}")
+    if not run.plan_json.is_file():
+        return StageStatus("decompose", PARTLY, f"{target}: no plan yet")
+    committed = len(list(run.layers_dir.glob("*.safetensors"))) if run.layers_dir.is_dir() else 0
+    if not committed:
+        return StageStatus("decompose", PARTLY, f"{target}: plan.json is written, and can be edited; no layer yet")
+    return StageStatus("decompose", PARTLY, f"{target}: {committed} of {_planned_layers(run)} layers")
+
+
+def _planned_layers(run):
+    try:
+        layers = files.read_json(run.plan_json)["layers"]
+        return sum(not {"channel", "prune"} <= set(layer.get("left_alone") or ()) for layer in layers)
+    except (FileError, KeyError, TypeError, AttributeError):
+        return "?"
+
+
+def _finetune(run, config):
+    done = (run.finetune_dir / "best" / "structure.json").is_file()
+    if config is not None and done:
+        if config.get("network") != _digest(run.model_dir):
+            return StageStatus("finetune", PARTLY, "made from an earlier decomposed network; --redo tunes this one")
+        asked, facts = config.get("asked", {}), config.get("facts", {})
+        kind = "without labels" if asked.get("labels") == "none" else "with labels"
+        detail = f"{asked.get('epochs', '?')} epochs {kind}"
+        if isinstance(facts.get("before"), float) and isinstance(facts.get("after"), float):
+            detail += f"; {facts.get('metric', 'score')} {facts['before']:.4g} before, {facts['after']:.4g} after"
+        return StageStatus("finetune", DONE, detail)
+    epochs = _last_epoch(run)
+    return StageStatus("finetune", OPEN) if epochs is None else StageStatus("finetune", PARTLY, epochs)
+
+
+def _last_epoch(run):
+    """``'epoch 3 of 5'`` as the log says, when there is a fine-tuning that goes on after it; else None."""
+    if not run.finetune_dir.is_dir():
+        return None
+    for event in reversed(read_log(run.log)):
+        if event.get("stage") == "finetune" and (found := re.match(r"epoch \d+ of \d+", str(event.get("message")))):
+            return found[0]
+    return "no epoch yet"
+
+
+def _evaluate(run):
+    if not run.report_json.is_file():
+        return StageStatus("evaluate", OPEN)
+    there = {"original": run.original_dir, "decomposed": run.model_dir, "fine-tuned": run.finetune_dir / "best"}
+    now = {name: _digest(path) for name, path in there.items() if (path / "structure.json").is_file()}
+    try:
+        measured = files.read_json(run.report_json)["identity"]["networks"]
+    except (FileError, KeyError, TypeError):
+        return StageStatus("evaluate", PARTLY, "report.json cannot be used")
+    left = [name for name in now if measured.get(name) != now[name]]
+    if left:
+        return StageStatus("evaluate", PARTLY, f"not measured as it is now: {', '.join(left)}")
+    return StageStatus("evaluate", DONE, ", ".join(measured))
+
+
+def _digest(network):
+    structure = network / "structure.json"
+    return files.digest_file(structure) if structure.is_file() else None
+
+
+def _next(run, stages, program):
+    """The first stage that is not done: as it was begun, or in its plainest form."""
+    stage = next((stage for stage in stages if stage.state != DONE), None)
+    if stage is None:
+        return None
+    if stage.state == PARTLY and (command := _begun(run, stage.name)):
+        redo = " --redo" if "--redo" in stage.detail and "--redo" not in command else ""
+        return f"{program} {command}{redo}"
+    options = {"freeze": " --model … --data …", "decompose": " --speedup 4x"}.get(stage.name, "")
+    return f"{program} {stage.name} --run {shlex.quote(str(run))}{options}"
+
+
+def _begun(run, stage):
+    """The command that last began `stage`, as the log has it; another one's options could be refused."""
+    for event in reversed(read_log(run.log)):
+        if event.get("stage") == stage and event.get("event") == "begin":
+            return event.get("command")
+    return None
+
+
+def _files(run):
+    known = [
+        (run.frozen, "calibration images, points and responses"),
+        (run.original_dir, "the original network"),
+        (run.plan_json, "what each layer becomes"),
+        (run.model_dir, "the decomposed network"),
+        (run.finetune_dir / "best", "the fine-tuned network"),
+        (run.report_json, "the table of evaluate"),
+        (run.log, "every step with its time"),
+    ]
+    return [(str(path), f"{what}{_size(path)}") for path, what in known if path.exists()]
+
+
+def _size(path):
+    path = Path(path)
+    parts = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
+    size = sum(part.stat().st_size for part in parts)
+    return f" ({size / 2**20:,.1f} MiB)" if size >= 2**18 else f" ({size / 2**10:,.0f} KiB)"

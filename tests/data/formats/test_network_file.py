@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from networks import CHAIN_INPUT, block, chain
+from safetensors.torch import load_file, save_file
+
+import decomp
+from decomp.data.formats import json_files as files
+from decomp.data.formats import network_file as emit
+from decomp.errors import DecompError, FileError
+from decomp.graph.network_graph import trace
+from decomp.surgery import batchnorm
+
+
+@pytest.fixture
+def saved(tmp_path):
+    network = trace(chain())
+    folded = batchnorm.fold_bn(network)
+    emit.save(network, tmp_path / "net", edited=[p for pair in folded for p in pair], input_shape=CHAIN_INPUT)
+    return network, tmp_path / "net"
+
+
+def test_networks_load_alone_and_into_the_original_class_bit_for_bit(saved):
+    network, path = saved
+    x = torch.randn(3, *CHAIN_INPUT)
+    alone = decomp.load(path)
+    assert torch.equal(alone(x), network(x)) and not alone.training
+    original = chain()
+    before = {k: v.clone() for k, v in original.state_dict().items()}
+    into = decomp.load(path, into=original)
+    assert type(into) is type(original) and torch.equal(into(x), network(x))
+    assert all(torch.equal(v, before[k]) for k, v in original.state_dict().items())
+    alone.load_state_dict(load_file(str(path / "weights.safetensors")))
+
+
+def test_another_class_is_refused(saved):
+    with pytest.raises(FileError, match="does not fit the given model"):
+        decomp.load(saved[1], into=block())
+
+
+def test_going_into_the_original_class_is_verified(saved):
+    assert "verified" in emit.verify_into_original(saved[1], chain)
+
+    def gone():
+        raise DecompError("nets.py", "is not there")
+
+    assert "stands alone" in emit.verify_into_original(saved[1], gone)
+
+    def other_forward():
+        module = chain()
+        module.register_forward_hook(lambda m, i, o: o * 2)
+        return module
+
+    with pytest.raises(DecompError, match="other outputs"):
+        emit.verify_into_original(saved[1], other_forward)
+
+
+def spoil_weights(path):
+    state = load_file(str(path / "weights.safetensors"))
+    save_file({k: v + 1 for k, v in state.items()}, str(path / "weights.safetensors"))
+
+
+def spoil_structure(change):
+    def spoil(path):
+        data = json.loads((path / "structure.json").read_text())
+        change(data)
+        del data[files.SEAL]
+        files.write_json(path / "structure.json", data, seal=True)
+
+    return spoil
+
+
+def truncate(name):
+    return lambda path: (path / name).write_bytes((path / name).read_bytes()[:-40])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_weights, "does not match"),
+        (truncate("weights.safetensors"), "does not match"),
+        (truncate("structure.json"), r"structure\.json: the file must be JSON|cut short"),
+        (lambda path: (path / "weights.safetensors").unlink(), "is missing"),
+        (lambda path: (path / "structure.json").unlink(), "not an emitted network"),
+        (spoil_structure(lambda d: d.update(format_version=99)), "up to format 1, got format 99"),
+        (spoil_structure(lambda d: d.update(format="other")), "decomp-model"),
+        (spoil_structure(lambda d: d["graph"]["nodes"].pop(2)), "structure is broken"),
+        (spoil_structure(lambda d: d.pop("graph")), r"structure is broken \(no graph\)"),
+    ],
+)
+def test_broken_files_are_named(saved, spoil, words):
+    spoil(saved[1])
+    with pytest.raises(FileError, match=words) as caught:
+        decomp.load(saved[1])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_data_cannot_name_is_refused_before_anything_is_written(tmp_path):
+    from torch import nn
+
+    class Mine(nn.Module):
+        def forward(self, x):
+            return torch.special.expit(x)
+
+    with pytest.raises(DecompError, match="data cannot name"):
+        emit.save(trace(Mine()), tmp_path / "net", input_shape=(1, 2, 2))
+    assert not (tmp_path / "net").exists()

@@ -1,0 +1,187 @@
+"""Timing in turn, and measured times as a cost: on clocks and tables that are known, never on this machine's speed."""
+
+import numpy as np
+import pytest
+import torch
+from networks import CHAIN_INPUT, chain
+from torch import nn
+
+from decomp.allocation.allocator import Allocator
+from decomp.allocation.layer_curves import LayerCurves
+from decomp.allocation.plan import LayerPlan, limits
+from decomp.cost import latency_model as latency
+from decomp.cost.chain import chain_of
+from decomp.cost.latency_model import FactorKind, LatencyCost, channel_grids, kinds_of
+from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.pipelines.console.options import LAYOUTS
+from decomp.runtimes import timing
+from decomp.runtimes.timing import latencies, times_within
+from decomp.surgery.batchnorm import fold_bn
+from decomp.surgery.random_network import random_factors
+
+SHAPE = (1, 8, 8)
+CPU = torch.device("cpu")
+
+
+class Noting(nn.Module):
+    def __init__(self, name, calls):
+        super().__init__()
+        self.name, self.calls = name, calls
+
+    def forward(self, images):
+        self.calls.append((self.name, tuple(images.shape), float(images.sum()), torch.is_grad_enabled()))
+        return images
+
+
+def test_networks_are_timed_in_turn_on_the_same_images():
+    calls = []
+    networks = {name: Noting(name, calls) for name in "abc"}
+    times = latencies(networks, (4, *SHAPE), CPU, 5)
+    assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5, "c": 5}
+    timed = calls[3 * timing.WARM_UP :]
+    assert [name for name, *_ in timed] == list("abc") * 5
+    assert {rest for _, *rest_ in calls for rest in [tuple(rest_)]} == {((4, *SHAPE), calls[0][2], False)}
+
+
+@pytest.mark.parametrize("name", timing.LAYOUTS)
+def test_images_and_weights_are_laid_out_as_asked_and_the_network_stays_as_it_was(name):
+    class Seen(nn.Module):
+        def forward(self, images):
+            layouts.append(images.stride())
+            return images
+
+    layouts, network = [], nn.Sequential(Seen(), nn.Conv2d(3, 4, 3), Seen())
+    laid_out = timing.laid_out(network, name)
+    latencies({"": laid_out}, (2, 3, 6, 6), CPU, 1, layout=name)
+    last = name == "channels-last"
+    assert set(layouts) == {(108, 1, 18, 3), (64, 1, 16, 4)} if last else {(108, 36, 6, 1), (64, 16, 4, 1)}
+    assert laid_out[1].weight.is_contiguous() == (not last) and network[1].weight.is_contiguous()
+    assert name in LAYOUTS and len(LAYOUTS) == len(timing.LAYOUTS)
+
+
+def test_slow_networks_get_fewer_rounds_but_never_too_few(monkeypatch):
+    monkeypatch.setattr(timing, "MAX_SECONDS", 0.0)
+    times = latencies({"a": nn.Identity(), "b": nn.Identity()}, (1, *SHAPE), CPU, 100)
+    assert [len(values) for values in times.values()] == [timing.MIN_ROUNDS] * 2
+
+
+def view_of():
+    network = trace(chain())
+    fold_bn(network)
+    return NetworkGraph(network, CHAIN_INPUT)
+
+
+@pytest.mark.parametrize("ranks", [(None, None), (3, None), (None, 4), (3, 4)])
+def test_the_factors_that_are_timed_are_those_of_the_chain(ranks):
+    """Same shapes in, same shapes on the way and out, as the factors that a solver returns."""
+    view = view_of()
+    for layer in view.layers:
+        usable = [r if step not in layer.left_alone else None for r, step in zip(ranks, ("spatial", "channel"))]
+        module = view.module.get_submodule(layer.name)
+        kinds = kinds_of(layer, module)
+        widths = layer.in_channels, layer.out_channels
+        names, shapes = [], []
+        if layer.kind == "linear":
+            assert kinds["dense"].images(2, widths[0]) == (2, widths[0])
+            continue
+        for name, n_in, n_out in chain_of(*widths, *usable):
+            built, shape = kinds[name].build(n_in, n_out), kinds[name].images(2, n_in)
+            shapes.append((shape, tuple(built(torch.zeros(shape)).shape)))
+            names.append(built.kernel_size)
+        factors = random_factors(view, layer, LayerPlan(layer.name, None, *usable)).factors
+        assert names == [factor.kernel for factor in factors]
+        x = torch.zeros(2, widths[0], *layer.in_hw)
+        for factor, (wanted_in, wanted_out) in zip(factors, shapes):
+            assert tuple(x.shape) == wanted_in
+            x = factor.forward(x)
+            assert tuple(x.shape) == wanted_out
+
+
+def fake_tables(view, milliseconds):
+    tables = {}
+    for layer in view.layers:
+        for name, (inputs, outputs) in channel_grids(layer, {"spatial", "channel"} - set(layer.left_alone)).items():
+            tables[layer.name, name] = inputs, outputs, [[milliseconds(a, b) for b in outputs] for a in inputs]
+    return tables
+
+
+def test_times_are_interpolated_scaled_and_summed():
+    view = view_of()
+    parts = {layer.name: 1.0 + layer.index for layer in view.layers}
+    model = LatencyCost(view, fake_tables(view, lambda a, b: 2 + 0.5 * a * b), parts, beside=0.0)
+    assert model.total == pytest.approx(sum(parts.values()))
+    layer = view.layers[1]
+    c, n = layer.in_channels, layer.out_channels
+    scale = parts[layer.name] / (2 + 0.5 * c * n)
+    assert model.layer(layer, c, n) == pytest.approx(parts[layer.name])
+    assert model.layer(layer, 5, n) == pytest.approx(scale * (2 + 0.5 * 5 * n))  # bilinear in between is exact here
+    chain_ms = (2 + 0.5 * 5 * 7) + (2 + 0.5 * 7 * 3) + (2 + 0.5 * 3 * 9)
+    assert model.layer(layer, 5, 9, 7, 3) == pytest.approx(scale * chain_ms)
+    a, b = np.array([[1], [5], [c]]), np.array([[2, n]])
+    table = model.layer(layer, a, b, 7, 3)
+    assert table.shape == (3, 2) and table[1, 1] == pytest.approx(model.layer(layer, 5, n, 7, 3))
+
+
+def test_what_lies_beside_the_layers_goes_with_their_outputs():
+    view = view_of()
+    parts = {layer.name: 1.0 for layer in view.layers}
+    tables = fake_tables(view, lambda a, b: 1.0)
+    with_it, without = (LatencyCost(view, tables, parts, beside) for beside in (6.0, 0.0))
+    assert with_it.total == without.total + 6
+    added = {
+        layer.name: [with_it.layer(layer, 1, n) - without.layer(layer, 1, n) for n in (1, layer.out_channels)]
+        for layer in view.layers
+    }
+    assert sum(whole for _, whole in added.values()) == pytest.approx(6)
+    for layer in view.layers:
+        assert added[layer.name][0] == pytest.approx(added[layer.name][1] / layer.out_channels)
+
+
+def test_noise_that_makes_wider_factors_faster_is_not_followed():
+    view = view_of()
+    tables = fake_tables(view, lambda a, b: 1.0)
+    name = view.layers[1].name
+    inputs, outputs, times = tables[name, "dense"]
+    times[1][1] = 5.0  # slower than all that are wider
+    model = LatencyCost(view, tables, {layer.name: 1.0 for layer in view.layers}, beside=0.0)
+    wide = model.layer(view.layers[1], inputs[-1], outputs[-1])
+    assert model.layer(view.layers[1], inputs[1], outputs[1]) == pytest.approx(wide)
+
+
+def test_where_factors_only_take_longer_the_allocation_narrows_instead():
+    """A device on which a call costs all the time: two factors are twice as slow as one, whatever their width."""
+    view = view_of()
+    rng, curves = np.random.default_rng(0), {}
+    for layer in view.layers:
+        made = {
+            step: rng.uniform(0.2, 2) * (1 - np.arange(limit + 1) / limit) ** 2
+            for step, (_, limit, _) in limits(layer).items()
+            if step not in layer.left_alone
+        }
+        curves[layer.name] = LayerCurves(**made)
+    tables = fake_tables(view, lambda a, b: 50.0 + 0.1 * a * b)
+    model = LatencyCost(view, tables, {layer.name: 1.0 for layer in view.layers}, beside=0.0)
+    items = Allocator(view, curves, model).joint(1.05)
+    assert all(item.spatial_rank is None and item.channel_rank is None for item in items.values())
+    assert any(item.keep is not None for item in items.values())
+
+
+def test_times_within_a_network_are_its_parts_and_the_rest(monkeypatch):
+    clock = iter(np.cumsum(np.r_[0.0, np.ones(10_000)]))  # every look at the clock is a second after the last
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3)).eval()
+    parts, rest = times_within(network, ["0", "2"], (1, *SHAPE), CPU, 4)
+    # Six looks a round: start, 0 in, 0 out, 2 in, 2 out, stop.
+    assert parts == {"0": 1000.0, "2": 1000.0} and rest == 3000.0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_kind_is_told_apart_by_all_that_its_time_depends_on():
+    words = {
+        FactorKind((3, 3), in_hw=(8, 8)).words(4, 5),
+        FactorKind((3, 3), in_hw=(8, 8)).words(5, 4),
+        FactorKind((3, 1), in_hw=(8, 8)).words(4, 5),
+        FactorKind((3, 3), in_hw=(8, 9)).words(4, 5),
+        FactorKind(latency.LINEAR).words(4, 5),
+    }
+    assert len(words) == 5

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from networks import CHAIN_INPUT, block, chain
+from torch import nn
+
+from decomp.execution import output_metric as metric
+from decomp.execution import outputs
+from decomp.graph.network_graph import NetworkGraph, trace
+
+
+def classifier():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(12, 5))
+
+
+def view_of(module, shape):
+    return NetworkGraph(trace(module), shape)
+
+
+@pytest.mark.parametrize(("make", "shape"), [(chain, CHAIN_INPUT), (block, (3, 8, 8))])
+def test_metrics_are_symmetric_positive_and_of_one_scale(make, shape):
+    view = view_of(make(), shape)
+    found = metric.output_metrics(view, [torch.randn(6, *shape)] * 3)
+    assert set(found) == {layer.name for layer in view.layers if layer.fitted}
+    for layer in (layer for layer in view.layers if layer.fitted):
+        F = found[layer.name]
+        assert F.shape == (layer.out_channels,) * 2 and torch.equal(F, F.T)
+        assert F.diagonal().mean() == pytest.approx(1)
+        assert torch.linalg.eigvalsh(F).min() > 0.5 * metric.DAMPING / (1 + metric.DAMPING)
+
+
+def test_nothing_is_left_on_the_network():
+    view = view_of(classifier(), (1, 6, 6))
+    images = torch.randn(4, 1, 6, 6)
+    metric.output_metrics(view, [images])
+    assert not images.requires_grad
+    assert all(p.grad is None for p in view.module.parameters())
+    assert not any(m._forward_hooks for m in view.module.modules())
+
+
+def test_the_draw_depends_on_the_seed_alone():
+    view, images = view_of(classifier(), (1, 6, 6)), torch.randn(8, 1, 6, 6)
+    one = metric.output_metrics(view, [images], seed=3)
+    torch.manual_seed(9)
+    two = metric.output_metrics(view, [images], seed=3)
+    other = metric.output_metrics(view, [images], seed=4)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_small_errors_change_the_output_as_the_metric_says():
+    """The quadratic form against the divergence itself, at the layer that gives the class scores."""
+    module = classifier().double()
+    view = view_of(module, (1, 6, 6))
+    images = torch.randn(400, 1, 6, 6, dtype=torch.float64) * 3
+    batches = [images] * 60
+    F = metric.output_metrics(view, batches)["4"]
+    undamped = F * (1 + metric.DAMPING) - metric.DAMPING * torch.eye(5)
+    with torch.no_grad():
+        scores = module(images)
+    # The Fisher information of the scores is the mean of diag(p) − p pᵀ; sampled labels must come to the same.
+    p = scores.softmax(1)
+    fisher = torch.diag(p.mean(0)) - p.T @ p / len(p)
+    assert torch.allclose(undamped, fisher / fisher.diagonal().mean(), atol=0.03)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        e = 1e-3 * torch.randn(5, generator=generator, dtype=torch.float64)
+        divergence = outputs.output_divergence(scores, scores + e).mean()
+        assert divergence == pytest.approx(float(e @ fisher @ e) / 2, rel=0.02)
+
+
+def test_a_channel_that_nothing_reads_weighs_least():
+    module = classifier()
+    module[2].weight.data[:, 1] = 0
+    F = metric.output_metrics(view_of(module, (1, 6, 6)), [torch.randn(50, 1, 6, 6)])["0"]
+    assert F.diagonal().argmin() == 1
+    assert F[1, 1] == pytest.approx(metric.DAMPING / (1 + metric.DAMPING))

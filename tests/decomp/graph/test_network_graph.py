@@ -1,0 +1,239 @@
+import pytest
+import torch
+from networks import CHAIN_INPUT, block, chain, randomise
+from torch import nn
+from torch.nn import functional as F
+
+from decomp.errors import TraceError
+from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.surgery.batchnorm import fold_bn
+
+
+def view(module, shape):
+    return NetworkGraph(trace(module), shape)
+
+
+def test_a_chain_is_read_in_order_with_its_spaces():
+    layers = view(chain(), CHAIN_INPUT).layers
+    assert [layer.name for layer in layers] == ["0", "3", "5", "8", "13", "16"]
+    assert [layer.kind for layer in layers] == ["conv"] * 4 + ["linear"] * 2
+    assert layers[1].in_hw == (12, 12) and layers[1].out_hw == (6, 12)
+    assert layers[0].left_alone == {"prune": "reads the image itself"}
+    spaces = [layer.input_space for layer in layers[1:]]
+    assert [space.producer for space in spaces] == ["0", "3", "5", "8", "13"]
+    assert spaces[0].carriers == ("1",) and spaces[2].carriers == ("6",)
+    assert spaces[3].repeat == 18 and spaces[3].map_shape == (3, 6)
+    assert "spatial" in layers[3].left_alone and "channel" not in layers[3].left_alone
+
+
+def test_activations_are_those_that_follow_directly():
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Identity(), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU6(),
+        nn.Conv2d(4, 4, 1), nn.GELU(), nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    found = [layer.activation for layer in view(module, (1, 8, 8)).layers]
+    assert found == ["relu", "identity", "relu6", "GELU", "identity"]
+
+
+def test_inner_spaces_of_branches_are_narrowed_and_shared_ones_sampled():
+    layers = {layer.name: layer for layer in view(block(), (3, 8, 8)).layers}
+    assert layers["conv2"].input_space.producer == "conv1" and layers["conv2"].input_space.carriers == ("bn1",)
+    assert layers["conv1"].input_space.sampled and layers["conv1"].input_space.width == 8
+    assert layers["depthwise"].left_alone["channel"] == "depthwise convolution"
+    assert layers["head"].left_alone["prune"] == "its input is also read by conv1"
+    assert "spatial" not in layers["conv1"].left_alone
+    without = NetworkGraph(trace(block()), (3, 8, 8), sampler=False).layer("conv1")
+    assert without.input_space is None and without.left_alone["prune"] == "its input is also read by head"
+
+
+def test_the_last_layer_before_a_sum_makes_up_for_the_shortcut():
+    graph = view(block(), (3, 8, 8))
+    found = {layer.name: graph.shortcut_node(layer) for layer in graph.layers}
+    assert [name for name, node in found.items() if node is not None] == []  # the normalisation lies between
+    network = trace(block())
+    fold_bn(network)
+    graph = NetworkGraph(network, (3, 8, 8))
+    found = {layer.name: graph.shortcut_node(layer) for layer in graph.layers}
+    assert {name for name, node in found.items() if node is not None} == {"conv2"}
+    assert found["conv2"].target is F.relu
+
+
+def test_a_shortcut_that_does_nothing_may_be_called_after_the_branch():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv2 = nn.Conv2d(3, 3, 1)
+            self.conv, self.shortcut = nn.Conv2d(3, 3, 3, padding=1), nn.Sequential(nn.Dropout(), nn.Identity())
+            self.other, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = self.conv(x) + self.shortcut(x)
+            x = self.other(x) + torch.tanh(x)
+            first = self.shortcut(self.conv2(x))
+            return first + self.last(x)
+
+    graph = view(Block(), (3, 8, 8))
+    assert graph.shortcut_node(graph.layer("conv")).op == "placeholder"
+    assert graph.layer("other").recovers is None  # the other value is made after it
+    # Not where it was first made: what nobody reads any more is no longer held while the network runs.
+    assert graph.shortcut_node(graph.layer("last")).target == "shortcut.1"
+
+
+def test_depthwise_convolutions_are_carried_between_expansion_and_projection():
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 12, 1), nn.ReLU6(), nn.Conv2d(12, 12, 3, groups=12), nn.ReLU6(),
+        nn.Conv2d(12, 4, 1),
+    )  # fmt: skip
+    layer = view(module, (3, 9, 9)).layer("5")
+    assert layer.input_space.producer == "1" and layer.input_space.carriers == ("3",)
+
+
+def test_a_layer_called_twice_is_left_alone():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            return self.out(self.conv(self.conv(x)))
+
+    layers = view(Twice(), (3, 6, 6)).layers
+    assert layers[0].left_alone["spatial"] == "called 2 times"
+    assert "prune" in layers[1].left_alone
+
+
+@pytest.mark.parametrize(
+    ("reshape", "prunable"),
+    [
+        (lambda x: x.view(x.size(0), -1), True),
+        (lambda x: x.reshape(x.shape[0], -1), True),
+        (lambda x: x.flatten(1), True),
+        (lambda x: torch.flatten(x, 1), True),
+        (lambda x: x.view(-1, 4 * 36), False),
+        (lambda x: x.permute(0, 2, 3, 1).flatten(1), False),
+        (lambda x: x.transpose(2, 3).flatten(1), False),
+    ],
+)
+def test_flattening_is_understood_only_where_channels_stay_whole(reshape, prunable):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 2)
+
+        def forward(self, x):
+            return self.out(reshape(self.conv(x)))
+
+    layer = view(Net(), (1, 8, 8)).layers[1]
+    assert (layer.input_space is not None) == prunable
+    assert ("prune" in layer.left_alone) != prunable
+
+
+def test_global_mean_keeps_one_column_per_channel():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.out(self.conv(x).mean((2, 3)))
+
+    space = view(Net(), (1, 8, 8)).layers[1].input_space
+    assert space.repeat == 1 and space.map_shape == (1, 1)
+
+
+def test_control_flow_is_refused_with_its_place():
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            if x.sum() > 0:
+                return self.conv(x)
+            return x
+
+    with pytest.raises(
+        TraceError, match=r"net: the forward pass cannot be traced at test_network_graph\.py:\d+: symbolically traced"
+    ):
+        trace(Dynamic(), "net")
+
+
+class Joined(nn.Module):
+    """Goes down and up again, and pads where an odd size was rounded down; as many networks for segmentation do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(12, 2, 3)
+
+    def forward(self, x):
+        skip = F.relu(self.a(x))
+        y = F.interpolate(self.b(F.max_pool2d(skip, 2)), scale_factor=2.0)
+        if y.shape[-2:] != skip.shape[-2:]:
+            y = F.pad(y, (0, skip.shape[-1] - y.shape[-1], 0, skip.shape[-2] - y.shape[-2]))
+        return self.c(torch.cat([skip, y], dim=1))
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_branches_on_sizes_are_taken_as_images_of_that_size_take_them(size):
+    module, x = randomise(Joined()), torch.randn(3, 1, size, size)
+    network = trace(module, shape=(1, size, size))
+    assert torch.equal(network(x), module(x))
+    assert [place.split(":")[0] for place in network.meta["branches"]] == ["test_network_graph.py"]
+    assert any(node.target is F.pad for node in network.graph.nodes) == (size == 9)
+    assert NetworkGraph(network, (1, size, size)).layer("c").input_space is not None
+    with pytest.raises(TraceError, match="cannot be traced"):
+        trace(module)
+    assert trace(chain(), shape=CHAIN_INPUT).meta["branches"] == []
+
+
+@pytest.mark.parametrize("question", [
+    "x.sum() > 0", "x.shape[0] > 1", "len(x) > 1", "x.sum().item() > 0", "x.flatten().tolist()[0] + x.shape[2] > 8",
+    "torch.allclose(x, x * 2)",
+])  # fmt: skip
+def test_what_other_images_or_other_batches_answer_otherwise_is_refused(question):
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            return self.conv(x) if eval(question) else x
+
+    with pytest.raises(TraceError, match="net: the forward pass cannot be traced"):
+        trace(Dynamic(), "net", shape=(1, 8, 8))
+
+
+def test_a_wrong_input_size_is_refused_in_one_line():
+    with pytest.raises(TraceError, match="does not run at input size 3x12x12") as caught:
+        view(chain(), (3, 12, 12))
+    assert "\n" not in str(caught.value)
+
+
+def test_tracing_leaves_the_model_alone():
+    model = chain().train()
+    traced = trace(model)
+    assert model.training and not traced.training
+    traced.get_submodule("0").weight.data.zero_()
+    assert model[0].weight.abs().sum() > 0
+
+
+def test_inputs_with_defaults_take_them():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, mask=None, *, scale=2.0):
+            x = self.conv(x)
+            return x * scale if mask is None else x * mask
+
+    network, x = trace(Masked()), torch.randn(2, 3, 8, 8)
+    assert [node.op for node in network.graph.nodes].count("placeholder") == 1
+    with torch.no_grad():
+        assert torch.equal(network(x), network.conv(x) * 2)
+
+
+def test_a_network_that_does_not_run_at_a_size_is_refused_without_a_traceback(capsys):
+    with pytest.raises(TraceError, match="does not run at input size 3x4x4"):
+        view(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 5)), (3, 4, 4))
+    assert capsys.readouterr() == ("", "")

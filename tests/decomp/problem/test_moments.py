@@ -1,0 +1,178 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layer_problems import output_metric, relative
+
+from decomp.errors import DecompError, NumericalError
+from decomp.problem import moments as module
+from decomp.problem.moments import Moments
+
+
+def rows(m=60, p=7, n=3, seed=0, offset=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(m, p, generator=generator, dtype=torch.float64) + offset
+    return X, X[:, :n] * 2 + torch.randn(m, n, generator=generator, dtype=torch.float64)
+
+
+def parts(moments):
+    return {name: getattr(moments, name) for name in ("K", "C", "S", "x_mean", "y_mean")}
+
+
+def assert_same(a, b, tolerance=1e-10):
+    assert a.n_rows == b.n_rows
+    for name, value in parts(a).items():
+        other = parts(b)[name]
+        assert (value - other).norm() <= tolerance * max(1.0, float(other.norm())), name
+
+
+def test_moments_are_the_covariance_sums():
+    X, Y = rows()
+    got = Moments.of_rows(X, Y)
+    joint = np.cov(torch.cat([X, Y], dim=1).numpy(), rowvar=False) * (len(X) - 1)
+    np.testing.assert_allclose(got.K, joint[:7, :7], rtol=1e-12)
+    np.testing.assert_allclose(got.C, joint[:7, 7:], rtol=1e-12)
+    np.testing.assert_allclose(got.S, joint[7:, 7:], rtol=1e-12)
+    np.testing.assert_allclose(got.x_mean, X.numpy().mean(0), rtol=1e-12)
+    np.testing.assert_allclose(got.y_mean, Y.numpy().mean(0), rtol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+    order=st.randoms(use_true_random=False),
+    offset=st.sampled_from([0, 1e3]),
+)
+def test_any_split_of_the_rows_gives_the_same_moments(cuts, order, offset):
+    X, Y = rows(offset=offset)
+    edges = [0, *sorted(cuts), 60]
+    shards = [slice(a, b) for a, b in zip(edges, edges[1:])]
+    order.shuffle(shards)
+    whole, streamed, merged = Moments.of_rows(X, Y), Moments.zeros(7, 3), Moments.zeros(7, 3)
+    for shard in shards:
+        streamed.update(X[shard], Y[shard])
+        merged = merged + Moments.of_rows(X[shard], Y[shard])
+    assert_same(streamed, whole)
+    assert_same(merged, whole)
+
+
+def test_adding_changes_neither_side():
+    X, Y = rows()
+    a, b = Moments.of_rows(X[:20], Y[:20]), Moments.of_rows(X[20:], Y[20:])
+    before = [value.clone() for value in (*parts(a).values(), *parts(b).values())]
+    a + b
+    assert all(torch.equal(x, y) for x, y in zip(before, (*parts(a).values(), *parts(b).values())))
+
+
+def test_tiles_of_rows_and_columns_leave_no_seam(monkeypatch):
+    X, Y = rows(p=11)
+    whole = Moments.of_rows(X, Y)
+    monkeypatch.setattr(module, "TILE_ROWS", 7)
+    monkeypatch.setattr(module, "TILE_COLUMNS", 4)
+    tiled = Moments.of_rows(X, Y)
+    assert_same(tiled, whole)
+    assert torch.equal(tiled.K, tiled.K.T), "K must be symmetric to the last bit"
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e4])
+def test_float32_rows_lose_nothing_to_cancellation(offset):
+    X, Y = rows(m=5000, offset=offset)
+    X, Y = X.float(), Y.float()
+    single, double = Moments.of_rows(X, Y), Moments.of_rows(X.double(), Y.double())
+    assert_same(single, double, tolerance=1e-5)
+    assert (single.x_mean - double.x_mean).abs().max() <= 1e-9 * max(1.0, offset)
+
+
+def test_products_do_not_fall_below_float32_where_torch_is_told_to():
+    X, Y = rows()
+    X, Y = X.float(), Y.float()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        got = Moments.of_rows(X, Y)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert_same(got, Moments.of_rows(X.double(), Y.double()), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_column_has_no_variance_at_all(dtype):
+    X, Y = rows(m=1000)
+    X[:, 2] = 0.1
+    got = Moments.zeros(7, 3)
+    for shard in (slice(0, 333), slice(333, 1000)):
+        got.update(X[shard].to(dtype), Y[shard].to(dtype))
+    assert torch.equal(got.K[2], torch.zeros(7, dtype=torch.float64))
+    assert torch.equal(got.C[2], torch.zeros(3, dtype=torch.float64))
+
+
+def test_taking_and_mapping_are_those_of_the_rows():
+    X, Y = rows()
+    whole = Moments.of_rows(X, Y)
+    index = torch.tensor([5, 0, 3])
+    generator = torch.Generator().manual_seed(3)
+    A = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    T = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    assert_same(whole.take_inputs(index), Moments.of_rows(X[:, index], Y))
+    assert_same(whole.map_inputs(A), Moments.of_rows(X @ A, Y))
+    assert_same(whole.map_outputs(T), Moments.of_rows(X, Y @ T))
+
+
+@pytest.mark.parametrize("metric", [None, output_metric(3)])
+def test_the_error_is_that_of_the_rows(metric):
+    X, Y = rows()
+    B = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    got = Moments.of_rows(X, Y).error(B, metric)
+    assert got == pytest.approx(relative(Y, X @ B, metric), rel=1e-12)
+    assert Moments.of_rows(X, Y).error(B * 0, metric) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_perfect_fit_reads_zero_and_never_less(dtype):
+    X, _ = rows(m=500, offset=3)
+    B = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    error = Moments.of_rows(X.to(dtype), (X @ B).to(dtype)).error(B)
+    assert 0 <= error < (1e-13 if dtype == torch.float64 else 1e-6)
+
+
+def test_responses_that_do_not_vary_have_a_defined_error():
+    X, Y = rows()
+    moments = Moments.of_rows(X, torch.ones_like(Y))
+    assert moments.error(torch.zeros(7, 3)) == 0
+    assert moments.error(torch.ones(7, 3)) == float("inf")
+
+
+def test_moments_of_different_rows_are_noticed():
+    X, Y = rows()
+    moments = Moments.of_rows(X, Y)
+    moments.S *= 0.01
+    B = torch.linalg.solve(moments.K, moments.C)
+    with pytest.raises(NumericalError, match="one set of rows"):
+        moments.error(B)
+
+
+def test_not_a_number_is_named_with_layer_and_count():
+    X, Y = rows()
+    X[4, 2] = float("nan")
+    with pytest.raises(NumericalError, match=r"conv3_1: .*60 rows.* 13 of 49 entries of K NaN or Inf"):
+        Moments.of_rows(X, Y).check("conv3_1")
+    with pytest.raises(NumericalError, match="conv3_1: a layer problem needs rows"):
+        Moments.zeros(7, 3).check("conv3_1")
+
+
+def test_rows_of_another_shape_are_refused():
+    X, Y = rows()
+    with pytest.raises(DecompError, match=r"rows must be \(m, 7\) and \(m, 3\)"):
+        Moments.zeros(7, 3).update(X[:, :6], Y)
+    with pytest.raises(DecompError, match="rows must be"):
+        Moments.zeros(7, 3).update(X[:5], Y)
+    with pytest.raises(DecompError, match="can be added"):
+        Moments.zeros(7, 3) + Moments.zeros(7, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_what_the_processor_gives():
+    X, Y = rows(m=5000, offset=10)
+    there = Moments.zeros(7, 3, device="cuda")
+    there.update(X.float().cuda(), Y.float().cuda())
+    assert_same(there.to("cpu"), Moments.of_rows(X, Y), tolerance=1e-5)

@@ -1,0 +1,159 @@
+"""Masked and shrunk networks agree, on the small graphs and on random ones."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import randomise
+from small_graphs import GRAPHS, INPUT, make
+from torch import nn
+from torch.nn import functional as F
+
+from decomp.cost.count import cost
+from decomp.errors import DecompError
+from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.surgery.narrow_module import narrow_layer
+from decomp.surgery.narrow_network import mask, shrink, shrunk_macs
+
+
+def images(shape=INPUT, n=3):
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(5))
+
+
+def draw_keep(spaces, generator, share=None):
+    """For every space that may be narrowed, some of its channels."""
+    keep = {}
+    for space in spaces.all:
+        if space.frozen is None:
+            count = int(torch.randint(1, space.width + 1, (), generator=generator))
+            count = count if share is None else max(1, int(space.width * share))
+            keep[space.name] = torch.randperm(space.width, generator=generator)[:count].sort().values.tolist()
+    return keep
+
+
+def check_agreement(module, shape, keep_of):
+    """Mask, shrink and the formula of the cost against each other; gives the two costs."""
+    network = trace(module)
+    spaces = NetworkGraph(network, shape).spaces
+    keep, x = keep_of(spaces), images(shape)
+    masked, small = copy.deepcopy(network), copy.deepcopy(network)
+    assert set(mask(masked, spaces, keep)) == set(shrink(small, spaces, keep))
+    with torch.no_grad():
+        wanted, got = masked(x), small(x)
+    assert torch.isfinite(got).all() and got.shape == network(x).shape
+    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp_min(1.0)
+    before, after = cost(network, shape), cost(small, shape)
+    assert after.macs == shrunk_macs(spaces, keep, before.per_layer)
+    return before.macs, after.macs
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("seed", range(3))
+def test_small_graphs_masked_and_shrunk_agree(name, seed):
+    generator = torch.Generator().manual_seed(seed)
+    check_agreement(make(name, seed), INPUT, lambda spaces: draw_keep(spaces, generator))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_small_graphs_get_cheaper_by_half_of_their_channels(name):
+    before, after = check_agreement(make(name), INPUT, lambda s: draw_keep(s, torch.Generator(), 0.5))
+    # Channels that are shuffled keep their number; all others halve what reads and what writes them.
+    assert after < (0.95 if name == "shuffle" else 0.6) * before
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_keeping_everything_changes_nothing(name):
+    network = trace(make(name))
+    before = copy.deepcopy(network.state_dict())
+    spaces = NetworkGraph(network, INPUT).spaces
+    assert shrink(network, spaces, {s.name: range(s.width) for s in spaces.all if s.frozen is None}) == []
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+class Random(nn.Module):
+    """A network drawn step by step: each step takes one or two earlier values and gives another."""
+
+    def __init__(self, steps, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.steps, widths, self.layers = [], [3], nn.ModuleList()
+
+        def draw(limit):
+            return int(torch.randint(limit, (), generator=generator))
+
+        for kind in ["conv", *steps]:
+            a = draw(len(widths)) if self.steps else 0
+            b, c = draw(len(widths)), widths[a]
+            layer, width = nn.Identity(), c
+            if kind == "conv":
+                width = 4 * (1 + draw(3))
+                layer = nn.Conv2d(c, width, 3, padding=1, bias=bool(draw(2)))
+            elif kind == "grouped" and c % 4 == 0:
+                layer, width = nn.Conv2d(c, 2 * c, 1, groups=4), 2 * c
+            elif kind == "depthwise":
+                layer = nn.Conv2d(c, c, 3, padding=1, groups=c)
+            elif kind == "transposed":
+                layer, width = nn.ConvTranspose2d(c, 8, 3, padding=1), 8
+            elif kind == "norm":
+                layer = nn.BatchNorm2d(c, affine=bool(draw(2)))
+            elif kind == "prelu":
+                layer = nn.PReLU(c)
+            elif kind in ("add", "mul"):
+                same = [i for i, w in enumerate(widths) if w == c and i > 0]
+                b = same[draw(len(same))] if same else a
+            elif kind == "cat":
+                width = c + widths[b]
+            elif kind == "chunk" and c % 2:
+                kind = "sigmoid"
+            self.steps.append((kind, a, b))
+            self.layers.append(layer)
+            widths.append(width)
+        self.head = nn.Linear(sum(widths[1:]), 3)
+
+    def forward(self, x):
+        values = [x]
+        for (kind, a, b), layer in zip(self.steps, self.layers):
+            value, other = values[a], values[b]
+            if kind == "add":
+                value = value + other
+            elif kind == "mul":
+                value = value * torch.sigmoid(other.mean((2, 3), keepdim=True))
+            elif kind == "cat":
+                value = torch.cat([value, other], 1)
+            elif kind == "sigmoid":
+                value = F.softplus(value)
+            elif kind == "chunk":
+                left, right = value.chunk(2, 1)
+                value = torch.cat([right, left], 1)
+            else:
+                value = layer(value)
+            values.append(value)
+        return self.head(torch.cat([F.adaptive_avg_pool2d(v, 1).flatten(1) for v in values[1:]], 1))
+
+
+KINDS = ("conv", "grouped", "depthwise", "transposed", "norm", "prelu", "add", "mul", "cat", "sigmoid", "chunk")
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=st.lists(st.sampled_from(KINDS), max_size=12), seed=st.integers(0, 10**6))
+def test_random_graphs_masked_and_shrunk_agree(steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    module = randomise(Random(steps, seed), seed)
+    check_agreement(module, (3, 6, 6), lambda spaces: draw_keep(spaces, generator))
+
+
+def test_parts_of_groups_are_refused():
+    conv = nn.Conv2d(8, 8, 1, groups=2)
+    with pytest.raises(DecompError, match="whole groups of 4 to 4 channels must stay"):
+        narrow_layer(conv, torch.tensor([0, 1]), torch.tensor([0, 1]))
+
+
+def test_chains_of_factors_are_narrowed_at_both_ends():
+    chain = nn.Sequential(nn.Conv2d(6, 3, (3, 1)), nn.Conv2d(3, 5, (1, 3)))
+    reads, writes = torch.tensor([0, 4]), torch.tensor([1, 2])
+    small, x = narrow_layer(chain, reads, writes), images((6, 5, 5))
+    zeroed = torch.zeros_like(x)
+    zeroed[:, reads] = x[:, reads]
+    assert torch.allclose(small(x[:, reads]), chain(zeroed)[:, writes], atol=1e-6)

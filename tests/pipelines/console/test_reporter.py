@@ -1,0 +1,121 @@
+"""What a reporter shows on a terminal and elsewhere, and what log.jsonl keeps."""
+
+import io
+import json
+
+import pytest
+
+from decomp.pipelines.console.reporter import Reporter, format_seconds
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.record import read_log
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_each_step_is_one_line_and_one_event(tmp_path):
+    stream = io.StringIO()
+    reporter = Reporter(tmp_path / "log.jsonl", stream=stream)
+    with reporter.stage("decompose"):
+        reporter.step("conv1: rank 3", layer="conv1", rank=3)
+    assert stream.getvalue() == "conv1: rank 3\n"
+    begin, step, end = read_log(tmp_path / "log.jsonl")
+    assert (step["message"], step["rank"], step["stage"]) == ("conv1: rank 3", 3, "decompose")
+    assert begin["event"] == "begin" and end["event"] == "end" and end["took"] >= 0
+    assert begin["seconds"] <= step["seconds"] <= end["seconds"]
+
+
+def test_a_stage_that_stops_says_why_in_the_log(tmp_path):
+    reporter = Reporter(tmp_path / "log.jsonl", quiet=True)
+    with pytest.raises(KeyboardInterrupt), reporter.stage("finetune"):
+        raise KeyboardInterrupt
+    assert read_log(tmp_path / "log.jsonl")[-1]["message"] == "finetune stopped: KeyboardInterrupt"
+
+
+def test_quiet_shows_nothing_and_logs_all(tmp_path):
+    stream = Terminal()
+    reporter = Reporter(tmp_path / "log.jsonl", quiet=True, stream=stream)
+    reporter.step("one")
+    reporter.warn("two")
+    with reporter.progress(2, "three") as progress:
+        progress.update(2)
+    assert stream.getvalue() == ""
+    assert [event["message"][:5] for event in read_log(tmp_path / "log.jsonl")] == ["one", "two", "three"]
+
+
+def test_nothing_is_written_into_a_folder_that_is_no_run(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    reporter = Reporter.for_run(run, quiet=True)
+    reporter.step("before")
+    assert not run.path.exists()
+    run.path.mkdir()
+    reporter.step("still no run")
+    assert list(run.path.iterdir()) == []
+    RunDirectory.create(run)
+    reporter.step("after")
+    assert [event["message"] for event in read_log(run.log)] == ["before", "still no run", "after"]
+
+
+def test_progress_elsewhere_than_on_a_terminal_is_one_line_at_the_end():
+    stream = io.StringIO()
+    reporter = Reporter(stream=stream)
+    with reporter.progress(1000, "reading", unit="images") as progress:
+        for _ in range(10):
+            progress.update(100)
+            assert stream.getvalue() == ""
+    assert stream.getvalue().count("\n") == 1 and stream.getvalue().startswith("reading: 1,000 images in ")
+
+
+def test_progress_on_a_terminal_moves_and_lets_lines_through():
+    stream = Terminal()
+    reporter = Reporter(stream=stream)
+    with reporter.progress(10, "reading", unit="images") as progress:
+        progress.update(5)
+        reporter.step("a line in between")
+        progress.update(5)
+    shown = stream.getvalue()
+    assert "0/10" in shown and "a line in between\n" in shown
+    assert "\r" in shown and shown.endswith("\n")
+
+
+def test_progress_that_fails_claims_nothing(tmp_path):
+    stream = io.StringIO()
+    reporter = Reporter(tmp_path / "log.jsonl", stream=stream)
+    with pytest.raises(ZeroDivisionError), reporter.progress(10, "reading") as progress:
+        progress.update(5)
+        raise ZeroDivisionError
+    assert stream.getvalue() == "" and read_log(tmp_path / "log.jsonl") == []
+
+
+def test_a_line_torn_by_a_kill_does_not_swallow_the_next(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"message": "one"}\n{"mess')
+    Reporter(path, quiet=True).step("two")
+    assert [event["message"] for event in read_log(path)] == ["one", "two"]
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_the_work_goes_on(tmp_path):
+    stream = io.StringIO()
+    (tmp_path / "log.jsonl").mkdir()
+    reporter = Reporter(tmp_path / "log.jsonl", stream=stream)
+    reporter.step("one")
+    reporter.step("two")
+    assert stream.getvalue().count("no further steps are logged") == 1
+    assert stream.getvalue().endswith("two\n")
+
+
+def test_events_are_plain_json_whatever_the_fields(tmp_path):
+    torch = pytest.importorskip("torch")
+    Reporter(tmp_path / "log.jsonl", quiet=True).step("x", error=torch.tensor(0.5), where=tmp_path)
+    event = json.loads((tmp_path / "log.jsonl").read_text())
+    assert event["error"] == 0.5 and event["where"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
+)
+def test_durations_are_said_as_a_person_would(seconds, text):
+    assert format_seconds(seconds) == text

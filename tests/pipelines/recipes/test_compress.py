@@ -1,0 +1,121 @@
+"""One call from a network and images to a cheaper network and a report; and the stages one by one."""
+
+import copy
+import json
+import tempfile
+
+import pytest
+import torch
+from networks import Block, block, chain
+from torch.utils.data import DataLoader, TensorDataset
+
+import decomp
+from decomp.cost import count as cost
+from decomp.errors import FileError, NumericalError, TargetError, UsageError
+from decomp.pipelines.console.text_table import html_table, text_table
+from decomp.pipelines.recipes import compress as recipe
+
+SHAPE = (3, 8, 8)
+
+
+def images(n=60):
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    model = block()
+    before = copy.deepcopy(model.state_dict())
+    folder = tmp_path_factory.mktemp("temporary")
+    old, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        loader = DataLoader(TensorDataset(images(), torch.zeros(60)), batch_size=16)
+        network, report = decomp.compress(model, loader, speedup=1.5, n_points=5)
+    finally:
+        tempfile.tempdir = old
+    assert not list(folder.glob("decomp-*"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return model, network, report
+
+
+def test_the_result_is_of_the_class_given_and_as_cheap_as_the_report_says(made):
+    model, network, report = made
+    assert type(network) is Block and not network.training
+    counted, original = cost.cost(network, SHAPE), cost.cost(model, SHAPE)
+    assert (counted.macs, original.macs) == (report.macs_after, report.macs_before)
+    assert 1.5 <= original.macs / counted.macs < 1.6  # sizes are coarse in so small a network
+    assert counted.params == report.params_after
+
+
+def test_the_layers_of_the_report_add_up_to_the_network(made):
+    model, network, report = made
+    assert [item.layer for item in report.layers] == ["stem", "conv1", "conv2", "depthwise", "head"]
+    assert sum(item.macs_before for item in report.layers) == report.macs_before
+    assert sum(item.macs_after for item in report.layers) == report.macs_after
+    assert sum(item.params_after for item in report.layers) == cost.cost(network, SHAPE).params
+    kept = {item.layer: item for item in report.layers}["depthwise"]
+    assert kept.macs_before == kept.macs_after and kept.becomes == "stays as it is" and kept.error is None
+
+
+def test_the_report_says_how_close_the_outputs_are_on_images_that_no_fit_saw(made):
+    model, network, report = made
+    assert report.fidelity["images"] == 6
+    x = images(200)
+    with torch.no_grad():
+        wanted, got = model(x), network(x)
+    relative = ((got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()).item()
+    assert report.fidelity["relative"] == pytest.approx(relative, rel=1.5)
+
+
+def test_the_report_is_text_html_and_json(made):
+    report = made[2]
+    text, page = str(report), report._repr_html_()
+    for item in report.layers:
+        assert item.layer in text and f'<td style="text-align:left">{item.layer}</td>' in page
+    assert "held-out" in text and "Block in memory" in text
+    assert json.loads(json.dumps(report.to_json()))["macs_after"] == report.macs_after
+
+
+def test_tables_line_up_and_escape_what_they_hold():
+    lines = text_table([("name", "n"), ("a", "10"), ("long name", "7")]).split("\n")
+    assert lines == ["name        n", "a          10", "long name   7"]
+    assert "<b>" not in html_table([("x",), ("<b>&",)]) and "&lt;b&gt;&amp;" in html_table([("x",), ("<b>&",)])
+
+
+def test_a_class_that_does_not_take_the_edits_gives_a_network_that_stands_alone(tmp_path):
+    from decomp.data.formats import network_file as emit
+    from decomp.graph.network_graph import trace
+
+    network = trace(block())
+    emit.save(network, tmp_path / "net", input_shape=SHAPE)
+    other = chain()
+    assert type(recipe._as_class(tmp_path / "net", other, SHAPE)) is not type(other)
+    hooked = block()
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    alone = recipe._as_class(tmp_path / "net", hooked, SHAPE)
+    assert torch.equal(alone(images(2)), network(images(2)))
+
+
+def test_mistakes_are_one_line_each():
+    with pytest.raises(UsageError, match="torch.nn.Module, got str"):
+        decomp.compress("zoo:vgg-digits", images())
+    with pytest.raises(UsageError, match="at least 10"):
+        decomp.compress(block(), images(5))
+    with pytest.raises(UsageError, match="1 point each, got 5000 and 0"):
+        decomp.compress(block(), images(), n_points=0)
+    with pytest.raises(TargetError, match="1000x"):
+        decomp.compress(block(), images(20), speedup=1000, n_points=2)
+    bad = block()
+    bad.stem.weight.data[0] = float("nan")
+    with pytest.raises(NumericalError, match="Block"):
+        decomp.compress(bad, images(20))
+    with pytest.raises(UsageError, match="does not run on images of 3x8x6"):
+        decomp.compress(block(), images(20)[..., :6])
+
+
+def test_a_run_without_a_decomposition_has_no_summary(tmp_path):
+    from decomp.pipelines.run.directory import RunDirectory
+
+    RunDirectory.create(tmp_path / "run")
+    with pytest.raises(FileError, match="no decomposed network yet"):
+        decomp.summarise(tmp_path / "run")

@@ -1,0 +1,174 @@
+"""Run directories: what is taken for one, what it remembers, and that one process at a time works on it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import decomp
+from decomp.errors import FileError
+from decomp.pipelines.run import directory as rundir
+from decomp.pipelines.run import record
+from decomp.pipelines.run.directory import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory.create(tmp_path / "runs" / "vgg")
+
+
+def test_a_created_run_opens_and_remembers_each_stage(run):
+    run.update_config("freeze", {"model": "zoo:vgg", "n_images": 100})
+    run.update_config("decompose", {"speedup": 4.0})
+    again = RunDirectory.open(run.path)
+    assert again.config("freeze") == {"model": "zoo:vgg", "n_images": 100}
+    assert again.config("decompose") == {"speedup": 4.0}
+    assert again.config("finetune") is None
+    again.update_config("decompose", None)
+    assert run.config("decompose") is None and run.config("freeze")["n_images"] == 100
+
+
+def test_creating_again_keeps_what_is_there(run):
+    run.update_config("freeze", {"seed": 3})
+    assert RunDirectory.create(run.path).config("freeze") == {"seed": 3}
+
+
+def test_versions_are_kept_and_changes_named(run):
+    run.update_config("freeze", {})
+    assert run.version_changes("freeze") == []
+    config = run.read_config()
+    assert config["versions"]["freeze"]["decomp"] == decomp.__version__
+    now = config["versions"]["freeze"]["torch"]
+    config["versions"]["freeze"]["torch"] = "1.0"
+    run.write_config(config)
+    assert run.version_changes("freeze") == [f"torch 1.0, now {now}"]
+
+
+def test_opening_what_is_no_run_says_what_to_do_first(tmp_path):
+    with pytest.raises(FileError, match=r"no such run directory; run `decomp freeze .*--run .*/none` first"):
+        RunDirectory.open(tmp_path / "none")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(FileError, match="must hold run.json"):
+        RunDirectory.open(tmp_path / "photos")
+
+
+def test_a_folder_of_other_things_is_not_made_a_run(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(FileError, match=r"must be empty, got a folder that holds 'thesis.tex'"):
+        RunDirectory.create(tmp_path)
+    with pytest.raises(FileError, match="must be a folder, got a file"):
+        RunDirectory.create(tmp_path / "thesis.tex")
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("", "empty"),
+        ('{"format": "decomp run", "format_version": 1, "versions": {}, "sta', "cut short|must be JSON"),
+        ('{"name": "npm"}', "'decomp run' file"),
+        ('{"format": "decomp run", "format_version": 9}', "got format 9; install the newer"),
+        ('{"format": "decomp run", "format_version": 1, "versions": {}, "stages": {}}', "match the digest in it"),
+    ],
+)
+@pytest.mark.parametrize("enter", [RunDirectory.open, RunDirectory.create])
+def test_a_broken_run_json_is_refused(run, content, says, enter):
+    run.run_json.write_text(content)
+    with pytest.raises(FileError, match=says):
+        enter(run.path)
+    assert run.run_json.read_text() == content
+
+
+@pytest.mark.parametrize(("part", "value"), [("stages", []), ("versions", 1), ("stages", {"freeze": 1})])
+def test_a_run_json_of_another_shape_is_refused(run, part, value):
+    run.write_config({"versions": {}, "stages": {}, part: value})
+    with pytest.raises(FileError, match=f"{part!r} must hold one object per stage"):
+        RunDirectory.open(run.path)
+
+
+@pytest.mark.parametrize("name", ["features.3", "../../etc/x", "a/b", "", "..", "l" * 400])
+def test_layer_files_stay_in_their_folder(run, name):
+    path = run.layer_file(3, name)
+    assert path.parent == run.layers_dir and path.name.startswith("003_") and path.suffix == ".safetensors"
+    assert len(path.name) < 255
+
+
+HOLD = """
+import sys, time
+from decomp.pipelines.run.directory import RunDirectory
+with RunDirectory(sys.argv[1]).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(run):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.fault("second process", "a lock held by a living process")
+def test_a_second_process_is_refused_and_the_owner_named(run, holder):
+    with pytest.raises(FileError, match=f"one process at a time .* pid {holder.pid} on ") as caught, run.lock():
+        pass
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault("dead owner", "a lock and half-written files of a killed process")
+def test_the_lock_of_a_killed_process_is_free(run, holder):
+    parts = [run.path / ".run.part-0123456789ab.json", run.path / "frozen.h5.part"]
+    for part in parts:
+        part.write_bytes(b"half")
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert run.owner()["pid"] == holder.pid  # what it left behind
+    with run.lock():
+        assert run.owner()["pid"] == os.getpid()
+        assert not any(part.exists() for part in parts)
+    assert run.owner() == {}
+
+
+def test_two_objects_in_one_process_exclude_each_other_but_one_may_lock_again(run):
+    with run.lock():
+        with run.lock(), RunDirectory(run).lock():
+            pass
+        with pytest.raises(FileError, match=f"pid {os.getpid()}"), RunDirectory(run.path).lock():
+            pass
+    with RunDirectory(run.path).lock():
+        pass
+
+
+def test_the_lock_is_free_after_an_error(run):
+    with pytest.raises(ZeroDivisionError), run.lock():
+        raise ZeroDivisionError
+    with RunDirectory(run.path).lock():
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"pid": "x"}', '{"pid": 99999999999999999999, "host": "HERE"}'])
+def test_a_broken_owner_file_harms_nothing(run, content, monkeypatch):
+    monkeypatch.setattr(rundir.socket, "gethostname", lambda: "HERE")
+    run.owner_json.write_text(content)
+    with run.lock():
+        run.owner_json.write_text(content)
+        with pytest.raises(FileError, match="one process at a time"), RunDirectory(run.path).lock(patience=0):
+            pass
+
+
+def test_a_torn_log_is_read_up_to_the_tear(run):
+    run.log.write_text('{"message": "one"}\n[]\n{"message": "two"}\n{"mess')
+    assert [event["message"] for event in record.read_log(run.log)] == ["one", "two"]
+    assert record.read_log(run.path / "none.jsonl") == []
+
+
+def test_run_json_is_one_readable_object(run):
+    run.update_config("freeze", {"seed": 0})
+    assert json.loads(run.run_json.read_text())["stages"] == {"freeze": {"seed": 0}}

@@ -1,0 +1,370 @@
+"""Plan and decompose on small chains and branching networks, over scikit-learn's digits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import fx, nn
+
+import decomp
+from decomp.cost.count import cost
+from decomp.data import sources
+from decomp.data.formats import json_files as files
+from decomp.data.formats import network_file as emit
+from decomp.data.formats.frozen_file import FrozenFile
+from decomp.errors import DecompError, FileError, TargetError, UsageError
+from decomp.execution import sampled_rows
+from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.operations import SUMS
+from decomp.pipelines.decomposition import layer_loop
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages.decompose import decompose
+from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, make_run
+
+pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
+
+
+def bytes_of(run):
+    return {p.relative_to(run.path): p.read_bytes() for p in sorted(run.path.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("run", ["plain", "residual"], indirect=True)
+@pytest.mark.parametrize("steps", [("spatial",), ("channel",), ("prune",), ("spatial", "channel", "prune")])
+def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
+    told = Collected()
+    result = decompose(run, speedup=1.4, steps=steps, reporter=told)
+    original, network = emit.load(run.original_dir), decomp.load(run.path)
+    before, after = cost(original, SHAPE), cost(network, SHAPE)
+    assert before.macs == result.facts["macs_before"] and after.macs == result.facts["macs_after"]
+    assert after.macs <= before.macs / 1.4
+    plan = json.loads(run.plan_json.read_text())
+    sizes = {"prune": "keep", "spatial": "spatial_rank", "channel": "channel_rank"}
+    for step, name in sizes.items():
+        used = any(layer[name] is not None for layer in plan["layers"])
+        assert used <= (step in steps)
+    assert torch.isfinite(network(torch.randn(2, *SHAPE))).all()
+    # Before any layer was solved, each was listed with what it gets or why it is left alone.
+    first_solved = next(i for i, line in enumerate(told.told) if "response error" in line)
+    listed = "\n".join(told.told[:first_solved])
+    assert all(layer["layer"] in listed for layer in plan["layers"]) and "reads the image itself" in listed
+
+
+@pytest.mark.parametrize("run", ["inverted"], indirect=True)
+def test_where_multiples_miss_the_target_smaller_ones_are_taken_and_told(run):
+    told = Collected()
+    decompose(run, speedup=2, steps=("prune",), plan_only=True, reporter=told)
+    plan = json.loads(run.plan_json.read_text())
+    assert 0.98 <= plan["macs_after"] * 2 / plan["macs_before"] <= 1
+    assert any("with 8 the target is missed" in note for note in plan["notes"])
+
+
+@pytest.mark.parametrize("run", ["inverted", "dense"], indirect=True)
+def test_shared_inputs_are_sampled_and_private_ones_narrowed(run):
+    decompose(run, speedup=2, steps=("prune",), plan_only=True, reporter=Collected())
+    plan = json.loads(run.plan_json.read_text())
+    for item in plan["layers"]:  # also where the allocation found no sampler worth its error
+        if item["layer"] in ("blocks.1.0", "convs.2"):
+            item["keep"] = 5
+    run.plan_json.write_text(json.dumps(plan))
+    decompose(run, speedup=2, steps=("prune",), reporter=Collected())
+    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 2
+    kept = {item["layer"]: item["keep"] for item in json.loads(run.plan_json.read_text())["layers"]}
+    if "blocks.0.6" in kept:  # the depthwise convolution goes with the expansion
+        assert kept["blocks.0.6"] < 24
+        for path in ("blocks.0.0", "blocks.0.3"):
+            assert network.get_submodule(path).out_channels == kept["blocks.0.6"]
+        assert network.get_submodule("blocks.0.3").groups == kept["blocks.0.6"]
+    sampled = [name for name, keep in kept.items() if keep and f"{name}.select.index" in network.state_dict()]
+    assert sampled and all(network.get_submodule(f"{name}.select").out_channels == kept[name] for name in sampled)
+    assert network.get_submodule("stem").out_channels == 8
+    other = decompose(run, speedup=1.3, steps=("spatial", "prune"), sampler=False, redo=True, reporter=Collected())
+    assert not any("select" in key for key in emit.load(run.model_dir).state_dict())
+    assert other.facts["macs_after"] <= other.facts["macs_before"] / 1.3
+
+
+@pytest.mark.parametrize("run", ["residual", "inverted"], indirect=True)
+def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut(run):
+    """The sum, not the branch alone, is what comes close; its mean error over the fitted rows is zero."""
+    last = "conv2" if any(k.startswith("conv2") for k in emit.load(run.original_dir).state_dict()) else "blocks.1.6"
+    errors = {}
+    for recovery in (False, True):
+        decompose(run, speedup=1.2, plan_only=True, recovery=recovery, redo=recovery, reporter=Collected())
+        data = json.loads(run.plan_json.read_text())
+        for item in data["layers"]:
+            item.update(keep=None, channel_rank=None, spatial_rank=1 if item["layer"] == "stem" else None)
+        run.plan_json.write_text(json.dumps(data))
+        decompose(run, speedup=1.2, recovery=recovery, reporter=Collected())
+        network = emit.load(run.model_dir)
+        view = NetworkGraph(trace(network), SHAPE)
+        total = next(node for node in view.module.graph.nodes if node.target in SUMS)
+        with FrozenFile(run.frozen) as frozen, torch.no_grad():
+            n_fit = 360
+            values = fx.Interpreter(view.module, garbage_collect_values=False)
+            values.run(frozen.images(0, n_fit))
+            now = sampled_rows.responses(values.env[total], frozen.positions("8x8")[:n_fit])
+            wanted = frozen.responses(last, 0, n_fit) + frozen.responses(f"{last}: shortcut", 0, n_fit)
+        off = (now - wanted).flatten(0, 1)
+        errors[recovery] = (off.mean(0).abs().max().item(), off.square().mean().item(), wanted.std().item())
+    assert errors[True][0] < 1e-5 * errors[True][2] and errors[True][1] < errors[False][1]
+    if last == "conv2":  # an activation on the shortcut, so that its errors have a mean
+        assert errors[False][0] > 1e-3 * errors[False][2]
+
+
+def test_each_layer_answers_like_the_original_on_what_it_now_reads(run):
+    """Asymmetry: the fitted error of every layer, measured on the emitted network itself, is the reported one."""
+    result = decompose(run, speedup=2, reporter=Collected())
+    network = emit.load(run.model_dir)
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        x = frozen.images(0, 360)
+        for report in result.facts["layers"]:
+            values = {}
+            module = network.get_submodule(report["layer"])
+            hook = module.register_forward_hook(lambda m, i, o, values=values: values.update(y=o.clone()))
+            network(x)
+            hook.remove()
+            reader_keeps_all = values["y"].shape[1] == frozen.responses(report["layer"]).shape[-1]
+            if not reader_keeps_all:
+                continue
+            got = sampled_rows.responses(values["y"], frozen.positions(frozen.grid_of(report["layer"]))[:360]).flatten(
+                0, 1
+            )
+            wanted = frozen.responses(report["layer"], 0, 360).flatten(0, 1)
+            error = (got - wanted).double()
+            assert error.mean(0).abs().max() < 1e-3 * wanted.std()
+            relative = (error - error.mean(0)).square().sum() / (wanted - wanted.mean(0)).double().square().sum()
+            last = list(report["errors"].values())[-1]["fitted"]
+            assert relative.item() == pytest.approx(last, rel=1e-3, abs=1e-7)
+
+
+def test_nothing_is_lost_at_full_sizes(run):
+    decompose(run, speedup=2, plan_only=True, reporter=Collected())
+    data = json.loads(run.plan_json.read_text())
+    for layer in data["layers"]:
+        layer.update(keep=None, spatial_rank=None, channel_rank=None)
+    data["layers"][1].update(keep=12, spatial_rank=32, channel_rank=16)
+    data["layers"][2].update(keep=16, spatial_rank=48)
+    run.plan_json.write_text(json.dumps(data))
+    decompose(run, speedup=2, reporter=Collected(), activation_aware=True)
+    x = sources.open_source("digits").train.images(torch.arange(200))
+    wanted, got = emit.load(run.original_dir)(x), emit.load(run.model_dir)(x)
+    assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_stopped_at_any_commit_and_resumed_ends_in_the_same_bytes(run, tmp_path, monkeypatch, place):
+    shutil.copytree(run.path, tmp_path / "whole")
+    whole = RunDirectory.open(tmp_path / "whole")
+    decompose(whole, speedup=2, reporter=Collected())
+    commits = []
+
+    def counted(write):
+        def commit(*args, **options):
+            if len(commits) == place:
+                raise Stop
+            commits.append(1)
+            return write(*args, **options)
+
+        return commit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer_loop, "write_layer", counted(layer_loop.write_layer))
+        patch.setattr(emit, "save", counted(emit.save))
+        with pytest.raises(Stop):
+            decompose(run, speedup=2, reporter=Collected())
+    assert len(list(run.layers_dir.glob("*.safetensors")) if run.layers_dir.exists() else []) == min(place, 4)
+    assert not run.model_dir.exists()
+    decompose(run, speedup=2, reporter=Collected())
+    assert bytes_of(run) == bytes_of(whole)
+
+
+def test_doing_it_twice_does_nothing_and_otherwise_refuses_until_redo(run):
+    decompose(run, speedup=2, reporter=Collected())
+    before = bytes_of(run)
+    again = decompose(run, speedup=2, reporter=Collected())
+    assert again.done_before and "already" in again.lines()[0] and bytes_of(run) == before
+    with pytest.raises(UsageError, match="was decomposed with speedup = 2.0, got 3.0"):
+        decompose(run, speedup=3, reporter=Collected())
+    decompose(run, speedup=3, redo=True, reporter=Collected())
+    assert cost(emit.load(run.model_dir), SHAPE).macs <= cost(emit.load(run.original_dir), SHAPE).macs / 3
+
+
+def test_another_run_from_the_same_points_equals_one_of_its_own(run, tmp_path):
+    decompose(tmp_path / "other", speedup=2, source_run=run.path, reporter=Collected())
+    decompose(run, speedup=2, reporter=Collected())
+    assert bytes_of(run) == bytes_of(RunDirectory.open(tmp_path / "other"))
+
+
+def test_an_edited_plan_is_used_and_a_wrong_one_refused(run):
+    decompose(run, speedup=2, plan_only=True, reporter=Collected())
+    assert not run.model_dir.exists()
+    data = json.loads(run.plan_json.read_text())
+    data["layers"][1]["spatial_rank"] = 100
+    run.plan_json.write_text(json.dumps(data))
+    with pytest.raises(TargetError, match=r"3: spatial_rank must be in 1\.\.32"):
+        decompose(run, speedup=2, reporter=Collected())
+    data["layers"][1].update(spatial_rank=5, keep=7, channel_rank=None)
+    run.plan_json.write_text(json.dumps(data))
+    decompose(run, speedup=2, reporter=Collected())
+    with safe_open(str(run.layer_file(1, "3")), "pt") as file:
+        assert file.get_slice("vertical.weight").get_shape() == [5, 7, 3, 1]
+
+
+def test_redoing_keeps_what_a_person_edited(run):
+    decompose(run, speedup=2, reporter=Collected())
+    ours = run.plan_json.read_text()
+    decompose(run, speedup=2, redo=True, reporter=Collected())
+    assert run.plan_json.read_text() == ours
+    data = json.loads(ours)
+    data["layers"][1].update(spatial_rank=5, keep=7, channel_rank=None)
+    run.plan_json.write_text(json.dumps(data))
+    decompose(run, speedup=2, redo=True, reporter=Collected())
+    assert json.loads(run.plan_json.read_text()) == data
+    assert emit.load(run.model_dir).get_submodule("3.vertical").out_channels == 5
+    decompose(run, speedup=3, redo=True, reporter=Collected())
+    assert json.loads(run.plan_json.with_name("plan.previous.json").read_text()) == data
+    assert json.loads(run.plan_json.read_text())["speedup"] == 3
+
+
+def test_layers_of_another_plan_are_refused(run):
+    decompose(run, speedup=2, reporter=Collected())
+    shutil.rmtree(run.model_dir)
+    data = json.loads(run.plan_json.read_text())
+    data["layers"][2]["keep"] = 3
+    run.plan_json.write_text(json.dumps(data))
+    with pytest.raises(FileError, match="was made from .*, got .*; run decompose again with --redo"):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "flip", "empty"])
+def test_broken_layer_files_are_named(run, spoil):
+    decompose(run, speedup=2, reporter=Collected())
+    shutil.rmtree(run.model_dir)
+    path = run.layer_file(1, "3")
+    content = bytearray(path.read_bytes())
+    if spoil == "truncate":
+        content = content[:-10]
+    elif spoil == "flip":
+        content[-3] ^= 255
+    else:
+        content = b""
+    path.write_bytes(bytes(content))
+    with pytest.raises(FileError, match="--redo"):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+def test_points_of_another_network_are_refused(run):
+    network = emit.load(run.original_dir)
+    network.get_submodule("0").weight.data *= 2
+    emit.save(network, run.original_dir, input_shape=SHAPE)
+    with pytest.raises(FileError, match="was frozen from the network"):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+def test_out_of_reach_and_senseless_targets(run):
+    with pytest.raises(TargetError, match=r"at most \d+\.\d+x can be reached"):
+        decompose(run, speedup=5000, reporter=Collected())
+    with pytest.raises(UsageError, match="must be above 1, got 1"):
+        decompose(run, speedup=1, reporter=Collected())
+    assert files.read_json(run.run_json)["stages"]["freeze"]
+
+
+@pytest.mark.parametrize("allocation", ["energy", "uniform"])
+@pytest.mark.parametrize("selector", ["lasso", "random"])
+def test_other_allocations_and_selectors(run, allocation, selector):
+    result = decompose(run, speedup=2, allocation=allocation, selector=selector, reporter=Collected())
+    assert result.facts["macs_after"] <= result.facts["macs_before"] / 2
+
+
+def test_a_network_with_nothing_to_treat_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "depth", lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(64, 10)))
+    run = make_run(tmp_path / "run", "depth", n_images=30)
+    with pytest.raises(DecompError, match="no layer can be treated with --steps spatial"):
+        decompose(run, speedup=2, steps=("spatial",), reporter=Collected())
+
+
+@pytest.mark.parametrize("run", ["residual", "dense"], indirect=True)
+def test_whole_spaces_are_narrowed_before_the_layers_and_all_readers_fitted(run):
+    decompose(run, speedup=2, coupled=0.75, multiple=1, reporter=Collected())
+    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    plan = json.loads(run.plan_json.read_text())
+    assert plan["spaces"]["stem"] == 6 and network.get_submodule("stem").out_channels == 6
+    assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 2
+    assert plan["macs_after"] == cost(network, SHAPE).macs and plan["params_before"] == cost(original, SHAPE).params
+    # Narrower still by hand: chosen anew, and the layers fitted on what is left.
+    data = {**plan, "spaces": {"stem": 3}}
+    for item in data["layers"]:
+        item.update(keep=None, spatial_rank=None, channel_rank=None)
+    run.plan_json.write_text(json.dumps(data))
+    decompose(run, speedup=2, coupled=0.75, multiple=1, redo=True, reporter=Collected())
+    again = decomp.load(run.path)
+    assert again.get_submodule("stem").out_channels == 3
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        x = frozen.images(0, 360)
+        off = again(x) - original(x)
+    assert off.mean(0).abs().max() < 1e-4 * original(x).std()  # the head, a reader, was fitted anew
+
+
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+def test_a_run_with_narrowed_spaces_resumes_to_the_same_bytes(run):
+    wanted, options = None, {"speedup": 2, "coupled": 0.5, "reporter": Collected()}
+    decompose(run, **options)
+    wanted = bytes_of(run)
+    for path in sorted(run.layers_dir.glob("*.safetensors"))[1:]:
+        path.unlink()
+    shutil.rmtree(run.model_dir)
+    run.update_config("decompose", {k: v for k, v in run.config("decompose").items() if k in ("asked", "plan_digest")})
+    decompose(run, **options)
+    assert bytes_of(run) == wanted
+
+
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ({"stem": 9}, r"stem: channels that stay in the space must be in 1\.\.8, got 9"),
+        ({"stem": True}, r"stem: channels that stay in the space must be in 1\.\.8, got True"),
+        ({"head": 2}, "head: the space cannot be narrowed as a whole"),
+        ({"nowhere": 2}, "nowhere: the space cannot be narrowed as a whole"),
+        ([3], "spaces must be an object"),
+    ],
+)
+def test_spaces_that_a_plan_cannot_have_are_refused(run, spaces, message):
+    decompose(run, speedup=2, plan_only=True, reporter=Collected())
+    data = {**json.loads(run.plan_json.read_text()), "spaces": spaces}
+    run.plan_json.write_text(json.dumps(data))
+    with pytest.raises(TargetError, match=message):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+def test_shared_channels_of_skipped_layers_stay_and_costs_that_do_not_add_up_are_refused(run):
+    with pytest.raises(TargetError, match="no channel space .* belongs to a layer that keeps its shape"):
+        decompose(run, speedup=1.2, coupled=0.5, skip=["stem"], reporter=Collected())
+    with pytest.raises(UsageError, match="--cost latency"):
+        decompose(run, speedup=1.2, coupled=0.5, cost="latency", reporter=Collected())
+
+
+@pytest.mark.parametrize("run", ["plain"], indirect=True)
+def test_a_chain_has_no_shared_channels_to_narrow(run):
+    with pytest.raises(TargetError, match="--coupled: no channel space of this network can be narrowed as a whole"):
+        decompose(run, speedup=1.2, coupled=0.5, reporter=Collected())
+
+
+@pytest.mark.parametrize("run", ["grouped"], indirect=True)
+def test_groups_go_as_a_whole_with_the_channels_in_front_of_and_behind_them(run):
+    decompose(run, speedup=1.5, coupled=0.5, multiple=1, reporter=Collected())
+    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    assert json.loads(run.plan_json.read_text())["spaces"] == {"stem": 4, "conv1": 2}
+    assert network.get_submodule("conv2").groups == 2 and network.get_submodule("conv2").out_channels == 6
+    assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 1.5
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        x = frozen.images(0, 360)
+        off = network(x) - original(x)
+    assert off.mean(0).abs().max() < 1e-4 * original(x).std()

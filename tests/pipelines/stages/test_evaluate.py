@@ -1,0 +1,251 @@
+"""The table: accuracies against naive counts, costs, interleaved timing, and what it says when something is missing."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from decomp.cost import count as cost
+from decomp.data.formats import json_files as files
+from decomp.data.formats import network_file as emit
+from decomp.data.sources import open_source
+from decomp.errors import FileError, UsageError
+from decomp.pipelines.stages import evaluate as stage
+from decomp.pipelines.stages.evaluate import evaluate, topk_hits
+from tests.pipelines.small_runs import SHAPE, Watched, disturbed, make_run, quiet
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("evaluate") / "run")
+    tuned = {"finetune": {"epoch": 1, "network": files.digest_file(run.model_dir / "structure.json")}}
+    emit.save(disturbed(emit.load(run.model_dir)), run.finetune_dir / "best", input_shape=SHAPE, meta=tuned)
+    return run
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    shutil.copytree(prepared.path, tmp_path / "run")
+    return type(prepared)(tmp_path / "run")
+
+
+def measure(run, **options):
+    return evaluate(run, **{"batch_size": 2, "repeats": 2, "device": "cpu", "reporter": quiet(), **options})
+
+
+def with_source(monkeypatch, change):
+    def changed(*args, **options):
+        source = open_source(*args, **options)
+        change(source)
+        return source
+
+    monkeypatch.setattr(stage, "open_source", changed)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 7, 20])
+def test_topk_agrees_with_a_naive_count(k):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 4, (60, 7), generator=generator).float()  # with many ties
+    labels = torch.randint(0, 7, (60,), generator=generator)
+    hits = 0
+    for row, label in zip(logits.tolist(), labels.tolist()):
+        ranked = sorted(range(7), key=lambda c: (-row[c], c))
+        hits += label in ranked[:k]
+    assert topk_hits(logits, labels, k) == hits
+
+
+def test_an_answer_that_is_no_number_is_no_hit():
+    logits = torch.tensor([[float("nan")] * 4, [0.0, 0.0, 0.0, 1.0]])
+    assert topk_hits(logits, torch.tensor([0, 3]), 1) == 1
+
+
+def test_the_rows_are_the_networks_with_their_measured_shares_and_costs(run):
+    result = measure(run)
+    assert [row.network for row in result.rows] == ["original", "decomposed", "fine-tuned"]
+    test = open_source("digits").test
+    everything = torch.arange(len(test))
+    images, labels = test.images(everything), test.labels(everything)
+    with torch.no_grad():
+        reference = emit.load(run.original_dir)(images)
+        for row, path in zip(result.rows, (run.original_dir, run.model_dir, run.finetune_dir / "best")):
+            network = emit.load(path)
+            logits = network(images)
+            ranks = logits.argsort(1, descending=True)
+            assert row.top1 == pytest.approx((ranks[:, 0] == labels).double().mean().item())
+            assert row.top5 == pytest.approx((ranks[:, :5] == labels[:, None]).any(1).double().mean().item())
+            assert row.agreement == pytest.approx((ranks[:, 0] == reference.argmax(1)).double().mean().item())
+            p, q = reference.double().softmax(1), logits.double().softmax(1)
+            assert row.divergence == pytest.approx((p * (p / q).log()).sum(1).mean().item(), abs=1e-6)
+            counted = cost.cost(network, SHAPE)
+            assert (row.macs, row.params) == (counted.macs, counted.params)
+    first = result.rows[0]
+    assert first.agreement == 1 and first.divergence == 0
+    assert first.counted_speedup == first.measured_speedup == 1
+    for row in result.rows:
+        assert row.counted_speedup == pytest.approx(first.macs / row.macs)
+        assert row.measured_speedup == pytest.approx(first.latency_ms / row.latency_ms)
+    assert result.rows[0].top1 > result.rows[1].top1
+
+
+def test_a_cheaper_network_shows_its_counted_speedup(run):
+    small = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.Flatten(), nn.Linear(18, 10)).eval())
+    shutil.rmtree(run.finetune_dir)
+    emit.save(small, run.model_dir, input_shape=SHAPE, meta={})
+    original, decomposed = measure(run).rows
+    assert decomposed.macs == 9 * 2 * 9 + 180
+    assert decomposed.counted_speedup == pytest.approx(original.macs / 342)
+
+
+def test_the_report_holds_the_same_as_the_table(run):
+    result = measure(run)
+    report = json.loads(run.report_json.read_text(encoding="utf-8"))
+    assert {key: report[key] for key in ("rows", "conditions", "notes")} == json.loads(json.dumps(result.to_json()))
+    assert result.conditions["batch_size"] == 2 and result.conditions["threads"] == torch.get_num_threads()
+    assert result.conditions["rounds"] == 2 and result.conditions["n_images"] == len(open_source("digits").test)
+    lines = list(result.lines())
+    assert lines[0].split() == ["network", "top-1", "top-5", "MACs", "parameters", "latency", "counted", "measured"]
+    assert f"{result.rows[1].top1:.2%}" in lines[2]
+    said = lines[4]
+    assert "batch of 2" in said and "2 interleaved rounds" in said and "450 test images" in said
+    assert f"{torch.get_num_threads()} thread" in said and "contiguous" in said
+
+
+def _is_wide(module):
+    """A convolution whose weights lie otherwise with the channels last."""
+    return isinstance(module, nn.Conv2d) and module.in_channels > 1
+
+
+def test_the_layout_is_that_of_weights_and_images_and_another_one_is_measured_anew(run, monkeypatch):
+    seen = []
+
+    def timed(networks, shape, device, rounds, *, layout):
+        weights = [module.weight for network in networks.values() for module in network.modules() if _is_wide(module)]
+        seen.append((layout, {weight.is_contiguous() for weight in weights}))
+        return {name: [1.0] * rounds for name in networks}
+
+    monkeypatch.setattr(stage, "latencies", timed)
+    measure(run)
+    assert measure(run).done_before
+    result = measure(run, layout="channels-last")
+    assert not result.done_before and any("channels-last" in line for line in result.lines())
+    assert seen == [("contiguous", {True}), ("channels-last", {False})]
+    with pytest.raises(UsageError, match="layout: must be one of contiguous, channels-last, got sideways"):
+        measure(run, layout="sideways")
+
+
+# --- stages that are not there yet ---
+
+
+def test_what_is_not_there_is_left_out_and_named(run):
+    shutil.rmtree(run.finetune_dir)
+    result = measure(run)
+    assert [row.network for row in result.rows] == ["original", "decomposed"]
+    assert any("run finetune" in note for note in result.notes)
+    shutil.rmtree(run.model_dir)
+    result = measure(run)
+    assert [row.network for row in result.rows] == ["original"]
+    assert any("run decompose" in note for note in result.notes)
+    shutil.rmtree(run.original_dir)
+    with pytest.raises(FileError, match="run freeze first"):
+        measure(run)
+
+
+def test_a_tuning_that_was_stopped_is_said_to_be(run):
+    assert any("not finished" in note for note in measure(run).notes)
+    run.update_config("finetune", {"asked": {}, "facts": {}})
+    assert not any("not finished" in note for note in measure(run).notes)
+
+
+def test_without_labels_the_accuracies_are_dashes_with_the_reason(run, monkeypatch):
+    with_source(monkeypatch, lambda source: setattr(source, "test", Watched(source.test, labels=False)))
+    result = measure(run)
+    assert {(row.top1, row.top5) for row in result.rows} == {(None, None)}
+    assert result.rows[1].agreement < 1 and result.rows[1].divergence > 0
+    lines = list(result.lines())
+    assert lines[1].split()[1:3] == ["-", "-"]
+    assert any("have no labels" in line for line in lines)
+
+
+def test_without_test_images_there_is_still_a_table(run, monkeypatch):
+    with_source(monkeypatch, lambda source: setattr(source, "test", None))
+    result = measure(run)
+    assert {(row.top1, row.agreement) for row in result.rows} == {(None, None)}
+    assert result.rows[0].latency_ms > 0
+    assert any("no test images" in line for line in result.lines())
+
+
+def test_only_test_images_are_read(run, monkeypatch):
+    watched = []
+
+    def change(source):
+        source.train, source.test = Watched(source.train, forbidden=True), Watched(source.test)
+        watched.append(source.test)
+
+    with_source(monkeypatch, change)
+    measure(run)
+    assert watched[0].seen == {(False, index) for index in range(len(watched[0]))}
+
+
+# --- measured before ---
+
+
+def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
+    first = measure(run)
+    monkeypatch.setattr(stage, "latencies", None)
+    again = measure(run)
+    assert again.done_before and again.rows == first.rows
+    assert any("measured before" in line for line in again.lines())
+    monkeypatch.undo()
+    assert not measure(run, redo=True).done_before
+    assert not measure(run, batch_size=3).done_before
+
+
+def test_another_network_is_measured_anew(run):
+    before = measure(run)
+    shutil.rmtree(run.finetune_dir)
+    emit.save(disturbed(emit.load(run.model_dir)), run.model_dir, input_shape=SHAPE, meta={})
+    after = measure(run)
+    assert not after.done_before
+    assert after.rows[1].divergence != before.rows[1].divergence
+
+
+def test_a_broken_report_is_made_anew(run):
+    measure(run)
+    run.report_json.write_text('{"format": "decomp report", "format_version": 1, "rows": 3}')
+    assert not measure(run).done_before
+    assert measure(run).done_before
+
+
+def test_a_network_tuned_from_another_decomposition_is_not_shown(run):
+    emit.save(disturbed(emit.load(run.model_dir)), run.model_dir, input_shape=SHAPE, meta={})
+    with pytest.raises(FileError, match="another decomposed network.*finetune --redo"):
+        measure(run)
+
+
+# --- timing ---
+
+
+@pytest.mark.parametrize("spread, told", [(0.1, False), (2.0, True)])
+def test_a_machine_too_busy_to_be_timed_is_told(run, monkeypatch, spread, told):
+    fake = [10.0 - 5 * spread, 10.0, 10.0, 10.0 + 5 * spread] * 5
+    monkeypatch.setattr(stage, "latencies", lambda networks, *rest, layout: {name: list(fake) for name in networks})
+    result = measure(run)
+    assert result.rows[0].latency_ms == 10.0
+    assert any("not to be trusted" in line for line in result.lines()) == told
+
+
+# --- mistakes ---
+
+
+def test_mistakes_are_told_in_one_line(run):
+    with pytest.raises(UsageError, match="batch size and repeats must be at least 1, got 0 and 2"):
+        measure(run, batch_size=0)
+    with pytest.raises(UsageError, match="device"):
+        measure(run, device="toaster")
+    narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
+    shutil.rmtree(run.model_dir)
+    emit.save(torch.fx.symbolic_trace(narrow), run.original_dir, input_shape=SHAPE, meta={})
+    with pytest.raises(UsageError, match="labels must be below 4, .* got 9"):
+        measure(run)

@@ -1,0 +1,187 @@
+"""Exported networks: what another process makes of them, and what is refused before a file has its name."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import decomp
+from decomp.cost import count as cost
+from decomp.data.formats.exported import FORMATS
+from decomp.errors import DecompError, FileError, UsageError
+from decomp.pipelines.run import networks
+from decomp.pipelines.stages import export as stage
+from decomp.pipelines.stages.export import EXTRA, export
+from tests.pipelines.small_runs import SHAPE, make_run, quiet
+
+WITHOUT_ONNX = ("pt2", "torchscript", "state-dict", "safetensors")
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in EXTRA), reason='needs pip install "decomp[export]"'
+)
+
+# Runs in a process that has torch and cannot import this package.
+ELSEWHERE = """
+import sys
+sys.modules["decomp"] = None
+import json, torch
+folder, outputs = sys.argv[1], {}
+images = torch.load(folder + "/images.pth", weights_only=True)
+kept = {"decomp.json": ""}
+for batch in (1, 7):
+    program = torch.export.load(folder + "/decomposed.pt2", extra_files=kept)
+    outputs["pt2", batch] = program.module()(images[:batch])
+    outputs["torchscript", batch] = torch.jit.load(folder + "/decomposed.pt")(images[:batch])
+about = json.loads(kept["decomp.json"])
+assert about["origin"]["network"] == "decomposed" and about["costs"]["macs"] > 0
+torch.save({f"{k[0]} {k[1]}": v.detach() for k, v in outputs.items()}, folder + "/outputs.pth")
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("export") / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    return export(run, formats=WITHOUT_ONNX, reporter=quiet())
+
+
+def test_a_process_without_this_package_gets_the_same_outputs(run, exported):
+    folder, images = run.export_dir, torch.randn(7, *SHAPE)
+    torch.save(images, folder / "images.pth")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(folder)]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    got = torch.load(folder / "outputs.pth", weights_only=True)
+    network = decomp.load(run.model_dir)
+    for batch in (1, 7):
+        wanted = network(images[:batch])
+        for name in ("pt2", "torchscript"):
+            assert (got[f"{name} {batch}"] - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_weights_go_into_a_rebuilt_module_by_plain_load_state_dict(run, exported):
+    images, network = torch.randn(3, *SHAPE), decomp.load(run.model_dir)
+    rebuilt = decomp.load(run.model_dir, into=torch.nn.Sequential(*decomp.load(run.original_dir).children()))
+    for module in (rebuilt, decomp.load(run.model_dir)):
+        for parameter in module.parameters():
+            parameter.data.normal_()
+        assert not torch.allclose(module(images), network(images))
+        module.load_state_dict(torch.load(run.export_dir / "decomposed.pth", weights_only=True))
+        assert torch.equal(module(images), network(images))
+
+
+def test_every_format_says_where_it_comes_from_and_what_it_costs(run, exported):
+    with safe_open(run.export_dir / "decomposed.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["decomp"])
+    state = torch.load(run.export_dir / "decomposed.pth", weights_only=True)
+    kept = {"decomp.json": ""}
+    torch.jit.load(run.export_dir / "decomposed.pt", _extra_files=kept)
+    assert about == json.loads(state._metadata[""]["decomp"]) == json.loads(kept["decomp.json"])
+    counted = cost.cost(decomp.load(run.model_dir), SHAPE)
+    assert (about["costs"]["macs"], about["costs"]["params"]) == (counted.macs, counted.params)
+    assert about["plan"] == "test" and about["input_shape"] == list(SHAPE)
+    assert about["origin"]["network"] == "decomposed"
+
+
+def test_the_result_names_each_file_with_its_size_and_difference(run, exported):
+    assert [item.format for item in exported.exported] == list(WITHOUT_ONNX)
+    for item in exported.exported:
+        assert os.path.getsize(item.path) == item.bytes and item.difference <= 1e-6
+    text = "\n".join(exported.lines())
+    assert "decomposed.pt2" in text and "batches of 1 and 5" in text
+
+
+@needs_onnx
+def test_onnx_runs_in_onnxruntime_with_any_batch(run):
+    import onnxruntime
+
+    (item,) = export(run, formats=["onnx"], reporter=quiet()).exported
+    session = onnxruntime.InferenceSession(item.path, providers=["CPUExecutionProvider"])
+    network = decomp.load(run.model_dir)
+    for batch in (1, 2, 9):
+        images = torch.randn(batch, *SHAPE)
+        (got,) = session.run(None, {"images": images.numpy()})
+        wanted = network(images)
+        assert (torch.from_numpy(got) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    about = json.loads(session.get_modelmeta().custom_metadata_map["decomp"])
+    assert about["origin"]["network"] == "decomposed"
+
+
+def test_onnx_without_its_packages_says_what_to_install_before_any_work(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DecompError, match=r'pip install "decomp\[export\]"') as caught:
+        export(run, formats=["pt2", "onnx"], out=tmp_path / "new", reporter=quiet())
+    assert "onnxscript" in str(caught.value) and not (tmp_path / "new").exists()
+
+
+def test_a_file_with_other_outputs_does_not_get_its_name(run, monkeypatch, tmp_path):
+    def write_another(network, example, path, text):
+        spoiled = decomp.load(run.model_dir)
+        spoiled.get_submodule("7").bias.data += 0.01
+        form.write(spoiled, example, path, text)
+
+    for name in ("pt2", "state-dict"):
+        form = FORMATS[name]
+        monkeypatch.setitem(FORMATS, name, replace(form, write=write_another))
+        with pytest.raises(DecompError, match="module's outputs"):
+            export(run, formats=[name], out=tmp_path, reporter=quiet())
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_asks_for_the_batch_size_is_refused(run, monkeypatch, tmp_path):
+    class Fixed(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1) * (2 if len(x) == stage.TRACED_BATCH else 1)
+
+    monkeypatch.setattr(stage.points, "load_network", lambda run, path: Fixed())
+    for name, words in (("pt2", "cannot be written as pt2"), ("torchscript", "module's outputs to 0.0001")):
+        with pytest.raises(DecompError, match=words) as caught:
+            export(run, formats=[name], out=tmp_path, reporter=quiet())
+        assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_the_best_network_there_is_is_taken_unless_another_is_named(run, tmp_path):
+    result = export(run, formats=["state-dict"], which="original", out=tmp_path, reporter=quiet())
+    assert result.network == "original" and (tmp_path / "original.pth").is_file()
+    assert networks.find_network(run)[0] == "decomposed"
+    with pytest.raises(FileError, match="finetuned"):
+        export(run, which="finetuned", reporter=quiet())
+    with pytest.raises(UsageError, match="--which"):
+        export(run, which="best", reporter=quiet())
+    with pytest.raises(UsageError, match="--format"):
+        export(run, formats=["h5"], reporter=quiet())
+
+
+# -- what else a loaded network lets be done with it ---------------------------------------------------------
+
+
+def test_a_loaded_network_can_be_traced_again_and_pickled(run):
+    import copy
+    import pickle
+
+    network, images = decomp.load(run.model_dir), torch.randn(2, *SHAPE)
+    wanted = network(images)
+    assert torch.equal(torch.fx.symbolic_trace(network)(images), wanted)
+    assert torch.equal(copy.deepcopy(network)(images), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(network))(images), wanted)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_loaded_network_takes_dynamic_int8_quantisation(run):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    if "none" in (torch.backends.quantized.engine or "none"):
+        pytest.skip("this build of PyTorch has no int8 kernels")
+    network, images = decomp.load(run.model_dir), torch.randn(20, *SHAPE)
+    quantised = quantization.quantize_dynamic(network, {torch.nn.Linear}, dtype=torch.qint8)
+    wanted, got = network(images), quantised(images)
+    # Eight bits a weight: close, and not the same.
+    assert 0 < (got - wanted).abs().max() < 0.05 * wanted.abs().max()

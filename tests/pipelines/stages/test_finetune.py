@@ -1,0 +1,335 @@
+"""Fine-tuning: what is learned from, what is kept, and that it can be stopped anywhere."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import decomp
+from decomp.data.formats import network_file as emit
+from decomp.data.sources import open_source
+from decomp.errors import FileError, NumericalError, UsageError
+from decomp.execution.outputs import output_divergence
+from decomp.pipelines.stages import finetune as stage
+from decomp.pipelines.stages.finetune import finetune
+from decomp.pipelines.training import batchnorm, outputs, tasks
+from decomp.pipelines.training import loop as training
+from decomp.pipelines.training.losses import loss_for
+from tests.pipelines.small_runs import SHAPE, Watched, make_run, quiet
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("finetune") / "run")
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    shutil.copytree(prepared.path, tmp_path / "run")
+    return type(prepared)(tmp_path / "run")
+
+
+def tune(run, **options):
+    return finetune(run, **{"epochs": 2, "batch_size": 64, "reporter": quiet(), **options})
+
+
+def with_folded(run):
+    """The run, its original as if normalisations had been folded into both of its convolutions."""
+    original = emit.load(run.original_dir)
+    emit.save(original, run.original_dir, edited=["0", "1", "3"], input_shape=SHAPE, meta={"model": "test"})
+    return run
+
+
+def weights(path):
+    return emit.load(path).state_dict()
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def metrics(run):
+    with open(run.finetune_dir / "metrics.csv", newline="") as file:
+        return [{key: float(value) if value else None for key, value in line.items()} for line in csv.DictReader(file)]
+
+
+def accuracy(network, indices):
+    train = open_source("digits").train
+    with torch.no_grad():
+        return (network(train.images(indices)).argmax(1) == train.labels(indices)).double().mean().item()
+
+
+# --- the losses ---
+
+
+def test_losses_are_what_the_options_say():
+    student, teacher = nn.Linear(6, 4), nn.Linear(6, 4)
+    images, labels = torch.randn(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    entropy = nn.functional.cross_entropy(student(images), labels)
+    distance = output_divergence(teacher(images), student(images)).mean()
+    assert torch.equal(loss_for("train", False, None)(student, images, labels), entropy)
+    assert torch.equal(loss_for("none", False, teacher)(student, images, None), distance)
+    torch.testing.assert_close(loss_for("train", True, teacher)(student, images, labels), (entropy + distance) / 2)
+    loss_for("train", True, teacher)(student, images, labels).backward()
+    assert student.weight.grad is not None and teacher.weight.grad is None
+
+
+# --- what it does ---
+
+
+def test_without_labels_nothing_is_dropped():
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3), nn.Sequential(nn.Dropout1d(0.9)))
+    images = torch.randn(4, 3, 2, 2)
+    wanted = network.eval()(images)
+    assert not torch.equal(network.train()(images), wanted)
+    batchnorm.without_dropout(network)
+    assert torch.equal(network.train()(images), wanted)
+
+
+@pytest.mark.parametrize("labels", ["train", "none"])
+def test_dropout_stays_where_there_are_labels(run, monkeypatch, labels):
+    trained = []
+    monkeypatch.setattr(stage, "without_dropout", trained.append)
+    finetune(run, epochs=1, labels=labels, reporter=quiet())
+    assert len(trained) == (labels == "none")
+
+
+def test_tuning_with_labels_helps_on_images_it_has_not_seen(run):
+    result = tune(run, epochs=3)
+    _, held_out = training.hold_out(1347, 0)
+    before, after = (accuracy(emit.load(path), held_out) for path in (run.model_dir, run.finetune_dir / "best"))
+    assert after > before
+    assert result.facts["before"] == pytest.approx(before) and result.facts["after"] == pytest.approx(after)
+    assert result.facts["n_train"] + result.facts["n_validation"] == 1347
+    assert any(f"{after:.2%}" in line for line in result.lines())
+
+
+def test_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
+    # No source may even be opened: the frozen images are all there is.
+    monkeypatch.setattr(tasks, "open_source", None)
+    result = tune(run, labels="none", epochs=3, batch_size=16)
+    assert result.facts["after"] < 0.7 * result.facts["before"]
+    images = open_source("digits").train.images(torch.arange(300))
+    _, held_out = training.hold_out(300, 0)
+    with torch.no_grad():
+        target = emit.load(run.original_dir)(images[held_out])
+        tuned = emit.load(run.finetune_dir / "best")(images[held_out])
+        measured = output_divergence(target, tuned).mean().item()
+    assert measured == pytest.approx(result.facts["after"], rel=1e-4)
+
+
+def test_images_too_large_for_memory_are_read_one_by_one_to_the_same_end(run, monkeypatch):
+    tune(run, labels="none", epochs=1)
+    expected = weights(run.finetune_dir / "last")
+    monkeypatch.setattr(tasks, "MEMORY_BYTES", 0)
+    tune(run, labels="none", epochs=1, redo=True)
+    assert_same(weights(run.finetune_dir / "last"), expected)
+
+
+def test_distillation_changes_what_is_learned(run):
+    tune(run, epochs=1)
+    plain = weights(run.finetune_dir / "last")
+    tune(run, epochs=1, distill=True, redo=True)
+    assert not torch.equal(weights(run.finetune_dir / "last")["7.weight"], plain["7.weight"])
+
+
+def test_the_test_split_is_never_read_and_held_out_images_are_not_trained_on(run, monkeypatch):
+    sources = []
+
+    def watched(*args, **options):
+        source = open_source(*args, **options)
+        source.train, source.test = Watched(source.train), Watched(source.test, forbidden=True)
+        sources.append(source)
+        return source
+
+    monkeypatch.setattr(tasks, "open_source", watched)
+    tune(run, epochs=2)
+    (source,) = sources
+    kept, held_out = training.hold_out(1347, 0)
+    trained_on = {index for augmented, index in source.train.seen if augmented}
+    validated_on = {index for augmented, index in source.train.seen if not augmented}
+    # All but the few images of each epoch's incomplete batch.
+    assert trained_on <= set(kept.tolist()) and len(trained_on) > 0.95 * len(kept)
+    assert validated_on == set(held_out.tolist())
+
+
+def test_a_tuning_that_only_harms_keeps_the_network_as_it_was(run):
+    network = emit.load(run.original_dir)
+    emit.save(network, run.model_dir, input_shape=(1, 8, 8), meta={})
+    result = tune(run, labels="none", epochs=1, learning_rate=5.0, schedule="constant")
+    assert result.facts["best_epoch"] == 0
+    assert_same(weights(run.finetune_dir / "best"), network.state_dict())
+    assert not torch.equal(weights(run.finetune_dir / "last")["7.weight"], network.state_dict()["7.weight"])
+    assert any("no epoch was better" in line for line in result.lines())
+
+
+def test_last_and_best_load_by_themselves_and_into_the_original_class(run):
+    tune(run)
+    assert emit.read_structure(run.finetune_dir / "last")["meta"]["finetune"]["epoch"] == 2
+    structure = emit.read_structure(run.finetune_dir / "best")
+    assert structure["meta"]["plan"] == "test"
+    assert [edit["module"] for edit in structure["edits"]] == ["0", "3", "7"]
+    original = nn.Sequential(*emit.load(run.original_dir).children())
+    alone, inside = emit.load(run.finetune_dir / "best"), emit.load(run.finetune_dir / "best", into=original)
+    images = torch.randn(3, 1, 8, 8)
+    assert torch.equal(alone(images), inside(images))
+    # The run stands for the best network it holds.
+    assert_same(decomp.load(run.path).state_dict(), alone.state_dict())
+
+
+@pytest.fixture
+def trained_modules(monkeypatch):
+    """The paths of the normalisations in every network that is trained."""
+    seen, fit = [], training.fit
+
+    def watched(module, *arguments, **options):
+        seen.append([name for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)])
+        return fit(module, *arguments, **options)
+
+    monkeypatch.setattr(training, "fit", watched)
+    return seen
+
+
+def test_normalisations_stand_in_the_network_only_while_it_is_trained(run, trained_modules):
+    result = tune(with_folded(run))
+    assert trained_modules == [["0.norm", "3.norm"]]
+    _, held_out = training.hold_out(1347, 0)
+    for name, epoch in (("last", 2), ("best", result.facts["best_epoch"])):
+        network = emit.load(run.finetune_dir / name)
+        assert not any(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+        # What was validated is what is written.
+        assert accuracy(network, held_out) == pytest.approx(metrics(run)[epoch]["validation_accuracy"])
+    before, after = weights(run.model_dir), weights(run.finetune_dir / "last")
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_small_batches_do_without_normalisations(run, trained_modules):
+    tune(with_folded(run), epochs=1, batch_size=8)
+    assert trained_modules == [[]]
+
+
+def test_metrics_have_a_line_an_epoch(run):
+    result = tune(run, epochs=3)
+    lines = metrics(run)
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert lines[0]["loss"] is None and all(line["loss"] > 0 for line in lines[1:])
+    assert lines[0]["validation_accuracy"] == result.facts["before"]
+    assert lines[result.facts["best_epoch"]]["validation_accuracy"] == result.facts["after"]
+    assert max(line["validation_accuracy"] for line in lines) == result.facts["after"]
+    assert lines[1]["learning_rate"] > lines[3]["learning_rate"] > 0
+
+
+# --- stopped and given again ---
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": "none"}, {"folded": True}])
+@pytest.mark.parametrize("place", ["before_epoch", "during_files"])
+def test_killed_and_resumed_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch, options, place):
+    if options.get("folded"):
+        run, options = with_folded(run), {}
+    shutil.copytree(run.path, tmp_path / "whole")
+    whole = type(run)(tmp_path / "whole")
+    expected = tune(whole, epochs=3, **options)
+
+    if place == "before_epoch":
+        original = training._train_epoch
+        monkeypatch.setattr(
+            training, "_train_epoch", lambda state, *rest: original(state, *rest) if state.epoch < 1 else die()
+        )
+    else:
+        # The checkpoint of epoch 2 is written, what follows from it is not.
+        original = outputs.NetworkWriter.__call__
+        monkeypatch.setattr(
+            outputs.NetworkWriter, "__call__", lambda self, state: original(self, state) if state.epoch < 2 else die()
+        )
+    with pytest.raises(Killed):
+        tune(run, epochs=3, **options)
+    monkeypatch.undo()
+    result = tune(run, epochs=3, **options)
+    assert result.facts == expected.facts
+    for name in ("last", "best"):
+        assert_same(weights(run.finetune_dir / name), weights(whole.finetune_dir / name))
+    assert [{**line, "seconds": 0} for line in metrics(run)] == [{**line, "seconds": 0} for line in metrics(whole)]
+    # The events are there where TensorBoard is installed.
+    assert {path.name for path in run.finetune_dir.iterdir()} - {"events"} == {"best", "last", "metrics.csv"}
+
+
+def die():
+    raise Killed
+
+
+def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
+    first = tune(run)
+    monkeypatch.setattr(training, "fit", None)
+    again = tune(run)
+    assert again.done_before and again.facts == first.facts
+    assert "nothing to do" in list(again.lines())[0]
+
+
+def test_other_options_are_refused_until_redo(run):
+    tune(run, epochs=1)
+    with pytest.raises(FileError, match=r"epochs 1 \(now 2\).*--redo"):
+        tune(run, epochs=2)
+    assert tune(run, epochs=2, redo=True).facts["epochs"] == 2
+    assert len(metrics(run)) == 3
+
+
+def test_other_options_are_refused_for_a_stopped_tuning_too(run, monkeypatch):
+    monkeypatch.setattr(outputs.NetworkWriter, "__call__", lambda self, state: die())
+    with pytest.raises(Killed):
+        tune(run)
+    monkeypatch.undo()
+    with pytest.raises(FileError, match=r"learning rate 0.01 \(now 0.02\)"):
+        tune(run, learning_rate=0.02)
+
+
+def test_a_network_decomposed_anew_is_not_taken_for_the_old_one(run):
+    tune(run, epochs=1)
+    emit.save(emit.load(run.original_dir), run.model_dir, input_shape=(1, 8, 8), meta={})
+    with pytest.raises(FileError, match="another decomposed network.*--redo"):
+        tune(run, epochs=1)
+
+
+# --- mistakes ---
+
+
+def test_mistakes_are_told_in_one_line(run, monkeypatch):
+    with pytest.raises(UsageError, match="labels: must be one of train, none, got some"):
+        tune(run, labels="some")
+    with pytest.raises(UsageError, match="distill.*labels none"):
+        tune(run, labels="none", distill=True)
+    with pytest.raises(UsageError, match="learning rate"):
+        tune(run, learning_rate=-1)
+    with pytest.raises(NumericalError, match="epoch 1, step .*lower the learning rate"):
+        tune(run, learning_rate=1e30, weight_decay=1.0)
+
+    def unlabelled(*args, **options):
+        source = open_source(*args, **options)
+        source.train = Watched(source.train, labels=False)
+        return source
+
+    monkeypatch.setattr(tasks, "open_source", unlabelled)
+    with pytest.raises(UsageError, match="must be labelled, got digits; .*--labels none"):
+        tune(run, redo=True)
+
+
+def test_without_a_decomposed_network_the_next_command_is_named(run):
+    shutil.rmtree(run.model_dir)
+    with pytest.raises(FileError, match="decomp decompose --run"):
+        tune(run)
+
+
+def test_labels_beyond_the_networks_outputs_are_a_clear_error(run):
+    network = emit.load(run.model_dir)
+    narrow = nn.Sequential(*list(network.children())[:-1], nn.Linear(64, 4))
+    emit.save(torch.fx.symbolic_trace(narrow.eval()), run.model_dir, input_shape=(1, 8, 8), meta={})
+    with pytest.raises(UsageError, match="labels must be below 4, .* got 9"):
+        tune(run)

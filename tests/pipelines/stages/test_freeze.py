@@ -1,0 +1,75 @@
+"""Freeze: what the frozen points are, what decides them, and what is refused."""
+
+import pytest
+import torch
+from networks import randomise
+
+from decomp.data import sources
+from decomp.data.formats.frozen_file import FrozenFile
+from decomp.errors import NumericalError, UsageError
+from decomp.execution import sampled_rows
+from decomp.pipelines.stages.freeze import freeze
+from tests.pipelines.digit_runs import NETWORKS, Collected, make_run, plain
+
+pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
+
+
+def test_frozen_points_are_the_responses_of_the_model_as_given(run):
+    module = randomise(plain())
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        assert frozen.layers == ["0", "3", "5", "9"]
+        x = frozen.images(0, 400)
+        after_bn = module[1](module[0](x))
+        wanted = sampled_rows.responses(after_bn, frozen.positions(frozen.grid_of("0")))
+        assert torch.allclose(frozen.responses("0"), wanted, atol=1e-5)
+        assert torch.allclose(frozen.responses("9")[:, 0], module(x), atol=1e-5)
+        assert not torch.equal(frozen.positions("8x8")[0], frozen.positions("8x8")[1])
+
+
+def test_calibration_images_are_training_images(run):
+    train = sources.open_source("digits").train
+    every = {row.numpy().tobytes() for row in train.images(torch.arange(len(train)))}
+    with FrozenFile(run.frozen) as frozen:
+        assert all(row.numpy().tobytes() in every for row in frozen.images(0, 400))
+
+
+def test_freezing_twice_does_nothing_and_otherwise_refuses(run):
+    before = run.frozen.stat().st_mtime_ns
+    result = freeze(run, model="plain", data="digits", n_images=400, reporter=Collected())
+    assert result.done_before and run.frozen.stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="holds frozen points for n_images = 400, got 300"):
+        freeze(run, model="plain", data="digits", n_images=300, reporter=Collected())
+    with pytest.raises(UsageError, match="holds frozen points for model = plain, got residual"):
+        freeze(run, model="residual", data="digits", n_images=400, reporter=Collected())
+
+
+def test_the_seed_decides_and_nothing_else(tmp_path):
+    torch.manual_seed(1)
+    one = make_run(tmp_path / "one", n_images=50)
+    torch.manual_seed(2)
+    two = make_run(tmp_path / "two", n_images=50)
+    three = make_run(tmp_path / "three", n_images=50, seed=1)
+    opened = [FrozenFile(r.frozen) for r in (one, two, three)]
+    images = [f.images(0, 50) for f in opened]
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+    assert torch.equal(opened[0].responses("3"), opened[1].responses("3"))
+
+
+@pytest.mark.fault("bad numbers", "NaN among the responses of a layer")
+def test_numbers_that_are_none_are_found_with_their_layer(tmp_path, monkeypatch):
+    def poisoned():
+        module = plain()
+        module.register_forward_pre_hook(lambda m, i: None)
+        return module
+
+    monkeypatch.setitem(NETWORKS, "poisoned", poisoned)
+    real = sampled_rows.responses
+
+    def responses(y, positions):
+        rows = real(y, positions)
+        return rows.index_fill(2, torch.tensor([0]), float("nan")) if y.dim() == 2 else rows
+
+    monkeypatch.setattr(sampled_rows, "responses", responses)
+    with pytest.raises(NumericalError, match="9: the responses must be finite"):
+        make_run(tmp_path / "bad", "poisoned", n_images=20)
+    assert not (tmp_path / "bad" / "frozen.h5").exists()

@@ -1,0 +1,184 @@
+"""What status says at each point of a run, from the files alone."""
+
+import json
+
+import pytest
+
+from decomp.data.formats import json_files as files
+from decomp.errors import FileError
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages.status import status
+
+ASKED = {"speedup": 4.0, "steps": ["spatial", "prune"], "selector": "lasso", "allocation": "joint"}
+
+
+class Run:
+    """A run directory whose stages are played: the files and notes that each leaves, without the work."""
+
+    def __init__(self, path):
+        self.run = RunDirectory.create(path)
+
+    def begin(self, stage, command):
+        with Reporter.for_run(self.run, quiet=True, command=command).stage(stage) as reporter:
+            return reporter
+
+    def freeze(self):
+        self.begin("freeze", "freeze …")
+        self.run.frozen.write_bytes(b"x")
+        self._network(self.run.original_dir, "original")
+        facts = {"n_images": 5000, "n_points": 10}
+        self.run.update_config("freeze", {"asked": {"model": "zoo:vgg", "data": "digits"}, "facts": facts})
+
+    def plan(self):
+        self.begin("decompose", "decompose --run 'a b' --speedup 4x --steps spatial,prune")
+        self.run.update_config("decompose", {"asked": ASKED})
+        alone = {"prune": "grouped", "channel": "grouped"}
+        layers = [{"layer": "a"}, {"layer": "b", "left_alone": {"spatial": "1x1"}}, {"layer": "c", "left_alone": alone}]
+        files.write_json(self.run.plan_json, {"layers": layers})
+
+    def layer(self, index):
+        path = self.run.layer_file(index, "x")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+
+    def decompose(self, content="model"):
+        self._network(self.run.model_dir, content)
+        self.run.update_config("decompose", {"asked": ASKED, "macs_before": 8_100_000, "macs_after": 2_000_000})
+
+    def epoch(self, number):
+        reporter = Reporter.for_run(self.run, quiet=True, command="finetune --run r --epochs 5 --lr 0.1")
+        self.run.finetune_dir.mkdir(exist_ok=True)
+        with reporter.stage("finetune"):
+            if number:
+                reporter.step(f"epoch {number} of 5: loss 1")
+
+    def finetune(self):
+        self._network(self.run.finetune_dir / "best", "tuned")
+        network = files.digest_file(self.run.model_dir / "structure.json")
+        self.run.update_config("finetune", {"asked": {"epochs": 5, "labels": "none"}, "network": network})
+
+    def evaluate(self):
+        networks = {
+            name: files.digest_file(path / "structure.json")
+            for name, path in (
+                ("original", self.run.original_dir),
+                ("decomposed", self.run.model_dir),
+                ("fine-tuned", self.run.finetune_dir / "best"),
+            )
+            if path.exists()
+        }
+        files.write_json(self.run.report_json, {"identity": {"networks": networks}})
+
+    def _network(self, path, content):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "structure.json").write_text(json.dumps(content))
+
+    def look(self):
+        """States as a string of first letters, the detail of each stage, the next command."""
+        result = status(self.run)
+        states = "".join(stage.state[0] for stage in result.stages)
+        return states, {stage.name: stage.detail for stage in result.stages}, result.next
+
+
+@pytest.fixture
+def played(tmp_path):
+    return Run(tmp_path / "a b")
+
+
+def test_the_way_of_a_run(played):
+    where = f"'{played.run.path}'"
+    assert played.look()[::2] == ("nnnn", f"decomp freeze --run {where} --model … --data …")
+    played.freeze()
+    states, details, following = played.look()
+    assert (states, following) == ("dnnn", f"decomp decompose --run {where} --speedup 4x")
+    assert details["freeze"] == "zoo:vgg on digits: 5,000 images, 10 points each"
+    played.plan()
+    states, details, following = played.look()
+    assert states == "dpnn" and "plan.json" in details["decompose"]
+    assert following == "decomp decompose --run 'a b' --speedup 4x --steps spatial,prune"
+    played.layer(0)
+    assert "1 of 2 layers" in played.look()[1]["decompose"]
+    played.decompose()
+    states, details, following = played.look()
+    assert states == "ddnn" and following == f"decomp finetune --run {where}"
+    assert details["decompose"].startswith(
+        "4.05x (8.10 M to 2.00 M multiply-accumulates); asked for 4x by spatial, prune"
+    )
+    played.epoch(0)
+    assert played.look()[1]["finetune"] == "no epoch yet"
+    played.epoch(3)
+    states, details, following = played.look()
+    assert (states, details["finetune"]) == ("ddpn", "epoch 3 of 5")
+    assert following == "decomp finetune --run r --epochs 5 --lr 0.1"
+    played.finetune()
+    states, details, following = played.look()
+    assert states == "dddn" and following == f"decomp evaluate --run {where}"
+    assert details["finetune"] == "5 epochs without labels"
+    played.evaluate()
+    assert played.look()[::2] == ("dddd", None)
+
+
+def test_an_unfinished_freeze_says_why_and_how_to_go_on(played):
+    reporter = Reporter.for_run(played.run, quiet=True, command="freeze --model zoo:vgg --data digits --run r")
+    with pytest.raises(FileError), reporter.stage("freeze"):
+        raise FileError("x.png", "cannot be read")
+    states, details, following = played.look()
+    assert (states, details["freeze"]) == ("pnnn", "freeze stopped: x.png: cannot be read.")
+    assert following == "decomp freeze --model zoo:vgg --data digits --run r"
+
+
+def test_what_was_made_from_an_earlier_network_is_not_done(played):
+    played.freeze()
+    played.decompose("first")
+    played.evaluate()
+    assert played.look()[0] == "ddnd"
+    played.epoch(5)
+    played.finetune()
+    states, details, _ = played.look()
+    assert states == "dddp" and details["evaluate"].endswith("fine-tuned")
+    played.evaluate()
+    played.decompose("second")
+    states, details, following = played.look()
+    assert states == "ddpp" and "earlier decomposed network" in details["finetune"]
+    assert following == "decomp finetune --run r --epochs 5 --lr 0.1 --redo"
+
+
+def test_status_reads_only(played):
+    played.freeze()
+    part = played.run.path / ".x.part-0123456789ab"
+    part.write_bytes(b"half")
+    before = {path: path.stat().st_mtime_ns for path in played.run.path.rglob("*")}
+    list(status(played.run).lines())
+    assert {path: path.stat().st_mtime_ns for path in played.run.path.rglob("*")} == before
+
+
+def test_broken_parts_do_not_hide_the_rest(played):
+    played.freeze()
+    played.plan()
+    played.layer(0)
+    played.run.plan_json.write_text('{"layers":')
+    assert "1 of ? layers" in played.look()[1]["decompose"]
+    played.decompose()
+    played.run.report_json.write_text("[]")
+    assert played.look()[0] == "ddnp"
+
+
+def test_who_works_on_the_run_is_said_only_while_they_do(played):
+    with played.run.lock():
+        assert any(line.startswith("now: pid ") for line in status(played.run).lines())
+    assert not any(line.startswith("now:") for line in status(played.run).lines())
+    files.write_json(played.run.owner_json, {"pid": "x"})
+    assert status(played.run).owner == {}
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(FileError, match="no such run directory"):
+        status(tmp_path / "none")
+
+
+def test_files_are_named_with_their_sizes(played):
+    played.freeze()
+    lines = list(status(played.run).lines())
+    assert any("frozen.h5" in line and "KiB" in line for line in lines)
+    assert not any("report.json" in line for line in lines)

@@ -1,0 +1,170 @@
+"""The stage that makes networks: what it writes, from what, and that the recipe is repeatable."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from decomp.data import zoo
+from decomp.data.formats import network_file as emit
+from decomp.data.models import load_model
+from decomp.data.sources import open_source
+from decomp.errors import UsageError
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.networks import open_frozen, original_class
+from decomp.pipelines.stages import train as stage
+from decomp.pipelines.stages.decompose import decompose
+from decomp.pipelines.stages.freeze import freeze
+from decomp.pipelines.stages.train import train
+from decomp.pipelines.training import loop as training
+from tests.pipelines.small_runs import Watched, quiet
+
+
+def short(out, **options):
+    options = {"data": "digits", "epochs": 2, "device": "cpu", "reporter": quiet(), **options}
+    return train("zoo:vgg-digits", out=out, **options)
+
+
+def test_weights_and_their_record_say_the_same(tmp_path):
+    result = short(tmp_path / "net.safetensors")
+    record = json.loads((tmp_path / "net.json").read_text(encoding="utf-8"))
+    assert record["sha256"] == hashlib.sha256(result.weights.read_bytes()).hexdigest()
+    module = zoo.build("vgg-digits")
+    module.load_state_dict(load_file(result.weights))
+    source = open_source("digits")
+    kept, held_out = training.hold_out(len(source.train), 0)
+    with torch.no_grad():
+        module.eval()
+        for name, split, indices in (
+            ("test", source.test, torch.arange(len(source.test))),
+            ("validation", source.train, held_out),
+        ):
+            right = module(split.images(indices)).argmax(1) == split.labels(indices)
+            assert record["accuracy"][name] == pytest.approx(right.double().mean().item())
+    assert record["images"] == {"train": len(kept), "validation": len(held_out), "test": 450}
+    assert record["parameters"] == sum(p.numel() for p in module.parameters())
+    assert record["command"] == (
+        "python cli.py train --model zoo:vgg-digits --data digits --epochs 2 --learning-rate 0.05 --batch-size 64 "
+        "--seed 0 --out net.safetensors"
+    )
+    assert not list(tmp_path.glob("*.checkpoint"))
+    assert any(f"{record['accuracy']['test']:.2%}" in line for line in result.lines())
+
+
+def test_the_same_options_give_the_same_bits_and_a_seed_gives_others(tmp_path):
+    first = short(tmp_path / "a.safetensors", epochs=1)
+    torch.rand(5)
+    second = short(tmp_path / "b.safetensors", epochs=1)
+    other = short(tmp_path / "c.safetensors", epochs=1, seed=1)
+    assert first.record["sha256"] == second.record["sha256"] != other.record["sha256"]
+
+
+def test_nothing_but_training_images_decides_the_weights(tmp_path, monkeypatch):
+    expected = short(tmp_path / "a.safetensors", epochs=1)
+    watched = []
+
+    def without_test(*args, **options):
+        source = open_source(*args, **options)
+        source.train, source.test = Watched(source.train), None
+        watched.append(source.train)
+        return source
+
+    monkeypatch.setattr(stage, "open_source", without_test)
+    blind = short(tmp_path / "b.safetensors", epochs=1)
+    assert blind.record["sha256"] == expected.record["sha256"]
+    assert "test" not in blind.record["accuracy"]
+    kept, held_out = training.hold_out(1347, 0)
+    seen = watched[0].seen
+    assert {index for augmented, index in seen if augmented} <= set(kept.tolist())
+    assert {index for augmented, index in seen if not augmented} == set(held_out.tolist())
+
+
+def test_a_second_time_does_no_work_and_other_options_need_another_name(tmp_path, monkeypatch):
+    first = short(tmp_path / "a.safetensors", epochs=1)
+    monkeypatch.setattr(training, "fit", None)
+    again = short(tmp_path / "a.safetensors", epochs=1)
+    assert again.already_done and again.record == first.record | again.record
+    assert "nothing to do" in list(again.lines())[0]
+    with pytest.raises(UsageError, match="trained otherwise"):
+        short(tmp_path / "a.safetensors", epochs=2)
+
+
+def test_a_stopped_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    whole = short(tmp_path / "whole.safetensors")
+    original = training._train_epoch
+
+    def stop(state, *rest):
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        return original(state, *rest)
+
+    monkeypatch.setattr(training, "_train_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        short(tmp_path / "part.safetensors")
+    assert not (tmp_path / "part.safetensors").exists()
+    monkeypatch.undo()
+    assert short(tmp_path / "part.safetensors").record["sha256"] == whole.record["sha256"]
+
+
+def test_any_network_of_the_zoo_is_built_for_the_images(tmp_path):
+    result = train("zoo:mlp-fashion", data="digits", epochs=1, out=tmp_path / "a.safetensors", reporter=quiet())
+    assert load_file(result.weights)["1.weight"].shape == (200, 64)
+
+
+def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="must end in .safetensors"):
+        short(tmp_path / "net.pt")
+    with pytest.raises(UsageError, match="one of vgg-fashion"):
+        train("zoo:nothing", reporter=quiet())
+    with pytest.raises(UsageError, match="--data fashion-mnist"):
+        train("torchvision:resnet18", reporter=quiet())
+    with pytest.raises(UsageError, match="epochs: must be at least 1"):
+        short(tmp_path / "net.safetensors", epochs=0)
+
+    def unlabelled(*args, **options):
+        source = open_source(*args, **options)
+        source.train = Watched(source.train, labels=False)
+        return source
+
+    monkeypatch.setattr(stage, "open_source", unlabelled)
+    with pytest.raises(UsageError, match="digits: training needs images with labels"):
+        short(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("model", ["zoo:vgg-fashion", "torchvision:squeezenet1_1"])
+def test_weights_tell_the_images_and_classes_that_they_are_for(model, tmp_path):
+    """Each network has other images and classes of its own: 28x28, and 224x224 of 1,000 classes."""
+    source = open_source("digits")
+    size = None if model.startswith("zoo") else "3x40x40"
+    data = "digits" if size is None else images_of(tmp_path, (3, 40, 40))
+    result = train(model, data=data, out=tmp_path / "net.safetensors", epochs=1, device="cpu", reporter=quiet())
+    loaded = load_model(model, weights=result.weights)
+    assert loaded.input_shape == (source.input_shape if size is None else (3, 40, 40))
+    assert loaded.n_classes == 10 and loaded.module(torch.zeros(1, *loaded.input_shape)).shape == (1, 10)
+    if size is not None:  # what is given goes before what is recorded
+        assert load_model(model, weights=result.weights, input_size="50").input_shape == (3, 50, 50)
+
+
+def images_of(folder, shape):
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (40, *shape), dtype=np.uint8), np.arange(40) % 10
+    np.savez(folder / "images.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    return f"npz:{folder / 'images.npz'}"
+
+
+def test_a_network_trained_on_other_images_goes_through_the_stages(tmp_path):
+    out = tmp_path / "net.safetensors"
+    train("zoo:vgg-fashion", data="digits", out=out, epochs=1, device="cpu", reporter=quiet())
+    run, reporter = tmp_path / "run", quiet()
+    options = {"n_images": 60, "n_points": 2, "device": "cpu", "reporter": reporter}
+    freeze(run, model="zoo:vgg-fashion", data="digits", weights=str(out), **options)
+    frozen, _ = open_frozen(RunDirectory(run))
+    with frozen:
+        assert frozen.meta["input_shape"] == [1, 8, 8] and frozen.meta["n_classes"] == 10
+        module = original_class(frozen.meta)
+    assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    decompose(RunDirectory(run), speedup=2.0, steps=("spatial",), device="cpu", reporter=reporter)
+    assert emit.load(run / "model", into=module)(torch.zeros(2, 1, 8, 8)).isfinite().all()
