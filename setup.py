@@ -56,8 +56,8 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        # ruff's formatting changes from one minor version to the next
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.*", "setuptools>=70.1"],
+        # ruff and mypy find other things from one minor version to the next
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=70.1"],
         "timm": ["timm>=1.0.3"],
         # the newest PyTorch exports with these, and with nothing older of onnxscript
         "export": ["onnx>=1.17", "onnxruntime>=1.20.1", "onnxscript>=0.6"],
