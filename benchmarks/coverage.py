@@ -23,7 +23,7 @@ from decomp.allocation.allocator import Allocator
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.cost import count as cost
 from decomp.cost import models
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
 from decomp.errors import DecompError
 from decomp.execution.outputs import as_tensor
 from decomp.graph import network_graph as graph
@@ -195,7 +195,7 @@ def run_one(name, speedup=ASKED):
 def loads_elsewhere(network, edited, shape, x):
     """Whether the emitted network, loaded in a fresh process, gives the same finite output."""
     with tempfile.TemporaryDirectory() as folder:
-        emit.save(network, Path(folder) / "net", edited=edited, input_shape=shape)
+        network_file.save(network, Path(folder) / "net", edited=edited, input_shape=shape)
         with torch.no_grad():
             y = as_tensor(network(x))
         torch.save((x, y), f"{folder}/xy.pt")

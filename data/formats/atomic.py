@@ -131,6 +131,27 @@ def sweep(folder):
     return swept
 
 
+def require_space(path, n_bytes):
+    """Refuse to start what cannot end: the disk that `path` lies on must have `n_bytes` free.
+
+    Raises
+    ------
+    FileError
+        With what is needed and what is free.
+    """
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise FileError(
+            path,
+            f"about {n_bytes / 2**20:,.0f} MiB of disk are needed",
+            got=f"{free / 2**20:,.0f} MiB free",
+            fix="make room or choose another folder",
+        )
+
+
 def _beside(path, role):
     token = uuid.uuid4().hex[:12]
     if role == "old":

@@ -9,7 +9,7 @@ from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import STEPS
 
 from ..weights import digest_state_dict
-from . import json_files as files
+from .atomic import commit
 
 VERSION = 4
 
@@ -40,7 +40,7 @@ def write(path, digest, found):
             arrays.update({f"{kind}/{name}/{step}": getattr(c, step) for step in STEPS if getattr(c, step) is not None})
     arrays.update({f"metric/{name}": matrix.numpy() for name, matrix in found.metrics.items()})
     arrays["content"] = np.array(_content_digest(arrays))
-    with files.commit(path) as part, open(part, "wb") as file:
+    with commit(path) as part, open(part, "wb") as file:
         np.savez(file, **arrays)
 
 

@@ -1,25 +1,17 @@
-"""Files as stages know them: commits, JSON that is not trusted, digests, room on the disk, names that stay inside.
+"""JSON files that are not trusted: bounded, strict reading, with header, version and an optional digest of the content.
 
-Every stage writes through `commit` (one file) or `commit_directory` (a folder that appears as a whole), and reads its
-JSON through `read_json`, which refuses what is empty, cut short, foreign, too large, too deep or of a newer format.
+Every stage reads its JSON through `read_json`, which refuses a file that is empty, cut short, foreign, too large, too
+deeply nested or of a newer format.
 """
 
-import hashlib
 import json
 import math
-import os
-import re
-import shutil
 from pathlib import Path
 
 from decomp.errors import FileError, NumericalError
 
-from .atomic import commit, commit_directory, scratch, sweep
-
-__all__ = [
-    "commit", "commit_directory", "digest_file", "digest_json", "inside", "parse_json", "read_json", "require_space",
-    "safe_name", "scratch", "sweep", "write_json",
-]  # fmt: skip
+from .atomic import commit
+from .digests import digest_json, plain_value
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
@@ -48,9 +40,9 @@ def write_json(path, value, *, kind=None, format_version=None, seal=False):
         value = {"format": kind, "format_version": format_version or 1, **value}
     try:
         if seal:
-            value = json.loads(json.dumps(value, allow_nan=False, default=_plain))
+            value = json.loads(json.dumps(value, allow_nan=False, default=plain_value))
             value[SEAL] = digest_json(value)
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=plain_value)
     except ValueError as error:
         raise NumericalError(Path(path), "every number must be finite", got=error) from None
     with commit(path) as part:
@@ -105,75 +97,6 @@ def parse_json(text, path, *, fix=None, max_depth=MAX_JSON_DEPTH):
         raise FileError(path, "the file must be plain JSON", got=error, fix=fix) from None
     _check_values(path, value, max_depth, fix)
     return value
-
-
-def digest_file(path):
-    """SHA-256 of a file's content, in hex."""
-    path, digest = Path(path), hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError as error:
-        raise FileError(path, "the file must be readable", got=error.strerror or error) from None
-    return digest.hexdigest()
-
-
-def digest_json(value):
-    """SHA-256 in hex of a value's one canonical JSON text (sorted keys, no spaces): equal values, equal digests."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def require_space(path, n_bytes):
-    """Refuse to start what cannot end: the disk that `path` lies on must have `n_bytes` free.
-
-    Raises
-    ------
-    FileError
-        With what is needed and what is free.
-    """
-    folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise FileError(
-            path,
-            f"about {n_bytes / 2**20:,.0f} MiB of disk are needed",
-            got=f"{free / 2**20:,.0f} MiB free",
-            fix="make room or choose another folder",
-        )
-
-
-def safe_name(name, max_length=100):
-    """`name` as the name of a file in any folder: no separators, no ``..``, nothing hidden, not too long."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", str(name))
-    return re.sub(r"\.{2,}", "_", name).strip(".")[:max_length] or "_"
-
-
-def inside(folder, name):
-    """The path of `name` in `folder`, refused when it would lie anywhere else.
-
-    For names that come out of a file: absolute paths, ``..`` and links that lead outside are all refused.
-
-    Raises
-    ------
-    FileError
-    """
-    folder = Path(folder)
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or path == folder.resolve():
-        raise FileError(folder, "a file named in it must lie inside it", got=name)
-    return folder / name
-
-
-def _plain(value):
-    if hasattr(value, "tolist"):  # numpy and torch, arrays and scalars
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _read_bounded(path, max_bytes, fix):

@@ -9,7 +9,9 @@ from decomp.errors import FileError
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, LayerSolution, Selection
 
 from ..weights import digest_state_dict
-from . import json_files as files
+from .atomic import commit
+from .digests import digest_json
+from .json_files import parse_json
 
 LAYER_FORMAT = 2
 
@@ -30,7 +32,7 @@ def write_layer(path, solution, report, parent):
     header["content"] = _content_digest(header, tensors)
     # One entry: safetensors keeps several in no fixed order, and equal work must give equal bytes.
     metadata = {"decomp": json.dumps(header)}
-    with files.commit(path) as part:
+    with commit(path) as part:
         save_file({k: v.clone() for k, v in tensors.items()}, str(part), metadata=metadata)
 
 
@@ -48,7 +50,7 @@ def read_layer(path, parent, name):
             metadata, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except Exception as error:  # what comes out of foreign bytes is not of one family
         raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error
-    header = files.parse_json(metadata.get("decomp", "{}"), path, fix=fix)
+    header = parse_json(metadata.get("decomp", "{}"), path, fix=fix)
     if not isinstance(header, dict) or header.get("format") != "decomp-layer":
         raise FileError(path, "is not a layer file", fix=fix)
     if header.get("format_version") != LAYER_FORMAT:
@@ -68,7 +70,7 @@ def read_layer(path, parent, name):
 
 
 def _content_digest(header, tensors):
-    return files.digest_json({**json.loads(json.dumps(header)), "tensors": digest_state_dict(tensors)})
+    return digest_json({**json.loads(json.dumps(header)), "tensors": digest_state_dict(tensors)})
 
 
 def _rebuild(header, tensors):

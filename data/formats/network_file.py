@@ -18,7 +18,9 @@ from decomp.graph import foreign_batchnorm as normalisation
 from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module
 from decomp.surgery.apply_solution import set_module
 
-from . import json_files as files
+from .atomic import commit_directory
+from .digests import digest_file
+from .json_files import read_json, write_json
 
 FORMAT, VERSION = "decomp-model", 1
 #: In an edit: a batch normalisation of another class than torch's own becomes a plain one and its submodules.
@@ -62,10 +64,10 @@ def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, lea
         "graph": describe_graph(module, leaves),
         "meta": meta or {},
     }
-    with files.commit_directory(path) as folder:
+    with commit_directory(path) as folder:
         save_file(state, str(folder / "weights.safetensors"))
-        structure["weights_sha256"] = files.digest_file(folder / "weights.safetensors")
-        files.write_json(folder / "structure.json", structure, seal=True)
+        structure["weights_sha256"] = digest_file(folder / "weights.safetensors")
+        write_json(folder / "structure.json", structure, seal=True)
         again = load(folder, leaves_of=module)
         if input_shape:
             _verify(module, again, input_shape, path)
@@ -96,7 +98,7 @@ def read_structure(path):
     if not (path / "structure.json").is_file():
         raise FileError(path, "is not an emitted network (no structure.json in it)", fix="give a model/ directory")
     file, fix = path / "structure.json", _how_to_write_again(path)
-    structure = files.read_json(file, kind=FORMAT, format_version=VERSION, fix=fix, sealed=True)
+    structure = read_json(file, kind=FORMAT, format_version=VERSION, fix=fix, sealed=True)
     for key, kind in (("graph", dict), ("edits", list), ("meta", dict), ("weights_sha256", str)):
         if not isinstance(structure.get(key), kind):
             raise FileError(file, f"the structure is broken (no {key})", fix=fix)
@@ -145,7 +147,7 @@ def load(path, into=None, *, leaves_of=None):
     weights = path / "weights.safetensors"
     if not weights.is_file():
         raise FileError(weights, "is missing", fix=_how_to_write_again(path))
-    if structure.get("weights_sha256") != files.digest_file(weights):
+    if structure.get("weights_sha256") != digest_file(weights):
         raise FileError(
             weights, "does not match its structure.json (broken or exchanged)", fix=_how_to_write_again(path)
         )

@@ -14,7 +14,7 @@ from decomp.errors import FileError, TargetError
 from decomp.runtimes.timing import laid_out, latencies, times_within
 from decomp.surgery.random_network import mockup
 
-from ...data.formats import json_files as files
+from ...data.formats.json_files import read_json, write_json
 from ..measure import devices
 from . import target as reach
 
@@ -45,7 +45,7 @@ class Timings:
         self.conditions = conditions(device, batch_size, layout)
         self._key = "; ".join(f"{name} {value}" for name, value in self.conditions.items())
         try:
-            self._entries = files.read_json(path, kind=KIND)["entries"]
+            self._entries = read_json(path, kind=KIND)["entries"]
             self._own = dict(self._entries.get(self._key, {}))
         except (FileError, KeyError, TypeError, AttributeError, ValueError):
             self._entries, self._own = {}, {}  # none, or none that can be used: measured anew
@@ -84,7 +84,7 @@ class Timings:
     def save(self):
         """Keep what was measured."""
         self._entries[self._key] = self._own
-        files.write_json(self.path, {"entries": self._entries}, kind=KIND)
+        write_json(self.path, {"entries": self._entries}, kind=KIND)
 
 
 def conditions(device, batch_size, layout):

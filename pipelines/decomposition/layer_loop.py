@@ -4,14 +4,14 @@ from decomp import seeds
 from decomp.solvers import solve_layer as layers
 from decomp.surgery import apply_solution as surgery
 
-from ...data.formats import json_files as files
+from ...data.formats.digests import digest_file, digest_json
 from ...data.formats.layer_file import read_layer, write_layer
 
 
 def solve_layers(run, asked, plan, view, problems, made_from, reporter):
     """Solve the layers that are not committed yet, and apply all of them in order."""
     network, edited, reports = view.module, [], []
-    parent, seed = files.digest_json(made_from), problems.frozen.meta["seed"]
+    parent, seed = digest_json(made_from), problems.frozen.meta["seed"]
     with reporter.progress(len(view.layers), "layers", "layers") as progress:
         for layer in view.layers:
             item = plan.layer(layer.name)
@@ -33,7 +33,7 @@ def solve_layers(run, asked, plan, view, problems, made_from, reporter):
                 write_layer(path, solution, report, parent)
                 solution, report = read_layer(path, parent, layer.name)
                 reporter.step(_layer_words(layer, item, report), layer=layer.name, errors=report["errors"])
-            parent = files.digest_file(path)
+            parent = digest_file(path)
             edited += [name for name in surgery.apply_solution(network, view, solution) if name not in edited]
             if solution.keep is not None and not layer.input_space.sampled:
                 problems.replay.narrow(view.columns_kept(layer, solution.keep.keep))

@@ -9,7 +9,7 @@ from decomp.allocation.plan import Plan
 from decomp.cost.models import MacsCost, ParamsCost
 from decomp.errors import UsageError
 
-from ...data.formats import json_files as files
+from ...data.formats.json_files import read_json, write_json
 from . import latency_plan as timing
 from . import rules as limits
 from . import shared_channels as coupling
@@ -45,7 +45,7 @@ def plan(run, asked, subject, *, device, reporter):
     made = _assemble(asked, subject, found, held)
     for note in made.notes:
         reporter.warn(note)
-    files.write_json(run.plan_json, made.to_json())
+    write_json(run.plan_json, made.to_json())
     return made
 
 
@@ -113,7 +113,7 @@ def read(path):
     FileError, TargetError
         Naming the file, or the layer and the field.
     """
-    data = files.read_json(path, fix="give another plan, or make it anew with decompose --redo")
+    data = read_json(path, fix="give another plan, or make it anew with decompose --redo")
     return Plan.from_json(data, str(path))
 
 

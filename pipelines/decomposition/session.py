@@ -12,7 +12,7 @@ from decomp.graph.shared_spaces import kept_outputs
 from decomp.surgery.narrow_network import shrink
 
 from ...data.formats import curves_file
-from ...data.formats import json_files as files
+from ...data.formats.atomic import scratch
 from ...data.formats.frozen_file import FrozenFile, shortcut_key
 from ..run.directory import RunDirectory
 from ..run.networks import open_frozen
@@ -108,7 +108,7 @@ def opened(run, device, *, sampler=True, memory=None, batch_size=100):
     """
     run = RunDirectory(run)
     frozen, original = open_frozen(run)
-    with frozen, files.scratch(run.scratch_dir) as folder:
+    with frozen, scratch(run.scratch_dir) as folder:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
         network = graph.trace(original, name, frozen.meta.get("leaves") or ())
         view = graph.NetworkGraph(network, shape, name)

@@ -5,7 +5,8 @@ from decomp.errors import FileError, TargetError
 from decomp.graph.shared_spaces import members_of, readers_of, whole_spaces
 from decomp.solvers.joint import grouped, select_jointly
 
-from ...data.formats import json_files as files
+from ...data.formats.digests import digest_json
+from ...data.formats.json_files import read_json, write_json
 from .gather import Problems
 from .survey import output_metrics
 
@@ -96,7 +97,7 @@ def choose(run, counts, frozen, view, *, device, space, reporter):
     -------
     dict of str to list of int
     """
-    parent = files.digest_json({"spaces": counts, "frozen": frozen.content})
+    parent = digest_json({"spaces": counts, "frozen": frozen.content})
     path = run.layers_dir / "spaces.json"
     keep = _read(path, parent)
     if keep is None:
@@ -108,7 +109,7 @@ def choose(run, counts, frozen, view, *, device, space, reporter):
                 keep[name] = _chosen(view, view.spaces[name], count, problems)
                 space.clear()
                 progress.update(1)
-        files.write_json(path, {"parent": parent, "keep": keep}, kind=KIND)
+        write_json(path, {"parent": parent, "keep": keep}, kind=KIND)
     for name, places in keep.items():
         reporter.step(
             f"{name}: {len(places)} of {view.spaces[name].width} channels stay in all that write or read them"
@@ -120,7 +121,7 @@ def _read(path, parent):
     """An earlier choice for the same numbers; None where there is none, or one for others."""
     if not path.is_file():
         return None
-    found = files.read_json(path, kind=KIND, fix="run decompose again with --redo")
+    found = read_json(path, kind=KIND, fix="run decompose again with --redo")
     if not isinstance(found.get("keep"), dict):
         raise FileError(path, "must hold which channels stay", fix="run decompose again with --redo")
     return found["keep"] if found.get("parent") == parent else None

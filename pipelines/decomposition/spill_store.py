@@ -6,7 +6,7 @@ import torch
 
 from decomp.errors import FileError
 
-from ...data.formats import json_files as files
+from ...data.formats.atomic import require_space
 
 # A point is not kept where running up to it again from the last kept one is a smaller share of a pass than this:
 # reading the largest maps from a disk then takes longer than computing them anew.
@@ -53,7 +53,7 @@ class KeptValues:
             return False
         more = n_bytes - self.memory - self._on_disk
         if more > 0:
-            files.require_space(self.folder, more)
+            require_space(self.folder, more)
         return True
 
     def put(self, index, values):

@@ -16,8 +16,8 @@ from decomp.solvers import selection
 from decomp.solvers import solve_layer as layers
 from decomp.surgery import apply_solution as surgery
 
-from ...data.formats import json_files as files
 from ...data.formats.curves_file import VERSION, Survey, read, write
+from ...data.formats.digests import digest_json
 from ..measure.parallel import in_batches, in_parallel
 from .gather import Problems, fitted_images
 from .memory import problem_bytes
@@ -63,7 +63,7 @@ def survey(run, frozen, view, *, kept=None, device, space, reporter):
     Survey
     """
     options, left = {"device": device, "space": space}, {name: places.tolist() for name, places in (kept or {}).items()}
-    digest = files.digest_json({"version": VERSION, "frozen": frozen.content, "kept": left})
+    digest = digest_json({"version": VERSION, "frozen": frozen.content, "kept": left})
     before = read(run.curves, digest, view, reporter)
     if before is not None:
         return before

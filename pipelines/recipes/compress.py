@@ -9,7 +9,7 @@ import torch
 from decomp.errors import DecompError, UsageError
 
 from ...data import given
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
 from ...data.models import LoadedModel
 from ...data.weights import check_finite, digest_state_dict
 from ..console.reporter import Reporter
@@ -94,10 +94,10 @@ def _loaded(model, shape):
 
 def _as_class(path, model, shape):
     """The network in the class of the original where that gives the same outputs, else standing alone."""
-    alone = emit.load(path)
+    alone = network_file.load(path)
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        network = emit.load(path, into=model)
+        network = network_file.load(path, into=model)
         with torch.no_grad():
             wanted, got = alone(x), network(x)
         same = (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()

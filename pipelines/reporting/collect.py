@@ -8,7 +8,8 @@ import numpy as np
 from decomp.allocation.plan import SIZES, STEPS, Plan
 from decomp.errors import FileError
 
-from ...data.formats import json_files as files
+from ...data.formats.digests import digest_file
+from ...data.formats.json_files import read_json
 from ...data.formats.layer_file import read_selection
 from ..console.options import program
 from .summary import Summary, summarise
@@ -67,7 +68,7 @@ def networks(run):
     """The table of evaluate: a row for each network."""
     command = f"{program()} evaluate --run {run}"
     try:
-        report = files.read_json(run.report_json, kind="decomp report")
+        report = read_json(run.report_json, kind="decomp report")
         rows = [
             (
                 str(run), row["network"], row["macs"], row["params"], row["top1"], row["top5"], row["agreement"],
@@ -81,7 +82,7 @@ def networks(run):
         return Missing("networks", "the networks have not been compared on the test images", command)
     now = {"original": run.original_dir, "decomposed": run.model_dir, "fine-tuned": run.finetune_dir / "best"}
     there = {name: path / "structure.json" for name, path in now.items() if (path / "structure.json").is_file()}
-    left = [name for name, path in there.items() if measured.get(name) != files.digest_file(path)]
+    left = [name for name, path in there.items() if measured.get(name) != digest_file(path)]
     if left:
         notes.append(f"not measured as it is now: {', '.join(left)}; give again: {command}")
     return Table("networks", NETWORKS, rows, notes)
@@ -127,7 +128,7 @@ def curves(run):
     """Error of each layer of the original network at every size of every step, and the size that was chosen."""
     command = f"{program()} decompose --run {run} --speedup 4x --plan-only"
     try:
-        plan = {item.layer: item for item in Plan.from_json(files.read_json(run.plan_json)).layers}
+        plan = {item.layer: item for item in Plan.from_json(read_json(run.plan_json)).layers}
         with np.load(run.curves, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files if name.startswith(("own/", "output/"))}
     except Exception:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from decomp.errors import FileError, UsageError
 
-from ...data.formats import json_files as files
+from ...data.formats.atomic import commit
 
 # Colours of what a person is to tell apart, and what the legend says of them.
 _OWN, _SHARED, _FIXED, _ALONE = "#c8e6c9", "#fff3c4", "#f8cfcf", "#dddddd"
@@ -99,7 +99,7 @@ def draw(path, text):
     FileError
         With what graphviz says.
     """
-    with files.commit(Path(path)) as target:
+    with commit(Path(path)) as target:
         done = subprocess.run(["dot", "-Tpng", "-Gdpi=80", "-o", str(target)], input=text.encode(), capture_output=True)
         if done.returncode:
             raise FileError(path, "dot could not draw the network", got=done.stderr.decode()[:120])

@@ -9,8 +9,8 @@ from decomp.allocation.plan import Plan
 from decomp.cost import count as cost
 from decomp.errors import FileError
 
-from ...data.formats import json_files as files
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
+from ...data.formats.json_files import read_json
 from ..console.options import program
 from ..console.text_table import html_table, text_table
 from ..run import networks as points
@@ -115,8 +115,8 @@ def summarise(run):
         fix = f"run `{program()} decompose --run {run.path} --speedup 4x`"
         raise FileError(run.path, "there is no decomposed network yet", fix=fix)
     original, network = (points.load_network(run, path) for path in (run.original_dir, run.model_dir))
-    shape = emit.read_structure(run.original_dir)["input_shape"]
-    plan = Plan.from_json(files.read_json(run.plan_json), str(run.plan_json))
+    shape = network_file.read_structure(run.original_dir)["input_shape"]
+    plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json))
     before, after = cost.cost(original, shape).per_layer, cost.cost(network, shape).per_layer
     words = {item.layer: item.words() for item in plan.layers}
     errors = {report["layer"]: _last_error(report) for report in facts["layers"]}

@@ -12,7 +12,9 @@ import filelock
 
 from decomp.errors import FileError
 
-from ...data.formats import json_files as files
+from ...data.formats.atomic import sweep
+from ...data.formats.json_files import read_json, write_json
+from ...data.formats.paths import safe_name
 from .record import library_versions
 
 KIND = "decomp run"
@@ -115,7 +117,7 @@ class RunDirectory:
 
     @property
     def scratch_dir(self):
-        """Beside it, under a name that `files.scratch` gives, lies what a stage needs only while it runs."""
+        """Beside it, under a name that `scratch` gives, lies what a stage needs only while it runs."""
         return self.path / "scratch"
 
     @property
@@ -132,7 +134,7 @@ class RunDirectory:
 
     def layer_file(self, index, name):
         """Where the committed result of the `index`-th layer lies; `name` is made safe, whatever it holds."""
-        return self.layers_dir / f"{int(index):03d}_{files.safe_name(name)}.safetensors"
+        return self.layers_dir / f"{int(index):03d}_{safe_name(name)}.safetensors"
 
     @classmethod
     def create(cls, path):
@@ -192,7 +194,7 @@ class RunDirectory:
         FileError
         """
         fix = "start a new run directory with `decomp freeze`"
-        config = files.read_json(self.run_json, kind=KIND, format_version=FORMAT_VERSION, fix=fix, sealed=True)
+        config = read_json(self.run_json, kind=KIND, format_version=FORMAT_VERSION, fix=fix, sealed=True)
         for key in ("versions", "stages"):
             part = config.get(key)
             if not isinstance(part, dict) or not all(isinstance(value, dict) for value in part.values()):
@@ -224,7 +226,7 @@ class RunDirectory:
     def write_config(self, config):
         """Write all of run.json."""
         config = {key: value for key, value in config.items() if key not in ("format", "format_version")}
-        files.write_json(self.run_json, config, kind=KIND, format_version=FORMAT_VERSION, seal=True)
+        write_json(self.run_json, config, kind=KIND, format_version=FORMAT_VERSION, seal=True)
 
     def config(self, stage):
         """The configuration `stage` was run with, or None when it was not."""
@@ -257,7 +259,7 @@ class RunDirectory:
     def owner(self):
         """Who wrote the lock last: a dict with ``pid``, ``host``, ``command``, ``since``; empty when unknown."""
         try:
-            owner = files.read_json(self.owner_json, max_bytes=2**16)
+            owner = read_json(self.owner_json, max_bytes=2**16)
         except FileError:
             return {}
         return owner if isinstance(owner, dict) else {}
@@ -323,13 +325,13 @@ class RunDirectory:
     def _write_owner(self):
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000]
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "since": _now()}
-        files.write_json(self.owner_json, owner)
+        write_json(self.owner_json, owner)
 
     def _sweep(self):
         self.frozen.with_name(self.frozen.name + ".part").unlink(missing_ok=True)  # the HDF5 writer's own
         for folder in (self.path, self.layers_dir, self.finetune_dir):
             if folder.is_dir():
-                files.sweep(folder)
+                sweep(folder)
 
 
 def _first_foreign(folder):

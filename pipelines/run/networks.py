@@ -3,8 +3,8 @@
 from decomp.errors import FileError, UsageError
 
 from ...data import models
-from ...data.formats import json_files as files
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
+from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile
 from .directory import RunDirectory
 
@@ -23,7 +23,7 @@ def open_frozen(run):
     original = load_network(run, run.original_dir)
     frozen = FrozenFile(run.frozen)
     run.refuse_own_code(frozen.meta)
-    digest = files.digest_file(run.original_dir / "structure.json")
+    digest = digest_file(run.original_dir / "structure.json")
     if frozen.meta.get("network") != digest:
         raise FileError(
             run.frozen, f"was frozen from the network {str(frozen.meta.get('network'))[:12]}", got=digest[:12],
@@ -52,7 +52,7 @@ def load_network(run, path):
     torch.fx.GraphModule
     """
     asked = (run.config("freeze") or {}).get("asked") or {}
-    return emit.load(path, leaves_of=original_part(asked) if asked.get("leaves") else None)
+    return network_file.load(path, leaves_of=original_part(asked) if asked.get("leaves") else None)
 
 
 def warn_of_other_versions(run, stage, reporter):

@@ -5,7 +5,8 @@ import shutil
 
 from decomp.errors import FileError, UsageError
 
-from ...data.formats import json_files as files
+from ...data.formats.atomic import commit, commit_directory
+from ...data.formats.digests import digest_file
 from .directory import RunDirectory
 
 
@@ -16,7 +17,7 @@ def clear(run, asked):
     the name plan.previous.json.
     """
     before = run.config("decompose") or {}
-    if run.plan_json.is_file() and before.get("plan_digest") != files.digest_file(run.plan_json):
+    if run.plan_json.is_file() and before.get("plan_digest") != digest_file(run.plan_json):
         if before.get("asked") != asked:
             os.replace(run.plan_json, run.plan_json.with_name("plan.previous.json"))
     else:
@@ -43,7 +44,7 @@ def borrow(run, source):
         for name in (source.frozen, source.curves, source.latency_json):
             if name.is_file():
                 _link(name, run.path / name.name)
-        with files.commit_directory(run.original_dir) as part:
+        with commit_directory(run.original_dir) as part:
             for name in sorted(source.original_dir.iterdir()):
                 _link(name, part / name.name)
         run.update_config("freeze", source.config("freeze"))
@@ -56,5 +57,5 @@ def _link(source, target):
     try:
         os.link(source, target)
     except OSError:
-        with files.commit(target) as part:
+        with commit(target) as part:
             shutil.copyfile(source, part)

@@ -6,8 +6,9 @@ from decomp.allocation.plan import latency_words
 from decomp.cost.count import cost as counted_cost
 from decomp.errors import DecompError, UsageError
 
-from ...data.formats import json_files as files
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
+from ...data.formats.digests import digest_file, digest_json
+from ...data.formats.json_files import write_json
 from ..console.options import program
 from ..decomposition import make_plan as planning
 from ..decomposition import session as subject
@@ -143,7 +144,7 @@ def decompose(
     if given is not None:
         asked.update(
             speedup=given.speedup, steps=list(given.steps), allocation=given.allocation, cost=given.cost,
-            multiple=given.multiple, plan=files.digest_json(given.to_json()),
+            multiple=given.multiple, plan=digest_json(given.to_json()),
         )  # fmt: skip
     with run.lock(), reporter.stage("decompose"):
         if redo:
@@ -197,17 +198,17 @@ def _plan(run, asked, given, opened, device, reporter):
         opened.survey(run, device=device, reporter=reporter)
         if given is not None and ours:
             given = planning.checked(given, opened, device, "the plan", reporter)
-            files.write_json(run.plan_json, given.to_json())
+            write_json(run.plan_json, given.to_json())
         plan = planning.plan(run, asked, opened, device=device, reporter=reporter)
     except DecompError:
         if not run.plan_json.is_file():
             run.update_config("decompose", None)
         raise
-    if begun.get("plan_digest") not in (None, files.digest_file(run.plan_json)):
+    if begun.get("plan_digest") not in (None, digest_file(run.plan_json)):
         reporter.warn(f"{run.plan_json} is not as decompose wrote it: taken as edited by you")
     if "plan_digest" not in begun:
         # How the plan left our hands: another digest later, or none, means that a person has edited it.
-        begun["plan_digest"] = files.digest_file(run.plan_json) if ours else ""
+        begun["plan_digest"] = digest_file(run.plan_json) if ours else ""
         run.update_config("decompose", begun)
     announce(plan, opened.view, reporter)
     return plan
@@ -235,11 +236,11 @@ def _decompose(run, asked, plan, opened, device, reporter):
         "left_alone": {layer.name: layer.left_alone for layer in view.layers if layer.left_alone},
     }  # fmt: skip
     meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
-    folded = [edit["module"] for edit in emit.read_structure(run.original_dir)["edits"]]
+    folded = [edit["module"] for edit in network_file.read_structure(run.original_dir)["edits"]]
     edited = list(dict.fromkeys([*folded, *opened.edited, *edited]))
     place = {"part": frozen.meta.get("part"), "leaves": frozen.meta.get("leaves") or ()}
-    emit.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta, **place)
-    reporter.step(emit.verify_into_original(run.model_dir, lambda: points.original_class(frozen.meta)))
+    network_file.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta, **place)
+    reporter.step(network_file.verify_into_original(run.model_dir, lambda: points.original_class(frozen.meta)))
     run.update_config("decompose", facts)
     return DecomposeResult(run, False, facts)
 

@@ -10,8 +10,9 @@ from decomp.errors import FileError, UsageError
 from decomp.execution.outputs import output_divergence
 from decomp.runtimes.timing import LAYOUTS, laid_out, latencies
 
-from ...data.formats import json_files as files
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
+from ...data.formats.digests import digest_file
+from ...data.formats.json_files import read_json, write_json
 from ...data.sources import open_source
 from ..console.reporter import Reporter
 from ..measure import accuracy, devices
@@ -151,13 +152,13 @@ def evaluate(
         identity = {
             "batch_size": batch_size, "layout": layout, "device": str(device), "repeats": repeats,
             "threads": torch.get_num_threads(),
-            "networks": {name: files.digest_file(path / "structure.json") for name, path in paths.items()},
+            "networks": {name: digest_file(path / "structure.json") for name, path in paths.items()},
             "tuning_finished": run.config("finetune") is not None, "versions": library_versions(),
         }  # fmt: skip
         if not redo and (before := _measured_before(run, identity)):
             return before
         networks = {name: points.load_network(run, path).to(device).eval() for name, path in paths.items()}
-        shape = tuple(emit.read_structure(run.original_dir)["input_shape"])
+        shape = tuple(network_file.read_structure(run.original_dir)["input_shape"])
         test, data, notes = _test_images(run, shape)
         shares = _shares(networks, test, data, device, reporter) if test is not None else {}
         reporter.step(f"timing {len(networks)} networks in turn, batch of {batch_size}")
@@ -170,7 +171,7 @@ def evaluate(
             "versions": identity["versions"],
         }  # fmt: skip
         result = EvaluationResult(rows, conditions, notes + _missing(run, paths) + _unsteady(rows))
-        files.write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
+        write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
         return result
 
 
@@ -215,8 +216,8 @@ def _networks(run):
 
 
 def _check_origin(run):
-    made_from = emit.read_structure(run.finetune_dir / "best")["meta"].get("finetune", {}).get("network")
-    now = files.digest_file(run.model_dir / "structure.json")
+    made_from = network_file.read_structure(run.finetune_dir / "best")["meta"].get("finetune", {}).get("network")
+    now = digest_file(run.model_dir / "structure.json")
     if made_from != now:
         raise FileError(
             run.finetune_dir / "best",
@@ -246,7 +247,7 @@ def _unsteady(rows):
 
 def _measured_before(run, identity):
     try:
-        report = files.read_json(run.report_json, kind=KIND)
+        report = read_json(run.report_json, kind=KIND)
         if report["identity"] != identity:
             return None
         rows = [Row(**{**row, "latency_quartiles_ms": tuple(row["latency_quartiles_ms"])}) for row in report["rows"]]

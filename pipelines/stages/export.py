@@ -19,8 +19,9 @@ from decomp import seeds
 from decomp.cost import count as cost
 from decomp.errors import DecompError, FileError, UsageError
 
-from ...data.formats import json_files as files
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
+from ...data.formats.atomic import commit
+from ...data.formats.digests import digest_file
 from ...data.formats.exported import FORMATS
 from ..console.reporter import Reporter
 from ..run import networks as points
@@ -116,7 +117,7 @@ def export(run, *, formats=("pt2", "state-dict"), which=None, out=None, reporter
     reporter = reporter or Reporter()
     with run.lock(), reporter.stage("export"):
         network = points.load_network(run, path)
-        shape = emit.read_structure(path)["input_shape"]
+        shape = network_file.read_structure(path)["input_shape"]
         if not shape:
             raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
         text = json.dumps(about(run, path, which, network), ensure_ascii=False)
@@ -138,7 +139,7 @@ def about(run, path, which, network):
         ``plan`` (None for the original), ``costs`` (multiply-accumulates and parameters, before and after),
         ``versions``.
     """
-    structure, frozen = emit.read_structure(path), run.config("freeze") or {}
+    structure, frozen = network_file.read_structure(path), run.config("freeze") or {}
     shape, source = structure["input_shape"], frozen.get("source") or {}
     before = cost.cost(points.load_network(run, run.original_dir), shape)
     after = cost.cost(network, shape)
@@ -148,7 +149,7 @@ def about(run, path, which, network):
         "origin": {
             "model": frozen.get("asked", {}).get("model"), "weights_digest": frozen.get("weights_digest"),
             "data": source.get("name"), "data_digest": source.get("digest"), "network": which,
-            "structure_digest": files.digest_file(path / "structure.json"),
+            "structure_digest": digest_file(path / "structure.json"),
         },
         "input_shape": list(shape),
         "normalisation": source.get("normalisation"),
@@ -164,7 +165,7 @@ def _write(name, network, shape, path, text):
     """Write one file, read it back, compare, and only then let it have its name."""
     form = FORMATS[name]
     example = torch.randn(TRACED_BATCH, *shape, generator=seeds.generator(0, "export", "traced"))
-    with files.commit(path) as part, _understood(name, path):
+    with commit(path) as part, _understood(name, path):
         form.write(network, example, str(part), text)
         start = time.perf_counter()
         run, kept = form.read(str(part), network)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from decomp.errors import FileError, UsageError
 
-from ...data.formats import json_files as files
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
+from ...data.formats.digests import digest_file
 from ..console.options import program
 from ..console.reporter import Reporter
 from ..measure import devices
@@ -138,7 +138,7 @@ def _network_digest(run):
         raise FileError(
             run.path, "there is no decomposed network yet", fix=f"run `decomp decompose --run {run.path} --speedup 4x`"
         )
-    return files.digest_file(run.model_dir / "structure.json")
+    return digest_file(run.model_dir / "structure.json")
 
 
 def _finished(run, asked, network_digest):
@@ -164,7 +164,7 @@ def _finished(run, asked, network_digest):
             fix="give --redo to tune again with these, or evaluate what is there",
         )
     for name in ("best", "last"):
-        emit.read_structure(run.finetune_dir / name)
+        network_file.read_structure(run.finetune_dir / name)
     return FinetuneResult(run, before["facts"], done_before=True)
 
 
@@ -214,7 +214,7 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
 def _normalise(run, network, task, recipe, device, reporter):
     if not task.normalised:
         return []
-    layers = [edit["module"] for edit in emit.read_structure(run.original_dir)["edits"]]
+    layers = [edit["module"] for edit in network_file.read_structure(run.original_dir)["edits"]]
     paths = normalise(network, layers, recipe, len(task.train), task.batches, device)
     if paths:
         reporter.step(f"batch normalisation behind {len(paths)} layers in training; folded in what is written")

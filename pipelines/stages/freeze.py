@@ -16,8 +16,9 @@ from decomp.graph import size_branches as branches
 from decomp.surgery import batchnorm
 
 from ...data import models, sources
-from ...data.formats import json_files as files
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
+from ...data.formats.atomic import require_space
+from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile, FrozenWriter, grid_key, shortcut_key
 from ..console.options import program
 from ..decomposition import memory as workspace
@@ -153,7 +154,7 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
     whole = cost.cost(network, source.input_shape)
     n_points, seed = asked["n_points"], asked["seed"]
     indices = draw_images(source, asked["n_images"], seed)
-    files.require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
+    require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
     batch_size = workspace.set_limits(
         network, workspace.measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
         folder=run.path, command="freeze",
@@ -163,14 +164,14 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
         run = RunDirectory.create(run)
         held.enter_context(run.lock())
     edited = [*network.meta["plain"], *(path for pair in folded for path in pair)]
-    emit.save(
+    network_file.save(
         network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": asked["model"]},
         part=part, leaves=leaves,
     )  # fmt: skip
     meta = {
         **asked, "weights_digest": loaded.weights_digest, "data": source.describe(), "n_images": len(indices),
         "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
-        "network": files.digest_file(run.original_dir / "structure.json"),
+        "network": digest_file(run.original_dir / "structure.json"),
     }  # fmt: skip
     target = pick_device(device)
     content = _write(

@@ -13,7 +13,7 @@ from decomp.graph.shared_spaces import whole_spaces
 from decomp.surgery import batchnorm
 
 from ...data import models, sources
-from ...data.formats import json_files as files
+from ...data.formats.atomic import commit
 from ..reporting import graphviz as drawing
 from ..run.networks import part_of
 
@@ -209,6 +209,6 @@ def _others(view, counted, leaves):
 
 
 def _write(path, text):
-    with files.commit(Path(path)) as target:
+    with commit(Path(path)) as target:
         target.write_text(text, encoding="utf-8")
     return str(path)

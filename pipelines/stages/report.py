@@ -7,7 +7,7 @@ from pathlib import Path
 
 from decomp.errors import FileError, UsageError
 
-from ...data.formats import json_files as files
+from ...data.formats.atomic import commit, commit_directory
 from ..console.reporter import Reporter
 from ..reporting import collect as evidence
 from ..reporting import figures
@@ -127,7 +127,7 @@ def _sections(found):
 
 def _write(html, folder, title, words, sections, found, layers):
     drawn, networks = [], next((table for table in sections if table.name == "accuracy"), None)
-    with files.commit_directory(folder) as part:
+    with commit_directory(folder) as part:
         for table in sections:
             with open(part / f"{table.name}.csv", "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])
@@ -136,6 +136,6 @@ def _write(html, folder, title, words, sections, found, layers):
     missing = [(item.why, item.command) for item in found if isinstance(item, Missing)]
     # Beside each other, so that the sheet still finds its numbers when both are moved.
     numbers = os.path.relpath(folder, html.parent).replace(os.sep, "/")
-    with files.commit(html) as part:
+    with commit(html) as part:
         part.write_text(page.sheet(title, words, networks, drawn, missing, layers, numbers), encoding="utf-8")
     return ReportResult(str(html), str(folder), [table.name for table, _ in drawn], missing)

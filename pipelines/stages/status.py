@@ -7,7 +7,8 @@ from pathlib import Path
 
 from decomp.errors import FileError
 
-from ...data.formats import json_files as files
+from ...data.formats.digests import digest_file
+from ...data.formats.json_files import read_json
 from ..run.directory import RunDirectory
 from ..run.record import read_log
 
@@ -131,7 +132,7 @@ def _decompose(run, config):
 
 def _planned_layers(run):
     try:
-        layers = files.read_json(run.plan_json)["layers"]
+        layers = read_json(run.plan_json)["layers"]
         return sum(not {"channel", "prune"} <= set(layer.get("left_alone") or ()) for layer in layers)
     except (FileError, KeyError, TypeError, AttributeError):
         return "?"
@@ -168,7 +169,7 @@ def _evaluate(run):
     there = {"original": run.original_dir, "decomposed": run.model_dir, "fine-tuned": run.finetune_dir / "best"}
     now = {name: _digest(path) for name, path in there.items() if (path / "structure.json").is_file()}
     try:
-        measured = files.read_json(run.report_json)["identity"]["networks"]
+        measured = read_json(run.report_json)["identity"]["networks"]
     except (FileError, KeyError, TypeError):
         return StageStatus("evaluate", PARTLY, "report.json cannot be used")
     left = [name for name in now if measured.get(name) != now[name]]
@@ -179,7 +180,7 @@ def _evaluate(run):
 
 def _digest(network):
     structure = network / "structure.json"
-    return files.digest_file(structure) if structure.is_file() else None
+    return digest_file(structure) if structure.is_file() else None
 
 
 def _next(run, stages, program):

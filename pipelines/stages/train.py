@@ -11,7 +11,10 @@ from decomp import seeds
 from decomp.errors import UsageError
 
 from ...data import weights, zoo
-from ...data.formats.json_files import commit, digest_file, read_json, safe_name, write_json
+from ...data.formats.atomic import commit
+from ...data.formats.digests import digest_file
+from ...data.formats.json_files import read_json, write_json
+from ...data.formats.paths import safe_name
 from ...data.models import load_model
 from ...data.sources import open_source
 from ..console.reporter import Reporter

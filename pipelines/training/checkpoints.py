@@ -8,7 +8,7 @@ import torch
 
 from decomp.errors import FileError
 
-from ...data.formats.json_files import commit
+from ...data.formats.atomic import commit
 
 VERSION = 2
 _KEYS = {"version", "digest", "identity", "module", "optimizer", "epoch", "history", "best"}

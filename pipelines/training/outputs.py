@@ -6,8 +6,8 @@ from pathlib import Path
 
 from decomp.surgery import batchnorm as refold
 
-from ...data.formats import json_files as files
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
+from ...data.formats.atomic import commit
 from . import loop as training
 
 
@@ -33,7 +33,7 @@ class NetworkWriter:
         self.run, self.network_digest, self.normalised = run, network_digest, normalised
         # Weights are put into a copy for writing: the network in training is laid out for speed.
         self.like_trained = copy.deepcopy(network).cpu()
-        self.structure = emit.read_structure(run.model_dir)
+        self.structure = network_file.read_structure(run.model_dir)
         self.best_written = None
 
     def __call__(self, state):
@@ -47,12 +47,12 @@ class NetworkWriter:
         plain = copy.deepcopy(self.like_trained)
         plain.load_state_dict(weights)
         refold.fold(plain, self.normalised)
-        emit.save(
+        network_file.save(
             plain,
             self.run.finetune_dir / name,
             edited=[edit["module"] for edit in self.structure["edits"]],
             input_shape=self.structure["input_shape"],
-            leaves=emit.leaves(self.structure),
+            leaves=network_file.leaves(self.structure),
             meta={**self.structure["meta"], "finetune": {"epoch": epoch, "network": self.network_digest}},
         )
 
@@ -60,7 +60,7 @@ class NetworkWriter:
 def write_metrics(path, history):
     """The history as CSV, written whole: one line an epoch, what is not there left empty."""
     names = list(dict.fromkeys(name for line in history for name in line if name != "score"))
-    with files.commit(Path(path)) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with commit(Path(path)) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(history)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from decomp.errors import UsageError
 from decomp.execution.outputs import output_divergence
 
-from ...data.formats import network_file as emit
+from ...data.formats import network_file
 from ...data.formats.frozen_file import FrozenFile
 from ...data.sources import open_source
 from ..measure.accuracy import check_labels, logits_of
@@ -31,7 +31,7 @@ class LabelledTask:
 
     def __init__(self, run, seed):
         asked = run.config("freeze")["asked"]
-        shape = emit.read_structure(run.original_dir)["input_shape"]
+        shape = network_file.read_structure(run.original_dir)["input_shape"]
         source = open_source(asked["data"], input_shape=tuple(shape), skip_bad=asked.get("skip_bad", False))
         self.split, self.data = source.train, asked["data"]
         if not self.split.has_labels:

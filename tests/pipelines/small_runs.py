@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import fx, nn
 
-from decomp.data.formats import json_files as files
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
+from decomp.data.formats.digests import digest_file
 from decomp.data.formats.frozen_file import FrozenWriter
 from decomp.data.sources import open_source
 from decomp.pipelines.console.reporter import Reporter
@@ -53,10 +53,12 @@ def make_run(path, n_images=300):
     """A run on the digits with a trained original network and a disturbed copy of it as the decomposed one."""
     run = RunDirectory.create(path)
     original = trained()
-    emit.save(original, run.original_dir, input_shape=SHAPE, meta={"model": "test"})
-    emit.save(disturbed(original), run.model_dir, edited=["0", "3", "7"], input_shape=SHAPE, meta={"plan": "test"})
+    network_file.save(original, run.original_dir, input_shape=SHAPE, meta={"model": "test"})
+    network_file.save(
+        disturbed(original), run.model_dir, edited=["0", "3", "7"], input_shape=SHAPE, meta={"plan": "test"}
+    )
     source = open_source("digits")
-    meta = {"network": files.digest_file(run.original_dir / "structure.json"), "input_shape": list(SHAPE)}
+    meta = {"network": digest_file(run.original_dir / "structure.json"), "input_shape": list(SHAPE)}
     with FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=SHAPE) as writer:
         writer.write_images(0, source.train.images(torch.arange(n_images)))
     run.update_config("freeze", {"asked": {"data": "digits", "skip_bad": False}, "facts": {}})

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from decomp.data.formats import json_files as files
+from decomp.data.formats.json_files import MAX_JSON_DEPTH
 from decomp.data.formats.layer_file import _content_digest
 from decomp.pipelines.run.directory import RunDirectory
 from tests.pipelines.forked import NETWORK, results
@@ -104,7 +104,7 @@ def test_deep_json_is_refused_wherever_it_is_read(stages, sent, record_property)
         good = (run / name).read_text()
         (run / name).write_text('{"deep": ' + deep + "}")
         ended = stages.start(stage, run)
-        assert ended.code == 1 and f"at most {files.MAX_JSON_DEPTH} levels deep" in ended.text, ended.text
+        assert ended.code == 1 and f"at most {MAX_JSON_DEPTH} levels deep" in ended.text, ended.text
         (run / name).write_text(good)
     record_property("times", 3)
     assert stages.start("decompose", run).code == 0

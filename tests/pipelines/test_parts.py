@@ -14,7 +14,7 @@ from decomp.allocation.allocator import Allocator
 from decomp.cost.count import cost
 from decomp.cost.models import MacsCost
 from decomp.data import models
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
 from decomp.errors import FileError, TraceError, UsageError
 from decomp.graph.network_graph import NetworkGraph, trace
 from decomp.pipelines.console.reporter import Reporter
@@ -99,7 +99,7 @@ def test_a_leaf_is_left_alone_and_the_rest_treated(tmp_path):
     treated = decomp.load(tmp_path / "run", into=whole)
     assert cost(treated, SHAPE).macs <= cost(whole, SHAPE).macs / 2
     assert torch.equal(treated.gate.scale, whole.gate.scale)
-    alone = emit.load(tmp_path / "run", leaves_of=whole)
+    alone = network_file.load(tmp_path / "run", leaves_of=whole)
     with torch.no_grad():
         assert torch.allclose(alone(x), treated(x), atol=1e-6)
     # What goes through the gate keeps its width; behind it channels go.
@@ -133,7 +133,7 @@ def test_a_network_with_a_leaf_goes_the_whole_way_into_its_class(tmp_path):
     assert rows["fine-tuned"].macs <= rows["original"].macs / 2
     whole, x = randomise(Gated()), torch.randn(3, *SHAPE)
     best = tmp_path / "run" / "finetune" / "best"
-    treated, alone = decomp.load(best, into=whole), emit.load(best, leaves_of=whole)
+    treated, alone = decomp.load(best, into=whole), network_file.load(best, leaves_of=whole)
     with torch.no_grad():
         assert type(treated) is Gated and torch.allclose(alone(x), treated(x), atol=1e-6)
     with pytest.raises(FileError, match="gate: only its class Gate"):
@@ -198,7 +198,7 @@ def test_backbones_of_torchvision_are_treated_and_put_back(make, tmp_path):
     folded = [path for path, module in network.named_modules() if type(module) is nn.Identity]
     convs = [path for path, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     edited = [*folded, *dict.fromkeys([*convs, *coverage.apply(network, view, items)])]
-    emit.save(network, tmp_path / "net", edited=edited, input_shape=shape, part="backbone")
+    network_file.save(network, tmp_path / "net", edited=edited, input_shape=shape, part="backbone")
     treated, x = decomp.load(tmp_path / "net", into=whole), torch.randn(2, *shape)
     assert cost(treated.backbone, shape).macs <= counted.macs / 2
     with torch.no_grad():

@@ -6,8 +6,8 @@ from networks import CHAIN_INPUT, block, chain
 from safetensors.torch import load_file, save_file
 
 import decomp
-from decomp.data.formats import json_files as files
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
+from decomp.data.formats.json_files import SEAL, write_json
 from decomp.errors import DecompError, FileError
 from decomp.graph.network_graph import trace
 from decomp.surgery import batchnorm
@@ -17,7 +17,7 @@ from decomp.surgery import batchnorm
 def saved(tmp_path):
     network = trace(chain())
     folded = batchnorm.fold_bn(network)
-    emit.save(network, tmp_path / "net", edited=[p for pair in folded for p in pair], input_shape=CHAIN_INPUT)
+    network_file.save(network, tmp_path / "net", edited=[p for pair in folded for p in pair], input_shape=CHAIN_INPUT)
     return network, tmp_path / "net"
 
 
@@ -40,12 +40,12 @@ def test_another_class_is_refused(saved):
 
 
 def test_going_into_the_original_class_is_verified(saved):
-    assert "verified" in emit.verify_into_original(saved[1], chain)
+    assert "verified" in network_file.verify_into_original(saved[1], chain)
 
     def gone():
         raise DecompError("nets.py", "is not there")
 
-    assert "stands alone" in emit.verify_into_original(saved[1], gone)
+    assert "stands alone" in network_file.verify_into_original(saved[1], gone)
 
     def other_forward():
         module = chain()
@@ -53,7 +53,7 @@ def test_going_into_the_original_class_is_verified(saved):
         return module
 
     with pytest.raises(DecompError, match="other outputs"):
-        emit.verify_into_original(saved[1], other_forward)
+        network_file.verify_into_original(saved[1], other_forward)
 
 
 def spoil_weights(path):
@@ -65,8 +65,8 @@ def spoil_structure(change):
     def spoil(path):
         data = json.loads((path / "structure.json").read_text())
         change(data)
-        del data[files.SEAL]
-        files.write_json(path / "structure.json", data, seal=True)
+        del data[SEAL]
+        write_json(path / "structure.json", data, seal=True)
 
     return spoil
 
@@ -104,5 +104,5 @@ def test_a_network_that_data_cannot_name_is_refused_before_anything_is_written(t
             return torch.special.expit(x)
 
     with pytest.raises(DecompError, match="data cannot name"):
-        emit.save(trace(Mine()), tmp_path / "net", input_shape=(1, 2, 2))
+        network_file.save(trace(Mine()), tmp_path / "net", input_shape=(1, 2, 2))
     assert not (tmp_path / "net").exists()

@@ -9,7 +9,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import decomp
 from decomp.cost.count import cost
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
 from decomp.graph.foreign_batchnorm import make_plain, plain
 from decomp.graph.network_graph import NetworkGraph, trace
 from decomp.surgery import batchnorm
@@ -121,20 +121,22 @@ def test_the_weights_go_back_into_the_original_class(norm, tmp_path):
     module = network(norm)
     traced = trace(module)
     edited = [*traced.meta["plain"], *(path for pair in batchnorm.fold_bn(traced) for path in pair)]
-    emit.save(traced, tmp_path / "net", edited=edited, input_shape=SHAPE)
+    network_file.save(traced, tmp_path / "net", edited=edited, input_shape=SHAPE)
     with torch.no_grad():
         wanted = traced(x())
         assert torch.equal(decomp.load(tmp_path / "net")(x()), wanted)
         back = decomp.load(tmp_path / "net", into=network(norm))
         assert torch.allclose(back(x()), wanted, atol=1e-6)
     assert cost(back, SHAPE).macs == cost(module, SHAPE).macs
-    assert "verified, standing alone and in" in emit.verify_into_original(tmp_path / "net", lambda: network(norm))
+    assert "verified, standing alone and in" in network_file.verify_into_original(
+        tmp_path / "net", lambda: network(norm)
+    )
 
 
 def test_a_class_without_such_a_normalisation_is_refused(tmp_path):
     traced = trace(network(NormAct))
     edited = [*traced.meta["plain"], *(path for pair in batchnorm.fold_bn(traced) for path in pair)]
-    emit.save(traced, tmp_path / "net", edited=edited, input_shape=SHAPE)
+    network_file.save(traced, tmp_path / "net", edited=edited, input_shape=SHAPE)
     with pytest.raises(decomp.errors.FileError, match="does not fit the given model: bn1 is no batch normalisation"):
         decomp.load(tmp_path / "net", into=network(nn.BatchNorm2d))
 

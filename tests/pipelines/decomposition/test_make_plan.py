@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from decomp.cost.count import cost
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
 from decomp.errors import TargetError, UsageError
 from decomp.pipelines.decomposition import latency_plan, survey
 from decomp.pipelines.measure import devices
@@ -98,7 +98,7 @@ def test_an_attempt_without_a_plan_leaves_no_trace(run):
 
 def test_parameters_can_be_what_shrinks(run):
     result = decompose(run, speedup=3, cost="params", reporter=Collected())
-    before, after = cost(emit.load(run.original_dir), SHAPE), cost(emit.load(run.model_dir), SHAPE)
+    before, after = cost(network_file.load(run.original_dir), SHAPE), cost(network_file.load(run.model_dir), SHAPE)
     assert 0.98 <= 3 * after.params / before.params <= 1
     assert (after.params, after.macs) == (result.facts["params_after"], result.facts["macs_after"])
     plan = json.loads(run.plan_json.read_text())
@@ -151,7 +151,7 @@ def test_a_plan_by_latency_reaches_the_measured_speedup(run, machine):
     assert told["threads"] == torch.get_num_threads() and told["torch"] == torch.__version__
     assert 1.96 <= told["measured_speedup"] <= 2.12
     result = decompose(run, speedup=2.0, cost="latency", latency_batch=16, reporter=Collected())
-    before, after = (by_macs(emit.load(p), (16, *SHAPE)) for p in (run.original_dir, run.model_dir))
+    before, after = (by_macs(network_file.load(p), (16, *SHAPE)) for p in (run.original_dir, run.model_dir))
     assert before / after == pytest.approx(told["measured_speedup"], abs=1e-2)
     assert any("measured" in line for line in result.lines())
 
@@ -233,7 +233,7 @@ def test_a_plan_from_a_file_is_the_plan(run, tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(plan))
     other = RunDirectory(tmp_path / "other")
     result = decompose(other, plan=tmp_path / "mine.json", source_run=run.path, reporter=Collected())
-    assert emit.load(other.model_dir).get_submodule("7.vertical").weight.shape == (13, 21, 3, 1)
+    assert network_file.load(other.model_dir).get_submodule("7.vertical").weight.shape == (13, 21, 3, 1)
     assert result.facts["asked"]["speedup"] == 2
     again = decompose(other, plan=tmp_path / "mine.json", reporter=Collected())
     assert again.done_before
@@ -242,7 +242,7 @@ def test_a_plan_from_a_file_is_the_plan(run, tmp_path):
     with pytest.raises(UsageError, match="was decomposed with plan = one of digest .*--redo"):
         decompose(other, plan=tmp_path / "mine.json", reporter=Collected())
     decompose(other, plan=tmp_path / "mine.json", redo=True, reporter=Collected())
-    assert len(emit.load(other.model_dir).get_submodule("7.vertical").weight) == 14
+    assert len(network_file.load(other.model_dir).get_submodule("7.vertical").weight) == 14
 
 
 def test_a_plan_written_by_hand_needs_no_counts(run, tmp_path):
@@ -280,8 +280,8 @@ def test_a_family_is_what_single_runs_are_and_shares_what_it_can(run, tmp_path):
     result = family(run, speedups=(2.0, 3.0), reporter=Collected())
     members = [RunDirectory.open(f"{run}-{name}") for name in ("2x", "3x")]
     for member, speedup in zip(members, (2.0, 3.0)):
-        assert 0.98 <= cost(emit.load(member.model_dir), SHAPE).macs * speedup / cost(
-            emit.load(run.original_dir), SHAPE
+        assert 0.98 <= cost(network_file.load(member.model_dir), SHAPE).macs * speedup / cost(
+            network_file.load(run.original_dir), SHAPE
         ).macs <= 1  # fmt: skip
         for name in ("frozen.h5", "curves.npz"):
             assert (member.path / name).samefile(run.path / name)

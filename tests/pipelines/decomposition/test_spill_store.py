@@ -5,8 +5,8 @@ import errno
 import pytest
 import torch
 
+from decomp.data.formats import atomic
 from decomp.errors import FileError
-from decomp.pipelines.decomposition import spill_store as kept
 from decomp.pipelines.decomposition.spill_store import KeptValues
 
 
@@ -74,7 +74,7 @@ def test_nothing_is_left_when_it_is_cleared(tmp_path):
 
 def test_the_disk_is_asked_before_values_go_to_it(tmp_path, monkeypatch):
     store = KeptValues(ONE, 100 * ONE, tmp_path)
-    monkeypatch.setattr(kept.files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 3 * ONE}))
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 3 * ONE}))
     assert store.admits(ONE) and store.admits(4 * ONE)
     assert not store.admits(101 * ONE)  # over the limit: not kept, and no error
     with pytest.raises(FileError, match="MiB of disk are needed, got 0 MiB free"):

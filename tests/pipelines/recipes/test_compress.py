@@ -83,11 +83,11 @@ def test_tables_line_up_and_escape_what_they_hold():
 
 
 def test_a_class_that_does_not_take_the_edits_gives_a_network_that_stands_alone(tmp_path):
-    from decomp.data.formats import network_file as emit
+    from decomp.data.formats import network_file
     from decomp.graph.network_graph import trace
 
     network = trace(block())
-    emit.save(network, tmp_path / "net", input_shape=SHAPE)
+    network_file.save(network, tmp_path / "net", input_shape=SHAPE)
     other = chain()
     assert type(recipe._as_class(tmp_path / "net", other, SHAPE)) is not type(other)
     hooked = block()

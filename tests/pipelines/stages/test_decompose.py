@@ -11,9 +11,9 @@ from torch import fx, nn
 import decomp
 from decomp.cost.count import cost
 from decomp.data import sources
-from decomp.data.formats import json_files as files
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
 from decomp.data.formats.frozen_file import FrozenFile
+from decomp.data.formats.json_files import read_json
 from decomp.errors import DecompError, FileError, TargetError, UsageError
 from decomp.execution import sampled_rows
 from decomp.graph.network_graph import NetworkGraph, trace
@@ -35,7 +35,7 @@ def bytes_of(run):
 def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
     told = Collected()
     result = decompose(run, speedup=1.4, steps=steps, reporter=told)
-    original, network = emit.load(run.original_dir), decomp.load(run.path)
+    original, network = network_file.load(run.original_dir), decomp.load(run.path)
     before, after = cost(original, SHAPE), cost(network, SHAPE)
     assert before.macs == result.facts["macs_before"] and after.macs == result.facts["macs_after"]
     assert after.macs <= before.macs / 1.4
@@ -69,7 +69,7 @@ def test_shared_inputs_are_sampled_and_private_ones_narrowed(run):
             item["keep"] = 5
     run.plan_json.write_text(json.dumps(plan))
     decompose(run, speedup=2, steps=("prune",), reporter=Collected())
-    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    network, original = decomp.load(run.path), network_file.load(run.original_dir)
     assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 2
     kept = {item["layer"]: item["keep"] for item in json.loads(run.plan_json.read_text())["layers"]}
     if "blocks.0.6" in kept:  # the depthwise convolution goes with the expansion
@@ -81,14 +81,18 @@ def test_shared_inputs_are_sampled_and_private_ones_narrowed(run):
     assert sampled and all(network.get_submodule(f"{name}.select").out_channels == kept[name] for name in sampled)
     assert network.get_submodule("stem").out_channels == 8
     other = decompose(run, speedup=1.3, steps=("spatial", "prune"), sampler=False, redo=True, reporter=Collected())
-    assert not any("select" in key for key in emit.load(run.model_dir).state_dict())
+    assert not any("select" in key for key in network_file.load(run.model_dir).state_dict())
     assert other.facts["macs_after"] <= other.facts["macs_before"] / 1.3
 
 
 @pytest.mark.parametrize("run", ["residual", "inverted"], indirect=True)
 def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut(run):
     """The sum, not the branch alone, is what comes close; its mean error over the fitted rows is zero."""
-    last = "conv2" if any(k.startswith("conv2") for k in emit.load(run.original_dir).state_dict()) else "blocks.1.6"
+    last = (
+        "conv2"
+        if any(k.startswith("conv2") for k in network_file.load(run.original_dir).state_dict())
+        else "blocks.1.6"
+    )
     errors = {}
     for recovery in (False, True):
         decompose(run, speedup=1.2, plan_only=True, recovery=recovery, redo=recovery, reporter=Collected())
@@ -97,7 +101,7 @@ def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut(run):
             item.update(keep=None, channel_rank=None, spatial_rank=1 if item["layer"] == "stem" else None)
         run.plan_json.write_text(json.dumps(data))
         decompose(run, speedup=1.2, recovery=recovery, reporter=Collected())
-        network = emit.load(run.model_dir)
+        network = network_file.load(run.model_dir)
         view = NetworkGraph(trace(network), SHAPE)
         total = next(node for node in view.module.graph.nodes if node.target in SUMS)
         with FrozenFile(run.frozen) as frozen, torch.no_grad():
@@ -116,7 +120,7 @@ def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut(run):
 def test_each_layer_answers_like_the_original_on_what_it_now_reads(run):
     """Asymmetry: the fitted error of every layer, measured on the emitted network itself, is the reported one."""
     result = decompose(run, speedup=2, reporter=Collected())
-    network = emit.load(run.model_dir)
+    network = network_file.load(run.model_dir)
     with FrozenFile(run.frozen) as frozen, torch.no_grad():
         x = frozen.images(0, 360)
         for report in result.facts["layers"]:
@@ -149,7 +153,7 @@ def test_nothing_is_lost_at_full_sizes(run):
     run.plan_json.write_text(json.dumps(data))
     decompose(run, speedup=2, reporter=Collected(), activation_aware=True)
     x = sources.open_source("digits").train.images(torch.arange(200))
-    wanted, got = emit.load(run.original_dir)(x), emit.load(run.model_dir)(x)
+    wanted, got = network_file.load(run.original_dir)(x), network_file.load(run.model_dir)(x)
     assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
@@ -175,7 +179,7 @@ def test_stopped_at_any_commit_and_resumed_ends_in_the_same_bytes(run, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(layer_loop, "write_layer", counted(layer_loop.write_layer))
-        patch.setattr(emit, "save", counted(emit.save))
+        patch.setattr(network_file, "save", counted(network_file.save))
         with pytest.raises(Stop):
             decompose(run, speedup=2, reporter=Collected())
     assert len(list(run.layers_dir.glob("*.safetensors")) if run.layers_dir.exists() else []) == min(place, 4)
@@ -192,7 +196,9 @@ def test_doing_it_twice_does_nothing_and_otherwise_refuses_until_redo(run):
     with pytest.raises(UsageError, match="was decomposed with speedup = 2.0, got 3.0"):
         decompose(run, speedup=3, reporter=Collected())
     decompose(run, speedup=3, redo=True, reporter=Collected())
-    assert cost(emit.load(run.model_dir), SHAPE).macs <= cost(emit.load(run.original_dir), SHAPE).macs / 3
+    assert (
+        cost(network_file.load(run.model_dir), SHAPE).macs <= cost(network_file.load(run.original_dir), SHAPE).macs / 3
+    )
 
 
 def test_another_run_from_the_same_points_equals_one_of_its_own(run, tmp_path):
@@ -226,7 +232,7 @@ def test_redoing_keeps_what_a_person_edited(run):
     run.plan_json.write_text(json.dumps(data))
     decompose(run, speedup=2, redo=True, reporter=Collected())
     assert json.loads(run.plan_json.read_text()) == data
-    assert emit.load(run.model_dir).get_submodule("3.vertical").out_channels == 5
+    assert network_file.load(run.model_dir).get_submodule("3.vertical").out_channels == 5
     decompose(run, speedup=3, redo=True, reporter=Collected())
     assert json.loads(run.plan_json.with_name("plan.previous.json").read_text()) == data
     assert json.loads(run.plan_json.read_text())["speedup"] == 3
@@ -260,9 +266,9 @@ def test_broken_layer_files_are_named(run, spoil):
 
 
 def test_points_of_another_network_are_refused(run):
-    network = emit.load(run.original_dir)
+    network = network_file.load(run.original_dir)
     network.get_submodule("0").weight.data *= 2
-    emit.save(network, run.original_dir, input_shape=SHAPE)
+    network_file.save(network, run.original_dir, input_shape=SHAPE)
     with pytest.raises(FileError, match="was frozen from the network"):
         decompose(run, speedup=2, reporter=Collected())
 
@@ -272,7 +278,7 @@ def test_out_of_reach_and_senseless_targets(run):
         decompose(run, speedup=5000, reporter=Collected())
     with pytest.raises(UsageError, match="must be above 1, got 1"):
         decompose(run, speedup=1, reporter=Collected())
-    assert files.read_json(run.run_json)["stages"]["freeze"]
+    assert read_json(run.run_json)["stages"]["freeze"]
 
 
 @pytest.mark.parametrize("allocation", ["energy", "uniform"])
@@ -292,7 +298,7 @@ def test_a_network_with_nothing_to_treat_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("run", ["residual", "dense"], indirect=True)
 def test_whole_spaces_are_narrowed_before_the_layers_and_all_readers_fitted(run):
     decompose(run, speedup=2, coupled=0.75, multiple=1, reporter=Collected())
-    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    network, original = decomp.load(run.path), network_file.load(run.original_dir)
     plan = json.loads(run.plan_json.read_text())
     assert plan["spaces"]["stem"] == 6 and network.get_submodule("stem").out_channels == 6
     assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 2
@@ -360,7 +366,7 @@ def test_a_chain_has_no_shared_channels_to_narrow(run):
 @pytest.mark.parametrize("run", ["grouped"], indirect=True)
 def test_groups_go_as_a_whole_with_the_channels_in_front_of_and_behind_them(run):
     decompose(run, speedup=1.5, coupled=0.5, multiple=1, reporter=Collected())
-    network, original = decomp.load(run.path), emit.load(run.original_dir)
+    network, original = decomp.load(run.path), network_file.load(run.original_dir)
     assert json.loads(run.plan_json.read_text())["spaces"] == {"stem": 4, "conv1": 2}
     assert network.get_submodule("conv2").groups == 2 and network.get_submodule("conv2").out_channels == 6
     assert cost(network, SHAPE).macs <= cost(original, SHAPE).macs / 1.5

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from decomp.cost import count as cost
-from decomp.data.formats import json_files as files
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
+from decomp.data.formats.digests import digest_file
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
 from decomp.pipelines.stages import evaluate as stage
@@ -20,8 +20,10 @@ from tests.pipelines.small_runs import SHAPE, Watched, disturbed, make_run, quie
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     run = make_run(tmp_path_factory.mktemp("evaluate") / "run")
-    tuned = {"finetune": {"epoch": 1, "network": files.digest_file(run.model_dir / "structure.json")}}
-    emit.save(disturbed(emit.load(run.model_dir)), run.finetune_dir / "best", input_shape=SHAPE, meta=tuned)
+    tuned = {"finetune": {"epoch": 1, "network": digest_file(run.model_dir / "structure.json")}}
+    network_file.save(
+        disturbed(network_file.load(run.model_dir)), run.finetune_dir / "best", input_shape=SHAPE, meta=tuned
+    )
     return run
 
 
@@ -68,9 +70,9 @@ def test_the_rows_are_the_networks_with_their_measured_shares_and_costs(run):
     everything = torch.arange(len(test))
     images, labels = test.images(everything), test.labels(everything)
     with torch.no_grad():
-        reference = emit.load(run.original_dir)(images)
+        reference = network_file.load(run.original_dir)(images)
         for row, path in zip(result.rows, (run.original_dir, run.model_dir, run.finetune_dir / "best")):
-            network = emit.load(path)
+            network = network_file.load(path)
             logits = network(images)
             ranks = logits.argsort(1, descending=True)
             assert row.top1 == pytest.approx((ranks[:, 0] == labels).double().mean().item())
@@ -92,7 +94,7 @@ def test_the_rows_are_the_networks_with_their_measured_shares_and_costs(run):
 def test_a_cheaper_network_shows_its_counted_speedup(run):
     small = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.Flatten(), nn.Linear(18, 10)).eval())
     shutil.rmtree(run.finetune_dir)
-    emit.save(small, run.model_dir, input_shape=SHAPE, meta={})
+    network_file.save(small, run.model_dir, input_shape=SHAPE, meta={})
     original, decomposed = measure(run).rows
     assert decomposed.macs == 9 * 2 * 9 + 180
     assert decomposed.counted_speedup == pytest.approx(original.macs / 342)
@@ -205,7 +207,7 @@ def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
 def test_another_network_is_measured_anew(run):
     before = measure(run)
     shutil.rmtree(run.finetune_dir)
-    emit.save(disturbed(emit.load(run.model_dir)), run.model_dir, input_shape=SHAPE, meta={})
+    network_file.save(disturbed(network_file.load(run.model_dir)), run.model_dir, input_shape=SHAPE, meta={})
     after = measure(run)
     assert not after.done_before
     assert after.rows[1].divergence != before.rows[1].divergence
@@ -219,7 +221,7 @@ def test_a_broken_report_is_made_anew(run):
 
 
 def test_a_network_tuned_from_another_decomposition_is_not_shown(run):
-    emit.save(disturbed(emit.load(run.model_dir)), run.model_dir, input_shape=SHAPE, meta={})
+    network_file.save(disturbed(network_file.load(run.model_dir)), run.model_dir, input_shape=SHAPE, meta={})
     with pytest.raises(FileError, match="another decomposed network.*finetune --redo"):
         measure(run)
 
@@ -246,6 +248,6 @@ def test_mistakes_are_told_in_one_line(run):
         measure(run, device="toaster")
     narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
     shutil.rmtree(run.model_dir)
-    emit.save(torch.fx.symbolic_trace(narrow), run.original_dir, input_shape=SHAPE, meta={})
+    network_file.save(torch.fx.symbolic_trace(narrow), run.original_dir, input_shape=SHAPE, meta={})
     with pytest.raises(UsageError, match="labels must be below 4, .* got 9"):
         measure(run)

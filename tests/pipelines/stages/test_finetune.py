@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import decomp
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
 from decomp.data.sources import open_source
 from decomp.errors import FileError, NumericalError, UsageError
 from decomp.execution.outputs import output_divergence
@@ -37,13 +37,13 @@ def tune(run, **options):
 
 def with_folded(run):
     """The run, its original as if normalisations had been folded into both of its convolutions."""
-    original = emit.load(run.original_dir)
-    emit.save(original, run.original_dir, edited=["0", "1", "3"], input_shape=SHAPE, meta={"model": "test"})
+    original = network_file.load(run.original_dir)
+    network_file.save(original, run.original_dir, edited=["0", "1", "3"], input_shape=SHAPE, meta={"model": "test"})
     return run
 
 
 def weights(path):
-    return emit.load(path).state_dict()
+    return network_file.load(path).state_dict()
 
 
 def assert_same(one, other):
@@ -101,7 +101,7 @@ def test_dropout_stays_where_there_are_labels(run, monkeypatch, labels):
 def test_tuning_with_labels_helps_on_images_it_has_not_seen(run):
     result = tune(run, epochs=3)
     _, held_out = training.hold_out(1347, 0)
-    before, after = (accuracy(emit.load(path), held_out) for path in (run.model_dir, run.finetune_dir / "best"))
+    before, after = (accuracy(network_file.load(path), held_out) for path in (run.model_dir, run.finetune_dir / "best"))
     assert after > before
     assert result.facts["before"] == pytest.approx(before) and result.facts["after"] == pytest.approx(after)
     assert result.facts["n_train"] + result.facts["n_validation"] == 1347
@@ -116,8 +116,8 @@ def test_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
     images = open_source("digits").train.images(torch.arange(300))
     _, held_out = training.hold_out(300, 0)
     with torch.no_grad():
-        target = emit.load(run.original_dir)(images[held_out])
-        tuned = emit.load(run.finetune_dir / "best")(images[held_out])
+        target = network_file.load(run.original_dir)(images[held_out])
+        tuned = network_file.load(run.finetune_dir / "best")(images[held_out])
         measured = output_divergence(target, tuned).mean().item()
     assert measured == pytest.approx(result.facts["after"], rel=1e-4)
 
@@ -158,8 +158,8 @@ def test_the_test_split_is_never_read_and_held_out_images_are_not_trained_on(run
 
 
 def test_a_tuning_that_only_harms_keeps_the_network_as_it_was(run):
-    network = emit.load(run.original_dir)
-    emit.save(network, run.model_dir, input_shape=(1, 8, 8), meta={})
+    network = network_file.load(run.original_dir)
+    network_file.save(network, run.model_dir, input_shape=(1, 8, 8), meta={})
     result = tune(run, labels="none", epochs=1, learning_rate=5.0, schedule="constant")
     assert result.facts["best_epoch"] == 0
     assert_same(weights(run.finetune_dir / "best"), network.state_dict())
@@ -169,12 +169,15 @@ def test_a_tuning_that_only_harms_keeps_the_network_as_it_was(run):
 
 def test_last_and_best_load_by_themselves_and_into_the_original_class(run):
     tune(run)
-    assert emit.read_structure(run.finetune_dir / "last")["meta"]["finetune"]["epoch"] == 2
-    structure = emit.read_structure(run.finetune_dir / "best")
+    assert network_file.read_structure(run.finetune_dir / "last")["meta"]["finetune"]["epoch"] == 2
+    structure = network_file.read_structure(run.finetune_dir / "best")
     assert structure["meta"]["plan"] == "test"
     assert [edit["module"] for edit in structure["edits"]] == ["0", "3", "7"]
-    original = nn.Sequential(*emit.load(run.original_dir).children())
-    alone, inside = emit.load(run.finetune_dir / "best"), emit.load(run.finetune_dir / "best", into=original)
+    original = nn.Sequential(*network_file.load(run.original_dir).children())
+    alone, inside = (
+        network_file.load(run.finetune_dir / "best"),
+        network_file.load(run.finetune_dir / "best", into=original),
+    )
     images = torch.randn(3, 1, 8, 8)
     assert torch.equal(alone(images), inside(images))
     # The run stands for the best network it holds.
@@ -199,7 +202,7 @@ def test_normalisations_stand_in_the_network_only_while_it_is_trained(run, train
     assert trained_modules == [["0.norm", "3.norm"]]
     _, held_out = training.hold_out(1347, 0)
     for name, epoch in (("last", 2), ("best", result.facts["best_epoch"])):
-        network = emit.load(run.finetune_dir / name)
+        network = network_file.load(run.finetune_dir / name)
         assert not any(isinstance(part, nn.BatchNorm2d) for part in network.modules())
         # What was validated is what is written.
         assert accuracy(network, held_out) == pytest.approx(metrics(run)[epoch]["validation_accuracy"])
@@ -293,7 +296,7 @@ def test_other_options_are_refused_for_a_stopped_tuning_too(run, monkeypatch):
 
 def test_a_network_decomposed_anew_is_not_taken_for_the_old_one(run):
     tune(run, epochs=1)
-    emit.save(emit.load(run.original_dir), run.model_dir, input_shape=(1, 8, 8), meta={})
+    network_file.save(network_file.load(run.original_dir), run.model_dir, input_shape=(1, 8, 8), meta={})
     with pytest.raises(FileError, match="another decomposed network.*--redo"):
         tune(run, epochs=1)
 
@@ -328,8 +331,8 @@ def test_without_a_decomposed_network_the_next_command_is_named(run):
 
 
 def test_labels_beyond_the_networks_outputs_are_a_clear_error(run):
-    network = emit.load(run.model_dir)
+    network = network_file.load(run.model_dir)
     narrow = nn.Sequential(*list(network.children())[:-1], nn.Linear(64, 4))
-    emit.save(torch.fx.symbolic_trace(narrow.eval()), run.model_dir, input_shape=(1, 8, 8), meta={})
+    network_file.save(torch.fx.symbolic_trace(narrow.eval()), run.model_dir, input_shape=(1, 8, 8), meta={})
     with pytest.raises(UsageError, match="labels must be below 4, .* got 9"):
         tune(run)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from decomp.data.formats import json_files as files
+from decomp.data.formats.digests import digest_file
+from decomp.data.formats.json_files import write_json
 from decomp.errors import FileError
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
@@ -35,7 +36,7 @@ class Run:
         self.run.update_config("decompose", {"asked": ASKED})
         alone = {"prune": "grouped", "channel": "grouped"}
         layers = [{"layer": "a"}, {"layer": "b", "left_alone": {"spatial": "1x1"}}, {"layer": "c", "left_alone": alone}]
-        files.write_json(self.run.plan_json, {"layers": layers})
+        write_json(self.run.plan_json, {"layers": layers})
 
     def layer(self, index):
         path = self.run.layer_file(index, "x")
@@ -55,12 +56,12 @@ class Run:
 
     def finetune(self):
         self._network(self.run.finetune_dir / "best", "tuned")
-        network = files.digest_file(self.run.model_dir / "structure.json")
+        network = digest_file(self.run.model_dir / "structure.json")
         self.run.update_config("finetune", {"asked": {"epochs": 5, "labels": "none"}, "network": network})
 
     def evaluate(self):
         networks = {
-            name: files.digest_file(path / "structure.json")
+            name: digest_file(path / "structure.json")
             for name, path in (
                 ("original", self.run.original_dir),
                 ("decomposed", self.run.model_dir),
@@ -68,7 +69,7 @@ class Run:
             )
             if path.exists()
         }
-        files.write_json(self.run.report_json, {"identity": {"networks": networks}})
+        write_json(self.run.report_json, {"identity": {"networks": networks}})
 
     def _network(self, path, content):
         path.mkdir(parents=True, exist_ok=True)
@@ -168,7 +169,7 @@ def test_who_works_on_the_run_is_said_only_while_they_do(played):
     with played.run.lock():
         assert any(line.startswith("now: pid ") for line in status(played.run).lines())
     assert not any(line.startswith("now:") for line in status(played.run).lines())
-    files.write_json(played.run.owner_json, {"pid": "x"})
+    write_json(played.run.owner_json, {"pid": "x"})
     assert status(played.run).owner == {}
 
 

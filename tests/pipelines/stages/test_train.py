@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from decomp.data import zoo
-from decomp.data.formats import network_file as emit
+from decomp.data.formats import network_file
 from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
@@ -167,4 +167,4 @@ def test_a_network_trained_on_other_images_goes_through_the_stages(tmp_path):
         module = original_class(frozen.meta)
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     decompose(RunDirectory(run), speedup=2.0, steps=("spatial",), device="cpu", reporter=reporter)
-    assert emit.load(run / "model", into=module)(torch.zeros(2, 1, 8, 8)).isfinite().all()
+    assert network_file.load(run / "model", into=module)(torch.zeros(2, 1, 8, 8)).isfinite().all()
