@@ -23,7 +23,7 @@ from decomp.graph import network_graph as graph
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition import session as subject
 from decomp.pipelines.decomposition import survey
-from decomp.pipelines.decomposition.gather import Problems
+from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.measure import fidelity
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.networks import open_frozen
@@ -55,7 +55,7 @@ class Study:
     def selectors(self):
         """Rows (layer, kept, error of each selector)."""
         view = self.view()
-        problems, rows = Problems(self.frozen, view), []
+        problems, rows = ProblemGatherer(self.frozen, view), []
         for layer in view.layers:
             if layer.input_space is None:
                 continue
@@ -73,7 +73,7 @@ class Study:
     def variant(self, items, aware, metric, refined):
         """Mean held-out error of the layers, divergence and agreement of the output."""
         view = self.view()
-        problems = Problems(self.frozen, view, metrics=self.known.metrics if metric else None)
+        problems = ProblemGatherer(self.frozen, view, metrics=self.known.metrics if metric else None)
         errors = []
         for layer in (layer for layer in view.layers if layer.fitted):
             problem, held_out = problems.problem(layer)

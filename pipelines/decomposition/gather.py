@@ -1,75 +1,96 @@
-"""From a network and its frozen points to the problem of one layer."""
+"""Gatherer of layer problems: moments and rows of a layer from a network and its frozen points."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from decomp.errors import NumericalError
-from decomp.execution import replay as capture
 from decomp.execution import sampled_rows
+from decomp.execution.replay import Replay
+from decomp.graph.layer import Layer
+from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.convolution import geometry
 from decomp.problem.factors import Geometry
 from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import TILE_ROWS, Moments
 
-from ...data.formats.frozen_file import shortcut_key
-from .spill_store import KeptValues
+from ...data.formats.frozen_file import FrozenFile, shortcut_key
+from .memory import StageMemory
+from .spill_store import SpillStore
 
-HELD_OUT = 10  # one image in so many is kept out of every fit, for reporting
+HELD_OUT = 10  # one image in so many is left out of every fit, for reporting
 ROWS_BUDGET = 1 << 30  # bytes that the rows of one layer may take
 
+# Rows X (m, c, kh, kw) and wanted responses Y (m, n).
+Rows = tuple[Tensor, Tensor]
 
-class Problems:
-    """Gathers layer problems from a network as it stands, walking through it front to back.
+
+class ProblemGatherer:
+    """Gathers the problems of layers in execution order from a network in its present state.
 
     Parameters
     ----------
     frozen : decomp.data.formats.frozen_file.FrozenFile
     graph : decomp.graph.network_graph.NetworkGraph
-        Of the network; its modules may be exchanged behind the walk.
+        Of the network; modules of layers that were gathered already may be exchanged.
     metrics : dict of str to torch.Tensor, optional
         Output metric of each layer, to be part of its problem.
-    batch_size : int
     device : torch.device
-    space : decomp.pipelines.decomposition.memory.Workspace, optional
-        Where values between layers are kept and how many images are taken at a time; without it, in memory.
-    share : float
-        Of that space's room for kept values.
     recovery : bool
         Fit the last layer in front of a sum to Y₂ + (Y₁ − Y₁'): Y₁ the original value that its output Y₂ is added
-        to, Y₁' the value now (1707.06168, section 3.3). What the shortcut got wrong, the branch makes up for.
-    kept : dict of str to torch.LongTensor, optional
-        Outputs that stay, of the layers that lost some with a whole channel space.
+        to, Y₁' the value now (1707.06168, section 3.3). The branch makes up for the error of the shortcut.
+    remaining_outputs : dict of str to torch.LongTensor, optional
+        Output channels that stay, of the layers that lost some with a whole channel space.
+    memory : decomp.pipelines.decomposition.memory.StageMemory, optional
+        Batch size and stores; without it `batch_size`, and all values in memory.
+    share : float
+        Share of the bytes for stored activations.
+    batch_size : int
     """
 
     def __init__(
-        self, frozen, graph, *, metrics=None, batch_size=100, device="cpu", recovery=False, kept=None, space=None,
-        share=1.0,
-    ):  # fmt: skip
+        self,
+        frozen: FrozenFile,
+        graph: NetworkGraph,
+        *,
+        metrics: Mapping[str, Tensor] | None = None,
+        device: torch.device | str = "cpu",
+        recovery: bool = False,
+        remaining_outputs: Mapping[str, Tensor] | None = None,
+        memory: StageMemory | None = None,
+        share: float = 1.0,
+        batch_size: int = 100,
+    ) -> None:
         self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
-        self.recovery, self.kept = recovery, kept or {}
-        images = (graph.module, frozen.images, frozen.n_images)
-        if space is None:
-            self.replay = capture.Replay(*images, batch_size=batch_size, device=device)
-            self._stored = KeptValues(ROWS_BUDGET, ROWS_BUDGET, None)
+        self.recovery, self.remaining_outputs = recovery, remaining_outputs or {}
+        if memory is None:
+            self.replay = Replay(graph.module, frozen.images, frozen.n_images, batch_size=batch_size, device=device)
+            # Never writes to a folder: all that it admits fits into its memory.
+            self._row_store = SpillStore(ROWS_BUDGET, ROWS_BUDGET, Path())
         else:
-            self.replay, self._stored = space.replay(*images, device, share), space.rows()
+            self.replay = memory.replay(graph.module, frozen.images, frozen.n_images, device, share)
+            self._row_store = memory.row_store()
         self.n_fit = fitted_images(frozen)
-        self._positions, self._rows_of = {}, None
+        self._positions: dict[str, Tensor] = {}
+        self._stored_rows: tuple[str, int] | None = None  # layer and number of tiles in the store
 
-    def problem(self, layer):
-        """The problem of one layer on the images that are fitted, and the moments of the held-out ones.
+    def problem(self, layer: Layer) -> tuple[LayerProblem, Moments]:
+        """The problem of one layer on the fitted images, and the moments of the held-out ones.
 
         Parameters
         ----------
         layer : decomp.graph.layer.Layer
-            The walk moves here; layers may only be asked for in execution order.
+            At or behind the layers gathered before, in execution order.
 
         Returns
         -------
         problem : decomp.problem.layer_problem.LayerProblem
-            X from the network as it stands, Y from the frozen file.
+            X from the network in its present state, Y from the frozen file.
         held_out : decomp.problem.moments.Moments
 
         Raises
@@ -77,125 +98,135 @@ class Problems:
         NumericalError
             Naming the layer, where activations are not finite.
         """
-        node, module = self.graph.node(layer), self.graph.module.get_submodule(layer.name)
+        node, module = self.graph.node(layer), self._module(layer)
         self.replay.advance(node)
         weight = layer_weight(module, layer)
         p = weight[0].numel()
         fit = Moments.zeros(p, len(weight), device=self.device)
         held_out = Moments.zeros(p, len(weight), device=self.device)
-        # Kept where there is room: fits behind the activation go over them several times.
-        self._stored.clear()
-        keep = self._stored.admits(4 * (p + len(weight)) * self.n_fit * self._points(layer))
-        self._rows_of, n_stored = None, 0
+        # Stored where there is room: activation-aware fits read the rows several times.
+        self._row_store.clear()
+        store = self._row_store.admits(4 * (p + len(weight)) * self.n_fit * self._points(layer))
+        self._stored_rows, n_tiles = None, 0
         for fitted, rows in self._tiles(layer, module):
             (fit if fitted else held_out).update(*rows)
-            if fitted and keep:
-                self._stored.put(n_stored, dict(enumerate(rows)))
-                n_stored += 1
-        if keep:
-            self._rows_of = layer.name, n_stored
+            if fitted and store:
+                self._row_store.put(n_tiles, dict(enumerate(rows)))
+                n_tiles += 1
+        if store:
+            self._stored_rows = layer.name, n_tiles
         problem = LayerProblem(
             layer.name, weight.detach(), None if module.bias is None else module.bias.detach(),
-            geometry(module) if layer.kind == "conv" else Geometry(), fit, layer.activation,
+            geometry(module) if isinstance(module, nn.Conv2d) else Geometry(), fit, layer.activation,
             lambda: self._fitted_rows(layer, module), self.metrics.get(layer.name),
         )  # fmt: skip
         return problem, held_out
 
     @contextmanager
-    def replaced(self, layer, weight, bias):
-        """Run with other weights in a layer for the length of the block."""
-        module = self.graph.module.get_submodule(layer.name)
-        before = module.weight.data, module.bias
+    def replaced(self, layer: Layer, weight: Tensor, bias: Tensor) -> Iterator[None]:
+        """Put other weights into a layer for the length of the block."""
+        module = self._module(layer)
+        weight_before, bias_before = module.weight.data, module.bias
         module.weight.data = weight.reshape(module.weight.shape).to(module.weight)
         module.bias = nn.Parameter(bias.to(module.weight))
         try:
             yield
         finally:
-            module.weight.data, module.bias = before
+            module.weight.data, module.bias = weight_before, bias_before
 
-    def _values(self, layer):
-        """(start, stop, what the layer reads, what its output is added to or None) of every batch."""
-        node, beside = self.graph.node(layer), self.graph.shortcut_node(layer) if self.recovery else None
-        for start, stop, value in self.replay.inputs(node, beside):
-            yield (start, stop, value, None) if beside is None else (start, stop, *value)
+    def _module(self, layer: Layer) -> nn.Conv2d | nn.Linear:
+        module = self.graph.module.get_submodule(layer.name)
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        return module
 
-    def _fitted_rows(self, layer, module):
-        if self._rows_of is not None and self._rows_of[0] == layer.name:
-            return (tuple(self._stored.get(i, copy=False).values()) for i in range(self._rows_of[1]))
+    def _inputs(self, layer: Layer) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
+        """(start, stop, input of the layer, value that its output is added to or None) of every batch."""
+        node, shortcut = self.graph.node(layer), self.graph.shortcut_node(layer) if self.recovery else None
+        for start, stop, value in self.replay.inputs(node, shortcut):
+            yield (start, stop, value, None) if shortcut is None else (start, stop, *value)
+
+    def _fitted_rows(self, layer: Layer, module: nn.Conv2d | nn.Linear) -> Iterator[Rows]:
+        if self._stored_rows is not None and self._stored_rows[0] == layer.name:
+            stored = (self._row_store.get(i, copy=False) for i in range(self._stored_rows[1]))
+            return ((tile[0], tile[1]) for tile in stored)
         return (rows for fitted, rows in self._tiles(layer, module) if fitted)
 
-    def _tiles(self, layer, module):
-        """Whether they are to be fitted, and rows, TILE_ROWS at a time whatever the batch: the fit is the same."""
+    def _tiles(self, layer: Layer, module: nn.Conv2d | nn.Linear) -> Iterator[tuple[bool, Rows]]:
+        """(fitted or held out, rows), TILE_ROWS at a time for any batch size, so that the fit is the same."""
         tiles = _Tiles()
-        for start, stop, x, beside in self._values(layer):
+        for start, stop, x, shortcut in self._inputs(layer):
             _require_finite(layer, x, start, stop)
             for part, fitted in (
                 (slice(start, min(stop, self.n_fit)), True),
                 (slice(max(start, self.n_fit), stop), False),
             ):
                 if part.start < part.stop:
-                    yield from tiles.add(fitted, self._rows(layer, module, x, beside, start, part))
+                    yield from tiles.add(fitted, self._rows(layer, module, x, shortcut, start, part))
         yield from tiles.rest()
 
-    def _points(self, layer):
+    def _points(self, layer: Layer) -> int:
         """Rows per image."""
         height, width = self.frozen.grid_size(self.frozen.grid_of(layer.name))
         return min(self.frozen.meta["n_points"], height * width)
 
-    def _rows(self, layer, module, x, beside, first, part):
-        """Rows of the images ``part``; ``x`` and ``beside`` hold the batch that begins with image ``first``."""
+    def _rows(
+        self, layer: Layer, module: nn.Module, x: Tensor, shortcut: Tensor | None, first: int, part: slice
+    ) -> Rows:
+        """Rows of the images ``part``; ``x`` and ``shortcut`` are of the batch that begins with image ``first``."""
         key, inside = self.frozen.grid_of(layer.name), slice(part.start - first, part.stop - first)
         if key not in self._positions:
             self._positions[key] = self.frozen.positions(key)
         positions = self._positions[key][part]
         X = sampled_rows.layer_rows(module, layer.input_space, x[inside], positions)
         Y = self._wanted(layer, layer.name, part).to(x.device)
-        if beside is not None:
+        if shortcut is not None:
             wanted = self._wanted(layer, shortcut_key(layer.name), part).to(x.device)
-            Y = Y + (wanted - sampled_rows.responses(beside[inside], positions))
+            Y = Y + (wanted - sampled_rows.responses(shortcut[inside], positions))
         return X, Y.flatten(0, 1)
 
-    def _wanted(self, layer, key, part):
-        """What the original gave, in the channels that the layer still writes."""
+    def _wanted(self, layer: Layer, key: str, part: slice) -> Tensor:
+        """Responses of the original network, in the channels that the layer still writes."""
         values = self.frozen.responses(key, part.start, part.stop)
-        return values if layer.name not in self.kept else values[..., self.kept[layer.name]]
+        remaining = self.remaining_outputs.get(layer.name)
+        return values if remaining is None else values[..., remaining]
 
 
-def fitted_images(frozen):
-    """How many images are fitted; those behind them are held out."""
+def fitted_images(frozen: FrozenFile) -> int:
+    """Number of images for the fits; the ones behind them are held out."""
     return frozen.n_images - max(1, frozen.n_images // HELD_OUT)
 
 
 class _Tiles:
-    """Cuts rows that come batch by batch into tiles of TILE_ROWS; the last tile of a kind is what is left."""
+    """Cuts the rows of batches into tiles of TILE_ROWS; the last tile of the fitted or held-out rows may be smaller."""
 
-    def __init__(self):
-        self._kind, self._waiting = None, []
+    def __init__(self) -> None:
+        self._fitted = False
+        self._waiting: list[Rows] = []
 
-    def add(self, kind, rows):
-        """(kind, tile) for each tile that is full with these rows (X, Y)."""
-        if kind != self._kind:
+    def add(self, fitted: bool, rows: Rows) -> Iterator[tuple[bool, Rows]]:
+        """(fitted, tile) for each tile that these rows (X, Y) fill."""
+        if fitted != self._fitted:
             yield from self.rest()
-        self._kind = kind
+        self._fitted = fitted
         self._waiting.append(rows)
         if sum(len(Y) for _, Y in self._waiting) >= TILE_ROWS:
             tiles = self._cut()
             if len(tiles[-1][1]) < TILE_ROWS:
                 self._waiting = [tiles.pop()]
-            yield from ((kind, tile) for tile in tiles)
+            yield from ((fitted, tile) for tile in tiles)
 
-    def rest(self):
-        """(kind, tile) for what is left, if anything is."""
+    def rest(self) -> Iterator[tuple[bool, Rows]]:
+        """(fitted, tile) of the rows that are left."""
         if self._waiting:
-            yield from ((self._kind, tile) for tile in self._cut())
+            yield from ((self._fitted, tile) for tile in self._cut())
 
-    def _cut(self):
+    def _cut(self) -> list[Rows]:
         X, Y = (torch.cat(parts) for parts in zip(*self._waiting))
         self._waiting = []
         return list(zip(X.split(TILE_ROWS), Y.split(TILE_ROWS)))
 
 
-def _require_finite(layer, x, start, stop):
+def _require_finite(layer: Layer, x: Tensor, start: int, stop: int) -> None:
     bad = x.numel() - int(torch.isfinite(x).sum())
     if bad:
         raise NumericalError(
@@ -204,8 +235,8 @@ def _require_finite(layer, x, start, stop):
         )  # fmt: skip
 
 
-def layer_weight(module, layer):
-    """Weight of a layer as a convolution's: a linear layer's columns are laid out as the map they read."""
+def layer_weight(module: nn.Conv2d | nn.Linear, layer: Layer) -> Tensor:
+    """Weight of a layer as of a convolution, shape (n, c, kh, kw): a linear layer's kernel is the map it reads."""
     if layer.kind == "conv":
         return module.weight
     map_shape = layer.input_space.map_shape if layer.input_space else (1, 1)

@@ -1,88 +1,108 @@
-"""What a stage may take of memory and disk, how it shares that out, and the forward work it has done with it."""
+"""Memory of a stage: batch sizes and store sizes from a limit in bytes, and the forward work done within them."""
+
+from __future__ import annotations
 
 import ctypes
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
 
 from decomp.errors import UsageError
 from decomp.execution import footprint
-from decomp.execution import replay as capture
+from decomp.execution.footprint import Footprint
+from decomp.execution.replay import Replay
+from decomp.graph.layer import Layer
 from decomp.problem.moments import TILE_ROWS
 
-from .spill_store import KeptValues
+from .spill_store import SpillStore
 
 MIB, GIB = 2**20, 2**30
-# When no limit is given: this share of the machine's memory, this much where the system does not tell; a network
-# that needs more at least gets that.
+# Without a limit: this share of the machine's memory, or this much where the system gives no number; a network whose
+# least need is more gets that.
 DEFAULT_SHARE, DEFAULT_MEMORY = 0.5, 4 * GIB
 # Python with torch, scikit-learn and h5py loaded and used: measured at 825 MiB for a run on a network of no size.
 LIBRARIES = 900 * MIB
 # Copies of all weights: while layers are fitted, and while a network is written and read back to be verified.
 COPIES_FITTING, COPIES_WRITING = 3, 6
-# Float64 matrices of the size of a layer's K that are held at the peak of its fit, those of both its moments included:
+# Float64 matrices of the size of a layer's K that exist at the peak of its fit, those of both its moments included:
 # measured as 14.4 for all steps of a layer at p = 1728, and as 11.5 and 8.2 for its error curves at p = 1728 and 4608,
 # small terms included.
 SOLVER_MATRICES = 14
-# A backward pass holds every value and its gradient, and what convolutions copy.
+# A backward pass stores every value and its gradient, and the copies that convolutions make.
 BACKWARD = 3
-# glibc's name for the size from which memory is taken from the system piece by piece, and given back when it is freed.
-M_MMAP_THRESHOLD, OWN_PIECE = -3, 256 * 2**10
-# What is left beyond the least is shared out: to the batch on its way (or layers fitted meanwhile), to kept values,
-# to the rows of a layer.
-SHARES = {"batch": 0.4, "kept": 0.3, "rows": 0.3}
+# glibc's number of the option for the size from which each allocation is a mapping of its own, returned to the system
+# when it is freed; and that size.
+M_MMAP_THRESHOLD, MAPPED_FROM = -3, 256 * 2**10
+# Shares of the memory above the least need: for the batch in work (or the layers fitted meanwhile), for stored
+# activations, for the rows of a layer.
+BATCH_SHARE, STORE_SHARE, ROWS_SHARE = 0.4, 0.3, 0.3
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How a stage works within its memory and disk.
+class MemoryLimits:
+    """Batch sizes and sizes of the stores of a stage.
 
     Attributes
     ----------
     batch_size, backward_batch : int
         Images at a time on a forward pass, and where gradients are needed.
-    keep : int
-        Bytes of values that are kept between layers, in memory and on the disk together.
-    kept_memory, rows_memory : int
+    store_bytes : int
+        Bytes of activations stored between layers, in memory and on the disk together.
+    store_in_memory, rows_in_memory : int
         Bytes of them, and of a layer's rows, that may lie in memory.
-    solving : int
+    fit_bytes : int
         Bytes for the fits of layers, several of them at a time where that is enough.
     """
 
     batch_size: int
     backward_batch: int
-    keep: int
-    kept_memory: int
-    rows_memory: int
-    solving: int
+    store_bytes: int
+    store_in_memory: int
+    rows_in_memory: int
+    fit_bytes: int
 
-    def deciding(self):
-        """The part that the result depends on, to the last bit: a stage that goes on must go on with it."""
-        return {key: asdict(self)[key] for key in ("batch_size", "backward_batch", "keep")}
+    def to_json(self) -> dict[str, int]:
+        """The limits on which the bytes of the result depend; a resumed stage must continue with the same ones."""
+        return {"batch_size": self.batch_size, "backward_batch": self.backward_batch, "keep": self.store_bytes}
 
 
-def problem_bytes(layer, n_images, n_points):
-    """Bytes that the fit of a layer takes at its peak: matrices of its inputs, its rows on their way, its responses."""
+def problem_bytes(layer: Layer, n_images: int, n_points: int) -> int:
+    """Bytes that the fit of a layer takes at its peak: matrices of its inputs, tiles of its rows, its responses."""
     columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
     tiles = 4 * TILE_ROWS * (columns + layer.out_channels) * 4
     responses = 8 * n_images * _points(layer, n_points) * layer.out_channels
     return SOLVER_MATRICES * 8 * columns**2 + tiles + responses
 
 
-def row_bytes(layer, n_points):
-    """Bytes of the rows of one image, with the copies made on the way to them."""
+def row_bytes(layer: Layer, n_points: int) -> int:
+    """Bytes of the rows of one image, with the copies made while they are gathered."""
     columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
     return 3 * 4 * _points(layer, n_points) * (columns + layer.out_channels)
 
 
-def _points(layer, n_points):
+def _points(layer: Layer, n_points: int) -> int:
     return min(n_points, layer.out_hw[0] * layer.out_hw[1])
 
 
-def set_limits(module, foot, *, solver=0, rows=0, memory, batch_size, folder, before=None, command="decompose"):
-    """Share out a stage's memory, or refuse an amount that is too little.
+def set_limits(
+    module: nn.Module,
+    foot: Footprint,
+    *,
+    solver: int = 0,
+    rows: int = 0,
+    memory: int | None,
+    batch_size: int,
+    folder: str | os.PathLike[str],
+    before: Mapping[str, int] | None = None,
+    command: str = "decompose",
+) -> MemoryLimits:
+    """Divide the memory of a stage, or refuse an amount that is too small.
 
     Parameters
     ----------
@@ -91,24 +111,24 @@ def set_limits(module, foot, *, solver=0, rows=0, memory, batch_size, folder, be
     solver, rows : int
         Bytes that the largest layer problem takes, and the rows of one image; 0 where none is solved.
     memory : int or None
-        Bytes; None is half of the machine's, or what is needed at least.
+        Bytes; None is half of the machine's, or the least need where that is more.
     batch_size : int
-        Images at a time, at most.
+        Upper limit of the images at a time.
     folder : path
-        On the disk that values may be spilled to; half of what is free there is taken at most.
+        On the disk for spilled values; at most half of its free space is used.
     before : dict, optional
-        What `Limits.deciding` gave when the stage was begun.
+        :meth:`MemoryLimits.to_json` of the stage's first start.
     command : str
         For the error.
 
     Returns
     -------
-    Limits
+    MemoryLimits
 
     Raises
     ------
     UsageError
-        With the least that is needed.
+        With the least memory that is enough.
     """
     weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     image, gradient = foot.live + 2 * foot.largest + rows, BACKWARD * foot.total if solver else 0
@@ -121,110 +141,122 @@ def set_limits(module, foot, *, solver=0, rows=0, memory, batch_size, folder, be
             fix=f"give --memory {_rounded_up(least)}",
         )  # fmt: skip
     if memory is not None:
-        _give_back_what_is_freed()
+        _return_freed_memory()
     free = max(memory or int(DEFAULT_SHARE * machine_memory()), least) - fixed
-    batch = SHARES["batch"] * free
+    batch = BATCH_SHARE * free
     spill = shutil.disk_usage(_existing(folder)).free // 2
-    return Limits(
+    return MemoryLimits(
         started.get("batch_size", max(1, min(batch_size, int(batch // image)))),
         started.get("backward_batch", max(1, min(batch_size, int(batch // gradient) if gradient else 1))),
-        started.get("keep", int(max(spill, SHARES["kept"] * free))),
-        int(SHARES["kept"] * free), int(SHARES["rows"] * free), int(solver + batch),
+        started.get("keep", int(max(spill, STORE_SHARE * free))),
+        int(STORE_SHARE * free), int(ROWS_SHARE * free), int(solver + batch),
     )  # fmt: skip
 
 
-def machine_memory():
-    """Bytes of memory that this machine, or the container this runs in, has; a usual amount where none are told."""
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container around this process; a common amount where unknown."""
     try:
-        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):
         return int(DEFAULT_MEMORY / DEFAULT_SHARE)
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            found.append(int(Path(limit).read_text()))
+            limits.append(int(Path(limit).read_text()))
         except (OSError, ValueError):  # not there, or "max"
             continue
-    return min(found)
+    return min(limits)
 
 
-def _give_back_what_is_freed():
-    """Let the C library keep nothing of what was freed but small pieces, where it is one that keeps much (glibc).
+def _return_freed_memory() -> None:
+    """Make the C library return freed memory to the system, except small blocks, where it holds on to much (glibc).
 
-    A stage that was to take 60 MiB had grown by 137 without it, 25 of them in use. It costs a little time.
+    A stage with a limit of 60 MiB had grown by 137 without it, 25 of them in use. It costs a little time.
     """
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_PIECE)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
 
 
-class Workspace:
-    """Makes the replays of a stage within its limits, and adds up what they do.
+class StageMemory:
+    """Makes the replays and stores of a stage within its limits, and adds up their forward work.
 
     Parameters
     ----------
     module : torch.fx.GraphModule
-        The network as it comes.
+        The network at the start of the stage.
     foot : decomp.execution.footprint.Footprint
-    limits : Limits
-    folder : Path
-        For what does not fit into memory; removed by whoever gives it.
+    limits : MemoryLimits
+    folder : path
+        For values that do not fit into memory; its owner removes it.
     """
 
-    def __init__(self, module, foot, limits, folder):
+    def __init__(
+        self, module: fx.GraphModule, foot: Footprint, limits: MemoryLimits, folder: str | os.PathLike[str]
+    ) -> None:
         self.module, self.foot, self.limits, self.folder = module, foot, limits, Path(folder)
-        self._replays, self._stores, self._more = [], [], 0.0
+        self._replays: list[Replay] = []
+        self._stores: list[SpillStore] = []
+        self._other_images = 0.0
 
-    def replay(self, module, images, n_images, device, share=1.0):
-        """A :class:`decomp.execution.replay.Replay`; ``share`` of the room for kept values is its own."""
-        replay = capture.Replay(
+    def replay(
+        self,
+        module: fx.GraphModule,
+        images: Callable[[int, int], Tensor],
+        n_images: int,
+        device: torch.device | str,
+        share: float = 1.0,
+    ) -> Replay:
+        """A :class:`decomp.execution.replay.Replay` with this ``share`` of the bytes for stored activations."""
+        replay = Replay(
             module, images, n_images, batch_size=self.limits.batch_size, device=device,
-            store=self._store(share * self.limits.kept_memory, share * self.limits.keep),
+            store=self._store(share * self.limits.store_in_memory, share * self.limits.store_bytes),
             work=self.foot.work if module is self.module else None,
         )  # fmt: skip
         self._replays.append(replay)
         return replay
 
-    def rows(self):
+    def row_store(self) -> SpillStore:
         """A store for the rows of one layer at a time."""
-        return self._store(self.limits.rows_memory, max(self.limits.keep, self.limits.rows_memory))
+        return self._store(self.limits.rows_in_memory, max(self.limits.store_bytes, self.limits.rows_in_memory))
 
-    def count(self, n_images):
-        """Add whole passes of so many images that were made elsewhere."""
-        self._more += n_images
+    def count_passes(self, n_images: float) -> None:
+        """Add whole forward passes of so many images that no replay of this object has made."""
+        self._other_images += n_images
 
-    def clear(self):
-        """Give back all memory and disk; replays made so far are of no use any more."""
+    def clear(self) -> None:
+        """Free all memory and disk; the replays made so far cannot be used any more."""
         for store in self._stores:
             store.clear()
-        self._more, self._replays = self.forward_images, []
+        self._other_images, self._replays = self.forward_images, []
 
     @property
-    def forward_images(self):
-        """Whole passes times images, all in all."""
-        return self._more + sum(replay.forward_images for replay in self._replays)
+    def forward_images(self) -> float:
+        """Forward work so far, in whole passes times images."""
+        return self._other_images + sum(replay.forward_images for replay in self._replays)
 
     @property
-    def most_on_disk(self):
-        """The most bytes that lay on the disk at one time, taken over its stores apart."""
+    def most_on_disk(self) -> int:
+        """Largest number of bytes that one of the stores had on the disk at one time."""
         return max((store.most_on_disk for store in self._stores), default=0)
 
-    def _store(self, memory, limit):
-        store = KeptValues(int(memory), int(limit), self.folder / f"{len(self._stores):02d}")
+    def _store(self, memory: float, limit: float) -> SpillStore:
+        store = SpillStore(int(memory), int(limit), self.folder / f"{len(self._stores):02d}")
         self._stores.append(store)
         return store
 
 
-def measure(module, image):
-    """The footprint of a network that a stage is going to run; the image goes where its weights are."""
+def measure(module: fx.GraphModule, image: Tensor) -> Footprint:
+    """Footprint of the network of a stage; the image is moved to the device of its weights."""
     parameter = next(module.parameters(), image)
     return footprint.measure(module, image.to(parameter.device))
 
 
-def _rounded_up(n_bytes):
+def _rounded_up(n_bytes: float) -> str:
     return f"{-(-n_bytes // (GIB // 10)) / 10:g}GiB"
 
 
-def _existing(folder):
-    folder = Path(folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+def _existing(folder: str | os.PathLike[str]) -> Path:
+    """The nearest folder above that exists."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return path

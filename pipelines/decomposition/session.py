@@ -16,9 +16,9 @@ from ...data.formats.atomic import scratch
 from ...data.formats.frozen_file import FrozenFile, shortcut_key
 from ..run.directory import RunDirectory
 from ..run.networks import open_frozen
-from . import memory as workspace
 from . import shared_channels as coupling
 from . import survey
+from .memory import StageMemory, measure, problem_bytes, row_bytes, set_limits
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Subject:
         Multiply-accumulates by module path of the network behind ``view``.
     known : decomp.data.formats.curves_file.Survey or None
         After :meth:`survey`.
-    space : decomp.pipelines.decomposition.memory.Workspace
+    space : decomp.pipelines.decomposition.memory.StageMemory
         The memory and disk that there is for this.
     sampler : bool
         Whether layers may read a subset of channels that others need too.
@@ -57,7 +57,7 @@ class Subject:
     view: graph.NetworkGraph
     counted: cost.Cost
     per_layer: dict
-    space: workspace.Workspace
+    space: StageMemory
     known: curves_file.Survey | None = None
     sampler: bool = True
     spaces: dict = field(default_factory=dict)
@@ -124,14 +124,14 @@ def opened(run, device, *, sampler=True, memory=None, batch_size=100):
 
 
 def _workspace(run, view, frozen, memory, batch_size, folder):
-    foot = workspace.measure(view.module, frozen.images(0, 1))
+    foot = measure(view.module, frozen.images(0, 1))
     fitted = [layer for layer in view.layers if layer.fitted]
     n_points = frozen.meta["n_points"]
-    limits = workspace.set_limits(
+    limits = set_limits(
         view.module, foot, memory=memory, batch_size=batch_size, folder=folder,
-        solver=max((workspace.problem_bytes(layer, frozen.n_images, n_points) for layer in fitted), default=0),
-        rows=max((workspace.row_bytes(layer, n_points) for layer in fitted), default=0),
+        solver=max((problem_bytes(layer, frozen.n_images, n_points) for layer in fitted), default=0),
+        rows=max((row_bytes(layer, n_points) for layer in fitted), default=0),
         # Layers that are committed were fitted with these; from other ones the rest would not follow.
         before=(run.config("decompose") or {}).get("limits") if run.layers_dir.is_dir() else None,
     )  # fmt: skip
-    return workspace.Workspace(view.module, foot, limits, folder)
+    return StageMemory(view.module, foot, limits, folder)

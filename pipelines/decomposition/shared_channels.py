@@ -7,7 +7,7 @@ from decomp.solvers.joint import grouped, select_jointly
 
 from ...data.formats.digests import digest_json
 from ...data.formats.json_files import read_json, write_json
-from .gather import Problems
+from .gather import ProblemGatherer
 from .survey import output_metrics
 
 KIND = "decomp spaces"
@@ -90,7 +90,7 @@ def choose(run, counts, frozen, view, *, device, space, reporter):
     view : decomp.graph.network_graph.NetworkGraph
         Of the original network on ``device``.
     device : torch.device
-    space : decomp.pipelines.decomposition.memory.Workspace
+    space : decomp.pipelines.decomposition.memory.StageMemory
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Returns
@@ -101,11 +101,11 @@ def choose(run, counts, frozen, view, *, device, space, reporter):
     path = run.layers_dir / "spaces.json"
     keep = _read(path, parent)
     if keep is None:
-        options, keep = {"device": device, "space": space}, {}
-        metrics = output_metrics(frozen, view, reporter=reporter, **options)
+        options, keep = {"device": device, "memory": space}, {}
+        metrics = output_metrics(frozen, view, reporter=reporter, device=device, space=space)
         with reporter.progress(len(counts), "shared channels", "spaces") as progress:
             for name, count in counts.items():
-                problems = Problems(frozen, view, metrics=metrics, **options)
+                problems = ProblemGatherer(frozen, view, metrics=metrics, **options)
                 keep[name] = _chosen(view, view.spaces[name], count, problems)
                 space.clear()
                 progress.update(1)

@@ -19,7 +19,7 @@ from decomp.surgery import apply_solution as surgery
 from ...data.formats.curves_file import VERSION, Survey, read, write
 from ...data.formats.digests import digest_json
 from ..measure.parallel import in_batches, in_parallel
-from .gather import Problems, fitted_images
+from .gather import ProblemGatherer, fitted_images
 from .memory import problem_bytes
 
 # Columns of a layer's patch beyond which its moments no longer fit: K takes 8·p² bytes.
@@ -55,21 +55,22 @@ def survey(run, frozen, view, *, kept=None, device, space, reporter):
     kept : dict of str to torch.LongTensor, optional
         Outputs that stay, of the layers that lost some to that.
     device : torch.device
-    space : decomp.pipelines.decomposition.memory.Workspace
+    space : decomp.pipelines.decomposition.memory.StageMemory
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Returns
     -------
     Survey
     """
-    options, left = {"device": device, "space": space}, {name: places.tolist() for name, places in (kept or {}).items()}
+    options = {"device": device, "memory": space}
+    left = {name: places.tolist() for name, places in (kept or {}).items()}
     digest = digest_json({"version": VERSION, "frozen": frozen.content, "kept": left})
     before = read(run.curves, digest, view, reporter)
     if before is not None:
         return before
     if kept:
         view = _refitted(frozen, view, kept, reporter, **options)
-    problems = Problems(frozen, view, kept=kept, share=0.5, **options)
+    problems = ProblemGatherer(frozen, view, remaining_outputs=kept, share=0.5, **options)
     metrics = output_metrics(frozen, view, device=device, space=space, reporter=reporter)
     watched = _Watched(frozen, view, problems, space)
     own, output = {}, {}
@@ -79,7 +80,7 @@ def survey(run, frozen, view, *, kept=None, device, space, reporter):
 
     with reporter.progress(len(view.layers), "error curves", "layers") as progress:
         # Rows are gathered from the front to the back; the curves of several layers are then worked out at a time.
-        for batch in in_batches(view.layers, size_of, torch.get_num_threads(), space.limits.solving):
+        for batch in in_batches(view.layers, size_of, torch.get_num_threads(), space.limits.fit_bytes):
             gathered = [(_steps(layer), *problems.problem(layer)) if _steps(layer) else None for layer in batch]
             found = in_parallel(_own_curves, [task for task in gathered if task is not None])
             for layer, task in zip(batch, gathered):
@@ -95,18 +96,18 @@ def survey(run, frozen, view, *, kept=None, device, space, reporter):
     return found
 
 
-def _refitted(frozen, view, kept, reporter, *, device, space):
+def _refitted(frozen, view, kept, reporter, *, device, memory):
     """A copy of a narrowed network with every layer fitted to the original on what it still reads."""
     view = NetworkGraph(copy.deepcopy(view.module), view.input_shape, view.name)
     judge_sizes(view, frozen)
-    problems = Problems(frozen, view, kept=kept, recovery=True, device=device, space=space)
+    problems = ProblemGatherer(frozen, view, remaining_outputs=kept, recovery=True, device=device, memory=memory)
     with reporter.progress(len(view.layers), "fit of what is left", "layers") as progress:
         for layer in view.layers:
             if layer.fitted:
                 solution, _ = layers.solve_layer(problems.problem(layer)[0], LayerPlan(layer.name), refined=False)
                 surgery.apply_solution(view.module, view, solution)
             progress.update(1)
-    space.clear()
+    memory.clear()
     return view
 
 
@@ -116,7 +117,7 @@ def output_metrics(frozen, view, *, device, space, reporter):
     with reporter.progress(n_images, "output metric", "images") as progress:
         images = _metric_images(frozen, n_images, device, space.limits.backward_batch, progress)
         metrics = metric.output_metrics(view, images, frozen.meta["seed"])
-    space.count(n_images)
+    space.count_passes(n_images)
     return metrics
 
 

@@ -12,7 +12,7 @@ from ...data.formats.json_files import write_json
 from ..console.options import program
 from ..decomposition import make_plan as planning
 from ..decomposition import session as subject
-from ..decomposition.gather import Problems
+from ..decomposition.gather import ProblemGatherer
 from ..decomposition.layer_loop import solve_layers
 from ..decomposition.layer_reports import announce
 from ..measure import fidelity
@@ -186,7 +186,7 @@ def _shown(key, value):
 def _plan(run, asked, given, opened, device, reporter):
     """The plan of the run, announced; an attempt that ends without one leaves no trace."""
     before = run.config("decompose") or {}
-    begun = {"asked": asked, "limits": opened.space.limits.deciding()}
+    begun = {"asked": asked, "limits": opened.space.limits.to_json()}
     if "plan_digest" in before and run.plan_json.is_file():
         begun["plan_digest"] = before["plan_digest"]
     run.update_config("decompose", begun)
@@ -217,8 +217,8 @@ def _plan(run, asked, given, opened, device, reporter):
 def _decompose(run, asked, plan, opened, device, reporter):
     frozen, view, counted, space = opened.frozen, opened.view, opened.counted, opened.space
     metrics = opened.known.metrics if asked["refine"] else {}
-    options = {"device": device, "recovery": asked["recovery"], "kept": opened.kept, "space": space}
-    problems = Problems(frozen, view, metrics=metrics, **options)
+    options = {"device": device, "recovery": asked["recovery"], "remaining_outputs": opened.kept, "memory": space}
+    problems = ProblemGatherer(frozen, view, metrics=metrics, **options)
     made_from = {"plan": plan.to_json(), "asked": asked, "frozen": frozen.content, "spaces": opened.keep}
     edited, reports = solve_layers(run, asked, plan, view, problems, made_from, reporter)
     network = view.module
@@ -226,7 +226,7 @@ def _decompose(run, asked, plan, opened, device, reporter):
     _check_target(plan, after)
     size = space.limits.batch_size
     close = fidelity.compare(opened.original.to(device), network, frozen, problems.n_fit, size, device)
-    space.count(2 * close["images"])
+    space.count_passes(2 * close["images"])
     network.cpu()
     facts = {
         **run.config("decompose"), "macs_before": counted.macs, "macs_after": after.macs,

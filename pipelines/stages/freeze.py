@@ -21,7 +21,7 @@ from ...data.formats.atomic import require_space
 from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile, FrozenWriter, grid_key, shortcut_key
 from ..console.options import program
-from ..decomposition import memory as workspace
+from ..decomposition.memory import measure, set_limits
 from ..measure.devices import pick_device
 from ..run.directory import RunDirectory
 from ..run.networks import part_of
@@ -155,8 +155,8 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
     n_points, seed = asked["n_points"], asked["seed"]
     indices = draw_images(source, asked["n_images"], seed)
     require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
-    batch_size = workspace.set_limits(
-        network, workspace.measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
+    batch_size = set_limits(
+        network, measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
         folder=run.path, command="freeze",
     ).batch_size  # fmt: skip
     if held is not None:

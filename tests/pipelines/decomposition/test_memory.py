@@ -1,4 +1,4 @@
-"""Memory and disk of a stage: shared out in bounds, and the result the same whatever there is of them."""
+"""Limits of memory and disk in a stage, and the same result with any of them."""
 
 import json
 import shutil
@@ -8,86 +8,134 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import fx, nn
 
 from decomp.data.formats.network_file import load
 from decomp.errors import UsageError
-from decomp.execution import footprint
-from decomp.pipelines.decomposition import memory as workspace
+from decomp.execution.footprint import Footprint
+from decomp.graph.layer import Layer
+from decomp.pipelines.decomposition import memory
 from decomp.pipelines.decomposition import session as subject
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, Residual
 
-MIB, GIB = workspace.MIB, workspace.GIB
-FOOT = footprint.Footprint([1.0], live=2 * MIB, total=10 * MIB, largest=MIB)
+MIB, GIB = memory.MIB, memory.GIB
+FOOT = Footprint([1.0], live=2 * MIB, total=10 * MIB, largest=MIB)
 
 
-def limits(memory, **options):
-    memory = None if memory is None else int(memory)
+def limits(n_bytes, **options):
+    n_bytes = None if n_bytes is None else int(n_bytes)
     settings = {"solver": 50 * MIB, "rows": MIB, "batch_size": 100, "folder": ".", **options}
-    return workspace.set_limits(Residual(), FOOT, memory=memory, **settings)
+    return memory.set_limits(Residual(), FOOT, memory=n_bytes, **settings)
 
 
-def test_the_shares_stay_within_the_memory():
-    for memory in (1.1 * GIB, 2 * GIB, 64 * GIB):
-        found = limits(memory)
+def test_all_parts_together_stay_within_the_memory():
+    for n_bytes in (1.1 * GIB, 2 * GIB, 64 * GIB):
+        found = limits(n_bytes)
         image = FOOT.live + 2 * FOOT.largest + MIB
-        together = max(found.batch_size * image, found.backward_batch * 3 * FOOT.total, found.solving - 50 * MIB)
-        assert workspace.LIBRARIES + 50 * MIB + together + found.kept_memory + found.rows_memory <= memory
+        together = max(found.batch_size * image, found.backward_batch * 3 * FOOT.total, found.fit_bytes - 50 * MIB)
+        assert memory.LIBRARIES + 50 * MIB + together + found.store_in_memory + found.rows_in_memory <= n_bytes
         assert 1 <= found.backward_batch <= found.batch_size <= 100
     assert found.batch_size == found.backward_batch == 100
     assert limits(1.1 * GIB).batch_size < 100
 
 
-def test_too_little_memory_is_refused_with_what_is_needed():
+def test_too_little_memory_is_refused_with_the_least_that_is_enough():
     with pytest.raises(UsageError, match=r"--memory: decompose needs at least 1GiB .* got 0.5GiB; give --memory 1GiB"):
         limits(GIB // 2)
     assert limits(GIB).batch_size >= 1
 
 
-def test_without_a_limit_it_is_half_of_the_machine_or_what_is_needed(monkeypatch):
-    monkeypatch.setattr(workspace, "machine_memory", lambda: 8 * GIB)
+def test_without_a_limit_it_is_half_of_the_machine_or_the_least_that_is_enough(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 8 * GIB)
     assert limits(None) == limits(4 * GIB)
-    monkeypatch.setattr(workspace, "machine_memory", lambda: GIB)  # half of it is too little
+    monkeypatch.setattr(memory, "machine_memory", lambda: GIB)  # half of it is too little
     assert limits(None).batch_size == 2
 
 
-def test_the_machine_has_the_memory_that_it_says():
-    told = workspace.machine_memory()
-    assert 2**28 < told < 2**50
+def test_the_memory_of_the_machine_is_bounded_by_that_of_its_container(monkeypatch):
+    container = {}
+
+    def read_text(path):
+        if str(path) not in container:
+            raise FileNotFoundError(path)
+        return container[str(path)]
+
+    monkeypatch.setattr(memory.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2 * GIB // 4096}.get)
+    monkeypatch.setattr(memory.Path, "read_text", read_text)
+    assert memory.machine_memory() == 2 * GIB
+    container["/sys/fs/cgroup/memory.max"] = f"{GIB}\n"
+    assert memory.machine_memory() == GIB
+    container["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert memory.machine_memory() == 2 * GIB
+    monkeypatch.delattr(memory.os, "sysconf")  # as on Windows
+    assert memory.machine_memory() * memory.DEFAULT_SHARE == memory.DEFAULT_MEMORY
 
 
-def test_a_stage_that_goes_on_goes_on_as_it_began():
-    begun = limits(2 * GIB).deciding()
+def test_a_resumed_stage_continues_with_the_limits_it_began_with():
+    begun = limits(2 * GIB).to_json()
     again = limits(1.5 * GIB, before=begun)
-    assert again.deciding() == begun != limits(1.5 * GIB).deciding()
-    assert again.kept_memory < limits(2 * GIB).kept_memory
+    assert again.to_json() == begun != limits(1.5 * GIB).to_json()
+    assert again.store_in_memory < limits(2 * GIB).store_in_memory
     with pytest.raises(UsageError, match="needs at least"):
         limits(GIB, before=begun)  # such batches do not fit
 
 
-def room(run, memory):
-    with subject.opened(run, torch.device("cpu"), memory=memory, batch_size=20) as opened:
+def test_a_layer_takes_matrices_of_its_columns_and_rows_of_its_points():
+    conv = Layer("0", "n0", "conv", 0, 4, 6, (3, 2), (8, 8), (2, 2))
+    columns, outputs, points = 4 * 3 * 2, 6, 2 * 2  # of ten points only four lie on the map
+    fixed = 14 * 8 * columns**2 + 4 * 2048 * (columns + outputs) * 4
+    assert memory.problem_bytes(conv, 100, 10) == fixed + 8 * 100 * points * outputs
+    assert memory.row_bytes(conv, 10) == 3 * 4 * points * (columns + outputs)
+
+
+def stage_memory(tmp_path, module):
+    work = [1 / len(module.graph.nodes)] * len(module.graph.nodes)
+    sizes = memory.MemoryLimits(2, 2, store_bytes=1000, store_in_memory=100, rows_in_memory=10, fit_bytes=0)
+    return memory.StageMemory(module, Footprint(work, 1, 1, 1), sizes, tmp_path)
+
+
+def test_a_replay_gets_its_share_of_the_stores_and_its_work_is_counted(tmp_path):
+    module = fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()).eval())
+    stage, images = stage_memory(tmp_path, module), torch.randn(5, 1, 4, 4)
+    replay = stage.replay(module, lambda start, stop: images[start:stop], 5, "cpu", share=0.5)
+    assert (replay.batch_size, replay.store.limit, replay.store.memory) == (2, 500, 50)
+    rows = stage.row_store()
+    assert (rows.limit, rows.memory) == (1000, 10) and rows.folder != replay.store.folder
+    list(replay.outputs())
+    last_node_is_not_run = (len(module.graph.nodes) - 1) / len(module.graph.nodes)
+    assert stage.forward_images == pytest.approx(5 * last_node_is_not_run)
+    stage.count_passes(3)
+    rows.put(0, {"x": torch.zeros(100)})
+    assert stage.most_on_disk == 400 and len(list(tmp_path.rglob("*0"))) > 0
+    before = stage.forward_images
+    stage.clear()
+    assert stage.forward_images == before == pytest.approx(3 + 5 * last_node_is_not_run)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def limits_of(run, n_bytes):
+    with subject.opened(run, torch.device("cpu"), memory=n_bytes, batch_size=20) as opened:
         return opened.space.limits
 
 
 def least_with(run, wanted):
     """The least memory, to a tenth of a MiB, for which the limits are as wanted."""
-    low, high = workspace.LIBRARIES, 4 * GIB
+    low, high = memory.LIBRARIES, 4 * GIB
     while high - low > MIB // 10:
         middle = (low + high) // 2
         try:
-            good = wanted(room(run, middle))
+            good = wanted(limits_of(run, middle))
         except UsageError:
             good = False
         low, high = (low, middle) if good else (middle, high)
     return high
 
 
-def decomposed(run, folder, memory):
+def decomposed(run, folder, n_bytes):
     shutil.copytree(run.path, folder)
-    told = Collected()
-    result = decompose(folder, speedup=2.5, memory=memory, batch_size=20, reporter=told)
+    result = decompose(folder, speedup=2.5, memory=n_bytes, batch_size=20, reporter=Collected())
     return RunDirectory(folder), result.facts
 
 
@@ -103,7 +151,7 @@ def test_the_result_does_not_depend_on_the_memory(run, tmp_path):
     assert results_of(spilling) == results_of(plenty)
 
     least = least_with(run, lambda limits: True)
-    assert room(run, least).batch_size < 10
+    assert limits_of(run, least).batch_size < 10
     alone, _ = decomposed(run, tmp_path / "alone", least)
     assert json.loads(alone.plan_json.read_text())["layers"] == json.loads(plenty.plan_json.read_text())["layers"]
     x = torch.randn(50, 1, 8, 8)
@@ -130,7 +178,7 @@ def build():
 
 
 def peak_of(command, run):
-    """Give a command in a process of its own; the most memory that it held, in bytes."""
+    """Run a command in a process of its own; its peak memory in bytes."""
     done = subprocess.run(
         [sys.executable, "-m", "decomp.cli", *command], cwd=run.parent, capture_output=True, text=True
     )
@@ -139,26 +187,26 @@ def peak_of(command, run):
     return json.loads(last)["peak_memory_mib"] * MIB
 
 
-def peaks_of(folder, name, size, memory):
+def peaks_of(folder, name, size, n_bytes):
     """The peaks of freeze and decompose on square images of a size."""
     run = folder / name
     images = np.random.default_rng(0).normal(size=(200, 3, size, size)).astype(np.float32)
     np.savez(folder / f"{name}.npz", x_train=images)
     network = ["--model", "nets.py:build", "--data", f"npz:{name}.npz", "--images", "200", "--points", "4"]
-    limit = ["--run", name, "--memory", f"{memory // MIB}MiB", "--threads", "1", "--quiet"]
+    limit = ["--run", name, "--memory", f"{n_bytes // MIB}MiB", "--threads", "1", "--quiet"]
     plan = ["--speedup", "2x", "--steps", "prune", "--no-refine"]
     return np.array([peak_of(["freeze", *network, *limit], run), peak_of(["decompose", *plan, *limit], run)])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="the system does not tell how much memory was held")
-def test_the_memory_that_a_stage_really_holds_is_bounded(tmp_path):
-    """Values of 150 MiB between two layers, in stages that may take 60 MiB beside their libraries."""
+@pytest.mark.skipif(sys.platform == "win32", reason="the system gives no peak memory of a process")
+def test_the_peak_memory_of_a_stage_is_bounded(tmp_path):
+    """Values of 150 MiB between two layers, in stages with 60 MiB beside their libraries."""
     (tmp_path / "nets.py").write_text(NETWORK)
     libraries = peaks_of(tmp_path, "small", 8, 16 * GIB)
     plenty, tight = (
-        peaks_of(tmp_path, name, 80, memory) - libraries
-        for name, memory in (("plenty", 16 * GIB), ("tight", workspace.LIBRARIES + 60 * MIB))
+        peaks_of(tmp_path, name, 80, n_bytes) - libraries
+        for name, n_bytes in (("plenty", 16 * GIB), ("tight", memory.LIBRARIES + 60 * MIB))
     )
     print(f"\nMiB beside the libraries: {(plenty / MIB).round()} with plenty, {(tight / MIB).round()} with 60")
     assert (tight <= 60 * MIB).all() and (plenty > 120 * MIB).all()

@@ -1,4 +1,4 @@
-"""Values kept between layers: the same bits from memory and from files, and no more memory than is allowed."""
+"""Stored activations: the same bits from memory and from files, within the limit of memory."""
 
 import errno
 
@@ -7,7 +7,7 @@ import torch
 
 from decomp.data.formats import atomic
 from decomp.errors import FileError
-from decomp.pipelines.decomposition.spill_store import KeptValues
+from decomp.pipelines.decomposition.spill_store import SpillStore
 
 
 def some_values(seed):
@@ -34,8 +34,8 @@ ONE = size_of(some_values(0))
 
 @pytest.mark.parametrize("memory", [0, ONE, 3 * ONE, 100 * ONE])
 def test_values_come_back_bit_by_bit_and_memory_is_bounded(tmp_path, memory):
-    store = KeptValues(memory, 100 * ONE, tmp_path / "spilled")
-    for generation in (0, 10):  # the second in place of the first, as a walk does
+    store = SpillStore(memory, 100 * ONE, tmp_path / "spilled")
+    for generation in (0, 10):  # the second in place of the first, as a replay does
         for index in range(5):
             store.put(index, some_values(generation + index))
         for index in range(5):
@@ -53,15 +53,15 @@ def test_values_come_back_bit_by_bit_and_memory_is_bounded(tmp_path, memory):
 
 
 @pytest.mark.parametrize("memory", [0, 10 * ONE])
-def test_what_is_taken_out_may_be_changed(tmp_path, memory):
-    store = KeptValues(memory, 100 * ONE, tmp_path)
+def test_a_change_in_place_of_returned_values_leaves_the_stored_ones(tmp_path, memory):
+    store = SpillStore(memory, 100 * ONE, tmp_path)
     store.put(0, some_values(0))
     store.get(0)["map"].zero_()
     assert torch.equal(store.get(0)["map"], some_values(0)["map"])
 
 
-def test_nothing_is_left_when_it_is_cleared(tmp_path):
-    store = KeptValues(ONE, 100 * ONE, tmp_path)
+def test_clearing_removes_files_and_frees_memory(tmp_path):
+    store = SpillStore(ONE, 100 * ONE, tmp_path)
     for index in range(4):
         store.put(index, some_values(index))
     assert len(list(tmp_path.iterdir())) == 3
@@ -72,11 +72,11 @@ def test_nothing_is_left_when_it_is_cleared(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1 and store.most_in_memory == ONE
 
 
-def test_the_disk_is_asked_before_values_go_to_it(tmp_path, monkeypatch):
-    store = KeptValues(ONE, 100 * ONE, tmp_path)
+def test_free_disk_is_checked_before_values_are_admitted(tmp_path, monkeypatch):
+    store = SpillStore(ONE, 100 * ONE, tmp_path)
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 3 * ONE}))
     assert store.admits(ONE) and store.admits(4 * ONE)
-    assert not store.admits(101 * ONE)  # over the limit: not kept, and no error
+    assert not store.admits(101 * ONE)  # over the limit: not stored, and no error
     with pytest.raises(FileError, match="MiB of disk are needed, got 0 MiB free"):
         store.admits(5 * ONE)
     for index in range(3):
@@ -84,8 +84,8 @@ def test_the_disk_is_asked_before_values_go_to_it(tmp_path, monkeypatch):
     assert store.admits(6 * ONE)  # two of them lie there already
 
 
-def test_a_file_that_was_cut_short_is_noticed(tmp_path):
-    store = KeptValues(0, 100 * ONE, tmp_path)
+def test_a_file_that_is_cut_short_is_an_error(tmp_path):
+    store = SpillStore(0, 100 * ONE, tmp_path)
     store.put(0, some_values(0))
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-1])
@@ -93,8 +93,8 @@ def test_a_file_that_was_cut_short_is_noticed(tmp_path):
         store.get(0)
 
 
-def test_a_disk_that_fills_up_all_the_same_is_an_error_of_the_system(tmp_path, monkeypatch):
-    store = KeptValues(0, 100 * ONE, tmp_path)
+def test_a_disk_that_fills_up_meanwhile_is_an_error_of_the_system(tmp_path, monkeypatch):
+    store = SpillStore(0, 100 * ONE, tmp_path)
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
