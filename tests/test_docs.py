@@ -14,6 +14,7 @@ import torch
 
 from decomp import cli
 from decomp.cost.count import cost
+from tests import test_imports as rules
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -96,7 +97,7 @@ def test_the_examples_of_the_readme_work(place):
 
 
 def test_every_guide_is_listed_tested_and_found_by_its_links():
-    pages = {"README.md", "results.md", "coverage.md", "faults.md", "peers.md"}  # no quick commands
+    pages = {"README.md", "architecture.md", "results.md", "coverage.md", "faults.md", "peers.md"}  # no quick commands
     files = {path.name for path in DOCS.glob("*.md")} - pages
     assert files == {FIRST, *GUIDES, *SLOW}
     for path in [*DOCS.glob("*.md"), ROOT / "README.md"]:
@@ -105,6 +106,67 @@ def test_every_guide_is_listed_tested_and_found_by_its_links():
             assert all(f"({name})" in text for name in files | pages - {"README.md"})
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             assert link.startswith("http") or (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+# -- the page about the code ------------------------------------------------------------------------------------
+
+ARCHITECTURE = DOCS / "architecture.md"
+CODE_PATH = re.compile(r"(?<![\w/.-])(?:(?:decomp|data|pipelines|tests|benchmarks|docs)/[\w./]*\w/?|cli\.py|setup\.py)")
+
+
+def dead_paths(text):
+    return [path for path in CODE_PATH.findall(text) if not (ROOT / path).exists()]
+
+
+def table_rows(text, start):
+    """Cells of the table rows whose first or second cell is a path below `start`: {path: [cells]}."""
+    rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        path = next((cell.strip("`") for cell in cells[:2] if re.fullmatch(rf"`{start}[\w./]*`", cell)), None)
+        if line.startswith("| ") and path is not None:
+            rows[path] = cells
+    return rows
+
+
+def code_words(cell):
+    return set(re.findall(r"`(\w+)`", cell))
+
+
+def folders_in(top):
+    return {path.name for path in (ROOT / top).iterdir() if (path / "__init__.py").is_file()}
+
+
+def test_every_path_on_the_architecture_page_exists():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    assert len(CODE_PATH.findall(text)) > 60
+    assert dead_paths(text) == []
+
+
+def test_a_dead_path_is_noticed():
+    text = "`decomp/graph/layer.py` `decomp/lasso.py` (`pipelines/recipe/`) `data/formats/` `cli.py` `setup.py`"
+    assert dead_paths(text) == ["decomp/lasso.py", "pipelines/recipe/"]
+
+
+def test_the_import_tables_of_the_page_are_those_of_the_rules():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    shown = {path.split("/")[1]: code_words(cells[2]) for path, cells in table_rows(text, "decomp/").items()}
+    assert shown == {name: rules.DECOMP_MAY_IMPORT[name] for name in folders_in("decomp")}
+    imports = table_rows(text, "data/")["data/"][2]
+    assert code_words(imports) == rules.DATA_MAY_IMPORT
+    modules = {path.removesuffix(".py").replace("/", ".") for path in CODE_PATH.findall(imports)}
+    assert modules == rules.DATA_MAY_IMPORT_MODULES
+    rows = {}
+    for path, cells in table_rows(text, "pipelines/").items():
+        rows.setdefault(int(cells[0]), set()).add(path.split("/")[1].removesuffix(".py"))
+    assert [rows[place] for place in sorted(rows)] == rules.PIPELINES_ROWS
+
+
+def test_every_folder_is_on_the_page():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    named = set(CODE_PATH.findall(text))
+    for top in ("decomp", "data", "pipelines"):
+        assert {f"{top}/{name}/" for name in folders_in(top)} <= named
 
 
 def test_blocks_are_found_with_their_language(tmp_path):

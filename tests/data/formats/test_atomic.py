@@ -89,8 +89,7 @@ def killed_during(code, folder):
     """Run `code` in another process until it says that it is there, then end it with SIGKILL."""
     code = (
         "import os, sys, time\nfrom pathlib import Path\n"
-        "from decomp.data.formats.atomic import commit, commit_directory\n"
-        + textwrap.dedent(code)
+        "from decomp.data.formats.atomic import commit, commit_directory\n" + textwrap.dedent(code)
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "there\n"
