@@ -1,4 +1,4 @@
-"""The frozen file: calibration images, the points looked at, and the original network's responses there.
+"""Frozen file (``frozen.h5``): calibration images, sampled positions, and the original network's responses there.
 
 One HDF5 file. Everything in it is float32 or int32 except ``/meta``, and every dataset is chunked and carries
 Fletcher-32 checksums, so that a flipped bit is an error and not another result.
@@ -7,17 +7,28 @@ Fletcher-32 checksums, so that a flipped bit is an error and not another result.
 ``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 3
 ``/meta``                   uint8 (b,)           JSON in UTF-8: ``meta``, ``grids``, ``layers``, ``content``
 ``/images``                 float32 (M,C,H,W)    the images as the network takes them
-``/positions/000`` ...      int32 (M,P,2)        per output grid: (row y, column x) of P points on each image
-``/responses/000`` ...      float32 (M,P,n)      per layer: the n channels of the response at its grid's points
+``/positions/000`` ...      int32 (M,P,2)        per output grid: (row y, column x) of P positions on each image
+``/responses/000`` ...      float32 (M,P,n)      per layer: the n channels of the response at its grid's positions
 ==========================  ===================  =================================================================
 
-In ``/meta``, ``meta`` is the caller's; ``grids`` and ``layers`` list names in order, each with its dataset (a layer's
-name may hold a slash). A layer whose output is added to another value has a second entry ``NAME: shortcut``, that
-value at the same points.
+``grids`` and ``layers`` list names in order, each with its dataset (a layer's name may hold a slash). A layer whose
+output is added to another value has a second entry ``NAME: shortcut``, that value at the same positions.
 
-``content`` is a SHA-256 over all that was written, in the order of writing: the identity of
-these points, by which an exchanged file is noticed. It is not computed again on reading: that would cost a pass over
-the whole file each time, where the checksum of each chunk notices damage in what is read, as it is read.
+``meta`` is the caller's. The freeze stage writes:
+
+=====================================  ========================================================================
+``model``, ``weights``                 str: names of the network and of its weights, as given
+``data``                               dict: :meth:`decomp.data.splits.ImageSource.describe`; its ``name`` as given
+``input_size``, ``part``, ``leaves``   str or None, str or None, list of str: the other options that decide
+``n_images``, ``n_points``, ``seed``   int: images M, positions P for each image and grid, random seed
+``skip_bad``                           bool: unreadable image files were left out
+``input_shape``, ``n_classes``         list (C, H, W), int or None
+``weights_digest``, ``network``        SHA-256 (hex) of the weights; of ``original/structure.json``
+=====================================  ========================================================================
+
+``content`` is a SHA-256 over everything written, in the order of writing: the identity of the file's content, by which
+an exchanged file is noticed. It is not computed again on reading: that would cost a pass over the whole file each time,
+whereas the checksum of each chunk detects damage in the part that is read.
 
 The file is written whole to ``NAME.part``, flushed to the disk and renamed: under its final name it is complete.
 """
@@ -27,12 +38,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from decomp.errors import FileError, NumericalError
@@ -47,9 +62,9 @@ _MOST_GROUPS = 8
 
 
 class FrozenWriter:
-    """Write a frozen file, a batch of images at a time, in bounded memory.
+    """Writer of a frozen file, a batch of images at a time, in bounded memory.
 
-    Used as a context manager: leaving the block commits the file, an exception inside removes what was written.
+    A context manager: leaving the block commits the file, an exception inside removes the unfinished file.
 
     Parameters
     ----------
@@ -69,22 +84,24 @@ class FrozenWriter:
         NaN or Inf among images or responses.
     """
 
-    def __init__(self, path, *, meta: dict, n_images: int, input_shape: tuple[int, int, int]):
+    def __init__(
+        self, path: str | os.PathLike[str], *, meta: dict[str, Any], n_images: int, input_shape: tuple[int, int, int]
+    ):
         self._path = Path(path)
         self._part = self._path.with_name(self._path.name + ".part")
         self._meta, self._n_images = dict(meta), int(n_images)
-        self._grids: dict[str, dict] = {}
-        self._layers: dict[str, dict] = {}
+        self._grids: dict[str, dict[str, Any]] = {}
+        self._layers: dict[str, dict[str, Any]] = {}
         self._written: dict[str, np.ndarray] = {}
         self._sha = hashlib.sha256()
-        with self._naming():
+        with self._naming_the_file():
             self._file = h5py.File(self._part, "w", libver=_LAYOUT, locking=False)
         self._file.attrs["format"] = np.bytes_(FORMAT)
         self._file.attrs["version"] = VERSION
         self._create("images", (self._n_images, *input_shape), np.float32)
 
     @contextmanager
-    def _naming(self):
+    def _naming_the_file(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -92,7 +109,7 @@ class FrozenWriter:
                 self._path, "cannot be written", got=_reason(error), fix="make room or free the place"
             ) from error
 
-    def _create(self, key: str, shape: tuple[int, ...], dtype) -> None:
+    def _create(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         # Whole images to a chunk: a range of images is a run of chunks, read one after the other.
         image_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
         chunk = (min(max(1, _CHUNK_BYTES // max(image_bytes, 1)), shape[0]), *shape[1:])
@@ -104,11 +121,11 @@ class FrozenWriter:
         stop = start + len(block)
         if start < 0 or stop > self._n_images or tuple(block.shape[1:]) != dataset.shape[1:]:
             raise ValueError(f"{name}: {tuple(block.shape)} at image {start} does not fit into {dataset.shape}")
-        with self._naming():
+        with self._naming_the_file():
             # The handle is dropped on return, and the chunk cache with it: memory does not grow with the layers.
             dataset[start:stop] = block.numpy()
         self._sha.update(f"{key} {start} {tuple(block.shape)}".encode())
-        self._sha.update(block.contiguous().numpy())
+        self._sha.update(block.contiguous().numpy().data)
         self._written[key][start:stop] = True
 
     def write_images(self, start: int, images: Tensor) -> None:
@@ -116,7 +133,7 @@ class FrozenWriter:
         self._write("images", start, _finite(images, "calibration images", start), "images")
 
     def declare_grid(self, key: str, size: tuple[int, int], positions: Tensor) -> None:
-        """Declare an output grid and the points looked at on it.
+        """Declare an output grid and its sampled positions.
 
         Parameters
         ----------
@@ -139,7 +156,7 @@ class FrozenWriter:
         self._write(dataset, 0, positions, f"grid {key}")
 
     def declare_layer(self, name: str, grid_key: str, n_channels: int) -> None:
-        """Declare a layer of ``n_channels`` outputs, looked at on a declared grid. The order of calls is kept."""
+        """Declare a layer of ``n_channels`` outputs, sampled on a declared grid. The order of calls is kept."""
         if name in self._layers:
             raise ValueError(f"layer {name} is declared already")
         dataset = f"responses/{len(self._layers):03d}"
@@ -152,7 +169,7 @@ class FrozenWriter:
 
     @property
     def content(self) -> str:
-        """Identity (hex) of all that was written so far, and of what it was made from."""
+        """SHA-256 (hex) over everything written so far, and over ``meta``."""
         sha = self._sha.copy()
         sha.update(json.dumps(self._meta, sort_keys=True).encode())
         return sha.hexdigest()
@@ -165,7 +182,7 @@ class FrozenWriter:
             self._check_complete()
             lists = {"grids": list(self._grids.values()), "layers": list(self._layers.values())}
             text = json.dumps({"meta": self._meta, **lists, "content": self.content}).encode()
-            with self._naming():
+            with self._naming_the_file():
                 self._file.create_dataset(
                     "meta", data=np.frombuffer(text, np.uint8), chunks=(min(len(text), _CHUNK_BYTES),), fletcher32=True
                 )
@@ -186,7 +203,7 @@ class FrozenWriter:
                 )
 
     def abort(self) -> None:
-        """Give up: close and remove the part file. The final name is not touched."""
+        """Close and remove the unfinished file. A file under the final name stays."""
         if self._file:
             self._file.close()
         self._part.unlink(missing_ok=True)
@@ -194,7 +211,9 @@ class FrozenWriter:
     def __enter__(self) -> FrozenWriter:
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -223,12 +242,16 @@ def _finite(block: Tensor, name: str, start: int) -> Tensor:
     return block
 
 
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
 def _reason(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:160]
 
 
 class FrozenFile:
-    """Read a frozen file. Ranges of images come one after the other from the disk; nothing is held in memory.
+    """Reader of a frozen file; every range of images is read from the disk when it is needed.
 
     Parameters
     ----------
@@ -239,7 +262,7 @@ class FrozenFile:
     meta : dict
         As given to :class:`FrozenWriter`.
     content : str
-        Identity of what it holds: SHA-256 (hex), see above.
+        SHA-256 (hex) over everything that was written, see above.
     n_images : int
         M.
     input_shape : (C, H, W)
@@ -252,7 +275,7 @@ class FrozenFile:
         The file is missing, foreign, of a newer format, cut short or damaged; also when a damaged part is read later.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]):
         self._path = Path(path)
         if not self._path.is_file():
             raise FileError(self._path, "no frozen file here", fix="run freeze first")
@@ -265,7 +288,7 @@ class FrozenFile:
             with self._guard():
                 self._check_own_data()
                 header = json.loads(self._file["meta"][()].tobytes())
-                self.meta: dict = header["meta"]
+                self.meta: dict[str, Any] = dict(header["meta"])
                 self.content = str(header["content"])
                 self._grids = {grid["name"]: grid for grid in header["grids"]}
                 self._layers = {layer["name"]: layer for layer in header["layers"]}
@@ -277,7 +300,7 @@ class FrozenFile:
         self.layers: list[str] = list(self._layers)
 
     @contextmanager
-    def _guard(self):
+    def _guard(self) -> Iterator[None]:
         # What h5py and json raise on damaged bytes; a failed checksum is an OSError.
         try:
             yield
@@ -314,6 +337,17 @@ class FrozenFile:
                 elif item.size and item.id.get_storage_size() < item.nbytes:
                     raise ValueError(f"{name} claims more data than there are")
 
+    @property
+    def model_name(self) -> str | None:
+        """Name of the frozen network, as :func:`decomp.data.models.load_model` takes it."""
+        return _text(self.meta.get("model"))
+
+    @property
+    def source_name(self) -> str | None:
+        """Name of the source of the images, as :func:`decomp.data.sources.open_source` takes it."""
+        source = self.meta.get("data")
+        return _text(source.get("name") if isinstance(source, dict) else source)
+
     def _range(self, dataset: str, start: int, stop: int) -> Tensor:
         if not 0 <= start <= stop <= self.n_images:
             raise IndexError(f"images {start}:{stop} of {self.n_images}")
@@ -325,7 +359,7 @@ class FrozenFile:
         return self._range("images", start, self.n_images if stop is None else stop)
 
     def positions(self, grid_key: str) -> Tensor:
-        """Points on a grid: int32, shape (M, P, 2), (row y, column x)."""
+        """Sampled positions on a grid: int32, shape (M, P, 2), (row y, column x)."""
         return self._range(self._grids[grid_key]["key"], 0, self.n_images)
 
     def grid_size(self, grid_key: str) -> tuple[int, int]:
@@ -334,7 +368,7 @@ class FrozenFile:
         return height, width
 
     def grid_of(self, layer: str) -> str:
-        """The key of the grid that a layer was looked at on."""
+        """The key of the grid that a layer was sampled on."""
         return self._layers[layer]["grid"]
 
     def responses(self, layer: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -342,20 +376,21 @@ class FrozenFile:
         return self._range(self._layers[layer]["key"], start, self.n_images if stop is None else stop)
 
     def close(self) -> None:
+        """Close the file; ranges can no longer be read."""
         self._file.close()
 
     def __enter__(self) -> FrozenFile:
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 
-def grid_key(hw):
-    """Name of an output grid in the frozen file. Layers of one grid share their positions."""
+def grid_key(hw: tuple[int, int]) -> str:
+    """Name of an output grid (height, width) in the frozen file. Layers of one grid share their positions."""
     return f"{hw[0]}x{hw[1]}"
 
 
-def shortcut_key(layer):
-    """Name under which the frozen file keeps what a layer's output is added to."""
+def shortcut_key(layer: str) -> str:
+    """Name of the value that a layer's output is added to, among the layers of the frozen file."""
     return f"{layer}: shortcut"

@@ -6,6 +6,7 @@ import torch
 
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import STEPS, LayerPlan
+from decomp.errors import FileError
 from decomp.execution import output_metric as metric
 from decomp.execution import outputs
 from decomp.execution.outputs import as_tensor
@@ -16,7 +17,7 @@ from decomp.solvers import selection
 from decomp.solvers import solve_layer as layers
 from decomp.surgery import apply_solution as surgery
 
-from ...data.formats.curves_file import VERSION, Survey, read, write
+from ...data.formats.curves_file import VERSION, Survey, read_curves, write_curves
 from ...data.formats.digests import digest_json
 from ..measure.parallel import in_batches, in_parallel
 from .gather import ProblemGatherer, fitted_images
@@ -65,7 +66,7 @@ def survey(run, frozen, view, *, kept=None, device, space, reporter):
     options = {"device": device, "memory": space}
     left = {name: places.tolist() for name, places in (kept or {}).items()}
     digest = digest_json({"version": VERSION, "frozen": frozen.content, "kept": left})
-    before = read(run.curves, digest, view, reporter)
+    before = _earlier_survey(run.curves, digest, view, reporter)
     if before is not None:
         return before
     if kept:
@@ -91,9 +92,23 @@ def survey(run, frozen, view, *, kept=None, device, space, reporter):
                     output[layer.name] = _output_curves(layer, task[1], curves_found, order, watched)
                 progress.update(1)
     found = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
-    write(run.curves, digest, found)
+    write_curves(run.curves, digest, found)
     space.clear()
     return found
+
+
+def _earlier_survey(path, digest, view, reporter):
+    """The survey in a curves file; None where there is none that can be used: it is then made again."""
+    if not path.is_file():
+        return None
+    try:
+        earlier = read_curves(path, digest, [layer.name for layer in view.layers])
+    except FileError as error:
+        reporter.warn(f"{error} It is made again.")
+        return None
+    if earlier is None:
+        reporter.step(f"{path}: made from other points; made again")
+    return earlier
 
 
 def _refitted(frozen, view, kept, reporter, *, device, memory):

@@ -22,7 +22,7 @@ def open_frozen(run):
         raise FileError(run.frozen, "is missing", fix=f"run freeze into {run.path} first")
     original = load_network(run, run.original_dir)
     frozen = FrozenFile(run.frozen)
-    run.refuse_own_code(frozen.meta)
+    run.refuse_own_code({"model": frozen.model_name, "data": frozen.source_name})
     digest = digest_file(run.original_dir / "structure.json")
     if frozen.meta.get("network") != digest:
         raise FileError(
