@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FIELDS = ("fault", "how it is injected", "times", "survived", "lost")
 INTRODUCTION = """# Faults
 
-Written by `python -m benchmarks.faults` from the tests that break things on purpose. *survived*: the command ended in
-one line that says what to do and lost nothing that was finished, or the run went on to the very bytes of one that was
-left alone. *lost*: anything else.
+Written by `python -m benchmarks.faults` from the fault-injection tests. *survived*: the command ended in one line that
+says what to do and lost nothing that was finished, or the run continued and ended with the same bytes as an undisturbed
+run. *lost*: anything else.
 """
 
 

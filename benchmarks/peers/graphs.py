@@ -1,10 +1,10 @@
-"""What the tools make of twelve small graphs that are not chains, asked for 2x without training.
+"""The tools on twelve small graphs that are not chains, with a target of 2x and without training.
 
 The graphs are those of the package's own tests, with random weights and normalisation statistics; the images are
-random, the labels the original's own answers. Told is the counted speed-up, or *no* and what the tool said. A tool
-that gives another shape of output, or one that is not finite, has failed. How close the outputs are is not told:
-with random weights it says nothing about trained networks. AIMET gets the graphs as its own `prepare_model` makes
-them, without which it follows none of them.
+random, the labels the original's own predictions. Cells are the counted speed-up, or *no*, with the tool's message
+below. A tool that returns another shape of output, or one that is not finite, has failed. The difference of the
+outputs is not shown: with random weights it says nothing about trained networks. AIMET gets the graphs as its own
+`prepare_model` makes them, without which it follows none of them.
 """
 
 import sys

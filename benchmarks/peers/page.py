@@ -54,7 +54,7 @@ def text(rows, pictures, note="", of_graphs=([], [])):
     """The whole page."""
     parts = [
         "# Beside other tools",
-        "Written by `python -m benchmarks.peers`, from what was measured and nothing else.",
+        "Written by `python -m benchmarks.peers` from its measurements alone.",
     ]
     parts += [note] if note else []
     parts += ["## Protocol", "\n".join(["```bash", *_commands(), "```"]), _protocol(), _notes()]
@@ -73,10 +73,10 @@ def text(rows, pictures, note="", of_graphs=([], [])):
     if lines:
         names = dict.fromkeys(name for line in lines for name in line)
         parts += ["## Twelve small graphs", " ".join(graphs.__doc__.split()), markdown(tuple(names), lines)]
-        parts += ["What was said:", "\n".join(words)] if words else []
+        parts += ["Messages:", "\n".join(words)] if words else []
     failures = [row for row in rows if "error" in row]
     if failures:
-        parts += ["## What did not work", *(_failure(row) for row in failures)]
+        parts += ["## Failures", *(_failure(row) for row in failures)]
     parts += ["## What was not run", missing(rows)]
     return "\n\n".join(parts)
 
@@ -164,15 +164,15 @@ def _protocol():
 def _notes():
     labels = ", ".join(m.key for m in METHODS.values() if m.labels)
     return (
-        "*+bn*: the statistics of the batch normalisations are taken anew on the calibration images, by the mean over "
-        "batches; *folded*: they are folded into the weights before the tool sees these. Torch-Pruning *uniform* "
-        "prunes the same share of every layer, *global* ranks the channels of all layers together. *KL* is the mean "
+        "*+bn*: the statistics of the batch normalisations are estimated again on the calibration images, as the mean "
+        "over batches; *folded*: they are folded into the weights before the tool gets the network. Torch-Pruning "
+        "*uniform* prunes the same share of every layer, *global* ranks the channels of all layers together. *KL* is the mean "
         "divergence of the class probabilities from the original's, in nats. These methods read the labels of the "
-        f"calibration images: {labels}. *batch 1* and *batch 64*: how many times faster than the original, median and "
-        "quartiles of interleaved rounds, normalisations folded in both; empty where it has not been measured. "
+        f"calibration images: {labels}. *batch 1* and *batch 64*: the original's time over the network's, median and "
+        "quartiles of interleaved rounds in eager PyTorch, normalisations folded in both; empty where not measured. "
         f"*{AHEAD.capitalize()}*: from each tool's best method, on the same images and seeds, ± one standard error "
-        "over images and, where there are several, seeds; below two of them it is called a tie. A single seed tells "
-        "nothing of how much another would change."
+        "over images and, where there are several, seeds; below two standard errors it is called a tie. A single seed "
+        "contains no estimate of the spread over seeds."
     )
 
 
@@ -186,7 +186,7 @@ def versions(rows):
             found.append(f"{name} not installed")
     made_on = Counter(row["machine"] for row in rows if "machine" in row)
     where = "; ".join(f"{name} ({count} rows)" for name, count in made_on.most_common())
-    return ", ".join(found) + f". One thread for each row, on: {where or 'machines that were not noted'}."
+    return ", ".join(found) + f". One thread for each row, on: {where or 'machines that were not recorded'}."
 
 
 def _failure(row):
