@@ -164,15 +164,15 @@ def _protocol():
 def _notes():
     labels = ", ".join(m.key for m in METHODS.values() if m.labels)
     return (
-        "*+bn*: the statistics of the batch normalisations are estimated again on the calibration images, as the mean "
-        "over batches; *folded*: they are folded into the weights before the tool gets the network. Torch-Pruning "
-        "*uniform* prunes the same share of every layer, *global* ranks the channels of all layers together. *KL* is the mean "
-        "divergence of the class probabilities from the original's, in nats. These methods read the labels of the "
-        f"calibration images: {labels}. *batch 1* and *batch 64*: the original's time over the network's, median and "
-        "quartiles of interleaved rounds in eager PyTorch, normalisations folded in both; empty where not measured. "
-        f"*{AHEAD.capitalize()}*: from each tool's best method, on the same images and seeds, ± one standard error "
-        "over images and, where there are several, seeds; below two standard errors it is called a tie. A single seed "
-        "contains no estimate of the spread over seeds."
+        "*+bn*: the statistics of the batch normalisations are estimated again on the calibration images, as the "
+        "mean over batches; *folded*: they are folded into the weights before the tool gets the network. "
+        "Torch-Pruning *uniform* prunes the same share of every layer, *global* ranks the channels of all layers "
+        "together. *KL* is the mean divergence of the class probabilities from the original's, in nats. These "
+        f"methods read the labels of the calibration images: {labels}. *batch 1* and *batch 64*: the original's "
+        "time over the network's, median and quartiles of interleaved rounds in eager PyTorch, normalisations "
+        f"folded in both; empty where not measured. *{AHEAD.capitalize()}*: from each tool's best method, on the "
+        "same images and seeds, ± one standard error over images and, where there are several, seeds; below two "
+        "standard errors it is called a tie. A single seed contains no estimate of the spread over seeds."
     )
 
 
