@@ -64,8 +64,8 @@ class Study:
             errors = []
             for name in selection.SELECTORS:
                 chosen = selection.select(problem, keep, selector=name)
-                fitted = selection.reconstruct(problem, Selection(chosen.keep, problem.n_channels))
-                rows_held_out = held_out.take_inputs(columns_of(chosen.keep, problem.kernel))
+                fitted = selection.reconstruct(problem, Selection(chosen.channels, problem.n_channels))
+                rows_held_out = held_out.take_inputs(columns_of(chosen.channels, problem.kernel))
                 errors.append(rows_held_out.error(weight_to_matrix(fitted.weight)))
             rows.append((layer.name, f"{keep}/{problem.n_channels}", *errors))
         return rows

@@ -136,7 +136,7 @@ def ours(path, size, n_rows, n_held_out, device, extras):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
-    errors = {"whole step": response_error(found, held_out, chosen.keep)}
+    errors = {"whole step": response_error(found, held_out, chosen.channels)}
     if extras:
         errors |= beyond(clock, problem, narrowed, chosen, split, found, held_out)
     threads = torch.get_num_threads()
@@ -158,11 +158,11 @@ def beyond(clock, problem, narrowed, chosen, split, found, held_out):
     from decomp.solvers import error_curves as curves
     from decomp.solvers import refine, selection
 
-    errors = {"split": response_error(split, held_out, chosen.keep)}
+    errors = {"split": response_error(split, held_out, chosen.channels)}
     better = clock("refine", lambda: refine.refine(narrowed, split))
-    errors["refine (split)"] = response_error(better, held_out, chosen.keep)
+    errors["refine (split)"] = response_error(better, held_out, chosen.channels)
     better = clock("refine responses", lambda: refine.refine_responses(narrowed, found))
-    errors["refine responses (whole step)"] = response_error(better, held_out, chosen.keep)
+    errors["refine responses (whole step)"] = response_error(better, held_out, chosen.channels)
     order = clock("backward", lambda: selection.retention_order(problem, "backward"))
     judged = stream(held_out, problem.n_channels, problem.moments.K.device)
 
@@ -187,7 +187,7 @@ def selection_errors(problem, chosen, order, judged):
     found = {}
     for name, selection in (("lasso", chosen), ("backward", backward)):
         weight = reconstruct(problem, selection).weight
-        narrowed = judged.take_inputs(columns_of(selection.keep, problem.kernel))
+        narrowed = judged.take_inputs(columns_of(selection.channels, problem.kernel))
         found[f"{name} selection, linear"] = narrowed.error(weight.flatten(1).T)
     return found
 

@@ -13,7 +13,9 @@ from .atomic import commit
 from .digests import digest_json
 from .json_files import parse_json
 
-LAYER_FORMAT = 2
+LAYER_FORMAT = 3
+# Format 2 differs from 3 only in the name of one key of the report (`current_report`).
+READABLE_FORMATS = (2, LAYER_FORMAT)
 
 
 def write_layer(path, solution, report, parent):
@@ -26,9 +28,9 @@ def write_layer(path, solution, report, parent):
         factors.append({"name": name, **vars(factor.geometry)})
     header = {"format": "decomp-layer", "format_version": LAYER_FORMAT, "parent": parent}
     header.update(layer=solution.name, factors=factors, report=report, n_total=None)
-    if solution.keep is not None:
-        tensors["keep"] = solution.keep.keep.cpu()
-        header["n_total"] = solution.keep.n_total
+    if solution.selection is not None:
+        tensors["keep"] = solution.selection.channels.cpu()
+        header["n_total"] = solution.selection.n_total
     header["content"] = _content_digest(header, tensors)
     # One entry: safetensors keeps several in no fixed order, and equal work must give equal bytes.
     metadata = {"decomp": json.dumps(header)}
@@ -53,8 +55,8 @@ def read_layer(path, parent, name):
     header = parse_json(metadata.get("decomp", "{}"), path, fix=fix)
     if not isinstance(header, dict) or header.get("format") != "decomp-layer":
         raise FileError(path, "is not a layer file", fix=fix)
-    if header.get("format_version") != LAYER_FORMAT:
-        rule = f"layer files of format {LAYER_FORMAT} can be read"
+    if header.get("format_version") not in READABLE_FORMATS:
+        rule = f"layer files of the formats {' and '.join(map(str, READABLE_FORMATS))} can be read"
         raise FileError(path, rule, got=f"format {header.get('format_version')}", fix=fix)
     content = header.pop("content", None)
     if content != _content_digest(header, tensors):
@@ -64,9 +66,21 @@ def read_layer(path, parent, name):
     if header.get("layer") != name:
         raise FileError(path, f"must hold layer {name}", got=header.get("layer"), fix=fix)
     try:
-        return _rebuild(header, tensors), header["report"]
+        return _rebuild(header, tensors), current_report(header["report"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(path, f"is broken ({error})", fix=fix) from error
+
+
+def current_report(report):
+    """A layer's report under the key names of today; older runs have ``felt`` for ``output_error``."""
+    errors = report.get("errors")
+    if not errors:
+        return report
+    renamed = {
+        step: {"output_error" if key == "felt" else key: value for key, value in values.items()}
+        for step, values in errors.items()
+    }
+    return {**report, "errors": renamed}
 
 
 def _content_digest(header, tensors):
@@ -80,8 +94,8 @@ def _rebuild(header, tensors):
         name = spec.pop("name")
         factors.append(ConvFactor(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), Geometry(**spec)))
         names.append(name)
-    keep = Selection(tensors["keep"], header["n_total"]) if "keep" in tensors else None
-    return LayerSolution(header["layer"], keep, FactoredConv(tuple(factors), tuple(names)))
+    selection = Selection(tensors["keep"], header["n_total"]) if "keep" in tensors else None
+    return LayerSolution(header["layer"], selection, FactoredConv(tuple(factors), tuple(names)))
 
 
 def read_selection(path):

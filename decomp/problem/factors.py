@@ -7,6 +7,7 @@ original network, as the chain of cheaper ones that replaces it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -232,50 +233,51 @@ def compose(weights: list[Tensor], biases: list[Tensor | None]) -> tuple[Tensor,
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Channels that stay.
+    """Input channels that are kept.
 
     Parameters
     ----------
-    keep : Tensor of shape (n_kept,), int64
+    channels : Tensor of shape (n_kept,), int64
         Sorted ascending, without repetition.
     n_total : int
-        How many there were.
+        Number of channels before the selection.
     report : dict
         How they were chosen.
     """
 
-    keep: Tensor
+    channels: Tensor
     n_total: int
-    report: dict = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
-        keep = self.keep
-        if keep.dtype != torch.int64 or keep.ndim != 1 or len(keep) == 0:
-            raise DecompError("selection", "keep must be a non-empty vector of int64", got=f"{keep.dtype} {keep.shape}")
-        if len(keep) > 1 and not bool((keep[1:] > keep[:-1]).all()):
-            raise DecompError("selection", "keep must ascend without repetition", got=keep.tolist()[:8])
-        if int(keep[0]) < 0 or int(keep[-1]) >= self.n_total:
-            raise DecompError("selection", f"channels must be in 0..{self.n_total - 1}", got=keep.tolist()[:8])
+    def __post_init__(self) -> None:
+        channels = self.channels
+        if channels.dtype != torch.int64 or channels.ndim != 1 or len(channels) == 0:
+            got = f"{channels.dtype} {tuple(channels.shape)}"
+            raise DecompError("selection", "channels must be a non-empty vector of int64", got=got)
+        if len(channels) > 1 and not bool((channels[1:] > channels[:-1]).all()):
+            raise DecompError("selection", "channels must ascend without repetition", got=channels.tolist()[:8])
+        if int(channels[0]) < 0 or int(channels[-1]) >= self.n_total:
+            raise DecompError("selection", f"channels must be in 0..{self.n_total - 1}", got=channels.tolist()[:8])
 
     def __len__(self) -> int:
-        return len(self.keep)
+        return len(self.channels)
 
 
 @dataclass(frozen=True)
 class LayerSolution:
-    """What one layer becomes.
+    """The replacement of one layer.
 
     Attributes
     ----------
     name : str
         Module path of the layer.
-    keep : decomp.problem.factors.Selection or None
-        Channels of its input space that stay; None when the input is not narrowed.
+    selection : decomp.problem.factors.Selection or None
+        Channels of its input that are kept; None when the input is not narrowed.
     factored : decomp.problem.factors.FactoredConv
         The chain of convolutions that replaces the layer. A linear layer is one dense factor whose kernel is
         the flattened map.
     """
 
     name: str
-    keep: Selection | None
+    selection: Selection | None
     factored: FactoredConv

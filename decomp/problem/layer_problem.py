@@ -98,24 +98,26 @@ class LayerProblem:
         """The output metric in float64 where the moments are, or None."""
         return None if self.metric is None else self.metric.to(self.moments.K.device, torch.float64)
 
-    def narrowed(self, keep: Selection | Tensor) -> LayerProblem:
+    def narrowed(self, channels: Selection | Tensor) -> LayerProblem:
         """The same problem on some of the input channels: weights, moments and rows restricted.
 
         Parameters
         ----------
-        keep : Selection, or Tensor of int64
+        channels : Selection, or Tensor of int64
             Channels that stay, in the order wanted.
         """
-        keep = keep.keep if isinstance(keep, Selection) else torch.as_tensor(keep, dtype=torch.int64)
-        weight = self.weight[:, keep.to(self.weight.device)]
-        moments = self.moments.take_inputs(columns_of(keep, self.kernel))
+        index = channels.channels if isinstance(channels, Selection) else torch.as_tensor(channels, dtype=torch.int64)
+        weight = self.weight[:, index.to(self.weight.device)]
+        moments = self.moments.take_inputs(columns_of(index, self.kernel))
         rows = self.rows
+        if rows is None:
+            return replace(self, weight=weight, moments=moments)
 
-        def narrowed_rows():
+        def narrowed_rows() -> Iterator[tuple[Tensor, Tensor]]:
             for inputs, responses in rows():
-                yield inputs[:, keep.to(inputs.device)], responses
+                yield inputs[:, index.to(inputs.device)], responses
 
-        return replace(self, weight=weight, moments=moments, rows=None if rows is None else narrowed_rows)
+        return replace(self, weight=weight, moments=moments, rows=narrowed_rows)
 
     def error(self, weight: Tensor, *, moments: Moments | None = None) -> float:
         """Relative squared error of a dense kernel (n, c, kh, kw) in this problem's metric, best bias included."""

@@ -76,8 +76,8 @@ def select_jointly(
     if not 1 <= keep <= width:
         raise DecompError("joint selection", f"the number of channels kept must be in 1..{width}", got=keep)
     tasks = [EliminationTask(problem.checked(), ridge) for problem in problems]
-    felt = all(problem.metric is not None for problem in problems)
-    scales = [1.0 if felt or not task.total > 0 else 1 / task.total for task in tasks]
+    comparable = all(problem.metric is not None for problem in problems)
+    scales = [1.0 if comparable or not task.total > 0 else 1 / task.total for task in tasks]
     space_of = [{int(channel): i for i, channel in enumerate(own)} for own in members]
     alive = np.ones(width, dtype=bool)
     while alive.sum() > keep:

@@ -66,7 +66,7 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
     solution : decomp.problem.factors.LayerSolution
     report : dict
         Relative squared error of the responses after each step, on the fitted and on the held-out rows, and on the
-        fitted ones in the output metric (``felt``).
+        fitted ones in the output metric (``output_error``).
     """
     report = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
     errors = report["errors"] = {}
@@ -79,7 +79,7 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
     report["least_squares"] = fitted.report
     problem = replace(problem.narrowed(chosen), weight=fitted.weight, bias=fitted.bias)
     if held_out is not None:
-        held_out = held_out.take_inputs(columns_of(chosen.keep, problem.kernel))
+        held_out = held_out.take_inputs(columns_of(chosen.channels, problem.kernel))
     _note(errors, "refit" if chosen is everything else "prune", problem.weight, problem, held_out)
     factored = FactoredConv.dense(problem.weight, problem.bias, problem.geometry)
     if item.spatial_rank is not None:
@@ -102,10 +102,10 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
 
 
 def _note(errors, step, weight, problem, held_out):
-    """Plain relative errors of the responses; and as the output feels them, where there is an output metric."""
+    """Relative errors of the responses; with an output metric, also the error in that metric."""
     matrix = weight_to_matrix(weight).to(problem.moments.K.device)
     errors[step] = {"fitted": problem.moments.error(matrix)}
     if held_out is not None and held_out.n_rows:
         errors[step]["held_out"] = held_out.error(matrix)
     if problem.metric is not None:
-        errors[step]["felt"] = problem.error(weight)
+        errors[step]["output_error"] = problem.error(weight)

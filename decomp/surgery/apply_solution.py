@@ -34,8 +34,9 @@ def module_from_factors(solution, kind, sampled=False):
     convs = OrderedDict(
         (name, _conv(f.weight, f.bias, f.geometry)) for name, f in zip(factored.names, factored.factors)
     )
-    if sampled and solution.keep is not None:
-        return nn.Sequential(OrderedDict(select=Select.of(solution.keep.keep, solution.keep.n_total), **convs))
+    if sampled and solution.selection is not None:
+        select = Select.of(solution.selection.channels, solution.selection.n_total)
+        return nn.Sequential(OrderedDict(select=select, **convs))
     return next(iter(convs.values())) if len(convs) == 1 else nn.Sequential(convs)
 
 
@@ -58,10 +59,10 @@ def apply_solution(network, graph, solution):
     """
     layer = graph.layer(solution.name)
     changed, space = [], layer.input_space
-    if solution.keep is not None and space is None:
+    if solution.selection is not None and space is None:
         raise DecompError(layer.name, "its input cannot be narrowed", got=layer.left_alone.get("prune"))
-    if solution.keep is not None and not space.sampled:
-        kept = {graph.own_space(layer).name: solution.keep.keep.cpu().numpy()}
+    if solution.selection is not None and not space.sampled:
+        kept = {graph.own_space(layer).name: solution.selection.channels.cpu().numpy()}
         changed = [path for path in shrink(network, graph.spaces, kept) if path != layer.name]
     replacement = module_from_factors(solution, layer.kind, space is not None and space.sampled)
     old = network.get_submodule(layer.name)

@@ -28,8 +28,8 @@ def mockup(graph, items):
         if layer.fitted:
             item = items[layer.name]
             width = layer.input_width
-            keep = None if item.keep is None else Selection(torch.arange(item.keep), width)
-            apply_solution(network, graph, LayerSolution(layer.name, keep, random_factors(graph, layer, item)))
+            selection = None if item.keep is None else Selection(torch.arange(item.keep), width)
+            apply_solution(network, graph, LayerSolution(layer.name, selection, random_factors(graph, layer, item)))
     return network
 
 

@@ -35,8 +35,8 @@ def solve_layers(run, asked, plan, view, problems, made_from, reporter):
                 reporter.step(_layer_words(layer, item, report), layer=layer.name, errors=report["errors"])
             parent = digest_file(path)
             edited += [name for name in surgery.apply_solution(network, view, solution) if name not in edited]
-            if solution.keep is not None and not layer.input_space.sampled:
-                problems.replay.narrow(view.columns_kept(layer, solution.keep.keep))
+            if solution.selection is not None and not layer.input_space.sampled:
+                problems.replay.narrow(view.columns_kept(layer, solution.selection.channels))
             reports.append(report)
             progress.update(1)
     return edited, reports

@@ -145,4 +145,4 @@ def _chosen(view, space, count, problems):
             own = columns.flatten()
         tasks.append(problem)
         members.append(own)
-    return select_jointly(tasks, members, count).keep.tolist()
+    return select_jointly(tasks, members, count).channels.tolist()

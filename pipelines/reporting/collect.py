@@ -10,7 +10,7 @@ from decomp.errors import FileError
 
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
-from ...data.formats.layer_file import read_selection
+from ...data.formats.layer_file import current_report, read_selection
 from ..console.options import program
 from .summary import Summary, summarise
 
@@ -117,11 +117,11 @@ def errors(run):
     if not reports:
         return Missing("errors", "no layer is fitted yet", f"{program()} decompose --run {run} --speedup 4x")
     rows = [
-        (report["layer"], step, values.get("fitted"), values.get("held_out"), values.get("felt"))
-        for report in reports
+        (report["layer"], step, values.get("fitted"), values.get("held_out"), values.get("output_error"))
+        for report in map(current_report, reports)
         for step, values in report["errors"].items()
     ]
-    return Table("errors", ("layer", "step", "fitted", "held_out", "felt_by_output"), rows)
+    return Table("errors", ("layer", "step", "fitted", "held_out", "output_error"), rows)
 
 
 def curves(run):
@@ -141,8 +141,8 @@ def curves(run):
                 continue
             output, chosen = arrays.get(f"output/{layer}/{step}"), getattr(item, SIZES[step])
             for size in range(1, len(own)):
-                felt = None if output is None else float(output[size])
-                rows.append((layer, step, size, len(own) - 1, float(own[size]), felt, int(size == chosen)))
+                change = None if output is None else float(output[size])
+                rows.append((layer, step, size, len(own) - 1, float(own[size]), change, int(size == chosen)))
     if not rows:
         return Missing("curves", "no layer of the plan has an error curve", command)
     return Table("curves", ("layer", "step", "size", "full_size", "error", "output_change", "chosen"), rows)

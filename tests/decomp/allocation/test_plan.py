@@ -65,9 +65,9 @@ def apply_random_factors(view, items):
         if item.channel_rank:
             factors.append(ConvFactor(torch.randn(n, filters, 1, 1)))
             names.append("pointwise")
-        keep = None if item.keep is None else Selection(torch.arange(item.keep), shape["prune"][1])
+        selection = None if item.keep is None else Selection(torch.arange(item.keep), shape["prune"][1])
         surgery.apply_solution(
-            view.module, view, LayerSolution(layer.name, keep, FactoredConv(tuple(factors), tuple(names)))
+            view.module, view, LayerSolution(layer.name, selection, FactoredConv(tuple(factors), tuple(names)))
         )
 
 

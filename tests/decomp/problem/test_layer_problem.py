@@ -14,12 +14,12 @@ def test_a_narrowed_problem_is_that_of_the_narrowed_rows():
     rows = make(c=5, kernel=(2, 3))
     keep = Selection(torch.tensor([0, 2, 3]), 5)
     narrowed = rows.problem.narrowed(keep)
-    wanted = Moments.of_rows(rows.X[:, keep.keep], rows.Y)
-    assert torch.equal(narrowed.weight, rows.problem.weight[:, keep.keep])
+    wanted = Moments.of_rows(rows.X[:, keep.channels], rows.Y)
+    assert torch.equal(narrowed.weight, rows.problem.weight[:, keep.channels])
     for name in ("K", "C", "S", "x_mean", "y_mean"):
         assert torch.allclose(getattr(narrowed.moments, name), getattr(wanted, name), atol=1e-10)
     got = [torch.cat(parts) for parts in zip(*narrowed.rows())]
-    assert torch.equal(got[0], rows.X[:, keep.keep]) and torch.equal(got[1], rows.Y)
+    assert torch.equal(got[0], rows.X[:, keep.channels]) and torch.equal(got[1], rows.Y)
     again = [torch.cat(parts) for parts in zip(*narrowed.rows())]
     assert torch.equal(again[0], got[0]), "rows must start anew at each call"
 

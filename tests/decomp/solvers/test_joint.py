@@ -25,9 +25,9 @@ def test_one_reader_is_what_backward_elimination_gives(keep, metric):
     from dataclasses import replace
 
     problem = replace(make(c=8).problem, metric=metric)
-    wanted = selection.select(problem, keep, "backward").keep
-    assert torch.equal(select_jointly([problem], [torch.arange(8)], keep).keep, wanted)
-    assert torch.equal(select_jointly([problem, problem], [torch.arange(8)] * 2, keep).keep, wanted)
+    wanted = selection.select(problem, keep, "backward").channels
+    assert torch.equal(select_jointly([problem], [torch.arange(8)], keep).channels, wanted)
+    assert torch.equal(select_jointly([problem, problem], [torch.arange(8)] * 2, keep).channels, wanted)
 
 
 def test_each_step_takes_what_costs_all_readers_least():
@@ -39,7 +39,7 @@ def test_each_step_takes_what_costs_all_readers_least():
         options = itertools.combinations(left, keep)
         errors = {o: sum(remaining_error(p, m, o) for p, m in zip(problems, members)) for o in options}
         left = list(min(errors, key=errors.get))
-        assert select_jointly(problems, members, keep, ridge=1e-9).keep.tolist() == left
+        assert select_jointly(problems, members, keep, ridge=1e-9).channels.tolist() == left
 
 
 def test_channels_that_go_together_are_one():
@@ -47,7 +47,7 @@ def test_channels_that_go_together_are_one():
     columns = torch.tensor([[0, 3], [5, 1], [2, 4]])
     joined = grouped(problem, columns)
     assert joined.n_channels == 3 and joined.kernel == (2, 2)
-    keep = select_jointly([joined], [torch.arange(3)], 2).keep
+    keep = select_jointly([joined], [torch.arange(3)], 2).channels
     errors = {}
     for pair in itertools.combinations(range(3), 2):
         chosen = selection.Selection(columns[list(pair)].flatten().sort().values, 6)

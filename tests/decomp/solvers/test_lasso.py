@@ -71,7 +71,7 @@ def test_sklearns_lasso_on_the_dense_rows_agrees(keep):
     model = Lasso(alpha=alpha / rows.Y.shape[1], fit_intercept=False, tol=1e-14, max_iter=1_000_000).fit(design, target)
     np.testing.assert_allclose(model.coef_, beta, atol=1e-6 * np.abs(beta).max())
     selection = lasso.select(rows.problem, keep)
-    assert selection.keep.tolist() == np.flatnonzero(beta).tolist()
+    assert selection.channels.tolist() == np.flatnonzero(beta).tolist()
     assert selection.report["alpha"] == pytest.approx(alpha)
 
 
@@ -97,16 +97,16 @@ def test_every_count_is_exact(change, n_rows, dtype):
         for keep in range(1, 13):
             chosen = lasso.select(rows.problem, keep)
             assert len(chosen) == keep
-            assert torch.equal(chosen.keep, lasso.select(rows.problem, keep).keep)
+            assert torch.equal(chosen.channels, lasso.select(rows.problem, keep).channels)
 
 
 def test_copies_and_dead_channels_come_last():
     rows = make(n=5, c=12, kernel=(2, 2), change=awkward)
     useless = {2, 5, 6}
     chosen = lasso.select(rows.problem, 9)
-    assert not useless & set(chosen.keep.tolist())
+    assert not useless & set(chosen.channels.tolist())
     # One of three copies says all there is; of two copies of different size the path takes one.
-    seven = set(lasso.select(rows.problem, 5).keep.tolist())
+    seven = set(lasso.select(rows.problem, 5).channels.tolist())
     assert len(seven & {3, 7, 8}) <= 1 and len(seven & {0, 4}) <= 1 and len(seven & {9, 10}) <= 1
 
 
@@ -118,7 +118,7 @@ def test_a_path_that_ends_early_is_completed_by_strength():
     chosen = lasso.select(rows.problem, 7)
     assert chosen.report["completed"] >= 1
     G, _ = lasso.channel_gram(rows.problem)
-    missing = (set(range(8)) - set(chosen.keep.tolist())).pop()
+    missing = (set(range(8)) - set(chosen.channels.tolist())).pop()
     assert G[missing, missing] <= min(float(G[i, i]) for i in range(8)) * (1 + 1e-9)
 
 
@@ -130,7 +130,7 @@ def test_several_that_enter_at_once_are_cut_to_the_count(monkeypatch):
     strength = np.abs(betas[1]) * np.sqrt(np.diag(G.numpy()))
     chosen = lasso.select(rows.problem, 2)
     assert chosen.report["cut"] == 2
-    assert set(chosen.keep.tolist()) == set(np.argsort(-strength)[:2].tolist())
+    assert set(chosen.channels.tolist()) == set(np.argsort(-strength)[:2].tolist())
 
 
 @settings(max_examples=15, deadline=None)
@@ -145,9 +145,9 @@ def test_scales_do_not_change_the_choice_and_orders_pass_through(seed, scale, re
     )
     permuted = rows.problem.narrowed(order)
     for keep in (1, 3, 6, 8):
-        chosen = lasso.select(rows.problem, keep).keep
-        assert torch.equal(lasso.select(scaled, keep).keep, chosen)
-        assert torch.equal(order[lasso.select(permuted, keep).keep].sort().values, chosen)
+        chosen = lasso.select(rows.problem, keep).channels
+        assert torch.equal(lasso.select(scaled, keep).channels, chosen)
+        assert torch.equal(order[lasso.select(permuted, keep).channels].sort().values, chosen)
 
 
 def test_stopping_early_gives_the_head_of_the_whole_path():
@@ -166,7 +166,7 @@ def test_the_order_of_entry_starts_with_the_choices():
     order = lasso.entry_order(rows.problem)
     assert sorted(order) == list(range(12))
     for keep in (1, 2, 3):
-        assert set(order[:keep]) == set(lasso.select(rows.problem, keep).keep.tolist())
+        assert set(order[:keep]) == set(lasso.select(rows.problem, keep).channels.tolist())
 
 
 def test_what_never_enters_follows_by_strength(monkeypatch):
@@ -189,7 +189,8 @@ def test_the_metric_moves_the_choice():
         bias=rows.problem.bias[:1],
         moments=Moments.of_rows(rows.flat, rows.Y[:, :1]),
     )
-    choices = [[lasso.select(p, keep).keep.tolist() for keep in range(1, 8)] for p in (weighted, alone, rows.problem)]
+    problems = (weighted, alone, rows.problem)
+    choices = [[lasso.select(p, keep).channels.tolist() for keep in range(1, 8)] for p in problems]
     assert choices[0] == choices[1] != choices[2]
 
 

@@ -63,13 +63,13 @@ def test_channels_that_carry_nothing_go_first_and_those_that_carry_all_stay():
         Y[:] = X.flatten(1) @ weight.flatten(1).T
 
     rows = make(c=7, n=4, kernel=(2, 2), noise=0.0, change=few)
-    assert set(select(rows.problem, 2, "backward").keep.tolist()) == {1, 4}
-    assert set(select(rows.problem, 2, "lasso").keep.tolist()) == {1, 4}
+    assert set(select(rows.problem, 2, "backward").channels.tolist()) == {1, 4}
+    assert set(select(rows.problem, 2, "lasso").channels.tolist()) == {1, 4}
 
 
 def test_backward_comes_close_to_the_best_subset():
     rows = make(c=8, n=5, kernel=(2, 2), seed=2)
-    chosen = select(rows.problem, 4, "backward").keep.tolist()
+    chosen = select(rows.problem, 4, "backward").channels.tolist()
     errors = sorted(penalised_error(rows, list(s), 1e-8) for s in itertools.combinations(range(8), 4))
     assert penalised_error(rows, chosen, 1e-8) <= errors[len(errors) // 20]
 
@@ -103,7 +103,7 @@ def test_every_selector_gives_every_count_and_a_finite_layer(selector, change, n
     for keep in range(1, 8):
         chosen = select(rows.problem, keep, selector)
         assert len(chosen) == keep and chosen.n_total == 7
-        assert torch.equal(chosen.keep, select(rows.problem, keep, selector).keep)
+        assert torch.equal(chosen.channels, select(rows.problem, keep, selector).channels)
         weight, bias = reconstruct(rows.problem, chosen)
         assert weight.shape == (4, keep, 2, 2) and weight.dtype == dtype
         assert torch.isfinite(weight).all() and torch.isfinite(bias).all()
@@ -115,18 +115,18 @@ def test_the_order_of_retention_is_that_of_the_choices(selector):
     order = selection.retention_order(rows.problem, selector, seed=3)
     assert sorted(order) == list(range(7))
     for keep in range(1, 8):
-        assert sorted(order[:keep]) == select(rows.problem, keep, selector, seed=3).keep.tolist()
+        assert sorted(order[:keep]) == select(rows.problem, keep, selector, seed=3).channels.tolist()
 
 
 def test_the_baselines_do_what_their_names_say():
     rows = make(c=7, n=4, kernel=(2, 2))
     sums = rows.problem.weight.abs().sum(dim=(0, 2, 3))
-    assert select(rows.problem, 3, "l1").keep.tolist() == sums.topk(3).indices.sort().values.tolist()
+    assert select(rows.problem, 3, "l1").channels.tolist() == sums.topk(3).indices.sort().values.tolist()
     contributions = torch.einsum("icyx,ncyx->icn", rows.X - rows.X.mean(0), rows.problem.weight)
     strongest = contributions.square().sum(dim=(0, 2)).topk(3).indices.sort().values
-    assert select(rows.problem, 3, "max-response").keep.tolist() == strongest.tolist()
-    assert select(rows.problem, 3, "first-k").keep.tolist() == [0, 1, 2]
-    draws = {tuple(select(rows.problem, 3, "random", seed=seed).keep.tolist()) for seed in range(20)}
+    assert select(rows.problem, 3, "max-response").channels.tolist() == strongest.tolist()
+    assert select(rows.problem, 3, "first-k").channels.tolist() == [0, 1, 2]
+    draws = {tuple(select(rows.problem, 3, "random", seed=seed).channels.tolist()) for seed in range(20)}
     assert len(draws) > 5
 
 
@@ -135,7 +135,7 @@ def test_reconstruction_is_least_squares_with_an_intercept(n_rows):
     rows = make(n_rows=n_rows, c=5, n=4, kernel=(2, 2))
     chosen = Selection(torch.tensor([0, 2, 3]), 5)
     found = reconstruct(rows.problem, chosen, ridge=1e-10)
-    X = rows.X[:, chosen.keep].flatten(1)
+    X = rows.X[:, chosen.channels].flatten(1)
     design = np.concatenate([X.numpy(), np.ones((n_rows, 1))], axis=1)
     wanted = np.linalg.lstsq(design, rows.Y.numpy(), rcond=None)[0]
     np.testing.assert_allclose(found.weight.flatten(1).T, wanted[:-1], atol=1e-6)
@@ -148,7 +148,7 @@ def test_the_mean_error_of_the_reconstructed_layer_is_zero(n_rows):
     rows = make(n_rows=n_rows, c=5, n=4)
     chosen = select(rows.problem, 2, "backward")
     weight, bias = reconstruct(rows.problem, chosen)
-    residual = rows.Y - rows.X[:, chosen.keep].flatten(1) @ weight.flatten(1).T - bias
+    residual = rows.Y - rows.X[:, chosen.channels].flatten(1) @ weight.flatten(1).T - bias
     assert residual.mean(0).abs().max() < 1e-10
 
 
@@ -176,7 +176,7 @@ def test_refitting_lowers_the_error_and_more_channels_lower_it_further():
     for keep in range(1, 8):
         chosen = select(rows.problem, keep, "backward")
         report = reconstruct(rows.problem, chosen, ridge=1e-8).report
-        kept_only = rows.X[:, chosen.keep].flatten(1) @ rows.problem.weight[:, chosen.keep].flatten(1).T
+        kept_only = rows.X[:, chosen.channels].flatten(1) @ rows.problem.weight[:, chosen.channels].flatten(1).T
         assert report["error_before"] == pytest.approx(relative(rows.Y, kept_only))
         assert report["error"] <= report["error_before"]
         assert report["error"] <= before + 1e-9
@@ -191,7 +191,7 @@ def test_the_metric_counts_in_the_report_but_not_in_the_weights():
     weighted = reconstruct(dataclasses.replace(rows.problem, metric=F), chosen)
     plain = reconstruct(rows.problem, chosen)
     assert torch.equal(weighted.weight, plain.weight)
-    fitted = rows.X[:, chosen.keep].flatten(1) @ plain.weight.flatten(1).T
+    fitted = rows.X[:, chosen.channels].flatten(1) @ plain.weight.flatten(1).T
     assert weighted.report["error"] == pytest.approx(relative(rows.Y, fitted, F))
 
 
@@ -199,7 +199,7 @@ def test_float32_is_within_1e_4_of_float64():
     single, double = make(c=6, dtype=torch.float32), make(c=6)
     for selector in ("lasso", "backward"):
         chosen = select(double.problem, 3, selector)
-        assert torch.equal(select(single.problem, 3, selector).keep, chosen.keep)
+        assert torch.equal(select(single.problem, 3, selector).channels, chosen.channels)
     weight, wanted = reconstruct(single.problem, chosen).weight.double(), reconstruct(double.problem, chosen).weight
     assert (weight - wanted).norm() <= 1e-4 * wanted.norm()
 
@@ -234,7 +234,7 @@ def test_backward_beats_the_lasso_and_the_lasso_the_baselines_on_the_whole():
 def test_the_narrowed_fit_and_the_moments_agree():
     rows = make(c=5)
     chosen = lasso.select(rows.problem, 3)
-    taken = rows.problem.moments.take_inputs(columns_of(chosen.keep, (3, 3)))
+    taken = rows.problem.moments.take_inputs(columns_of(chosen.channels, (3, 3)))
     prior = rows.problem.narrowed(chosen).matrix()
     weight, _ = reconstruct(rows.problem, chosen, ridge=1e-3)
     assert torch.allclose(weight.flatten(1).T, least_squares(taken, ridge=1e-3, prior=prior).weight)

@@ -27,8 +27,8 @@ def made(seed=0, noise=0.2):
 
 def responses(solution, problem):
     X, Y = (torch.cat(part) for part in zip(*problem.rows()))
-    if solution.keep is not None:
-        X = X[:, solution.keep.keep]
+    if solution.selection is not None:
+        X = X[:, solution.selection.channels]
     weight, bias = solution.factored.compose()
     return X.flatten(1) @ weight.flatten(1).T + bias, Y
 
