@@ -67,7 +67,7 @@ def read_layer(path, parent, name):
         raise FileError(path, f"must hold layer {name}", got=header.get("layer"), fix=fix)
     try:
         return _rebuild(header, tensors), current_report(header["report"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(path, f"is broken ({error})", fix=fix) from error
 
 

@@ -76,3 +76,12 @@ def test_a_layer_of_another_origin_or_name_is_refused(solution, tmp_path):
         read_layer(path, "1" * 64, "features.3")
     with pytest.raises(FileError, match="must hold layer features.4, got features.3"):
         read_layer(path, PARENT, "features.4")
+
+
+@pytest.mark.parametrize("report", [[], "text", {"errors": 3}, {"errors": {"prune": [0.1]}}])
+def test_a_report_of_another_shape_is_refused_in_one_line(solution, tmp_path, report):
+    path = tmp_path / "l.safetensors"
+    write_layer(path, solution, REPORT, PARENT)
+    rewritten(path, 3, report)
+    with pytest.raises(FileError, match=r"is broken \(.*\); run decompose again"):
+        read_layer(path, PARENT, "features.3")
