@@ -26,7 +26,7 @@ from decomp.pipelines.decomposition import survey
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.measure import fidelity
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.run.networks import open_frozen
+from decomp.pipelines.run.loading import open_frozen
 from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import columns_of, weight_to_matrix
 from decomp.solvers import selection

@@ -15,7 +15,7 @@ from ...data.formats import curves_file
 from ...data.formats.atomic import scratch
 from ...data.formats.frozen_file import FrozenFile, shortcut_key
 from ..run.directory import RunDirectory
-from ..run.networks import open_frozen
+from ..run.loading import open_frozen
 from . import shared_channels as coupling
 from . import survey
 from .memory import StageMemory, measure, problem_bytes, row_bytes, set_limits

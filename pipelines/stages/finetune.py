@@ -7,10 +7,10 @@ from decomp.errors import FileError, UsageError
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
-from ..console.options import program
+from ..console.program import program
 from ..console.reporter import Reporter
 from ..measure import devices
-from ..run import networks as points
+from ..run import loading
 from ..run.directory import RunDirectory
 from ..training import loop as training
 from ..training import tasks
@@ -116,7 +116,7 @@ def finetune(
     )  # fmt: skip
     run = RunDirectory.open(run)
     reporter = reporter or Reporter()
-    points.require_whole(run)
+    loading.require_whole(run)
     with run.lock(), reporter.stage("finetune"):
         asked = {
             "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "schedule": schedule,
@@ -129,7 +129,7 @@ def finetune(
         elif done := _finished(run, asked, network_digest):
             return done
         begun = checkpoint_file(run).exists() and run.config("finetune") is not None
-        points.warn_of_other_versions(run, "finetune" if begun else "decompose", reporter)
+        loading.warn_of_other_versions(run, "finetune" if begun else "decompose", reporter)
         return _tune(run, recipe, asked, network_digest, devices.pick_device(device), reporter)
 
 
@@ -170,13 +170,13 @@ def _finished(run, asked, network_digest):
 
 def _tune(run, recipe, asked, network_digest, device, reporter):
     needs_original = asked["labels"] == "none" or asked["distill"]
-    original = points.load_network(run, run.original_dir).to(device) if needs_original else None
+    original = loading.load_network(run, run.original_dir).to(device) if needs_original else None
     task = (tasks.LabelledTask if asked["labels"] == "train" else tasks.CalibrationTask)(run, recipe.seed)
     reporter.step(
         f"fine-tuning on {len(task.train):,} {task.what}, {len(task.held_out):,} more held out, on {device}",
         n_train=len(task.train), n_validation=len(task.held_out),
     )  # fmt: skip
-    network = points.load_network(run, run.model_dir)
+    network = loading.load_network(run, run.model_dir)
     normalised = _normalise(run, network, task, recipe, device, reporter)
     hooks = [training.Hooks(after_save=NetworkWriter(run, network_digest, network, normalised))]
     board = events.EventWriter(events_dir(run))

@@ -15,7 +15,7 @@ from decomp.surgery import batchnorm
 from ...data import models, sources
 from ...data.formats.atomic import commit
 from ..reporting import graphviz as drawing
-from ..run.networks import part_of
+from ..run.loading import part_of
 
 
 @dataclass(frozen=True)

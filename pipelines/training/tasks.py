@@ -17,7 +17,7 @@ from ...data.formats import network_file
 from ...data.formats.frozen_file import FrozenFile
 from ...data.sources import open_source
 from ..measure.accuracy import check_labels, logits_of
-from ..run.networks import open_frozen
+from ..run.loading import open_frozen
 from . import loop as training
 
 #: Calibration images up to this size are held in memory; beyond it each is read when its turn comes.
