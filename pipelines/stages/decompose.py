@@ -232,7 +232,7 @@ def _decompose(run, asked, plan, opened, device, reporter):
         "params_before": counted.params, "params_after": after.params, "layers": reports, "fidelity": close,
         "latency": plan.latency, "part": frozen.meta.get("part"),
         "passes": round(space.forward_images / frozen.n_images, 2), "spilled_bytes": space.most_on_disk,
-        "left_alone": {layer.name: layer.left_alone for layer in view.layers if layer.left_alone},
+        "left_alone": {layer.name: dict(layer.left_alone) for layer in view.layers if layer.left_alone},
     }  # fmt: skip
     meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
     folded = [edit["module"] for edit in network_file.read_structure(run.original_dir)["edits"]]
