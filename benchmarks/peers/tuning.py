@@ -5,17 +5,17 @@ from torch.nn import functional
 
 from decomp.graph.tracing import trace
 from decomp.pipelines.stages.finetune import CLIP_NORM, WARMUP_EPOCHS
-from decomp.pipelines.training import loop as training
-from decomp.pipelines.training.batchnorm import normalise
+from decomp.pipelines.training.batchnorm import insert_batchnorm
+from decomp.pipelines.training.hold_out import hold_out
+from decomp.pipelines.training.loop import fit
+from decomp.pipelines.training.recipe import Recipe
 from decomp.surgery import batchnorm as refold
 from decomp.surgery.batchnorm import fold_bn
 
 
 def recipe(epochs, seed):
     """The recipe with its defaults."""
-    return training.Recipe(
-        epochs=epochs, learning_rate=0.01, warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM, seed=seed
-    )
+    return Recipe(epochs=epochs, learning_rate=0.01, warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM, seed=seed)
 
 
 def tune(network, subject, epochs, folded=False):
@@ -24,7 +24,7 @@ def tune(network, subject, epochs, folded=False):
     The normalisations of other tools' networks are in place. Where the tool has folded them, they stand behind the
     layers again meanwhile, put there and folded as `decomp finetune` does.
     """
-    train, _ = training.hold_out(len(subject.source.train), subject.seed)
+    train, _ = hold_out(len(subject.source.train), subject.seed)
 
     def batches(order, batch_size, augment_seed):
         return subject.source.train.batches(train[order], batch_size, augment_seed=augment_seed)
@@ -36,8 +36,8 @@ def tune(network, subject, epochs, folded=False):
         parameter.requires_grad_(True)
     asked, n_images = recipe(epochs, subject.seed), len(train)
     layers = [layer for layer, _ in fold_bn(trace(subject.fresh()))] if folded else []
-    normalised = normalise(network, layers, asked, n_images, batches)
-    training.fit(
+    normalised = insert_batchnorm(network, layers, asked, n_images, batches)
+    fit(
         network, asked, stage="finetune", n_images=n_images, batches=batches, loss=loss,
         device=torch.device("cpu"),
     )  # fmt: skip

@@ -7,17 +7,18 @@ from decomp.errors import FileError, UsageError
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
-from ..console.program import program
+from ..console.options import program
 from ..console.reporter import Reporter
-from ..measure import devices
-from ..run import loading
+from ..measure.devices import pick_device
 from ..run.directory import RunDirectory
-from ..training import loop as training
-from ..training import tasks
-from ..training import tensorboard as events
-from ..training.batchnorm import normalise, without_dropout
+from ..run.networks import load_network, require_whole, warn_of_other_versions
+from ..training import loop, tensorboard
+from ..training.batchnorm import disable_dropout, insert_batchnorm
+from ..training.hooks import Hooks
 from ..training.losses import loss_for
 from ..training.outputs import NetworkWriter, checkpoint_file, events_dir, metrics_file
+from ..training.recipe import Recipe
+from ..training.tasks import CalibrationTask, LabelledTask
 
 LABELS = ("train", "none")
 WARMUP_EPOCHS = 0.5
@@ -68,7 +69,7 @@ def finetune(
     run : path or RunDirectory
         With a decomposed network in it.
     epochs, learning_rate, batch_size, schedule, weight_decay, seed
-        See :class:`decomp.pipelines.training.loop.Recipe`. The gradient's norm is clipped to 1 and half an epoch (at
+        See :class:`decomp.pipelines.training.recipe.Recipe`. The gradient's norm is clipped to 1 and half an epoch (at
         most
         half the training) is spent warming up, since a network without batch normalisation forgives less.
     labels : {'train', 'none'}
@@ -110,13 +111,13 @@ def finetune(
         raise UsageError("labels", "must be one of " + ", ".join(LABELS), got=labels)
     if distill and labels == "none":
         raise UsageError("distill", "adds the original's outputs to labels", got="labels none", fix="leave it out")
-    recipe = training.Recipe(
+    recipe = Recipe(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule,
         weight_decay=weight_decay, seed=seed, warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM,
     )  # fmt: skip
     run = RunDirectory.open(run)
     reporter = reporter or Reporter()
-    loading.require_whole(run)
+    require_whole(run)
     with run.lock(), reporter.stage("finetune"):
         asked = {
             "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "schedule": schedule,
@@ -129,8 +130,8 @@ def finetune(
         elif done := _finished(run, asked, network_digest):
             return done
         begun = checkpoint_file(run).exists() and run.config("finetune") is not None
-        loading.warn_of_other_versions(run, "finetune" if begun else "decompose", reporter)
-        return _tune(run, recipe, asked, network_digest, devices.pick_device(device), reporter)
+        warn_of_other_versions(run, "finetune" if begun else "decompose", reporter)
+        return _tune(run, recipe, asked, network_digest, pick_device(device), reporter)
 
 
 def _network_digest(run):
@@ -170,23 +171,23 @@ def _finished(run, asked, network_digest):
 
 def _tune(run, recipe, asked, network_digest, device, reporter):
     needs_original = asked["labels"] == "none" or asked["distill"]
-    original = loading.load_network(run, run.original_dir).to(device) if needs_original else None
-    task = (tasks.LabelledTask if asked["labels"] == "train" else tasks.CalibrationTask)(run, recipe.seed)
+    original = load_network(run, run.original_dir).to(device) if needs_original else None
+    task = (LabelledTask if asked["labels"] == "train" else CalibrationTask)(run, recipe.seed)
     reporter.step(
-        f"fine-tuning on {len(task.train):,} {task.what}, {len(task.held_out):,} more held out, on {device}",
+        f"fine-tuning on {len(task.train):,} {task.description}, {len(task.held_out):,} more held out, on {device}",
         n_train=len(task.train), n_validation=len(task.held_out),
     )  # fmt: skip
-    network = loading.load_network(run, run.model_dir)
+    network = load_network(run, run.model_dir)
     normalised = _normalise(run, network, task, recipe, device, reporter)
-    hooks = [training.Hooks(after_save=NetworkWriter(run, network_digest, network, normalised))]
-    board = events.EventWriter(events_dir(run))
-    if events.available():
-        hooks.append(training.Hooks(after_save=board))
+    hooks = [Hooks(after_save=NetworkWriter(run, network_digest, network, normalised))]
+    board = tensorboard.EventWriter(events_dir(run))
+    if tensorboard.available():
+        hooks.append(Hooks(after_save=board))
     else:
-        reporter.step(f"no TensorBoard events: it is not installed ({events.INSTALL})")
+        reporter.step(f"no TensorBoard events: it is not installed ({tensorboard.INSTALL})")
     if asked["labels"] == "none":
-        without_dropout(network)
-    outcome = training.fit(
+        disable_dropout(network)
+    outcome = loop.fit(
         network,
         recipe,
         stage="finetune",
@@ -212,10 +213,10 @@ def _tune(run, recipe, asked, network_digest, device, reporter):
 
 
 def _normalise(run, network, task, recipe, device, reporter):
-    if not task.normalised:
+    if not task.uses_batchnorm:
         return []
     layers = [edit["module"] for edit in network_file.read_structure(run.original_dir)["edits"]]
-    paths = normalise(network, layers, recipe, len(task.train), task.batches, device)
+    paths = insert_batchnorm(network, layers, recipe, len(task.train), task.batches, device)
     if paths:
         reporter.step(f"batch normalisation behind {len(paths)} layers in training; folded in what is written")
     return paths

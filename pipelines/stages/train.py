@@ -1,7 +1,7 @@
 """Stage ``train``: a network from scratch on labelled images, as the shipped weights of the zoo were made."""
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,11 +21,18 @@ from ..console.reporter import Reporter
 from ..measure import devices
 from ..measure.accuracy import accuracy as accuracy_on
 from ..run.record import library_versions
-from ..training import loop as training
+from ..training import loop
+from ..training.hold_out import hold_out
+from ..training.recipe import Recipe
 
 KIND = "decomp weights"
 DEFAULTS = {"epochs": 20, "learning_rate": 0.05, "batch_size": 128}
 LABEL_SMOOTHING = 0.1
+#: Entries of the record that come from the recipe; the others are always the same in this stage.
+RECORDED = (
+    "epochs", "learning_rate", "batch_size", "schedule", "warmup_epochs", "momentum", "nesterov", "weight_decay",
+    "clip_norm", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def train(
     out = Path(out) if out is not None else Path(f"{name}.safetensors")
     if out.suffix != ".safetensors":
         raise UsageError("--out", "must end in .safetensors", got=out)
-    options = {"model": model, "data": data, "label_smoothing": LABEL_SMOOTHING, **asdict(recipe)}
+    options = {"model": model, "data": data, "label_smoothing": LABEL_SMOOTHING, **_recorded(recipe)}
     if done := _finished(out, options):
         return done
     source, module = _open(model, data, seed)
@@ -110,9 +117,9 @@ def train(
         f"training {model} on {data}: {sum(p.numel() for p in module.parameters()):,} parameters, "
         f"{recipe.epochs} epochs on {device}"
     )
-    trained_on, held_out = training.hold_out(len(source.train), seed)
+    trained_on, held_out = hold_out(len(source.train), seed)
     checkpoint = out.with_suffix(".checkpoint")
-    outcome = training.fit(
+    outcome = loop.fit(
         module,
         recipe,
         stage="train",
@@ -120,8 +127,9 @@ def train(
         batches=lambda order, size, augment: source.train.batches(trained_on[order], size, augment_seed=augment),
         loss=classification_loss,
         validate=lambda net: _validate(net, source.train, held_out, device),
+        keep_best=False,
         checkpoint=checkpoint,
-        identity={key: value for key, value in options.items() if key not in asdict(recipe)},
+        identity={key: value for key, value in options.items() if key not in _recorded(recipe)},
         device=device,
         reporter=reporter,
     )
@@ -129,7 +137,7 @@ def train(
     if source.test is not None:
         accuracy["test"] = accuracy_on(module, source.test, torch.arange(len(source.test)), device)
     counts = {"train": len(trained_on), "validation": len(held_out), "test": len(source.test or ())}
-    state = training.copy_state(module)
+    state = loop.copy_state(module)
     with commit(out) as part:
         weights.write(state, part, input_shape=source.input_shape, n_classes=source.n_classes)
     record = _record(out, module, options, accuracy, counts, outcome)
@@ -152,7 +160,12 @@ def _zoo_entry(model):
 def _recipe(entry, **given):
     options = {**DEFAULTS, **(dict(entry.recipe) if entry else {})}
     options.update({key: value for key, value in given.items() if value is not None})
-    return training.Recipe(**options)
+    return Recipe(**options)
+
+
+def _recorded(recipe):
+    """The values of a recipe that a training of this stage can differ by."""
+    return {name: getattr(recipe, name) for name in RECORDED}
 
 
 def _open(model, data, seed):

@@ -1,34 +1,46 @@
-"""Where a training goes on: its state in one file, read back without running code from it, and checked bit by bit."""
+"""Checkpoints of a training: its whole state in one file, checked bit by bit and read without running code from it."""
+
+from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from decomp.errors import FileError
 
 from ...data.formats.atomic import commit
+from .hooks import Hooks, hook_states, load_hook_states
 
-VERSION = 2
-_KEYS = {"version", "digest", "identity", "module", "optimizer", "epoch", "history", "best"}
+if TYPE_CHECKING:
+    from .loop import Training
+
+VERSION = 3
+_KEYS = {"version", "digest", "identity", "module", "optimizers", "hooks", "epoch", "history", "best"}
+#: Longer values are left out of messages.
+_LONGEST_VALUE = 60
 
 
-def save(training, path, identity):
-    """Write the state of a training.
+def save(training: Training, path: str | Path, identity: Mapping[str, Any], hooks: Iterable[Hooks] = ()) -> None:
+    """Write the state of a training: module, optimizers, hooks, history and best weights.
 
     Parameters
     ----------
     training : decomp.pipelines.training.loop.Training
     path : path
-    identity : dict
-        Plain values that must be the same where it is read again.
+    identity : mapping
+        Plain values that must be the same where the file is read again.
+    hooks : iterable of Hooks
     """
     content = {
         "version": VERSION,
-        "identity": identity,
+        "identity": dict(identity),
         "module": training.module.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
+        "optimizers": {kind: optimizer.state_dict() for kind, optimizer in training.optimizers.items()},
+        "hooks": hook_states(hooks),
         "epoch": training.epoch,
         "history": training.history,
         "best": [training.best_epoch, training.best_score, training.best_state],
@@ -37,18 +49,19 @@ def save(training, path, identity):
         torch.save({**content, "digest": digest(content)}, part)
 
 
-def read(path):
+def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint without running code from it.
 
     Raises
     ------
     FileError
-        It is none, holds Python objects beside tensors and plain values, is damaged, or is of another version.
+        The file is not a checkpoint, holds Python objects beside tensors and plain values, is damaged, or is of another
+        version.
     """
     fix = "remove it, or give --redo, to train anew"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch.load raises on foreign bytes is not of one family
+    except Exception as error:  # torch.load raises errors of many kinds on foreign bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise FileError(path, f"cannot be read as a checkpoint ({reason})", fix=fix) from error
     if not isinstance(content, dict) or "version" not in content:
@@ -64,40 +77,49 @@ def read(path):
     return content
 
 
-def restore(training, path, identity):
-    """Put the state in a file into `training`, which must be the same that was saved.
+def restore(training: Training, path: str | Path, identity: Mapping[str, Any], hooks: Iterable[Hooks] = ()) -> None:
+    """Put the state in a file into a training and its hooks, which must be those that were saved.
 
     Raises
     ------
     FileError
-        As `read`; or it belongs to another training, or to another network.
+        As `read`; or the file belongs to another training, or to another network.
     """
     content = read(path)
-    before = content["identity"]
-    differs = sorted(key for key in {*identity, *before} if identity.get(key) != before.get(key))
-    if differs:
-        was = ", ".join(f"{key.replace('_', ' ')} {before.get(key)} (now {identity.get(key)})" for key in differs)
-        raise FileError(path, f"belongs to another training: {was}", fix="give the same options, or start it over")
+    _require_same(path, content["identity"], identity)
     try:
         training.module.load_state_dict(content["module"])
-        training.optimizer.load_state_dict(content["optimizer"])
+        for kind, optimizer in training.optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][kind])
     except (RuntimeError, ValueError, KeyError) as error:
         raise FileError(path, "does not fit the network that is to be trained", fix="start it over") from error
+    load_hook_states(hooks, content["hooks"])
     training.epoch, training.history = content["epoch"], content["history"]
     training.best_epoch, training.best_score, training.best_state = content["best"]
 
 
-def digest(value):
-    """SHA-256 (hex) of nested dicts, lists, plain values and tensors: their order, types and every bit."""
+def _require_same(path: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differences = []
+    for key in sorted({*now, *before}):
+        if now.get(key) != before.get(key):
+            values = f" {before.get(key)} (now {now.get(key)})"
+            differences.append(key.replace("_", " ") + (values if len(values) <= _LONGEST_VALUE else ""))
+    if differences:
+        rule = f"belongs to another training: {', '.join(differences)}"
+        raise FileError(path, rule, fix="give the same options, or start it over")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of nested dicts, lists, plain values and tensors, over their order, types and every bit."""
     sha = hashlib.sha256()
     _add(sha, value)
     return sha.hexdigest()
 
 
-def _add(sha, value):
+def _add(sha: hashlib._Hash, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
-        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, dict):
         sha.update(f"dict {len(value)} ".encode())
         for key, item in value.items():

@@ -1,54 +1,76 @@
 """Files of a fine-tuning: last and best network, metrics.csv."""
 
+from __future__ import annotations
+
 import copy
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from decomp.surgery import batchnorm as refold
+import torch
+from torch import nn
+
+from decomp.surgery import batchnorm
 
 from ...data.formats import network_file
 from ...data.formats.atomic import commit
-from . import loop as training
+from ..run.directory import RunDirectory
+from .loop import Training, copy_state
 
 
-def metrics_file(run):
-    """A line an epoch: losses, validation values, learning rate, seconds."""
+def metrics_file(run: RunDirectory) -> Path:
+    """CSV with one line per epoch: losses, validation values, learning rate, seconds."""
     return run.finetune_dir / "metrics.csv"
 
 
-def events_dir(run):
-    """The same for ``tensorboard --logdir``, where TensorBoard is installed."""
+def events_dir(run: RunDirectory) -> Path:
+    """The same values for ``tensorboard --logdir``, where TensorBoard is installed."""
     return run.finetune_dir / "events"
 
 
-def checkpoint_file(run):
-    """Where an unfinished fine-tuning goes on; gone once it is finished."""
+def checkpoint_file(run: RunDirectory) -> Path:
+    """State of an unfinished fine-tuning; removed when it is finished."""
     return run.finetune_dir / "checkpoint.pt"
 
 
 class NetworkWriter:
-    """Writes what follows from the checkpoint: the last network, the best one, the metrics."""
+    """Hook for ``after_save`` that writes the last network, the best one and the metrics.
 
-    def __init__(self, run, network_digest, network, normalised):
-        self.run, self.network_digest, self.normalised = run, network_digest, normalised
+    Parameters
+    ----------
+    run : RunDirectory
+    network_digest : str
+        Of the network that is fine-tuned.
+    network : torch.nn.Module
+        As it is trained.
+    batchnorm_paths : list of str
+        See :func:`decomp.pipelines.training.batchnorm.insert_batchnorm`; folded in the files.
+    """
+
+    def __init__(
+        self, run: RunDirectory, network_digest: str, network: nn.Module, batchnorm_paths: Sequence[str]
+    ) -> None:
+        self.run, self.network_digest, self.batchnorm_paths = run, network_digest, list(batchnorm_paths)
         # Weights are put into a copy for writing: the network in training is laid out for speed.
-        self.like_trained = copy.deepcopy(network).cpu()
+        self.template = copy.deepcopy(network).cpu()
         self.structure = network_file.read_structure(run.model_dir)
-        self.best_written = None
+        self.best_written: int | None = None
 
-    def __call__(self, state):
-        self._write("last", state.epoch, training.copy_state(state.module))
-        if self.best_written != state.best_epoch:
-            self._write("best", state.best_epoch, state.best_state)
-            self.best_written = state.best_epoch
-        write_metrics(metrics_file(self.run), state.history)
+    def __call__(self, training: Training) -> None:
+        self._write("last", training.epoch, copy_state(training.module))
+        if self.best_written != training.best_epoch:
+            assert training.best_epoch is not None and training.best_state is not None
+            self._write("best", training.best_epoch, training.best_state)
+            self.best_written = training.best_epoch
+        write_metrics(metrics_file(self.run), training.history)
 
-    def _write(self, name, epoch, weights):
-        plain = copy.deepcopy(self.like_trained)
-        plain.load_state_dict(weights)
-        refold.fold(plain, self.normalised)
+    def _write(self, name: str, epoch: int, weights: Mapping[str, torch.Tensor]) -> None:
+        network = copy.deepcopy(self.template)
+        network.load_state_dict(weights)
+        batchnorm.fold(network, self.batchnorm_paths)
         network_file.save(
-            plain,
+            network,
             self.run.finetune_dir / name,
             edited=[edit["module"] for edit in self.structure["edits"]],
             input_shape=self.structure["input_shape"],
@@ -57,8 +79,8 @@ class NetworkWriter:
         )
 
 
-def write_metrics(path, history):
-    """The history as CSV, written whole: one line an epoch, what is not there left empty."""
+def write_metrics(path: str | Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write the history as CSV: one line per epoch, missing values empty."""
     names = list(dict.fromkeys(name for line in history for name in line if name != "score"))
     with commit(Path(path)) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")

@@ -1,76 +1,129 @@
-"""What fine-tuning trains and validates on: the training images with labels, or the frozen ones without.
+"""Images and validation of a fine-tuning: labelled training images, or calibration images without labels."""
 
-Both kinds of task have the same face. ``train`` and ``held_out`` are the indices of the images; ``batches(order,
-batch_size, augment_seed)`` yields (images of shape (B, C, H, W), labels or None) of the training ones in an order of
-places; ``validate(network, original, device)`` returns the values on the held-out ones by name, ``score`` (higher is
-better) among them; ``metric`` names the one that people are told, ``what`` the images, and ``normalised`` says whether
-batch normalisations stand in the network while it is trained.
-"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from decomp.errors import UsageError
 from decomp.execution.outputs import output_divergence
 
-from ...data.formats import network_file
 from ...data.formats.frozen_file import FrozenFile
+from ...data.formats.network_file import read_structure
 from ...data.sources import open_source
 from ..measure.accuracy import check_labels, logits_of
-from ..run.loading import open_frozen
-from . import loop as training
+from ..run.directory import RunDirectory
+from ..run.networks import open_frozen
+from .hold_out import hold_out
 
-#: Calibration images up to this size are held in memory; beyond it each is read when its turn comes.
+#: Calibration images up to this size are held in memory; larger ones are read from the file batch by batch.
 MEMORY_BYTES = 2**30
 
 
+class TrainingTask(Protocol):
+    """Images to train on and to validate on.
+
+    Attributes
+    ----------
+    metric : str
+        Name of the validation value that is reported.
+    description : str
+        The images in words.
+    uses_batchnorm : bool
+        Whether batch normalisations are put into the network while it is trained.
+    train, held_out : LongTensor
+        Indices of the images.
+    """
+
+    metric: str
+    description: str
+    uses_batchnorm: bool
+    train: torch.Tensor
+    held_out: torch.Tensor
+
+    def batches(
+        self, order: torch.Tensor, batch_size: int, augment_seed: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Yield (images of shape (B, C, H, W), labels or None) of ``train[order]``."""
+
+    def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
+        """Values on the held-out images by name, among them ``score``, of which more is better."""
+
+
 class LabelledTask:
-    """Training images with labels, augmented by the source's policy."""
+    """Training images with labels, augmented by the policy of their source.
 
-    metric, what, normalised = "validation_accuracy", "labelled training images", True
+    Raises
+    ------
+    UsageError
+        The source of the run has no labels.
+    """
 
-    def __init__(self, run, seed):
-        asked = run.config("freeze")["asked"]
-        shape = network_file.read_structure(run.original_dir)["input_shape"]
-        source = open_source(asked["data"], input_shape=tuple(shape), skip_bad=asked.get("skip_bad", False))
-        self.split, self.data = source.train, asked["data"]
+    metric, description, uses_batchnorm = "validation_accuracy", "labelled training images", True
+
+    def __init__(self, run: RunDirectory, seed: int) -> None:
+        freezing = run.config("freeze")["asked"]
+        shape = read_structure(run.original_dir)["input_shape"]
+        source = open_source(freezing["data"], input_shape=tuple(shape), skip_bad=freezing.get("skip_bad", False))
+        self.split, self.data = source.train, freezing["data"]
         if not self.split.has_labels:
-            raise UsageError("labels", "the training images must be labelled", got=asked["data"], fix="--labels none")
-        self.train, self.held_out = training.hold_out(len(self.split), seed)
+            raise UsageError("labels", "the training images must be labelled", got=self.data, fix="--labels none")
+        self.train, self.held_out = hold_out(len(self.split), seed)
 
-    def batches(self, order, batch_size, augment_seed):
+    def batches(
+        self, order: torch.Tensor, batch_size: int, augment_seed: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         return self.split.batches(self.train[order], batch_size, augment_seed=augment_seed)
 
-    def validate(self, network, original, device):
-        right, loss = 0, 0.0
+    def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
+        """Accuracy and mean cross-entropy; the original is not needed."""
+        n_right, loss = 0, 0.0
         for images, targets in self.split.batches(self.held_out, 500):
+            assert targets is not None
             logits = logits_of(network, images, device)
             check_labels(targets, logits, self.data)
-            right += int((logits.argmax(1) == targets).sum())
+            n_right += int((logits.argmax(1) == targets).sum())
             loss += float(functional.cross_entropy(logits, targets, reduction="sum"))
-        accuracy, loss = right / len(self.held_out), loss / len(self.held_out)
-        # Among equal accuracies the lower loss is the better; it can never outweigh one image.
+        accuracy, loss = n_right / len(self.held_out), loss / len(self.held_out)
+        # Among equal accuracies the lower loss is better; it never outweighs one image.
         score = accuracy - min(loss, 100.0) * 1e-3 / len(self.held_out)
         return {"score": score, "validation_accuracy": accuracy, "validation_loss": loss}
 
 
 class CalibrationTask:
-    """The frozen calibration images, as they are and without labels."""
+    """The frozen calibration images, without augmentation and labels."""
 
-    metric, what, normalised = "validation_divergence", "calibration images without labels", False
+    metric, description, uses_batchnorm = "validation_divergence", "calibration images without labels", False
 
-    def __init__(self, run, seed):
+    def __init__(self, run: RunDirectory, seed: int) -> None:
         self.path = run.frozen
         frozen, _ = open_frozen(run)
         with frozen:
-            self.train, self.held_out = training.hold_out(frozen.n_images, seed)
+            self.train, self.held_out = hold_out(frozen.n_images, seed)
             n_bytes = 4 * frozen.n_images * torch.Size(frozen.input_shape).numel()
             self.images = frozen.images() if n_bytes <= MEMORY_BYTES else None
 
-    def batches(self, order, batch_size, augment_seed):
-        yield from self._read(self.train[order], batch_size)
+    def batches(
+        self, order: torch.Tensor, batch_size: int, augment_seed: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        return self._read(self.train[order], batch_size)
 
-    def _read(self, indices, batch_size):
+    def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
+        """Mean Kullback–Leibler divergence from the original's class probabilities."""
+        assert original is not None
+        total = 0.0
+        for images, _ in self._read(self.held_out, 100):
+            logits = logits_of(network, images, device)
+            target = logits_of(original, images, device)
+            total += float(output_divergence(target, logits).sum())
+        divergence = total / len(self.held_out)
+        return {"score": -divergence, "validation_divergence": divergence}
+
+    def _read(self, indices: torch.Tensor, batch_size: int) -> Iterator[tuple[torch.Tensor, None]]:
         if self.images is not None:
             for part in indices.split(batch_size):
                 yield self.images[part], None
@@ -78,12 +131,3 @@ class CalibrationTask:
         with FrozenFile(self.path) as frozen:
             for part in indices.split(batch_size):
                 yield torch.cat([frozen.images(number, number + 1) for number in part.tolist()]), None
-
-    def validate(self, network, original, device):
-        total = 0.0
-        for images, _ in self._read(self.held_out, 100):
-            logits = logits_of(network, images, device)
-            wanted = logits_of(original, images, device)
-            total += float(output_divergence(wanted, logits).sum())
-        value = total / len(self.held_out)
-        return {"score": -value, "validation_divergence": value}

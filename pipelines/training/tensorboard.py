@@ -1,43 +1,51 @@
-"""TensorBoard's events of a training, where TensorBoard is installed."""
+"""TensorBoard events of a training, where TensorBoard is installed."""
+
+from __future__ import annotations
 
 import importlib.util
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .loop import Training
 
 INSTALL = 'pip install "decomp[tensorboard]"'
 
 
-def available():
-    """Whether events can be written here."""
+def available() -> bool:
+    """Whether TensorBoard is installed."""
     return importlib.util.find_spec("tensorboard") is not None
 
 
 class EventWriter:
-    """A hook of :mod:`decomp.pipelines.training.loop` that writes each epoch's values once it is saved.
+    """Hook for ``after_save`` that writes each epoch's values.
 
     Parameters
     ----------
     folder : path
-        What an earlier process left in it is replaced: the history of a resumed training is whole, and is written anew.
+        Events that an earlier process left in it are replaced: the history of a resumed training is complete, and is
+        written anew.
     """
 
-    def __init__(self, folder):
-        self.folder, self.writer, self.written = Path(folder), None, 0
+    def __init__(self, folder: str | Path) -> None:
+        self.folder, self.n_written = Path(folder), 0
+        self.writer: Any = None  # a torch.utils.tensorboard.SummaryWriter, whose import needs TensorBoard
 
-    def __call__(self, state):
+    def __call__(self, training: Training) -> None:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             shutil.rmtree(self.folder, ignore_errors=True)
             self.writer = SummaryWriter(str(self.folder))
-        for line in state.history[self.written :]:
+        for line in training.history[self.n_written :]:
             for name, value in line.items():
                 if name not in ("epoch", "score") and value is not None:
                     self.writer.add_scalar(name.replace("validation_", "validation/"), value, line["epoch"])
-        self.written = len(state.history)
+        self.n_written = len(training.history)
         self.writer.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Finish the file."""
         if self.writer is not None:
             self.writer.close()

@@ -11,7 +11,9 @@ from decomp.data.formats.frozen_file import FrozenWriter
 from decomp.data.sources import open_source
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.training import loop as training
+from decomp.pipelines.training.hold_out import hold_out
+from decomp.pipelines.training.loop import fit
+from decomp.pipelines.training.recipe import Recipe
 
 SHAPE = (1, 8, 8)
 
@@ -26,11 +28,11 @@ def network(width, seed):
 
 def trained():
     source = open_source("digits")
-    kept, _ = training.hold_out(len(source.train), 0)
+    kept, _ = hold_out(len(source.train), 0)
     module = network(8, 0)
-    training.fit(
+    fit(
         module,
-        training.Recipe(epochs=6, learning_rate=0.1, batch_size=64),
+        Recipe(epochs=6, learning_rate=0.1, batch_size=64),
         stage="test",
         n_images=len(kept),
         batches=lambda order, size, augment: source.train.batches(kept[order], size, augment_seed=augment),

@@ -14,8 +14,8 @@ from decomp.errors import FileError, NumericalError, UsageError
 from decomp.execution.outputs import output_divergence
 from decomp.pipelines.stages import finetune as stage
 from decomp.pipelines.stages.finetune import finetune
-from decomp.pipelines.training import batchnorm, outputs, tasks
-from decomp.pipelines.training import loop as training
+from decomp.pipelines.training import batchnorm, loop, outputs, tasks
+from decomp.pipelines.training.hold_out import hold_out
 from decomp.pipelines.training.losses import loss_for
 from tests.pipelines.small_runs import SHAPE, Watched, make_run, quiet
 
@@ -86,21 +86,21 @@ def test_without_labels_nothing_is_dropped():
     images = torch.randn(4, 3, 2, 2)
     wanted = network.eval()(images)
     assert not torch.equal(network.train()(images), wanted)
-    batchnorm.without_dropout(network)
+    batchnorm.disable_dropout(network)
     assert torch.equal(network.train()(images), wanted)
 
 
 @pytest.mark.parametrize("labels", ["train", "none"])
 def test_dropout_stays_where_there_are_labels(run, monkeypatch, labels):
     trained = []
-    monkeypatch.setattr(stage, "without_dropout", trained.append)
+    monkeypatch.setattr(stage, "disable_dropout", trained.append)
     finetune(run, epochs=1, labels=labels, reporter=quiet())
     assert len(trained) == (labels == "none")
 
 
 def test_tuning_with_labels_helps_on_images_it_has_not_seen(run):
     result = tune(run, epochs=3)
-    _, held_out = training.hold_out(1347, 0)
+    _, held_out = hold_out(1347, 0)
     before, after = (accuracy(network_file.load(path), held_out) for path in (run.model_dir, run.finetune_dir / "best"))
     assert after > before
     assert result.facts["before"] == pytest.approx(before) and result.facts["after"] == pytest.approx(after)
@@ -114,7 +114,7 @@ def test_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
     result = tune(run, labels="none", epochs=3, batch_size=16)
     assert result.facts["after"] < 0.7 * result.facts["before"]
     images = open_source("digits").train.images(torch.arange(300))
-    _, held_out = training.hold_out(300, 0)
+    _, held_out = hold_out(300, 0)
     with torch.no_grad():
         target = network_file.load(run.original_dir)(images[held_out])
         tuned = network_file.load(run.finetune_dir / "best")(images[held_out])
@@ -149,7 +149,7 @@ def test_the_test_split_is_never_read_and_held_out_images_are_not_trained_on(run
     monkeypatch.setattr(tasks, "open_source", watched)
     tune(run, epochs=2)
     (source,) = sources
-    kept, held_out = training.hold_out(1347, 0)
+    kept, held_out = hold_out(1347, 0)
     trained_on = {index for augmented, index in source.train.seen if augmented}
     validated_on = {index for augmented, index in source.train.seen if not augmented}
     # All but the few images of each epoch's incomplete batch.
@@ -187,20 +187,20 @@ def test_last_and_best_load_by_themselves_and_into_the_original_class(run):
 @pytest.fixture
 def trained_modules(monkeypatch):
     """The paths of the normalisations in every network that is trained."""
-    seen, fit = [], training.fit
+    seen, fit = [], loop.fit
 
     def watched(module, *arguments, **options):
         seen.append([name for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)])
         return fit(module, *arguments, **options)
 
-    monkeypatch.setattr(training, "fit", watched)
+    monkeypatch.setattr(loop, "fit", watched)
     return seen
 
 
 def test_normalisations_stand_in_the_network_only_while_it_is_trained(run, trained_modules):
     result = tune(with_folded(run))
     assert trained_modules == [["0.norm", "3.norm"]]
-    _, held_out = training.hold_out(1347, 0)
+    _, held_out = hold_out(1347, 0)
     for name, epoch in (("last", 2), ("best", result.facts["best_epoch"])):
         network = network_file.load(run.finetune_dir / name)
         assert not any(isinstance(part, nn.BatchNorm2d) for part in network.modules())
@@ -243,9 +243,9 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(run, tmp_path, monkeypatc
     expected = tune(whole, epochs=3, **options)
 
     if place == "before_epoch":
-        original = training._train_epoch
+        original = loop._train_epoch
         monkeypatch.setattr(
-            training, "_train_epoch", lambda state, *rest: original(state, *rest) if state.epoch < 1 else die()
+            loop, "_train_epoch", lambda state, *rest: original(state, *rest) if state.epoch < 1 else die()
         )
     else:
         # The checkpoint of epoch 2 is written, what follows from it is not.
@@ -271,7 +271,7 @@ def die():
 
 def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
     first = tune(run)
-    monkeypatch.setattr(training, "fit", None)
+    monkeypatch.setattr(loop, "fit", None)
     again = tune(run)
     assert again.done_before and again.facts == first.facts
     assert "nothing to do" in list(again.lines())[0]

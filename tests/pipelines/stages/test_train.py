@@ -14,12 +14,13 @@ from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.run.loading import open_frozen, original_class
+from decomp.pipelines.run.networks import open_frozen, original_class
 from decomp.pipelines.stages import train as stage
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.freeze import freeze
 from decomp.pipelines.stages.train import train
-from decomp.pipelines.training import loop as training
+from decomp.pipelines.training import loop
+from decomp.pipelines.training.hold_out import hold_out
 from tests.pipelines.small_runs import Watched, quiet
 
 
@@ -35,7 +36,7 @@ def test_weights_and_their_record_say_the_same(tmp_path):
     module = zoo.build("vgg-digits")
     module.load_state_dict(load_file(result.weights))
     source = open_source("digits")
-    kept, held_out = training.hold_out(len(source.train), 0)
+    kept, held_out = hold_out(len(source.train), 0)
     with torch.no_grad():
         module.eval()
         for name, split, indices in (
@@ -76,7 +77,7 @@ def test_nothing_but_training_images_decides_the_weights(tmp_path, monkeypatch):
     blind = short(tmp_path / "b.safetensors", epochs=1)
     assert blind.record["sha256"] == expected.record["sha256"]
     assert "test" not in blind.record["accuracy"]
-    kept, held_out = training.hold_out(1347, 0)
+    kept, held_out = hold_out(1347, 0)
     seen = watched[0].seen
     assert {index for augmented, index in seen if augmented} <= set(kept.tolist())
     assert {index for augmented, index in seen if not augmented} == set(held_out.tolist())
@@ -84,7 +85,7 @@ def test_nothing_but_training_images_decides_the_weights(tmp_path, monkeypatch):
 
 def test_a_second_time_does_no_work_and_other_options_need_another_name(tmp_path, monkeypatch):
     first = short(tmp_path / "a.safetensors", epochs=1)
-    monkeypatch.setattr(training, "fit", None)
+    monkeypatch.setattr(loop, "fit", None)
     again = short(tmp_path / "a.safetensors", epochs=1)
     assert again.already_done and again.record == first.record | again.record
     assert "nothing to do" in list(again.lines())[0]
@@ -94,14 +95,14 @@ def test_a_second_time_does_no_work_and_other_options_need_another_name(tmp_path
 
 def test_a_stopped_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
     whole = short(tmp_path / "whole.safetensors")
-    original = training._train_epoch
+    original = loop._train_epoch
 
     def stop(state, *rest):
         if state.epoch == 1:
             raise KeyboardInterrupt
         return original(state, *rest)
 
-    monkeypatch.setattr(training, "_train_epoch", stop)
+    monkeypatch.setattr(loop, "_train_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
         short(tmp_path / "part.safetensors")
     assert not (tmp_path / "part.safetensors").exists()

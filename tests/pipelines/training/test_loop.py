@@ -1,4 +1,4 @@
-"""The training loop: schedule, resume, best weights, hooks, and what it refuses."""
+"""Training loop: resume, seeds, best weights, modes, clipping, and losses that are not finite."""
 
 import math
 
@@ -6,137 +6,25 @@ import pytest
 import torch
 from torch import nn
 
-from decomp.errors import FileError, NumericalError, UsageError
-from decomp.pipelines.measure import accuracy, devices
-from decomp.pipelines.training import checkpoints
-from decomp.pipelines.training import loop as training
-from decomp.pipelines.training.loop import Hooks, Recipe, fit, hold_out, learning_rate_at
-
-
-def small_net(seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1, bias=False),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Dropout(0.3),
-            nn.Linear(4 * 36, 3),
-        )
-
-
-class Blobs:
-    """Forty noisy images of three classes, told apart by where they are bright."""
-
-    def __init__(self, n=40):
-        generator = torch.Generator().manual_seed(5)
-        self.labels = torch.arange(n) % 3
-        self.images = torch.randn(n, 1, 6, 6, generator=generator)
-        for number, label in enumerate(self.labels.tolist()):
-            self.images[number, 0, 2 * label : 2 * label + 2] += 1.0
-
-    def batches(self, order, batch_size, augment_seed=None):
-        images = self.images
-        if augment_seed is not None:
-            images = images + 0.01 * torch.randn(
-                images.shape, generator=torch.Generator().manual_seed(augment_seed % 2**31)
-            )
-        for indices in order.split(batch_size):
-            yield images[indices], self.labels[indices]
-
-
-def cross_entropy(module, images, labels):
-    return nn.functional.cross_entropy(module(images), labels)
-
-
-def train(net, data=None, recipe=None, **options):
-    data = data or Blobs()
-    recipe = recipe or Recipe(epochs=3, learning_rate=0.1, batch_size=8)
-    options = {"stage": "test", "loss": cross_entropy, **options}
-    return fit(net, recipe, n_images=len(data.labels), batches=data.batches, **options)
-
-
-def validation(data):
-    def validate(net):
-        with torch.no_grad():
-            loss = cross_entropy(net, data.images, data.labels).item()
-        return {"score": -loss, "validation_loss": loss}
-
-    return validate
-
-
-def assert_same(state, other):
-    assert state.keys() == other.keys()
-    for name in state:
-        assert torch.equal(state[name], other[name]), name
-
-
-# --- schedule ---
-
-
-def test_cosine_schedule_follows_its_closed_form():
-    recipe = Recipe(epochs=10, learning_rate=0.4, warmup_epochs=1)
-    rates = [learning_rate_at(recipe, step, 20) for step in range(200)]
-    assert rates[0] == pytest.approx(0.4 / 20)
-    assert rates[19] == pytest.approx(0.4)
-    assert rates[20] == pytest.approx(0.4)
-    assert rates[20 + 90] == pytest.approx(0.2)
-    assert rates[20 + 45] == pytest.approx(0.2 * (1 + math.sqrt(0.5)))
-    assert 0 < rates[-1] < 1e-4
-    assert all(earlier >= later for earlier, later in zip(rates[19:], rates[20:]))
-
-
-def test_constant_schedule_stays_after_the_warm_up():
-    recipe = Recipe(epochs=2, learning_rate=0.3, warmup_epochs=0.5, schedule="constant")
-    rates = [learning_rate_at(recipe, step, 4) for step in range(8)]
-    assert rates == pytest.approx([0.15] + [0.3] * 7)
-
-
-def test_warm_up_takes_at_most_half_of_a_short_training():
-    recipe = Recipe(epochs=1, learning_rate=1.0, warmup_epochs=5)
-    rates = [learning_rate_at(recipe, step, 4) for step in range(4)]
-    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5])
-
-
-def test_the_optimizer_runs_at_the_scheduled_rates():
-    seen = []
-    hook = Hooks(after_step=lambda state: seen.append(state.optimizer.param_groups[0]["lr"]))
-    recipe = Recipe(epochs=2, learning_rate=0.1, batch_size=8)
-    train(small_net(), recipe=recipe, hooks=[hook])
-    assert seen == [learning_rate_at(recipe, step, 5) for step in range(10)]
-
-
-# --- one step against the formula ---
-
-
-def test_two_steps_are_those_of_sgd_with_nesterov_momentum_and_decay_of_weights_alone():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    weight, bias = net[1].weight.detach().double(), net[1].bias.detach().double()
-    data = Blobs(8)
-    recipe = Recipe(epochs=2, learning_rate=0.1, batch_size=8, warmup_epochs=0, schedule="constant", weight_decay=0.01)
-    images, labels = data.images.flatten(1).double(), data.labels
-    velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
-    for _ in range(2):
-        difference = (images @ weight.T + bias).softmax(1) - nn.functional.one_hot(labels, 3)
-        gradients = [difference.T @ images / 8 + 0.01 * weight, difference.mean(0)]
-        velocity = [0.9 * v + g for v, g in zip(velocity, gradients)]
-        weight, bias = (p - 0.1 * (g + 0.9 * v) for p, g, v in zip((weight, bias), gradients, velocity))
-    fit(
-        net,
-        recipe,
-        stage="test",
-        n_images=8,
-        batches=lambda order, size, seed: data.batches(order, size),
-        loss=cross_entropy,
-    )
-    torch.testing.assert_close(net[1].weight.double(), weight, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(net[1].bias.double(), bias, rtol=1e-5, atol=1e-6)
+from decomp.errors import NumericalError
+from decomp.pipelines.training.hooks import Hooks
+from decomp.pipelines.training.loop import copy_state, describe, fit
+from decomp.pipelines.training.recipe import Recipe
+from tests.pipelines.training.small_training import (
+    Blobs,
+    Interrupted,
+    assert_same,
+    cross_entropy,
+    small_net,
+    stop_after,
+    train,
+    validation,
+)
 
 
 def test_clipping_bounds_the_gradient_that_is_applied():
     net = small_net()
-    before = training.copy_state(net)
+    before = copy_state(net)
     recipe = Recipe(
         epochs=1,
         learning_rate=1.0,
@@ -155,18 +43,6 @@ def test_clipping_bounds_the_gradient_that_is_applied():
 # --- resume ---
 
 
-class Interrupted(Exception):
-    pass
-
-
-def stop_after(epochs):
-    def after_epoch(state):
-        if state.epoch == epochs:
-            raise Interrupted
-
-    return Hooks(before_epoch=lambda state: after_epoch(state))
-
-
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_resumed_training_ends_bit_identical(tmp_path, after):
     data = Blobs()
@@ -174,7 +50,7 @@ def test_a_resumed_training_ends_bit_identical(tmp_path, after):
     checkpoint = tmp_path / "last.pt"
     with pytest.raises(Interrupted):
         train(small_net(), validate=validation(data), checkpoint=checkpoint, hooks=[stop_after(after)])
-    torch.rand(7)  # whatever happens to the global generator in between must not matter
+    torch.rand(7)  # the global generator must not matter
     resumed = train(small_net(seed=9), validate=validation(data), checkpoint=checkpoint)
     assert_same(whole.module.state_dict(), resumed.module.state_dict())
     assert_same(whole.best_state, resumed.best_state)
@@ -189,33 +65,6 @@ def test_a_finished_training_is_not_continued(tmp_path):
     again = train(small_net(), checkpoint=tmp_path / "last.pt", hooks=[Hooks(after_step=steps.append)])
     assert not steps
     assert_same(first.module.state_dict(), again.module.state_dict())
-
-
-def test_a_checkpoint_of_other_options_is_refused_by_name(tmp_path):
-    train(small_net(), checkpoint=tmp_path / "last.pt", identity={"labels": "train"})
-    recipe = Recipe(epochs=3, learning_rate=0.2, batch_size=8)
-    with pytest.raises(FileError, match=r"learning rate 0.1 \(now 0.2\)"):
-        train(small_net(), recipe=recipe, checkpoint=tmp_path / "last.pt", identity={"labels": "train"})
-    with pytest.raises(FileError, match=r"labels train \(now none\)"):
-        train(small_net(), checkpoint=tmp_path / "last.pt", identity={"labels": "none"})
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken"])
-def test_a_broken_checkpoint_is_one_clear_error(tmp_path, content):
-    (tmp_path / "last.pt").write_bytes(content)
-    with pytest.raises(FileError, match="cannot be read as a checkpoint"):
-        train(small_net(), checkpoint=tmp_path / "last.pt")
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return (tmp_path.joinpath("ran").touch, ())
-
-    torch.save({"version": 2, "module": Hostile()}, tmp_path / "last.pt")
-    with pytest.raises(FileError):
-        checkpoints.read(tmp_path / "last.pt")
-    assert not (tmp_path / "ran").exists()
 
 
 # --- seeds ---
@@ -266,25 +115,13 @@ def test_an_incomplete_batch_is_left_out_unless_it_is_all_there_is():
     assert sizes == [39, 40]
 
 
-def test_hold_out_is_a_seeded_partition():
-    train_part, held_out = hold_out(100, 0)
-    assert len(held_out) == 10
-    assert torch.equal(torch.cat([train_part, held_out]).sort().values, torch.arange(100))
-    assert torch.equal(held_out, hold_out(100, 0)[1])
-    assert not torch.equal(held_out, hold_out(100, 1)[1])
-    assert len(hold_out(60000, 0)[1]) == 5000
-    assert [len(part) for part in hold_out(2, 0)] == [1, 1]
-    with pytest.raises(UsageError, match="at least 2"):
-        hold_out(1, 0)
-
-
 # --- best weights ---
 
 
 def test_the_best_weights_are_those_of_the_best_epoch_even_the_start():
     scores = iter([5.0, 1.0, 2.0, 4.0])
     net = small_net()
-    start = training.copy_state(net)
+    start = copy_state(net)
     outcome = train(net, validate=lambda net: {"score": next(scores)})
     assert outcome.best_epoch == 0 and outcome.best_score == 5.0
     assert_same(outcome.best_state, start)
@@ -293,12 +130,27 @@ def test_the_best_weights_are_those_of_the_best_epoch_even_the_start():
     scores, seen = iter([1.0, 2.0, 7.0, 7.0]), []
 
     def validate(net):
-        seen.append(training.copy_state(net))
+        seen.append(copy_state(net))
         return {"score": next(scores)}
 
     outcome = train(small_net(), validate=validate)
     assert outcome.best_epoch == 2
     assert_same(outcome.best_state, seen[2])
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_without_the_best_no_copy_is_kept(tmp_path, checkpoint):
+    options = {"checkpoint": tmp_path / "a.pt"} if checkpoint else {}
+    outcome = train(small_net(), validate=validation(Blobs()), keep_best=False, **options)
+    assert outcome.best_epoch is None and outcome.best_state is None
+    assert [line["epoch"] for line in outcome.history] == [0, 1, 2, 3] and outcome.history[3]["validation_loss"] > 0
+    assert_same(outcome.module.state_dict(), train(small_net(), validate=validation(Blobs())).module.state_dict())
+    if checkpoint:
+        assert torch.load(tmp_path / "a.pt", weights_only=True)["best"] == [None, -math.inf, None]
+
+
+def test_without_the_best_no_score_is_needed():
+    assert train(small_net(), validate=lambda net: {"overlap": 0.5}, keep_best=False).history[0]["overlap"] == 0.5
 
 
 def test_validation_runs_in_eval_mode_and_training_in_training_mode():
@@ -334,35 +186,9 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(value, bad_step):
         train(small_net(), loss=loss)
 
 
-def test_a_diverging_training_is_told():
+def test_a_diverging_training_is_an_error():
     with pytest.raises(NumericalError, match="lower the learning rate"):
         train(nn.Sequential(nn.Flatten(), nn.Linear(36, 64), nn.Linear(64, 3)), recipe=Recipe(20, 1e12, 8))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"epochs": 0},
-        {"learning_rate": 0.0},
-        {"learning_rate": math.nan},
-        {"batch_size": 0},
-        {"schedule": "linear"},
-        {"momentum": 1.0},
-        {"weight_decay": -1.0},
-        {"clip_norm": 0.0},
-        {"warmup_epochs": -1},
-    ],
-)
-def test_a_recipe_out_of_range_is_refused_by_name(options):
-    with pytest.raises(UsageError, match=next(iter(options)).replace("_", " ")):
-        Recipe(**{"epochs": 1, "learning_rate": 0.1, **options})
-
-
-def test_an_unknown_device_is_a_usage_error():
-    with pytest.raises(UsageError, match="device"):
-        devices.pick_device("toaster")
-    with pytest.raises(UsageError, match="CUDA devices here"):
-        devices.pick_device("cuda:99")
 
 
 def test_frozen_parameters_stay_and_the_network_comes_back_as_it_was_laid_out():
@@ -374,30 +200,6 @@ def test_frozen_parameters_stay_and_the_network_comes_back_as_it_was_laid_out():
     assert all(p.is_contiguous() for p in net.parameters())
 
 
-def test_hooks_see_gradients_before_and_weights_after_the_step():
-    calls = []
-
-    def before_epoch(state):
-        calls.append(("before", state.epoch))
-
-    def after_backward(state):
-        for parameter in state.module.parameters():
-            parameter.grad.zero_()
-
-    def after_epoch(state):
-        calls.append(("after", state.epoch))
-
-    net = small_net()
-    before = training.copy_state(net)
-    hook = Hooks(before_epoch=before_epoch, after_backward=after_backward, after_epoch=after_epoch)
-    train(net, recipe=Recipe(2, 0.1, 8, weight_decay=0), hooks=[hook])
-    assert calls == [("before", 0), ("after", 1), ("before", 1), ("after", 2)]
-    assert torch.equal(net[0].weight, before["0.weight"])
-
-
-def test_accuracy_equals_a_naive_count():
-    data = Blobs()
-    net = small_net().eval()
-    order = torch.arange(5, 25)
-    naive = sum(int(net(data.images[i : i + 1]).argmax()) == int(data.labels[i]) for i in order.tolist()) / 20
-    assert accuracy.accuracy(net, data, order, torch.device("cpu"), batch_size=7) == naive
+def test_a_line_of_the_history_is_put_in_words_without_the_score_and_what_is_missing():
+    line = {"epoch": 3, "loss": 0.123456, "learning_rate": None, "validation_accuracy": 0.75, "score": 0.7}
+    assert describe(line) == "loss 0.1235, validation accuracy 0.75"

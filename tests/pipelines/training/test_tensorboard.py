@@ -8,11 +8,10 @@ import pytest
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.record import read_log
 from decomp.pipelines.stages import finetune
-from decomp.pipelines.training import outputs
-from decomp.pipelines.training import tensorboard as events
+from decomp.pipelines.training import outputs, tensorboard
 from tests.pipelines.small_runs import make_run, quiet
 
-needs_tensorboard = pytest.mark.skipif(not events.available(), reason=f"needs {events.INSTALL}")
+needs_tensorboard = pytest.mark.skipif(not tensorboard.available(), reason=f"needs {tensorboard.INSTALL}")
 
 
 def history(n):
@@ -31,7 +30,7 @@ def scalars(folder):
 @needs_tensorboard
 def test_events_are_the_history_each_epoch_once_also_when_resumed(tmp_path):
     for process in ((1, 2), (2, 4)):  # the second finds two epochs done
-        writer = events.EventWriter(tmp_path / "events")
+        writer = tensorboard.EventWriter(tmp_path / "events")
         for epochs in range(process[0], process[1] + 1):
             writer(SimpleNamespace(history=history(epochs)))
         writer.close()
@@ -55,5 +54,5 @@ def test_without_tensorboard_that_is_said_once_and_tuning_goes_on(tmp_path, monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
     finetune.finetune(run, epochs=2, reporter=Reporter.for_run(run, quiet=True))
     said = [event["message"] for event in read_log(run.log) if "TensorBoard" in event["message"]]
-    assert len(said) == 1 and events.INSTALL in said[0]
+    assert len(said) == 1 and tensorboard.INSTALL in said[0]
     assert not outputs.events_dir(run).exists() and (run.finetune_dir / "best" / "structure.json").is_file()
