@@ -20,13 +20,13 @@ from decomp.allocation import objective
 from decomp.allocation.allocator import Allocator
 from decomp.cost import models
 from decomp.graph import network_graph as graph
+from decomp.graph.fitting_limits import FittingLimits
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition import session as subject
-from decomp.pipelines.decomposition import survey
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.measure import fidelity
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.run.networks import open_frozen
+from decomp.pipelines.run.loading import open_frozen
 from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import columns_of, weight_to_matrix
 from decomp.solvers import selection
@@ -48,9 +48,8 @@ class Study:
 
     def view(self):
         """A fresh copy of the original network."""
-        view = graph.NetworkGraph(graph.trace(self.original), self.shape)
-        survey.judge_sizes(view, self.frozen)
-        return view
+        fitting = FittingLimits(self.frozen.n_images)
+        return graph.NetworkGraph(graph.trace(self.original), self.shape, fitting=fitting)
 
     def selectors(self):
         """Rows (layer, kept, error of each selector)."""

@@ -25,7 +25,7 @@ from benchmarks.common import machine, markdown
 from decomp.data.formats.exported import FORMATS
 from decomp.data.sources import open_source
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.run.networks import open_frozen
+from decomp.pipelines.run.loading import open_frozen
 from decomp.pipelines.stages.export import export
 from decomp.runtimes.timing import latencies
 

@@ -12,7 +12,6 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from decomp.data.formats.network_file import load
     from decomp.pipelines.api import (
         compare,
         compress,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
         report,
         summarise,
     )
+    from decomp.pipelines.run.loading import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,7 +57,7 @@ if (_checkout / "setup.py").exists() and (_checkout / "pipelines" / "__init__.py
 def __getattr__(name):
     # Lazy, so that `decomp --help` answers without importing torch.
     if name == "load":
-        return _import_module("decomp.data.formats.network_file").load
+        return _import_module("decomp.pipelines.run.loading").load
     if name in __all__:
         return getattr(_import_module("decomp.pipelines.api"), name)
     raise AttributeError(f"module 'decomp' has no attribute {name!r}")

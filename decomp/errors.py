@@ -1,4 +1,12 @@
-"""The one family of errors a person sees: what, which rule, what was given, what to do."""
+"""Exception classes with one-line messages, and near-miss suggestions for them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TypeVar
+
+Choice = TypeVar("Choice", bound=str)
 
 
 class DecompError(Exception):
@@ -23,7 +31,7 @@ class DecompError(Exception):
 
     exit_code = 1
 
-    def __init__(self, thing, rule, got=None, fix=None):
+    def __init__(self, thing: object, rule: object, got: object = None, fix: str | None = None) -> None:
         self.thing, self.rule, self.got, self.fix = str(thing), str(rule), got, fix
         line = f"{thing}: {rule}"
         if got is not None:
@@ -57,3 +65,24 @@ class WeightsError(DecompError):
 
 class TargetError(DecompError):
     """A speed-up, cost or plan that cannot be reached or does not fit the model."""
+
+
+def near_miss(word: object, possible: Iterable[str]) -> str | None:
+    """``'perhaps X is meant'`` for the entry closest to `word`, or None when no entry is close."""
+    close = difflib.get_close_matches(str(word), list(possible), n=1, cutoff=0.5)
+    return f"perhaps {close[0]} is meant" if close else None
+
+
+def check_choice(thing: str, value: object, possible: Iterable[Choice]) -> Choice:
+    """The entry of `possible` that equals `value`.
+
+    Raises
+    ------
+    UsageError
+        There is none; lists the entries and suggests the closest one.
+    """
+    entries = list(possible)
+    for entry in entries:
+        if value == entry:
+            return entry
+    raise UsageError(thing, f"must be one of {', '.join(entries)}", got=repr(value), fix=near_miss(value, entries))

@@ -17,7 +17,17 @@ from .stages.freeze import freeze as _freeze
 from .stages.report import compare as _compare
 from .stages.report import report as _report
 
-__all__ = ["compare", "compress", "decompose", "evaluate", "export", "finetune", "freeze", "report", "summarise"]
+__all__ = [
+    "compare",
+    "compress",
+    "decompose",
+    "evaluate",
+    "export",
+    "finetune",
+    "freeze",
+    "report",
+    "summarise",
+]
 
 
 def _quiet(stage):

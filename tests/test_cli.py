@@ -12,6 +12,7 @@ from command_line import ROOT, decomp_command
 
 import decomp
 from decomp import cli
+from decomp.pipelines.commands.group import COMMANDS
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.record import read_log
 
@@ -143,16 +144,16 @@ def test_a_family_is_one_command(frozen):
 # -- help --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_helps(command):
     result = decomp_command(command, "--help")
     assert result.code == 0 and "Usage:" in result.out and "--debug" in result.out
 
 
 def test_help_lists_every_command_and_the_version_is_that_of_the_package():
-    assert set(cli.main.commands) == set(cli.COMMANDS)
+    assert set(cli.main.commands) == set(COMMANDS)
     shown = decomp_command("--help").out
-    assert all(re.search(rf"^  {command} ", shown, re.MULTILINE) for command in cli.COMMANDS)
+    assert all(re.search(rf"^  {command} ", shown, re.MULTILINE) for command in COMMANDS)
     assert decomp_command().out == shown
     assert decomp_command("--version").out == f"decomp {decomp.__version__}\n"
 

@@ -123,8 +123,7 @@ def load(path, into=None, *, leaves_of=None):
     Parameters
     ----------
     path : path
-        A directory written by decompose or finetune (``runs/vgg/model``); a run directory is taken to mean
-        its best network so far.
+        A directory written by decompose or finetune (``runs/vgg/model``).
     into : torch.nn.Module, optional
         An instance of the original class, with any weights. A copy of it gets the edits and the weights; of a
         network that is a part of a bigger model, give the bigger model or the part. Without it the network
@@ -142,7 +141,7 @@ def load(path, into=None, *, leaves_of=None):
     FileError
         If the files are missing, broken or do not fit the given module.
     """
-    path = _network_directory(Path(os.fspath(path)))
+    path = Path(os.fspath(path))
     structure = read_structure(path)
     weights = path / "weights.safetensors"
     if not weights.is_file():
@@ -193,15 +192,6 @@ def verify_into_original(path, build):
     if not worst < 1e-5:
         raise DecompError(path, "the original class with the edits gives other outputs", got=f"off by {worst:.2g}")
     return f"{path}: verified, standing alone and in the original class"
-
-
-def _network_directory(path):
-    if (path / "structure.json").is_file() or not (path / "run.json").is_file():
-        return path
-    for part in ("finetune/best", "model"):
-        if (path / part / "structure.json").is_file():
-            return path / part
-    raise FileError(path, "this run holds no network yet", fix=f"run: decomp decompose --run {path} --speedup 4x")
 
 
 def _load_into(whole, structure, state, path):

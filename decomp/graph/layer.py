@@ -1,6 +1,15 @@
 """A layer of the traced network and the channels it reads."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+def every_step(reason: str) -> dict[str, str]:
+    """The same reason for each of the steps that a layer can be left out of."""
+    return dict.fromkeys(("spatial", "channel", "prune"), reason)
 
 
 @dataclass(frozen=True)
@@ -27,17 +36,17 @@ class InputSpace:
     producer: str | None
     consumer: str
     width: int
-    carriers: tuple = ()
+    carriers: tuple[str, ...] = ()
     repeat: int = 1
-    map_shape: tuple = (1, 1)
+    map_shape: tuple[int, int] = (1, 1)
 
     @property
-    def sampled(self):
+    def sampled(self) -> bool:
         """Whether the layer reads a subset and the channels themselves stay."""
         return self.producer is None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layer:
     """A convolution or linear layer of the network.
 
@@ -55,7 +64,7 @@ class Layer:
         or the output) or the name of another operation.
     input_space : InputSpace or None
         What it reads, where that can be narrowed.
-    left_alone : dict of str to str
+    left_alone : mapping of str to str, read-only
         For each of the steps 'spatial', 'channel', 'prune' that cannot be applied here, the reason.
     fitted : bool
         False where not even the weights may be fitted anew: grouped, called several times, of another class.
@@ -70,26 +79,24 @@ class Layer:
     index: int
     in_channels: int
     out_channels: int
-    kernel: tuple
-    in_hw: tuple
-    out_hw: tuple
+    kernel: tuple[int, int]
+    in_hw: tuple[int, int]
+    out_hw: tuple[int, int]
     activation: str = "identity"
     input_space: InputSpace | None = None
-    left_alone: dict = field(default_factory=dict)
+    left_alone: Mapping[str, str] = field(default_factory=dict)
     fitted: bool = True
     recovers: str | None = None
 
-    def leave_alone(self, reason):
-        """No step and no fit may touch this layer."""
-        self.left_alone = dict.fromkeys(("spatial", "channel", "prune"), reason)
-        self.input_space, self.fitted, self.recovers = None, False, None
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left_alone", MappingProxyType(dict(self.left_alone)))
 
     @property
-    def input_width(self):
+    def input_width(self) -> int:
         """Channels that pruning chooses among: the width of its input space, or its input channels."""
         return self.in_channels if self.input_space is None else self.input_space.width
 
     @property
-    def max_spatial_rank(self):
+    def max_spatial_rank(self) -> int:
         """Rank at which the spatial split is exact: min(c·kh, n·kw)."""
         return min(self.in_channels * self.kernel[0], self.out_channels * self.kernel[1])

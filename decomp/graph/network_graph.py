@@ -7,19 +7,24 @@ them, the channels go altogether, with everything in between. Otherwise the laye
 (a *sampler*), and whoever writes the channels keeps them for the others.
 """
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from decomp.errors import TraceError
 from decomp.graph.channel_spaces import Spaces
-from decomp.graph.layer import InputSpace, Layer
+from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.layer import InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
 from decomp.graph.tracing import trace
 
@@ -37,36 +42,48 @@ class NetworkGraph:
         (C, H, W) of one image.
     name : str
         For messages.
+    fitting : decomp.graph.fitting_limits.FittingLimits, optional
+        Excludes layers by their size, before they are linked: a layer that is not fitted cannot lose outputs to its
+        reader either. Without it, no layer is excluded.
     sampler : bool
         Layers whose input cannot be narrowed may read a subset of it.
 
     Attributes
     ----------
-    layers : list of Layer
+    layers : tuple of Layer
+        Complete and unchangeable, like the graph itself; another rule is another graph.
     spaces : decomp.graph.channel_spaces.Spaces
     """
 
-    def __init__(self, module, input_shape, name="model", *, sampler=True):
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        input_shape: Sequence[int],
+        name: str = "model",
+        *,
+        fitting: FittingLimits | None = None,
+        sampler: bool = True,
+    ):
         self.module, self.input_shape, self.name = module, tuple(input_shape), name
         self._modules = dict(module.named_modules())
         self._nodes = {node.name: node for node in module.graph.nodes}
+        self._place = {node: i for i, node in enumerate(module.graph.nodes)}
         self._shapes = self._propagate_shapes()
-        self._calls = {}
+        self._calls: dict[str, list[fx.Node]] = {}
         for node in module.graph.nodes:
             if node.op == "call_module":
                 self._calls.setdefault(node.target, []).append(node)
         self.spaces = Spaces(module, self._shapes)
-        self.layers = self._find_layers()
-        self._by_name = {layer.name: layer for layer in self.layers}
         self.functional_convs = [
             node.name
             for node in module.graph.nodes
             if node.op == "call_function" and node.target in (F.conv2d, torch.conv2d)
         ]
-        place = {node: i for i, node in enumerate(module.graph.nodes)}
-        for layer in self.layers:
-            self._link(layer, sampler)
-            layer.recovers = self._shortcut(layer, place)
+        found = self._find_layers()
+        if fitting is not None:
+            found = [_without(layer, fitting.excluded_steps(layer)) for layer in found]
+        self.layers = self._linked(found, sampler)
+        self._by_name = {layer.name: layer for layer in self.layers}
 
     def layer(self, name):
         """The layer with this module path."""
@@ -118,45 +135,24 @@ class NetworkGraph:
                 shapes[node] = tuple(shape)
         return shapes
 
-    def _find_layers(self):
-        layers = []
+    def _find_layers(self) -> list[Layer]:
+        """All convolution and linear layers, judged by themselves: not yet by whom they read and by their size."""
+        layers: list[Layer] = []
         for node in self.module.graph.nodes:
             if node.op != "call_module" or node is not self._calls[node.target][0]:
                 continue
             module = self._modules[node.target]
             if isinstance(module, nn.Conv2d):
-                in_shape, out_shape = self._shapes[node.args[0]], self._shapes[node]
-                layer = Layer(
-                    node.target, node.name, "conv", len(layers), module.in_channels, module.out_channels,
-                    tuple(module.kernel_size), in_shape[-2:], out_shape[-2:],
-                )  # fmt: skip
+                sizes = (module.in_channels, module.out_channels, tuple(module.kernel_size))
+                maps = (self._shapes[node.args[0]][-2:], self._shapes[node][-2:])
             elif isinstance(module, nn.Linear) and len(self._shapes[node]) == 2:
-                layer = Layer(
-                    node.target, node.name, "linear", len(layers), module.in_features, module.out_features,
-                    (1, 1), (1, 1), (1, 1),
-                )  # fmt: skip
+                sizes, maps = (module.in_features, module.out_features, (1, 1)), ((1, 1), (1, 1))
             else:
                 continue
-            layers.append(layer)
-            self._judge(layer, module, node)
+            kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
+            layer = Layer(node.target, node.name, kind, len(layers), *sizes, *maps, self._activation_after(node))
+            layers.append(_without(layer, _steps_ruled_out(module, len(self._calls[node.target]))))
         return layers
-
-    def _judge(self, layer, module, node):
-        """Fill in the activation and why steps cannot be applied (the input space is judged later)."""
-        layer.activation = self._activation_after(node)
-        calls = len(self._calls[layer.name])
-        if type(module) not in (nn.Conv2d, nn.Linear):
-            layer.leave_alone(f"{type(module).__name__} is not a plain layer")
-        elif calls > 1:
-            layer.leave_alone(f"called {calls} times")
-        elif layer.kind == "linear":
-            layer.left_alone["spatial"] = "a linear layer has no kernel to split"
-            layer.left_alone["channel"] = "linear layers are only narrowed with the channels they read"
-        elif module.groups > 1:
-            kind = "depthwise" if module.groups == module.in_channels else f"grouped ({module.groups} groups)"
-            layer.leave_alone(f"{kind} convolution")
-        elif 1 in layer.kernel:
-            layer.left_alone["spatial"] = f"a {layer.kernel[0]}×{layer.kernel[1]} kernel has nothing to split"
 
     def _users(self, node):
         """Who reads a value, past modules that do nothing."""
@@ -167,9 +163,9 @@ class NetworkGraph:
             users = list(users[0].users)
         return users
 
-    def _before(self, source, node, place):
+    def _before(self, source, node):
         """The same value where it is there before ``node``: a shortcut that is an nn.Identity is called behind it."""
-        while place[source] > place[node] and source.op == "call_module":
+        while self._place[source] > self._place[node] and source.op == "call_module":
             if not isinstance(self._modules[source.target], NO_OP_MODULES):
                 break
             source = source.args[0]
@@ -191,9 +187,9 @@ class NetworkGraph:
             return "identity"
         return getattr(user.target, "__name__", str(user.target))
 
-    def _shortcut(self, layer, place):
+    def _shortcut(self, layer):
         """Name of the node that is added to the layer's output, if its value is there before the layer runs."""
-        node = self.node(layer)
+        node = self._calls[layer.name][0]
         users = self._users(node)
         if not layer.fitted or len(users) != 1 or users[0].target not in SUMS or users[0].kwargs:
             return None
@@ -203,24 +199,28 @@ class NetworkGraph:
         while len(others) > 1:  # the layer's own output, behind modules that do nothing
             behind = {user for one in behind for user in one.users}
             others = [source for source in others if source not in behind]
-        others = [self._before(source, node, place) for source in others]
+        others = [self._before(source, node) for source in others]
         same = [o for o in others if self._shapes[o] == self._shapes[node] == self._shapes[total]]
-        return same[0].name if same and place[same[0]] < place[node] else None
+        return same[0].name if same and self._place[same[0]] < self._place[node] else None
 
     # -- spaces ------------------------------------------------------------------------------------------
 
-    def _link(self, layer, sampler):
-        """What the layer may drop of its input: channels that are its own, or a subset by a sampler."""
-        if "prune" in layer.left_alone:
-            return
-        private, reason = self._private(layer)
-        if private is None and sampler and layer.kind == "conv" and "image" not in reason:
-            private = InputSpace(None, layer.name, layer.in_channels) if layer.in_channels > 1 else None
-        layer.input_space = private
-        if private is None:
-            layer.left_alone["prune"] = reason
+    def _linked(self, layers: list[Layer], sampler: bool) -> tuple[Layer, ...]:
+        """The layers with what each may drop of its input and the shortcut it makes up for."""
+        by_name = {layer.name: layer for layer in layers}
+        linked = []
+        for layer in layers:
+            space, left_alone = None, dict(layer.left_alone)
+            if "prune" not in left_alone:
+                space, reason = self._private(layer, by_name)
+                if space is None and sampler and layer.kind == "conv" and "image" not in reason:
+                    space = InputSpace(None, layer.name, layer.in_channels) if layer.in_channels > 1 else None
+                if space is None:
+                    left_alone["prune"] = reason
+            linked.append(replace(layer, input_space=space, left_alone=left_alone, recovers=self._shortcut(layer)))
+        return tuple(linked)
 
-    def _private(self, layer):
+    def _private(self, layer, by_name):
         """The input space that this layer alone reads and one layer alone writes; or None and the reason."""
         use = self.spaces.use(layer.name)
         if use is None:
@@ -238,7 +238,7 @@ class NetworkGraph:
         if len(space.producers) != 1:
             return None, f"its input is written by {len(space.producers)} layers ({', '.join(space.producers[:3])})"
         (producer,) = space.producers
-        written = next((la for la in self.layers if la.name == producer), None)
+        written = by_name.get(producer)
         if written is None or not written.fitted:
             why = "is not a plain layer" if written is None else written.left_alone["prune"]
             return None, f"its producer {producer} is left alone: {why}"
@@ -250,3 +250,28 @@ class NetworkGraph:
             return None, "the columns of its input are not whole channels in order"
         map_shape = use.map_shape if use.map_shape[0] * use.map_shape[1] == repeat else (repeat, 1)
         return InputSpace(producer, layer.name, space.width, space.carriers, repeat, map_shape), None
+
+
+def _steps_ruled_out(module: nn.Conv2d | nn.Linear, n_calls: int) -> dict[str, str]:
+    """Steps that a layer's class, its calls and its kernel rule out, each with the reason."""
+    if type(module) not in (nn.Conv2d, nn.Linear):
+        return every_step(f"{type(module).__name__} is not a plain layer")
+    if n_calls > 1:
+        return every_step(f"called {n_calls} times")
+    if isinstance(module, nn.Linear):
+        return {
+            "spatial": "a linear layer has no kernel to split",
+            "channel": "linear layers are only narrowed with the channels they read",
+        }
+    if module.groups > 1:
+        kind = "depthwise" if module.groups == module.in_channels else f"grouped ({module.groups} groups)"
+        return every_step(f"{kind} convolution")
+    if 1 in module.kernel_size:
+        return {"spatial": f"a {module.kernel_size[0]}×{module.kernel_size[1]} kernel has nothing to split"}
+    return {}
+
+
+def _without(layer: Layer, excluded: Mapping[str, str]) -> Layer:
+    """The layer without these steps; one without any step is not fitted either."""
+    left_alone = {**layer.left_alone, **excluded}
+    return replace(layer, left_alone=left_alone, fitted=layer.fitted and not every_step("").keys() <= excluded.keys())

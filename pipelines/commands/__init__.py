@@ -1,1 +1,1 @@
-"""Declarations of the commands for click."""
+"""Declarations of the commands for click: names, options, help texts, and errors in one line."""

@@ -1,181 +1,211 @@
-"""What the texts of options mean: each function turns one text into a value or says what is possible instead."""
+"""Typed options of the stages: frozen dataclasses, checked when they are made.
 
-import dataclasses
-import difflib
-import json
-import math
-import os
-import re
-import sys
+One object is the argument of a stage, its record in run.json (``to_json``), and what a repeated call is compared with
+(``differences``). The command line and the Python API both build it, so a mistake ends in the same line in both.
+Nothing here imports torch: ``--help`` reads its defaults from these classes.
+"""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from decomp.allocation.plan import STEPS
 from decomp.errors import UsageError
 
-STEPS = ("spatial", "channel", "prune")
+from . import parse
+
 SELECTORS = ("best", "lasso", "backward", "l1", "max-response", "first-k", "random")
 ALLOCATIONS = ("joint", "energy", "uniform")
 COSTS = ("macs", "params", "latency")
-#: Those of decomp.cost.latency_model, which takes PyTorch to import.
 LAYOUTS = ("contiguous", "channels-last")
 FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
-NETWORKS = ("finetuned", "decomposed", "original")
+SCHEDULES = ("cosine", "constant")
+LABELS = ("train", "none")
+#: Fewer images or points cannot be fitted.
+LEAST_IMAGES, LEAST_POINTS = 10, 1
+
+Options = TypeVar("Options", bound="StageOptions")
 
 
-def program():
-    """What a person typed to come here, for lines that name a command."""
-    return "python cli.py" if os.path.basename(sys.argv[0] or "") == "cli.py" else "decomp"
+def _checked(check: Callable[[object], Any], default: Any = None, optional: bool = False) -> Any:
+    """A field of options with its check; None passes unchecked where the field is optional."""
+
+    def checked(value: object) -> Any:
+        return None if optional and value is None else check(value)
+
+    return field(default=default, metadata={"check": checked})
 
 
-def speedup(text):
-    """``'4x'``, ``'4'`` or ``'2.5x'`` as a number above 1: how many times fewer multiply-accumulates."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*[x×]?\s*", str(text), re.IGNORECASE)
-    number = float(match[1]) if match else math.nan
-    if not 1 < number < math.inf:
-        fix = "say how many times cheaper, such as 4x"
-        raise UsageError("--speedup", "must be a number above 1", got=repr(text), fix=fix)
-    return number
+def _needed(check: Callable[[object], Any]) -> Any:
+    return field(metadata={"check": check})
 
 
-def speedups(text):
-    """``'2x,3x,4x'`` as a tuple of different numbers above 1, in this order."""
-    found = [speedup(part) for part in str(text).split(",") if part.strip()]
-    if not found or len(set(found)) < len(found):
-        fix = "give for example 4x, or 2x,3x,4x"
-        raise UsageError("--speedup", "must be one number, or several different ones with commas", repr(text), fix)
-    return tuple(found)
+def _flag(name: str, default: bool) -> Any:
+    return _checked(lambda value: parse.flag(name, value), default)
 
 
-def steps(text):
-    """``'prune,spatial'`` as a tuple of steps in the order in which they are taken."""
-    return _several("--steps", text, STEPS, "leave it out to use all three")
+@dataclass(frozen=True)
+class StageOptions:
+    """Base of the options of one stage: every field is checked and converted when the object is made."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            if "check" in entry.metadata and entry.name not in self._taken_as_given():
+                object.__setattr__(self, entry.name, entry.metadata["check"](getattr(self, entry.name)))
+
+    def _taken_as_given(self) -> tuple[str, ...]:
+        """Names of fields that were checked elsewhere."""
+        return ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as plain data, as run.json keeps them under ``asked``."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls: type[Options], record: Mapping[str, Any]) -> Options:
+        """Options out of a record; what an earlier version did not write takes its default."""
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in known})
+
+    def differences(self, record: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """(name, recorded value, value now) of each option that is not as in an earlier record."""
+        now = self.to_json()
+        return [(name, record.get(name), value) for name, value in now.items() if record.get(name) != value]
 
 
-def formats(text):
-    """``'pt2,onnx'`` as a tuple of formats."""
-    return _several("--format", text, FORMATS, "leave it out for pt2 and state-dict")
+def _names(name: str) -> Callable[[object], tuple[str, ...]]:
+    def check(value: object) -> tuple[str, ...]:
+        names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (value,)
+        return tuple(parse.text(name, entry) for entry in names)
+
+    return check
 
 
-def _several(name, text, possible, fix):
-    """The words of a list with commas between, each once, in the order of `possible`."""
-    asked = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [word for word in asked if word not in possible]
-    if unknown or not asked:
-        raise UsageError(
-            name,
-            f"must be one or more of {', '.join(possible)}, with commas between",
-            got=repr(text),
-            fix=guess(unknown[0], possible) if unknown else fix,
-        )
-    return tuple(word for word in possible if word in asked)
+_MODEL = "give a name such as zoo:vgg-digits; decomp.compress(model, images) takes a module in memory"
 
 
-def memory(text):
-    """``'4GiB'``, ``'4G'``, ``'512MiB'`` or ``'4GB'`` as bytes; without a unit, GiB."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?b?))?\s*", str(text), re.IGNORECASE)
-    if not match or not 0 < float(match[1]) < math.inf:
-        raise UsageError("--memory", "must be an amount of memory", got=repr(text), fix="say for example 4GiB")
-    base = 1000 if (match[3] or "").lower() == "b" else 1024
-    return int(float(match[1]) * base ** ("kmgt".index((match[2] or "g").lower()) + 1))
+@dataclass(frozen=True)
+class FreezeOptions(StageOptions):
+    """Options of ``freeze``.
 
-
-def device(text):
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:1``, as it is."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise UsageError("--device", "must be auto, cpu, cuda or cuda:N", got=repr(text))
-    return text
-
-
-def number(name, kind, least, above=False, most=math.inf):
-    """A function that turns the text of option `name` into a finite `kind` (int or float), `least` or more.
-
-    Parameters
+    Attributes
     ----------
-    name : str
-    kind : type
-    least : int
-    above : bool
-        `least` itself is too little.
-    most : float
-        Numbers up to this one.
+    model, weights, data : str
+        As :func:`decomp.data.models.load_model` and :func:`decomp.data.sources.open_source` read them.
+    input_size : str or sequence of int, optional
+    n_images, n_points : int
+        Calibration images, and sampled output positions per image.
+    seed : int
+    skip_bad : bool
+        Leave out images that cannot be read.
+    part : str, optional
+        Path of the submodule that is treated.
+    leaves : tuple of str
+        Paths of modules that are not traced.
     """
 
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (least < value < math.inf or (value == least and not above)) or value > most:
-            rule = f"must be {'a whole number' if kind is int else 'a number'} {'above' if above else 'from'} {least}"
-            rule += f" and at most {most}" if most < math.inf else ""
-            raise UsageError(name, rule, got=repr(text))
-        return value
-
-    return parse
+    model: str = _needed(lambda value: parse.text("--model", value, _MODEL))
+    weights: str | None = _checked(lambda value: parse.text("--weights", value), None, optional=True)
+    data: str = _checked(lambda value: parse.text("--data", value, "give for example digits or imagefolder:DIR"))
+    input_size: Any = None
+    n_images: int = _checked(parse.number("--images", int, LEAST_IMAGES), 5000)
+    n_points: int = _checked(parse.number("--points", int, LEAST_POINTS), 10)
+    seed: int = _checked(parse.number("--seed", int, 0), 0)
+    skip_bad: bool = _flag("--skip-bad", False)
+    part: str | None = _checked(lambda value: parse.text("--module", value), None, optional=True)
+    leaves: tuple[str, ...] = _checked(_names("--leaf"), ())
 
 
-# The options of decompose but for those that other commands share, as the keywords of click.option; cli.py makes them.
-# ``choices`` are texts of which one is given.
-DECOMPOSE = {
-    "--speedup": dict(
-        type=speedups, metavar="TIMES", help="How many times cheaper: 4x, 4 or 2.5x; or several, such as 2x,3x,4x: "
-        "a run directory for each is made beside --run, all from the frozen points in it.",
-    ),
-    "--cost": dict(choices=COSTS, default="macs", help="What is to shrink: multiply-accumulates, parameters, or the "
-                   "time measured on this device."),
-    "--batch-size": dict(
-        type=number("--batch-size", int, 1), dest="latency_batch", default=64, metavar="N", help="For --cost latency."
-    ),
-    "--layout": dict(
-        choices=LAYOUTS, dest="latency_layout", default="contiguous", help="Of images and weights in memory, "
-        "for --cost latency.",
-    ),
-    "--allocation": dict(choices=ALLOCATIONS, default="joint", help="How the cost is shared among the layers."),
-    "--steps": dict(type=steps, metavar="LIST", default=",".join(STEPS), help="Any of these."),
-    "--multiple": dict(
-        type=number("--multiple", int, 1), default=8, metavar="N",
-        help="Widths and ranks are multiples of N in layers of 8 N channels or more, of N/2 from 4 N, and so on.",
-    ),
-    "--skip": dict(
-        multiple=True, metavar="LAYER", help="A layer that keeps its shape, or several by * and ?; can be given again."
-    ),
-    "--keep-first": dict(is_flag=True, help="The first convolution keeps its shape."),
-    "--max-layer-speedup": dict(
-        type=number("--max-layer-speedup", float, 1), metavar="X", help="No layer becomes cheaper by more than that."
-    ),
-    "--selector": dict(
-        choices=SELECTORS, default="best",
-        help="How the channels to keep are chosen; best takes lasso or backward, whichever fits better.",
-    ),
-    "--linear": dict(is_flag=True, help="Fit all layers linearly, not behind their activation."),
-    "--no-refine": dict(is_flag=True, help="Leave out the joint refinement of each layer's factors."),
-    "--no-recovery": dict(is_flag=True, help="Let no layer make up for the errors of what it is added to."),
-    "--no-sampler": dict(is_flag=True, help="Let no layer read a subset of channels that others need too."),
-    "--coupled": dict(
-        type=number("--coupled", float, 0, above=True, most=1), metavar="SHARE",
-        help="Keep only this share, such as 0.75, of the channels in residual streams and other spaces that several "
-        "layers write or read; left whole where not given.",
-    ),
-    "--plan-only": dict(is_flag=True, help="Write plan.json, which can be edited, and stop there."),
-    "--plan": dict(metavar="FILE", help="Use this plan; it says speed-up, steps, allocation and cost."),
-    "--from": dict(dest="source_run", metavar="DIR", help="Use the frozen points of another run."),
-}  # fmt: skip
+@dataclass(frozen=True)
+class DecomposeOptions(StageOptions):
+    """Options of ``decompose`` that decide its result; see :func:`decomp.pipelines.stages.decompose.decompose`.
+
+    ``plan`` is the digest of a plan that was given as a file; speed-up, steps, allocation, cost and multiple are then
+    those of the plan. ``latency_batch`` and ``latency_layout`` are None unless ``cost`` is 'latency'.
+    """
+
+    speedup: float = _needed(parse.speedup)
+    steps: tuple[str, ...] = _checked(
+        lambda value: parse.several("--steps", value, STEPS, "leave it out to use all three"), STEPS
+    )
+    selector: str = _checked(parse.choice("--selector", SELECTORS), "best")
+    allocation: str = _checked(parse.choice("--allocation", ALLOCATIONS), "joint")
+    cost: str = _checked(parse.choice("--cost", COSTS), "macs")
+    multiple: int = _checked(parse.number("--multiple", int, 1), 8)
+    skip: tuple[str, ...] = _checked(_names("--skip"), ())
+    keep_first: bool = _flag("--keep-first", False)
+    max_layer_speedup: float | None = _checked(parse.number("--max-layer-speedup", float, 1), None, optional=True)
+    latency_batch: int | None = _checked(parse.number("--batch-size", int, 1), 64, optional=True)
+    latency_layout: str | None = _checked(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
+    plan: str | None = None
+    activation_aware: bool = _flag("activation_aware", True)
+    refine: bool = _flag("refine", True)
+    recovery: bool = _flag("recovery", True)
+    sampler: bool = _flag("sampler", True)
+    coupled: float | None = _checked(parse.number("--coupled", float, 0, above=True, most=1), None, optional=True)
+
+    def _taken_as_given(self) -> tuple[str, ...]:
+        # Those of a plan from a file, which is checked where it is read.
+        return () if self.plan is None else ("speedup", "steps", "allocation", "multiple")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cost != "latency":
+            # Neither decides anything then, so that a record does not differ by them.
+            object.__setattr__(self, "latency_batch", None)
+            object.__setattr__(self, "latency_layout", None)
 
 
-def guess(word, possible):
-    """``'perhaps X is meant'``, or None when nothing in `possible` is close to `word`."""
-    close = difflib.get_close_matches(word, possible, n=1, cutoff=0.5)
-    return f"perhaps {close[0]} is meant" if close else None
+@dataclass(frozen=True)
+class FinetuneOptions(StageOptions):
+    """Options of ``finetune``; see :func:`decomp.pipelines.stages.finetune.finetune`."""
+
+    epochs: int = _checked(parse.number("--epochs", int, 1), 5)
+    learning_rate: float = _checked(parse.number("--lr", float, 0, above=True), 0.01)
+    batch_size: int = _checked(parse.number("--batch-size", int, 1), 128)
+    schedule: str = _checked(parse.choice("--schedule", SCHEDULES), "cosine")
+    labels: str = _checked(parse.choice("--labels", LABELS), "train")
+    distill: bool = _flag("--distill", False)
+    weight_decay: float = _checked(parse.number("--weight-decay", float, 0), 5e-4)
+    seed: int = _checked(parse.number("--seed", int, 0), 0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distill and self.labels == "none":
+            raise UsageError(
+                "--distill", "adds the original's outputs to labels", got="--labels none", fix="leave one of them out"
+            )
 
 
-def as_json(result):
-    """A stage's result as JSON text: its own plain data where it has a ``to_json``, otherwise its fields by name."""
+@dataclass(frozen=True)
+class TrainOptions(StageOptions):
+    """Options of ``train``; where a number is None, the zoo's recipe of the network, or the stage's default, holds."""
 
-    def plain(value):
-        if hasattr(value, "to_json"):
-            return value.to_json()
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        if dataclasses.is_dataclass(value):
-            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return value.tolist() if hasattr(value, "tolist") else str(value)
+    model: str = _needed(lambda value: parse.text("--model", value))
+    data: str | None = _checked(lambda value: parse.text("--data", value), None, optional=True)
+    epochs: int | None = _checked(parse.number("--epochs", int, 1), None, optional=True)
+    learning_rate: float | None = _checked(parse.number("--lr", float, 0, above=True), None, optional=True)
+    batch_size: int | None = _checked(parse.number("--batch-size", int, 1), None, optional=True)
+    seed: int = _checked(parse.number("--seed", int, 0), 0)
 
-    return json.dumps(result, indent=2, ensure_ascii=False, default=plain)
+
+@dataclass(frozen=True)
+class EvaluateOptions(StageOptions):
+    """Options of ``evaluate``."""
+
+    batch_size: int = _checked(parse.number("--batch-size", int, 1), 64)
+    layout: str = _checked(parse.choice("--layout", LAYOUTS), "contiguous")
+    repeats: int = _checked(parse.number("--repeats", int, 1), 30)
+
+
+def formats(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Formats of ``export``, in the order given.
+
+    Raises
+    ------
+    UsageError
+    """
+    return parse.several("--format", value, FORMATS, "leave it out for pt2 and state-dict", ordered=False)

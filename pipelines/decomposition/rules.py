@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from decomp.allocation.rules import Rules
-from decomp.errors import UsageError
-
-from ..console.options import guess
+from decomp.errors import UsageError, near_miss
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def from_options(view, asked):
             listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
             raise UsageError(
                 "--skip", "must be a layer's name or match some with * and ?", got=repr(pattern),
-                fix=guess(pattern, names) or f"there are {listed}",
+                fix=near_miss(pattern, names) or f"there are {listed}",
             )  # fmt: skip
         for name in found:
             skipped.setdefault(name, f"--skip {pattern}")

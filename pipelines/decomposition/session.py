@@ -8,6 +8,7 @@ import torch
 from decomp.cost import count as cost
 from decomp.errors import FileError
 from decomp.graph import network_graph as graph
+from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.shared_spaces import kept_outputs
 from decomp.surgery.narrow_network import shrink
 
@@ -15,7 +16,7 @@ from ...data.formats import curves_file
 from ...data.formats.atomic import scratch
 from ...data.formats.frozen_file import FrozenFile, shortcut_key
 from ..run.directory import RunDirectory
-from ..run.networks import open_frozen
+from ..run.loading import open_frozen
 from . import shared_channels as coupling
 from . import survey
 from .memory import StageMemory, measure, problem_bytes, row_bytes, set_limits
@@ -76,8 +77,8 @@ class Subject:
         self.spaces, self.keep = dict(counts), coupling.choose(run, counts, self.frozen, self.view, **options)
         self.kept = kept_outputs(self.view, self.keep)
         self.edited = shrink(self.view.module, self.view.spaces, self.keep)
-        self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name)
-        survey.judge_sizes(self.view, self.frozen)
+        fitting = FittingLimits(self.frozen.n_images)
+        self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name, fitting=fitting)
         self.per_layer = cost.cost(self.view.module, self.input_shape).per_layer
 
     def survey(self, run, *, device, reporter):
@@ -86,8 +87,8 @@ class Subject:
         self.known = survey.survey(run, self.frozen, self.view, kept=self.kept, **options)
         if not self.sampler:
             # Surveyed with samplers, so that both ways share one survey.
-            self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name, sampler=False)
-            survey.judge_sizes(self.view, self.frozen)
+            rules = {"fitting": FittingLimits(self.frozen.n_images), "sampler": False}
+            self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name, **rules)
         return self.known
 
 
@@ -111,12 +112,11 @@ def opened(run, device, *, sampler=True, memory=None, batch_size=100):
     with frozen, scratch(run.scratch_dir) as folder:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
         network = graph.trace(original, name, frozen.meta.get("leaves") or ())
-        view = graph.NetworkGraph(network, shape, name)
+        view = graph.NetworkGraph(network, shape, name, fitting=FittingLimits(frozen.n_images))
         for layer in view.layers:
             if layer.recovers is not None and shortcut_key(layer.name) not in frozen.layers:
                 rule = f"must hold what the output of {layer.name} is added to"
                 raise FileError(run.frozen, rule, got="a file of an earlier version", fix="run freeze again")
-        survey.judge_sizes(view, frozen)
         counted = cost.cost(network, shape)
         network.to(device)
         space = _workspace(run, view, frozen, memory, batch_size, folder)

@@ -10,6 +10,7 @@ from decomp.errors import FileError
 from decomp.execution import output_metric as metric
 from decomp.execution import outputs
 from decomp.execution.outputs import as_tensor
+from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.network_graph import NetworkGraph
 from decomp.solvers import error_curves as curves
 from decomp.solvers import output_curves as sensitivity
@@ -23,25 +24,12 @@ from ..measure.parallel import in_batches, in_parallel
 from .gather import ProblemGatherer, fitted_images
 from .memory import problem_bytes
 
-# Columns of a layer's patch beyond which its moments no longer fit: K takes 8·p² bytes.
-MOST_COLUMNS = 12_000
 # Images whose gradients make up the output metric.
 METRIC_IMAGES = 2_000
 # Held-out images on which the change of the output is measured: as many as keep the forward work of the whole stage
 # within FORWARD_PASSES passes over the calibration images, between these bounds. Two passes go into the problems of
 # the layers, here and when they are solved, and two tenths into the comparison at the end.
 LEAST_WATCHED, MOST_WATCHED, FORWARD_PASSES, OTHER_PASSES = 32, 500, 4.0, 2.2
-
-
-def judge_sizes(view, frozen):
-    """Say no where the rows cannot carry a fit of that many columns."""
-    for layer in view.layers:
-        columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
-        if columns > MOST_COLUMNS:
-            layer.leave_alone(f"{columns:,} columns a row are more than the {MOST_COLUMNS:,} that are fitted")
-        elif layer.kind == "linear" and frozen.n_images < 2 * columns and "prune" not in layer.left_alone:
-            layer.left_alone["prune"] = f"{frozen.n_images:,} rows are too few to choose among {columns:,} columns"
-            layer.input_space = None
 
 
 def survey(run, frozen, view, *, kept=None, device, space, reporter):
@@ -113,8 +101,8 @@ def _earlier_survey(path, digest, view, reporter):
 
 def _refitted(frozen, view, kept, reporter, *, device, memory):
     """A copy of a narrowed network with every layer fitted to the original on what it still reads."""
-    view = NetworkGraph(copy.deepcopy(view.module), view.input_shape, view.name)
-    judge_sizes(view, frozen)
+    fitting = FittingLimits(frozen.n_images)
+    view = NetworkGraph(copy.deepcopy(view.module), view.input_shape, view.name, fitting=fitting)
     problems = ProblemGatherer(frozen, view, remaining_outputs=kept, recovery=True, device=device, memory=memory)
     with reporter.progress(len(view.layers), "fit of what is left", "layers") as progress:
         for layer in view.layers:

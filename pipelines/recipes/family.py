@@ -5,7 +5,7 @@ from inspect import signature
 
 from decomp.errors import UsageError
 
-from ..console.options import program
+from ..console.program import program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..decomposition import make_plan as planning

@@ -11,7 +11,8 @@ from decomp.errors import FileError
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
 from ...data.formats.layer_file import current_report, read_selection
-from ..console.options import program
+from ..console.program import program
+from ..run.networks import existing
 from .summary import Summary, summarise
 
 
@@ -80,8 +81,7 @@ def networks(run):
         notes, measured = [conditions_in_words(report), *report["notes"]], report["identity"]["networks"]
     except (FileError, KeyError, TypeError):
         return Missing("networks", "the networks have not been compared on the test images", command)
-    now = {"original": run.original_dir, "decomposed": run.model_dir, "fine-tuned": run.finetune_dir / "best"}
-    there = {name: path / "structure.json" for name, path in now.items() if (path / "structure.json").is_file()}
+    there = {network.label: network.path(run) / "structure.json" for network in existing(run)}
     left = [name for name, path in there.items() if measured.get(name) != digest_file(path)]
     if left:
         notes.append(f"not measured as it is now: {', '.join(left)}; give again: {command}")

@@ -11,9 +11,9 @@ from decomp.errors import FileError
 
 from ...data.formats import network_file
 from ...data.formats.json_files import read_json
-from ..console.options import program
+from ..console.program import program
 from ..console.text_table import html_table, text_table
-from ..run import networks as points
+from ..run import loading
 from ..run.directory import RunDirectory
 
 
@@ -114,7 +114,7 @@ def summarise(run):
     if "macs_after" not in facts or not (run.model_dir / "structure.json").is_file():
         fix = f"run `{program()} decompose --run {run.path} --speedup 4x`"
         raise FileError(run.path, "there is no decomposed network yet", fix=fix)
-    original, network = (points.load_network(run, path) for path in (run.original_dir, run.model_dir))
+    original, network = (loading.load_network(run, path) for path in (run.original_dir, run.model_dir))
     shape = network_file.read_structure(run.original_dir)["input_shape"]
     plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json))
     before, after = cost.cost(original, shape).per_layer, cost.cost(network, shape).per_layer

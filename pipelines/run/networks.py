@@ -1,122 +1,90 @@
-"""The frozen points of a run and the network they were taken from."""
+"""Networks of a run: the one table of their names, folders and stages.
 
-from decomp.errors import FileError, UsageError
+Nothing here imports torch, so that ``status`` and ``--help`` answer at once.
+"""
 
-from ...data import models
-from ...data.formats import network_file
-from ...data.formats.digests import digest_file
-from ...data.formats.frozen_file import FrozenFile
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from decomp.errors import FileError, check_choice
+
 from .directory import RunDirectory
 
 
-def open_frozen(run):
-    """The frozen file of a run and its original network, checked to belong together.
+@dataclass(frozen=True)
+class RunNetwork:
+    """One kind of network that a run may hold.
 
-    Returns
-    -------
-    frozen : FrozenFile
-    original : torch.fx.GraphModule
-    """
-    run = RunDirectory.open(run)
-    if not run.frozen.is_file():
-        raise FileError(run.frozen, "is missing", fix=f"run freeze into {run.path} first")
-    original = load_network(run, run.original_dir)
-    frozen = FrozenFile(run.frozen)
-    run.refuse_own_code({"model": frozen.model_name, "data": frozen.source_name})
-    digest = digest_file(run.original_dir / "structure.json")
-    if frozen.meta.get("network") != digest:
-        raise FileError(
-            run.frozen, f"was frozen from the network {str(frozen.meta.get('network'))[:12]}", got=digest[:12],
-            fix="run freeze again into another directory",
-        )  # fmt: skip
-    recorded = (run.config("freeze") or {}).get("frozen", frozen.content)
-    if recorded != frozen.content:
-        raise FileError(
-            run.frozen, f"must be the points {recorded[:12]} that run.json names", got=frozen.content[:12],
-            fix="put the file back, or run freeze again into another directory",
-        )  # fmt: skip
-    return frozen, original
-
-
-def load_network(run, path):
-    """A network of a run, which stands alone; modules that were left out of the trace come from its original class.
-
-    Parameters
+    Attributes
     ----------
-    run : RunDirectory
-    path : Path
-        One of its networks: ``run.original_dir``, ``run.model_dir``, ...
-
-    Returns
-    -------
-    torch.fx.GraphModule
+    name : str
+        As options and exported files name it.
+    label : str
+        As tables and messages name it.
+    folder : str
+        Where it lies in a run directory.
+    stage : str
+        The stage that writes it.
+    made_from : str or None
+        Name of the network that it is made from.
     """
-    asked = (run.config("freeze") or {}).get("asked") or {}
-    return network_file.load(path, leaves_of=original_part(asked) if asked.get("leaves") else None)
+
+    name: str
+    label: str
+    folder: str
+    stage: str
+    made_from: str | None = None
+
+    def path(self, run: RunDirectory) -> Path:
+        """Its folder in a run."""
+        return run.path / self.folder
+
+    def exists(self, run: RunDirectory) -> bool:
+        """Whether the run holds it."""
+        return (self.path(run) / "structure.json").is_file()
 
 
-def warn_of_other_versions(run, stage, reporter):
-    """Say which libraries are not the ones that an earlier stage ran with; equal bytes are no longer to be expected."""
-    changes = run.version_changes(stage)
-    if changes:
-        reporter.warn(f"{stage} ran with other versions: {', '.join(changes)}; numbers may differ a little")
+#: In the order in which they are made.
+NETWORKS = (
+    RunNetwork("original", "original", "original", "freeze"),
+    RunNetwork("decomposed", "decomposed", "model", "decompose", made_from="original"),
+    RunNetwork("finetuned", "fine-tuned", "finetune/best", "finetune", made_from="decomposed"),
+)
+#: The most advanced first: the order in which the network of a run is looked for where none is named.
+NETWORK_NAMES = tuple(network.name for network in reversed(NETWORKS))
 
 
-def original_class(asked):
-    """An instance of the class that was frozen; its weights do not matter, all of them are put in.
+def existing(run: RunDirectory) -> list[RunNetwork]:
+    """The networks that a run holds, in the order in which they are made.
 
-    Parameters
-    ----------
-    asked : dict
-        What freeze was asked for, model, input_size and part; with what it found, input_shape and n_classes.
+    A network whose source is not there is left out: it belongs to an earlier one.
     """
-    size = asked["input_size"] or asked.get("input_shape")  # weights may have told it, where nobody gave it
-    options = {"input_size": size, "n_classes": asked.get("n_classes")}
-    return models.load_model(asked["model"], weights="random", **options).module
+    there: list[RunNetwork] = []
+    for network in NETWORKS:
+        source = network.made_from is None or any(other.name == network.made_from for other in there)
+        if source and network.exists(run):
+            there.append(network)
+    return there
 
 
-def original_part(asked):
-    """The part of it that was frozen, or the whole."""
-    return part_of(original_class(asked), asked.get("part"), asked["model"])
-
-
-def require_whole(run):
-    """Refuse what needs class scores where only a part of a network was treated."""
-    part = ((run.config("freeze") or {}).get("asked") or {}).get("part")
-    if part:
-        raise UsageError(
-            run.path, f"holds a part of a network ({part}), which gives no class scores",
-            fix=f"put it back with decomp.load({str(run.model_dir)!r}, into=model) and train or judge the whole",
-        )  # fmt: skip
-
-
-def part_of(module, part, name):
-    """A submodule by its path; the module itself where no path is given.
+def find_network(run: RunDirectory, which: str | None = None) -> RunNetwork:
+    """The network of a run that is named, or the most advanced one where none is.
 
     Raises
     ------
     UsageError
-        There is none of this name; says what there is.
+        There is no network of this name.
+    FileError
+        The run does not hold it.
     """
-    if not part:
-        return module
-    try:
-        return module.get_submodule(part)
-    except AttributeError as error:
-        there = ", ".join(child for child, _ in module.named_children())
-        raise UsageError("--module", f"{name} has no part of this name, it has {there}", got=part) from error
-
-
-def find_network(run, which=None):
-    """Which network of a run is meant, and where it lies; the best there is where none is named."""
-    places = {"finetuned": run.finetune_dir / "best", "decomposed": run.model_dir, "original": run.original_dir}
-    if which is not None and which not in places:
-        raise UsageError("--which", f"must be one of {', '.join(NETWORKS)}", got=which)
-    for name, path in places.items():
-        if which in (None, name) and (path / "structure.json").is_file():
-            return name, path
-    stage = {"finetuned": "finetune", "decomposed": "decompose"}.get(which, "freeze")
-    raise FileError(run.path, f"holds no {which or ''} network yet".replace("  ", " "), fix=f"run {stage} first")
-
-
-NETWORKS = ("finetuned", "decomposed", "original")
+    if which is not None:
+        check_choice("--which", which, NETWORK_NAMES)
+    for name in NETWORK_NAMES:
+        network = next(entry for entry in NETWORKS if entry.name == name)
+        if which in (None, name) and network.exists(run):
+            return network
+    wanted = next((entry for entry in NETWORKS if entry.name == which), NETWORKS[0])
+    rule = f"holds no {wanted.label} network yet" if which else "holds no network yet"
+    raise FileError(run.path, rule, fix=f"run {wanted.stage} first")

@@ -9,7 +9,7 @@ from decomp.errors import DecompError, UsageError
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
 from ...data.formats.json_files import write_json
-from ..console.options import program
+from ..console.program import program
 from ..decomposition import make_plan as planning
 from ..decomposition import session as subject
 from ..decomposition.gather import ProblemGatherer
@@ -17,8 +17,7 @@ from ..decomposition.layer_loop import solve_layers
 from ..decomposition.layer_reports import announce
 from ..measure import fidelity
 from ..measure.devices import pick_device
-from ..run import networks as points
-from ..run import reuse
+from ..run import loading, reuse
 from ..run.directory import RunDirectory
 
 
@@ -152,7 +151,7 @@ def decompose(
         before = _done_before(run, asked)
         if before is not None:
             return before
-        points.warn_of_other_versions(run, "decompose" if run.layers_dir.is_dir() else "freeze", reporter)
+        loading.warn_of_other_versions(run, "decompose" if run.layers_dir.is_dir() else "freeze", reporter)
         device = pick_device(device)
         with subject.opened(run, device, sampler=sampler, memory=memory, batch_size=batch_size) as opened:
             made = _plan(run, asked, given, opened, device, reporter)
@@ -174,7 +173,7 @@ def _done_before(run, asked):
                 fix=f"use --redo to replace it, or --run OTHER --from {run.path} to keep both",
             )  # fmt: skip
     if "macs_after" in before and (run.model_dir / "structure.json").is_file():
-        points.load_network(run, run.model_dir)
+        loading.load_network(run, run.model_dir)
         return DecomposeResult(run, True, before)
     return None
 
@@ -233,14 +232,14 @@ def _decompose(run, asked, plan, opened, device, reporter):
         "params_before": counted.params, "params_after": after.params, "layers": reports, "fidelity": close,
         "latency": plan.latency, "part": frozen.meta.get("part"),
         "passes": round(space.forward_images / frozen.n_images, 2), "spilled_bytes": space.most_on_disk,
-        "left_alone": {layer.name: layer.left_alone for layer in view.layers if layer.left_alone},
+        "left_alone": {layer.name: dict(layer.left_alone) for layer in view.layers if layer.left_alone},
     }  # fmt: skip
     meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
     folded = [edit["module"] for edit in network_file.read_structure(run.original_dir)["edits"]]
     edited = list(dict.fromkeys([*folded, *opened.edited, *edited]))
     place = {"part": frozen.meta.get("part"), "leaves": frozen.meta.get("leaves") or ()}
     network_file.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta, **place)
-    reporter.step(network_file.verify_into_original(run.model_dir, lambda: points.original_class(frozen.meta)))
+    reporter.step(network_file.verify_into_original(run.model_dir, lambda: loading.original_class(frozen.meta)))
     run.update_config("decompose", facts)
     return DecomposeResult(run, False, facts)
 

@@ -16,8 +16,9 @@ from ...data.formats.json_files import read_json, write_json
 from ...data.sources import open_source
 from ..console.reporter import Reporter
 from ..measure import accuracy, devices
-from ..run import networks as points
+from ..run import loading
 from ..run.directory import RunDirectory
+from ..run.networks import existing
 from ..run.record import library_versions
 
 KIND = "decomp report"
@@ -145,7 +146,7 @@ def evaluate(
         raise UsageError("layout", "must be one of " + ", ".join(LAYOUTS), got=layout)
     run = RunDirectory.open(run)
     reporter = reporter or Reporter()
-    points.require_whole(run)
+    loading.require_whole(run)
     with run.lock(), reporter.stage("evaluate"):
         device = devices.pick_device(device)
         paths = _networks(run)
@@ -157,7 +158,7 @@ def evaluate(
         }  # fmt: skip
         if not redo and (before := _measured_before(run, identity)):
             return before
-        networks = {name: points.load_network(run, path).to(device).eval() for name, path in paths.items()}
+        networks = {name: loading.load_network(run, path).to(device).eval() for name, path in paths.items()}
         shape = tuple(network_file.read_structure(run.original_dir)["input_shape"])
         test, data, notes = _test_images(run, shape)
         shares = _shares(networks, test, data, device, reporter) if test is not None else {}
@@ -206,12 +207,9 @@ def _networks(run):
     """Where the networks of a run lie, by name in the order of their making."""
     if not (run.original_dir / "structure.json").is_file():
         raise FileError(run.original_dir, "there is no original network", fix="run freeze first")
-    paths = {"original": run.original_dir}
-    if (run.model_dir / "structure.json").is_file():
-        paths["decomposed"] = run.model_dir
-        if (run.finetune_dir / "best" / "structure.json").is_file():
-            paths["fine-tuned"] = run.finetune_dir / "best"
-            _check_origin(run)
+    paths = {network.label: network.path(run) for network in existing(run)}
+    if "fine-tuned" in paths:
+        _check_origin(run)
     return paths
 
 

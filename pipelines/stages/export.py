@@ -17,14 +17,15 @@ import torch
 import decomp
 from decomp import seeds
 from decomp.cost import count as cost
-from decomp.errors import DecompError, FileError, UsageError
+from decomp.errors import DecompError, FileError
 
 from ...data.formats import network_file
 from ...data.formats.atomic import commit
 from ...data.formats.digests import digest_file
 from ...data.formats.exported import FORMATS
+from ..console.options import formats as checked_formats
 from ..console.reporter import Reporter
-from ..run import networks as points
+from ..run import loading
 from ..run.directory import RunDirectory
 from ..run.networks import find_network
 from ..run.record import library_versions
@@ -106,17 +107,15 @@ def export(run, *, formats=("pt2", "state-dict"), which=None, out=None, reporter
     -----
     All files run on the CPU or wherever they are moved to, in float32, with any batch size.
     """
-    formats = list(dict.fromkeys(formats))
-    for name in formats:
-        if name not in FORMATS:
-            raise UsageError("--format", f"must be of {', '.join(FORMATS)}", got=name)
+    formats = checked_formats(formats)
     if "onnx" in formats:
         _require_onnx()
     run = RunDirectory.open(run)
-    which, path = find_network(run, which)
+    found = find_network(run, which)
+    which, path = found.name, found.path(run)
     reporter = reporter or Reporter()
     with run.lock(), reporter.stage("export"):
-        network = points.load_network(run, path)
+        network = loading.load_network(run, path)
         shape = network_file.read_structure(path)["input_shape"]
         if not shape:
             raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
@@ -141,7 +140,7 @@ def about(run, path, which, network):
     """
     structure, frozen = network_file.read_structure(path), run.config("freeze") or {}
     shape, source = structure["input_shape"], frozen.get("source") or {}
-    before = cost.cost(points.load_network(run, run.original_dir), shape)
+    before = cost.cost(loading.load_network(run, run.original_dir), shape)
     after = cost.cost(network, shape)
     return {
         "format": "decomp-export",

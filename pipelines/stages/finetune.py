@@ -7,11 +7,11 @@ from decomp.errors import FileError, UsageError
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
-from ..console.options import program
+from ..console.program import program
 from ..console.reporter import Reporter
 from ..measure.devices import pick_device
 from ..run.directory import RunDirectory
-from ..run.networks import load_network, require_whole, warn_of_other_versions
+from ..run.loading import load_network, require_whole, warn_of_other_versions
 from ..training import loop, tensorboard
 from ..training.batchnorm import disable_dropout, insert_batchnorm
 from ..training.hooks import Hooks

@@ -20,11 +20,11 @@ from ...data.formats import network_file
 from ...data.formats.atomic import require_space
 from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile, FrozenWriter, grid_key, shortcut_key
-from ..console.options import program
+from ..console.program import program
 from ..decomposition.memory import measure, set_limits
 from ..measure.devices import pick_device
 from ..run.directory import RunDirectory
-from ..run.networks import part_of
+from ..run.loading import part_of
 
 FOLD_TOLERANCE = 1e-4
 

@@ -9,13 +9,14 @@ from decomp.cost import count as cost
 from decomp.errors import UsageError
 from decomp.graph import network_graph as graph
 from decomp.graph import size_branches as branches
+from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.shared_spaces import whole_spaces
 from decomp.surgery import batchnorm
 
 from ...data import models, sources
 from ...data.formats.atomic import commit
 from ..reporting import graphviz as drawing
-from ..run.networks import part_of
+from ..run.loading import part_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class InspectResult:
     Attributes
     ----------
     network : dict
-        Name, input shape, multiply-accumulates, parameters.
+        Name, input shape, multiply-accumulates, parameters, calibration images that layers are judged for.
     layers : list of dict
         In execution order: name, kind, channels, kernel, share of the cost, spaces read and written, what each
         step can do.
@@ -74,9 +75,10 @@ class InspectResult:
     def _left_alone(self):
         counts = {step: sum(step not in layer["left_alone"] for layer in self.layers) for step in STEPS}
         words = ", ".join(f"{counts[step]} can be {verb}" for step, verb in _VERBS.items())
-        yield f"of {len(self.layers)} layers {words}"
+        yield f"of {len(self.layers)} layers {words}, with {self.network['n_images']:,} calibration images"
         whole = [la for la in self.layers if len(la["left_alone"]) == len(STEPS)]
-        reasons = Counter(la["left_alone"]["channel"] for la in whole)
+        # A convolution without steps has one reason for all; of a linear layer only pruning is a question.
+        reasons = Counter(la["left_alone"]["prune"] for la in whole)
         yield f"no step at all for {len(whole)} layers"
         for reason, count in reasons.most_common():
             yield f"  {count} × {reason}"
@@ -93,7 +95,7 @@ def _some(names, limit=6):
 
 def _step_words(layer):
     if len(layer["left_alone"]) == len(STEPS):
-        return f"left alone: {layer['left_alone']['channel']}"
+        return f"left alone: {layer['left_alone']['prune']}"
     words = [step for step in ("spatial", "channel") if step not in layer["left_alone"]]
     if layer["prune"]:
         words.append(layer["prune"])
@@ -104,7 +106,7 @@ def _step_words(layer):
     return "; ".join(words)
 
 
-def inspect(model, *, data=None, input_size=None, part=None, leaves=(), dot=None, png=None):
+def inspect(model, *, data=None, input_size=None, part=None, leaves=(), n_images=5000, dot=None, png=None):
     """Look at a network; its weights do not matter.
 
     Parameters
@@ -118,6 +120,9 @@ def inspect(model, *, data=None, input_size=None, part=None, leaves=(), dot=None
         Look at this submodule only.
     leaves : sequence of str
         Modules not to look into.
+    n_images : int
+        Calibration images that the network would be frozen with, at most as many as `data` has for training: layers
+        with too many columns for them are excluded, as `decompose` excludes them.
     dot, png : path, optional
         Write a drawing.
 
@@ -130,19 +135,20 @@ def inspect(model, *, data=None, input_size=None, part=None, leaves=(), dot=None
     loaded = models.load_model(model, weights="random", input_size=input_size)
     shape = loaded.input_shape
     if data is not None:
-        shape = sources.open_source(data, input_shape=shape).input_shape
+        source = sources.open_source(data, input_shape=shape)
+        shape, n_images = source.input_shape, min(n_images, len(source.train))
     if shape is None:
         raise UsageError(model, "does not tell the size of its images", fix="give --input-size CxHxW or --data")
     network = graph.trace(part_of(loaded.module, part, model), model, leaves, shape)
     batchnorm.fold_bn(network)
-    view = graph.NetworkGraph(network, shape, model)
+    view = graph.NetworkGraph(network, shape, model, fitting=FittingLimits(n_images))
     counted = cost.cost(network, shape)
     drawn = drawing.as_dot(view, _own_spaces(view)) if dot or png else None
     written = [_write(dot, drawn)] if dot else []
     if png:
         written.append(drawing.draw(png, drawn))
     facts = {"name": model + (f", {part}" if part else ""), "input_shape": list(shape), "macs": counted.macs,
-             "params": counted.params, "branches": network.meta["branches"]}  # fmt: skip
+             "params": counted.params, "branches": network.meta["branches"], "n_images": n_images}  # fmt: skip
     layers = [_layer_facts(view, layer, counted) for layer in view.layers]
     return InspectResult(facts, layers, _space_facts(view), _others(view, counted, leaves), written)
 

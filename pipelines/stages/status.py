@@ -10,6 +10,7 @@ from decomp.errors import FileError
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
 from ..run.directory import RunDirectory
+from ..run.networks import existing
 from ..run.record import read_log
 
 DONE, PARTLY, OPEN = "done", "partly", "not yet"
@@ -166,8 +167,7 @@ def _last_epoch(run):
 def _evaluate(run):
     if not run.report_json.is_file():
         return StageStatus("evaluate", OPEN)
-    there = {"original": run.original_dir, "decomposed": run.model_dir, "fine-tuned": run.finetune_dir / "best"}
-    now = {name: _digest(path) for name, path in there.items() if (path / "structure.json").is_file()}
+    now = {network.label: _digest(network.path(run)) for network in existing(run)}
     try:
         measured = read_json(run.report_json)["identity"]["networks"]
     except (FileError, KeyError, TypeError):

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from decomp.errors import UsageError
-
-from ..console.options import guess
+from decomp.errors import UsageError, near_miss
 
 if TYPE_CHECKING:
     from .loop import Training
@@ -81,7 +79,7 @@ class Hooks:
         for attribute in dir(scheme):
             if attribute.startswith(("before_", "after_")) and attribute not in PLACES:
                 rule = "must be a place of the training loop: " + ", ".join(PLACES)
-                raise UsageError(f"hooks {name}", rule, got=attribute, fix=guess(attribute, PLACES))
+                raise UsageError(f"hooks {name}", rule, got=attribute, fix=near_miss(attribute, PLACES))
         if not methods.keys() & set(PLACES):
             raise UsageError(f"hooks {name}", "must have one of the methods " + ", ".join(PLACES))
         return cls(**methods, name=name)

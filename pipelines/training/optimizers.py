@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from decomp.errors import UsageError
+from decomp.errors import UsageError, near_miss
 
-from ..console.options import guess
 from .recipe import BIASES, WEIGHTS, ParameterGroup, Recipe, UpdateRule
 from .schedules import learning_rate_at
 
@@ -41,7 +40,7 @@ def group_parameters(module: nn.Module, recipe: Recipe) -> dict[str, list[str]]:
     for group in recipe.groups:
         if not groups[group.name]:
             given = () if callable(group.parameters) else group.parameters
-            fix = next(filter(None, (guess(pattern, list(parameters)) for pattern in given)), None)
+            fix = next(filter(None, (near_miss(pattern, list(parameters)) for pattern in given)), None)
             rule = "must have a trainable parameter of the network"
             raise UsageError(f"group {group.name}", rule, got=", ".join(given) or None, fix=fix)
     return {name: members for name, members in groups.items() if members}

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from decomp.errors import UsageError
-
-from ..console.options import guess
+from decomp.errors import UsageError, near_miss
 
 SCHEDULES = ("cosine", "constant", "milestones")
 OPTIMIZERS = ("sgd", "adam")
@@ -47,7 +45,7 @@ class UpdateRule:
         ):
             if value not in possible:
                 rule = "must be one of " + ", ".join(possible)
-                raise UsageError(prefix + name, rule, got=value, fix=guess(str(value), possible))
+                raise UsageError(prefix + name, rule, got=value, fix=near_miss(str(value), possible))
         for name, rule, holds in (*self._ranges(), *self._milestone_rules()):
             if not holds:
                 raise UsageError(prefix + name, rule, got=getattr(self, name.replace(" ", "_")))

@@ -17,7 +17,7 @@ from ...data.formats.network_file import read_structure
 from ...data.sources import open_source
 from ..measure.accuracy import check_labels, logits_of
 from ..run.directory import RunDirectory
-from ..run.networks import open_frozen
+from ..run.loading import open_frozen
 from .hold_out import hold_out
 
 #: Calibration images up to this size are held in memory; larger ones are read from the file batch by batch.

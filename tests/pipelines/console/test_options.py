@@ -1,73 +1,149 @@
-"""What the texts of options mean."""
+"""Typed options: each is checked when made, recorded as plain data, and compared with a record."""
+
+import dataclasses
+import json
+from inspect import signature
 
 import pytest
 
-from decomp.data.formats import exported
 from decomp.errors import UsageError
+from decomp.pipelines.commands.main import main
 from decomp.pipelines.console import options
-from decomp.pipelines.run import networks
+from decomp.pipelines.console.options import (
+    DecomposeOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    FreezeOptions,
+    StageOptions,
+    TrainOptions,
+)  # fmt: skip
+
+MADE = (
+    FreezeOptions(model="zoo:vgg-digits", data="digits"), DecomposeOptions(speedup="4x"), FinetuneOptions(),
+    TrainOptions(model="zoo:vgg-digits"), EvaluateOptions(),
+)  # fmt: skip
 
 
-def test_the_choices_offered_are_those_of_the_stages():
+def test_the_choices_are_those_of_the_modules_that_use_them():
     from decomp.allocation import plan
-    from decomp.pipelines.training import recipe
-    from decomp.solvers import solve_layer as layers
+    from decomp.data.formats import exported
+    from decomp.runtimes import timing
+    from decomp.solvers import solve_layer
 
-    assert options.STEPS == plan.STEPS
-    assert set(options.SELECTORS) == set(layers.SELECTORS)
-    assert options.FORMATS == tuple(exported.FORMATS) and options.NETWORKS == networks.NETWORKS
-    assert {"cosine", "constant"} < set(recipe.SCHEDULES)
-
-
-@pytest.mark.parametrize("text, value", [("4x", 4.0), ("4", 4.0), ("2.5x", 2.5), (" 3X ", 3.0), ("1.01×", 1.01)])
-def test_speedups_are_read_as_people_write_them(text, value):
-    assert options.speedup(text) == value
+    assert options.STEPS == plan.STEPS and set(options.STEPS) == set(plan.SIZES)
+    assert set(options.SELECTORS) == set(solve_layer.SELECTORS)
+    assert options.FORMATS == tuple(exported.FORMATS)
+    assert set(options.LAYOUTS) == set(timing.LAYOUTS)
 
 
-def test_several_speedups_are_read_in_their_order():
-    assert options.speedups("2x,3, 2.5x") == (2.0, 3.0, 2.5) and options.speedups("4x") == (4.0,)
-
-
-def test_the_options_of_decompose_say_what_the_stage_does_by_itself():
-    """Each default of the command is the stage's own."""
-    from inspect import signature
-
-    from decomp.pipelines.stages.decompose import decompose
-
-    parameters = signature(decompose).parameters
-    for name, declared in options.DECOMPOSE.items():
-        name = declared.get("dest", name.strip("-").replace("-", "_"))
-        default = declared.get("type", lambda value: value)(declared["default"]) if "default" in declared else None
-        if default is not None:
-            assert parameters[name].default == default, name
-
-
-def test_steps_come_in_the_order_in_which_they_are_taken():
-    assert options.steps("prune, spatial,prune") == ("spatial", "prune")
+def stage_of(name):
+    module = __import__(f"decomp.pipelines.stages.{name}", fromlist=[name])
+    return getattr(module, name)
 
 
 @pytest.mark.parametrize(
-    "text, value",
+    "name, kind", [("freeze", FreezeOptions), ("decompose", DecomposeOptions), ("finetune", FinetuneOptions),
+                   ("train", TrainOptions), ("evaluate", EvaluateOptions)],
+)  # fmt: skip
+def test_command_stage_and_options_have_the_same_defaults(name, kind):
+    """Every option of a stage has one default: that of its class, also where it is None."""
+    parameters, command = signature(stage_of(name)).parameters, main.commands[name]
+    needed = [f"{option.opts[0]}=x" for option in command.params if option.required]
+    typed = command.make_context(name, needed).params
+    compared = [entry for entry in dataclasses.fields(kind) if entry.name not in ("model", "data", "speedup", "plan")]
+    for entry in compared:
+        assert parameters[entry.name].default == entry.default, entry.name
+        if entry.name in typed:
+            assert typed[entry.name] == entry.default, entry.name
+    assert len(compared) >= len(dataclasses.fields(kind)) - 2
+
+
+@pytest.mark.parametrize("made", MADE, ids=lambda made: type(made).__name__)
+def test_options_come_back_from_their_record_and_do_not_change(made):
+    record = json.loads(json.dumps(made.to_json()))
+    assert type(made).from_json(record) == made and made.differences(record) == []
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.seed = 3
+
+
+def test_differences_name_every_option_that_is_another():
+    record = DecomposeOptions(speedup=4, multiple=4, skip="conv1").to_json()
+    now = DecomposeOptions(speedup=3, skip=["conv1"])
+    assert now.differences(record) == [("speedup", 4.0, 3.0), ("multiple", 4, 8)]
+
+
+def test_an_option_that_an_earlier_version_did_not_record_takes_its_default():
+    assert FreezeOptions.from_json({"model": "a:b", "data": "digits", "later": 1}).n_points == 10
+
+
+MISTAKES = {
+    "cost": ("flops", "--cost: must be one of macs, params, latency, got 'flops'."),
+    "allocation": (
+        "jiont",
+        "--allocation: must be one of joint, energy, uniform, got 'jiont'; perhaps joint is meant.",
+    ),
+    "steps": (("chanel",), "got 'chanel'; perhaps channel is meant."),
+    "selector": ("bset", "got 'bset'; perhaps best is meant."),
+    "latency_layout": ("channel-last", "got 'channel-last'; perhaps channels-last is meant."),
+    "multiple": (0, "--multiple: must be a whole number from 1, got 0."),
+    "max_layer_speedup": (0.5, "--max-layer-speedup: must be a number from 1, got 0.5."),
+    "latency_batch": (2.5, "--batch-size: must be a whole number from 1, got 2.5."),
+    "coupled": (1.5, "--coupled: must be a number above 0 and at most 1, got 1.5."),
+    "speedup": ("fast", "--speedup: must be a number above 1, got 'fast'; give for example 4x."),
+    "skip": ([3], "--skip: must be a text that is not empty, got 3."),
+    "refine": ("no", "refine: must be True or False, got 'no'."),
+    "keep_first": (1, "--keep-first: must be True or False, got 1."),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_wrong_option_of_decompose_is_refused_when_it_is_made(name):
+    value, line = MISTAKES[name]
+    with pytest.raises(UsageError) as caught:
+        DecomposeOptions(**{"speedup": 4, name: value})
+    assert line in str(caught.value)
+
+
+def test_every_option_of_decompose_is_checked():
+    unchecked = {entry.name for entry in dataclasses.fields(DecomposeOptions) if "check" not in entry.metadata}
+    assert unchecked == {"plan"}  # the digest of a file, made by us
+
+
+@pytest.mark.parametrize(
+    "kind, given, line",
     [
-        ("4GiB", 4 << 30),
-        ("4", 4 << 30),
-        ("0.5g", 1 << 29),
-        ("512MiB", 512 << 20),
-        ("4GB", 4 * 10**9),
-        ("1 TiB", 1 << 40),
+        (FreezeOptions, {"model": 3, "data": "digits"}, "--model: must be a text"),
+        (FreezeOptions, {"model": "a:b"}, "--data: must be a text"),
+        (FreezeOptions, {"model": "a:b", "data": "digits", "n_images": 9}, "--images: must be a whole number from 10"),
+        (FreezeOptions, {"model": "a:b", "data": "digits", "n_points": 0}, "--points: must be a whole number from 1"),
+        (FinetuneOptions, {"schedule": "cosin"}, "perhaps cosine is meant"),
+        (FinetuneOptions, {"labels": "non"}, "perhaps none is meant"),
+        (FinetuneOptions, {"labels": "none", "distill": True}, "--distill: adds the original's outputs to labels"),
+        (FinetuneOptions, {"learning_rate": 0}, "--lr: must be a number above 0"),
+        (TrainOptions, {"model": "zoo:x", "epochs": 0}, "--epochs: must be a whole number from 1"),
+        (EvaluateOptions, {"layout": "contigous"}, "perhaps contiguous is meant"),
     ],
 )
-def test_memory_is_read_as_people_write_it(text, value):
-    assert options.memory(text) == value
+def test_wrong_options_of_other_stages_are_refused_when_they_are_made(kind, given, line):
+    with pytest.raises(UsageError, match=line):
+        kind(**given)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1GiB", "4 apples", "GiB", "4b", "inf"])
-def test_memory_that_is_none_is_refused(text):
-    with pytest.raises(UsageError, match="--memory: must be an amount of memory.*say for example 4GiB"):
-        options.memory(text)
+def test_latency_conditions_are_part_of_the_record_of_a_plan_by_latency_only():
+    assert DecomposeOptions(speedup=2).latency_batch is None
+    assert DecomposeOptions(speedup=2, cost="latency").to_json()["latency_layout"] == "contiguous"
 
 
-@pytest.mark.parametrize("text", ["-1", "0", "1.5", "inf", "nan", "x", ""])
-def test_counts_are_whole_and_positive(text):
-    with pytest.raises(UsageError, match="--n"):
-        options.number("--n", int, 1)(text)
+def test_a_plan_from_a_file_brings_its_own_numbers():
+    made = DecomposeOptions(speedup=1.0, allocation="by hand", plan="0" * 64)
+    assert (made.speedup, made.allocation) == (1.0, "by hand")
+
+
+def test_formats_come_in_the_order_given():
+    assert options.formats(["onnx", "pt2", "onnx"]) == ("onnx", "pt2") == options.formats("onnx, pt2")
+    with pytest.raises(UsageError, match="--format: .*perhaps onnx is meant"):
+        options.formats("onx")
+
+
+def test_all_options_are_of_one_kind():
+    assert all(isinstance(made, StageOptions) for made in MADE)

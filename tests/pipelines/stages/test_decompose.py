@@ -21,6 +21,7 @@ from decomp.graph.operations import SUMS
 from decomp.pipelines.decomposition import layer_loop
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
+from decomp.pipelines.stages.freeze import freeze
 from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, make_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
@@ -374,3 +375,32 @@ def test_groups_go_as_a_whole_with_the_channels_in_front_of_and_behind_them(run)
         x = frozen.images(0, 360)
         off = network(x) - original(x)
     assert off.mean(0).abs().max() < 1e-4 * original(x).std()
+
+
+@pytest.fixture(scope="module")
+def wide_run(tmp_path_factory):
+    """A frozen network whose first linear layer has more columns than are fitted."""
+    folder = tmp_path_factory.mktemp("wide")
+    (folder / "wide.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 256, 3, padding=1),\n"
+        "        nn.ReLU(), nn.Flatten(), nn.Linear(16384, 40), nn.ReLU(), nn.Linear(40, 10))\n"
+    )
+    options = {"model": f"{folder / 'wide.py'}:build", "data": "digits", "n_images": 100, "n_points": 5}
+    freeze(folder / "run", **options, reporter=Collected())
+    return folder / "run"
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "joint"])
+@pytest.mark.parametrize("steps", [("prune",), ("channel", "prune")])
+def test_a_layer_too_large_to_be_fitted_keeps_its_outputs_and_the_plan_its_cost(wide_run, tmp_path, allocation, steps):
+    shutil.copytree(wide_run, tmp_path / "run")
+    result = decompose(
+        tmp_path / "run", speedup=1.3, steps=steps, allocation=allocation, multiple=1, reporter=Collected()
+    )
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert [layer["keep"] for layer in plan["layers"]][2:] == [None, None]
+    original = network_file.load(tmp_path / "run" / "original")
+    for network in (decomp.load(tmp_path / "run"), decomp.load(tmp_path / "run", into=original)):
+        assert cost(network, SHAPE).macs == plan["macs_after"] == result.facts["macs_after"]
+        assert network.get_submodule("5").weight.shape == (40, 16384)

@@ -15,7 +15,7 @@ import decomp
 from decomp.cost import count as cost
 from decomp.data.formats.exported import FORMATS
 from decomp.errors import DecompError, FileError, UsageError
-from decomp.pipelines.run import networks
+from decomp.pipelines.run import loading, networks
 from decomp.pipelines.stages import export as stage
 from decomp.pipelines.stages.export import EXTRA, export
 from tests.pipelines.small_runs import SHAPE, make_run, quiet
@@ -142,7 +142,7 @@ def test_a_network_that_asks_for_the_batch_size_is_refused(run, monkeypatch, tmp
         def forward(self, x):
             return x.flatten(1) * (2 if len(x) == stage.TRACED_BATCH else 1)
 
-    monkeypatch.setattr(stage.points, "load_network", lambda run, path: Fixed())
+    monkeypatch.setattr(loading, "load_network", lambda run, path: Fixed())
     for name, words in (("pt2", "cannot be written as pt2"), ("torchscript", "module's outputs to 0.0001")):
         with pytest.raises(DecompError, match=words) as caught:
             export(run, formats=[name], out=tmp_path, reporter=quiet())
@@ -152,8 +152,8 @@ def test_a_network_that_asks_for_the_batch_size_is_refused(run, monkeypatch, tmp
 def test_the_best_network_there_is_is_taken_unless_another_is_named(run, tmp_path):
     result = export(run, formats=["state-dict"], which="original", out=tmp_path, reporter=quiet())
     assert result.network == "original" and (tmp_path / "original.pth").is_file()
-    assert networks.find_network(run)[0] == "decomposed"
-    with pytest.raises(FileError, match="finetuned"):
+    assert networks.find_network(run).name == "decomposed"
+    with pytest.raises(FileError, match="holds no fine-tuned network yet; run finetune first"):
         export(run, which="finetuned", reporter=quiet())
     with pytest.raises(UsageError, match="--which"):
         export(run, which="best", reporter=quiet())

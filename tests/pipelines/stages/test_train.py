@@ -14,7 +14,7 @@ from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.run.networks import open_frozen, original_class
+from decomp.pipelines.run.loading import open_frozen, original_class
 from decomp.pipelines.stages import train as stage
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.freeze import freeze

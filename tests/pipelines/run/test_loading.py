@@ -9,7 +9,7 @@ from decomp.data.formats.frozen_file import FrozenWriter
 from decomp.data.given import source_of
 from decomp.errors import FileError
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.run.networks import open_frozen
+from decomp.pipelines.run.loading import open_frozen
 from tests.pipelines.small_runs import SHAPE, network
 
 

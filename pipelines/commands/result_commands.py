@@ -1,0 +1,147 @@
+"""Commands that show or export a result: inspect, evaluate, export, report, compare, status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..console.options import FORMATS, LAYOUTS, EvaluateOptions, formats
+from ..console.program import program
+from ..run.networks import NETWORK_NAMES
+from .group import main
+from .shared import (
+    DATA_HELP,
+    MODEL_HELP,
+    Choice,
+    default_of,
+    number,
+    open_run,
+    reporter_without_run,
+    shared_options,
+    show,
+    use_threads,
+)  # fmt: skip
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp inspect --model zoo:resnet20-fashion
+  decomp inspect --model torchvision:resnet50 --dot resnet50.dot
+  decomp inspect --model nets.py:detector --module backbone --input-size 3x320x320
+"""
+)
+@click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
+@click.option("--data", metavar="NAME", help=DATA_HELP + " Gives the size of the images.")
+@click.option("--input-size", metavar="[CxHx]W", help="Size of one image where neither model nor data give it.")
+@shared_options("part", "leaf")
+@click.option("--dot", metavar="FILE", help="Write a drawing of layers and channel spaces for graphviz.")
+@click.option("--png", metavar="FILE", help="Draw it as PNG; needs graphviz' program dot.")
+@shared_options("common")
+def inspect(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
+    """List every layer of a network with the steps that apply to it, and what is left alone and why."""
+    use_threads(threads)
+    from ..stages.inspection import inspect as stage
+
+    show(stage(model, **options))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp evaluate --run runs/vgg
+  decomp evaluate --run runs/vgg --batch-size 1 --json
+"""
+)
+@shared_options("run")
+@number(
+    "--batch-size", default=default_of(EvaluateOptions, "batch_size"), show_default=True,
+    help="Images per batch in the latency measurement.",
+)  # fmt: skip
+@number(
+    "--repeats", default=default_of(EvaluateOptions, "repeats"), show_default=True,
+    help="Rounds of the latency measurement.",
+)  # fmt: skip
+@click.option(
+    "--layout", type=Choice(LAYOUTS), default=default_of(EvaluateOptions, "layout"), show_default=True,
+    help="Memory layout of images and weights in the latency measurement.",
+)  # fmt: skip
+@shared_options("redo", "device", "common")
+def evaluate(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
+    """Compare the original, the decomposed and the fine-tuned network on the test images and on the clock."""
+    use_threads(threads)
+    from ..stages.evaluate import evaluate as stage
+
+    directory, reporter = open_run(run, quiet)
+    show(stage(directory, reporter=reporter, **options))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp export --run runs/vgg --format pt2,onnx
+  decomp export --run runs/vgg --which decomposed --format state-dict --out deploy
+"""
+)
+@shared_options("run")
+@click.option(
+    "--format", "formats", type=formats, metavar="LIST", default="pt2,state-dict", show_default=True,
+    help=f"Any of {', '.join(FORMATS)}; onnx needs decomp[export].",
+)  # fmt: skip
+@click.option("--which", type=Choice(NETWORK_NAMES), help="Network to export.  [default: the most advanced one]")
+@click.option("--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: export/ in the run]")
+@shared_options("common")
+def export(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
+    """Write a network in formats that load without this package, each checked against it."""
+    use_threads(threads)
+    from ..stages.export import export as stage
+
+    directory, reporter = open_run(run, quiet)
+    show(stage(directory, reporter=reporter, **options))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp report --run runs/vgg
+"""
+)
+@shared_options("run")
+@click.option("--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: the run]")
+@shared_options("common")
+def report(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
+    """Draw the results of a run: one HTML page, PNG figures, and the numbers of each figure as CSV."""
+    use_threads(threads)
+    from ..stages.report import report as stage
+
+    directory, reporter = open_run(run, quiet)
+    show(stage(directory, reporter=reporter, **options))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp compare runs/vgg-2x runs/vgg-4x --out comparison
+"""
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--out", type=click.Path(), metavar="DIR", default="comparison", show_default=True, help="Folder to write to."
+)
+@shared_options("common")
+def compare(runs: tuple[str, ...], threads: int | None, quiet: bool, **options: Any) -> None:
+    """Put several evaluated runs on one page."""
+    use_threads(threads)
+    from ..stages.report import compare as stage
+
+    show(stage(runs, reporter=reporter_without_run(quiet), **options))
+
+
+@main.command()
+@shared_options("run", "json", "debug")
+def status(run: str) -> None:
+    """Show which stages of a run are done, the next command, and the files."""
+    from ..stages.status import status as stage
+
+    show(stage(run, program=program()))

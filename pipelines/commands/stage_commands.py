@@ -1,0 +1,246 @@
+"""Commands that make something: freeze, decompose, finetune, train, demo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..console import parse
+from ..console.options import (
+    ALLOCATIONS,
+    COSTS,
+    LABELS,
+    LAYOUTS,
+    LEAST_IMAGES,
+    LEAST_POINTS,
+    SCHEDULES,
+    SELECTORS,
+    STEPS,
+    DecomposeOptions,
+    FinetuneOptions,
+    FreezeOptions,
+)  # fmt: skip
+from .group import main
+from .shared import (
+    DATA_HELP,
+    MODEL_HELP,
+    Choice,
+    default_of,
+    given,
+    number,
+    open_run,
+    refuse_beside,
+    reporter_without_run,
+    shared_options,
+    show,
+    use_threads,
+)  # fmt: skip
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp freeze --model zoo:vgg-digits --data digits --run runs/vgg
+  decomp freeze --model torchvision:vgg16 --weights DEFAULT --data imagefolder:photos --run runs/vgg16
+  decomp freeze --model nets.py:build --weights net.safetensors --data npz:images.npz --run runs/mine
+"""
+)
+@click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
+@click.option("--data", required=True, metavar="NAME", help=DATA_HELP + " Only training images are used.")
+@shared_options("run")
+@click.option("--weights", metavar="FILE", help="safetensors or a torch state dict; DEFAULT for torchvision's own.")
+@click.option(
+    "--input-size", metavar="[CxHx]W",
+    help="Size of one image where neither model nor data give it: 224, 28x28 or 3x224x224.",
+)  # fmt: skip
+@shared_options("part", "leaf")
+@number(
+    "--images", "n_images", least=LEAST_IMAGES, default=default_of(FreezeOptions, "n_images"), show_default=True,
+    help="Largest number of calibration images.",
+)  # fmt: skip
+@number(
+    "--points", "n_points", least=LEAST_POINTS, default=default_of(FreezeOptions, "n_points"), show_default=True,
+    help="Sampled output positions per image and layer.",
+)  # fmt: skip
+@number("--batch-size", default=100, show_default=True, help="Largest number of images per batch.")
+@shared_options("memory", "seed", "device", "skip-bad", "common")
+def freeze(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
+    """Record calibration images and the responses of every convolution at sampled positions."""
+    use_threads(threads)
+    from ..stages.freeze import freeze as stage
+
+    directory, reporter = open_run(run, quiet)
+    show(stage(directory, reporter=reporter, **options))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp decompose --run runs/vgg --speedup 4x
+  decomp decompose --run runs/vgg --speedup 4x --plan-only
+  decomp decompose --run runs/vgg --speedup 2x,3x,4x,5x
+  decomp decompose --run runs/fast --from runs/vgg --speedup 2x --cost latency --batch-size 1
+  decomp decompose --run runs/mine --from runs/vgg --plan plan.json
+  decomp decompose --run runs/vgg-spatial --from runs/vgg --speedup 2.5x --steps spatial
+"""
+)
+@shared_options("run")
+@click.option(
+    "--speedup", type=parse.speedups, metavar="TIMES",
+    help="Cost of the original over cost of the result: 4x, 4 or 2.5x. Several, such as 2x,3x,4x, make a run directory "
+    "for each beside --run, all from its frozen points.",
+)  # fmt: skip
+@click.option(
+    "--cost", type=Choice(COSTS), default=default_of(DecomposeOptions, "cost"), show_default=True,
+    help="Cost to reduce: multiply-accumulates, parameters, or the time measured on this device.",
+)  # fmt: skip
+@number(
+    "--batch-size", "latency_batch", default=default_of(DecomposeOptions, "latency_batch"), show_default=True,
+    help="Images per batch in time measurements, for --cost latency.",
+)  # fmt: skip
+@click.option(
+    "--layout", "latency_layout", type=Choice(LAYOUTS), default=default_of(DecomposeOptions, "latency_layout"),
+    show_default=True, help="Memory layout of images and weights in time measurements, for --cost latency.",
+)  # fmt: skip
+@click.option(
+    "--allocation", type=Choice(ALLOCATIONS), default=default_of(DecomposeOptions, "allocation"), show_default=True,
+    help="Rule that shares the cost among the layers.",
+)  # fmt: skip
+@click.option(
+    "--steps", metavar="LIST", default=default_of(DecomposeOptions, "steps"), show_default=True,
+    type=lambda text: parse.several("--steps", text, STEPS, "leave it out to use all three"),
+    help="Steps that may be applied to a layer.",
+)  # fmt: skip
+@number(
+    "--multiple", default=default_of(DecomposeOptions, "multiple"), show_default=True,
+    help="Widths and ranks are multiples of N in layers of 8 N channels or more, of N/2 from 4 N, and so on.",
+)  # fmt: skip
+@click.option(
+    "--skip", multiple=True, metavar="LAYER",
+    help="Layer that keeps its shape, or several by * and ?; can be given several times.",
+)  # fmt: skip
+@click.option("--keep-first", is_flag=True, help="The first convolution keeps its shape.")
+@number("--max-layer-speedup", kind=float, help="Largest speed-up of any single layer.")
+@click.option(
+    "--selector", type=Choice(SELECTORS), default=default_of(DecomposeOptions, "selector"), show_default=True,
+    help="Criterion for the channels to keep; best takes lasso or backward, whichever fits better.",
+)  # fmt: skip
+@click.option("--linear", is_flag=True, help="Fit all layers linearly, not behind their activation.")
+@click.option("--no-refine", is_flag=True, help="Skip the joint refinement of each layer's factors.")
+@click.option(
+    "--no-recovery", is_flag=True, help="Do not correct a shortcut's errors in the last layer before its sum."
+)
+@click.option("--no-sampler", is_flag=True, help="Do not let a layer read a subset of channels that others read too.")
+@number(
+    "--coupled", kind=float, least=0, above=True, most=1, metavar="SHARE",
+    help="Keep only this share, such as 0.75, of the channels in residual streams and other channel spaces that "
+    "several layers write or read.  [default: all of them]",
+)  # fmt: skip
+@click.option("--plan-only", is_flag=True, help="Write plan.json, which can be edited, and stop there.")
+@click.option("--plan", metavar="FILE", help="Use this plan; it contains speed-up, steps, allocation and cost.")
+@click.option("--from", "source_run", metavar="DIR", help="Use the frozen points of another run.")
+@shared_options("redo", "memory", "device", "common")
+def decompose(
+    run: str, threads: int | None, quiet: bool, linear: bool, speedup: tuple[float, ...] | None, **options: Any
+) -> None:
+    """Replace each convolution by cheaper ones with nearly the same responses, layer by layer from the input."""
+    use_threads(threads)
+    from ..stages.decompose import decompose as stage
+
+    directory, reporter = open_run(run, quiet)
+    options.update(activation_aware=not linear, reporter=reporter)
+    for name in ("refine", "recovery", "sampler"):
+        options[name] = not options.pop(f"no_{name}")
+    if options["plan"] is not None:
+        refuse_beside("--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled"))
+    if speedup is not None and len(speedup) > 1:
+        from ..recipes.family import family
+
+        show(family(directory, speedups=speedup, **options))
+    else:
+        show(stage(directory, speedup=None if speedup is None else speedup[0], **options))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp finetune --run runs/vgg
+  decomp finetune --run runs/vgg --labels none --epochs 10
+  decomp finetune --run runs/vgg --distill --lr 0.005 --schedule constant
+"""
+)
+@shared_options("run")
+@number(
+    "--epochs",
+    default=default_of(FinetuneOptions, "epochs"),
+    show_default=True,
+    help="Passes over the training images.",
+)
+@number(
+    "--lr", "--learning-rate", "learning_rate", least=0, kind=float, above=True,
+    default=default_of(FinetuneOptions, "learning_rate"), show_default=True, help="Highest learning rate.",
+)  # fmt: skip
+@number("--batch-size", default=default_of(FinetuneOptions, "batch_size"), show_default=True, help="Images per batch.")
+@click.option(
+    "--schedule", type=Choice(SCHEDULES), default=default_of(FinetuneOptions, "schedule"), show_default=True,
+    help="Learning rate after the warm-up.",
+)  # fmt: skip
+@click.option(
+    "--labels", type=Choice(LABELS), default=default_of(FinetuneOptions, "labels"), show_default=True,
+    help="Train on the labels of the training images, or, with none, on the original's outputs for the calibration "
+    "images.",
+)  # fmt: skip
+@click.option("--distill", is_flag=True, help="With labels: follow the original's outputs as well.")
+@number(
+    "--weight-decay", least=0, kind=float, default=default_of(FinetuneOptions, "weight_decay"), show_default=True,
+    help="Weight decay of kernels and matrices.",
+)  # fmt: skip
+@shared_options("redo", "seed", "device", "common")
+def finetune(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
+    """Train the decomposed network for a few epochs; resumes after the last finished epoch."""
+    use_threads(threads)
+    from ..stages.finetune import finetune as stage
+
+    directory, reporter = open_run(run, quiet)
+    show(stage(directory, reporter=reporter, **options))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp train --model zoo:vgg-fashion --data fashion-mnist --out vgg.safetensors
+"""
+)
+@click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
+@click.option("--data", metavar="NAME", help=DATA_HELP + "  [default for zoo networks: their own]")
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="File for the weights; a JSON record is written beside it.  [default: NAME.safetensors]",
+)
+@number("--epochs", help="Passes over the training images.  [default: the zoo's recipe, otherwise 20]")
+@number(
+    "--lr", "--learning-rate", "learning_rate", least=0, kind=float, above=True,
+    help="Highest learning rate.  [default: the zoo's recipe, otherwise 0.05]",
+)  # fmt: skip
+@number("--batch-size", help="Images per batch.  [default: the zoo's recipe, otherwise 128]")
+@shared_options("seed", "device", "common")
+def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
+    """Train a network from the start on labelled images, to have one that can be compressed."""
+    use_threads(threads)
+    from ..stages.train import train as stage
+
+    show(stage(model, reporter=reporter_without_run(quiet), **given(options)))
+
+
+@main.command()
+@click.option("--run", default="runs/demo", show_default=True, metavar="DIR", help="Run directory for its files.")
+@shared_options("common")
+def demo(run: str, threads: int | None, quiet: bool) -> None:
+    """Run the whole sequence on a small shipped network and images that need no download."""
+    use_threads(threads)
+    from ..recipes.demo import demo as recipe
+
+    directory, reporter = open_run(run, quiet)
+    show(recipe(directory, reporter=reporter))

@@ -1,0 +1,176 @@
+"""Values of options: each function checks a value, or the text of one, and returns it in its type.
+
+Text from the command line and values from Python go through the same functions, so that a mistake ends in the same
+line in both.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from decomp.errors import UsageError, check_choice, near_miss
+
+Number = TypeVar("Number", int, float)
+
+
+def speedup(value: object) -> float:
+    """``'4x'``, ``'4'`` or ``4.0`` as a number above 1: cost of the original over cost of the result.
+
+    Raises
+    ------
+    UsageError
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*[x×]?\s*", str(value), re.IGNORECASE)
+    ratio = float(match[1]) if match else math.nan
+    if not 1 < ratio < math.inf:
+        got = "none" if value is None else repr(value)
+        raise UsageError("--speedup", "must be a number above 1", got=got, fix="give for example 4x")
+    return ratio
+
+
+def speedups(text: object) -> tuple[float, ...]:
+    """``'2x,3x,4x'`` as a tuple of different numbers above 1, in the order given.
+
+    Raises
+    ------
+    UsageError
+    """
+    ratios = [speedup(part) for part in str(text).split(",") if part.strip()]
+    if not ratios or len(set(ratios)) < len(ratios):
+        rule = "must be one number, or several different ones separated by commas"
+        raise UsageError("--speedup", rule, got=repr(text), fix="give for example 4x, or 2x,3x,4x")
+    return tuple(ratios)
+
+
+def several(
+    name: str, value: str | Iterable[str], possible: tuple[str, ...], fix: str, *, ordered: bool = True
+) -> tuple[str, ...]:
+    """Entries of `possible`, from a text with commas or from a sequence, each once.
+
+    Parameters
+    ----------
+    name : str
+        Of the option.
+    value : str or iterable of str
+    possible : tuple of str
+    fix : str
+        Advice where nothing is given.
+    ordered : bool
+        In the order of `possible`; otherwise in the order given.
+
+    Raises
+    ------
+    UsageError
+    """
+    given = value.split(",") if isinstance(value, str) else list(value)
+    words = [part.strip() if isinstance(part, str) else part for part in given]
+    words = [word for word in words if word != ""]
+    unknown = [word for word in words if word not in possible]
+    if unknown or not words:
+        raise UsageError(
+            name,
+            f"must be one or more of {', '.join(possible)}, separated by commas",
+            got=repr(value if isinstance(value, str) else ",".join(map(str, words))),
+            fix=near_miss(unknown[0], possible) if unknown else fix,
+        )
+    return tuple(word for word in possible if word in words) if ordered else tuple(dict.fromkeys(words))
+
+
+def choice(name: str, possible: Iterable[str]) -> Callable[[object], str]:
+    """A function that accepts one entry of `possible` as the value of option `name`."""
+    return lambda value: check_choice(name, value, possible)
+
+
+def memory(value: object) -> int:
+    """``'4GiB'``, ``'4G'``, ``'512MiB'`` or ``'4GB'`` as bytes; without a unit, GiB.
+
+    Raises
+    ------
+    UsageError
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?b?))?\s*", str(value), re.IGNORECASE)
+    if not match or not 0 < float(match[1]) < math.inf:
+        raise UsageError("--memory", "must be an amount of memory", got=repr(value), fix="say for example 4GiB")
+    base = 1000 if (match[3] or "").lower() == "b" else 1024
+    return int(float(match[1]) * base ** ("kmgt".index((match[2] or "g").lower()) + 1))
+
+
+def device(value: object) -> str:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+        raise UsageError(
+            "--device",
+            "must be auto, cpu, cuda or cuda:N",
+            got=repr(value),
+            fix=near_miss(value, ("auto", "cpu", "cuda")),
+        )
+    return str(value)
+
+
+def number(
+    name: str, kind: type[Number], least: float, above: bool = False, most: float = math.inf
+) -> Callable[[object], Number]:
+    """A function that accepts a finite number, or the text of one, as the value of option `name`.
+
+    Parameters
+    ----------
+    name : str
+    kind : type
+        int or float.
+    least : float
+    above : bool
+        `least` itself is too small.
+    most : float
+        The largest number allowed.
+    """
+
+    def parse(value: object) -> Number:
+        try:
+            parsed = kind(value)  # type: ignore[arg-type]  # what cannot be converted raises
+            if isinstance(value, bool) or (not isinstance(value, str) and parsed != value):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            parsed = kind(-1) if least >= 0 else kind(least - 1)
+        if not (least < parsed < math.inf or (parsed == least and not above)) or parsed > most:
+            rule = f"must be {'a whole number' if kind is int else 'a number'} {'above' if above else 'from'} {least:g}"
+            rule += f" and at most {most:g}" if most < math.inf else ""
+            raise UsageError(name, rule, got=repr(value))
+        return parsed
+
+    return parse
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False as it is; anything else is refused, since most texts count as true in Python.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not isinstance(value, bool):
+        raise UsageError(name, "must be True or False", got=repr(value))
+    return value
+
+
+def text(name: str, value: object, fix: str | None = None) -> str:
+    """A text that is not empty.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(name, "must be a text that is not empty", got=_described(value), fix=fix)
+    return value
+
+
+def _described(value: object) -> str:
+    return repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"

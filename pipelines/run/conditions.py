@@ -1,0 +1,80 @@
+"""Conditions of a finished stage: its recorded options compared with those of a new call.
+
+One rule for all stages: the same options mean that nothing is to be done, other options are refused in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from decomp.errors import UsageError
+
+from ..console.options import FreezeOptions, Options, StageOptions
+from .directory import RunDirectory
+
+
+def recorded_options(run: RunDirectory, stage: str, kind: type[Options]) -> Options | None:
+    """The options that a stage of a run was called with; None where it was not called yet.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    stage : str
+        Such as ``'freeze'``.
+    kind : type
+        Class of the stage's options.
+    """
+    record = (run.config(stage) or {}).get("asked")
+    return None if record is None else kind.from_json(record)
+
+
+def freeze_options(run: RunDirectory) -> FreezeOptions:
+    """The options of ``freeze`` in a run that is frozen.
+
+    Raises
+    ------
+    UsageError
+        It is not.
+    """
+    options = recorded_options(run, "freeze", FreezeOptions)
+    if options is None:
+        raise UsageError(run.path, "holds no frozen points", fix=f"run freeze --run {run.path} first")
+    return options
+
+
+def require_same_options(
+    run: RunDirectory,
+    done: str,
+    options: StageOptions,
+    record: Mapping[str, Any],
+    fix: str,
+    shown: Callable[[str, Any], Any] | None = None,
+) -> None:
+    """Refuse options that are not those of an earlier call, with the values of both.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    done : str
+        Past participle for the message, such as ``'decomposed'``.
+    options : StageOptions
+        Of the new call.
+    record : mapping
+        What run.json keeps of the earlier call under ``asked``.
+    fix : str
+        How to have both, or to replace the earlier result.
+    shown : callable, optional
+        ``shown(name, value)`` gives the value as the message shows it.
+
+    Raises
+    ------
+    UsageError
+    """
+    differences = options.differences(record)
+    if not differences:
+        return
+    show = shown or (lambda name, value: value)
+    then = ", ".join(f"{name} = {show(name, before)}" for name, before, _ in differences)
+    now = ", ".join(f"{name} = {show(name, value)}" for name, _, value in differences)
+    raise UsageError(run.path, f"was {done} with {then}", got=now, fix=fix)

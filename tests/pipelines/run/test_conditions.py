@@ -1,0 +1,48 @@
+"""Recorded options of a stage and their comparison with those of a new call."""
+
+import pytest
+
+from decomp.errors import UsageError
+from decomp.pipelines.console.options import DecomposeOptions, FreezeOptions
+from decomp.pipelines.run.conditions import freeze_options, recorded_options, require_same_options
+from decomp.pipelines.run.directory import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory.create(tmp_path / "run")
+
+
+def test_a_stage_that_was_not_called_has_no_options(run):
+    assert recorded_options(run, "freeze", FreezeOptions) is None
+    with pytest.raises(UsageError, match="holds no frozen points; run freeze --run"):
+        freeze_options(run)
+
+
+def test_recorded_options_come_back_typed(run):
+    options = FreezeOptions(model="a.py:b", data="digits", leaves=["x"])
+    run.update_config("freeze", {"asked": options.to_json()})
+    assert freeze_options(run) == options
+
+
+def test_the_same_options_pass(run):
+    options = DecomposeOptions(speedup=4, skip=["conv1"])
+    require_same_options(run, "decomposed", options, options.to_json(), "x")
+
+
+def test_all_differences_are_told_with_both_values(run):
+    record = DecomposeOptions(speedup=4, multiple=4).to_json()
+    with pytest.raises(UsageError) as caught:
+        require_same_options(run, "decomposed", DecomposeOptions(speedup=3), record, "use --redo")
+    assert str(caught.value) == (
+        f"{run.path}: was decomposed with speedup = 4.0, multiple = 4, got speedup = 3.0, multiple = 8; use --redo."
+    )
+
+
+def test_a_value_can_be_shown_otherwise(run):
+    record = DecomposeOptions(speedup=4).to_json()
+    with pytest.raises(UsageError, match="with plan = none, got plan = a digest"):
+        require_same_options(
+            run, "decomposed", DecomposeOptions(speedup=4, plan="0" * 64), record, "x",
+            shown=lambda name, value: "none" if value is None else "a digest",
+        )  # fmt: skip
