@@ -88,7 +88,7 @@ class Study:
     def variants(self, step, speedup):
         """Rows (fit, metric, refinement, error, divergence, agreement) of one step."""
         view = self.view()
-        usable = objective.for_steps(objective.losses(self.known), view, (step,))
+        usable = objective.for_steps(objective.geometric_means(self.known.own, self.known.output), view, (step,))
         items = Allocator(view, usable, models.MacsCost(view, self.counted.per_layer)).joint(speedup)
         for refined, metric, aware in itertools.product((False, True), repeat=3):
             if step == "spatial" and aware and not refined:

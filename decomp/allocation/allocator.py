@@ -1,28 +1,31 @@
-r"""From a target cost to ranks and widths, for all layers and steps at once.
+r"""Allocator: from a target cost to ranks and widths, for all layers and steps at once.
 
-Each layer i has curves: how much the network's output changes when it reads only k of its input channels, when
+Each layer i has curves: the change of the network's output when it reads only k of its input channels, when
 its kernel has spatial rank R, and when it has channel rank d (:mod:`decomp.solvers.output_curves`). The sizes minimise
 
 .. math:: \sum_i \left( e^{prune}_i(k_i) + e^{spatial}_i(R_i) + e^{channel}_i(d_i) \right)
           \quad\text{subject to}\quad \mathrm{cost}(k, R, d) \le T.
 
-One Lagrange multiplier for the whole network and dynamic programming along chains of coupled layers
+One Lagrange multiplier for the whole network and dynamic programming along chains of layers
 (:mod:`decomp.allocation.dynamic_programming`) solve this exactly on a grid of sizes; single moves
-(:mod:`decomp.allocation.local_search`) then fill what the
-grid leaves of the target. Which cost it is, the search does not know.
+(:mod:`decomp.allocation.local_search`) then spend the budget that the grid leaves. The cost is any
+:class:`decomp.allocation.interfaces.CostModel`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
-from decomp.allocation import dynamic_programming as chains
-from decomp.allocation import local_search as moves
-from decomp.allocation.choices import Alternatives
-from decomp.allocation.layer_curves import LayerCurves
-from decomp.allocation.plan import LayerPlan, columns
+from decomp.allocation.choices import Choices, LayerPlans, number
+from decomp.allocation.dynamic_programming import solve, solve_for_target
+from decomp.allocation.interfaces import CostModel, Graph, Layer
+from decomp.allocation.layer_curves import Curve, LayerCurves
+from decomp.allocation.local_search import LOWEST_SHARE, fill, keep_to_floors, release
+from decomp.allocation.plan import RANKS, SIZES, LayerPlan, columns
 from decomp.allocation.rules import Rules
 from decomp.errors import TargetError
-
-__all__ = ["Allocator", "LayerCurves", "Rules"]
 
 
 class Allocator:
@@ -33,20 +36,23 @@ class Allocator:
     graph : decomp.graph.network_graph.NetworkGraph
     curves : dict of str to LayerCurves
         One for each layer of the graph.
-    cost : decomp.cost.models.MacsCost or another with its interface
+    cost : CostModel
     rules : Rules, optional
     """
 
-    def __init__(self, graph, curves, cost, rules=Rules()):  # noqa: B008 (it is frozen)
-        self.alternatives = Alternatives(graph, curves, cost, rules)
-        self.graph, self.rules, self._cost, self._smallest = graph, rules, cost, None
+    def __init__(
+        self, graph: Graph, curves: Mapping[str, LayerCurves], cost: CostModel, rules: Rules | None = None
+    ) -> None:
+        self.graph, self.rules, self._cost = graph, rules or Rules(), cost
+        self.choices = Choices(graph, curves, cost, self.rules)
+        self._smallest: LayerPlans | None = None
 
     @property
-    def total(self):
+    def total(self) -> float:
         """Cost of the original network."""
         return self._cost.total
 
-    def joint(self, speedup):
+    def joint(self, speedup: float) -> LayerPlans:
         """Sizes that minimise the summed loss at ``total / speedup``.
 
         Returns
@@ -56,59 +62,58 @@ class Allocator:
         Raises
         ------
         TargetError
-            If the target is out of reach; says the most that is.
+            If the target is out of reach; says the maximum that can be reached.
         """
         self._require_reachable(speedup)
         target = self.total / speedup
-        return self._finish(chains.solve_for_target(self.alternatives, target), target)
+        return self._finish(solve_for_target(self.choices, target), target)
 
-    def uniform(self, speedup):
+    def uniform(self, speedup: float) -> LayerPlans:
         """The same share for every layer and step: each applied step keeps the same share of a layer's cost."""
         self._require_reachable(speedup)
         target, low, high = self.total / speedup, 0.0, 1.0
-        found = self.smallest()
+        within = self.smallest()
         for _ in range(60):
             share = (low + high) / 2
-            items = self._uniform_items(share)
-            if self.cost(items) > target:
+            plans = self._uniform_plans(share)
+            if self.cost(plans) > target:
                 high = share
             else:
-                low, found = share, items
-        return self._finish(found, target)
+                low, within = share, plans
+        return self._finish(within, target)
 
-    def with_energy(self):
+    def with_energy(self) -> Allocator:
         """The same network with the published rule's loss: −log of the kept share of energy, its product maximised.
 
         For curves of relative errors (1505.06798, section 4.1): Π (1 − e) over layers and steps is greatest where
         Σ −log(1 − e) is least.
         """
 
-        def loss(curve):
-            return None if curve is None else -np.log(np.clip(1 - curve, 1e-12, 1.0))
+        def loss(step: str, curve: Curve) -> Curve:
+            return -np.log(np.clip(1 - curve, 1e-12, 1.0))
 
-        own = self.alternatives.curves
-        curves = {n: LayerCurves(loss(c.prune), loss(c.spatial), loss(c.channel)) for n, c in own.items()}
-        return Allocator(self.graph, curves, self._cost, self.alternatives.rules)
+        curves = {name: own.map(loss) for name, own in self.choices.curves.items()}
+        return Allocator(self.graph, curves, self._cost, self.rules)
 
-    def cost(self, items):
+    def cost(self, plans: LayerPlans) -> float:
         """Cost of the whole network."""
-        return self.alternatives.total_cost(items)
+        return self.choices.total_cost(plans)
 
-    def error(self, items):
+    def error(self, plans: LayerPlans) -> float:
         """The objective."""
-        return self.alternatives.error(items)
+        return self.choices.error(plans)
 
-    def smallest(self):
-        """The cheapest sizes there are."""
+    def smallest(self) -> LayerPlans:
+        """The cheapest sizes on the grid."""
         if self._smallest is None:
-            self._smallest = chains.solve(self.alternatives, np.inf)
-        return {name: _copy(item) for name, item in self._smallest.items()}
+            self._smallest = solve(self.choices, np.inf)
+        return _copy(self._smallest)
 
-    def most(self):
+    def most(self) -> float:
         """The greatest speed-up that any sizes give."""
         return self.total / self.cost(self.smallest())
 
-    def _require_reachable(self, speedup):
+    def _require_reachable(self, speedup: float) -> None:
         most = self.most()
         if speedup > most:
             raise TargetError(
@@ -116,53 +121,54 @@ class Allocator:
                 fix="ask for less or allow more steps",
             )  # fmt: skip
 
-    def _uniform_items(self, share):
-        """Sizes at which each applied step keeps ``share`` of what the layer cost before it."""
-        items = {}
+    def _uniform_plans(self, share: float) -> LayerPlans:
+        """Sizes at which each applied step keeps ``share`` of the layer's cost before it."""
+        plans = {}
         for layer in self.graph.layers:
-            curves = self.alternatives.curves[layer.name]
-            item = items[layer.name] = LayerPlan(layer.name)
-            if curves.prune is not None:
-                item.keep = self._size(layer, "keep", share * layer.input_space.width)
-            width_in = columns(layer, item.keep)
-            cost = self._cost.layer(layer, width_in, layer.out_channels)
-            if curves.spatial is not None:
-                rank = self._rank(layer, "spatial_rank", share * cost, (width_in, layer.out_channels))
-                item.spatial_rank = rank
-                cost = self._cost.layer(layer, width_in, layer.out_channels, rank)
-            if curves.channel is not None:
-                widths = width_in, layer.out_channels, item.spatial_rank
-                item.channel_rank = self._rank(layer, "channel_rank", share * cost, widths)
-        moves.keep_to_floors(self.alternatives, items)
-        return items
+            curves = dict(self.choices.curves[layer.name].by_size())
+            plan = plans[layer.name] = LayerPlan(layer.name)
+            if curves["keep"] is not None:
+                plan.keep = self.choices.at_most(layer.name, "keep", share * layer.input_width + 1e-9)
+            widths, ranks = (columns(layer, plan.keep), layer.out_channels), dict.fromkeys(RANKS)
+            for name in RANKS:
+                if curves[name] is not None:
+                    budget = share * number(self._cost.layer(layer, *widths, *ranks.values()))
+                    ranks[name] = self._rank(layer, name, budget, widths, ranks)
+            plan.ranks = tuple(ranks.values())
+        keep_to_floors(self.choices, plans)
+        return plans
 
-    def _size(self, layer, name, size):
-        return self.alternatives.at_most(layer.name, name, size + 1e-9)
-
-    def _rank(self, layer, name, budget, widths):
+    def _rank(
+        self, layer: Layer, name: str, budget: float, widths: tuple[int, int], ranks: Mapping[str, int | None]
+    ) -> int:
         """The largest allowed rank with which the layer costs at most ``budget``."""
-        sizes = self.alternatives.sizes[layer.name, name]
-        costs = np.array([float(self._cost.layer(layer, *widths, int(size))) for size in sizes])
-        return int(sizes[max(0, int((costs <= budget * (1 + 1e-12)).sum()) - 1)])
+        sizes = self.choices.sizes[layer.name, name]
+        costs = self._cost.layer(layer, *widths, *{**ranks, name: sizes}.values())
+        within = np.broadcast_to(costs, sizes.shape) <= budget * (1 + 1e-12)
+        return int(sizes[max(0, int(within.sum()) - 1)])
 
-    def _finish(self, items, target):
-        """Use what the grid leaves of the target, and put down why steps were not applied."""
-        items = {name: _copy(item) for name, item in items.items()}
-        if moves.fill(self.alternatives, items, target) < moves.LOWEST_SHARE * target:
-            moves.release(self.alternatives, items, target)
+    def _finish(self, plans: LayerPlans, target: float) -> LayerPlans:
+        """Spend the rest of the budget, and note why steps were not applied."""
+        plans = _copy(plans)
+        if fill(self.choices, plans, target) < LOWEST_SHARE * target:
+            release(self.choices, plans, target)
         for layer in self.graph.layers:
-            item = items[layer.name]
-            item.left_alone = dict(layer.left_alone)
-            item.off_multiple = self.alternatives.off_multiple(item)
-            if item.keep is not None and item.keep == layer.input_space.width:
-                item.keep = None
-        return items
+            plan = plans[layer.name]
+            plan.left_alone = dict(layer.left_alone)
+            plan.off_multiple = self.choices.off_multiple(plan)
+            if plan.keep is not None and plan.keep == layer.input_width:
+                plan.keep = None
+        return plans
 
 
-def round_down(speedup):
+def round_down(speedup: float) -> str:
     """A speed-up with two decimals that is still reached, as text."""
     return f"{np.floor(speedup * 100) / 100:.2f}"
 
 
-def _copy(item):
-    return LayerPlan(item.layer, item.keep, item.spatial_rank, item.channel_rank)
+def _copy(plans: LayerPlans) -> LayerPlans:
+    """The sizes alone."""
+    return {
+        name: LayerPlan(plan.layer, **{size: getattr(plan, size) for size in SIZES.values()})
+        for name, plan in plans.items()
+    }

@@ -1,86 +1,91 @@
-"""What may be chosen for a network: the sizes of each layer, what they lose, what they cost, and who is coupled.
+"""Choices of the search: allowed sizes of each layer, their losses and costs, and which layers share a width.
 
-The search (:mod:`decomp.allocation.dynamic_programming`, :mod:`decomp.allocation.local_search`) sees the network
-through this alone.
+The search (:mod:`decomp.allocation.dynamic_programming`, :mod:`decomp.allocation.local_search`) reads the network
+only through :class:`Choices`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from decomp.allocation.interfaces import CostModel, Graph, Layer
 from decomp.allocation.layer_curves import LayerCurves
-from decomp.allocation.plan import LayerPlan, columns, limits, widths_written
+from decomp.allocation.plan import RANKS, STEP_TABLE, LayerPlan, columns, widths_written
+from decomp.allocation.rules import Rules
 from decomp.allocation.sizes import allowed_sizes, fitting_multiple, on_grid
 
+LayerPlans: TypeAlias = dict[str, LayerPlan]
+Ranks: TypeAlias = "tuple[int | None, ...]"
 
-class Alternatives:
-    """The choices there are for one network.
+
+class Choices:
+    """Everything that may be chosen for one network.
 
     Parameters
     ----------
     graph : decomp.graph.network_graph.NetworkGraph
     curves : dict of str to LayerCurves
         One for each layer of the graph.
-    cost : decomp.cost.models.MacsCost or another with its interface
+    cost : CostModel
     rules : Rules
 
     Attributes
     ----------
     sizes : dict of (str, str) to numpy.ndarray
-        Allowed sizes, ascending, by layer and name of the size (keep, spatial_rank, channel_rank).
+        Allowed sizes, ascending, by layer and field of the plan (keep, spatial_rank, channel_rank).
+    readers : dict of str to Layer
+        The layer that reads a layer's outputs alone and can narrow them, by the name of the writing layer.
     """
 
-    def __init__(self, graph, curves, cost, rules):
+    def __init__(self, graph: Graph, curves: Mapping[str, LayerCurves], cost: CostModel, rules: Rules) -> None:
         self.graph, self.cost, self.rules = graph, cost, rules
-        self.curves = {layer.name: self._choosable(layer, curves[layer.name]) for layer in graph.layers}
-        self.readers = {
-            layer.input_space.producer: layer
-            for layer in graph.layers
-            if self.curves[layer.name].prune is not None and not layer.input_space.sampled
-        }
-        self.sizes = {}
+        self.curves = {layer.name: self._usable(layer, curves[layer.name]) for layer in graph.layers}
+        self.readers: dict[str, Layer] = {}
+        self.sizes: dict[tuple[str, str], NDArray[np.int64]] = {}
         for layer in graph.layers:
-            channels = {
-                "keep": limits(layer)["prune"][1],
-                "spatial_rank": min(layer.in_channels, layer.out_channels),
-                "channel_rank": layer.out_channels,
-            }
+            producer = None if layer.input_space is None else layer.input_space.producer
+            if producer is not None and self.curves[layer.name].prune is not None:
+                self.readers[producer] = layer
+            channels = {step.size: step.channels(layer) for step in STEP_TABLE}
             for name, curve in self.curves[layer.name].by_size():
                 if curve is not None:
                     multiple = fitting_multiple(channels[name], rules.multiple)
                     self.sizes[layer.name, name] = allowed_sizes(len(curve) - 1, multiple)
-        self._floors = {
-            layer.name: cost.layer(layer, layer.in_channels, layer.out_channels) / rules.max_layer_speedup * (1 - 1e-9)
-            for layer in graph.layers
-        }
-        self._known, self._tables = {}, {}
+        self._floors: dict[str, float] = {}
+        for layer in graph.layers:
+            whole = number(cost.layer(layer, layer.in_channels, layer.out_channels))
+            self._floors[layer.name] = whole / rules.max_layer_speedup * (1 - 1e-9)
+        self._costs: dict[tuple[Any, ...], float] = {}
+        self._tables: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
 
-    def with_any_size(self):
+    def with_any_size(self) -> Choices:
         """The same without the rule of multiples."""
-        return Alternatives(self.graph, self.curves, self.cost, replace(self.rules, multiple=1))
+        return Choices(self.graph, self.curves, self.cost, replace(self.rules, multiple=1))
 
-    def _choosable(self, layer, curves):
+    def _usable(self, layer: Layer, curves: LayerCurves) -> LayerCurves:
         if layer.name in self.rules.skip:
             return LayerCurves()
         space = layer.input_space
         if space is not None and not self.rules.skip.isdisjoint((space.producer, *space.carriers)):
-            return LayerCurves(None, curves.spatial, curves.channel)
+            return replace(curves, prune=None)
         return curves
 
-    # -- who is coupled with whom --------------------------------------------------------------------------
+    # -- layers that share a width -------------------------------------------------------------------------
 
-    def width_out(self, items, layer):
+    def width_out(self, plans: LayerPlans, layer: Layer) -> int:
         """Outputs of a layer that are still read."""
         reader = self.readers.get(layer.name)
-        kept = None if reader is None else items[reader.name].keep
-        return layer.out_channels if kept is None else kept
+        keep = None if reader is None else plans[reader.name].keep
+        return layer.out_channels if keep is None else keep
 
-    def producer(self, layer):
-        """The layer whose outputs go when this one reads fewer."""
-        return self.graph.layer(layer.input_space.producer)
-
-    def chains(self):
-        """Layers coupled by their widths, each list from the first that writes to the last that reads."""
+    def chains(self) -> Iterator[list[Layer]]:
+        """Layers that share widths, each list from the first that writes to the last that reads."""
         narrowed = {layer.name for layer in self.readers.values()}
         for layer in self.graph.layers:
             if layer.name not in narrowed:
@@ -89,116 +94,107 @@ class Alternatives:
                     chain.append(self.readers[chain[-1].name])
                 yield chain
 
-    # -- what sizes cost and lose --------------------------------------------------------------------------
+    # -- costs and losses ----------------------------------------------------------------------------------
 
-    def total_cost(self, items):
+    def total_cost(self, plans: LayerPlans) -> float:
         """Cost of the whole network."""
-        return self.cost.rest + sum(self.layer_cost(items, layer) for layer in self.graph.layers)
+        return self.cost.rest + sum(self.layer_cost(plans, layer) for layer in self.graph.layers)
 
-    def layer_cost(self, items, layer):
+    def layer_cost(self, plans: LayerPlans, layer: Layer) -> float:
         """Cost of one layer."""
-        item = items[layer.name]
-        sizes = (
-            layer.name,
-            columns(layer, item.keep),
-            self.width_out(items, layer),
-            item.spatial_rank,
-            item.channel_rank,
-        )
-        if sizes not in self._known:
-            self._known[sizes] = self.cost.layer(layer, *sizes[1:])
-        return self._known[sizes]
+        plan = plans[layer.name]
+        widths = columns(layer, plan.keep), self.width_out(plans, layer)
+        key = layer.name, widths, plan.ranks
+        if key not in self._costs:
+            self._costs[key] = number(self.cost.layer(layer, *widths, *plan.ranks))
+        return self._costs[key]
 
-    def local_cost(self, items, name):
-        """Cost of a layer and of whoever writes what it reads: all that its sizes can change."""
+    def local_cost(self, plans: LayerPlans, name: str) -> float:
+        """Cost of a layer and of the one that writes its input: all that its sizes can change."""
         layer = self.graph.layer(name)
-        total = self.layer_cost(items, layer)
-        if items[name].keep is not None and not layer.input_space.sampled:
-            total += self.layer_cost(items, self.producer(layer))
+        total = self.layer_cost(plans, layer)
+        if plans[name].keep is not None and layer.input_space is not None and layer.input_space.producer is not None:
+            total += self.layer_cost(plans, self.graph.layer(layer.input_space.producer))
         return total
 
-    def too_cheap(self, items, layer):
+    def too_cheap(self, plans: LayerPlans, layer: Layer) -> bool:
         """Whether a layer costs less than ``max_layer_speedup`` allows."""
-        return self.layer_cost(items, layer) < self._floors[layer.name]
+        return bool(self.layer_cost(plans, layer) < self._floors[layer.name])
 
-    def error(self, items):
-        """The objective."""
-        return sum(self.curves[name].error(item) for name, item in items.items())
+    def error(self, plans: LayerPlans) -> float:
+        """The objective: summed losses of all layers."""
+        return sum(self.curves[name].error(plan) for name, plan in plans.items())
 
     # -- sizes ---------------------------------------------------------------------------------------------
 
-    def next_size(self, name, size_name, size):
+    def next_size(self, layer: str, name: str, size: int) -> int | None:
         """The next allowed size of a layer, or None at the largest."""
-        sizes = self.sizes[name, size_name]
+        sizes = self.sizes[layer, name]
         place = int(np.searchsorted(sizes, size, side="right"))
         return int(sizes[place]) if place < len(sizes) else None
 
-    def at_most(self, name, size_name, size):
+    def at_most(self, layer: str, name: str, size: float) -> int:
         """The largest allowed size up to ``size``; the smallest where none is."""
-        sizes = self.sizes[name, size_name]
+        sizes = self.sizes[layer, name]
         return int(sizes[max(0, int(np.searchsorted(sizes, size, side="right")) - 1)])
 
-    def off_multiple(self, item):
-        """Names of the sizes of a layer plan that are none of the allowed ones."""
-        sizes = [(name, getattr(item, name)) for name, _ in self.curves[item.layer].by_size()]
-        return [name for name, size in sizes if size is not None and size not in self.sizes[item.layer, name]]
+    def off_multiple(self, plan: LayerPlan) -> list[str]:
+        """Fields of a layer plan whose sizes are not among the allowed ones."""
+        sizes = [(name, getattr(plan, name)) for name, _ in self.curves[plan.layer].by_size()]
+        return [name for name, size in sizes if size is not None and size not in self.sizes[plan.layer, name]]
 
-    def widths(self, layer):
+    def widths(self, layer: Layer) -> list[int] | list[None]:
         """Grid of the widths of the space a layer reads; [None] where it cannot be narrowed."""
         sizes = self.sizes.get((layer.name, "keep"))
         return [None] if sizes is None else on_grid(sizes)
 
-    def ranks(self, name):
-        """All pairs (spatial rank, channel rank) on the grid, None where a step is not applied."""
-        pairs = []
-        for size_name in ("spatial_rank", "channel_rank"):
-            sizes = self.sizes.get((name, size_name))
-            # A full rank costs more than the step left out.
-            pairs.append([None] + ([] if sizes is None else on_grid(sizes if len(sizes) == 1 else sizes[:-1])))
-        return [(r, d) for r in pairs[0] for d in pairs[1]]
+    def ranks(self, layer: str) -> list[Ranks]:
+        """All combinations of ranks on the grid, in the order of `RANKS`, None where a step is not applied."""
+        grids: list[list[int | None]] = []
+        for name in RANKS:
+            sizes = self.sizes.get((layer, name))
+            # A full rank costs more than the layer without the step.
+            grids.append([None, *([] if sizes is None else on_grid(sizes if len(sizes) == 1 else sizes[:-1]))])
+        return list(product(*grids))
 
-    def table(self, layer):
-        """What every choice for one layer loses and costs.
+    def table(self, layer: Layer) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Loss and cost of every choice for one layer.
 
         Returns
         -------
-        error, cost : numpy.ndarray, shape (widths read, widths written, pairs of ranks)
+        error, cost : numpy.ndarray, shape (widths read, widths written, combinations of ranks)
             Cost relative to the original network; error infinite where the layer would become too cheap.
         """
         if layer.name not in self._tables:
-            reader, curves, pairs = self.readers.get(layer.name), self.curves[layer.name], self.ranks(layer.name)
-            widths_in, widths_out = self.widths(layer), [None] if reader is None else self.widths(reader)
-            shape = len(widths_in), len(widths_out), len(pairs)
-            a = np.array([columns(layer, w) for w in widths_in])[:, None]
-            b = np.array([layer.out_channels if w is None else w for w in widths_out])[None, :]
-            cost = np.empty(shape)
-            for place, (r, d) in enumerate(pairs):
-                cost[:, :, place] = self.cost.layer(layer, a, b, r, d)
-            pruned = np.array([0.0 if w is None else curves.prune[w] for w in widths_in])
-            ranked = np.array([curves.error(LayerPlan(layer.name, None, r, d)) for r, d in pairs])
-            error = np.broadcast_to(pruned[:, None, None] + ranked, shape)
-            error = np.where(cost < self._floors[layer.name], np.inf, error)
-            self._tables[layer.name] = error, cost / self.cost.total
+            self._tables[layer.name] = self._table(layer)
         return self._tables[layer.name]
 
+    def _table(self, layer: Layer) -> tuple[NDArray[Any], NDArray[Any]]:
+        reader, curves, combinations = self.readers.get(layer.name), self.curves[layer.name], self.ranks(layer.name)
+        widths_in, widths_out = self.widths(layer), [None] if reader is None else self.widths(reader)
+        shape = len(widths_in), len(widths_out), len(combinations)
+        a = np.array([columns(layer, w) for w in widths_in])[:, None]
+        b = np.array([layer.out_channels if w is None else w for w in widths_out])[None, :]
+        cost = np.empty(shape)
+        for place, ranks in enumerate(combinations):
+            cost[:, :, place] = self.cost.layer(layer, a, b, *ranks)
+        pruned = np.array([curves.error(LayerPlan(layer.name, width)) for width in widths_in])
+        ranked = np.array([curves.error(LayerPlan.of(layer.name, None, ranks)) for ranks in combinations])
+        error = np.broadcast_to(pruned[:, None, None] + ranked, shape)
+        error = np.where(cost < self._floors[layer.name], np.inf, error)
+        return error, cost / self.cost.total
 
-def plan_cost(graph, items, cost):
-    """Cost of the whole network under layer plans.
 
-    Parameters
-    ----------
-    graph : decomp.graph.network_graph.NetworkGraph
-    items : dict of str to LayerPlan
-    cost : decomp.cost.models.MacsCost or another with its interface
+def number(cost: Any) -> float:
+    """A cost for single sizes; cost models give a number then, not an array."""
+    return cost
 
-    Returns
-    -------
-    int or float
-    """
-    width_out = widths_written(graph, items)
+
+def plan_cost(graph: Graph, plans: Mapping[str, LayerPlan], cost: CostModel) -> float:
+    """Cost of the whole network under layer plans, in the unit of the cost model."""
+    width_out = widths_written(graph, plans)
     total = cost.rest
     for layer in graph.layers:
-        item = items[layer.name]
-        width_in = columns(layer, item.keep)
-        total += cost.layer(layer, width_in, width_out[layer.name], item.spatial_rank, item.channel_rank)
+        plan = plans[layer.name]
+        total += number(cost.layer(layer, columns(layer, plan.keep), width_out[layer.name], *plan.ranks))
     return total

@@ -1,14 +1,74 @@
-"""What each layer is to become: ranks and widths, readable and editable as JSON."""
+"""Plan: the sizes of every layer, readable and editable as JSON; and the table of steps."""
 
-import difflib
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from decomp.errors import TargetError
+from decomp.errors import TargetError, near_miss
 
-STEPS = ("spatial", "channel", "prune")
-# The size that goes with each step, in the order in which a plan lists them.
-SIZES = {"prune": "keep", "spatial": "spatial_rank", "channel": "channel_rank"}
+if TYPE_CHECKING:  # which need numpy; the command line reads the tables here without it
+    from decomp.allocation.interfaces import Graph, Layer
+
+
+@dataclass(frozen=True)
+class Step:
+    """One way to make a layer cheaper.
+
+    Attributes
+    ----------
+    name : str
+        In options, plans and reports.
+    size : str
+        Field of :class:`LayerPlan` with the size that it leaves.
+    is_rank : bool
+        Whether the size is a rank, which concerns one layer only, or a width, which two layers share.
+    largest : callable
+        Largest size on a layer.
+    bound : str
+        The same in words.
+    channels : callable
+        Channels of a layer that decide its multiple, see :func:`decomp.allocation.sizes.fitting_multiple`.
+    words : str
+        Phrase for a layer at size ``{}``.
+    verb : str
+        Participle for a layer to which the step is applied.
+    """
+
+    name: str
+    size: str
+    is_rank: bool
+    largest: Callable[[Layer], int]
+    bound: str
+    channels: Callable[[Layer], int]
+    words: str
+    verb: str
+
+
+STEP_TABLE = (
+    Step(
+        "spatial", "spatial_rank", True, lambda layer: layer.max_spatial_rank, "min(c·kh, n·kw)",
+        lambda layer: min(layer.in_channels, layer.out_channels), "spatial rank {}", "split in space",
+    ),
+    Step(
+        "channel", "channel_rank", True, lambda layer: layer.out_channels, "filters",
+        lambda layer: layer.out_channels, "channel rank {}", "decomposed by channels",
+    ),
+    Step(
+        "prune", "keep", False, lambda layer: layer.input_width, "input channels",
+        lambda layer: layer.input_width, "reads {} channels", "narrowed",
+    ),
+)  # fmt: skip
+#: Names of the steps.
+STEPS = tuple(step.name for step in STEP_TABLE)
+#: Sizes that are ranks, in the order in which cost models take them.
+RANKS = tuple(step.size for step in STEP_TABLE if step.is_rank)
+#: Rules by which sizes are shared out, see :class:`decomp.allocation.allocator.Allocator`.
+ALLOCATIONS = ("joint", "energy", "uniform")
+#: Names of the cost models.
+COSTS = ("macs", "params", "latency")
 
 
 @dataclass
@@ -28,8 +88,7 @@ class LayerPlan:
     left_alone : dict of str to str
         Steps that cannot be applied here and why.
     limits : dict of str to str or float
-        What a person held the layer to when the plan was made: ``skip`` (the option that names it),
-        ``max_speedup``.
+        Rules that held for the layer when the plan was made: ``skip`` (the option that names it), ``max_speedup``.
     off_multiple : list of str
         Sizes that are not on the plan's multiple, because the target would be missed with it.
     """
@@ -38,25 +97,47 @@ class LayerPlan:
     keep: int | None = None
     spatial_rank: int | None = None
     channel_rank: int | None = None
-    left_alone: dict = field(default_factory=dict)
-    limits: dict = field(default_factory=dict)
-    off_multiple: list = field(default_factory=list)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    off_multiple: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, layer: str, keep: int | None, ranks: tuple[int | None, ...]) -> LayerPlan:
+        """From a width and the ranks in the order of :data:`RANKS`."""
+        plan = cls(layer, keep)
+        plan.ranks = ranks
+        return plan
 
     @property
-    def treated(self):
-        """Whether any step is applied."""
-        return (self.keep, self.spatial_rank, self.channel_rank) != (None, None, None)
+    def ranks(self) -> tuple[int | None, ...]:
+        """The sizes named in :data:`RANKS`."""
+        return tuple(getattr(self, name) for name in RANKS)
 
-    def words(self):
-        """What the layer gets, in words."""
-        parts = []
-        if self.keep is not None:
-            parts.append(f"reads {self.keep} channels")
-        if self.spatial_rank is not None:
-            parts.append(f"spatial rank {self.spatial_rank}")
-        if self.channel_rank is not None:
-            parts.append(f"channel rank {self.channel_rank}")
+    @ranks.setter
+    def ranks(self, values: tuple[int | None, ...]) -> None:
+        for name, value in zip(RANKS, values):
+            setattr(self, name, value)
+
+    @property
+    def factored(self) -> bool:
+        """Whether the layer becomes a chain of several convolutions."""
+        return any(rank is not None for rank in self.ranks)
+
+    @property
+    def treated(self) -> bool:
+        """Whether any step is applied."""
+        return any(getattr(self, name) is not None for name in SIZES.values())
+
+    def words(self) -> str:
+        """Human-readable summary of the sizes."""
+        phrases = {step.name: step.words for step in STEP_TABLE}
+        sizes = {name: getattr(self, size) for name, size in SIZES.items()}
+        parts = [phrases[name].format(size) for name, size in sizes.items() if size is not None]
         return ", ".join(parts) if parts else "stays as it is"
+
+
+#: Field of :class:`LayerPlan` for each step, in the order of the fields.
+SIZES = {step.name: step.size for f in fields(LayerPlan) for step in STEP_TABLE if step.size == f.name}
 
 
 @dataclass
@@ -70,7 +151,7 @@ class Plan:
     steps : tuple of str
         Steps that may be used.
     allocation : str
-        How the sizes were chosen.
+        Rule by which the sizes were chosen, see :data:`ALLOCATIONS`.
     layers : list of LayerPlan
         In execution order.
     macs_before, macs_after : int
@@ -78,7 +159,7 @@ class Plan:
     params_before, params_after : int
         Parameters of the whole network.
     cost : {'macs', 'params', 'latency'}
-        What the speed-up is about.
+        The quantity that the speed-up is about.
     multiple : int
         Sizes are multiples of it in layers that are wide enough, see :func:`decomp.allocation.sizes.fitting_multiple`.
     spaces : dict of str to int
@@ -86,29 +167,29 @@ class Plan:
     latency : dict
         For a plan by measured time: the device, batch size, threads and versions it was measured with, and the times.
     notes : list of str
-        What a reader must know.
+        Warnings for the reader of the plan.
     """
 
     speedup: float
-    steps: tuple
+    steps: tuple[str, ...]
     allocation: str
-    layers: list
+    layers: list[LayerPlan]
     macs_before: int = 0
     macs_after: int = 0
     params_before: int = 0
     params_after: int = 0
     cost: str = "macs"
     multiple: int = 1
-    spaces: dict = field(default_factory=dict)
-    latency: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
+    spaces: dict[str, int] = field(default_factory=dict)
+    latency: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
-    def layer(self, name):
+    def layer(self, name: str) -> LayerPlan:
         """The plan of one layer."""
-        return next(item for item in self.layers if item.layer == name)
+        return next(layer for layer in self.layers if layer.layer == name)
 
-    def words(self):
-        """What the plan as a whole comes to."""
+    def words(self) -> str:
+        """Human-readable summary of the speed-ups."""
         text = f"{self.macs_before / self.macs_after:.2f}x in multiply-accumulates"
         if self.cost == "params":
             text = f"{self.params_before / self.params_after:.2f}x in parameters, {text}"
@@ -116,72 +197,60 @@ class Plan:
             text = f"{latency_words(self.latency)}; {text}"
         return f"{text}, by {self.allocation} allocation"
 
-    def to_json(self):
-        """As plain data, without what is empty."""
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, without empty fields."""
         data = {name: value for name, value in vars(self).items() if value not in ({}, []) and name != "layers"}
         data["steps"] = list(self.steps)
-        data["layers"] = [{k: v for k, v in vars(item).items() if v not in ({}, [])} for item in self.layers]
+        data["layers"] = [{k: v for k, v in vars(layer).items() if v not in ({}, [])} for layer in self.layers]
         return data
 
     @classmethod
-    def from_json(cls, data, name="plan.json"):
-        """From plain data, which a person may have edited.
+    def from_json(cls, data: Any, name: str = "plan.json", renew: str = "make a new plan") -> Plan:
+        """From plain data, which may have been edited by hand.
+
+        Parameters
+        ----------
+        data : object
+            As read from JSON.
+        name : str
+            Of the file, for messages.
+        renew : str
+            The way to a new plan, for messages.
 
         Raises
         ------
         TargetError
             Naming the layer, the field and the rule.
         """
-        made = _record(cls, data, name, ("speedup", "steps", "allocation", "layers"))
-        if not isinstance(made.layers, list) or not made.layers:
-            raise TargetError(name, "layers must be a list of the network's layers", got=_shown(made.layers))
-        items = []
-        for place, item in enumerate(made.layers):
-            known = item.get("layer") if isinstance(item, dict) else None
-            items.append(
-                _record(LayerPlan, item, known if isinstance(known, str) else f"{name}, layer {place}", ("layer",))
-            )
-        made.layers = items
-        steps = made.steps if isinstance(made.steps, (list, tuple)) else [made.steps]
-        unknown = [step for step in steps if step not in STEPS]
-        if unknown:
-            raise TargetError(name, f"steps must be among {', '.join(STEPS)}", got=_shown(unknown[0]))
-        made.steps = tuple(steps)
-        number = made.speedup
+        plan = _record(cls, data, name, ("speedup", "steps", "allocation", "layers"), renew)
+        plan.layers = _layers_from_json(plan.layers, name, renew)
+        plan.steps = _steps_from_json(plan.steps, name)
+        number: object = plan.speedup
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 1 <= number < math.inf:
             raise TargetError(name, "speedup must be a number from 1", got=_shown(number))
-        made.speedup = float(number)
-        for key, kind in (
-            ("allocation", str), ("cost", str), ("latency", dict), ("notes", list), ("multiple", int), ("spaces", dict),
-        ):  # fmt: skip
-            if not isinstance(getattr(made, key), kind):
-                raise TargetError(name, f"{key} must be {_KINDS[kind]}", got=_shown(getattr(made, key)))
-        lacking = [key for key in LATENCY_FIELDS if key not in made.latency] if made.latency else []
-        if lacking:
-            raise TargetError(name, f"latency must say {lacking[0]}", got=", ".join(made.latency))
-        if made.spaces and made.cost == "latency":
-            raise TargetError(name, "spaces must be empty in a plan by latency", got=_shown(made.spaces))
-        return made
+        plan.speedup = float(number)
+        _check_fields(plan, name)
+        return plan
 
-    def validate(self, graph, name="plan.json"):
+    def validate(self, graph: Graph, name: str = "plan.json") -> None:
         """Check every size against the network.
 
         Raises
         ------
         TargetError
-            Naming layer, field, rule and what was given.
+            Naming layer, field, rule and the given value.
         """
         known = [layer.name for layer in graph.layers]
-        planned = [item.layer for item in self.layers]
+        planned = [layer.layer for layer in self.layers]
         if planned != known:
             rule = f"must list the {len(known)} layers of the network in order"
             raise TargetError(name, rule, got=_first_difference(known, planned))
-        for item in self.layers:
-            _validate_layer(item, graph.layer(item.layer), name)
+        for layer in self.layers:
+            _validate_layer(layer, graph.layer(layer.layer), name)
 
 
-def latency_words(latency):
-    """What was measured for a plan by latency, in words."""
+def latency_words(latency: Mapping[str, Any]) -> str:
+    """Human-readable summary of the measurement in a plan by latency."""
     return (
         f"a network of these sizes was measured {latency['measured_speedup']:.2f}x faster than the original: "
         f"{latency['measured_ms']:.3g} ms for {latency['original_ms']:.3g} ms, batch of {latency['batch_size']}, "
@@ -189,7 +258,7 @@ def latency_words(latency):
     )
 
 
-#: What a plan by latency says of its measurement.
+#: Fields of the measurement in a plan by latency.
 LATENCY_FIELDS = (
     "device",
     "threads",
@@ -201,34 +270,67 @@ LATENCY_FIELDS = (
     "measured_speedup",
 )
 _KINDS = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
+_FIELD_KINDS = {"allocation": str, "cost": str, "latency": dict, "notes": list, "multiple": int, "spaces": dict}
+_Record = TypeVar("_Record", "Plan", LayerPlan)
 
 
-def _record(kind, data, name, needed):
+def _record(kind: type[_Record], data: Any, name: str, needed: tuple[str, ...], renew: str) -> _Record:
     """A dataclass from an object whose keys must be its fields."""
     if not isinstance(data, dict):
         raise TargetError(name, "must be an object", got=_shown(data))
     if kind is Plan and not any(key in data for key in needed):
-        raise TargetError(
-            name, "is not a plan", got=f"an object without {needed[0]}", fix="make it anew with decompose --redo"
-        )
+        raise TargetError(name, "is not a plan", got=f"an object without {needed[0]}", fix=renew)
     known = [f.name for f in fields(kind)]
     for key in data:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            fix = f"perhaps {close[0]} is meant" if close else f"there are {', '.join(known)}"
+            fix = near_miss(key, known) or f"there are {', '.join(known)}"
             raise TargetError(name, "holds a field that a plan does not have", got=_shown(key), fix=fix)
     for key in needed:
         if key not in data:
-            raise TargetError(name, f"is not a whole plan: {key} is missing", fix="make it anew with decompose --redo")
+            raise TargetError(name, f"is not a whole plan: {key} is missing", fix=renew)
     return kind(**data)
 
 
-def _shown(value):
+def _layers_from_json(data: Any, name: str, renew: str) -> list[LayerPlan]:
+    if not isinstance(data, list) or not data:
+        raise TargetError(name, "layers must be a list of the network's layers", got=_shown(data))
+    layers = []
+    for place, entry in enumerate(data):
+        layer = entry.get("layer") if isinstance(entry, dict) else None
+        thing = layer if isinstance(layer, str) else f"{name}, layer {place}"
+        layers.append(_record(LayerPlan, entry, thing, ("layer",), renew))
+    return layers
+
+
+def _steps_from_json(data: Any, name: str) -> tuple[str, ...]:
+    steps = data if isinstance(data, (list, tuple)) else [data]
+    unknown = [step for step in steps if step not in STEPS]
+    if unknown:
+        raise TargetError(name, f"steps must be among {', '.join(STEPS)}", got=_shown(unknown[0]))
+    return tuple(steps)
+
+
+def _check_fields(plan: Plan, name: str) -> None:
+    for key, kind in _FIELD_KINDS.items():
+        if not isinstance(getattr(plan, key), kind):
+            raise TargetError(name, f"{key} must be {_KINDS[kind]}", got=_shown(getattr(plan, key)))
+    if plan.cost not in COSTS:
+        raise TargetError(
+            name, f"cost must be one of {', '.join(COSTS)}", got=_shown(plan.cost), fix=near_miss(plan.cost, COSTS)
+        )
+    lacking = [key for key in LATENCY_FIELDS if key not in plan.latency] if plan.latency else []
+    if lacking:
+        raise TargetError(name, f"latency must say {lacking[0]}", got=", ".join(plan.latency))
+    if plan.spaces and plan.cost == "latency":
+        raise TargetError(name, "spaces must be empty in a plan by latency", got=_shown(plan.spaces))
+
+
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _first_difference(known, planned):
+def _first_difference(known: list[str], planned: list[str]) -> str:
     """The first place where a plan's layers are not the network's, in words."""
     for place, (wanted, given) in enumerate(zip(known, planned)):
         if wanted != given:
@@ -238,39 +340,39 @@ def _first_difference(known, planned):
     return f"{len(planned)} layers, {_shown(planned[len(known)])} is one too many"
 
 
-def limits(layer):
-    """Largest size of each step on a layer: {step: (field, limit, meaning)}."""
-    return {
-        "prune": ("keep", layer.input_width, "input channels"),
-        "spatial": ("spatial_rank", layer.max_spatial_rank, "min(c·kh, n·kw)"),
-        "channel": ("channel_rank", layer.out_channels, "filters"),
-    }
+def limits(layer: Layer) -> dict[str, tuple[str, int, str]]:
+    """Largest size of each step on a layer: {step: (field, limit, limit in words)}, in the order of `SIZES`."""
+    table = {step.name: step for step in STEP_TABLE}
+    return {name: (size, table[name].largest(layer), table[name].bound) for name, size in SIZES.items()}
 
 
-def _validate_layer(item, layer, plan):
-    for step, (name, limit, meaning) in limits(layer).items():
-        value = getattr(item, name)
+def _validate_layer(plan: LayerPlan, layer: Layer, file: str) -> None:
+    for step, (name, limit, bound) in limits(layer).items():
+        value = getattr(plan, name)
         if value is None:
             continue
         if step in layer.left_alone:
             raise TargetError(
                 layer.name, f"{name} cannot be set: {layer.left_alone[step]}", got=_shown(value),
-                fix=f"set it to null in {plan}",
+                fix=f"set it to null in {file}",
             )  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-            rule = f"{name} must be in 1..{limit} ({meaning})"
-            raise TargetError(layer.name, rule, got=_shown(value), fix=f"change it in {plan}")
+            rule = f"{name} must be in 1..{limit} ({bound})"
+            raise TargetError(layer.name, rule, got=_shown(value), fix=f"change it in {file}")
 
 
-def columns(layer, keep):
+def columns(layer: Layer, keep: int | None) -> int:
     """Columns that a layer reads when ``keep`` channels of its input space stay; None: all."""
-    return layer.in_channels if keep is None else keep * layer.input_space.repeat
+    if keep is None or layer.input_space is None:
+        return layer.in_channels
+    return keep * layer.input_space.repeat
 
 
-def widths_written(graph, items):
+def widths_written(graph: Graph, plans: Mapping[str, LayerPlan]) -> dict[str, int]:
     """Outputs of each layer that are still read under layer plans: {layer: width}."""
     width_out = {layer.name: layer.out_channels for layer in graph.layers}
     for layer in graph.layers:
-        if items[layer.name].keep is not None and not layer.input_space.sampled:
-            width_out[layer.input_space.producer] = items[layer.name].keep
+        keep, space = plans[layer.name].keep, layer.input_space
+        if keep is not None and space is not None and space.producer is not None:
+            width_out[space.producer] = keep
     return width_out

@@ -1,13 +1,14 @@
 """Rules for sizes: multiples, skipped layers, largest speed-up of a layer."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-import numpy as np
+import math
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a person holds the sizes to.
+    """Conditions that every allocation keeps.
 
     Attributes
     ----------
@@ -21,5 +22,5 @@ class Rules:
     """
 
     multiple: int = 1
-    skip: frozenset = field(default_factory=frozenset)
-    max_layer_speedup: float = np.inf
+    skip: frozenset[str] = field(default_factory=frozenset)
+    max_layer_speedup: float = math.inf

@@ -1,16 +1,19 @@
-"""Which sizes a layer may take: multiples of a number where it is wide enough, and a grid of them for a search."""
+"""Allowed sizes of a layer: multiples where it is wide enough, and a grid of them for the search."""
+
+from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 GRID = 24
-# So many sizes remain to choose among, whatever multiple is asked for.
+# A multiple gives way where it would leave fewer sizes than this.
 FEWEST = 8
 
 
-def fitting_multiple(width, multiple):
-    """The multiple that the sizes of a layer are held to.
+def fitting_multiple(width: int, multiple: int) -> int:
+    """Multiple for the sizes of a layer of this width.
 
-    The one asked for where the layer has at least eight times as many channels; otherwise the half of it for which
+    The given one where the layer has at least eight times as many channels; otherwise the half of it for which
     that holds, or the half of that, down to 1. So with 8: multiples of 8 from 64 channels on, of 4 from 32, of 2
     from 16, and any size below.
 
@@ -30,7 +33,7 @@ def fitting_multiple(width, multiple):
     return max(multiple, 1)
 
 
-def allowed_sizes(limit, multiple):
+def allowed_sizes(limit: int, multiple: int) -> NDArray[np.int64]:
     """Multiples of ``multiple`` up to ``limit``, and the limit itself.
 
     Returns
@@ -40,7 +43,7 @@ def allowed_sizes(limit, multiple):
     return np.unique([*range(multiple, limit + 1, multiple), limit])
 
 
-def on_grid(sizes):
+def on_grid(sizes: NDArray[np.int64]) -> list[int]:
     """About GRID of the sizes, finer towards the small end; the smallest and the largest are among them."""
     if len(sizes) <= GRID:
         return [int(size) for size in sizes]

@@ -1,6 +1,10 @@
 """Counted cost models: multiply-accumulates and parameters of layers of any size."""
 
 from decomp.cost.chain import chain_macs
+from decomp.errors import check_choice
+
+#: Names of the cost models that are counted, not measured.
+COUNTED = ("macs", "params")
 
 
 class MacsCost:
@@ -98,3 +102,29 @@ class ParamsCost:
         if channel_rank is not None:
             params = params + channel_rank * width_out
         return params + width_out + self._carried[layer.name] * width_in
+
+
+def counted_model(name, graph, per_layer, original):
+    """The cost model of a name.
+
+    Parameters
+    ----------
+    name : {'macs', 'params'}
+    graph : decomp.graph.network_graph.NetworkGraph
+    per_layer : dict of str to int
+        Multiply-accumulates counted on the graph's network.
+    original : decomp.cost.count.Cost
+        Of the original network.
+
+    Returns
+    -------
+    MacsCost or ParamsCost
+
+    Raises
+    ------
+    UsageError
+        There is no counted cost of that name.
+    """
+    if check_choice("cost", name, COUNTED) == "params":
+        return ParamsCost(graph, original.params)
+    return MacsCost(graph, per_layer, original.macs)

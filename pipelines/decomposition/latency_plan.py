@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from decomp.allocation import target as search
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import columns, widths_written
 from decomp.cost.chain import chain_of
@@ -16,7 +17,7 @@ from decomp.surgery.random_network import mockup
 
 from ...data.formats.json_files import read_json, write_json
 from ..measure import devices
-from . import target as reach
+from .target_errors import limiting_options
 
 KIND = "decomp latencies"
 # Repetitions of one factor: at most so many, and no more than five once they took so many seconds.
@@ -134,17 +135,17 @@ def allocate(run, asked, subject, usable, rules, *, device, reporter):
 
     Returns
     -------
-    decomp.pipelines.decomposition.target.Found
+    decomp.allocation.target.Allocation
     """
     timings = Timings(run.latency_json, device, asked["latency_batch"], asked["latency_layout"])
     cost = _cost(timings, subject, reporter)
     wanted, tried = asked["speedup"], []
     speedup = wanted
     for _ in range(CORRECTIONS + 1):
-        most = reach.most(subject.view, usable, cost, rules)
+        most = search.most(subject.view, usable, cost, rules)
         speedup = min(speedup, most)
         found, usable = _without_slow_chains(timings, subject, usable, cost, asked, rules, speedup, reporter)
-        found.latency = _measure(timings, subject, found.items)
+        found.latency = _measure(timings, subject, found.plans)
         tried.append(found)
         measured = found.latency["measured_speedup"]
         reporter.step(f"a network of the planned sizes was measured: {measured:.2f}x")
@@ -152,13 +153,16 @@ def allocate(run, asked, subject, usable, rules, *, device, reporter):
             break
         if measured < wanted and speedup == most:
             if measured < SHORT * wanted:
-                raise _out_of_reach(asked, measured, reach.holding(subject.view, usable, cost, asked, rules))
+                factors = search.limiting_factors(subject.view, usable, cost, rules, asked["steps"])
+                raise _out_of_reach(asked, measured, factors, rules)
             break
         speedup = _corrected(tried, wanted)
     return _choose(tried, wanted, reporter)
 
 
-def _out_of_reach(asked, measured, holding):
+def _out_of_reach(asked, measured, factors, rules):
+    options = {"skip": asked["skip"], "keep_first": asked["keep_first"], "steps": asked["steps"]}
+    holding = limiting_options(factors, rules=rules, **options)
     held = f"batch of {asked['latency_batch']}, held by {'; '.join(holding)}"
     return TargetError(
         "--speedup", f"at most {measured:.2f}x was measured with the smallest sizes, {held}",
@@ -217,12 +221,14 @@ def _without_slow_chains(timings, subject, usable, cost, asked, rules, speedup, 
     """An allocation in which no layer is slower than the same layer in one piece; and the curves left for it."""
     view = subject.view
     while True:
-        found = reach.allocate(view, usable, cost, asked, rules, min(speedup, reach.most(view, usable, cost, rules)))
-        slow = [layer for layer in view.layers if layer.fitted and _is_slow(timings, view, found.items, layer)]
+        reachable = min(speedup, search.most(view, usable, cost, rules))
+        options = {"allocation": asked["allocation"], "steps": asked["steps"]}
+        found = search.allocate(view, usable, cost, rules, speedup=reachable, **options)
+        slow = [layer for layer in view.layers if layer.fitted and _is_slow(timings, view, found.plans, layer)]
         if not slow:
             return found, usable
         for layer in slow:
-            reporter.step(f"{layer.name}: {found.items[layer.name].words()} is no faster than the layer in one piece")
+            reporter.step(f"{layer.name}: {found.plans[layer.name].words()} is no faster than the layer in one piece")
             usable = {**usable, layer.name: LayerCurves(usable[layer.name].prune)}
 
 

@@ -4,16 +4,17 @@ from dataclasses import replace
 
 from decomp.allocation.choices import plan_cost
 from decomp.allocation.local_search import LOWEST_SHARE
-from decomp.allocation.objective import for_steps, losses
+from decomp.allocation.objective import for_steps, objective_curves
 from decomp.allocation.plan import Plan
-from decomp.cost.models import MacsCost, ParamsCost
+from decomp.allocation.target import OutOfReach, allocate
+from decomp.cost.models import counted_model
 from decomp.errors import UsageError
 
 from ...data.formats.json_files import read_json, write_json
 from . import latency_plan as timing
 from . import rules as limits
 from . import shared_channels as coupling
-from . import target as reach
+from .target_errors import out_of_reach
 
 
 def plan(run, asked, subject, *, device, reporter):
@@ -41,7 +42,7 @@ def plan(run, asked, subject, *, device, reporter):
     if asked["cost"] == "latency":
         found = timing.allocate(run, asked, subject, usable, held.rules, device=device, reporter=reporter)
     else:
-        found = reach.allocate(subject.view, usable, cost_model(subject, asked["cost"]), asked, held.rules)
+        found = _allocate(subject, usable, asked, held.rules)
     made = _assemble(asked, subject, found, held)
     for note in made.notes:
         reporter.warn(note)
@@ -96,12 +97,22 @@ def require_reachable(subject, asked):
     """
     held, usable = _choices(subject, asked)
     if asked["cost"] != "latency":
-        reach.allocate(subject.view, usable, cost_model(subject, asked["cost"]), asked, held.rules)
+        _allocate(subject, usable, asked, held.rules)
+
+
+def _allocate(subject, usable, asked, rules):
+    """Sizes for a speed-up by counted cost."""
+    targets = {"speedup": asked["speedup"], "allocation": asked["allocation"], "steps": asked["steps"]}
+    try:
+        return allocate(subject.view, usable, cost_model(subject, asked["cost"]), rules, **targets)
+    except OutOfReach as error:
+        options = {"skip": asked["skip"], "keep_first": asked["keep_first"], "steps": asked["steps"]}
+        raise out_of_reach(error, rules=rules, **options) from None
 
 
 def _choices(subject, asked):
-    """The limits a person set, and what every size of every layer loses."""
-    curves = subject.known.own if asked["allocation"] == "energy" else losses(subject.known)
+    """The rules that the options make, and the loss of every size of every layer."""
+    curves = objective_curves(asked["allocation"], subject.known.own, subject.known.output)
     return limits.from_options(subject.view, asked), for_steps(curves, subject.view, asked["steps"])
 
 
@@ -114,7 +125,7 @@ def read(path):
         Naming the file, or the layer and the field.
     """
     data = read_json(path, fix="give another plan, or make it anew with decompose --redo")
-    return Plan.from_json(data, str(path))
+    return Plan.from_json(data, str(path), renew="make it anew with decompose --redo")
 
 
 def checked(made, subject, device, name, reporter):
@@ -135,14 +146,12 @@ def _count(made, subject):
 
 def cost_model(subject, name):
     """The counted cost of that name, 'macs' or 'params'."""
-    if name == "macs":
-        return MacsCost(subject.view, subject.per_layer, subject.counted.macs)
-    return ParamsCost(subject.view, subject.counted.params)
+    return counted_model(name, subject.view, subject.per_layer, subject.counted)
 
 
 def _assemble(asked, subject, found, held):
     allocator = found.allocator
-    layers = [replace(item, limits=held.of_layer(name)) for name, item in found.items.items()]
+    layers = [replace(item, limits=held.of_layer(name)) for name, item in found.plans.items()]
     made = Plan(
         asked["speedup"], tuple(asked["steps"]), asked["allocation"], layers, cost=asked["cost"],
         multiple=asked["multiple"], spaces=subject.spaces, latency=found.latency,

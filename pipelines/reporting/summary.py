@@ -116,7 +116,7 @@ def summarise(run):
         raise FileError(run.path, "there is no decomposed network yet", fix=fix)
     original, network = (loading.load_network(run, path) for path in (run.original_dir, run.model_dir))
     shape = network_file.read_structure(run.original_dir)["input_shape"]
-    plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json))
+    plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json), renew="make it anew with decompose --redo")
     before, after = cost.cost(original, shape).per_layer, cost.cost(network, shape).per_layer
     words = {item.layer: item.words() for item in plan.layers}
     errors = {report["layer"]: _last_error(report) for report in facts["layers"]}

@@ -292,7 +292,7 @@ def test_other_allocations_and_selectors(run, allocation, selector):
 def test_a_network_with_nothing_to_treat_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, "depth", lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(64, 10)))
     run = make_run(tmp_path / "run", "depth", n_images=30)
-    with pytest.raises(DecompError, match="no layer can be treated with --steps spatial"):
+    with pytest.raises(DecompError, match="no layer can be treated with the steps spatial"):
         decompose(run, speedup=2, steps=("spatial",), reporter=Collected())
 
 
