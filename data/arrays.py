@@ -1,6 +1,6 @@
-"""Images that a person has as arrays: in an ``.npz`` file, or made by a function of theirs.
+"""Image source from arrays: an ``.npz`` file, or the return value of a user's function.
 
-Both name the same things:
+Both use the same names:
 
 =========================  ======================================================================================
 ``x_train`` or ``images``  images, the training split: (N,C,H,W), (N,H,W,C) or (N,H,W); uint8 or floating point
@@ -13,8 +13,8 @@ Both name the same things:
 Four-dimensional images are channels last where the last axis is 1 or 3 long and the second is neither; otherwise
 channels first. uint8 is divided by 255 before ``mean`` and ``std``; floating point is taken as it is. Without ``mean``
 nothing is subtracted. A function returns a dict with these names, or images, or (images, labels), or (images, labels,
-test images, test labels), with None for absent labels. Nothing is augmented: what may be done to these images is not
-known.
+test images, test labels), with None for absent labels. Nothing is augmented, because the augmentations that keep the
+class of these images are not known.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,15 @@ _NAMES = ("x_train", "y_train", "x_test", "y_test", "images", "labels", "mean", 
 
 
 def from_npz(name: str, path: Path) -> Arrays:
-    """Read a file of ``numpy.savez``; no pickled object in it is opened."""
+    """Read a file of ``numpy.savez`` without opening pickled objects.
+
+    Raises
+    ------
+    UsageError, FileError
+        The file is missing; broken, or without images.
+    DecompError
+        An array has the wrong shape or type.
+    """
     if not path.is_file():
         raise UsageError(name, "there is no such file", fix="give the path of a file of numpy.savez: npz:FILE")
     try:
@@ -46,19 +55,25 @@ def from_npz(name: str, path: Path) -> Arrays:
             raise ValueError("one array, not an archive of named arrays")
         with file:
             parts = {key: file[key] for key in file.files if key in _NAMES}
-            found = ", ".join(file.files[:8])
+            names = ", ".join(file.files[:8])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         reason = "objects that would run code when opened" if "allow_pickle" in str(error) else str(error)
         reason = " ".join(reason.split())[:120] or type(error).__name__
         fix = "save plain arrays with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
         raise FileError(name, "cannot be read as named arrays", got=reason, fix=fix) from error
     if "x_train" not in parts and "images" not in parts:
-        raise FileError(name, "must hold x_train or images", got=found or "nothing", fix="save with those names")
+        raise FileError(name, "must hold x_train or images", got=names or "nothing", fix="save with those names")
     return _arrays(name, parts)
 
 
 def from_function(name: str) -> Arrays:
-    """Call ``package.module:function`` or ``path/to/file.py:function``."""
+    """Read the arrays that ``package.module:function`` or ``path/to/file.py:function`` returns.
+
+    Raises
+    ------
+    UsageError, DecompError
+        There is no such function, it raises, or it returns something else.
+    """
     result = user_code.call(name)
     if isinstance(result, dict):
         parts = dict(result)
@@ -78,7 +93,7 @@ def from_function(name: str) -> Arrays:
     return _arrays(name, parts)
 
 
-def _arrays(name: str, parts: dict) -> Arrays:
+def _arrays(name: str, parts: dict[str, Any]) -> Arrays:
     train_key = "x_train" if "x_train" in parts else "images"
     label_key = "y_train" if "y_train" in parts else "labels"
     train = _pixels(name, train_key, parts[train_key])
@@ -99,11 +114,11 @@ def _kind(pixels: Tensor) -> str:
     return f"{'x'.join(map(str, pixels.shape[1:]))} {str(pixels.dtype).removeprefix('torch.')}"
 
 
-def _numpy(value) -> np.ndarray:
+def _numpy(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
-def _pixels(name: str, key: str, value) -> Tensor:
+def _pixels(name: str, key: str, value: Any) -> Tensor:
     array = _numpy(value)
     if array.ndim not in (3, 4) or 0 in array.shape:
         rule = f"{key} must be images, (N,C,H,W), (N,H,W,C) or (N,H,W)"
@@ -124,7 +139,7 @@ def _pixels(name: str, key: str, value) -> Tensor:
     return pixels
 
 
-def _labels(name: str, key: str, value, n_images: int) -> Tensor | None:
+def _labels(name: str, key: str, value: Any, n_images: int) -> Tensor | None:
     if value is None:
         return None
     array = _numpy(value)
@@ -138,10 +153,12 @@ def _labels(name: str, key: str, value, n_images: int) -> Tensor | None:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _class_names(name: str, value, labels, test) -> tuple[str, ...] | None:
-    """Names of the classes: those given, or numbers up to the largest label; None where nothing is labelled."""
-    given = [part for part in (labels, test and test[1]) if part is not None]
-    n_classes = 1 + max((int(part.max()) for part in given), default=-1)
+def _class_names(
+    name: str, value: Any, labels: Tensor | None, test: tuple[Tensor, Tensor | None] | None
+) -> tuple[str, ...] | None:
+    """The class names given, or else numbers up to the largest label; None without labels."""
+    labelled = [part for part in (labels, test[1] if test else None) if part is not None]
+    n_classes = 1 + max((int(part.max()) for part in labelled), default=-1)
     if value is None:
         return tuple(map(str, range(n_classes))) or None
     names = tuple(str(v) for v in _numpy(value).reshape(-1))
@@ -152,8 +169,8 @@ def _class_names(name: str, value, labels, test) -> tuple[str, ...] | None:
     return names
 
 
-def _statistics(name: str, parts: dict, n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """``mean`` and ``std``, one a channel; empty where they are not given."""
+def _statistics(name: str, parts: dict[str, Any], n_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """``mean`` and ``std``, one number for each channel; empty where they are not given."""
     if ("mean" in parts) != ("std" in parts):
         raise DecompError(name, "mean and std come together", got="one of them", fix="give both or neither")
     if "mean" not in parts:

@@ -1,10 +1,10 @@
-"""Folders of image files, decoded when they are asked for."""
+"""Folders of image files, decoded on demand by a pool of threads."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,31 +15,36 @@ from torch import Tensor
 
 from decomp.errors import FileError, UsageError
 
-from .splits import ImageSource, Split, batches_of
-from .transforms import Normalisation, adapt, check_shape, draw
+from .splits import ImageSource, Indices, Split, batches_of
+from .transforms import Normalisation, Shape, adapt, check_shape, draw
 
 IMAGENET = Normalisation(255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NATIVE_SHAPE = (3, 224, 224)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 # The usual evaluation of ImageNet classifiers: short side to 256, the middle 224x224.
 _MARGIN = 256 / 224
-# A strip of pixels blown up until its short side fits would fill the memory; nothing beyond this ratio is looked at.
+# A narrow strip enlarged until its short side fits would fill the memory: beyond this ratio, the sides are cropped.
 _LONGEST = 16
 _N_NAMED = 3
 _AUGMENTATION = "crop at a random place of the resized image, mirrored with probability 1/2"
 
 
-def read_image(path, *, fast: bool = False) -> Image.Image:
-    """Read an image file as 8-bit RGB, turned as its EXIF orientation says.
+def read_image(path: str | os.PathLike[str], *, fast: bool = False) -> Image.Image:
+    """Read an image file as 8-bit RGB, rotated according to its EXIF orientation.
 
     Greyscale is repeated, 16-bit greyscale is scaled to 8 bits, alpha is dropped, of an animation the first image is
-    taken.
+    read.
 
     Parameters
     ----------
     path : path
     fast : bool
-        Decode a JPEG at an eighth of its size: enough to find out whether it can be read.
+        Decode a JPEG at an eighth of its size: enough to check that it can be read.
+
+    Raises
+    ------
+    Exception
+        Of many kinds, from PIL's readers, for a broken file; ValueError for 32-bit pixels.
     """
     with Image.open(path) as image:
         if fast:
@@ -58,7 +63,7 @@ def read_image(path, *, fast: bool = False) -> Image.Image:
 
 
 def _covering(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """Resize to just cover height x width with the usual margin: uint8, shape (H', W', 3)."""
+    """Resize to cover height x width with the usual margin: uint8, shape (H', W', 3)."""
     longest = _LONGEST * min(image.size)
     if max(image.size) > longest:
         image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
@@ -71,12 +76,12 @@ def _covering(image: Image.Image, height: int, width: int) -> np.ndarray:
 
 
 class FolderSplit(Split):
-    """Image files as a split: short side to 256/224 of the size wanted, then the middle or a random place, mirrored.
+    """Split of image files: resized to 256/224 of the target size, then a centre crop, or a random crop and mirroring.
 
     Parameters
     ----------
     name : str
-        The source, for errors.
+        Of the source, for errors.
     root : Path
     files : list of str
         Relative to ``root``.
@@ -84,7 +89,7 @@ class FolderSplit(Split):
     shape : (C, H, W)
     """
 
-    def __init__(self, name: str, root: Path, files: list[str], labels: Tensor | None, shape: tuple[int, int, int]):
+    def __init__(self, name: str, root: Path, files: list[str], labels: Tensor | None, shape: Shape):
         self._name, self._root, self._files, self._labels, self._shape = name, root, files, labels, shape
         self._normalisation = IMAGENET.on_channels(shape[0])
 
@@ -92,7 +97,7 @@ class FolderSplit(Split):
         return len(self._files)
 
     def digest(self) -> str:
-        """Sha256 over the files' names, their sizes and the labels; reading the files could take hours."""
+        """SHA-256 (hex) over names, sizes and labels of the files; reading them all could take hours."""
         sha = hashlib.sha256()
         labels = [-1] * len(self) if self._labels is None else self._labels.tolist()
         for file, label in zip(self._files, labels):
@@ -100,40 +105,39 @@ class FolderSplit(Split):
         return sha.hexdigest()
 
     def batches(
-        self, order, batch_size: int, *, augment_seed: int | None = None
+        self, order: Indices, batch_size: int, *, augment_seed: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """As :meth:`Split.batches`; the files of the next batch are decoded while a batch is in use."""
         with _pool() as pool:
-            waiting = None
+            pending = None
             for indices in batches_of(order, batch_size):
-                # Files of the next batch are decoded while this one is being used.
-                coming = (indices, self._submit(pool, indices))
-                if waiting is not None:
-                    yield self._finish(*waiting, augment_seed), self.labels(waiting[0])
-                waiting = coming
-            if waiting is not None:
-                yield self._finish(*waiting, augment_seed), self.labels(waiting[0])
+                submitted = (indices, self._submit(pool, indices))
+                if pending is not None:
+                    yield self._finish(*pending, augment_seed), self.labels(pending[0])
+                pending = submitted
+            if pending is not None:
+                yield self._finish(*pending, augment_seed), self.labels(pending[0])
 
     def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
         with _pool() as pool:
             return self._finish(indices, self._submit(pool, indices), augment_seed)
 
-    def _submit(self, pool: ThreadPoolExecutor, indices: Tensor) -> list[Future]:
+    def _submit(self, pool: ThreadPoolExecutor, indices: Tensor) -> list[_Decoding]:
         return [pool.submit(self._decode, self._files[index]) for index in indices.tolist()]
 
     def _decode(self, file: str) -> np.ndarray | _Unreadable:
         try:
             return _covering(read_image(self._root / file), *self._shape[1:])
-        except (
-            Exception
-        ) as error:  # PIL's readers raise anything on a broken file: OSError, SyntaxError, struct.error, ...
+        except Exception as error:  # PIL's readers raise anything on a broken file: OSError, SyntaxError, struct.error
             return _Unreadable(file, error)
 
-    def _finish(self, indices: Tensor, decoding: list[Future], augment_seed: int | None) -> Tensor:
-        resized = [future.result() for future in decoding]
-        bad = [item for item in resized if isinstance(item, _Unreadable)]
+    def _finish(self, indices: Tensor, decoding: list[_Decoding], augment_seed: int | None) -> Tensor:
+        results = [future.result() for future in decoding]
+        bad = [item for item in results if isinstance(item, _Unreadable)]
         if bad:
             raise _unreadable(self._name, bad)
-        n_channels, height, width = self._shape
+        resized = [item for item in results if not isinstance(item, _Unreadable)]
+        height, width = self._shape[1:]
         sizes = torch.tensor([item.shape[:2] for item in resized]).reshape(-1, 2)
         room = sizes - torch.tensor([height, width])
         if augment_seed is None:
@@ -150,7 +154,7 @@ class FolderSplit(Split):
         return self._normalisation.shift(adapt(images, self._shape))
 
     def without_unreadable(self) -> tuple[FolderSplit, int]:
-        """Read every file once; give a split of those that can be read, and how many cannot."""
+        """Read every file once; returns a split of the readable files, and the number of unreadable ones."""
         with _pool() as pool:
             readable = torch.tensor(list(pool.map(self._can_be_read, self._files)), dtype=torch.bool)
         keep = readable.nonzero().flatten()
@@ -167,8 +171,13 @@ class FolderSplit(Split):
 
 
 class _Unreadable:
+    """A file that cannot be decoded, and the reason."""
+
     def __init__(self, file: str, error: Exception):
         self.file, self.reason = file, " ".join(str(error).split())[:80] or type(error).__name__
+
+
+_Decoding = Future[np.ndarray | _Unreadable]
 
 
 def _unreadable(name: str, bad: list[_Unreadable]) -> FileError:
@@ -179,18 +188,18 @@ def _unreadable(name: str, bad: list[_Unreadable]) -> FileError:
 
 
 def _pool() -> ThreadPoolExecutor:
-    # Threads, not processes: PIL lets go of the interpreter while it decodes and resizes.
+    # Threads, not processes: PIL releases the interpreter lock while it decodes and resizes.
     return ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
 
 
 def _images_below(folder: Path, root: Path) -> list[str]:
     """Image files in a folder and below it, relative to ``root``, in sorted order."""
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        keep = sorted(f for f in files if not f.startswith(".") and f.lower().endswith(SUFFIXES))
-        found += [str(Path(place, f).relative_to(root)) for f in keep]
-    return found
+        names = sorted(f for f in files if not f.startswith(".") and f.lower().endswith(SUFFIXES))
+        paths += [str(Path(place, f).relative_to(root)) for f in names]
+    return paths
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -198,27 +207,25 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _scan(name: str, folder: Path, classes: list[str]) -> tuple[list[str], Tensor | None]:
-    """Files of ``folder`` and their labels by ``classes``, which every class folder in it must be one of."""
+    """Files of ``folder`` and their labels: positions in ``classes``, which must name every class folder."""
     unknown = [c for c in _class_folders(folder) if c not in classes]
     if unknown and classes:
         rule = f"class folders of {folder.name}/ must be those of train/"
         raise FileError(name, rule, got=", ".join(unknown[:_N_NAMED]), fix="rename or remove them")
+    labels = None
     if not classes:
-        files, labels = _images_below(folder, folder), None
+        files = _images_below(folder, folder)
     else:
-        files, labels = [], []
-        for label, class_name in enumerate(classes):
-            of_class = _images_below(folder / class_name, folder)
-            files += of_class
-            labels += [label] * len(of_class)
-        labels = torch.tensor(labels, dtype=torch.int64)
+        by_class = [_images_below(folder / class_name, folder) for class_name in classes]
+        files = [file for of_class in by_class for file in of_class]
+        labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(list(map(len, by_class))))
     if not files:
         fix = f"put images ({' '.join(SUFFIXES)}) into it, in one folder a class or, without labels, directly"
         raise FileError(name, f"{folder.name}/ holds no images", fix=fix)
     return files, labels
 
 
-def open_folder(name: str, root: Path, input_shape, skip_bad: bool) -> ImageSource:
+def open_folder(name: str, root: Path, input_shape: Sequence[int] | None, skip_bad: bool) -> ImageSource:
     """Open ``root/train`` and ``root/val``; see :func:`decomp.data.sources.open_source`."""
     if not root.is_dir():
         raise UsageError(name, "the folder must exist", fix="give the folder that holds train/ and val/")

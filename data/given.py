@@ -1,9 +1,10 @@
-"""Images that a caller holds in its hands: a tensor, an array, or something that gives batches."""
+"""Image source from a tensor, an array or an iterable of batches in memory."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,27 +18,35 @@ from .transforms import Augmentation, Normalisation
 NAME = "images in memory"
 
 
-def source_of(images, most: int) -> ImageSource:
-    """A source whose training split are the given images, without labels.
+def source_of(images: Tensor | np.ndarray | Iterable[Any], most: int) -> ImageSource:
+    """Make a source whose training split holds the given images, without labels.
 
     Parameters
     ----------
     images : Tensor or ndarray of shape (N, C, H, W), or an iterable of batches
         As the network takes them: floating point, normalised. A batch is such a tensor, or a tuple, list or dict whose
-        first entry is one (a DataLoader's, whose labels are passed over).
+        first entry is one (as a DataLoader gives it; labels are ignored).
     most : int
-        How many batches of an iterable are read: until there are so many images. All of a tensor are taken.
+        Batches of an iterable are read until there are this many images. All images of a tensor are taken.
+
+    Raises
+    ------
+    UsageError
+        The images are of another type or shape.
+    NumericalError
+        NaN or infinite values.
     """
     pixels = gather(images, most)
     bad = int((~torch.isfinite(pixels)).flatten(1).any(1).sum())
     if bad:
         raise NumericalError(NAME, "every value must be finite", got=f"{bad} images with NaN or infinite values")
-    shape, as_given = tuple(pixels.shape[1:]), Normalisation(1.0)
-    split = MemorySplit(pixels, None, shape, as_given, Augmentation())
-    return ImageSource(NAME, shape, None, None, train=split, test=None, normalisation=as_given)
+    channels, height, width = pixels.shape[1:]
+    shape, identity = (channels, height, width), Normalisation(1.0)
+    split = MemorySplit(pixels, None, shape, identity, Augmentation())
+    return ImageSource(NAME, shape, None, None, train=split, test=None, normalisation=identity)
 
 
-def gather(images, most: int) -> Tensor:
+def gather(images: Tensor | np.ndarray | Iterable[Any], most: int) -> Tensor:
     """The images as one float32 tensor (N, C, H, W) on the CPU."""
     if isinstance(images, (Tensor, np.ndarray)):
         return _checked(images)
@@ -58,13 +67,13 @@ def gather(images, most: int) -> Tensor:
     return torch.cat(parts)[:most]
 
 
-def _first(batch):
+def _first(batch: Any) -> Any:
     if isinstance(batch, dict):
         batch = list(itertools.islice(batch.values(), 1))
     return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
 
 
-def _checked(images) -> Tensor:
+def _checked(images: Any) -> Tensor:
     if not isinstance(images, (Tensor, np.ndarray)):
         raise UsageError("images", "a batch must begin with a tensor (N, C, H, W)", got=type(images).__name__)
     pixels = torch.as_tensor(images).detach().cpu()

@@ -1,4 +1,4 @@
-"""What a source of images is to everyone else: two splits of normalised images with or without labels."""
+"""Image source: a training and a test split of normalised images, with or without labels."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .transforms import Augmentation, Normalisation, adapt
+from .transforms import Augmentation, Normalisation, Shape, adapt
+
+Indices = Tensor | Sequence[int]
 
 
-def as_indices(indices) -> Tensor:
-    """Indices of any kind as int64 on the CPU, shape (m,)."""
+def as_indices(indices: Indices) -> Tensor:
+    """Indices as int64 on the CPU, shape (m,)."""
     return torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
 
 
-def batches_of(order, batch_size: int) -> tuple[Tensor, ...]:
-    """``order`` cut into batches; none at all where it is empty (torch would give one empty batch)."""
+def batches_of(order: Indices, batch_size: int) -> tuple[Tensor, ...]:
+    """Cut ``order`` into batches; no batch where it is empty (torch would give one empty batch)."""
     order = as_indices(order)
     return order.split(batch_size) if len(order) else ()
 
@@ -27,47 +30,50 @@ def batches_of(order, batch_size: int) -> tuple[Tensor, ...]:
 class Split(ABC):
     """One split of a source: images by index, as a model takes them.
 
-    An index is the image's place in this split, and what its augmentation is drawn from. Images and labels are on the
+    An index is the position of an image in this split; its augmentation depends on it. Images and labels are on the
     CPU.
     """
 
     _labels: Tensor | None
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of images."""
 
     @abstractmethod
-    def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor: ...
+    def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
+        """Normalised images, augmented where a seed is given: float32, shape (m, C, H, W)."""
 
     @abstractmethod
     def digest(self) -> str:
-        """Sha256 (hex) that tells this split's images from another's."""
+        """SHA-256 (hex) that identifies the images and labels of this split."""
 
     @property
     def has_labels(self) -> bool:
+        """Whether the images have class numbers."""
         return self._labels is not None
 
-    def images(self, indices) -> Tensor:
+    def images(self, indices: Indices) -> Tensor:
         """Normalised images without augmentation: float32, shape (m, C, H, W), the same on every call."""
         return self._load(as_indices(indices), None)
 
-    def labels(self, indices) -> Tensor | None:
+    def labels(self, indices: Indices) -> Tensor | None:
         """Class numbers, int64, shape (m,); None where the split has no labels."""
         return None if self._labels is None else self._labels[as_indices(indices)]
 
     def batches(
-        self, order, batch_size: int, *, augment_seed: int | None = None
+        self, order: Indices, batch_size: int, *, augment_seed: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Go through the images in ``order``, ``batch_size`` at a time; the last batch may be smaller.
 
         Parameters
         ----------
         order : Tensor of int64, shape (m,)
-            Indices into this split, in the order wanted; they may be a part of the split, or repeat.
+            Indices into this split; they may be a subset, and may repeat.
         batch_size : int
         augment_seed : int, optional
-            Augment by the source's policy. What happens to an image is drawn from (augment_seed, its index) alone,
-            never from its place in a batch: give another seed for each epoch. None: no augmentation.
+            Augment by the source's policy. The random decisions about an image depend on (augment_seed, its index)
+            alone, not on its place in a batch: give another seed for each epoch. None: no augmentation.
 
         Yields
         ------
@@ -79,23 +85,26 @@ class Split(ABC):
 
 
 class MemorySplit(Split):
-    """A split whose pixels are held in memory.
+    """Split with all pixels in memory.
 
     Parameters
     ----------
     pixels : Tensor of uint8 or float32, shape (N, C', H', W')
-        As the source has them; black is 0.
+        Before normalisation; black is 0.
     labels : Tensor of int64, shape (N,), or None
     shape : (C, H, W)
-        What a model takes; reached by :func:`~decomp.data.transforms.adapt`.
+        Shape that a model takes; :func:`~decomp.data.transforms.adapt` converts the images.
     normalisation : Normalisation
-        Of the source's own channels.
+        Of the channels in ``pixels``.
     augmentation : Augmentation
         Applied to the source's own pixels, before any change of size.
     """
 
-    def __init__(self, pixels, labels, shape, normalisation: Normalisation, augmentation: Augmentation):
-        self._pixels, self._labels, self._shape = pixels, labels, tuple(shape)
+    def __init__(
+        self, pixels: Tensor, labels: Tensor | None, shape: Shape, normalisation: Normalisation,
+        augmentation: Augmentation,
+    ):  # fmt: skip
+        self._pixels, self._labels, self._shape = pixels, labels, shape
         self._scale, self._normalisation = normalisation.scale, normalisation.on_channels(shape[0])
         self._augmentation = augmentation
 
@@ -111,37 +120,38 @@ class MemorySplit(Split):
         return self._normalisation.shift(images)
 
     def digest(self) -> str:
+        """SHA-256 (hex) over dtype, shape, pixels and labels."""
         sha = hashlib.sha256(f"{self._pixels.dtype} {tuple(self._pixels.shape)}".encode())
-        sha.update(self._pixels.reshape(-1).numpy())
+        sha.update(self._pixels.reshape(-1).numpy().data)
         if self._labels is not None:
-            sha.update(self._labels.reshape(-1).numpy())
+            sha.update(self._labels.reshape(-1).numpy().data)
         return sha.hexdigest()
 
 
 @dataclass
 class ImageSource:
-    """Images by name: a training split, the only place calibration images may come from, and perhaps a test split.
+    """Training split and optional test split; calibration images come from the training split alone.
 
     Attributes
     ----------
     name : str
         As given to :func:`~decomp.data.sources.open_source`.
     input_shape : (C, H, W)
-        Shape of one image as the splits give it.
+        Shape of one image in the splits.
     n_classes : int or None
-        None where nothing is labelled.
+        None where no split has labels.
     class_names : sequence of str or None
     train, test : Split, Split or None
     normalisation : Normalisation
         Of the source's own channels.
     augmentation : str
-        The policy that ``batches(..., augment_seed=...)`` follows, in words.
+        Description of the policy of ``batches(..., augment_seed=...)``.
     skipped : int
         Unreadable images left out (``skip_bad=True``).
     """
 
     name: str
-    input_shape: tuple[int, int, int]
+    input_shape: Shape
     n_classes: int | None
     class_names: Sequence[str] | None
     train: Split
@@ -149,17 +159,17 @@ class ImageSource:
     normalisation: Normalisation
     augmentation: str = "none"
     skipped: int = 0
-    _digests: dict = field(default_factory=dict, repr=False)
+    _digests: dict[str, str | None] = field(default_factory=dict, repr=False)
 
     def digest(self, split: str = "train") -> str | None:
-        """Sha256 (hex) of what a split holds; None where there is no such split."""
+        """SHA-256 (hex) of a split, ``train`` or ``test``; None where there is no such split."""
         if split not in self._digests:
             images = {"train": self.train, "test": self.test}[split]
             self._digests[split] = None if images is None else images.digest()
         return self._digests[split]
 
-    def describe(self) -> dict:
-        """Plain values for run.json: name, counts, shape, preprocessing and the training split's digest."""
+    def describe(self) -> dict[str, Any]:
+        """Plain data for run.json: name, counts, shape, preprocessing and the digest of the training split."""
         return {
             "name": self.name,
             "input_shape": list(self.input_shape),

@@ -1,4 +1,4 @@
-"""The small public sets, held in memory: scikit-learn's digits, and Fashion-MNIST, MNIST, CIFAR by torchvision."""
+"""Small public data sets in memory: scikit-learn's digits; Fashion-MNIST, MNIST and CIFAR read by torchvision."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
 
 @dataclass(frozen=True)
 class Arrays:
-    """A whole set in memory: pixels (N, C, H, W) uint8 or float32, labels (N,) int64, and how to present them."""
+    """A data set in memory: pixels (N, C, H, W) uint8 or float32, labels (N,) int64, normalisation, augmentation."""
 
     train: tuple[Tensor, Tensor | None]
     test: tuple[Tensor, Tensor | None] | None
@@ -36,7 +38,7 @@ class Arrays:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/decomp`` or ``~/.cache/decomp``."""
+    """Folder of the downloads: ``$XDG_CACHE_HOME/decomp`` or ``~/.cache/decomp``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decomp"
 
 
@@ -114,8 +116,8 @@ def cifar(name: str, folder: Path | None) -> Arrays:
 
 
 @contextmanager
-def _one_line(thing: str, fix: str):
-    """Turn what a reader or a download raises on broken or absent files into a FileError."""
+def _one_line(thing: str, fix: str) -> Iterator[None]:
+    """Turn the errors that a reader or a download raises on broken or absent files into a FileError."""
     try:
         yield
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AssertionError, IndexError) as error:
@@ -128,11 +130,15 @@ def _folder_given(name: str, folder: Path) -> None:
         raise UsageError(f"{name}:{folder}", "the folder must exist", fix=f"give the folder of the files: {name}:DIR")
 
 
-def _idx_names(reader) -> list[str]:
+#: A class of torchvision.datasets (no types of its own): called with a root folder and ``train``.
+Reader = Any
+
+
+def _idx_names(reader: Reader) -> list[str]:
     return [Path(file_name).stem for file_name, _ in reader.resources]
 
 
-def _idx_folder(reader, root: Path) -> Path | None:
+def _idx_folder(reader: Reader, root: Path) -> Path | None:
     """The folder with the reader's four IDX files, plain or gzipped: ``root`` or where torchvision has them."""
     for folder in (root / reader.__name__ / "raw", root / "raw", root):
         if all((folder / n).is_file() or (folder / f"{n}.gz").is_file() for n in _idx_names(reader)):
@@ -140,22 +146,27 @@ def _idx_folder(reader, root: Path) -> Path | None:
     return None
 
 
-def _idx_set(name, reader, roots, *, explicit, fix, normalisation, augmentation) -> Arrays:
+def _idx_set(
+    name: str, reader: Reader, roots: Sequence[Path], *, explicit: bool, fix: str, normalisation: Normalisation,
+    augmentation: Augmentation,
+) -> Arrays:  # fmt: skip
     if explicit:
         _folder_given(name, roots[0])
-    found = next((folder for folder in (_idx_folder(reader, root) for root in roots) if folder), None)
-    if found is None and explicit:
+    folder = next((folder for folder in (_idx_folder(reader, root) for root in roots) if folder), None)
+    if folder is None and explicit:
         files = ", ".join(f"{n}[.gz]" for n in _idx_names(reader))
         raise FileError(f"{name}:{roots[0]}", f"the folder must hold {files}", fix="give the folder where they are")
-    if found is None:
+    if folder is None:
         _download(name, fix, lambda part: reader(part, download=True), [reader.__name__])
-        found = _idx_folder(reader, cache_folder())
-    # The reader takes plain files in a folder of its own layout: unpack (or link) what was found into one.
-    with tempfile.TemporaryDirectory(prefix="decomp-") as scratch, _one_line(f"{name} in {found}", fix):
+        folder = _idx_folder(reader, cache_folder())
+        if folder is None:
+            raise FileError(name, "the download must hold the four IDX files", fix=fix)
+    # The reader takes plain files in a folder of its own layout: they are unpacked or linked into one.
+    with tempfile.TemporaryDirectory(prefix="decomp-") as scratch, _one_line(f"{name} in {folder}", fix):
         raw = Path(scratch) / reader.__name__ / "raw"
         raw.mkdir(parents=True)
         for file_name in _idx_names(reader):
-            plain = found / file_name
+            plain = folder / file_name
             if plain.is_file():
                 (raw / file_name).symlink_to(plain.resolve())
             else:
@@ -174,27 +185,27 @@ def _idx_set(name, reader, roots, *, explicit, fix, normalisation, augmentation)
     )
 
 
-def _download(name: str, fix: str, fetch, keep: list[str]) -> None:
-    """Let ``fetch`` download into a scratch folder, then move the ``keep`` entries in whole: no half-filled cache."""
+def _download(name: str, fix: str, fetch: Callable[[str], object], entries: list[str]) -> None:
+    """Call ``fetch`` on a temporary folder, then move whole ``entries`` of it into the cache."""
     cache = cache_folder()
     timeout = socket.getdefaulttimeout()
     with _one_line(f"{name} (neither found nor downloaded)", fix):
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="part-", dir=cache) as part:
             try:
-                # torchvision opens its addresses without a timeout; a silent network would hang for ever
+                # torchvision opens its addresses without a timeout: without an answer it would wait for ever
                 socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
                 fetch(part)
             finally:
                 socket.setdefaulttimeout(timeout)
-            for entry in keep:
+            for entry in entries:
                 shutil.rmtree(cache / entry, ignore_errors=True)
                 os.replace(Path(part) / entry, cache / entry)
 
 
 @contextmanager
-def _found_cifar(name, reader, folder, fix):
-    """Give a root for the reader: where the folder or the archive is, the cache, or a fresh download into the cache."""
+def _found_cifar(name: str, reader: Reader, folder: Path | None, fix: str) -> Iterator[Path]:
+    """Root folder for the reader: the given one, that of an unpacked archive, the cache, or a new download in it."""
     if folder is not None:
         _folder_given(name, folder)
         if (folder / reader.base_folder).is_dir():

@@ -1,4 +1,4 @@
-"""Arithmetic on batches of pixels: scaling, channel count, size, and augmentation drawn per image.
+"""Transforms of batches of pixels: normalisation, channel count, size, and augmentation drawn per image.
 
 Everything here is a function of tensors. A random decision about an image is a function of (seed, image index) alone,
 so that an epoch is the same whatever the batch size, the order or the number of threads.
@@ -6,7 +6,9 @@ so that an epoch is the same whatever the batch size, the order or the number of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decomp.errors import UsageError
+
+#: Shape (C, H, W) of one image.
+Shape = tuple[int, int, int]
 
 # ITU-R BT.601 luma, the weights that PIL's convert("L") uses.
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -38,7 +43,7 @@ def draw(seed: int, indices: Tensor, stream: int, n: int | Tensor) -> Tensor:
     indices : Tensor of int64, shape (m,)
         The images' indices in their split; the same index always draws the same number.
     stream : int
-        Which decision about the image this is (top, left, flip, ...): streams are independent.
+        Number of the decision about the image (top, left, flip, ...): streams are independent.
     n : int or Tensor of int64, shape (m,)
         Number of outcomes, at most 2**32, for all images or for each.
 
@@ -55,14 +60,14 @@ def draw(seed: int, indices: Tensor, stream: int, n: int | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random shift (a crop after padding with black) and, where a class is its own mirror image, random mirroring.
+    """Random shift (a crop after padding with black) and random mirroring.
 
     Parameters
     ----------
     pad : int
         Pixels of black added on each side before a crop of the original size; 0 for no shift.
     flip : bool
-        Mirror left to right with probability 1/2.
+        Mirror left to right with probability 1/2; for classes that are their own mirror image.
     """
 
     pad: int = 0
@@ -76,9 +81,10 @@ class Augmentation:
         top, left = draw(seed, indices, 0, span), draw(seed, indices, 1, span)
         flip = draw(seed, indices, 2, 2).bool() if self.flip else torch.zeros(len(indices), dtype=torch.bool)
         padded = F.pad(pixels, (self.pad,) * 4) if self.pad else pixels
-        return crop(padded, top, left, pixels.shape[-2:], flip)
+        return crop(padded, top, left, (pixels.shape[-2], pixels.shape[-1]), flip)
 
     def describe(self) -> str:
+        """The policy as text."""
         parts = []
         if self.pad:
             parts.append(f"shift by at most {self.pad} pixels, filled with black")
@@ -113,8 +119,8 @@ def crop(pixels: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], flip:
 class Normalisation:
     """``(pixel / scale - mean) / std`` with one mean and std per channel.
 
-    ``mean`` and ``std`` belong to the source's own channels; :meth:`on_channels` gives those after a change of
-    channel count.
+    ``mean`` and ``std`` belong to the channels of the source; :meth:`on_channels` converts them to another number of
+    channels.
     """
 
     scale: float
@@ -137,12 +143,13 @@ class Normalisation:
             images.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
         return images
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
+        """Scale, mean and std as plain data."""
         return {"scale": self.scale, "mean": list(self.mean), "std": list(self.std)}
 
 
-def adapt(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Bring float images (m, C', H', W') to ``shape`` (C, H, W).
+def adapt(images: Tensor, shape: Shape) -> Tensor:
+    """Convert float images (m, C', H', W') to ``shape`` (C, H, W).
 
     One channel becomes three by repetition, three become one by luminance; another size is reached by bilinear
     interpolation with antialiasing.
@@ -159,13 +166,31 @@ def adapt(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return images
 
 
-def check_shape(name: str, native: tuple[int, int, int], wanted) -> tuple[int, int, int]:
-    """``wanted`` (or ``native``, for None) as (C, H, W), or a UsageError where :func:`adapt` cannot reach it."""
-    if wanted is None:
+def check_shape(name: str, native: Shape, requested: Sequence[int] | None) -> Shape:
+    """Check a requested shape; ``native`` where none is requested.
+
+    Parameters
+    ----------
+    name : str
+        Name of the source, for errors.
+    native, requested : (C, H, W)
+        Of the images, and of the model.
+
+    Returns
+    -------
+    (C, H, W)
+
+    Raises
+    ------
+    UsageError
+        :func:`adapt` cannot convert the images.
+    """
+    if requested is None:
         return native
-    shape = tuple(wanted)
-    if len(shape) != 3 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in shape):
-        raise UsageError(name, "an input shape is three positive whole numbers (channels, height, width)", got=wanted)
+    if len(requested) != 3 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in requested):
+        rule = "an input shape is three positive whole numbers (channels, height, width)"
+        raise UsageError(name, rule, got=requested)
+    shape = (requested[0], requested[1], requested[2])
     if shape[0] != native[0] and {shape[0], native[0]} != {1, 3}:
         raise UsageError(
             name,

@@ -1,4 +1,10 @@
-"""How anything reaches the disk: written beside, flushed, then renamed: a final name always means a whole file."""
+"""Atomic writes: a part file beside the final name, flushed to the disk, then renamed.
+
+Under its final name a file or folder is always complete. A killed process leaves part files, which :func:`sweep`
+removes.
+"""
+
+from __future__ import annotations
 
 import errno
 import math
@@ -6,13 +12,14 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from decomp.errors import DecompError, FileError
 
-# Where a killed process may leave work: `.NAME.part-TOKEN.SUFFIX` is unfinished, `.NAME.old-TOKEN` is the folder that
-# was about to be replaced.
+# What a killed process may leave: `.NAME.part-TOKEN.SUFFIX` is unfinished, `.NAME.old-TOKEN` is the folder that was
+# about to be replaced.
 _PART = re.compile(r"^\..+\.part-[0-9a-f]{12}(\.[^.]*)?$")
 _OLD = re.compile(r"^\.(?P<name>.+)\.old-[0-9a-f]{12}$")
 
@@ -21,18 +28,18 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
-def commit(path):
+def commit(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write one file so that it appears whole or not at all.
 
     Parameters
     ----------
     path : str or Path
-        The final name. Its folder is made when it does not exist.
+        The final name. Its folder is created when it does not exist.
 
     Yields
     ------
     part : Path
-        Where to write: a name beside `path` with the same suffix, not yet existing. When the block ends without an
+        The file to write: a name beside `path` with the same suffix, not yet existing. When the block ends without an
         exception the part is flushed to the disk and renamed to `path` (replacing an older file); otherwise it is
         removed and `path` stays as it was.
 
@@ -50,7 +57,7 @@ def commit(path):
 
 
 @contextmanager
-def commit_directory(path):
+def commit_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a folder of files so that it appears whole or not at all.
 
     An older folder of that name is moved aside, replaced and only then removed. A process killed between the two
@@ -83,15 +90,20 @@ def commit_directory(path):
 
 
 @contextmanager
-def scratch(path):
-    """A name beside `path` to write to, of which nothing is left when the block ends, however it ends.
+def scratch(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path`; the file or folder under it is removed when the block ends, however it ends.
 
-    What a killed process leaves there, `sweep` removes.
+    If the process is killed, :func:`sweep` removes it later.
+
+    Yields
+    ------
+    part : Path
+        A name beside `path`, not yet existing.
 
     Raises
     ------
     FileError
-        In place of the system's error, when what could not be written lies there.
+        In place of the system's error, when the file that could not be written is this one.
     """
     path = Path(path)
     part = _beside(path, "part")
@@ -99,24 +111,24 @@ def scratch(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
     except BaseException as error:
-        # Judged first: once the part is gone, a full disk is no longer full.
+        # Before the part is removed: afterwards a full disk is no longer full.
         translated = _write_error(path, part, error)
-        _empty(part)
+        _remove_part(part)
         if translated is None:
             raise
         raise translated from error
-    _empty(part)
+    _remove_part(part)
 
 
-def sweep(folder):
-    """Clear what killed processes left in `folder`: unfinished parts go, a folder that was being replaced comes back.
+def sweep(folder: str | os.PathLike[str]) -> list[str]:
+    """Clean up after killed processes: remove unfinished parts, put back a folder that was being replaced.
 
-    To be called only by the one who holds the run (see `RunDirectory.lock`): parts of a living process would go too.
+    To be called only while the run is locked (see `RunDirectory.lock`): it would remove parts of a living process too.
 
     Returns
     -------
     names : list of str
-        What was removed or put back.
+        The names that were removed or put back.
     """
     swept = []
     for entry in sorted(Path(folder).iterdir()):
@@ -131,13 +143,13 @@ def sweep(folder):
     return swept
 
 
-def require_space(path, n_bytes):
-    """Refuse to start what cannot end: the disk that `path` lies on must have `n_bytes` free.
+def require_space(path: str | os.PathLike[str], n_bytes: float) -> None:
+    """Check before the work starts that the disk of `path` has `n_bytes` free.
 
     Raises
     ------
     FileError
-        With what is needed and what is free.
+        There is less; names the space needed and the space free.
     """
     folder = Path(path).absolute()
     while not folder.exists():
@@ -152,7 +164,7 @@ def require_space(path, n_bytes):
         )
 
 
-def _beside(path, role):
+def _beside(path: Path, role: str) -> Path:
     token = uuid.uuid4().hex[:12]
     if role == "old":
         return path.with_name(f".{path.name}.old-{token}")
@@ -160,7 +172,7 @@ def _beside(path, role):
     return path.with_name(f".{path.stem}.part-{token}{path.suffix}")
 
 
-def _put_in_place(part, path):
+def _put_in_place(part: Path, path: Path) -> None:
     if path.exists():
         old = _beside(path, "old")
         os.replace(path, old)
@@ -176,28 +188,28 @@ def _put_in_place(part, path):
         _flush_folder(path.parent)
 
 
-def _remove(path):
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _usual_mode(path):
-    """Give a file the permissions that `open` would: some writers (safetensors) let its owner alone read it."""
-    umask = os.umask(0o077)  # it can only be read by setting it; the stricter one, should another thread look
+def _usual_mode(path: Path) -> None:
+    """Give a file the permissions that `open` would: safetensors makes files that only their owner can read."""
+    umask = os.umask(0o077)  # reading it means setting it; a strict one, in case another thread opens a file meanwhile
     os.umask(umask)
-    with suppress(PermissionError):  # a hard link to another person's file keeps theirs
+    with suppress(PermissionError):  # a hard link to another user's file keeps its permissions
         os.chmod(path, 0o666 & ~umask)
 
 
-def _flush(path):
+def _flush(path: Path) -> None:
     with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
 
-def _flush_folder(folder):
-    if os.name == "nt":  # folders cannot be opened there; the rename is journalled
+def _flush_folder(folder: str | os.PathLike[str]) -> None:
+    if os.name == "nt":  # Windows cannot open folders; the rename is journalled
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -206,21 +218,21 @@ def _flush_folder(folder):
         os.close(handle)
 
 
-def _empty(part):
+def _remove_part(part: Path) -> None:
     with suppress(OSError):
-        # Emptied first: a library whose write failed may hold the file open, and with it the room it takes.
+        # Truncated first: a library whose write failed may keep the file open, and with it the space on the disk.
         for file in part.rglob("*") if part.is_dir() else [part]:
             if file.is_file():
                 os.truncate(file, 0)
         _remove(part)
 
 
-def _write_error(path, part, error):
-    """The error a person should read when `error` came from writing `path`, or None when it came from elsewhere."""
+def _write_error(path: Path, part: Path, error: BaseException) -> FileError | None:
+    """A FileError about `path` when `error` came from writing it; None when it came from elsewhere."""
     if isinstance(error, DecompError) or not isinstance(error, Exception):
         return None
     code = error.errno if isinstance(error, OSError) else None
-    # Libraries wrap the system's error in their own (safetensors, HDF5, torch); their text and the disk are left.
+    # safetensors, HDF5 and torch wrap the system's error in their own: only its text and the free space remain.
     says_full = "No space left" in str(error) or "StorageFull" in str(error)
     failed_write = isinstance(error, RuntimeError) and (
         "inline_container" in str(error) or "write failed" in str(error)
@@ -241,7 +253,7 @@ def _write_error(path, part, error):
     return None
 
 
-def _free_bytes(path):
+def _free_bytes(path: Path) -> float:
     try:
         return shutil.disk_usage(path.parent).free
     except OSError:

@@ -1,15 +1,18 @@
 """SHA-256 digests of files and of JSON values."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from decomp.errors import FileError
 
 
-def digest_file(path):
-    """SHA-256 of a file's content, in hex."""
+def digest_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of the content of a file."""
     path, digest = Path(path), hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -20,13 +23,13 @@ def digest_file(path):
     return digest.hexdigest()
 
 
-def digest_json(value):
-    """SHA-256 in hex of a value's one canonical JSON text (sorted keys, no spaces): equal values, equal digests."""
+def digest_json(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON text of a value (sorted keys, no spaces): equal values, equal digests."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain_value)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plain_value(value):
+def plain_value(value: Any) -> Any:
     """Plain data for a value that `json` cannot write: arrays and scalars of numpy and torch, and paths."""
     if hasattr(value, "tolist"):  # numpy and torch, arrays and scalars
         return value.tolist()

@@ -1,86 +1,131 @@
-"""Export formats: exported program, ONNX, TorchScript, state dict, safetensors."""
+"""Export formats: exported program, ONNX, TorchScript, state dict, safetensors.
+
+Every file also holds a JSON text about itself (:func:`decomp.pipelines.stages.export.about`):
+
+================  ==================  ===================================================  =======================
+format            suffix              network                                              JSON text
+================  ==================  ===================================================  =======================
+``pt2``           ``.pt2``            ``torch.export`` program, batch dimension dynamic    extra file
+                                                                                           ``decomp.json``
+``onnx``          ``.onnx``           ONNX graph, input ``images``, output ``outputs``,    metadata property
+                                      batch dimension dynamic; below 2 GiB                 ``decomp``
+``torchscript``   ``.pt``             traced module                                        extra file
+                                                                                           ``decomp.json``
+``state-dict``    ``.pth``            state dict of ``torch.save``                         ``decomp`` in the version
+                                                                                           metadata of the root
+``safetensors``   ``.safetensors``    tensors of the state dict                            metadata ``decomp``
+================  ==================  ===================================================  =======================
+"""
+
+from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from decomp.errors import DecompError
 
-ONNX_BYTES = 2**31 - 2**24  # what a protocol buffer holds, less what is not weights
-
-
+ONNX_BYTES = 2**31 - 2**24  # limit of a protocol buffer, less the part that is not weights
 ABOUT = "decomp"
 
+#: A network read back: images of shape (m, C, H, W) in, outputs out.
+Network = Callable[[Tensor], Any]
 
-def _write_pt2(network, example, path, text):
+
+@dataclass(frozen=True)
+class Format:
+    """One export format.
+
+    Attributes
+    ----------
+    suffix : str
+        Of the file name.
+    write : callable
+        ``write(network, example, path, text)`` writes the network, traced on ``example`` where the format needs it,
+        and the JSON text about it.
+    read : callable
+        ``read(path, network)`` returns a callable on images and the JSON text. Where the file holds weights alone, they
+        are loaded into a copy of ``network``.
+    """
+
+    suffix: str
+    write: Callable[[nn.Module, Tensor, str, str], None]
+    read: Callable[[str, nn.Module], tuple[Network, str]]
+
+
+def _write_pt2(network: nn.Module, example: Tensor, path: str, text: str) -> None:
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path, extra_files={f"{ABOUT}.json": text})
 
 
-def _read_pt2(path, network):
-    kept = {f"{ABOUT}.json": ""}
-    return torch.export.load(path, extra_files=kept).module(), _text(kept)
+def _read_pt2(path: str, network: nn.Module) -> tuple[Network, str]:
+    extra: dict[str, Any] = {f"{ABOUT}.json": ""}
+    return torch.export.load(path, extra_files=extra).module(), _text(extra)
 
 
-def _write_onnx(network, example, path, text):
+def _write_onnx(network: nn.Module, example: Tensor, path: str, text: str) -> None:
     if sum(p.numel() * p.element_size() for p in network.parameters()) > ONNX_BYTES:
         raise DecompError("onnx", "one file must stay below 2 GiB", fix="export pt2 instead")
     program = torch.onnx.export(
         network, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
         input_names=["images"], output_names=["outputs"],
     )  # fmt: skip
+    assert program is not None  # it is with dynamo=True
     program.model.metadata_props[ABOUT] = text
     program.save(path, external_data=False)
 
 
-def _read_onnx(path, network):
+def _read_onnx(path: str, network: nn.Module) -> tuple[Network, str]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(images):
+    def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(value) for value in session.run(None, {"images": images.numpy()})]
 
     return run, session.get_modelmeta().custom_metadata_map[ABOUT]
 
 
-def _write_torchscript(network, example, path, text):
+def _write_torchscript(network: nn.Module, example: Tensor, path: str, text: str) -> None:
     with torch.no_grad():
         traced = torch.jit.trace(network, example)
     torch.jit.save(traced, path, _extra_files={f"{ABOUT}.json": text})
 
 
-def _read_torchscript(path, network):
-    kept = {f"{ABOUT}.json": ""}
-    return torch.jit.load(path, _extra_files=kept), _text(kept)
+def _read_torchscript(path: str, network: nn.Module) -> tuple[Network, str]:
+    extra: dict[str, Any] = {f"{ABOUT}.json": ""}
+    return torch.jit.load(path, _extra_files=extra), _text(extra)
 
 
-def _write_state_dict(network, example, path, text):
-    state = network.state_dict()
-    # What a state dict says of itself beside the versions of its modules; load_state_dict passes over it.
+def _write_state_dict(network: nn.Module, example: Tensor, path: str, text: str) -> None:
+    state: Any = network.state_dict()
+    # Beside the versions of the modules, where load_state_dict ignores it.
     state._metadata[""][ABOUT] = text
     torch.save(state, path)
 
 
-def _read_state_dict(path, network):
+def _read_state_dict(path: str, network: nn.Module) -> tuple[Network, str]:
     state = torch.load(path, weights_only=True)
-    return _refilled(network, state), state._metadata[""][ABOUT]
+    return _with_weights(network, state), state._metadata[""][ABOUT]
 
 
-def _write_safetensors(network, example, path, text):
+def _write_safetensors(network: nn.Module, example: Tensor, path: str, text: str) -> None:
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path, metadata={ABOUT: text})
 
 
-def _read_safetensors(path, network):
+def _read_safetensors(path: str, network: nn.Module) -> tuple[Network, str]:
     with safe_open(path, "pt") as file:
-        return _refilled(network, load_file(path)), file.metadata()[ABOUT]
+        return _with_weights(network, load_file(path)), file.metadata()[ABOUT]
 
 
-def _refilled(network, state):
-    """A module of the same structure with no weight of its own left, filled by a plain load_state_dict."""
+def _with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the network with the weights loaded; set to zero before, so that no own weight can remain."""
     module = copy.deepcopy(network)
     with torch.no_grad():
         for value in module.state_dict().values():
@@ -89,21 +134,12 @@ def _refilled(network, state):
     return module
 
 
-def _text(kept):
-    value = kept[f"{ABOUT}.json"]
+def _text(extra: Mapping[str, Any]) -> str:
+    value = extra[f"{ABOUT}.json"]
     return value.decode() if isinstance(value, bytes) else value
 
 
-@dataclass(frozen=True)
-class Format:
-    """How a format is written and read: ``read`` gives a callable on images and the text kept in the file."""
-
-    suffix: str
-    write: object
-    read: object
-
-
-FORMATS = {
+FORMATS: dict[str, Format] = {
     "pt2": Format(".pt2", _write_pt2, _read_pt2),
     "onnx": Format(".onnx", _write_onnx, _read_onnx),
     "torchscript": Format(".pt", _write_torchscript, _read_torchscript),

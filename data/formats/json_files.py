@@ -4,9 +4,13 @@ Every stage reads its JSON through `read_json`, which refuses a file that is emp
 deeply nested or of a newer format.
 """
 
+from __future__ import annotations
+
 import json
 import math
+import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 from decomp.errors import FileError, NumericalError
 
@@ -18,23 +22,26 @@ MAX_JSON_DEPTH = 64
 SEAL = "content_sha256"
 
 
-def write_json(path, value, *, kind=None, format_version=None, seal=False):
+def write_json(
+    path: str | os.PathLike[str], value: Any, *, kind: str | None = None, format_version: int | None = None,
+    seal: bool = False,
+) -> None:  # fmt: skip
     """Write `value` as JSON, whole or not at all.
 
     Parameters
     ----------
     path : str or Path
     value : dict or list
-        Numbers of numpy and torch, arrays and paths are written as their plain equals.
+        Numbers and arrays of numpy and torch are written as numbers and lists, paths as strings.
     kind, format_version : str and int, optional
         Written ahead of the rest as ``format`` and ``format_version``, for `read_json` to check.
     seal : bool
-        Add the digest of the content, for files that nobody is meant to edit.
+        Add the digest of the content, for files that are not meant to be edited.
 
     Raises
     ------
     NumericalError
-        There is a NaN or an infinity in it, which JSON cannot hold.
+        A number is NaN or infinite, which JSON cannot hold.
     """
     if kind is not None:
         value = {"format": kind, "format_version": format_version or 1, **value}
@@ -50,42 +57,45 @@ def write_json(path, value, *, kind=None, format_version=None, seal=False):
 
 
 def read_json(
-    path, *, kind=None, format_version=1, fix=None, max_bytes=MAX_JSON_BYTES, max_depth=MAX_JSON_DEPTH, sealed=False
-):
-    """Read a JSON file that may be broken, foreign, hostile or from a later version.
+    path: str | os.PathLike[str], *, kind: str | None = None, format_version: int = 1, fix: str | None = None,
+    max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_JSON_DEPTH, sealed: bool = False,
+) -> Any:  # fmt: skip
+    """Read a JSON file that may be broken, foreign, hostile or of a newer version.
 
     Parameters
     ----------
     path : str or Path
     kind : str, optional
-        What its ``format`` must say; None asks for no header.
+        The value that its ``format`` must have; None: a header is not required.
     format_version : int
         The newest version that the caller understands.
     fix : str, optional
-        What a person can do when the file is broken, such as which stage to run again.
+        The remedy for a broken file, such as which stage to run again; ends the error message.
     max_bytes, max_depth : int
-        Larger or deeper files are refused before they can do harm.
+        Larger or more deeply nested files are refused before they exhaust memory or the stack.
     sealed : bool
-        It must hold the digest of its content, as `write_json` adds it; the digest is taken out.
+        The file must hold the digest of its content, as `write_json` adds it; it is removed from the value.
 
     Raises
     ------
     FileError
-        Names the file and what is wrong with it.
+        Names the file and the fault.
     """
     path = Path(path)
     value = parse_json(_read_bounded(path, max_bytes, fix), path, fix=fix, max_depth=max_depth)
     if kind is not None:
         _check_header(path, value, kind, format_version, fix)
     if sealed:
-        found = value.pop(SEAL, None) if isinstance(value, dict) else None
-        if found != digest_json(value):
+        recorded = value.pop(SEAL, None) if isinstance(value, dict) else None
+        if recorded != digest_json(value):
             raise FileError(path, "the file must match the digest in it", got="a damaged or edited one", fix=fix)
     return value
 
 
-def parse_json(text, path, *, fix=None, max_depth=MAX_JSON_DEPTH):
-    """The value of a JSON text out of the file `path`, with the checks of `read_json` that need no header."""
+def parse_json(
+    text: str, path: str | os.PathLike[str], *, fix: str | None = None, max_depth: int = MAX_JSON_DEPTH
+) -> Any:
+    """Parse a JSON text that was read from the file `path`, with the checks of `read_json` that need no header."""
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -99,7 +109,7 @@ def parse_json(text, path, *, fix=None, max_depth=MAX_JSON_DEPTH):
     return value
 
 
-def _read_bounded(path, max_bytes, fix):
+def _read_bounded(path: Path, max_bytes: int, fix: str | None) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read(max_bytes + 1)
@@ -117,7 +127,7 @@ def _read_bounded(path, max_bytes, fix):
         raise FileError(path, "the file must be JSON text", got="bytes that are not UTF-8", fix=fix) from None
 
 
-def _without_duplicates(pairs):
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
@@ -125,17 +135,17 @@ def _without_duplicates(pairs):
     return value
 
 
-def _refuse_constant(name):
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"the number {name}")
 
 
-def _check_values(path, value, max_depth, fix):
+def _check_values(path: str | os.PathLike[str], value: Any, max_depth: int, fix: str | None) -> None:
     level, depth = [value], 0
     while level:
         depth += 1
         if depth > max_depth + 1:
             raise FileError(path, f"JSON must be at most {max_depth} levels deep", got="more", fix=fix)
-        below = []
+        below: list[Any] = []
         for item in level:
             if isinstance(item, float) and not math.isfinite(item):
                 raise FileError(path, "every number must be finite", got=item, fix=fix)
@@ -146,10 +156,10 @@ def _check_values(path, value, max_depth, fix):
         level = below
 
 
-def _check_header(path, value, kind, format_version, fix):
-    found = value.get("format") if isinstance(value, dict) else None
-    if found != kind:
-        got = "another file" if found is None else repr(found)
+def _check_header(path: Path, value: Any, kind: str, format_version: int, fix: str | None) -> None:
+    recorded = value.get("format") if isinstance(value, dict) else None
+    if recorded != kind:
+        got = "another file" if recorded is None else repr(recorded)
         raise FileError(path, f"the file must be a {kind!r} file", got=got, fix=fix)
     version = value.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:

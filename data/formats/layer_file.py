@@ -1,9 +1,37 @@
-"""One committed file a layer: its factors, the channels it reads, its report, and the digest of what came before."""
+"""Layer file (``layers/NNN_NAME.safetensors``): factors of one layer, its input channels, and its report.
+
+======================  =============================  =============================================================
+``FACTOR.weight``       tensor (n, c / groups, kh, kw) weight of each factor
+``FACTOR.bias``         tensor (n,)                    its bias; absent where the factor has none
+``keep``                int64 (k,)                     input channels that stay, ascending; absent where all stay
+metadata ``decomp``     JSON                           the header
+======================  =============================  =============================================================
+
+Keys of the header:
+
+=========================  =========================================================================================
+``format``                 ``decomp-layer``
+``format_version``         3
+``parent``                 SHA-256 (hex) of what the layer was solved from: plan, frozen file, files of earlier layers
+``layer``                  path of the module
+``factors``                list of the factors in execution order: ``name`` and the fields of
+                           :class:`decomp.problem.factors.Geometry`
+``n_total``                number of input channels of the original layer; null where all stay
+``report``                 errors after each step, ranks, seconds
+``content``                SHA-256 (hex) over header and tensors, to notice damage
+=========================  =========================================================================================
+"""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from decomp.errors import FileError
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, LayerSolution, Selection
@@ -18,28 +46,43 @@ LAYER_FORMAT = 3
 READABLE_FORMATS = (2, LAYER_FORMAT)
 
 
-def write_layer(path, solution, report, parent):
-    """Commit the solution of one layer."""
+def write_layer(path: Path, solution: LayerSolution, report: Mapping[str, Any], parent: str) -> None:
+    """Write the solution of one layer, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    solution : LayerSolution
+    report : mapping
+        Plain data.
+    parent : str
+        SHA-256 (hex) of what the layer was solved from, for :func:`read_layer` to compare.
+    """
     tensors, factors = {}, []
     for name, factor in zip(solution.factored.names, solution.factored.factors):
         tensors[f"{name}.weight"] = factor.weight.detach().cpu().contiguous()
         if factor.bias is not None:
             tensors[f"{name}.bias"] = factor.bias.detach().cpu().contiguous()
         factors.append({"name": name, **vars(factor.geometry)})
-    header = {"format": "decomp-layer", "format_version": LAYER_FORMAT, "parent": parent}
+    header: dict[str, Any] = {"format": "decomp-layer", "format_version": LAYER_FORMAT, "parent": parent}
     header.update(layer=solution.name, factors=factors, report=report, n_total=None)
     if solution.selection is not None:
         tensors["keep"] = solution.selection.channels.cpu()
         header["n_total"] = solution.selection.n_total
     header["content"] = _content_digest(header, tensors)
-    # One entry: safetensors keeps several in no fixed order, and equal work must give equal bytes.
+    # One entry: safetensors writes several in no fixed order, and equal solutions must give equal bytes.
     metadata = {"decomp": json.dumps(header)}
     with commit(path) as part:
         save_file({k: v.clone() for k, v in tensors.items()}, str(part), metadata=metadata)
 
 
-def read_layer(path, parent, name):
-    """Read a committed layer, checked to be the one of that name and to follow from ``parent``.
+def read_layer(path: Path, parent: str, name: str) -> tuple[LayerSolution, dict[str, Any]]:
+    """Read a layer file and check that it holds the layer ``name``, solved from ``parent``.
+
+    Returns
+    -------
+    solution : LayerSolution
+    report : dict
 
     Raises
     ------
@@ -50,7 +93,7 @@ def read_layer(path, parent, name):
     try:
         with safe_open(str(path), "pt") as file:
             metadata, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except Exception as error:  # what comes out of foreign bytes is not of one family
+    except Exception as error:  # the reader raises errors of several families on foreign bytes
         raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error
     header = parse_json(metadata.get("decomp", "{}"), path, fix=fix)
     if not isinstance(header, dict) or header.get("format") != "decomp-layer":
@@ -71,8 +114,8 @@ def read_layer(path, parent, name):
         raise FileError(path, f"is broken ({error})", fix=fix) from error
 
 
-def current_report(report):
-    """A layer's report under the key names of today; older runs have ``felt`` for ``output_error``."""
+def current_report(report: dict[str, Any]) -> dict[str, Any]:
+    """Report of a layer with current key names; reports of format 2 have ``felt`` for ``output_error``."""
     errors = report.get("errors")
     if not errors:
         return report
@@ -83,11 +126,11 @@ def current_report(report):
     return {**report, "errors": renamed}
 
 
-def _content_digest(header, tensors):
+def _content_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest_json({**json.loads(json.dumps(header)), "tensors": digest_state_dict(tensors)})
 
 
-def _rebuild(header, tensors):
+def _rebuild(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LayerSolution:
     factors, names = [], []
     for spec in header["factors"]:
         spec = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
@@ -98,15 +141,21 @@ def _rebuild(header, tensors):
     return LayerSolution(header["layer"], selection, FactoredConv(tuple(factors), tuple(names)))
 
 
-def read_selection(path):
-    """Which input channels a committed layer keeps, without a check of what the file was made from.
+def read_selection(path: Path) -> tuple[str, Tensor | None, int | None]:
+    """Read the input channels that stay in a layer, without a check of what the file was made from.
 
     Returns
     -------
     layer : str
-    keep : torch.Tensor or None
+    keep : torch.Tensor of int64, shape (k,), or None
         Ascending indices; None where the layer reads all of its channels.
     n_total : int or None
+        Number of input channels of the original layer.
+
+    Raises
+    ------
+    FileError
+        For a broken or foreign file.
     """
     try:
         with safe_open(str(path), "pt") as file:

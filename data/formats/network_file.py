@@ -1,33 +1,54 @@
-"""A network on disk: ``structure.json`` and ``weights.safetensors``, nothing that has to be executed.
+"""Network directory: ``structure.json`` and ``weights.safetensors``; loading one executes no code of its own.
 
-The structure holds the whole graph as data, so the network stands alone, and the list of edits (module path →
-what it becomes), so the same weights go into the original class as well.
+The structure holds the whole graph as data, so that the network stands alone, and the list of edits (path of a module,
+description of the new module), so that the same weights also fit into the original class.
+
+======================  ===========================================================================================
+``format``              ``decomp-model``
+``format_version``      1
+``input_shape``         [C, H, W] or null
+``edits``               list of ``module`` (its path) and ``becomes`` (the module that replaces it, as
+                        :func:`decomp.graph.serialise.describe_module` writes it)
+``part``                path of the network in a bigger model, or null
+``graph``               modules and nodes, as :func:`decomp.graph.serialise.describe_graph` writes them
+``meta``                plain data of the caller: origin, plan, costs
+``weights_sha256``      SHA-256 (hex) of ``weights.safetensors``
+``content_sha256``      SHA-256 (hex) of all of the above, to notice edits
+======================  ===========================================================================================
 """
+
+from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, fx, nn
 
 from decomp.errors import DecompError, FileError
 from decomp.execution.outputs import as_tensor
 from decomp.graph import foreign_batchnorm as normalisation
 from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module
-from decomp.surgery.apply_solution import set_module
+from decomp.modules.replace import set_module
 
 from .atomic import commit_directory
 from .digests import digest_file
 from .json_files import read_json, write_json
 
 FORMAT, VERSION = "decomp-model", 1
-#: In an edit: a batch normalisation of another class than torch's own becomes a plain one and its submodules.
-PLAIN = "plain normalisation"
+#: Type of an edit: a batch normalisation of a foreign class becomes torch's own and the submodules of that class.
+FOREIGN_BATCHNORM = "plain normalisation"
 
 
-def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, leaves=()):
+def save(
+    module: fx.GraphModule, path: str | os.PathLike[str], *, edited: Iterable[str] = (),
+    input_shape: tuple[int, int, int] | None = None, meta: Mapping[str, Any] | None = None, part: str | None = None,
+    leaves: Iterable[str] = (),
+) -> Path:  # fmt: skip
     """Write a traced network as a directory, verified by reading it back.
 
     Parameters
@@ -39,18 +60,24 @@ def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, lea
     edited : iterable of str
         Paths of modules that differ in shape from the original class.
     input_shape : tuple of int, optional
-        (C, H, W), kept with the structure and used for the verification.
+        (C, H, W), recorded in the structure and used for the verification.
     meta : dict, optional
-        Free JSON data kept beside (origin, plan, costs).
+        Plain data recorded in the structure (origin, plan, costs).
     part : str, optional
         The network is this submodule of a bigger model, into which :func:`load` puts it back.
     leaves : iterable of str
-        Paths of modules that are not written as data; only their weights are. They come from the original class.
+        Paths of modules whose structure is not written, only their weights. :func:`load` takes them from the original
+        class.
+
+    Returns
+    -------
+    Path
+        Of the directory.
 
     Raises
     ------
     DecompError
-        If the network cannot be written as data, or if what was read back differs.
+        If the network cannot be written as data, or if the network read back gives other outputs.
     """
     path = Path(path)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
@@ -74,17 +101,17 @@ def save(module, path, *, edited=(), input_shape=None, meta=None, part=None, lea
     return path
 
 
-def _describe_edit(module, path):
-    # What has only submodules left in a traced network was a normalisation of the original class with these inside.
-    return {"type": PLAIN} if type(module) is nn.Module else describe_module(module, path)
+def _describe_edit(module: nn.Module, path: str) -> dict[str, Any]:
+    # A plain nn.Module in a traced network has only submodules left: it was a foreign batch normalisation.
+    return {"type": FOREIGN_BATCHNORM} if type(module) is nn.Module else describe_module(module, path)
 
 
-def _verify(module, again, input_shape, path):
+def _verify(module: nn.Module, again: nn.Module, input_shape: tuple[int, int, int], path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *input_shape, generator=generator)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with torch.no_grad():
-        # On the CPU both, so that equal weights must give equal numbers.
+        # Both on the CPU, so that equal weights give equal numbers.
         before = as_tensor((module if device.type == "cpu" else copy.deepcopy(module).cpu())(x))
         after = as_tensor(again(x))
     if not torch.equal(before, after):
@@ -92,8 +119,14 @@ def _verify(module, again, input_shape, path):
         raise DecompError(path, "the network read back from its files differs", got=f"a difference of {worst:.3g}")
 
 
-def read_structure(path):
-    """The structure of an emitted network, checked for format and version."""
+def read_structure(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the structure of a network directory and check its format and version.
+
+    Raises
+    ------
+    FileError
+        If ``structure.json`` is missing, broken, edited or of a newer version.
+    """
     path = Path(path)
     if not (path / "structure.json").is_file():
         raise FileError(path, "is not an emitted network (no structure.json in it)", fix="give a model/ directory")
@@ -105,20 +138,22 @@ def read_structure(path):
     return structure
 
 
-def leaves(structure):
-    """Paths of the modules that a structure only names, in the words of :func:`save`."""
+def leaves(structure: Mapping[str, Any]) -> list[str]:
+    """Paths of the modules whose structure is not written: the argument `leaves` of :func:`save`."""
     return [path for path, spec in structure["graph"]["modules"].items() if spec.get("type") == "leaf"]
 
 
-def _how_to_write_again(path):
-    """Which stage makes the network at `path`, in words for an error."""
+def _how_to_write_again(path: Path) -> str:
+    """The remedy in an error message: the stage that writes the network at `path`."""
     stages = {"original": "freeze into another --run", "model": "decompose with --redo"}
     stages |= dict.fromkeys(("best", "last"), "finetune with --redo")
     return f"run {stages[path.name]}" if path.name in stages else "write it again"
 
 
-def load(path, into=None, *, leaves_of=None):
-    """Rebuild an emitted network.
+def load(
+    path: str | os.PathLike[str], into: nn.Module | None = None, *, leaves_of: nn.Module | None = None
+) -> nn.Module:
+    """Rebuild a network from its directory.
 
     Parameters
     ----------
@@ -129,7 +164,7 @@ def load(path, into=None, *, leaves_of=None):
         network that is a part of a bigger model, give the bigger model or the part. Without it the network
         stands alone.
     leaves_of : torch.nn.Module, optional
-        A network that stands alone takes the modules that were left out of the trace (``--leaf``) from here.
+        A network that stands alone takes the modules that were left out of the trace (``--leaf``) from this one.
 
     Returns
     -------
@@ -156,25 +191,25 @@ def load(path, into=None, *, leaves_of=None):
     return _load_into(copy.deepcopy(into).eval(), structure, state, path)
 
 
-def verify_into_original(path, build):
+def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Module]) -> str:
     """Check that the edits and weights also go into the original class.
 
     Parameters
     ----------
     path : path
-        An emitted network.
+        A network directory.
     build : callable
-        Gives an instance of the original class, with any weights.
+        Returns an instance of the original class, with any weights.
 
     Returns
     -------
     str
-        A line that says so, or why the network only stands alone.
+        One line: verified, or the reason why the network can only be loaded alone.
 
     Raises
     ------
     DecompError
-        If it goes in but its outputs differ.
+        If they fit but the outputs differ.
     """
     structure = read_structure(path)
     try:
@@ -187,15 +222,15 @@ def verify_into_original(path, build):
     module = module.get_submodule(part) if part else module
     x = torch.randn(2, *structure["input_shape"], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        wanted, got = as_tensor(alone(x)), as_tensor(module(x))
-    worst = ((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
+        expected, got = as_tensor(alone(x)), as_tensor(module(x))
+    worst = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
     if not worst < 1e-5:
         raise DecompError(path, "the original class with the edits gives other outputs", got=f"off by {worst:.2g}")
     return f"{path}: verified, standing alone and in the original class"
 
 
-def _load_into(whole, structure, state, path):
-    """The edits and weights put into a model, or into the part of it that the network was."""
+def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """Apply the edits and load the weights, in the whole model or in the part of it that the network was."""
     part = structure.get("part")
     module = whole.get_submodule(part) if part and part in dict(whole.named_modules()) else whole
     for edit in structure["edits"]:
@@ -204,7 +239,7 @@ def _load_into(whole, structure, state, path):
             old = module.get_submodule(name)
         except AttributeError as error:
             raise FileError(path, f"does not fit the given model: it has no module {name}") from error
-        new = normalisation.plain(old) if spec.get("type") == PLAIN else build_module(spec, name)
+        new = normalisation.plain(old) if spec.get("type") == FOREIGN_BATCHNORM else build_module(spec, name)
         if new is None:
             raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
         set_module(module, name, new)

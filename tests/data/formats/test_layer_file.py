@@ -1,3 +1,5 @@
+"""Layer file: a solution read back bit by bit, older formats, and a file that does not belong there is refused."""
+
 import json
 
 import pytest
@@ -85,3 +87,45 @@ def test_a_report_of_another_shape_is_refused_in_one_line(solution, tmp_path, re
     rewritten(path, 3, report)
     with pytest.raises(FileError, match=r"is broken \(.*\); run decompose again"):
         read_layer(path, PARENT, "features.3")
+
+
+def test_equal_solutions_give_equal_bytes(solution, tmp_path):
+    for name in ("one", "other"):
+        write_layer(tmp_path / name, solution, REPORT, PARENT)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_a_layer_that_reads_all_its_channels_has_no_selection(solution, tmp_path):
+    write_layer(tmp_path / "l", LayerSolution("fc", None, solution.factored), {}, PARENT)
+    assert read_layer(tmp_path / "l", PARENT, "fc")[0].selection is None
+    assert read_selection(tmp_path / "l") == ("fc", None, None)
+
+
+def foreign(path):
+    save_file({"x": torch.zeros(1)}, str(path))
+
+
+def changed_weight(path):
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(str(path))
+    tensors["vertical.weight"] += 1
+    save_file(tensors, str(path), metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    "damage, rule",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is not a readable layer file"),
+        (foreign, "is not a layer file"),
+        (changed_weight, r"does not match the digest in it \(damaged\)"),
+    ],
+    ids=["cut short", "foreign", "changed"],
+)
+def test_a_damaged_or_foreign_file_is_refused(solution, tmp_path, damage, rule):
+    path = tmp_path / "l.safetensors"
+    write_layer(path, solution, REPORT, PARENT)
+    damage(path)
+    with pytest.raises(FileError, match=rule) as caught:
+        read_layer(path, PARENT, "features.3")
+    assert str(path) in str(caught.value)

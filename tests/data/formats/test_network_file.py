@@ -1,3 +1,5 @@
+"""Network directory: it loads alone and into the original class bit by bit, and broken files are refused by name."""
+
 import json
 
 import pytest
