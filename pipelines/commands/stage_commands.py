@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from decomp.allocation.plan import STEPS
+
 from ..console import parse
 from ..console.options import (
     ALLOCATIONS,
@@ -16,7 +18,6 @@ from ..console.options import (
     LEAST_POINTS,
     SCHEDULES,
     SELECTORS,
-    STEPS,
     DecomposeOptions,
     FinetuneOptions,
     FreezeOptions,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from decomp.errors import UsageError, check_choice, near_miss
 
@@ -45,9 +45,7 @@ def speedups(text: object) -> tuple[float, ...]:
     return tuple(ratios)
 
 
-def several(
-    name: str, value: str | Iterable[str], possible: tuple[str, ...], fix: str, *, ordered: bool = True
-) -> tuple[str, ...]:
+def several(name: str, value: object, possible: tuple[str, ...], fix: str, *, ordered: bool = True) -> tuple[str, ...]:
     """Entries of `possible`, from a text with commas or from a sequence, each once.
 
     Parameters
@@ -55,6 +53,7 @@ def several(
     name : str
         Of the option.
     value : str or iterable of str
+        Anything else is refused.
     possible : tuple of str
     fix : str
         Advice where nothing is given.
@@ -65,8 +64,8 @@ def several(
     ------
     UsageError
     """
-    given = value.split(",") if isinstance(value, str) else list(value)
-    words = [part.strip() if isinstance(part, str) else part for part in given]
+    given = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    words = [part.strip() if isinstance(part, str) else str(part) for part in given]
     words = [word for word in words if word != ""]
     unknown = [word for word in words if word not in possible]
     if unknown or not words:
@@ -132,9 +131,9 @@ def number(
         The largest number allowed.
     """
 
-    def parse(value: object) -> Number:
+    def parse(value: Any) -> Number:
         try:
-            parsed = kind(value)  # type: ignore[arg-type]  # what cannot be converted raises
+            parsed = kind(value)
             if isinstance(value, bool) or (not isinstance(value, str) and parsed != value):
                 raise ValueError
         except (TypeError, ValueError, OverflowError):

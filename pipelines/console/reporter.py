@@ -1,101 +1,118 @@
-"""What a person sees while a stage works, and what log.jsonl keeps of it."""
+"""Progress lines and bars of a running stage, and its log file log.jsonl."""
+
+from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from ..run.directory import RunDirectory
+
 
 class Reporter:
-    """Tells each step in one line and keeps it in a log file.
+    """Prints each step as one line and appends it to a log file.
 
     Parameters
     ----------
     run_log_path : str or Path, optional
-        log.jsonl of a run. Steps told before its folder is there wait and are written once it is, so that a stage
-        that is refused leaves nothing behind.
+        log.jsonl of a run. Steps before its folder exists are kept and written once it does, so that a stage that is
+        refused leaves nothing behind.
     quiet : bool
-        Show nothing; the log is written all the same.
+        Print nothing; the log is written all the same.
     stream : text stream, optional
-        Where lines and progress bars go; standard error by default, so that results can be piped on.
+        Stream for lines and progress bars; standard error by default, so that results can be piped.
     needs : str or Path, optional
-        Write the log only once this file exists (a run's run.json), so that nothing lands in a folder that
-        turns out to be no run directory.
+        Write the log only once this file exists (a run's run.json), so that nothing is written into a folder that
+        is no run directory.
     command : str, optional
-        The command that was given, kept with the begin of each stage: what to give again when it is stopped.
+        The command line, recorded at the begin of each stage, for resuming a stage that was stopped.
     """
 
-    def __init__(self, run_log_path=None, quiet=False, stream=None, needs=None, command=None):
+    def __init__(
+        self,
+        run_log_path: str | os.PathLike[str] | None = None,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        needs: str | os.PathLike[str] | None = None,
+        command: str | None = None,
+    ) -> None:
         self.log_path = None if run_log_path is None else Path(run_log_path)
         self.quiet = quiet
-        self.stream = sys.stderr if stream is None else stream
+        self.stream: TextIO = sys.stderr if stream is None else stream
         self.command = command
         self._needs = None if needs is None else Path(needs)
-        self._stage = None
+        self._stage: str | None = None
         self._start = time.monotonic()
-        self._waiting = []
+        self._waiting: list[str] = []
         self._bars = 0
         self._checked_last_line = False
 
     @classmethod
-    def for_run(cls, run, quiet=False, stream=None, command=None):
-        """A reporter that logs into `run` (a RunDirectory) as soon as it is one."""
+    def for_run(
+        cls, run: RunDirectory, quiet: bool = False, stream: TextIO | None = None, command: str | None = None
+    ) -> Reporter:
+        """A reporter that logs into `run` as soon as that is a run directory."""
         return cls(run.log, quiet=quiet, stream=stream, needs=run.run_json, command=command)
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Seconds since the reporter was made."""
         return time.monotonic() - self._start
 
-    def step(self, message, **fields):
-        """Tell one step: a line for the person; the line and `fields` (plain numbers and texts) for the log."""
+    def step(self, message: str, **fields: Any) -> None:
+        """Print one step as a line; the log gets the line and `fields` (plain numbers and texts)."""
         self._show(message)
-        self._keep(message, fields)
+        self._log(message, fields)
 
-    def warn(self, message, **fields):
-        """Tell what a person should look at, though the work goes on."""
+    def warn(self, message: str, **fields: Any) -> None:
+        """Print a warning; the work goes on."""
         self._show(f"warning: {message}")
-        self._keep(message, {"level": "warning", **fields})
+        self._log(message, {"level": "warning", **fields})
 
     @contextmanager
-    def stage(self, name):
-        """Mark all steps of the block as those of stage `name`; the log gets its seconds and peak memory at the end.
+    def stage(self, name: str) -> Iterator[Reporter]:
+        """Log all steps of the block under stage `name`, and its duration and peak memory at the end.
 
-        The memory is the most this process ever held, in MiB.
+        The memory is the peak of this process so far, in MiB.
         """
         outer, self._stage, start = self._stage, name, time.monotonic()
-        self._keep(f"{name} begins", {"event": "begin", "command": self.command})
+        self._log(f"{name} begins", {"event": "begin", "command": self.command})
         try:
             yield self
         except BaseException as error:
             seconds = round(time.monotonic() - start, 3)
-            self._keep(f"{name} stopped: {str(error) or type(error).__name__}", {"event": "stop", "took": seconds})
+            self._log(f"{name} stopped: {str(error) or type(error).__name__}", {"event": "stop", "took": seconds})
             raise
         else:
             seconds = round(time.monotonic() - start, 3)
-            self._keep(f"{name} ends", {"event": "end", "took": seconds, "peak_memory_mib": peak_memory_mib()})
+            self._log(f"{name} ends", {"event": "end", "took": seconds, "peak_memory_mib": peak_memory_mib()})
         finally:
             self._stage = outer
 
     @contextmanager
-    def progress(self, total, label, unit="it"):
-        """Show how far one long step is: a bar with rate and time left on a terminal, one line at the end elsewhere.
+    def progress(self, total: int | None, label: str, unit: str = "it") -> Iterator[Progress]:
+        """Show the progress of a long step: a bar with rate and time left on a terminal, one line at the end elsewhere.
 
         Parameters
         ----------
         total : int or None
-            How many units there are to do.
+            Number of units to process.
         label, unit : str
-            What is being done, to what (``'images'``).
+            Name of the step, and of its units (``'images'``).
 
         Yields
         ------
         progress : Progress
-            To be told with ``.update(n)``.
+            To be updated with ``.update(n)``.
         """
         terminal = not self.quiet and getattr(self.stream, "isatty", lambda: False)()
         bar = None
@@ -116,7 +133,7 @@ class Reporter:
             message += f", {progress.done / took:,.0f} {unit}/s"
         self.step(message, event="progress", done=progress.done, took=round(took, 3))
 
-    def _show(self, message):
+    def _show(self, message: str) -> None:
         if self.quiet:
             return
         if self._bars:
@@ -125,7 +142,7 @@ class Reporter:
             self.stream.write(message + "\n")
             self.stream.flush()
 
-    def _keep(self, message, fields):
+    def _log(self, message: str, fields: dict[str, Any]) -> None:
         if self.log_path is None:
             return
         event = {
@@ -139,44 +156,44 @@ class Reporter:
         if not self.log_path.parent.is_dir() or (self._needs is not None and not self._needs.exists()):
             return
         try:
-            self._append("".join(line + "\n" for line in self._waiting))
+            self._append(self.log_path, "".join(line + "\n" for line in self._waiting))
         except OSError as error:
-            # The work is worth more than its log; what cannot be written at all, the next commit says as an error.
+            # The work goes on without its log; a disk that is full or read-only is an error of the next commit.
             self._show(f"warning: {self.log_path}: no further steps are logged ({error.strerror})")
             self.log_path = None
         self._waiting.clear()
 
-    def _append(self, text):
-        with open(self.log_path, "ab+") as file:
+    def _append(self, path: Path, text: str) -> None:
+        with open(path, "ab+") as file:
             if not self._checked_last_line and file.tell() > 0:
                 file.seek(-1, 2)
-                if file.read(1) != b"\n":  # a killed process left half a line
+                if file.read(1) != b"\n":  # left by a killed process
                     text = "\n" + text
             file.write(text.encode("utf-8", errors="replace"))
         self._checked_last_line = True
 
 
 class Progress:
-    """How far one step is; made by `Reporter.progress`."""
+    """Progress of one step; made by `Reporter.progress`."""
 
-    def __init__(self, bar=None):
+    def __init__(self, bar: Any = None) -> None:
         self.done = 0
         self._bar = bar
 
-    def update(self, n=1):
-        """`n` more units are done."""
+    def update(self, n: int = 1) -> None:
+        """Count `n` more units as done."""
         self.done += n
         if self._bar is not None:
             self._bar.update(n)
 
-    def note(self, **values):
-        """Show a few current values (a loss) beside the bar."""
+    def note(self, **values: Any) -> None:
+        """Show a few current values, such as a loss, beside the bar."""
         if self._bar is not None:
             self._bar.set_postfix(values, refresh=False)
 
 
-def format_seconds(seconds):
-    """A duration as a person says it: ``'0.4 s'``, ``'12 s'``, ``'3 min 20 s'``, ``'2 h 5 min'``."""
+def format_seconds(seconds: float) -> str:
+    """A duration in words: ``'0.4 s'``, ``'12 s'``, ``'3 min 20 s'``, ``'2 h 5 min'``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     seconds = round(seconds)
@@ -187,8 +204,8 @@ def format_seconds(seconds):
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def peak_memory_mib():
-    """The most memory this process has held so far, in MiB; None where the system does not tell."""
+def peak_memory_mib() -> float | None:
+    """Peak memory of this process so far, in MiB; None where the system does not report it."""
     try:
         import resource
     except ImportError:
@@ -197,7 +214,7 @@ def peak_memory_mib():
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)

@@ -1,15 +1,21 @@
-"""Tables of texts, for a terminal and for a browser."""
+"""Tables of texts, for a terminal and as HTML."""
+
+from __future__ import annotations
 
 import html
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[str]]
 
 
-def text_table(rows, left=1):
-    """Rows of cells as lines, the first `left` columns flush left, the others right.
+def text_table(rows: Rows, left: int = 1) -> str:
+    """Rows of cells as lines of text, the first `left` columns aligned left, the others right.
 
     Parameters
     ----------
-    rows : list of sequence of str
-        The header first; equally many cells in each.
+    rows : sequence of sequence of str
+        The header first; the same number of cells in each.
+    left : int
     """
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
@@ -19,10 +25,10 @@ def text_table(rows, left=1):
     return "\n".join(lines)
 
 
-def html_table(rows, left=1):
+def html_table(rows: Rows, left: int = 1) -> str:
     """The same as HTML, with every text escaped."""
 
-    def cells(row, tag):
+    def cells(row: Sequence[str], tag: str) -> str:
         style = ["left" if i < left else "right" for i in range(len(row))]
         return "".join(f'<{tag} style="text-align:{s}">{html.escape(c)}</{tag}>' for c, s in zip(row, style))
 

@@ -1,1 +1,1 @@
-"""The run directory."""
+"""Run directory of one experiment: its files, record, lock and networks."""

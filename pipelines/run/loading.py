@@ -1,7 +1,12 @@
 """Load the networks and the frozen points of a run, checked to belong together."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from torch import fx, nn
 
 from decomp.errors import FileError, UsageError
 
@@ -9,18 +14,30 @@ from ...data import models
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile
+from ..console.options import FreezeOptions
 from ..console.program import program
+from ..console.reporter import Reporter
+from .conditions import recorded_options
 from .directory import RunDirectory
 from .networks import existing
 
 
-def open_frozen(run):
+def open_frozen(run: str | os.PathLike[str] | RunDirectory) -> tuple[FrozenFile, fx.GraphModule]:
     """The frozen file of a run and its original network, checked to belong together.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
 
     Returns
     -------
     frozen : FrozenFile
     original : torch.fx.GraphModule
+
+    Raises
+    ------
+    FileError
+        Either is missing, or one does not belong to the other or to run.json.
     """
     run = RunDirectory.open(run)
     if not run.frozen.is_file():
@@ -43,7 +60,7 @@ def open_frozen(run):
     return frozen, original
 
 
-def load(path, into=None):
+def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Module:
     """Rebuild a network that was written by a stage.
 
     Parameters
@@ -76,65 +93,82 @@ def load(path, into=None):
     return network_file.load(made[-1].path(run), into)
 
 
-def load_network(run, path):
-    """A network of a run, which stands alone; modules that were left out of the trace come from its original class.
+def load_network(run: RunDirectory, path: Path) -> fx.GraphModule:
+    """A network of a run that does not need its original class.
+
+    Modules that were not traced (``freeze --leaf``) are taken from the original class.
 
     Parameters
     ----------
     run : RunDirectory
     path : Path
         One of its networks: ``run.original_dir``, ``run.model_dir``, ...
-
-    Returns
-    -------
-    torch.fx.GraphModule
     """
-    asked = (run.config("freeze") or {}).get("asked") or {}
-    return network_file.load(path, leaves_of=original_part(asked) if asked.get("leaves") else None)
+    options = recorded_options(run, "freeze", FreezeOptions)
+    leaves_of = original_part(options) if options is not None and options.leaves else None
+    network = network_file.load(path, leaves_of=leaves_of)
+    assert isinstance(network, fx.GraphModule)  # what load() gives without `into`
+    return network
 
 
-def warn_of_other_versions(run, stage, reporter):
-    """Say which libraries are not the ones that an earlier stage ran with; equal bytes are no longer to be expected."""
+def warn_of_other_versions(run: RunDirectory, stage: str, reporter: Reporter) -> None:
+    """Report libraries whose versions differ from those that an earlier stage ran with: results may differ a little."""
     changes = run.version_changes(stage)
     if changes:
         reporter.warn(f"{stage} ran with other versions: {', '.join(changes)}; numbers may differ a little")
 
 
-def original_class(asked):
-    """An instance of the class that was frozen; its weights do not matter, all of them are put in.
+def original_class(
+    options: FreezeOptions, *, input_shape: Sequence[int] | None = None, n_classes: int | None = None
+) -> nn.Module:
+    """An instance of the class that was frozen, with weights that do not matter.
 
     Parameters
     ----------
-    asked : dict
-        What freeze was asked for, model, input_size and part; with what it found, input_shape and n_classes.
+    options : FreezeOptions
+    input_shape : sequence of int, optional
+        (C, H, W), for where the options do not give it: the weights' file may have.
+    n_classes : int, optional
+        As frozen.
     """
-    size = asked["input_size"] or asked.get("input_shape")  # weights may have told it, where nobody gave it
-    options = {"input_size": size, "n_classes": asked.get("n_classes")}
-    return models.load_model(asked["model"], weights="random", **options).module
+    size = options.input_size or input_shape
+    return models.load_model(options.model, weights="random", input_size=size, n_classes=n_classes).module
 
 
-def original_part(asked):
-    """The part of it that was frozen, or the whole."""
-    return part_of(original_class(asked), asked.get("part"), asked["model"])
+def original_part(options: FreezeOptions) -> nn.Module:
+    """The part of the original class that was frozen, or the whole."""
+    return part_of(original_class(options), options.part, options.model)
 
 
-def require_whole(run):
-    """Refuse what needs class scores where only a part of a network was treated."""
-    part = ((run.config("freeze") or {}).get("asked") or {}).get("part")
-    if part:
-        raise UsageError(
-            run.path, f"holds a part of a network ({part}), which gives no class scores",
-            fix=f"put it back with decomp.load({str(run.model_dir)!r}, into=model) and train or judge the whole",
-        )  # fmt: skip
-
-
-def part_of(module, part, name):
-    """A submodule by its path; the module itself where no path is given.
+def require_whole(run: RunDirectory) -> None:
+    """Refuse a run in which only a part of a network was compressed, for stages that need class scores.
 
     Raises
     ------
     UsageError
-        There is none of this name; says what there is.
+    """
+    options = recorded_options(run, "freeze", FreezeOptions)
+    if options is not None and options.part:
+        raise UsageError(
+            run.path, f"holds a part of a network ({options.part}), which gives no class scores",
+            fix=f"put it back with decomp.load({str(run.model_dir)!r}, into=model) and train or evaluate the whole",
+        )  # fmt: skip
+
+
+def part_of(module: nn.Module, part: str | None, name: str) -> nn.Module:
+    """A submodule by its path; the module itself where no path is given.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    part : str or None
+    name : str
+        Of the model, for the message.
+
+    Raises
+    ------
+    UsageError
+        There is none of this name; lists the submodules.
     """
     if not part:
         return module

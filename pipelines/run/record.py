@@ -1,17 +1,21 @@
 """Record of a run: library versions and the log of its steps."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import json
+import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import decomp
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
 
 
-def library_versions():
-    """Versions of Python, this package and the libraries that numbers depend on, by name; torch is not imported."""
+def library_versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries that results depend on, without importing torch."""
     versions = {"python": platform.python_version(), "decomp": decomp.__version__}
     for name in LIBRARIES:
         try:
@@ -21,9 +25,9 @@ def library_versions():
     return versions
 
 
-def read_log(path):
-    """The events of a log.jsonl in order, without what is no event (such as a last line cut short by a kill)."""
-    events = []
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Events of a log.jsonl in order; lines that are no events, such as one cut short by a kill, are left out."""
+    events: list[dict[str, Any]] = []
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

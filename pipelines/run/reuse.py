@@ -1,24 +1,28 @@
-"""Begin again in a run directory, or begin a new one from the frozen points of another."""
+"""Reuse of frozen points: start over in a run directory, or start a new one from the frozen points of another."""
+
+from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 from decomp.errors import FileError, UsageError
 
 from ...data.formats.atomic import commit, commit_directory
 from ...data.formats.digests import digest_file
+from ..console.options import StageOptions
 from .directory import RunDirectory
 
 
-def clear(run, asked):
-    """Remove what decompose and finetune made in a run; the frozen points and their curves stay.
+def clear(run: RunDirectory, options: StageOptions) -> None:
+    """Remove the results of decompose and finetune from a run; the frozen points and their curves stay.
 
-    A plan that a person has edited is kept: in its place when the same options are asked for again, otherwise under
-    the name plan.previous.json.
+    A plan that was edited by hand is kept: in its place for a call with the same options, otherwise under the name
+    plan.previous.json.
     """
     before = run.config("decompose") or {}
     if run.plan_json.is_file() and before.get("plan_digest") != digest_file(run.plan_json):
-        if before.get("asked") != asked:
+        if options.differences(before.get("asked") or {}):
             os.replace(run.plan_json, run.plan_json.with_name("plan.previous.json"))
     else:
         run.plan_json.unlink(missing_ok=True)
@@ -30,8 +34,14 @@ def clear(run, asked):
         run.update_config(stage, None)
 
 
-def borrow(run, source):
-    """A new run directory with the frozen points of another: hard links where the disk allows, copies elsewhere."""
+def borrow(run: str | os.PathLike[str] | RunDirectory, source: str | os.PathLike[str] | RunDirectory) -> RunDirectory:
+    """Make a run directory with the frozen points of another: hard links where the disk allows, copies elsewhere.
+
+    Raises
+    ------
+    FileError, UsageError
+        `source` is not frozen, or `run` was frozen differently.
+    """
     source = RunDirectory.open(source)
     if source.config("freeze") is None or not source.frozen.is_file():
         raise FileError(source.path, "holds no frozen points", fix=f"run freeze --run {source.path} first")
@@ -51,7 +61,7 @@ def borrow(run, source):
     return run
 
 
-def _link(source, target):
+def _link(source: Path, target: Path) -> None:
     if target.exists():
         return
     try:

@@ -9,6 +9,7 @@ from decomp.errors import DecompError, UsageError
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
 from ...data.formats.json_files import write_json
+from ..console.options import DecomposeOptions
 from ..console.program import program
 from ..decomposition import make_plan as planning
 from ..decomposition import session as subject
@@ -18,6 +19,7 @@ from ..decomposition.layer_reports import announce
 from ..measure import fidelity
 from ..measure.devices import pick_device
 from ..run import loading, reuse
+from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 
 
@@ -147,7 +149,7 @@ def decompose(
         )  # fmt: skip
     with run.lock(), reporter.stage("decompose"):
         if redo:
-            reuse.clear(run, asked)
+            reuse.clear(run, DecomposeOptions.from_json(asked))
         before = _done_before(run, asked)
         if before is not None:
             return before
@@ -239,7 +241,14 @@ def _decompose(run, asked, plan, opened, device, reporter):
     edited = list(dict.fromkeys([*folded, *opened.edited, *edited]))
     place = {"part": frozen.meta.get("part"), "leaves": frozen.meta.get("leaves") or ()}
     network_file.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta, **place)
-    reporter.step(network_file.verify_into_original(run.model_dir, lambda: loading.original_class(frozen.meta)))
+    reporter.step(
+        network_file.verify_into_original(
+            run.model_dir,
+            lambda: loading.original_class(
+                freeze_options(run), input_shape=frozen.meta["input_shape"], n_classes=frozen.meta["n_classes"]
+            ),
+        )
+    )
     run.update_config("decompose", facts)
     return DecomposeResult(run, False, facts)
 

@@ -13,6 +13,7 @@ from decomp.data.formats import network_file
 from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
+from decomp.pipelines.run.conditions import freeze_options
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import open_frozen, original_class
 from decomp.pipelines.stages import train as stage
@@ -165,7 +166,8 @@ def test_a_network_trained_on_other_images_goes_through_the_stages(tmp_path):
     frozen, _ = open_frozen(RunDirectory(run))
     with frozen:
         assert frozen.meta["input_shape"] == [1, 8, 8] and frozen.meta["n_classes"] == 10
-        module = original_class(frozen.meta)
+        found = {name: frozen.meta[name] for name in ("input_shape", "n_classes")}
+        module = original_class(freeze_options(RunDirectory(run)), **found)
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     decompose(RunDirectory(run), speedup=2.0, steps=("spatial",), device="cpu", reporter=reporter)
     assert network_file.load(run / "model", into=module)(torch.zeros(2, 1, 8, 8)).isfinite().all()
