@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from decomp.errors import UsageError
+from decomp.errors import FileError, UsageError
 
 from ..console.options import FreezeOptions, Options, StageOptions
 from .directory import RunDirectory
@@ -24,9 +24,20 @@ def recorded_options(run: RunDirectory, stage: str, kind: type[Options]) -> Opti
         Such as ``'freeze'``.
     kind : type
         Class of the stage's options.
+
+    Raises
+    ------
+    FileError
+        The record is not one of such options.
     """
     record = (run.config(stage) or {}).get("asked")
-    return None if record is None else kind.from_json(record)
+    if record is None:
+        return None
+    try:
+        return kind.from_json(record)
+    except (TypeError, AttributeError, UsageError) as error:
+        fix = "start a new run directory with freeze"
+        raise FileError(run.run_json, f"the options of {stage} cannot be read", got=str(error), fix=fix) from error
 
 
 def freeze_options(run: RunDirectory) -> FreezeOptions:

@@ -47,7 +47,7 @@ def test_code_in_a_run_directory_is_not_run(stages, sent, key, stage, written):
     asks_for(run, **{key: written.format(run=run)})
     ended = stages.start(stage, run)
     *_, line = ended.text.strip().splitlines()
-    assert ended.code == 1 and "code in a run directory is not run" in line and "Traceback" not in ended.text
+    assert ended.code == 1 and "code in a run directory is not executed" in line and "Traceback" not in ended.text
     assert not proof.exists()
 
 

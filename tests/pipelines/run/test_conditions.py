@@ -2,7 +2,7 @@
 
 import pytest
 
-from decomp.errors import UsageError
+from decomp.errors import FileError, UsageError
 from decomp.pipelines.console.options import DecomposeOptions, FreezeOptions
 from decomp.pipelines.run.conditions import freeze_options, recorded_options, require_same_options
 from decomp.pipelines.run.directory import RunDirectory
@@ -23,6 +23,13 @@ def test_recorded_options_come_back_typed(run):
     options = FreezeOptions(model="a.py:b", data="digits", leaves=["x"])
     run.update_config("freeze", {"asked": options.to_json()})
     assert freeze_options(run) == options
+
+
+@pytest.mark.parametrize("record", [{}, [], "x", {"model": "a:b", "data": "digits", "n_images": "many"}])
+def test_a_record_of_something_else_is_a_broken_file(run, record):
+    run.update_config("freeze", {"asked": record})
+    with pytest.raises(FileError, match="run.json: the options of freeze cannot be read, got .*start a new run"):
+        recorded_options(run, "freeze", FreezeOptions)
 
 
 def test_the_same_options_pass(run):

@@ -1,6 +1,7 @@
 """Run directory: which folders are accepted, and the record of each stage."""
 
 import json
+import os
 
 import pytest
 

@@ -40,7 +40,7 @@ def test_the_frozen_points_of_the_original_network_are_opened(run):
 @pytest.mark.parametrize("key", ["model", "data"])
 def test_a_frozen_file_that_names_code_inside_the_run_directory_is_refused(run, key):
     freeze(run, **{key: f"{run.path / 'layers' / '..' / 'own.py'}:build"})
-    with pytest.raises(FileError, match=f"code in a run directory is not run, and its {key} is such"):
+    with pytest.raises(FileError, match=f"code in a run directory is not executed, and its {key} is such code"):
         open_frozen(run)
 
 
@@ -58,7 +58,7 @@ def test_frozen_points_of_another_network_are_refused(run):
 
 def test_frozen_points_other_than_those_of_the_record_are_refused(run):
     freeze(run)
-    run.update_config("freeze", {"asked": {}, "frozen": "f" * 64})
+    run.update_config("freeze", {"frozen": "f" * 64})
     with pytest.raises(FileError, match="must be the points ffffffffffff that run.json names"):
         open_frozen(run)
 
