@@ -10,12 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from ..run.directory import RunDirectory
+
+class LoggedRun(Protocol):
+    """Paths of a run directory that a reporter needs."""
+
+    @property
+    def log(self) -> Path:
+        """The log file."""
+
+    @property
+    def run_json(self) -> Path:
+        """The file that makes a folder a run directory."""
 
 
 class Reporter:
@@ -58,7 +67,7 @@ class Reporter:
 
     @classmethod
     def for_run(
-        cls, run: RunDirectory, quiet: bool = False, stream: TextIO | None = None, command: str | None = None
+        cls, run: LoggedRun, quiet: bool = False, stream: TextIO | None = None, command: str | None = None
     ) -> Reporter:
         """A reporter that logs into `run` as soon as that is a run directory."""
         return cls(run.log, quiet=quiet, stream=stream, needs=run.run_json, command=command)

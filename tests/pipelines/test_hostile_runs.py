@@ -60,7 +60,7 @@ def test_a_link_in_a_run_directory_does_not_lead_code_in(stages, sent):
     link.symlink_to(run / "evil.py")
     asks_for(run, model="harmless.py:build")
     ended = stages.start("decompose", run)
-    assert ended.code == 1 and "is not run" in ended.text and not proof.exists()
+    assert ended.code == 1 and "is not executed" in ended.text and not proof.exists()
 
 
 def rewritten(path, change):
