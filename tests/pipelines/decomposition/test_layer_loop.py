@@ -1,0 +1,66 @@
+"""Layer loop: what is committed for each layer, measured on the emitted network."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import nn
+
+from decomp.data.formats import network_file
+from decomp.data.formats.frozen_file import FrozenFile
+from decomp.data.formats.layer_file import read_layer
+from decomp.execution import sampled_rows
+from decomp.pipelines.stages.decompose import decompose
+from tests.pipelines.digit_runs import Collected
+
+pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
+
+
+def outputs_as_solved(run, report, module, x):
+    """Outputs of a solved layer over all of its channels, also those that the layer behind no longer reads."""
+    path = next(run.layers_dir.glob(f"*_{report['layer']}.safetensors"))
+    with safe_open(path, "pt") as file:
+        parent = json.loads(file.metadata()["decomp"])["parent"]
+    solution, _ = read_layer(path, parent, report["layer"])
+    for factor in solution.factored.factors:
+        g = factor.geometry
+        if isinstance(module, nn.Linear):
+            x = F.linear(x, factor.weight.flatten(1), factor.bias)
+        else:
+            x = F.conv2d(x, factor.weight, factor.bias, g.stride, g.padding, g.dilation)
+    return x
+
+
+def test_each_layer_answers_like_the_original_on_what_it_now_reads(run):
+    """Asymmetry: the fitted error of every layer, measured on the emitted network itself, is the reported one."""
+    result = decompose(run, speedup=2, reporter=Collected())
+    network, original = network_file.load(run.model_dir), network_file.load(run.original_dir)
+    reports, narrowed, before_relu = result.facts["layers"], [], {"0", "3"}
+    assert [report["layer"] for report in reports] == [
+        name for name, module in original.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        x = frozen.images(0, 360)
+        for report in reports:
+            name, values = report["layer"], {}
+            hook = network.get_submodule(name).register_forward_hook(
+                lambda m, inputs, output, values=values: values.update(x=inputs[0].clone(), y=output.clone())
+            )
+            network(x)
+            hook.remove()
+            y = outputs_as_solved(run, report, original.get_submodule(name), values["x"])
+            if values["y"].shape == y.shape:
+                assert torch.allclose(values["y"], y, atol=1e-5)
+            else:
+                narrowed.append(name)
+            got = sampled_rows.responses(y, frozen.positions(frozen.grid_of(name))[:360]).flatten(0, 1)
+            wanted = frozen.responses(name, 0, 360).flatten(0, 1)
+            error = (got - wanted).double()
+            if name not in before_relu:  # their bias is fitted behind the activation
+                assert error.mean(0).abs().max() < 1e-3 * wanted.std()
+            relative = (error - error.mean(0)).square().sum() / (wanted - wanted.mean(0)).double().square().sum()
+            last = list(report["errors"].values())[-1]["fitted"]
+            assert relative.item() == pytest.approx(last, rel=1e-3, abs=1e-7)
+    assert narrowed  # some layer has lost channels to its reader: those are measured here too
