@@ -6,6 +6,7 @@ from inspect import signature
 
 import pytest
 
+from decomp.allocation.plan import SIZES
 from decomp.errors import UsageError
 from decomp.pipelines.commands.main import main
 from decomp.pipelines.console import options
@@ -17,6 +18,7 @@ from decomp.pipelines.console.options import (
     StageOptions,
     TrainOptions,
 )  # fmt: skip
+from tests.pipelines.digit_runs import Collected
 
 MADE = (
     FreezeOptions(model="zoo:vgg-digits", data="digits"), DecomposeOptions(speedup="4x"), FinetuneOptions(),
@@ -26,7 +28,10 @@ MADE = (
 
 def test_the_choices_are_those_of_the_modules_that_use_them():
     from decomp.allocation import plan
+    from decomp.cost.latency_model import LatencyCost
+    from decomp.cost.models import MacsCost, ParamsCost
     from decomp.data.formats import exported
+    from decomp.pipelines.training import recipe
     from decomp.runtimes import timing
     from decomp.solvers import solve_layer
 
@@ -34,6 +39,28 @@ def test_the_choices_are_those_of_the_modules_that_use_them():
     assert set(options.SELECTORS) == set(solve_layer.SELECTORS)
     assert options.FORMATS == tuple(exported.FORMATS)
     assert set(options.LAYOUTS) == set(timing.LAYOUTS)
+    assert options.ALLOCATIONS == plan.ALLOCATIONS and options.COSTS == plan.COSTS
+    assert set(options.COSTS) == {MacsCost.name, ParamsCost.name, LatencyCost.name}
+    assert set(options.SCHEDULES) < set(recipe.SCHEDULES)
+
+
+@pytest.mark.usefixtures("one_thread", "known_networks")
+@pytest.mark.parametrize("run", ["plain"], indirect=True)
+def test_every_allocation_makes_another_plan(run):
+    """None of the names falls through to the plan of another one."""
+    plans = {}
+    for name in options.ALLOCATIONS:
+        given = {"speedup": 2, "multiple": 1, "plan_only": True, "redo": bool(plans), "reporter": Collected()}
+        stage_of("decompose")(run, allocation=name, **given)
+        plan = json.loads(run.plan_json.read_text())
+        assert plan["allocation"] == name
+        plans[name] = [[layer[size] for size in SIZES.values()] for layer in plan["layers"]]
+    assert len({str(sizes) for sizes in plans.values()}) == len(options.ALLOCATIONS) == 3
+
+
+# Options whose flag on the command line says the opposite.
+NEGATED = {"activation_aware": "linear", "refine": "no_refine", "recovery": "no_recovery", "sampler": "no_sampler"}
+COMPARED = {"freeze": 8, "decompose": 15, "finetune": 8, "train": 4, "evaluate": 3}
 
 
 def stage_of(name):
@@ -50,12 +77,14 @@ def test_command_stage_and_options_have_the_same_defaults(name, kind):
     parameters, command = signature(stage_of(name)).parameters, main.commands[name]
     needed = [f"{option.opts[0]}=x" for option in command.params if option.required]
     typed = command.make_context(name, needed).params
-    compared = [entry for entry in dataclasses.fields(kind) if entry.name not in ("model", "data", "speedup", "plan")]
-    for entry in compared:
-        assert parameters[entry.name].default == entry.default, entry.name
-        if entry.name in typed:
-            assert typed[entry.name] == entry.default, entry.name
-    assert len(compared) >= len(dataclasses.fields(kind)) - 2
+    typed = {**typed, **{option: not typed[flag] for option, flag in NEGATED.items() if flag in typed}}
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(kind)}
+    assert set(defaults) <= set(typed) & set(parameters)
+    for option in {"model", "data", "speedup", "plan"} & set(defaults):  # given above, or of another kind in a record
+        del defaults[option]
+    assert len(defaults) == COMPARED[name]
+    assert {option: parameters[option].default for option in defaults} == defaults
+    assert {option: typed[option] for option in defaults} == defaults
 
 
 @pytest.mark.parametrize("made", MADE, ids=lambda made: type(made).__name__)
