@@ -143,6 +143,13 @@ def test_every_path_on_the_architecture_page_exists():
     assert dead_paths(text) == []
 
 
+def test_names_given_with_a_file_are_in_it():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)`(?: \(| of | in )`([\w/]+\.py)`", text)
+    assert len(named) >= 5
+    assert [pair for pair in named if not re.search(rf"\b{pair[0]}\b", (ROOT / pair[1]).read_text("utf-8"))] == []
+
+
 def test_a_dead_path_is_noticed():
     text = "`decomp/graph/layer.py` `decomp/lasso.py` (`pipelines/recipe/`) `data/formats/` `cli.py` `setup.py`"
     assert dead_paths(text) == ["decomp/lasso.py", "pipelines/recipe/"]
