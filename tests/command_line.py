@@ -1,4 +1,4 @@
-"""Commands given in this process, and a network for them to work on."""
+"""Commands run in this process, and a small network for them."""
 
 import contextlib
 import io
@@ -61,12 +61,12 @@ class Result:
 
     @property
     def errors(self):
-        """Lines on standard error, but for those that tell steps."""
+        """Error lines on standard error, without progress."""
         return [line for line in self.err.splitlines() if line.startswith("error:")]
 
 
 def decomp_command(*arguments):
-    """Give a command in this process."""
+    """Run a command in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit:
         cli.main([str(argument) for argument in arguments])

@@ -1,4 +1,4 @@
-"""A representative of each family of networks: exact at full size, as cheap as planned at 2x, the same when loaded."""
+"""Families of networks: exact at full size, planned cost at 2x, equal outputs after loading."""
 
 import pytest
 from small_graphs import GRAPHS, INPUT, make
@@ -18,7 +18,7 @@ def test_families_of_networks(name):
     assert 2 <= row["speedup"] <= 2 / 0.98 and row["as_planned"] and row["loads"]
 
 
-# What spends its cost outside of convolutions that are modules.
+# Networks with most of their cost outside of convolution modules.
 OTHERWISE = ("nfnet_l0", "vit_tiny_patch16_224")
 
 
@@ -31,7 +31,7 @@ def test_networks_of_timm(name):
     assert row["speedup"] >= (1.02 if name in OTHERWISE else 2)
 
 
-# Where a layer is left alone that costs more than half: what 2x is answered with, and what can be had.
+# Graphs in which an unsupported layer has more than half of the cost: a speed-up that can be reached.
 LESS = {"grouped": 1.8, "twice": 1.5}
 
 

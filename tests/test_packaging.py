@@ -1,4 +1,4 @@
-"""What an installation holds, and that it works in a folder that has its own data/, pipelines/ and cli.py."""
+"""Packaging: files of an installation, which works in a folder with its own data/, pipelines/ and cli.py."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """A person's own project, whose files have the names of ours."""
+    """A user's project with files of the same names as ours."""
     for room in ("data", "pipelines"):
         (tmp_path / room).mkdir()
         (tmp_path / room / "__init__.py").write_text("raise SystemExit('the wrong one')")
@@ -66,7 +66,7 @@ def elsewhere(tmp_path):
 
 
 def shipped():
-    """Where each file of the product has to lie in an installation."""
+    """Expected path of each file in an installation."""
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*")):
             inner = path.relative_to(ROOT / room).as_posix()
@@ -122,7 +122,7 @@ def test_the_checkout_works_from_another_folder_without_hiding_its_names(elsewhe
     assert result.returncode == 1 and "RuntimeError: reached" in result.stderr
 
 
-def test_the_readme_names_its_two_commands_for_the_machinery():
+def test_the_readme_has_its_two_marked_commands():
     blocks = re.findall(r"^```bash\n# (demo|test)\n(.+)\n```$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert sorted(name for name, _ in blocks) == ["demo", "test"]
     assert all(line.startswith("python3 -m venv .venv && ") for _, line in blocks)

@@ -1,4 +1,4 @@
-"""The driver of the comparison with other tools, with a tool made up here: none of theirs is needed."""
+"""Driver of the comparison with other tools, on tools defined here; none of the real ones is needed."""
 
 import json
 import subprocess
@@ -65,8 +65,8 @@ def test_spread_shares_lose_channels_one_layer_after_the_other():
 
 
 def run(out, names, epochs=0, **options):
-    asked = driver.rows_asked(["zoo:vgg-digits"], "digits", [0], [2], [epochs], names)
-    return driver.run(out, asked, worker=(sys.executable, "-c", WORKER), **options)
+    rows = driver.rows_asked(["zoo:vgg-digits"], "digits", [0], [2], [epochs], names)
+    return driver.run(out, rows, worker=(sys.executable, "-c", WORKER), **options)
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path):
@@ -78,7 +78,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     assert set(rows) == set(driver.read(tmp_path / "results.jsonl")) and len(rows) == 2
 
 
-def test_a_failure_is_quoted_and_tried_again_only_when_asked(tmp_path):
+def test_a_failure_is_quoted_and_tried_again_only_with_retry(tmp_path):
     rows = run(tmp_path, ["fake/broken", "fake/a"])
     errors = [row.get("error") for row in rows.values()]
     assert errors == ["ValueError: no such layer", None]
@@ -88,7 +88,7 @@ def test_a_failure_is_quoted_and_tried_again_only_when_asked(tmp_path):
     assert (tmp_path / "calls.txt").read_text().split().count("fake/broken") == 2
 
 
-def test_what_is_trained_is_compressed_before_and_not_trained_where_that_failed(tmp_path):
+def test_rows_are_compressed_before_training_and_not_trained_where_that_failed(tmp_path):
     rows = run(tmp_path, ["fake/a", "fake/broken"], epochs=5)
     assert (tmp_path / "calls.txt").read_text().split() == ["fake/a", "fake/broken", "fake/a"]
     assert [(row["epochs"], row.get("error")) for row in rows.values() if row["method"] == "fake/broken"] == [
@@ -117,7 +117,7 @@ def test_which_images_are_right_survives_the_packing():
 
 def test_the_error_of_a_difference_is_its_spread_over_repetitions():
     # The whole measurement, test images and seeds, is repeated: the estimated error is about what is seen.
-    seen, told = [], []
+    measured, estimated = [], []
     for repetition in range(300):
         draw = np.random.default_rng(repetition)
         easy = draw.random(400) < 0.9
@@ -126,10 +126,10 @@ def test_the_error_of_a_difference_is_its_spread_over_repetitions():
             for rows, luck in ((ours, draw.normal(0, 0.02)), (theirs, draw.normal(0, 0.02))):
                 rows.append({"seed": seed, "right": noise.packed(easy & (draw.random(400) < 0.95 + luck))})
         mean, error, _ = noise.difference(ours, theirs)
-        seen.append(mean)
-        told.append(error)
-    assert abs(np.mean(seen)) < 3 * np.std(seen) / 300**0.5
-    assert np.std(seen) <= np.sqrt(np.mean(np.square(told))) < 1.5 * np.std(seen)
+        measured.append(mean)
+        estimated.append(error)
+    assert abs(np.mean(measured)) < 3 * np.std(measured) / 300**0.5
+    assert np.std(measured) <= np.sqrt(np.mean(np.square(estimated))) < 1.5 * np.std(measured)
 
 
 def test_only_seeds_that_both_have_are_compared():
@@ -138,7 +138,7 @@ def test_only_seeds_that_both_have_are_compared():
     mean, error, count = noise.difference(ours, theirs)
     assert count == 1 and mean == 0.25 and error == pytest.approx(np.std([0, 1, 0, 0], ddof=1) / 2)
     assert noise.difference(ours, [{"seed": 2, "right": noise.packed([1, 1, 1, 1])}]) is None
-    assert noise.difference(ours, [{"seed": 0}]) is None  # a row of a time when this was not kept
+    assert noise.difference(ours, [{"seed": 0}]) is None  # a row of an earlier version, without this field
 
 
 def test_the_page_calls_ties_ties():
@@ -198,15 +198,15 @@ class Thin:
         return search.meet(make, given.count, given.macs / speedup, 0.05, 1.0)[0], 3.0
 
 
-def test_a_row_is_measured_on_the_network_that_is_kept(tmp_path):
+def test_a_row_is_measured_on_the_saved_network(tmp_path):
     row = worker.make(tmp_path, {**ROW, "speedup": 1.25}, methods={"fake/thin": Thin()})
     assert 1.25 <= row["counted"] < 1.32
     assert row["seconds"] >= 3.0  # what the tool spent on what rows share is counted
-    kept = torch.load(worker.file_of(tmp_path, row), weights_only=False)
+    saved = torch.load(worker.file_of(tmp_path, row), weights_only=False)
     given = subject.Subject("zoo:vgg-digits", "digits", 0)
-    assert given.count(kept) == row["macs"] == round(given.macs / row["counted"])
+    assert given.count(saved) == row["macs"] == round(given.macs / row["counted"])
     test = given.source.test
-    right = subject.logits_of(kept, test).argmax(1) == test.labels(torch.arange(len(test)))
+    right = subject.logits_of(saved, test).argmax(1) == test.labels(torch.arange(len(test)))
     assert right.double().mean().item() == pytest.approx(row["top1"])
     assert noise.unpacked(row["right"]).tolist() == right.tolist()
     assert row["top1"] < row["original_top1"] and 0 < row["kl"] and row["agreement"] < 1
@@ -223,14 +223,14 @@ def test_statistics_are_those_of_the_images(tmp_path):
     assert network[1].momentum == 0.1 and not network.training
 
 
-def test_what_rows_share_is_made_once_and_its_time_counted_in_each(tmp_path):
+def test_shared_work_is_done_once_and_its_time_counted_in_each_row(tmp_path):
     calls = []
 
     def make():
         calls.append(1)
         time.sleep(0.2)
 
-    # The row that makes it has it on its own clock already.
+    # The row that does the work has measured its time already.
     assert subject.once(tmp_path, "search", make) == 0
     assert subject.once(tmp_path, "search", make) >= 0.2
     assert calls == [1]
@@ -265,7 +265,7 @@ def test_rows_are_json_lines(tmp_path):
 
 
 class Halved:
-    """A tool that makes of the network what it is told to."""
+    """A tool that applies a given change to the network."""
 
     tool, name, options, labels = "fake", "change", {}, False
 
@@ -276,7 +276,7 @@ class Halved:
         return self.change(given.fresh()), 0.0
 
 
-def test_what_is_told_of_a_small_graph(tmp_path, monkeypatch):
+def test_small_graphs_have_their_speedup_or_the_tools_message(tmp_path, monkeypatch):
     row = {"network": "residual", "data": "random", "seed": 0, "speedup": 2, "epochs": 0}
     monkeypatch.setitem(methods.METHODS, "fake/none", Halved(lambda network: network))
     monkeypatch.setitem(methods.METHODS, "fake/cut", Halved(lambda network: nn.Sequential(network, nn.Linear(5, 4))))
