@@ -378,3 +378,9 @@ def test_a_layer_too_large_to_be_fitted_keeps_its_outputs_and_the_plan_its_cost(
     for network in (decomp.load(tmp_path / "run"), decomp.load(tmp_path / "run", into=original)):
         assert cost(network, SHAPE).macs == plan["macs_after"] == result.facts["macs_after"]
         assert network.get_submodule("5").weight.shape == (40, 16384)
+
+
+def test_what_only_the_outputs_of_a_layer_too_large_to_be_fitted_could_give_is_out_of_reach(wide_run, tmp_path):
+    shutil.copytree(wide_run, tmp_path / "run")
+    with pytest.raises(TargetError, match=r"2\.28"):
+        decompose(tmp_path / "run", speedup=2.2894, steps=("prune",), multiple=1, reporter=Collected())
