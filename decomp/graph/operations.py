@@ -1,12 +1,15 @@
-"""What single calls of a traced network do to channels: the tables, and what is read off one node."""
+"""Tables of operations by their effect on channels, and helpers that read one graph node."""
+
+from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
-# Modules and functions that treat every channel alike and by itself: a channel comes out as what it went in.
+# Modules and functions that treat every channel in the same way and by itself.
 CHANNELWISE_MODULES = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
@@ -15,7 +18,7 @@ CHANNELWISE_MODULES = (
     nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
     nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
 )  # fmt: skip
-CARRIER_MODULES = (nn.BatchNorm2d, nn.BatchNorm1d, nn.PReLU)  # the same, with one number per channel inside
+CARRIER_MODULES = (nn.BatchNorm2d, nn.BatchNorm1d, nn.PReLU)  # the same, with parameters for every channel
 CHANNELWISE_FUNCTIONS = {
     F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish,
     F.hardsigmoid, F.hardtanh, F.sigmoid, F.tanh, F.softplus, F.softsign, F.logsigmoid, F.dropout, F.dropout2d,
@@ -27,8 +30,8 @@ CHANNELWISE_METHODS = {
     "relu", "relu_", "sigmoid", "tanh", "clamp", "clamp_", "contiguous", "abs", "float", "clone", "neg", "exp", "sqrt",
     "pow", "sigmoid_", "detach",
 }  # fmt: skip
-# Two tensors met entry by entry: their channels stand or fall together.
-UNITING = {
+# Two tensors met entry by entry: their channels can only be removed together.
+UNITING: dict[Any, str] = {
     operator.add: "add", operator.iadd: "add", torch.add: "add", "add": "add", "add_": "add",
     operator.sub: "sub", operator.isub: "sub", torch.sub: "sub", "sub": "sub", "sub_": "sub",
     operator.mul: "mul", operator.imul: "mul", torch.mul: "mul", "mul": "mul", "mul_": "mul",
@@ -38,14 +41,14 @@ UNITING = {
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 NO_OP_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout)  # in evaluation
-ACTIVATIONS = {
+ACTIVATIONS: dict[Any, str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", F.relu: "relu", F.relu_: "relu", F.relu6: "relu6",
     torch.relu: "relu", torch.relu_: "relu", "relu": "relu", "relu_": "relu",
 }  # fmt: skip
 
 
-def describe(node):
-    """A node in words for a person: a module's path, or the name of what is called."""
+def describe(node: fx.Node) -> str:
+    """Readable name of a node: the path of its module, or the name of the function it calls."""
     if node.op == "output":
         return "the network's output"
     if node.op == "call_module":
@@ -53,26 +56,26 @@ def describe(node):
     return f"'{getattr(node.target, '__name__', node.target)}'"
 
 
-def argument(node, place, name, default=None):
-    """An argument of a call, given by place or by name."""
+def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by name; anything that a graph can hold."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
-def axes_of(value, n_axes):
-    """One axis or several as a set of places counted from the front; None where they are not plain numbers."""
+def axes_of(value: object, n_axes: int) -> set[int] | None:
+    """One axis or several as a set of numbers from 0 on; None where they are not known from the graph alone."""
     axes = [value] if isinstance(value, int) else value
     if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
         return None
     return {axis % n_axes for axis in axes}
 
 
-def is_reduction(node):
+def is_reduction(node: fx.Node) -> bool:
     """A mean, sum or extreme value over axes, as a function or a method."""
     return node.target in ("mean", torch.mean, "sum", torch.sum, "amax", torch.amax, "amin", torch.amin)
 
 
-def is_channelwise(node, module=None):
-    """Whether a call treats every channel alike and by itself, whatever its other arguments are."""
+def is_channelwise(node: fx.Node, module: nn.Module | None = None) -> bool:
+    """Whether a call treats every channel in the same way and by itself, whatever its other arguments are."""
     if node.op == "call_module":
         return isinstance(module, CHANNELWISE_MODULES)
     if node.op == "call_method":
