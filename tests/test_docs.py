@@ -169,6 +169,21 @@ def test_the_import_tables_of_the_page_are_those_of_the_rules():
     assert [rows[place] for place in sorted(rows)] == rules.PIPELINES_ROWS
 
 
+def arrows(text):
+    """Imports drawn by mermaid lines such as ``G["graph"] --> M & P["problem"]``: {folder: folders}."""
+    names = dict(re.findall(r'\b([A-Z])\["(\w+)"\]', text))
+    drawn = {name: set() for name in names.values()}
+    for start, ends in re.findall(r"^  ([A-Z])\b\S* --> (.*)$", text, re.M):
+        drawn[names[start]] |= {names[end] for end in re.findall(r"\b([A-Z])\b", ends)}
+    return drawn
+
+
+def test_the_drawn_imports_are_those_of_the_rules():
+    chart = next(text for text in ARCHITECTURE.read_text("utf-8").split("```mermaid\n") if '["surgery"]' in text)
+    drawn = arrows(chart.split("```")[0])
+    assert drawn == {name: rules.DECOMP_MAY_IMPORT[name] for name in folders_in("decomp")}
+
+
 def test_every_folder_is_on_the_page():
     text = ARCHITECTURE.read_text(encoding="utf-8")
     named = set(CODE_PATH.findall(text))
