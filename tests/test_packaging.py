@@ -35,8 +35,7 @@ def source(tmp_path_factory):
 
 
 def build(source, kind, folder):
-    setuptools = pytest.importorskip("setuptools", minversion="70.1")
-    assert setuptools is not None
+    pytest.importorskip("setuptools", minversion="70.1")
     command(sys.executable, "setup.py", "-q", kind, "-d", str(folder), cwd=source)
     (built,) = folder.iterdir()
     return built
