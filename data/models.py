@@ -1,11 +1,11 @@
-"""Networks by name.
+"""Loader of networks by name.
 
 =============================  ==================================================================================
 ``zoo:NAME``                   a network of :mod:`decomp.data.zoo`, with the weights shipped for it
 ``torchvision:NAME``           a classifier of torchvision
 ``timm:NAME``                  a model of timm, where that is installed
-``path/to/file.py:factory``    what your function returns when called without arguments
-``package.module:factory``     the same for an importable module (the current folder included)
+``path/to/file.py:factory``    the return value of a user's function, called without arguments
+``package.module:factory``     the same from a module that can be imported, also from the current folder
 =============================  ==================================================================================
 
 Weights: a file (safetensors or a state dict), ``DEFAULT`` (the library's own), ``random`` (drawn from a seed).
@@ -14,10 +14,12 @@ Weights: a file (safetensors or a state dict), ``DEFAULT`` (the library's own), 
 from __future__ import annotations
 
 import difflib
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,14 +27,15 @@ from torch import nn
 from decomp.errors import FileError, UsageError
 
 from . import user_code
-from . import weights as weight_files
+from .transforms import Shape
+from .weights import check_finite, digest_state_dict, load_into, read_shape, read_state_dict
 
 KINDS = ("zoo", "torchvision", "timm")
 
 
 @dataclass
 class LoadedModel:
-    """A network ready to be looked at.
+    """A network with its weights.
 
     Attributes
     ----------
@@ -41,24 +44,33 @@ class LoadedModel:
     name : str
         As given to :func:`load_model`.
     input_shape : (C, H, W) or None
-        None where neither the name nor ``input_size`` tells it.
+        None where neither the name nor ``input_size`` determines it.
     weights_digest : str
-        Sha256 over the state dict (:func:`decomp.data.weights.digest_state_dict`).
+        SHA-256 (hex) over the state dict (:func:`decomp.data.weights.digest_state_dict`).
     weights_name : str
-        Where the weights came from, in words.
+        Description of the origin of the weights.
     n_classes : int or None
-        What the classifier was built with, where it was not with its own number.
+        Number of classes that the classifier was built for; None for the network's own number.
     """
 
     module: nn.Module
     name: str
-    input_shape: tuple[int, int, int] | None
+    input_shape: Shape | None
     weights_digest: str
     weights_name: str
     n_classes: int | None = None
 
 
-def load_model(name: str, *, weights=None, input_size=None, n_classes: int | None = None, seed: int = 0) -> LoadedModel:
+#: Number of channels (None where not given), height, width.
+Size = tuple[int | None, int, int]
+#: A file, or the name of one of the library's own sets.
+Weights = str | os.PathLike[str]
+
+
+def load_model(
+    name: str, *, weights: Weights | None = None, input_size: str | int | Sequence[int] | None = None,
+    n_classes: int | None = None, seed: int = 0,
+) -> LoadedModel:  # fmt: skip
     """Build a network by its name and give it its weights.
 
     Parameters
@@ -67,15 +79,15 @@ def load_model(name: str, *, weights=None, input_size=None, n_classes: int | Non
         See the module's table.
     weights : path or str, optional
         A file; ``DEFAULT`` or the name of one of the library's own sets (``IMAGENET1K_V2``); ``random``. Default: the
-        shipped weights for ``zoo:``, what the factory returns for your own functions, an error otherwise.
+        shipped weights for ``zoo:``, the weights that a user's function returns, an error otherwise.
     input_size : str or sequence of int, optional
-        ``'224'``, ``'28x28'`` or ``'3x224x224'``; channels are read off the first convolution where they are not given.
-        Weights of ``decomp train`` tell it themselves, as they do `n_classes`.
+        ``'224'``, ``'28x28'`` or ``'3x224x224'``; where channels are not given, those of the first convolution.
+        Default: the size recorded with the weights by ``decomp train``, or else the network's own.
     n_classes : int, optional
-        Outputs of the classifier, for ``zoo:``, ``torchvision:`` and ``timm:``; default: the network's own.
-        Your own factory decides for itself.
+        Outputs of the classifier, for ``zoo:``, ``torchvision:`` and ``timm:``. Default: as for `input_size`.
+        A user's function ignores it.
     seed : int
-        Of the random weights, and of whatever a factory draws from torch's generator.
+        Random seed of random weights, and of torch's generator while a user's function runs.
 
     Returns
     -------
@@ -84,18 +96,18 @@ def load_model(name: str, *, weights=None, input_size=None, n_classes: int | Non
     Raises
     ------
     UsageError
-        An unknown name, weights that are not given, an input size that cannot be meant.
+        An unknown name, missing weights, an impossible input size.
     FileError, WeightsError, NumericalError
         Weights that cannot be read, do not fit, or hold NaN or Inf.
     DecompError
-        Your factory raised an error; its file and line are named.
+        The user's function raised an error; its file and line are named.
     """
     kind, _, rest = name.partition(":")
-    size = None if input_size is None else parse_input_size(input_size)
+    size: Size | None = None if input_size is None else parse_input_size(input_size)
     if weights is not None:
-        recorded, classes = weight_files.read_shape(Path(weights).expanduser())
+        recorded, classes = read_shape(Path(weights).expanduser())
         size, n_classes = size or recorded, n_classes or classes
-    # Weights that are drawn must be the same at every call, and torch's own generator is left as it was.
+    # Random weights must be the same at every call, and torch's own generator stays unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind in KINDS and rest:
@@ -109,16 +121,17 @@ def load_model(name: str, *, weights=None, input_size=None, n_classes: int | Non
     if size is not None:
         shape = _full_shape(name, size, module)
     state = module.state_dict()
-    weight_files.check_finite(state, name)
-    return LoadedModel(module, name, shape, weight_files.digest_state_dict(state), weights_name, n_classes)
+    check_finite(state, name)
+    return LoadedModel(module, name, shape, digest_state_dict(state), weights_name, n_classes)
 
 
-def parse_input_size(size) -> tuple[int | None, int, int]:
-    """``'224'``, ``'28x28'``, ``'3x224x224'`` or as many whole numbers, as (C or None, H, W)."""
+def parse_input_size(size: str | int | Sequence[int]) -> Size:
+    """Parse ``'224'``, ``'28x28'``, ``'3x224x224'``, or one to three whole numbers, as (C or None, H, W)."""
     try:
         if isinstance(size, int):
             values = [size]
         else:
+            parts: Iterable[str | int]
             parts = size.lower().replace("×", "x").split("x") if isinstance(size, str) else size
             values = [int(part) for part in parts]
     except (TypeError, ValueError):
@@ -127,33 +140,34 @@ def parse_input_size(size) -> tuple[int | None, int, int]:
         fix = "write 224, 28x28 (height x width) or 3x224x224 (channels first)"
         raise UsageError("--input-size", "an input size is one to three positive whole numbers", got=size, fix=fix)
     if len(values) == 3:
-        return tuple(values)
+        return (values[0], values[1], values[2])
     return (None, values[0], values[-1])
 
 
-def _full_shape(name: str, size, module: nn.Module) -> tuple[int, int, int]:
-    """``size`` with its channels, which must be those of the network's first convolution."""
+def _full_shape(name: str, size: Size, module: nn.Module) -> Shape:
+    """Complete ``size`` with the channels of the first convolution, or check that they are equal."""
     convs = (m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd))
     n_channels = next((conv.in_channels for conv in convs), None)
-    if size[0] is None:
+    channels, height, width = size
+    if channels is None:
         if n_channels is None:
-            fix = f"write --input-size Cx{size[1]}x{size[2]}"
-            raise UsageError(name, "has no convolution to read the number of channels off", fix=fix)
-        return (n_channels, *size[1:])
-    if n_channels is not None and size[0] != n_channels:
+            fix = f"write --input-size Cx{height}x{width}"
+            raise UsageError(name, "has no convolution that determines the number of channels", fix=fix)
+        return n_channels, height, width
+    if n_channels is not None and channels != n_channels:
         got = f"--input-size {'x'.join(map(str, size))}"
         raise UsageError(name, f"the first convolution takes {n_channels} channels", got=got)
-    return size
+    return channels, height, width
 
 
-def _is_word(weights, word: str) -> bool:
+def _is_word(weights: Weights | None, word: str) -> bool:
     return isinstance(weights, str) and weights.lower() == word
 
 
-def _load_file(module: nn.Module, weights) -> str:
-    """Load a file of weights; returns their name."""
+def _load_file(module: nn.Module, weights: Weights) -> str:
+    """Load a file of weights; returns the description of their origin."""
     path = Path(weights).expanduser()
-    weight_files.load_into(module, weight_files.read_state_dict(path), path)
+    load_into(module, read_state_dict(path), path)
     return str(weights)
 
 
@@ -162,8 +176,8 @@ def _no_weights(name: str, own: str) -> UsageError:
     return UsageError(name, "comes without trained weights here", fix=fix)
 
 
-def _close(word: str, **known) -> str:
-    """A hint for a name that is not known: the closest of each kind's names, or nothing."""
+def _close(word: str, **known: Iterable[str]) -> str:
+    """A hint for an unknown name: the closest names of each kind, or an empty text."""
     close = [
         f"{kind}:{n}" for kind, names in known.items() for n in difflib.get_close_matches(word, list(names), cutoff=0.5)
     ]
@@ -181,7 +195,11 @@ def _unknown(name: str) -> UsageError:
     return UsageError(f"--model {name}", "not the name of a network", fix=hint or forms)
 
 
-def _open_zoo(name, network, weights, size, n_classes):
+#: A network, its input shape where known, and the description of the origin of its weights.
+Opened = tuple[nn.Module, Shape | None, str]
+
+
+def _open_zoo(name: str, network: str, weights: Weights | None, size: Size | None, n_classes: int | None) -> Opened:
     from .zoo import NETWORKS
 
     if network not in NETWORKS:
@@ -190,7 +208,7 @@ def _open_zoo(name, network, weights, size, n_classes):
     entry = NETWORKS[network]
     shape = entry.input_shape
     if size is not None:
-        shape = (size[0] or shape[0], *size[1:])
+        shape = (size[0] or shape[0], size[1], size[2])
     module = entry.build(n_classes or entry.n_classes, shape)
     if _is_word(weights, "random"):
         return module, shape, "random"
@@ -203,7 +221,9 @@ def _open_zoo(name, network, weights, size, n_classes):
     return module, shape, _load_file(module, weights)
 
 
-def _open_torchvision(name, network, weights, size, n_classes):
+def _open_torchvision(
+    name: str, network: str, weights: Weights | None, size: Size | None, n_classes: int | None
+) -> Opened:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -228,14 +248,14 @@ def _open_torchvision(name, network, weights, size, n_classes):
     return module, shape, f"torchvision {own.name}"
 
 
-def _crop_size(weights) -> tuple[int, int]:
-    """Height and width that a set of torchvision's weights was evaluated at."""
+def _crop_size(weights: Any) -> tuple[int, int]:
+    """Height and width at which a set of torchvision's weights was evaluated."""
     crop = getattr(weights.transforms(), "crop_size", None) if weights is not None else None
     crop = [crop] if isinstance(crop, int) else (crop or [224])
     return crop[0], crop[-1]
 
 
-def _open_timm(name, network, weights, size, n_classes):
+def _open_timm(name: str, network: str, weights: Weights | None, size: Size | None, n_classes: int | None) -> Opened:
     try:
         import timm
     except ImportError as error:
@@ -255,17 +275,22 @@ def _open_timm(name, network, weights, size, n_classes):
         module = _quietly(lambda: timm.create_model(network, pretrained=False, **options))
         weights_name = "random" if _is_word(weights, "random") else _load_file(module, weights)
     config = getattr(module, "pretrained_cfg", None) or {}
-    return module, tuple(config.get("input_size") or (3, 224, 224)), weights_name
+    channels, height, width = config.get("input_size") or (3, 224, 224)
+    return module, (channels, height, width), weights_name
 
 
-def _quietly(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build without the warnings about slow initialisation: the weights are replaced, or random ones were asked for."""
+Built = TypeVar("Built")
+
+
+def _quietly(build: Callable[[], Built]) -> Built:
+    """Build without the warnings about slow initialisation: the weights are replaced, or random ones are requested."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build()
 
 
 def _downloaded(name: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network whose weights may have to be downloaded; errors of the download become a FileError."""
     try:
         return _quietly(build)
     except (OSError, RuntimeError, ValueError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
@@ -274,7 +299,7 @@ def _downloaded(name: str, build: Callable[[], nn.Module]) -> nn.Module:
         raise FileError(name, "its own weights cannot be downloaded", got=reason, fix=fix) from error
 
 
-def _open_factory(name, weights):
+def _open_factory(name: str, weights: Weights | None) -> Opened:
     if _is_word(weights, "default"):
         raise UsageError(name, "your own factory has no DEFAULT weights", fix="load them there or give --weights FILE")
     module = user_code.call(name)

@@ -1,4 +1,4 @@
-"""A person's own functions by name: ``path/to/file.py:function`` and ``package.module:function``."""
+"""User functions by name: ``path/to/file.py:function`` and ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from decomp.errors import DecompError, UsageError
 
@@ -25,21 +28,21 @@ def _is_module_name(place: str) -> bool:
     return all(part.isidentifier() for part in place.split("."))
 
 
-def call(name: str):
-    """Import what ``name`` stands for, call it without arguments and return the result.
+def call(name: str) -> Any:
+    """Import the function called ``name``, call it without arguments and return the result.
 
     Parameters
     ----------
     name : str
-        ``path/to/file.py:function`` or ``package.module:function``. The current folder (and the file's own) can be
-        imported from while this runs; they come last, so that they shadow nothing.
+        ``path/to/file.py:function`` or ``package.module:function``. Modules in the current folder, and in that of the
+        file, can be imported meanwhile; these folders come last on ``sys.path``, so that they shadow nothing.
 
     Raises
     ------
     UsageError
         There is no such file, module or function, or it needs arguments.
     DecompError
-        The person's code raised: the line names the file, the line and the error.
+        The user's code raised an error; its file and line are named.
     """
     place, _, attribute = name.rpartition(":")
     with _importable(place):
@@ -49,16 +52,16 @@ def call(name: str):
             close = difflib.get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], n=3)
             fix = f"did you mean {' or '.join(close)}" if close else "define it there or give another name"
             raise UsageError(name, f"there is no {attribute} in {place}", fix=fix)
-        if isinstance(function, type(sys)) or not callable(function):
+        if isinstance(function, ModuleType) or not callable(function):
             raise UsageError(name, f"{attribute} must be a function", got=f"a {type(function).__name__}")
         _check_no_arguments(name, function)
-        with _told_in_one_line(name):
+        with _errors_in_one_line(name):
             return function()
 
 
 @contextmanager
-def _importable(place: str):
-    """Have the current folder, and a file's own, at the end of sys.path meanwhile."""
+def _importable(place: str) -> Iterator[None]:
+    """Put the current folder, and that of a file, at the end of ``sys.path`` for the length of the block."""
     folders = [str(Path.cwd())]
     if place.endswith(".py"):
         folders.append(str(Path(place).expanduser().resolve().parent))
@@ -73,18 +76,20 @@ def _importable(place: str):
                 sys.path.remove(folder)
 
 
-def _load_file(name: str, place: str):
+def _load_file(name: str, place: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
         raise UsageError(name, f"there is no file {place}", fix="give the path from the current folder")
-    # A name of its own, so that `resnet.py` here is never taken for another module called resnet.
+    # A unique name, so that a user's `resnet.py` is never mistaken for another module called resnet.
     module_name = f"decomp_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(name, f"{place} cannot be imported", fix="give a file of Python source")
     module = importlib.util.module_from_spec(spec)
-    # Registered before it runs: dataclasses and torch.fx look a class's module up by its name.
+    # Registered before it runs: dataclasses and torch.fx look up the module of a class by its name.
     sys.modules[module_name] = module
     try:
-        with _told_in_one_line(name):
+        with _errors_in_one_line(name):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[module_name]
@@ -92,9 +97,9 @@ def _load_file(name: str, place: str):
     return module
 
 
-def _load_module(name: str, place: str):
+def _load_module(name: str, place: str) -> ModuleType:
     try:
-        with _told_in_one_line(name):
+        with _errors_in_one_line(name):
             return importlib.import_module(place)
     except DecompError as error:
         cause = error.__cause__
@@ -104,10 +109,10 @@ def _load_module(name: str, place: str):
         raise
 
 
-def _check_no_arguments(name: str, function) -> None:
+def _check_no_arguments(name: str, function: Callable[..., Any]) -> None:
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature; calling them will tell
+    except (TypeError, ValueError):  # some builtins have no signature; the call itself will raise
         return
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if needed:
@@ -116,19 +121,19 @@ def _check_no_arguments(name: str, function) -> None:
 
 
 @contextmanager
-def _told_in_one_line(name: str):
-    """Turn what a person's code raises into one line with its place. Anything may come out of it, also SystemExit."""
+def _errors_in_one_line(name: str) -> Iterator[None]:
+    """Turn any error of user code, also SystemExit, into one line with its file and line number."""
     try:
         yield
     except DecompError:
         raise
     except (Exception, SystemExit) as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise DecompError(name, f"its code raised {what}", fix=f"see {_place_of(error, name)}") from error
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise DecompError(name, f"its code raised {text}", fix=f"see {_place_of(error, name)}") from error
 
 
 def _place_of(error: BaseException, name: str) -> str:
-    """File and line of an error: of the last step inside the person's own file, or else of the last step."""
+    """File and line of an error: of the last frame inside the user's file, or else of the last frame."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename} line {error.lineno}"
     steps = [s for s in traceback.extract_tb(error.__traceback__) if s.filename != __file__ and s.lineno]

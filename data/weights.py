@@ -1,14 +1,16 @@
-"""State dicts from files, without ever running code from them."""
+"""State dicts: read from files without running code from them, checked, loaded, written, digested."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -17,23 +19,23 @@ from torch import Tensor, nn
 
 from decomp.errors import FileError, NumericalError, WeightsError
 
-# Where checkpoints keep the state dict, in the order looked for.
+# Keys under which checkpoints keep the state dict, in the order of the search.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# What DataParallel and torch.compile put before every name.
+# Prefixes that DataParallel and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
 _NAMES_SHOWN = 3
 _RECORD = "decomp network"
 
 
-def read_state_dict(path) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict on the CPU.
 
     Parameters
     ----------
     path : path
         A safetensors file, or one of ``torch.save``, read with ``weights_only=True``: tensors and plain values alone,
-        no code of the file's is run. Told apart by content. ``{'state_dict': ...}``, ``{'model': ...}`` are unwrapped,
-        and the prefixes of DataParallel and torch.compile are taken off.
+        no code in the file is run. The kind is recognised by content. ``{'state_dict': ...}`` and ``{'model': ...}``
+        are unwrapped, and the prefixes of DataParallel and torch.compile are removed.
 
     Returns
     -------
@@ -63,33 +65,35 @@ def read_state_dict(path) -> dict[str, Tensor]:
     else:
         fix = "give a safetensors file or one of torch.save(model.state_dict(), ...)"
         raise FileError(path, "neither a safetensors file nor a torch state dict", fix=fix)
-    return _plain(content, path)
+    return _unwrapped(content, path)
 
 
-def read_shape(path) -> tuple[tuple[int, int, int] | None, int | None]:
-    """What a file of :func:`write` says of the network that its weights are for.
+def read_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int] | None, int | None]:
+    """Read the shape of the network that a file of :func:`write` records.
 
     Returns
     -------
     (C, H, W) or None
-        The images that it was trained on.
+        Shape of the images that the network was trained on.
     int or None
-        Its number of classes. None both where the file is another, missing or broken one.
+        Number of classes. Both are None for a missing, broken or other file.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            found = json.loads((file.metadata() or {}).get(_RECORD, "null"))
-        shape, n_classes = tuple(found["input_shape"]), found["n_classes"]
+            record = json.loads((file.metadata() or {}).get(_RECORD, "null"))
+        shape, n_classes = tuple(record["input_shape"]), record["n_classes"]
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None, None
     whole = all(type(size) is int and size > 0 for size in (*shape, n_classes))
     return (shape, n_classes) if whole and len(shape) == 3 else (None, None)
 
 
-def write(state, path, *, input_shape, n_classes):
-    """Write a state dict as safetensors, with the shape of the network that :func:`read_shape` finds again."""
+def write(
+    state: Mapping[str, Tensor], path: str | os.PathLike[str], *, input_shape: Sequence[int], n_classes: int
+) -> None:
+    """Write a state dict as safetensors, with the shape of the network for :func:`read_shape`."""
     record = json.dumps({"input_shape": list(input_shape), "n_classes": n_classes})
-    safetensors.torch.save_file(state, path, metadata={_RECORD: record})
+    safetensors.torch.save_file(dict(state), path, metadata={_RECORD: record})
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -99,17 +103,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, error) from error
 
 
-def _read_torch(path: Path):
+def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about TorchScript archives before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global:?|class) +([\w.]+\.\w+)", str(error))
+        name = re.search(r"(?:GLOBAL|global:?|class) +([\w.]+\.\w+)", str(error))
         raise FileError(
             path,
             "holds Python objects beside tensors, and such a file can run code when it is opened: not opened",
-            got=found.group(1) if found else None,
+            got=name.group(1) if name else None,
             fix="save it again with torch.save(model.state_dict(), ...) or as safetensors, where you trust it",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -124,8 +128,8 @@ def _damaged(path: Path, error: Exception) -> FileError:
     return FileError(path, "the weights file is damaged or cut short", got=reason, fix="copy or download it again")
 
 
-def _plain(content, path: Path) -> dict[str, Tensor]:
-    """The mapping of names to tensors inside what a file held."""
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """The mapping of names to tensors inside the content of a file."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -144,8 +148,8 @@ def _plain(content, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], path) -> None:
-    """Load a state dict into a module, all of it or nothing.
+def load_into(module: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Load a state dict into a module, completely or not at all.
 
     Parameters
     ----------
@@ -163,7 +167,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path) -> None:
         A tensor holds NaN or Inf. The module is not changed.
     """
     own = module.state_dict()
-    # Counters of batches came to BatchNorm late; nothing in evaluation depends on them.
+    # Old state dicts of BatchNorm have no counters of batches; evaluation does not depend on them.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     mismatched = [
@@ -192,8 +196,14 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
-def check_finite(state: Mapping[str, Tensor], thing) -> None:
-    """Raise a NumericalError that names ``thing`` and the first tensor with NaN or Inf, if there is one."""
+def check_finite(state: Mapping[str, Tensor], thing: object) -> None:
+    """Check that every floating-point tensor is finite.
+
+    Raises
+    ------
+    NumericalError
+        Names ``thing`` and the first tensor with NaN or Inf.
+    """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             n_bad = int((~torch.isfinite(tensor)).sum())
@@ -205,10 +215,10 @@ def check_finite(state: Mapping[str, Tensor], thing) -> None:
 
 
 def digest_state_dict(state: Mapping[str, Tensor]) -> str:
-    """Sha256 (hex) over sorted names, dtypes, shapes and bytes: the same weights, the same digest, wherever from."""
+    """SHA-256 (hex) over sorted names, dtypes, shapes and bytes: equal for equal weights from whatever file."""
     sha = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

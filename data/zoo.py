@@ -1,20 +1,28 @@
-"""The model zoo: small networks of the kinds people deploy, and the weights that are shipped with some of them.
+"""Model zoo: small networks of common architectures, some with trained weights.
 
 Every network is built of plain ``torch.nn`` modules, so that ``torch.fx`` can follow its forward pass without custom
 leaves, and every one can be built for another number of classes or another input shape.
 """
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from decomp.errors import UsageError
 
+from .transforms import Shape
+
 WEIGHTS_DIR = Path(__file__).resolve().parent / "zoo"
 POOL = "pool"
+
+#: ``build(n_classes, input_shape)``: a new network.
+Build = Callable[[int, Shape], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -24,20 +32,22 @@ class ZooEntry:
     Parameters
     ----------
     build : callable
-        ``build(n_classes, input_shape)`` with ``input_shape = (C, H, W)`` returns a freshly initialised module that
+        ``build(n_classes, input_shape)`` with ``input_shape = (C, H, W)`` returns a newly initialised module that
         maps float32 ``(m, C, H, W)`` to logits ``(m, n_classes)``. The initial weights come from torch's generator.
     input_shape : tuple of int
-        The shape ``(C, H, W)`` that the name stands for.
+        Default shape ``(C, H, W)`` of the images.
     n_classes : int
-        The number of classes that the name stands for.
+        Default number of classes.
     dataset : str
-        The source of images that the network is meant for, as :func:`decomp.data.sources.open_source` names it.
+        Name of the image source that the network is trained on, for :func:`decomp.data.sources.open_source`.
     recipe : mapping
-        What ``train`` does where the person says nothing else: epochs, learning rate and so on.
+        Default options of ``train``: epochs, learning rate and so on.
+    name : str
+        Key in :data:`NETWORKS`.
     """
 
-    build: Callable[[int, tuple[int, int, int]], nn.Module]
-    input_shape: tuple[int, int, int]
+    build: Build
+    input_shape: Shape
     n_classes: int
     dataset: str
     recipe: Mapping[str, float] = field(default_factory=dict)
@@ -45,22 +55,22 @@ class ZooEntry:
 
     @property
     def weights(self) -> Path | None:
-        """The file of the shipped weights (safetensors), or None where the network comes untrained."""
+        """File of the shipped weights (safetensors); None where there are none."""
         path = WEIGHTS_DIR / f"{self.name}.safetensors"
         return path if path.exists() else None
 
 
-def build(name, n_classes=None, input_shape=None):
-    """Build a network of the zoo with fresh weights.
+def build(name: str, n_classes: int | None = None, input_shape: Sequence[int] | None = None) -> nn.Module:
+    """Build a network of the zoo with new random weights.
 
     Parameters
     ----------
     name : str
         A key of :data:`NETWORKS`.
     n_classes : int, optional
-        The number of outputs; the entry's own where not given.
+        Number of outputs. Default: that of the entry.
     input_shape : tuple of int, optional
-        ``(C, H, W)``; the entry's own where not given.
+        ``(C, H, W)``. Default: that of the entry.
 
     Returns
     -------
@@ -74,14 +84,20 @@ def build(name, n_classes=None, input_shape=None):
     """
     entry = find(name)
     n_classes = entry.n_classes if n_classes is None else int(n_classes)
-    input_shape = entry.input_shape if input_shape is None else tuple(int(size) for size in input_shape)
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise UsageError(f"zoo:{name}", "the input shape must be (channels, height, width)", got=input_shape)
-    return entry.build(n_classes, input_shape)
+    sizes = entry.input_shape if input_shape is None else tuple(int(size) for size in input_shape)
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise UsageError(f"zoo:{name}", "the input shape must be (channels, height, width)", got=sizes)
+    return entry.build(n_classes, sizes)
 
 
-def find(name):
-    """Return the :class:`ZooEntry` called `name`, or raise a UsageError that lists the names there are."""
+def find(name: str) -> ZooEntry:
+    """Return the entry called `name`.
+
+    Raises
+    ------
+    UsageError
+        There is none; lists the known names.
+    """
     if name not in NETWORKS:
         raise UsageError("zoo", "the network must be one of " + ", ".join(NETWORKS), got=name)
     return NETWORKS[name]
@@ -90,7 +106,7 @@ def find(name):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al. 2016, CIFAR form with a 1x1 projection where shapes change)."""
 
-    def __init__(self, n_in, n_out, stride):
+    def __init__(self, n_in: int, n_out: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(n_out)
@@ -99,11 +115,11 @@ class ResidualBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.relu2 = nn.ReLU()
         if stride == 1 and n_in == n_out:
-            self.shortcut = nn.Identity()
+            self.shortcut: nn.Module = nn.Identity()
         else:
             self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = self.relu1(self.bn1(self.conv1(x)))
         return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
 
@@ -111,10 +127,10 @@ class ResidualBlock(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand by 1x1, filter each channel by 3x3, project by 1x1 (Sandler et al. 2018), beside a shortcut."""
 
-    def __init__(self, n_in, n_out, stride, expansion):
+    def __init__(self, n_in: int, n_out: int, stride: int, expansion: int):
         super().__init__()
         hidden = n_in * expansion
-        layers = []
+        layers: list[nn.Module] = []
         if expansion != 1:
             layers += [nn.Conv2d(n_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6()]
         layers += [
@@ -127,29 +143,29 @@ class InvertedResidual(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.residual = stride == 1 and n_in == n_out
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
 class DenseLayer(nn.Module):
     """BN, ReLU, 3x3 convolution; its new channels are appended to the input's (Huang et al. 2017)."""
 
-    def __init__(self, n_in, growth):
+    def __init__(self, n_in: int, growth: int):
         super().__init__()
         self.bn = nn.BatchNorm2d(n_in)
         self.relu = nn.ReLU()
         self.conv = nn.Conv2d(n_in, growth, 3, padding=1, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.conv(self.relu(self.bn(x)))], 1)
 
 
-def _vgg(widths, name, dropout):
-    def build(n_classes, input_shape):
+def _vgg(widths: Sequence[int | str], name: str, dropout: float) -> Build:
+    def build(n_classes: int, input_shape: Shape) -> nn.Module:
         channels, height, width = input_shape
-        layers = []
+        layers: list[nn.Module] = []
         for item in widths:
-            if item == POOL:
+            if isinstance(item, str):
                 layers.append(nn.MaxPool2d(2))
                 height, width = height // 2, width // 2
             else:
@@ -162,8 +178,8 @@ def _vgg(widths, name, dropout):
     return build
 
 
-def _resnet20(n_classes, input_shape):
-    layers = [nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+def _resnet20(n_classes: int, input_shape: Shape) -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     channels = 16
     for width, stride in ((16, 1), (32, 2), (64, 2)):
         for block in range(3):
@@ -173,8 +189,8 @@ def _resnet20(n_classes, input_shape):
     return _initialised(nn.Sequential(*layers))
 
 
-def _mobilenet(n_classes, input_shape):
-    layers = [nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
+def _mobilenet(n_classes: int, input_shape: Shape) -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
     channels = 16
     for expansion, width, repeats, stride in ((1, 16, 1, 1), (4, 24, 2, 2), (4, 40, 3, 2), (4, 64, 2, 1)):
         for block in range(repeats):
@@ -185,9 +201,9 @@ def _mobilenet(n_classes, input_shape):
     return _initialised(nn.Sequential(*layers))
 
 
-def _densenet(n_classes, input_shape):
+def _densenet(n_classes: int, input_shape: Shape) -> nn.Module:
     growth, channels = 12, 24
-    layers = [nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False)]
+    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False)]
     height, width = input_shape[1:]
     for block in range(3):
         for _ in range(4):
@@ -204,13 +220,13 @@ def _densenet(n_classes, input_shape):
     return _initialised(nn.Sequential(*layers))
 
 
-def _mlp(n_classes, input_shape):
+def _mlp(n_classes: int, input_shape: Shape) -> nn.Module:
     channels, height, width = input_shape
-    layers = [nn.Flatten(), nn.Linear(channels * height * width, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(200, n_classes))
+    hidden = [nn.Linear(channels * height * width, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(200, n_classes))
 
 
-def _convnet(n_classes, input_shape):
+def _convnet(n_classes: int, input_shape: Shape) -> nn.Module:
     channels, height, width = input_shape
     _check_size("convnet-fashion", input_shape, height // 4, width // 4)
     return nn.Sequential(
@@ -227,17 +243,17 @@ def _convnet(n_classes, input_shape):
     )
 
 
-def _check_size(name, input_shape, height, width):
+def _check_size(name: str, input_shape: Shape, height: int, width: int) -> None:
     if min(height, width) < 1:
         raise UsageError(
             f"zoo:{name}",
             "the images must be large enough for its poolings",
             got=f"{input_shape[1]}x{input_shape[2]} pixels",
-            fix="take larger images or another network",
+            fix="give larger images or another network",
         )
 
 
-def _initialised(module):
+def _initialised(module: nn.Module) -> nn.Module:
     # He et al. 2015 for convolutions followed by ReLU; everything else starts as torch starts it.
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -245,9 +261,9 @@ def _initialised(module):
     return module
 
 
-def _entries():
-    fashion = {"input_shape": (1, 28, 28), "n_classes": 10, "dataset": "fashion-mnist"}
-    vgg = (32, 32, POOL, 64, 64, POOL, 128, 128, 128, POOL)
+def _entries() -> dict[str, ZooEntry]:
+    fashion: dict[str, Any] = {"input_shape": (1, 28, 28), "n_classes": 10, "dataset": "fashion-mnist"}
+    vgg: tuple[int | str, ...] = (32, 32, POOL, 64, 64, POOL, 128, 128, 128, POOL)
     plain = {"epochs": 15, "learning_rate": 0.05}
     entries = {
         "vgg-fashion": ZooEntry(_vgg(vgg, "vgg-fashion", 0.25), **fashion, recipe={"epochs": 18, "learning_rate": 0.1}),
