@@ -19,8 +19,9 @@ from benchmarks.common import markdown
 from decomp.allocation import objective
 from decomp.allocation.allocator import Allocator
 from decomp.cost import models
-from decomp.graph import network_graph as graph
 from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition import session as subject
 from decomp.pipelines.decomposition.gather import ProblemGatherer
@@ -49,7 +50,7 @@ class Study:
     def view(self):
         """A fresh copy of the original network."""
         fitting = FittingLimits(self.frozen.n_images)
-        return graph.NetworkGraph(graph.trace(self.original), self.shape, fitting=fitting)
+        return NetworkGraph(trace(self.original), self.shape, fitting=fitting)
 
     def selectors(self):
         """Rows (layer, kept, error of each selector)."""

@@ -26,7 +26,8 @@ from decomp.cost import models
 from decomp.data.formats import network_file
 from decomp.errors import DecompError
 from decomp.execution.outputs import as_tensor
-from decomp.graph import network_graph as graph
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.modules import convolution
 from decomp.problem import factors
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, Selection
@@ -157,9 +158,9 @@ def run_one(name, speedup=ASKED):
     x = torch.randn(2, *shape)
     try:
         began = time.perf_counter()
-        network = graph.trace(module, name, shape=shape)
+        network = trace(module, name, shape=shape)
         batchnorm.fold_bn(network)
-        view = graph.NetworkGraph(network, shape, name)
+        view = NetworkGraph(network, shape, name)
         row["seconds"] = time.perf_counter() - began
         counted = cost.cost(network, shape)
         alone = [layer for layer in view.layers if layer.kind == "conv" and not layer.fitted]
@@ -174,10 +175,10 @@ def run_one(name, speedup=ASKED):
             wanted = module(x)
             apply(network, view, full_sizes(view))
             row["exact"] = off(wanted, network(x))
-        network = graph.trace(module, name, shape=shape)
+        network = trace(module, name, shape=shape)
         del module
         batchnorm.fold_bn(network)
-        view = graph.NetworkGraph(network, shape, name)
+        view = NetworkGraph(network, shape, name)
         allocator = Allocator(view, flat_curves(view), models.MacsCost(view, counted.per_layer))
         row["most"] = allocator.most()
         # Where the target is out of reach, what is emitted and read back is the cheapest there is.

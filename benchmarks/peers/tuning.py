@@ -41,5 +41,5 @@ def tune(network, subject, epochs, folded=False):
         network, asked, stage="finetune", n_images=n_images, batches=batches, loss=loss,
         device=torch.device("cpu"),
     )  # fmt: skip
-    refold.fold(network, normalised)
+    refold.fold_inserted(network, normalised)
     return network.eval()

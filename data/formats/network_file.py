@@ -31,7 +31,7 @@ from torch import Tensor, fx, nn
 
 from decomp.errors import DecompError, FileError
 from decomp.execution.outputs import as_tensor
-from decomp.graph import foreign_batchnorm as normalisation
+from decomp.graph import foreign_batchnorm
 from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module
 from decomp.modules.replace import set_module
 
@@ -239,7 +239,7 @@ def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[st
             old = module.get_submodule(name)
         except AttributeError as error:
             raise FileError(path, f"does not fit the given model: it has no module {name}") from error
-        new = normalisation.plain(old) if spec.get("type") == FOREIGN_BATCHNORM else build_module(spec, name)
+        new = foreign_batchnorm.as_batchnorm(old) if spec.get("type") == FOREIGN_BATCHNORM else build_module(spec, name)
         if new is None:
             raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
         set_module(module, name, new)

@@ -17,7 +17,7 @@ _TENSORS = {"weight", "bias", "running_mean", "running_var"}
 _SAME = 1e-5
 
 
-def make_plain(model, leaves=()):
+def replace_foreign_batchnorms(model, leaves=()):
     """Put plain modules in the place of all other batch normalisations of a model, in place.
 
     Parameters
@@ -38,14 +38,14 @@ def make_plain(model, leaves=()):
         if not path or path in leaves or path.startswith(within):
             continue
         if id(module) not in made:
-            made[id(module)] = plain(module)
+            made[id(module)] = as_batchnorm(module)
         if made[id(module)] is not None:
             set_module(model, path, made[id(module)])
             exchanged.append(path)
     return exchanged
 
 
-def plain(module):
+def as_batchnorm(module):
     """What computes the same as a batch normalisation of another class, or None.
 
     Returns

@@ -26,9 +26,6 @@ from decomp.graph.channel_spaces import Spaces
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
-from decomp.graph.tracing import trace
-
-__all__ = ["InputSpace", "Layer", "NetworkGraph", "trace"]
 
 
 class NetworkGraph:
@@ -37,7 +34,7 @@ class NetworkGraph:
     Parameters
     ----------
     module : torch.fx.GraphModule
-        From :func:`trace`.
+        From :func:`decomp.graph.tracing.trace`.
     input_shape : tuple of int
         (C, H, W) of one image.
     name : str

@@ -74,7 +74,7 @@ def _is_plain(value):
     return isinstance(value, (bool, int, float))
 
 
-def words(places, shape):
+def size_branch_message(places, shape):
     """That a network goes by the size of its images, and where in its source, for a person."""
     where = ", ".join(places[:3]) + (" and more" if len(places) > 3 else "")
     return f"goes by the size of its images ({where}): what is made of it is for {'x'.join(map(str, shape))} alone"

@@ -7,7 +7,7 @@ import traceback
 from torch import fx
 
 from decomp.errors import TraceError
-from decomp.graph.foreign_batchnorm import make_plain
+from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
 from decomp.graph.size_branches import SizeQuestions
 
 
@@ -79,8 +79,8 @@ def trace(model, name="model", leaves=(), shape=None):
     Returns
     -------
     torch.fx.GraphModule
-        Its ``meta["plain"]`` has the paths of the normalisations that became plain, ``meta["branches"]`` the places
-        in the source where a size decided which way to go: the network is then for images of this shape.
+        Its ``meta["batchnorms"]`` has the paths of the batch normalisations that were exchanged, ``meta["branches"]``
+        the places in the source where a branch was decided by a size: the network is then for images of this shape.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def trace(model, name="model", leaves=(), shape=None):
     unknown = [leaf for leaf in leaves if leaf not in paths or not leaf]
     if unknown:
         raise TraceError(name, "has no module of this name for --leaf", got=unknown[0])
-    exchanged = make_plain(model, leaves)
+    exchanged = replace_foreign_batchnorms(model, leaves)
     tracer = _Tracer(leaves, shape)
     try:
         graph = tracer.trace(model)
@@ -105,7 +105,7 @@ def trace(model, name="model", leaves=(), shape=None):
             "with --module",
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
-    traced.meta.update(plain=exchanged, branches=list(tracer.branches))
+    traced.meta.update(batchnorms=exchanged, branches=list(tracer.branches))
     _drop_what_does_nothing(graph)
     _images_by_place(traced)
     graph.eliminate_dead_code()

@@ -11,7 +11,7 @@ def geometry(conv):
     return Geometry(conv.stride, conv.padding, conv.dilation, conv.padding_mode)
 
 
-def _conv(weight, bias, geometry):
+def conv_from_weights(weight, bias, geometry):
     n, c, kh, kw = weight.shape
     conv = nn.Conv2d(c, n, (kh, kw), bias=bias is not None, device="meta", **vars(geometry))
     return with_parameters(conv, weight, bias)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from torch import nn
 
 from decomp.errors import DecompError
-from decomp.modules.convolution import _conv
+from decomp.modules.convolution import conv_from_weights
 from decomp.modules.replace import linear, set_module
 from decomp.modules.select import Select
 from decomp.surgery.narrow_network import shrink
@@ -32,7 +32,7 @@ def module_from_factors(solution, kind, sampled=False):
         (factor,) = factored.factors
         return linear(factor.weight.flatten(1), factor.bias)
     convs = OrderedDict(
-        (name, _conv(f.weight, f.bias, f.geometry)) for name, f in zip(factored.names, factored.factors)
+        (name, conv_from_weights(f.weight, f.bias, f.geometry)) for name, f in zip(factored.names, factored.factors)
     )
     if sampled and solution.selection is not None:
         select = Select.of(solution.selection.channels, solution.selection.n_total)

@@ -38,7 +38,7 @@ def last_convolutions(network, layers):
 
 
 @torch.no_grad()
-def put_behind(network, paths, batches):
+def insert_behind(network, paths, batches):
     """Put a batch normalisation behind convolutions, in place, so that the network computes what it did.
 
     The running statistics are those of the convolution's outputs, scale and shift undo them. In training mode, where
@@ -67,8 +67,8 @@ def put_behind(network, paths, batches):
         set_module(network, path, nn.Sequential(OrderedDict(conv=conv, norm=norm)))
 
 
-def fold(network, paths):
-    """Undo :func:`put_behind` in place: the normalisations are folded into their convolutions, as trained."""
+def fold_inserted(network, paths):
+    """Undo :func:`insert_behind` in place: the normalisations are folded into their convolutions, as trained."""
     network.eval()
     for path in paths:
         pair = network.get_submodule(path)

@@ -7,9 +7,10 @@ import torch
 
 from decomp.cost import count as cost
 from decomp.errors import FileError
-from decomp.graph import network_graph as graph
 from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.shared_spaces import kept_outputs
+from decomp.graph.tracing import trace
 from decomp.surgery.narrow_network import shrink
 
 from ...data.formats import curves_file
@@ -55,7 +56,7 @@ class Subject:
 
     frozen: FrozenFile
     original: torch.nn.Module
-    view: graph.NetworkGraph
+    view: NetworkGraph
     counted: cost.Cost
     per_layer: dict
     space: StageMemory
@@ -78,7 +79,7 @@ class Subject:
         self.kept = kept_outputs(self.view, self.keep)
         self.edited = shrink(self.view.module, self.view.spaces, self.keep)
         fitting = FittingLimits(self.frozen.n_images)
-        self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name, fitting=fitting)
+        self.view = NetworkGraph(self.view.module, self.input_shape, self.view.name, fitting=fitting)
         self.per_layer = cost.cost(self.view.module, self.input_shape).per_layer
 
     def survey(self, run, *, device, reporter):
@@ -88,7 +89,7 @@ class Subject:
         if not self.sampler:
             # Surveyed with samplers, so that both ways share one survey.
             rules = {"fitting": FittingLimits(self.frozen.n_images), "sampler": False}
-            self.view = graph.NetworkGraph(self.view.module, self.input_shape, self.view.name, **rules)
+            self.view = NetworkGraph(self.view.module, self.input_shape, self.view.name, **rules)
         return self.known
 
 
@@ -111,8 +112,8 @@ def opened(run, device, *, sampler=True, memory=None, batch_size=100):
     frozen, original = open_frozen(run)
     with frozen, scratch(run.scratch_dir) as folder:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
-        network = graph.trace(original, name, frozen.meta.get("leaves") or ())
-        view = graph.NetworkGraph(network, shape, name, fitting=FittingLimits(frozen.n_images))
+        network = trace(original, name, frozen.meta.get("leaves") or ())
+        view = NetworkGraph(network, shape, name, fitting=FittingLimits(frozen.n_images))
         for layer in view.layers:
             if layer.recovers is not None and shortcut_key(layer.name) not in frozen.layers:
                 rule = f"must hold what the output of {layer.name} is added to"

@@ -11,8 +11,9 @@ from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.execution import replay as capture
 from decomp.execution import sampled_rows
 from decomp.execution.outputs import as_tensor
-from decomp.graph import network_graph as graph
-from decomp.graph import size_branches as branches
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.size_branches import size_branch_message
+from decomp.graph.tracing import trace
 from decomp.surgery import batchnorm
 
 from ...data import models, sources
@@ -55,7 +56,7 @@ class FreezeResult:
             f"{f['model']}: {f['n_convs']} convolutions and {f['n_linears']} linear layers, "
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
             f"{f['n_folded']} batch normalisations folded; {f['n_images']:,} images × up to {f['n_points']} points",
-            *([branches.words(f["branches"], f["shape"])] if f.get("branches") else []),
+            *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),
             f"frozen points in {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
             f"next: {program()} decompose --run {self.run.path} --speedup 4x",
         ]
@@ -147,7 +148,7 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
     """
     part, leaves = asked.get("part"), asked.get("leaves") or ()
     network, folded = _prepare(loaded, source, part, leaves)
-    layers = graph.NetworkGraph(network, source.input_shape, loaded.name)
+    layers = NetworkGraph(network, source.input_shape, loaded.name)
     if not any(layer.kind == "conv" for layer in layers.layers):
         rule = "has no convolution that could be made cheaper"
         raise UsageError(asked["model"], rule, fix="give a convolutional network")
@@ -163,7 +164,7 @@ def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, 
         # Made this late, so that a name that was mistyped leaves nothing behind.
         run = RunDirectory.create(run)
         held.enter_context(run.lock())
-    edited = [*network.meta["plain"], *(path for pair in folded for path in pair)]
+    edited = [*network.meta["batchnorms"], *(path for pair in folded for path in pair)]
     network_file.save(
         network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": asked["model"]},
         part=part, leaves=leaves,
@@ -219,7 +220,7 @@ def _check_unchanged(run, before, loaded, source):
 def _prepare(loaded, source, part, leaves):
     """The traced network with batch normalisation folded, checked against the model as given."""
     module = part_of(loaded.module, part, loaded.name)
-    network = graph.trace(module, loaded.name, leaves, source.input_shape)
+    network = trace(module, loaded.name, leaves, source.input_shape)
     images = source.train.images(torch.arange(min(8, len(source.train))))
     bad = int((~torch.isfinite(images)).sum())
     if bad:

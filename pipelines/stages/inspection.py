@@ -7,10 +7,11 @@ from pathlib import Path
 from decomp.allocation.plan import STEPS
 from decomp.cost import count as cost
 from decomp.errors import UsageError
-from decomp.graph import network_graph as graph
-from decomp.graph import size_branches as branches
 from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.shared_spaces import whole_spaces
+from decomp.graph.size_branches import size_branch_message
+from decomp.graph.tracing import trace
 from decomp.surgery import batchnorm
 
 from ...data import models, sources
@@ -54,7 +55,7 @@ class InspectResult:
         shape = "×".join(map(str, n["input_shape"]))
         yield f"{n['name']}: {len(self.layers)} layers, {n['macs'] / 1e6:,.1f} M multiply-accumulates at {shape}"
         if n["branches"]:
-            yield branches.words(n["branches"], n["input_shape"])
+            yield size_branch_message(n["branches"], n["input_shape"])
         yield ""
         yield "layers, in the order in which they run (share of the cost; what each step can do)"
         width = max((len(layer["name"]) for layer in self.layers), default=0)
@@ -139,9 +140,9 @@ def inspect(model, *, data=None, input_size=None, part=None, leaves=(), n_images
         shape, n_images = source.input_shape, min(n_images, len(source.train))
     if shape is None:
         raise UsageError(model, "does not tell the size of its images", fix="give --input-size CxHxW or --data")
-    network = graph.trace(part_of(loaded.module, part, model), model, leaves, shape)
+    network = trace(part_of(loaded.module, part, model), model, leaves, shape)
     batchnorm.fold_bn(network)
-    view = graph.NetworkGraph(network, shape, model, fitting=FittingLimits(n_images))
+    view = NetworkGraph(network, shape, model, fitting=FittingLimits(n_images))
     counted = cost.cost(network, shape)
     drawn = drawing.as_dot(view, _own_spaces(view)) if dot or png else None
     written = [_write(dot, drawn)] if dot else []

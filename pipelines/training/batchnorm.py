@@ -43,7 +43,7 @@ def insert_batchnorm(
     Returns
     -------
     list of str
-        Paths for :func:`decomp.surgery.batchnorm.fold`; empty where the batches are too small.
+        Paths for :func:`decomp.surgery.batchnorm.fold_inserted`; empty where the batches are too small.
     """
     size = min(recipe.batch_size, n_images)
     paths = batchnorm.last_convolutions(network, layers)
@@ -53,7 +53,7 @@ def insert_batchnorm(
     order = order[: max(1, min(STATISTICS_IMAGES, n_images) // size) * size]
     augment_seed = seeds.derive_seed(recipe.seed, "finetune", "statistics")
     images = (to_device(batch, device) for batch, _ in batches(order, size, augment_seed))
-    batchnorm.put_behind(network.to(device), paths, images)
+    batchnorm.insert_behind(network.to(device), paths, images)
     return paths
 
 

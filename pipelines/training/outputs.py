@@ -68,7 +68,7 @@ class NetworkWriter:
     def _write(self, name: str, epoch: int, weights: Mapping[str, torch.Tensor]) -> None:
         network = copy.deepcopy(self.template)
         network.load_state_dict(weights)
-        batchnorm.fold(network, self.batchnorm_paths)
+        batchnorm.fold_inserted(network, self.batchnorm_paths)
         network_file.save(
             network,
             self.run.finetune_dir / name,

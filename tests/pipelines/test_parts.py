@@ -16,7 +16,8 @@ from decomp.cost.models import MacsCost
 from decomp.data import models
 from decomp.data.formats import network_file
 from decomp.errors import FileError, TraceError, UsageError
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.stages import freeze

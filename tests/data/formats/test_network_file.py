@@ -11,7 +11,7 @@ import decomp
 from decomp.data.formats import network_file
 from decomp.data.formats.json_files import SEAL, write_json
 from decomp.errors import DecompError, FileError
-from decomp.graph.network_graph import trace
+from decomp.graph.tracing import trace
 from decomp.surgery import batchnorm
 
 

@@ -20,7 +20,8 @@ from decomp.cost.count import cost
 from decomp.cost.models import MacsCost, ParamsCost
 from decomp.data import zoo
 from decomp.errors import TargetError
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.surgery.batchnorm import fold_bn
 from decomp.surgery.random_network import mockup
 

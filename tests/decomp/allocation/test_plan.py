@@ -16,7 +16,8 @@ from decomp.cost.count import cost
 from decomp.cost.models import MacsCost
 from decomp.data import zoo
 from decomp.errors import TargetError
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.modules import convolution
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, LayerSolution, Selection
 from decomp.surgery import apply_solution as surgery

@@ -6,7 +6,8 @@ from torch import nn
 
 from decomp.cost import count as cost
 from decomp.cost import models
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 
 
 class Standardised(nn.Conv2d):

@@ -12,7 +12,8 @@ from decomp.allocation.plan import LayerPlan, limits
 from decomp.cost import latency_model as latency
 from decomp.cost.chain import chain_of
 from decomp.cost.latency_model import FactorKind, LatencyCost, channel_grids, kinds_of
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.pipelines.console.options import LAYOUTS
 from decomp.runtimes import timing
 from decomp.runtimes.timing import latencies, times_within

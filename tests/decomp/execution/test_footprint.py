@@ -6,7 +6,7 @@ from torch import nn
 
 from decomp.cost.count import cost
 from decomp.execution import footprint
-from decomp.graph.network_graph import trace
+from decomp.graph.tracing import trace
 
 
 def measured(module, shape):

@@ -5,7 +5,8 @@ from torch import nn
 
 from decomp.execution import output_metric as metric
 from decomp.execution import outputs
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 
 
 def classifier():

@@ -7,7 +7,8 @@ from torch import nn
 
 from decomp.execution import replay as capture
 from decomp.execution import sampled_rows
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.surgery.narrow_network import shrink
 
 

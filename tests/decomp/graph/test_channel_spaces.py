@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from decomp.errors import DecompError
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 
 
 def spaces_of(module, shape=INPUT):

@@ -3,7 +3,8 @@ from torch import nn
 
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import Layer
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 
 STEPS = {"spatial", "channel", "prune"}
 SHAPE = (1, 8, 8)

@@ -10,8 +10,9 @@ from torchvision.ops import FrozenBatchNorm2d
 import decomp
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
-from decomp.graph.foreign_batchnorm import make_plain, plain
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.foreign_batchnorm import as_batchnorm, replace_foreign_batchnorms
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.surgery import batchnorm
 
 SHAPE = (3, 8, 8)
@@ -71,7 +72,7 @@ def test_other_normalisations_are_folded_and_leave_the_outputs_alone(norm, activ
     module = network(norm)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     traced = trace(module)
-    assert traced.meta["plain"] == ["bn1", "bn2"]
+    assert traced.meta["batchnorms"] == ["bn1", "bn2"]
     assert len(batchnorm.fold_bn(traced)) == 2
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in traced.modules())
     with torch.no_grad():
@@ -101,26 +102,26 @@ def test_a_normalisation_before_a_convolution_is_narrowed_with_its_channels():
 def test_what_does_something_else_is_left_as_it_is():
     for norm in (Shifted(4), nn.BatchNorm1d(4), nn.InstanceNorm2d(4, track_running_stats=True), nn.BatchNorm2d(4),
                  nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False)):  # fmt: skip
-        assert plain(norm.eval()) is None
+        assert as_batchnorm(norm.eval()) is None
     module = network(Shifted)
     traced = trace(module)
-    assert traced.meta["plain"] == [] and torch.allclose(traced(x()), module(x()), atol=1e-6)
+    assert traced.meta["batchnorms"] == [] and torch.allclose(traced(x()), module(x()), atol=1e-6)
 
 
 def test_a_leaf_keeps_all_that_is_in_it_and_a_shared_module_stays_shared():
     module = network(NormAct)
-    assert make_plain(module, ["bn1"]) == ["bn2"] and type(module.bn1) is NormAct
+    assert replace_foreign_batchnorms(module, ["bn1"]) == ["bn2"] and type(module.bn1) is NormAct
     module = network(NormAct)
     module.bn3 = module.bn2
-    assert make_plain(module) == ["bn1", "bn2", "bn3"] and module.bn2 is module.bn3
-    assert make_plain(nn.Sequential(nn.Sequential(NormAct(3))), ["0"]) == []
+    assert replace_foreign_batchnorms(module) == ["bn1", "bn2", "bn3"] and module.bn2 is module.bn3
+    assert replace_foreign_batchnorms(nn.Sequential(nn.Sequential(NormAct(3))), ["0"]) == []
 
 
 @pytest.mark.parametrize("norm", [NormAct, frozen])
 def test_the_weights_go_back_into_the_original_class(norm, tmp_path):
     module = network(norm)
     traced = trace(module)
-    edited = [*traced.meta["plain"], *(path for pair in batchnorm.fold_bn(traced) for path in pair)]
+    edited = [*traced.meta["batchnorms"], *(path for pair in batchnorm.fold_bn(traced) for path in pair)]
     network_file.save(traced, tmp_path / "net", edited=edited, input_shape=SHAPE)
     with torch.no_grad():
         wanted = traced(x())
@@ -135,7 +136,7 @@ def test_the_weights_go_back_into_the_original_class(norm, tmp_path):
 
 def test_a_class_without_such_a_normalisation_is_refused(tmp_path):
     traced = trace(network(NormAct))
-    edited = [*traced.meta["plain"], *(path for pair in batchnorm.fold_bn(traced) for path in pair)]
+    edited = [*traced.meta["batchnorms"], *(path for pair in batchnorm.fold_bn(traced) for path in pair)]
     network_file.save(traced, tmp_path / "net", edited=edited, input_shape=SHAPE)
     with pytest.raises(decomp.errors.FileError, match="does not fit the given model: bn1 is no batch normalisation"):
         decomp.load(tmp_path / "net", into=network(nn.BatchNorm2d))

@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from decomp.errors import TraceError
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.surgery.batchnorm import fold_bn
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from decomp.errors import DecompError, FileError
-from decomp.graph.network_graph import trace
 from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module
+from decomp.graph.tracing import trace
 
 MODULES = [
     nn.Conv2d(2, 4, (3, 1), (2, 1), "valid", padding_mode="circular", bias=False), nn.Linear(3, 2), nn.PReLU(3),

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.shared_spaces import kept_outputs, members_of, readers_of, whole_spaces
+from decomp.graph.tracing import trace
 from decomp.surgery.narrow_network import shrink
 
 

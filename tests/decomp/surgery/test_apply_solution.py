@@ -7,8 +7,9 @@ from torch import nn
 
 from decomp.cost.count import cost
 from decomp.errors import DecompError
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.serialise import build_graph, describe_graph
+from decomp.graph.tracing import trace
 from decomp.modules import convolution
 from decomp.problem import factors
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, Selection

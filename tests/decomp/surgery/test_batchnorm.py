@@ -26,7 +26,7 @@ def test_the_network_computes_what_it_did_in_evaluation_and_nearly_so_in_trainin
     net, images = network(), batches()
     wanted = [net(x) for x in images]
     paths = refold.last_convolutions(net, ["0", "2"])
-    refold.put_behind(net, paths, images)
+    refold.insert_behind(net, paths, images)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 2
     assert not any(m.num_batches_tracked for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     for x, y in zip(images, wanted):
@@ -40,14 +40,14 @@ def test_what_was_trained_is_folded_into_plain_convolutions():
     net, images = network(), batches()
     before = dict(net.state_dict())
     paths = refold.last_convolutions(net, ["0", "2"])
-    refold.put_behind(net, paths, images)
+    refold.insert_behind(net, paths, images)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     for x in images:
         optimizer.zero_grad()
         net.train()(x).square().mean().backward()
         optimizer.step()
     trained = net.eval()(images[0])
-    refold.fold(net, paths)
+    refold.fold_inserted(net, paths)
     assert {name: tuple(v.shape) for name, v in net.state_dict().items()} == {
         name: tuple(v.shape) for name, v in before.items()
     }
@@ -60,6 +60,6 @@ def test_a_dead_channel_stays_finite():
     with torch.no_grad():
         net[0].weight[1].zero_()
     wanted = net(batches()[0])
-    refold.put_behind(net, ["0"], batches())
+    refold.insert_behind(net, ["0"], batches())
     torch.testing.assert_close(net(batches()[0]), wanted, rtol=1e-4, atol=1e-5)
     assert torch.isfinite(net.train()(batches()[0])).all()

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from decomp.cost.count import cost
 from decomp.errors import DecompError
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.surgery.narrow_module import narrow_layer
 from decomp.surgery.narrow_network import mask, shrink, shrunk_macs
 

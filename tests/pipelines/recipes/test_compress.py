@@ -84,7 +84,7 @@ def test_tables_line_up_and_escape_what_they_hold():
 
 def test_a_class_that_does_not_take_the_edits_gives_a_network_that_stands_alone(tmp_path):
     from decomp.data.formats import network_file
-    from decomp.graph.network_graph import trace
+    from decomp.graph.tracing import trace
 
     network = trace(block())
     network_file.save(network, tmp_path / "net", input_shape=SHAPE)

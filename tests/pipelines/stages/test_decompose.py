@@ -16,8 +16,9 @@ from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.formats.json_files import read_json
 from decomp.errors import DecompError, FileError, TargetError, UsageError
 from decomp.execution import sampled_rows
-from decomp.graph.network_graph import NetworkGraph, trace
+from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.operations import SUMS
+from decomp.graph.tracing import trace
 from decomp.pipelines.decomposition import layer_loop
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
