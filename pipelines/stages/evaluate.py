@@ -138,7 +138,7 @@ def evaluate(
 
     Notes
     -----
-    The only stage that reads the test split.
+    Reads the test split, as ``train`` does after its last epoch; no stage decides anything by it.
     """
     if batch_size < 1 or repeats < 1:
         raise UsageError("evaluate", "batch size and repeats must be at least 1", got=f"{batch_size} and {repeats}")

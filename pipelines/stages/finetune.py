@@ -1,33 +1,42 @@
-"""Stage ``finetune``: the decomposed network is trained a little, with labels or after the original's outputs."""
+"""Stage ``finetune``: train the decomposed network for a few epochs, on labels or on the original's outputs."""
 
+from __future__ import annotations
+
+import os
 import shutil
 from dataclasses import dataclass, field
+from typing import Any
 
-from decomp.errors import FileError, UsageError
+import torch
+from torch import nn
 
-from ...data.formats import network_file
+from decomp.errors import FileError
+
 from ...data.formats.digests import digest_file
+from ...data.formats.network_file import read_structure
+from ..console.options import FinetuneOptions
 from ..console.program import program
 from ..console.reporter import Reporter
 from ..measure.devices import pick_device
+from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import load_network, require_whole, warn_of_other_versions
-from ..training import loop, tensorboard
+from ..training import tensorboard
 from ..training.batchnorm import disable_dropout, insert_batchnorm
 from ..training.hooks import Hooks
+from ..training.loop import Training, fit
 from ..training.losses import loss_for
 from ..training.outputs import NetworkWriter, checkpoint_file, events_dir, metrics_file
 from ..training.recipe import Recipe
-from ..training.tasks import CalibrationTask, LabelledTask
+from ..training.tasks import CalibrationTask, LabelledTask, TrainingTask
 
-LABELS = ("train", "none")
 WARMUP_EPOCHS = 0.5
 CLIP_NORM = 1.0
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What the stage came to.
+    """Validation before and after fine-tuning, and where the networks are.
 
     Attributes
     ----------
@@ -40,11 +49,11 @@ class FinetuneResult:
     """
 
     run: RunDirectory
-    facts: dict = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     done_before: bool = False
 
-    def lines(self):
-        """Lines for a person."""
+    def lines(self) -> list[str]:
+        """Human-readable summary lines."""
         f, best = self.facts, self.run.finetune_dir / "best"
         if self.done_before:
             return [f"{best}: already fine-tuned with these options, nothing to do"]
@@ -52,37 +61,37 @@ class FinetuneResult:
         change = f"{form.format(f['before'])} before, {form.format(f['after'])} after epoch {f['best_epoch']}"
         lines = [f"{f['metric']} on {f['n_validation']:,} held-out images: {change}"]
         if f["best_epoch"] == 0:
-            lines.append("no epoch was better than the network before tuning, which is therefore kept as the best")
+            lines.append("no epoch was better than the network before fine-tuning, which is kept as the best")
         lines.append(f"best network: {best}, last: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
         lines.append(f"next: {program()} evaluate --run {self.run.path}")
         return lines
 
 
 def finetune(
-    run, *, epochs=5, learning_rate=0.01, batch_size=128, schedule="cosine", labels="train", distill=False,
-    weight_decay=5e-4, seed=0, device="auto", redo=False, reporter=None,
-):  # fmt: skip
-    """Tune the decomposed network and keep the last and the best of it.
+    run: str | os.PathLike[str], *, epochs: int = 5, learning_rate: float = 0.01, batch_size: int = 128,
+    schedule: str = "cosine", labels: str = "train", distill: bool = False, weight_decay: float = 5e-4, seed: int = 0,
+    device: str = "auto", redo: bool = False, reporter: Reporter | None = None,
+) -> FinetuneResult:  # fmt: skip
+    """Fine-tune the decomposed network of a run and keep the last and the best weights.
 
     Parameters
     ----------
     run : path or RunDirectory
         With a decomposed network in it.
     epochs, learning_rate, batch_size, schedule, weight_decay, seed
-        See :class:`decomp.pipelines.training.recipe.Recipe`. The gradient's norm is clipped to 1 and half an epoch (at
-        most
-        half the training) is spent warming up, since a network without batch normalisation forgives less.
+        See :class:`decomp.pipelines.training.recipe.Recipe`. The gradient's norm is clipped to 1, and the warm-up takes
+        half an epoch (at most half the training): a network without batch normalisation diverges more easily.
     labels : {'train', 'none'}
         'train': cross-entropy on the training split, of which a seeded tenth (at most 5,000 images) is held out; the
-        best epoch is the one with the highest accuracy there. 'none': the frozen calibration images alone; the loss is
-        the Kullback-Leibler divergence from the original's outputs, of which the lowest value on a held-out tenth of
-        the calibration images is the best. Dropout is off then: the original's outputs, unlike labels, say all there
-        is to say of an image, and dropout only adds noise to what follows them.
+        best epoch has the highest accuracy there. 'none': the frozen calibration images alone; the loss is the
+        Kullback-Leibler divergence from the original's outputs, and the best epoch has the lowest one on a held-out
+        tenth of the calibration images. Dropout is then off: the original's outputs determine every class probability
+        of an image, and dropout only adds noise to them.
     distill : bool
         With labels: the mean of cross-entropy and that divergence.
     device : str
     redo : bool
-        Drop what was tuned before and start over.
+        Delete an earlier fine-tuning and start over.
     reporter : Reporter, optional
 
     Returns
@@ -92,131 +101,134 @@ def finetune(
     Raises
     ------
     FileError
-        There is no decomposed network, or it was tuned with other options before.
+        There is no decomposed network, or another one was fine-tuned before.
     UsageError
-        An option is out of range, or labels are asked for where there are none.
+        An option is out of range, the network was fine-tuned with other options before, or the images have no labels.
     NumericalError
         The loss became NaN or Inf.
 
     Notes
     -----
-    With labels, batch normalisations stand where the original had them while it is trained, and are folded in all that
-    is written (see :mod:`decomp.surgery.batchnorm`); not in batches of less than 16 images. The network before
-    tuning is epoch 0
-    and may be the best: tuning never returns what is worse on the held-out images. Stopped and given again, it goes on
-    after the last finished epoch and ends bit-identical. The test split
-    is never read.
+    With labels and batches of at least 16 images, the network has batch normalisations where the original had them
+    while it is trained; they are folded in the files (see :mod:`decomp.surgery.batchnorm`). The network before
+    fine-tuning is epoch 0 and may be the best: the result is never worse on the held-out images. An interrupted call
+    that is repeated resumes after the last finished epoch and ends bit-identical. The test split is never read.
     """
-    if labels not in LABELS:
-        raise UsageError("labels", "must be one of " + ", ".join(LABELS), got=labels)
-    if distill and labels == "none":
-        raise UsageError("distill", "adds the original's outputs to labels", got="labels none", fix="leave it out")
-    recipe = Recipe(
-        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule,
-        weight_decay=weight_decay, seed=seed, warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM,
+    options = FinetuneOptions(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule, labels=labels,
+        distill=distill, weight_decay=weight_decay, seed=seed,
     )  # fmt: skip
-    run = RunDirectory.open(run)
+    directory = RunDirectory.open(run)
     reporter = reporter or Reporter()
-    require_whole(run)
-    with run.lock(), reporter.stage("finetune"):
-        asked = {
-            "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "schedule": schedule,
-            "labels": labels, "distill": distill, "weight_decay": weight_decay, "seed": seed,
-        }  # fmt: skip
-        network_digest = _network_digest(run)
+    require_whole(directory)
+    with directory.lock(), reporter.stage("finetune"):
+        network_digest = _network_digest(directory)
         if redo:
-            run.update_config("finetune", None)
-            shutil.rmtree(run.finetune_dir, ignore_errors=True)
-        elif done := _finished(run, asked, network_digest):
-            return done
-        begun = checkpoint_file(run).exists() and run.config("finetune") is not None
-        warn_of_other_versions(run, "finetune" if begun else "decompose", reporter)
-        return _tune(run, recipe, asked, network_digest, pick_device(device), reporter)
+            directory.update_config("finetune", None)
+            shutil.rmtree(directory.finetune_dir, ignore_errors=True)
+        elif finished := _finished(directory, options, network_digest):
+            return finished
+        begun = checkpoint_file(directory).exists() and directory.config("finetune") is not None
+        warn_of_other_versions(directory, "finetune" if begun else "decompose", reporter)
+        return _finetune(directory, options, network_digest, pick_device(device), reporter)
 
 
-def _network_digest(run):
+def _network_digest(run: RunDirectory) -> str:
     if not (run.model_dir / "structure.json").is_file():
-        raise FileError(
-            run.path, "there is no decomposed network yet", fix=f"run `decomp decompose --run {run.path} --speedup 4x`"
-        )
+        fix = f"run `{program()} decompose --run {run.path} --speedup 4x`"
+        raise FileError(run.path, "there is no decomposed network yet", fix=fix)
     return digest_file(run.model_dir / "structure.json")
 
 
-def _finished(run, asked, network_digest):
-    """The earlier result if it is what is asked for; an error if another one is there."""
-    before = run.config("finetune")
-    if before is None:
+def _finished(run: RunDirectory, options: FinetuneOptions, network_digest: str) -> FinetuneResult | None:
+    """The earlier result if the options are the same; None if there is none.
+
+    Raises
+    ------
+    FileError, UsageError
+        Another network was fine-tuned, or this one with other options.
+    """
+    record = run.config("finetune")
+    if record is None:
         return None
-    if before["network"] != network_digest:
-        raise FileError(
-            run.finetune_dir,
-            f"was tuned from another decomposed network (digest {before['network'][:12]}, now {network_digest[:12]})",
-            fix="tune the new one with finetune --redo",
-        )
-    differs = [
-        f"{key.replace('_', ' ')} {before['asked'].get(key)} (now {value})"
-        for key, value in asked.items()
-        if before["asked"].get(key) != value
-    ]
-    if differs:
-        raise FileError(
-            run.finetune_dir,
-            "was tuned with other options: " + ", ".join(differs),
-            fix="give --redo to tune again with these, or evaluate what is there",
-        )
+    if record["network"] != network_digest:
+        earlier = f"was made from another decomposed network, {record['network'][:12]}"
+        fix = "fine-tune the new one with finetune --redo"
+        raise FileError(run.finetune_dir, earlier, got=f"{network_digest[:12]} now", fix=fix)
+    fix = "give --redo to fine-tune again with these, or evaluate what is there"
+    require_same_options(run, "fine-tuned", options, record["asked"], fix)
     for name in ("best", "last"):
-        network_file.read_structure(run.finetune_dir / name)
-    return FinetuneResult(run, before["facts"], done_before=True)
+        read_structure(run.finetune_dir / name)
+    return FinetuneResult(run, record["facts"], done_before=True)
 
 
-def _tune(run, recipe, asked, network_digest, device, reporter):
-    needs_original = asked["labels"] == "none" or asked["distill"]
-    original = load_network(run, run.original_dir).to(device) if needs_original else None
-    task = (LabelledTask if asked["labels"] == "train" else CalibrationTask)(run, recipe.seed)
+def _finetune(
+    run: RunDirectory, options: FinetuneOptions, network_digest: str, device: torch.device, reporter: Reporter
+) -> FinetuneResult:
+    task = (LabelledTask if options.labels == "train" else CalibrationTask)(run, options.seed)
     reporter.step(
         f"fine-tuning on {len(task.train):,} {task.description}, {len(task.held_out):,} more held out, on {device}",
         n_train=len(task.train), n_validation=len(task.held_out),
     )  # fmt: skip
+    recipe = Recipe(
+        epochs=options.epochs, learning_rate=options.learning_rate, batch_size=options.batch_size,
+        schedule=options.schedule, weight_decay=options.weight_decay, seed=options.seed,
+        warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM,
+    )  # fmt: skip
+    needs_original = options.labels == "none" or options.distill
+    original = load_network(run, run.original_dir).to(device) if needs_original else None
     network = load_network(run, run.model_dir)
-    normalised = _normalise(run, network, task, recipe, device, reporter)
-    hooks = [Hooks(after_save=NetworkWriter(run, network_digest, network, normalised))]
-    board = tensorboard.EventWriter(events_dir(run))
-    if tensorboard.available():
-        hooks.append(Hooks(after_save=board))
-    else:
-        reporter.step(f"no TensorBoard events: it is not installed ({tensorboard.INSTALL})")
-    if asked["labels"] == "none":
-        disable_dropout(network)
-    outcome = loop.fit(
+    batchnorm_paths = _insert_batchnorm(run, network, task, recipe, device, reporter)
+    writer, events = NetworkWriter(run, network_digest, network, batchnorm_paths), _event_writer(run, reporter)
+    if options.labels == "none":
+        disable_dropout(network)  # not in the files, whose network the writer has copied
+    training = fit(
         network,
         recipe,
         stage="finetune",
         n_images=len(task.train),
         batches=task.batches,
-        loss=loss_for(asked["labels"], asked["distill"], original),
+        loss=loss_for(options.labels, options.distill, original),
         validate=lambda network: task.validate(network, original, device),
         checkpoint=checkpoint_file(run),
-        identity={**asked, "network": network_digest, "normalised": normalised},
-        hooks=hooks,
+        identity={**options.to_json(), "network": network_digest, "normalised": batchnorm_paths},
+        hooks=[Hooks(after_save=writer), *([] if events is None else [Hooks(after_save=events)])],
         device=device,
         reporter=reporter,
     )
-    board.close()
-    facts = {
-        "metric": task.metric.replace("_", " "), "before": outcome.history[0][task.metric],
-        "after": outcome.history[outcome.best_epoch][task.metric], "best_epoch": outcome.best_epoch,
-        "epochs": recipe.epochs, "n_train": len(task.train), "n_validation": len(task.held_out),
-    }  # fmt: skip
-    run.update_config("finetune", {"asked": asked, "network": network_digest, "facts": facts})
+    if events is not None:
+        events.close()
+    facts = _facts(task, training)
+    run.update_config("finetune", {"asked": options.to_json(), "network": network_digest, "facts": facts})
     checkpoint_file(run).unlink(missing_ok=True)
     return FinetuneResult(run, facts)
 
 
-def _normalise(run, network, task, recipe, device, reporter):
+def _insert_batchnorm(
+    run: RunDirectory, network: nn.Module, task: TrainingTask, recipe: Recipe, device: torch.device, reporter: Reporter
+) -> list[str]:
+    """Put batch normalisations behind the layers that had them in the original, if the task uses them."""
     if not task.uses_batchnorm:
         return []
-    layers = [edit["module"] for edit in network_file.read_structure(run.original_dir)["edits"]]
+    layers = [edit["module"] for edit in read_structure(run.original_dir)["edits"]]
     paths = insert_batchnorm(network, layers, recipe, len(task.train), task.batches, device)
     if paths:
-        reporter.step(f"batch normalisation behind {len(paths)} layers in training; folded in what is written")
+        reporter.step(f"batch normalisation behind {len(paths)} layers in training; folded in the files")
     return paths
+
+
+def _event_writer(run: RunDirectory, reporter: Reporter) -> tensorboard.EventWriter | None:
+    if tensorboard.available():
+        return tensorboard.EventWriter(events_dir(run))
+    reporter.step(f"no TensorBoard events: it is not installed ({tensorboard.INSTALL})")
+    return None
+
+
+def _facts(task: TrainingTask, training: Training) -> dict[str, Any]:
+    """See :class:`FinetuneResult`."""
+    best = training.best_epoch or 0
+    return {
+        "metric": task.metric.replace("_", " "), "before": training.history[0][task.metric],
+        "after": training.history[best][task.metric], "best_epoch": best,
+        "epochs": training.recipe.epochs, "n_train": len(task.train), "n_validation": len(task.held_out),
+    }  # fmt: skip

@@ -1,10 +1,16 @@
-"""Stage ``train``: a network from scratch on labelled images, as the shipped weights of the zoo were made."""
+"""Stage ``train``: train a network from random weights on labelled images, as the shipped weights of the zoo were."""
 
+from __future__ import annotations
+
+import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from decomp import seeds
@@ -16,19 +22,20 @@ from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json, write_json
 from ...data.formats.paths import safe_name
 from ...data.models import load_model
-from ...data.sources import open_source
+from ...data.sources import ImageSource, open_source
+from ..console.options import TrainOptions
 from ..console.reporter import Reporter
-from ..measure import devices
-from ..measure.accuracy import accuracy as accuracy_on
+from ..measure.accuracy import accuracy
+from ..measure.devices import pick_device
 from ..run.record import library_versions
-from ..training import loop
 from ..training.hold_out import hold_out
+from ..training.loop import Training, copy_state, fit
 from ..training.recipe import Recipe
 
 KIND = "decomp weights"
 DEFAULTS = {"epochs": 20, "learning_rate": 0.05, "batch_size": 128}
 LABEL_SMOOTHING = 0.1
-#: Entries of the record that come from the recipe; the others are always the same in this stage.
+#: Values of the recipe in the record beside the weights.
 RECORDED = (
     "epochs", "learning_rate", "batch_size", "schedule", "warmup_epochs", "momentum", "nesterov", "weight_decay",
     "clip_norm", "seed",
@@ -37,14 +44,14 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training came to: the files, and ``record``, the content of the JSON beside the weights."""
+    """File of the weights, and ``record``, the content of the JSON beside it."""
 
     weights: Path
-    record: dict
+    record: dict[str, Any]
     already_done: bool = False
 
-    def lines(self):
-        """The result for a person, a line each."""
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines."""
         if self.already_done:
             yield f"{self.weights} is already there, trained with these options; nothing to do"
         for name, value in self.record["accuracy"].items():
@@ -54,27 +61,20 @@ class TrainingResult:
 
 
 def train(
-    model,
-    *,
-    data=None,
-    out=None,
-    epochs=None,
-    learning_rate=None,
-    batch_size=None,
-    seed=0,
-    device="auto",
-    reporter=None,
-):
-    """Train a network from fresh weights and write them with a record of how.
+    model: str, *, data: str | None = None, out: str | os.PathLike[str] | None = None, epochs: int | None = None,
+    learning_rate: float | None = None, batch_size: int | None = None, seed: int = 0, device: str = "auto",
+    reporter: Reporter | None = None,
+) -> TrainingResult:  # fmt: skip
+    """Train a network from random weights and write them with a record of how.
 
-    A seeded tenth of the training images (at most 5,000) is held out and tells, epoch by epoch, how well it goes. The
-    weights written are those of the last epoch; the test images are looked at once, after it.
+    A seeded tenth of the training images (at most 5,000) is held out and validated on after every epoch. The weights
+    written are those of the last epoch; the test split is read once, after it, for the accuracy in the record.
 
     Parameters
     ----------
     model : str
         ``zoo:NAME``, or another name that :func:`decomp.data.models.load_model` knows and that gives a network with
-        fresh weights for the source's images.
+        random weights for the source's images.
     data : str, optional
         A source with labels; for the zoo the network's own where not given.
     out : path, optional
@@ -83,7 +83,7 @@ def train(
     epochs, learning_rate, batch_size : optional
         Those of the zoo's recipe (or 20, 0.05, 128) where not given.
     seed : int
-        Decides initial weights, held-out images, order, augmentation and dropout.
+        Determines initial weights, held-out images, order, augmentation and dropout.
     device : str
         'auto', 'cpu', 'cuda' or 'cuda:N'.
     reporter : Reporter, optional
@@ -95,85 +95,73 @@ def train(
     Raises
     ------
     UsageError
-        The source has no labels, or an option is out of its range.
+        The source has no labels, an option is out of its range, or the file has weights that were trained with other
+        options.
     NumericalError
         The loss became NaN or Inf.
     """
     reporter = reporter or Reporter()
-    entry, name = _zoo_entry(model)
-    data = data or (entry.dataset if entry else None)
-    if data is None:
-        raise UsageError("--data", "images to train on must be named", fix="for example --data fashion-mnist")
-    recipe = _recipe(entry, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed)
-    out = Path(out) if out is not None else Path(f"{name}.safetensors")
-    if out.suffix != ".safetensors":
+    options = TrainOptions(
+        model=model, data=data, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+    )
+    name, data, recipe = _completed(options)
+    weights_file = Path(out) if out is not None else Path(f"{name}.safetensors")
+    if weights_file.suffix != ".safetensors":
         raise UsageError("--out", "must end in .safetensors", got=out)
-    options = {"model": model, "data": data, "label_smoothing": LABEL_SMOOTHING, **_recorded(recipe)}
-    if done := _finished(out, options):
-        return done
-    source, module = _open(model, data, seed)
-    device = devices.pick_device(device)
-    reporter.step(
-        f"training {model} on {data}: {sum(p.numel() for p in module.parameters()):,} parameters, "
-        f"{recipe.epochs} epochs on {device}"
-    )
-    trained_on, held_out = hold_out(len(source.train), seed)
-    checkpoint = out.with_suffix(".checkpoint")
-    outcome = loop.fit(
-        module,
-        recipe,
-        stage="train",
-        n_images=len(trained_on),
-        batches=lambda order, size, augment: source.train.batches(trained_on[order], size, augment_seed=augment),
-        loss=classification_loss,
-        validate=lambda net: _validate(net, source.train, held_out, device),
-        keep_best=False,
-        checkpoint=checkpoint,
-        identity={key: value for key, value in options.items() if key not in _recorded(recipe)},
-        device=device,
-        reporter=reporter,
-    )
-    accuracy = {"validation": outcome.history[-1]["validation_accuracy"]}
+    recorded = {"model": model, "data": data, "label_smoothing": LABEL_SMOOTHING}
+    record_options = {**recorded, **{name: getattr(recipe, name) for name in RECORDED}}
+    if finished := _finished(weights_file, record_options):
+        return finished
+    chosen = pick_device(device)
+    source, module = _open(model, data, recipe.seed)
+    n_parameters = sum(parameter.numel() for parameter in module.parameters())
+    reporter.step(f"training {model} on {data}: {n_parameters:,} parameters, {recipe.epochs} epochs on {chosen}")
+    checkpoint = weights_file.with_suffix(".checkpoint")
+    training, n_images = _fit(module, recipe, source, checkpoint, recorded, chosen, reporter)
+    accuracies = {"validation": training.history[-1]["validation_accuracy"]}
     if source.test is not None:
-        accuracy["test"] = accuracy_on(module, source.test, torch.arange(len(source.test)), device)
-    counts = {"train": len(trained_on), "validation": len(held_out), "test": len(source.test or ())}
-    state = loop.copy_state(module)
-    with commit(out) as part:
-        weights.write(state, part, input_shape=source.input_shape, n_classes=source.n_classes)
-    record = _record(out, module, options, accuracy, counts, outcome)
+        accuracies["test"] = accuracy(module, source.test, torch.arange(len(source.test)), chosen)
+    with commit(weights_file) as part:
+        weights.write(copy_state(module), part, input_shape=source.input_shape, n_classes=source.n_classes)
+    record = _write_record(weights_file, record_options, accuracies, n_images, training)
     checkpoint.unlink(missing_ok=True)
-    return TrainingResult(out, record)
+    return TrainingResult(weights_file, record)
 
 
-def classification_loss(module, images, labels):
+def classification_loss(module: nn.Module, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
     """Cross-entropy with label smoothing."""
+    assert labels is not None
     return functional.cross_entropy(module(images).float(), labels, label_smoothing=LABEL_SMOOTHING)
 
 
-def _zoo_entry(model):
-    if model.startswith("zoo:"):
-        name = model.removeprefix("zoo:")
-        return zoo.find(name), name
-    return None, safe_name(model)
+def _completed(options: TrainOptions) -> tuple[str, str, Recipe]:
+    """Name of the network, source of images and recipe, from the zoo or the defaults where the options say nothing.
+
+    Raises
+    ------
+    UsageError
+        No images are named, for a network that has none of its own.
+    """
+    entry = None
+    if options.model.startswith("zoo:"):
+        entry = zoo.find(options.model.removeprefix("zoo:"))
+    data = options.data or (entry.dataset if entry else None)
+    if data is None:
+        raise UsageError("--data", "images to train on must be named", fix="for example --data fashion-mnist")
+    values = {**DEFAULTS, **(entry.recipe if entry else {})}
+    for name in DEFAULTS:
+        if getattr(options, name) is not None:
+            values[name] = getattr(options, name)
+    name = entry.name if entry else safe_name(options.model)
+    return name, data, Recipe(**values, seed=options.seed)
 
 
-def _recipe(entry, **given):
-    options = {**DEFAULTS, **(dict(entry.recipe) if entry else {})}
-    options.update({key: value for key, value in given.items() if value is not None})
-    return Recipe(**options)
-
-
-def _recorded(recipe):
-    """The values of a recipe that a training of this stage can differ by."""
-    return {name: getattr(recipe, name) for name in RECORDED}
-
-
-def _open(model, data, seed):
-    """The images, and a network with seeded fresh weights (your own factory's are as it returned them) for them."""
+def _open(model: str, data: str, seed: int) -> tuple[ImageSource, nn.Module]:
+    """The images, and a network with seeded random weights for them (a factory's weights are as it returned them)."""
     source = open_source(data)
     if not source.train.has_labels:
         raise UsageError(data, "training needs images with labels", got="a source without labels")
-    # A network of the zoo is built for the images; to another the images are fitted.
+    # A network of the zoo is built for the images; for another network the images are resized.
     shape = source.input_shape if model.startswith("zoo:") else source.input_shape[1:]
     weights_seed = seeds.derive_seed(seed, "train", "weights")
     loaded = load_model(model, weights="random", input_size=shape, n_classes=source.n_classes, seed=weights_seed)
@@ -182,36 +170,64 @@ def _open(model, data, seed):
     return source, loaded.module
 
 
-def _validate(module, split, indices, device):
-    value = accuracy_on(module, split, indices, device)
-    return {"score": value, "validation_accuracy": value}
+def _fit(
+    module: nn.Module, recipe: Recipe, source: ImageSource, checkpoint: Path, identity: dict[str, Any],
+    device: torch.device, reporter: Reporter,
+) -> tuple[Training, dict[str, int]]:  # fmt: skip
+    """Train on all but the held-out images; returns the training and the number of images of each kind."""
+    trained_on, held_out = hold_out(len(source.train), recipe.seed)
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return {"score": (value := accuracy(network, source.train, held_out, device)), "validation_accuracy": value}
+
+    training = fit(
+        module,
+        recipe,
+        stage="train",
+        n_images=len(trained_on),
+        batches=lambda order, size, augment: source.train.batches(trained_on[order], size, augment_seed=augment),
+        loss=classification_loss,
+        validate=validate,
+        keep_best=False,
+        checkpoint=checkpoint,
+        identity=identity,
+        device=device,
+        reporter=reporter,
+    )
+    n_test = 0 if source.test is None else len(source.test)
+    return training, {"train": len(trained_on), "validation": len(held_out), "test": n_test}
 
 
-def _record(out, module, options, accuracy, counts, outcome):
+def _write_record(
+    weights_file: Path, options: dict[str, Any], accuracies: dict[str, float], n_images: dict[str, int],
+    training: Training,
+) -> dict[str, Any]:  # fmt: skip
     flags = {"model": "--model", "data": "--data", "epochs": "--epochs", "learning_rate": "--learning-rate"}
     flags |= {"batch_size": "--batch-size", "seed": "--seed"}
     command = "python cli.py train " + " ".join(f"{flag} {options[key]}" for key, flag in flags.items())
     record = {
-        "command": f"{command} --out {shlex.quote(out.name)}",
+        "command": f"{command} --out {shlex.quote(weights_file.name)}",
         "seed": options["seed"],
         "epochs": options["epochs"],
         "options": options,
-        "accuracy": accuracy,
-        "images": counts,
-        "parameters": sum(value.numel() for value in module.parameters()),
-        "validation_accuracy_by_epoch": [line["validation_accuracy"] for line in outcome.history],
+        "accuracy": accuracies,
+        "images": n_images,
+        "parameters": sum(parameter.numel() for parameter in training.module.parameters()),
+        "validation_accuracy_by_epoch": [line["validation_accuracy"] for line in training.history],
         "versions": library_versions(),
-        "sha256": digest_file(out),
+        "sha256": digest_file(weights_file),
     }
-    write_json(out.with_suffix(".json"), record, kind=KIND)
+    write_json(weights_file.with_suffix(".json"), record, kind=KIND)
     return record
 
 
-def _finished(out, options):
-    record_file = out.with_suffix(".json")
-    if not (out.exists() and record_file.exists()):
+def _finished(weights_file: Path, options: dict[str, Any]) -> TrainingResult | None:
+    """The earlier result if the file was trained with these options; an error if it was trained with others."""
+    record_file = weights_file.with_suffix(".json")
+    if not (weights_file.exists() and record_file.exists()):
         return None
     record = read_json(record_file, kind=KIND, fix="remove it to train anew")
-    if record.get("options") != options or record.get("sha256") != digest_file(out):
-        raise UsageError("--out", "must not name weights that were trained otherwise", got=out, fix="give another name")
-    return TrainingResult(out, record, already_done=True)
+    if record.get("options") != options or record.get("sha256") != digest_file(weights_file):
+        rule = "must not name weights that were trained otherwise"
+        raise UsageError("--out", rule, got=weights_file, fix="give another name")
+    return TrainingResult(weights_file, record, already_done=True)

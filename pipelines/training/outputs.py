@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx
 
 from decomp.surgery import batchnorm
 
@@ -42,14 +42,14 @@ class NetworkWriter:
     run : RunDirectory
     network_digest : str
         Of the network that is fine-tuned.
-    network : torch.nn.Module
+    network : torch.fx.GraphModule
         As it is trained.
     batchnorm_paths : list of str
         See :func:`decomp.pipelines.training.batchnorm.insert_batchnorm`; folded in the files.
     """
 
     def __init__(
-        self, run: RunDirectory, network_digest: str, network: nn.Module, batchnorm_paths: Sequence[str]
+        self, run: RunDirectory, network_digest: str, network: fx.GraphModule, batchnorm_paths: Sequence[str]
     ) -> None:
         self.run, self.network_digest, self.batchnorm_paths = run, network_digest, list(batchnorm_paths)
         # Weights are put into a copy for writing: the network in training is laid out for speed.

@@ -16,6 +16,7 @@ from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.network_file import read_structure
 from ...data.sources import open_source
 from ..measure.accuracy import check_labels, logits_of
+from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.loading import open_frozen
 from .hold_out import hold_out
@@ -66,10 +67,10 @@ class LabelledTask:
     metric, description, uses_batchnorm = "validation_accuracy", "labelled training images", True
 
     def __init__(self, run: RunDirectory, seed: int) -> None:
-        freezing = run.config("freeze")["asked"]
+        frozen_with = freeze_options(run)
         shape = read_structure(run.original_dir)["input_shape"]
-        source = open_source(freezing["data"], input_shape=tuple(shape), skip_bad=freezing.get("skip_bad", False))
-        self.split, self.data = source.train, freezing["data"]
+        source = open_source(frozen_with.data, input_shape=tuple(shape), skip_bad=frozen_with.skip_bad)
+        self.split, self.data = source.train, frozen_with.data
         if not self.split.has_labels:
             raise UsageError("labels", "the training images must be labelled", got=self.data, fix="--labels none")
         self.train, self.held_out = hold_out(len(self.split), seed)

@@ -9,6 +9,7 @@ from decomp.data.formats import network_file
 from decomp.data.formats.digests import digest_file
 from decomp.data.formats.frozen_file import FrozenWriter
 from decomp.data.sources import open_source
+from decomp.pipelines.console.options import FreezeOptions
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.training.hold_out import hold_out
@@ -63,7 +64,7 @@ def make_run(path, n_images=300):
     meta = {"network": digest_file(run.original_dir / "structure.json"), "input_shape": list(SHAPE)}
     with FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=SHAPE) as writer:
         writer.write_images(0, source.train.images(torch.arange(n_images)))
-    run.update_config("freeze", {"asked": {"data": "digits", "skip_bad": False}, "facts": {}})
+    run.update_config("freeze", {"asked": FreezeOptions(model="test", data="digits").to_json(), "facts": {}})
     return run
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: what is learned from, what is kept, and that it can be stopped anywhere."""
+"""Stage ``finetune``: what is learned from, what is written, and calls that are interrupted or repeated."""
 
 import csv
 import shutil
@@ -14,9 +14,8 @@ from decomp.errors import FileError, NumericalError, UsageError
 from decomp.execution.outputs import output_divergence
 from decomp.pipelines.stages import finetune as stage
 from decomp.pipelines.stages.finetune import finetune
-from decomp.pipelines.training import batchnorm, loop, outputs, tasks
+from decomp.pipelines.training import loop, outputs, tasks
 from decomp.pipelines.training.hold_out import hold_out
-from decomp.pipelines.training.losses import loss_for
 from tests.pipelines.small_runs import SHAPE, Watched, make_run, quiet
 
 
@@ -63,31 +62,7 @@ def accuracy(network, indices):
         return (network(train.images(indices)).argmax(1) == train.labels(indices)).double().mean().item()
 
 
-# --- the losses ---
-
-
-def test_losses_are_what_the_options_say():
-    student, teacher = nn.Linear(6, 4), nn.Linear(6, 4)
-    images, labels = torch.randn(5, 6), torch.tensor([0, 1, 2, 3, 0])
-    entropy = nn.functional.cross_entropy(student(images), labels)
-    distance = output_divergence(teacher(images), student(images)).mean()
-    assert torch.equal(loss_for("train", False, None)(student, images, labels), entropy)
-    assert torch.equal(loss_for("none", False, teacher)(student, images, None), distance)
-    torch.testing.assert_close(loss_for("train", True, teacher)(student, images, labels), (entropy + distance) / 2)
-    loss_for("train", True, teacher)(student, images, labels).backward()
-    assert student.weight.grad is not None and teacher.weight.grad is None
-
-
 # --- what it does ---
-
-
-def test_without_labels_nothing_is_dropped():
-    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3), nn.Sequential(nn.Dropout1d(0.9)))
-    images = torch.randn(4, 3, 2, 2)
-    wanted = network.eval()(images)
-    assert not torch.equal(network.train()(images), wanted)
-    batchnorm.disable_dropout(network)
-    assert torch.equal(network.train()(images), wanted)
 
 
 @pytest.mark.parametrize("labels", ["train", "none"])
@@ -120,14 +95,6 @@ def test_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
         tuned = network_file.load(run.finetune_dir / "best")(images[held_out])
         measured = output_divergence(target, tuned).mean().item()
     assert measured == pytest.approx(result.facts["after"], rel=1e-4)
-
-
-def test_images_too_large_for_memory_are_read_one_by_one_to_the_same_end(run, monkeypatch):
-    tune(run, labels="none", epochs=1)
-    expected = weights(run.finetune_dir / "last")
-    monkeypatch.setattr(tasks, "MEMORY_BYTES", 0)
-    tune(run, labels="none", epochs=1, redo=True)
-    assert_same(weights(run.finetune_dir / "last"), expected)
 
 
 def test_distillation_changes_what_is_learned(run):
@@ -187,13 +154,13 @@ def test_last_and_best_load_by_themselves_and_into_the_original_class(run):
 @pytest.fixture
 def trained_modules(monkeypatch):
     """The paths of the normalisations in every network that is trained."""
-    seen, fit = [], loop.fit
+    seen, fit = [], stage.fit
 
     def watched(module, *arguments, **options):
         seen.append([name for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)])
         return fit(module, *arguments, **options)
 
-    monkeypatch.setattr(loop, "fit", watched)
+    monkeypatch.setattr(stage, "fit", watched)
     return seen
 
 
@@ -271,7 +238,7 @@ def die():
 
 def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
     first = tune(run)
-    monkeypatch.setattr(loop, "fit", None)
+    monkeypatch.setattr(stage, "fit", None)
     again = tune(run)
     assert again.done_before and again.facts == first.facts
     assert "nothing to do" in list(again.lines())[0]
@@ -279,7 +246,7 @@ def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
 
 def test_other_options_are_refused_until_redo(run):
     tune(run, epochs=1)
-    with pytest.raises(FileError, match=r"epochs 1 \(now 2\).*--redo"):
+    with pytest.raises(UsageError, match=r"was fine-tuned with epochs = 1, got epochs = 2; give --redo"):
         tune(run, epochs=2)
     assert tune(run, epochs=2, redo=True).facts["epochs"] == 2
     assert len(metrics(run)) == 3
@@ -305,11 +272,11 @@ def test_a_network_decomposed_anew_is_not_taken_for_the_old_one(run):
 
 
 def test_mistakes_are_told_in_one_line(run, monkeypatch):
-    with pytest.raises(UsageError, match="labels: must be one of train, none, got some"):
+    with pytest.raises(UsageError, match="--labels: must be one of train, none, got 'some'"):
         tune(run, labels="some")
-    with pytest.raises(UsageError, match="distill.*labels none"):
+    with pytest.raises(UsageError, match="--distill.*--labels none"):
         tune(run, labels="none", distill=True)
-    with pytest.raises(UsageError, match="learning rate"):
+    with pytest.raises(UsageError, match="--lr: must be a number above 0, got -1"):
         tune(run, learning_rate=-1)
     with pytest.raises(NumericalError, match="epoch 1, step .*lower the learning rate"):
         tune(run, learning_rate=1e30, weight_decay=1.0)

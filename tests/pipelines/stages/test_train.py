@@ -1,4 +1,4 @@
-"""The stage that makes networks: what it writes, from what, and that the recipe is repeatable."""
+"""Stage ``train``: weights and record, which images decide them, repeated and resumed calls."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ def test_nothing_but_training_images_decides_the_weights(tmp_path, monkeypatch):
 
 def test_a_second_time_does_no_work_and_other_options_need_another_name(tmp_path, monkeypatch):
     first = short(tmp_path / "a.safetensors", epochs=1)
-    monkeypatch.setattr(loop, "fit", None)
+    monkeypatch.setattr(stage, "fit", None)
     again = short(tmp_path / "a.safetensors", epochs=1)
     assert again.already_done and again.record == first.record | again.record
     assert "nothing to do" in list(again.lines())[0]
@@ -123,7 +123,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
         train("zoo:nothing", reporter=quiet())
     with pytest.raises(UsageError, match="--data fashion-mnist"):
         train("torchvision:resnet18", reporter=quiet())
-    with pytest.raises(UsageError, match="epochs: must be at least 1"):
+    with pytest.raises(UsageError, match="--epochs: must be a whole number from 1, got 0"):
         short(tmp_path / "net.safetensors", epochs=0)
 
     def unlabelled(*args, **options):
