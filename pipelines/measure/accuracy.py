@@ -1,30 +1,69 @@
-"""Accuracy and outputs of a network on a split of images."""
+"""Accuracy and logits of a network on a split of images."""
+
+from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from decomp.errors import UsageError
 
+from ...data.splits import Split
 from .devices import to_device
 
 
 @torch.no_grad()
-def logits_of(module, images, device, batch_size=500):
-    """Outputs of `module` in eval mode and float32 for images ``(m, C, H, W)``: ``(m, n_classes)`` on the CPU."""
+def logits_of(module: nn.Module, images: Tensor, device: torch.device, batch_size: int = 500) -> Tensor:
+    """Logits of a network in evaluation mode.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        On `device`; set to evaluation mode.
+    images : torch.Tensor of shape (m, C, H, W)
+    device : torch.device
+    batch_size : int
+
+    Returns
+    -------
+    torch.Tensor of float32, shape (m, n_classes)
+        On the CPU.
+    """
     module.eval()
     parts = [module(to_device(part, device)).float().cpu() for part in images.split(batch_size)]
     return torch.cat(parts)
 
 
-def accuracy(module, split, indices, device, batch_size=500):
-    """Share of the images ``split[indices]`` whose highest logit is their label's."""
-    right = 0
+def accuracy(module: nn.Module, split: Split, indices: Tensor, device: torch.device, batch_size: int = 500) -> float:
+    """Share of the images at ``indices`` of a split whose largest logit is that of their label, in 0..1.
+
+    Raises
+    ------
+    UsageError
+        The split has no labels.
+    """
+    n_correct = 0
     for images, labels in split.batches(indices, batch_size):
-        right += int((logits_of(module, images, device).argmax(1) == labels.cpu()).sum())
-    return right / len(indices)
+        if labels is None:
+            raise UsageError("accuracy", "the images must have labels", got="images without")
+        n_correct += int((logits_of(module, images, device).argmax(1) == labels.cpu()).sum())
+    return n_correct / len(indices)
 
 
-def check_labels(labels, logits, data):
-    """Refuse labels for which the network has no output."""
+def check_labels(labels: Tensor, logits: Tensor, data: str) -> None:
+    """Check that the network has an output for every label.
+
+    Parameters
+    ----------
+    labels : torch.Tensor of int64, shape (m,)
+    logits : torch.Tensor of shape (m, n_classes)
+    data : str
+        Name of the image source, for the error.
+
+    Raises
+    ------
+    UsageError
+        A label is n_classes or larger.
+    """
     if int(labels.max()) >= logits.shape[1]:
         raise UsageError(
             data,

@@ -1,21 +1,31 @@
-"""Several pieces of work at a time, with the same bytes as a result however many there are."""
+"""Parallel tasks in threads; results are bit-identical for any number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed
 
+Result = TypeVar("Result")
+Item = TypeVar("Item")
 
-def in_parallel(function, tasks, workers=None):
+
+def in_parallel(
+    function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], workers: int | None = None
+) -> list[Result]:
     """Results of ``function(*task)`` for each task, in order.
 
-    Threads, because the work is in libraries that let others run meanwhile, and the tasks are large. Each has one
-    thread for its sums, also when it is alone, so that they are taken in the same order for any number of workers.
+    Threads are enough, because the work is done in libraries that release the interpreter lock. Within a task torch
+    uses one thread, also with one worker, so that sums are taken in the same order for any number of workers.
 
     Parameters
     ----------
     function : callable
     tasks : list of tuple
     workers : int, optional
-        As many as torch may use threads where not given.
+        Default: the number of threads that torch may use.
 
     Returns
     -------
@@ -25,25 +35,43 @@ def in_parallel(function, tasks, workers=None):
     torch.set_num_threads(1)
     try:
         return Parallel(n_jobs=min(workers or threads, max(len(tasks), 1)), backend="threading")(
-            delayed(_alone)(function, task) for task in tasks
+            delayed(_in_one_thread)(function, task) for task in tasks
         )
     finally:
         torch.set_num_threads(threads)
 
 
-def _alone(function, task):
-    torch.set_num_threads(1)  # a thread that torch saw before keeps its own number
+def _in_one_thread(function: Callable[..., Result], task: tuple[Any, ...]) -> Result:
+    torch.set_num_threads(1)  # a thread that torch has used before keeps its earlier number
     return function(*task)
 
 
-def in_batches(items, size_of, most, budget):
-    """Lists of items, each at most ``most`` long and, from its second item on, within a budget of sizes."""
-    batch, used = [], 0
+def in_batches(
+    items: Iterable[Item], size_of: Callable[[Item], float], most: int, budget: float
+) -> Iterator[list[Item]]:
+    """Split items into consecutive batches.
+
+    Parameters
+    ----------
+    items : iterable
+    size_of : callable
+        Size of an item, in the unit of `budget`.
+    most : int
+        Largest length of a batch.
+    budget : float
+        Largest sum of sizes in a batch; a larger item is a batch of its own.
+
+    Yields
+    ------
+    list
+    """
+    batch: list[Item] = []
+    used = 0.0
     for item in items:
         size = size_of(item)
         if batch and (len(batch) == most or used + size > budget):
             yield batch
-            batch, used = [], 0
+            batch, used = [], 0.0
         batch.append(item)
         used += size
     if batch:

@@ -1,10 +1,12 @@
 """Devices by name, and the layout of images on them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from decomp.errors import UsageError
-from decomp.pipelines.measure.devices import pick_device, to_device
+from decomp.pipelines.measure.devices import autocast, full_name, pick_device, to_device
 
 
 def test_an_unknown_device_is_a_usage_error():
@@ -19,3 +21,21 @@ def test_images_keep_their_values_and_are_laid_out_channels_last():
     moved = to_device(images, torch.device("cpu"))
     assert torch.equal(moved, images) and moved.is_contiguous(memory_format=torch.channels_last)
     assert to_device(images.flatten(1), torch.device("cpu")).is_contiguous()
+
+
+def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
+    for available, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda value=available: value)
+        assert pick_device("auto") == torch.device(device)
+    assert pick_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_autocast_leaves_float32_on_a_cpu():
+    with autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_the_name_of_the_processor_is_that_of_the_system(monkeypatch):
+    text = "processor\t: 0\nmodel name\t: Some CPU @ 2.0GHz\nprocessor\t: 1\nmodel name\t: Other\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, **options: text)
+    assert full_name(torch.device("cpu")) == "CPU Some CPU @ 2.0GHz"
