@@ -23,8 +23,8 @@ from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.reporter import Reporter
-from decomp.pipelines.decomposition import session as subject
 from decomp.pipelines.decomposition.gather import ProblemGatherer
+from decomp.pipelines.decomposition.session import narrow, open_run, survey
 from decomp.pipelines.measure import fidelity
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import open_frozen
@@ -42,10 +42,10 @@ class Study:
         self.run = RunDirectory.open(path)
         self.frozen, self.original = open_frozen(self.run)
         self.shape = tuple(self.frozen.meta["input_shape"])
-        device = torch.device("cpu")
-        with subject.opened(self.run, device) as opened:
-            opened.survey(self.run, device=device, reporter=Reporter())
-            self.known, self.counted = opened.known, opened.counted
+        reporter = Reporter()
+        with open_run(self.run, torch.device("cpu")) as opened:
+            self.survey = survey(opened, narrow(opened, {}, reporter=reporter), reporter=reporter).survey
+            self.original_cost = opened.cost
 
     def view(self):
         """A fresh copy of the original network."""
@@ -73,7 +73,7 @@ class Study:
     def variant(self, items, aware, metric, refined):
         """Mean held-out error of the layers, divergence and agreement of the output."""
         view = self.view()
-        problems = ProblemGatherer(self.frozen, view, metrics=self.known.metrics if metric else None)
+        problems = ProblemGatherer(self.frozen, view, metrics=self.survey.metrics if metric else None)
         errors = []
         for layer in (layer for layer in view.layers if layer.fitted):
             problem, held_out = problems.problem(layer)
@@ -89,8 +89,8 @@ class Study:
     def variants(self, step, speedup):
         """Rows (fit, metric, refinement, error, divergence, agreement) of one step."""
         view = self.view()
-        usable = objective.for_steps(objective.geometric_means(self.known.own, self.known.output), view, (step,))
-        items = Allocator(view, usable, models.MacsCost(view, self.counted.per_layer)).joint(speedup)
+        usable = objective.for_steps(objective.geometric_means(self.survey.own, self.survey.output), view, (step,))
+        items = Allocator(view, usable, models.MacsCost(view, self.original_cost.per_layer)).joint(speedup)
         for refined, metric, aware in itertools.product((False, True), repeat=3):
             if step == "spatial" and aware and not refined:
                 continue  # the split itself has no activation-aware form

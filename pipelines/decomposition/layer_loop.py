@@ -1,49 +1,96 @@
 """Layer loop: solve each layer in execution order, write it, read it back, apply it."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
 from decomp import seeds
-from decomp.solvers import solve_layer as layers
-from decomp.surgery import apply_solution as surgery
+from decomp.allocation.plan import Plan
+from decomp.solvers.solve_layer import solve_layer
+from decomp.surgery.apply_solution import apply_solution
 
-from ...data.formats.digests import digest_file, digest_json
+from ...data.formats.digests import digest_file
 from ...data.formats.layer_file import read_layer, write_layer
+from ..console.reporter import Reporter
+from ..run.directory import RunDirectory
+from .gather import ProblemGatherer
+from .layer_reports import layer_words
 
 
-def solve_layers(run, asked, plan, view, problems, made_from, reporter):
-    """Solve the layers that are not committed yet, and apply all of them in order."""
-    network, edited, reports = view.module, [], []
-    parent, seed = digest_json(made_from), problems.frozen.meta["seed"]
-    with reporter.progress(len(view.layers), "layers", "layers") as progress:
-        for layer in view.layers:
-            item = plan.layer(layer.name)
+@dataclass
+class SolvedLayers:
+    """Result of the layer loop.
+
+    Attributes
+    ----------
+    reports : list of dict
+        Report of each solved layer, in execution order.
+    edited : list of str
+        Paths of the modules that were exchanged.
+    """
+
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    edited: list[str] = field(default_factory=list)
+
+
+def solve_layers(
+    run: RunDirectory,
+    plan: Plan,
+    gatherer: ProblemGatherer,
+    parent: str,
+    *,
+    selector: str,
+    activation_aware: bool,
+    refine: bool,
+    reporter: Reporter,
+) -> SolvedLayers:
+    """Solve the layers that are not committed yet, and apply all of them to the gatherer's network in order.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        One file a layer is committed to it.
+    plan : decomp.allocation.plan.Plan
+    gatherer : ProblemGatherer
+    parent : str
+        Digest of all that the first layer is made from; each file carries the digest of its predecessor.
+    selector, activation_aware, refine
+        See :func:`decomp.solvers.solve_layer.solve_layer`.
+    reporter : decomp.pipelines.console.reporter.Reporter
+
+    Raises
+    ------
+    FileError
+        A committed layer is damaged or made from something else.
+    """
+    graph, result = gatherer.graph, SolvedLayers()
+    seed = gatherer.frozen.meta["seed"]
+    with reporter.progress(len(graph.layers), "layers", "layers") as progress:
+        for layer in graph.layers:
             if not layer.fitted:
                 progress.update(1)
                 continue
-            path = run.layer_file(layer.index, layer.name)
+            sizes, path = plan.layer(layer.name), run.layer_file(layer.index, layer.name)
             if path.is_file():
+                gatherer.replay.advance(graph.node(layer))
                 solution, report = read_layer(path, parent, layer.name)
-                problems.replay.advance(view.node(layer))
             else:
-                problem, held_out = problems.problem(layer)
-                solution, report = layers.solve_layer(
-                    problem, item, held_out=held_out, selector=asked["selector"],
-                    activation_aware=asked["activation_aware"],
-                    refined=asked["refine"],
-                    seed=seeds.derive_seed(seed, "decompose", layer.name),
+                problem, held_out = gatherer.problem(layer)
+                solution, report = solve_layer(
+                    problem, sizes, held_out=held_out, selector=selector, activation_aware=activation_aware,
+                    refined=refine, seed=seeds.derive_seed(seed, "decompose", layer.name),
                 )  # fmt: skip
                 write_layer(path, solution, report, parent)
+                # Applied as read, like in a resumed run: the bytes of both are the same.
                 solution, report = read_layer(path, parent, layer.name)
-                reporter.step(_layer_words(layer, item, report), layer=layer.name, errors=report["errors"])
+                reporter.step(layer_words(layer, sizes, report), layer=layer.name, errors=report["errors"])
             parent = digest_file(path)
-            edited += [name for name in surgery.apply_solution(network, view, solution) if name not in edited]
-            if solution.selection is not None and not layer.input_space.sampled:
-                problems.replay.narrow(view.columns_kept(layer, solution.selection.channels))
-            reports.append(report)
+            exchanged = apply_solution(graph.module, graph, solution)
+            result.edited += [name for name in exchanged if name not in result.edited]
+            selection = solution.selection
+            if selection is not None and layer.input_space is not None and not layer.input_space.sampled:
+                gatherer.replay.narrow(graph.columns_kept(layer, selection.channels))
+            result.reports.append(report)
             progress.update(1)
-    return edited, reports
-
-
-def _layer_words(layer, item, report):
-    last = list(report["errors"])[-1]
-    errors = report["errors"][last]
-    words = f"{layer.name}: {item.words()}; response error {errors['fitted']:.2%}"
-    return words + (f", held out {errors['held_out']:.2%}" if "held_out" in errors else "")
+    return result

@@ -1,123 +1,150 @@
-"""From what is known of the original network to plan.json: one allocation over all layers and steps."""
+"""Plan of a run: read from a file, or allocated over all layers and steps from a survey."""
 
-from dataclasses import replace
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 from decomp.allocation.choices import plan_cost
+from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.local_search import LOWEST_SHARE
 from decomp.allocation.objective import for_steps, objective_curves
 from decomp.allocation.plan import Plan
-from decomp.allocation.target import OutOfReach, allocate
+from decomp.allocation.target import Allocation, OutOfReach, allocate
 from decomp.cost.models import counted_model
-from decomp.errors import UsageError
+from decomp.errors import UsageError, near_miss
+from decomp.graph.network_graph import NetworkGraph
 
+from ...data.formats.digests import digest_json
 from ...data.formats.json_files import read_json, write_json
-from . import latency_plan as timing
-from . import rules as limits
-from . import shared_channels as coupling
+from ..console.options import DecomposeOptions
+from ..console.reporter import Reporter
+from ..run.directory import RunDirectory
+from .latency_plan import allocate_for_latency, require_same_device
+from .rules import LayerRules, layer_rules
+from .session import SurveyedRun
+from .shared_channels import check_widths, widths_for_share
 from .target_errors import out_of_reach
 
 
-def plan(run, asked, subject, *, device, reporter):
-    """The plan of a run: the one that is there, or a new one, written to plan.json.
+def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOptions:
+    """Options of a decomposition from keywords, or from a given plan and the keywords that it leaves open.
+
+    Parameters
+    ----------
+    plan : decomp.allocation.plan.Plan, optional
+        Decides speed-up, steps, allocation, cost and multiple.
+    **choices
+        Fields of :class:`decomp.pipelines.console.options.DecomposeOptions`.
+
+    Raises
+    ------
+    UsageError
+        For an unknown option, a value that is not allowed, or a speed-up beside a plan.
+    """
+    known = [entry.name for entry in fields(DecomposeOptions) if entry.name != "plan"]
+    for name in choices:
+        if name not in known:
+            fix = near_miss(name, known) or f"there are {', '.join(known)}"
+            raise UsageError(name, "is no option of decompose", fix=fix)
+    if plan is None:
+        return DecomposeOptions(**{"speedup": None, **choices})
+    if choices.get("speedup") is not None:
+        got = f"--speedup {choices['speedup']:g}x"
+        raise UsageError("--plan", "says the speed-up itself", got=got, fix="leave one of them out")
+    of_plan = {
+        "speedup": plan.speedup, "steps": plan.steps, "allocation": plan.allocation, "cost": plan.cost,
+        "multiple": plan.multiple, "plan": digest_json(plan.to_json()),
+    }  # fmt: skip
+    return DecomposeOptions(**{**choices, **of_plan})
+
+
+def make_plan(run: RunDirectory, options: DecomposeOptions, surveyed: SurveyedRun, *, reporter: Reporter) -> Plan:
+    """The plan in plan.json, or a new one, which is written there.
 
     Parameters
     ----------
     run : RunDirectory
-    asked : dict
-        speedup, steps, allocation, cost, multiple, skip, keep_first, max_layer_speedup, latency_batch.
-    subject : decomp.pipelines.decomposition.session.Subject
-        With its survey.
-    device : torch.device
-        Where the network is to be fast, for plans by latency.
+    options : DecomposeOptions
+    surveyed : decomp.pipelines.decomposition.session.SurveyedRun
     reporter : decomp.pipelines.console.reporter.Reporter
 
-    Returns
-    -------
-    decomp.allocation.plan.Plan
+    Raises
+    ------
+    TargetError, UsageError
+        The target is out of reach, or the plan does not fit the network.
     """
     if run.plan_json.is_file():
-        made = read(run.plan_json)
-        return checked(made, subject, device, str(run.plan_json), reporter)
-    held, usable = _choices(subject, asked)
-    if asked["cost"] == "latency":
-        found = timing.allocate(run, asked, subject, usable, held.rules, device=device, reporter=reporter)
+        return check_plan(read_plan(run.plan_json), surveyed, str(run.plan_json), reporter)
+    rules = _rules(options, surveyed.graph)
+    curves = _curves(options, surveyed)
+    if options.cost == "latency":
+        allocation = allocate_for_latency(
+            run.latency_json, options, surveyed.graph, curves, rules.rules,
+            device=surveyed.opened.device, reporter=reporter,
+        )  # fmt: skip
     else:
-        found = _allocate(subject, usable, asked, held.rules)
-    made = _assemble(asked, subject, found, held)
-    for note in made.notes:
+        allocation = _allocate(options, surveyed, curves, rules)
+    plan = _assemble(options, surveyed, allocation, rules)
+    for note in plan.notes:
         reporter.warn(note)
-    write_json(run.plan_json, made.to_json())
-    return made
+    write_json(run.plan_json, plan.to_json())
+    return plan
 
 
-def spaces(run, asked, given, view):
-    """Whole channel spaces to narrow and how many channels stay: those of the plan if there is one, else by the share.
+def space_widths(
+    run: RunDirectory, options: DecomposeOptions, plan: Plan | None, graph: NetworkGraph
+) -> Mapping[str, int]:
+    """Channel spaces to narrow as a whole, with their numbers of remaining channels.
 
     Parameters
     ----------
     run : RunDirectory
-    asked : dict
-        coupled, cost, and what limits are made from.
-    given : decomp.allocation.plan.Plan or None
-        From a file.
-    view : decomp.graph.network_graph.NetworkGraph
+        Its plan.json decides, if there is one.
+    options : DecomposeOptions
+        Give the share where there is no plan.
+    plan : decomp.allocation.plan.Plan or None
+        From a file that the caller has given.
+    graph : decomp.graph.network_graph.NetworkGraph
         Of the original network.
 
-    Returns
-    -------
-    dict of str to int
-
     Raises
     ------
     TargetError, UsageError
     """
-    made, name = given, "the plan"
+    name = "the plan"
     if run.plan_json.is_file():
-        made, name = read(run.plan_json), str(run.plan_json)
-    if made is not None:
-        coupling.check(made.spaces, view, name)
-        return made.spaces
-    if asked["coupled"] is None:
+        plan, name = read_plan(run.plan_json), str(run.plan_json)
+    if plan is not None:
+        check_widths(plan.spaces, graph, name)
+        return plan.spaces
+    if options.coupled is None:
         return {}
-    for option, held in (
-        ("--cost latency", asked["cost"] == "latency"),
-        ("--max-layer-speedup", asked["max_layer_speedup"]),
+    for option, is_set in (
+        ("--cost latency", options.cost == "latency"),
+        ("--max-layer-speedup", options.max_layer_speedup is not None),
     ):
-        if held:
+        if is_set:
             raise UsageError("--coupled", "narrows by counted cost, layers together", got=option, fix="leave one out")
-    return coupling.counts_for(view, asked["coupled"], limits.from_options(view, asked).rules)
+    return widths_for_share(graph, options.coupled, _rules(options, graph).rules)
 
 
-def require_reachable(subject, asked):
-    """Refuse a target that is out of reach, without making a plan; one by latency is only known once it is measured.
+def require_reachable(options: DecomposeOptions, surveyed: SurveyedRun) -> None:
+    """Refuse a counted target that is out of reach, without making a plan; a latency is only known by measurement.
 
     Raises
     ------
     TargetError, UsageError
     """
-    held, usable = _choices(subject, asked)
-    if asked["cost"] != "latency":
-        _allocate(subject, usable, asked, held.rules)
+    rules, curves = _rules(options, surveyed.graph), _curves(options, surveyed)
+    if options.cost != "latency":
+        _allocate(options, surveyed, curves, rules)
 
 
-def _allocate(subject, usable, asked, rules):
-    """Sizes for a speed-up by counted cost."""
-    targets = {"speedup": asked["speedup"], "allocation": asked["allocation"], "steps": asked["steps"]}
-    try:
-        return allocate(subject.view, usable, cost_model(subject, asked["cost"]), rules, **targets)
-    except OutOfReach as error:
-        options = {"skip": asked["skip"], "keep_first": asked["keep_first"], "steps": asked["steps"]}
-        raise out_of_reach(error, rules=rules, **options) from None
-
-
-def _choices(subject, asked):
-    """The rules that the options make, and the loss of every size of every layer."""
-    curves = objective_curves(asked["allocation"], subject.known.own, subject.known.output)
-    return limits.from_options(subject.view, asked), for_steps(curves, subject.view, asked["steps"])
-
-
-def read(path):
-    """A plan from a file that a person may have written.
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """A plan from a file that may have been edited or written by hand.
 
     Raises
     ------
@@ -128,41 +155,76 @@ def read(path):
     return Plan.from_json(data, str(path), renew="make it anew with decompose --redo")
 
 
-def checked(made, subject, device, name, reporter):
-    """A plan as it was read, checked against network and device, its costs counted anew."""
-    made.validate(subject.view, name)
-    if made.latency:
-        timing.require_same_device(made, device, name, reporter)
-    return _count(made, subject)
+def check_plan(plan: Plan, surveyed: SurveyedRun, name: str, reporter: Reporter) -> Plan:
+    """A plan checked against network and device, with its costs counted again.
+
+    Raises
+    ------
+    TargetError
+        It does not fit the network, or was made by latency for another device.
+    """
+    plan.validate(surveyed.graph, name)
+    if plan.latency:
+        require_same_device(plan, surveyed.opened.device, name, reporter)
+    return _with_costs(plan, surveyed)
 
 
-def _count(made, subject):
-    items = {item.layer: item for item in made.layers}
-    made.macs_before, made.params_before = subject.counted.macs, subject.counted.params
-    made.macs_after = int(plan_cost(subject.view, items, cost_model(subject, "macs")))
-    made.params_after = round(plan_cost(subject.view, items, cost_model(subject, "params")))
-    return made
-
-
-def cost_model(subject, name):
-    """The counted cost of that name, 'macs' or 'params'."""
-    return counted_model(name, subject.view, subject.per_layer, subject.counted)
-
-
-def _assemble(asked, subject, found, held):
-    allocator = found.allocator
-    layers = [replace(item, limits=held.of_layer(name)) for name, item in found.plans.items()]
-    made = Plan(
-        asked["speedup"], tuple(asked["steps"]), asked["allocation"], layers, cost=asked["cost"],
-        multiple=asked["multiple"], spaces=subject.spaces, latency=found.latency,
+def _rules(options: DecomposeOptions, graph: NetworkGraph) -> LayerRules:
+    return layer_rules(
+        graph, skip=options.skip, keep_first=options.keep_first, max_layer_speedup=options.max_layer_speedup,
+        multiple=options.multiple,
     )  # fmt: skip
-    reached, rules = allocator.total / found.cost, allocator.rules
-    if reached * LOWEST_SHARE > found.speedup:
-        made.notes.append(f"the plan is {reached:.2f}x: sizes are too coarse to come closer to the target")
-    if rules.multiple != asked["multiple"]:
-        fewer = f"with {asked['multiple']} the target is missed"
-        made.notes.append(f"sizes are multiples of {rules.multiple}: {fewer}")
+
+
+def _curves(options: DecomposeOptions, surveyed: SurveyedRun) -> dict[str, LayerCurves]:
+    """Loss of every size of every layer, of the allowed steps."""
+    curves = objective_curves(options.allocation, surveyed.survey.own, surveyed.survey.output)
+    return for_steps(curves, surveyed.graph, options.steps)
+
+
+def _allocate(
+    options: DecomposeOptions, surveyed: SurveyedRun, curves: Mapping[str, LayerCurves], rules: LayerRules
+) -> Allocation:
+    cost = counted_model(
+        options.cost, surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost
+    )  # fmt: skip
+    try:
+        return allocate(
+            surveyed.graph, curves, cost, rules.rules,
+            speedup=options.speedup, allocation=options.allocation, steps=options.steps,
+        )  # fmt: skip
+    except OutOfReach as error:
+        raise out_of_reach(
+            error, rules=rules.rules, skip=options.skip, keep_first=options.keep_first, steps=options.steps
+        ) from None
+
+
+def _assemble(options: DecomposeOptions, surveyed: SurveyedRun, allocation: Allocation, rules: LayerRules) -> Plan:
+    allocator = allocation.allocator
+    layers = [replace(item, limits=rules.of_layer(name)) for name, item in allocation.plans.items()]
+    plan = Plan(
+        options.speedup, options.steps, options.allocation, layers, cost=options.cost, multiple=options.multiple,
+        spaces=dict(surveyed.narrowed.widths), latency=allocation.latency,
+    )  # fmt: skip
+    reached, multiple = allocator.total / allocation.cost, allocator.rules.multiple
+    if reached * LOWEST_SHARE > allocation.speedup:
+        plan.notes.append(f"the plan is {reached:.2f}x: sizes are too coarse to come closer to the target")
+    if multiple != options.multiple:
+        plan.notes.append(f"sizes are multiples of {multiple}: with {options.multiple} the target is missed")
     off = [f"{item.layer} ({', '.join(item.off_multiple)})" for item in layers if item.off_multiple]
     if off:
-        made.notes.append(f"off their multiple, to use at least {LOWEST_SHARE:.0%} of the target: {'; '.join(off)}")
-    return _count(made, subject)
+        plan.notes.append(f"off their multiple, to use at least {LOWEST_SHARE:.0%} of the target: {'; '.join(off)}")
+    return _with_costs(plan, surveyed)
+
+
+def _with_costs(plan: Plan, surveyed: SurveyedRun) -> Plan:
+    """The plan with costs of the original network and of its own sizes."""
+    original, graph = surveyed.opened.cost, surveyed.graph
+    plans = {item.layer: item for item in plan.layers}
+
+    def cost(name: str) -> float:
+        return plan_cost(graph, plans, counted_model(name, graph, surveyed.narrowed.macs_by_layer, original))
+
+    plan.macs_before, plan.params_before = original.macs, original.params
+    plan.macs_after, plan.params_after = int(cost("macs")), round(cost("params"))
+    return plan

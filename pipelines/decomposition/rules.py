@@ -1,63 +1,78 @@
-"""What a person holds a plan to: layers that keep their shape, the most a layer may shrink, multiples."""
+"""Rules of a plan from options: layers that keep their shape, largest speed-up of a layer, multiples."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from decomp.allocation.rules import Rules
 from decomp.errors import UsageError, near_miss
+from decomp.graph.network_graph import NetworkGraph
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The rules for the search, and by which option each layer is skipped.
+class LayerRules:
+    """Rules of the search, and the option by which each layer is skipped.
 
     Attributes
     ----------
-    rules : decomp.allocation.allocator.Rules
+    rules : decomp.allocation.rules.Rules
     skipped : dict of str to str
-        Layer → option.
+        Layer to option.
     """
 
     rules: Rules
-    skipped: dict = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
-    def of_layer(self, name):
-        """What plan.json says of one layer."""
-        found = {}
+    def of_layer(self, name: str) -> dict[str, str | float]:
+        """``limits`` of one layer in plan.json."""
+        limits: dict[str, str | float] = {}
         if name in self.skipped:
-            found["skip"] = self.skipped[name]
+            limits["skip"] = self.skipped[name]
         if math.isfinite(self.rules.max_layer_speedup):
-            found["max_speedup"] = self.rules.max_layer_speedup
-        return found
+            limits["max_speedup"] = self.rules.max_layer_speedup
+        return limits
 
 
-def from_options(view, asked):
-    """Limits from the options ``skip`` (names or patterns), ``keep_first``, ``max_layer_speedup`` and ``multiple``.
+def layer_rules(
+    graph: NetworkGraph, *, skip: Sequence[str], keep_first: bool, max_layer_speedup: float | None, multiple: int
+) -> LayerRules:
+    """Rules for the layers of a network.
 
-    A skipped layer keeps its shape: it is not factored, reads all its inputs and gives all its outputs. Its weights
-    are still fitted to the inputs it now gets.
+    A skipped layer keeps its shape: it is not factored, reads all its inputs and writes all its outputs. Its weights
+    are still fitted to its changed inputs.
+
+    Parameters
+    ----------
+    graph : decomp.graph.network_graph.NetworkGraph
+    skip : sequence of str
+        Names of layers, or patterns with * and ?.
+    keep_first : bool
+        Skip the first convolution.
+    max_layer_speedup : float, optional
+    multiple : int
 
     Raises
     ------
     UsageError
         For a name that no layer has; with the nearest one.
     """
-    names = [layer.name for layer in view.layers]
-    skipped = {}
-    for pattern in asked["skip"]:
-        found = [name for name in names if fnmatchcase(name, pattern)]
-        if not found:
+    names = [layer.name for layer in graph.layers]
+    skipped: dict[str, str] = {}
+    for pattern in skip:
+        matches = [name for name in names if fnmatchcase(name, pattern)]
+        if not matches:
             listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
             raise UsageError(
                 "--skip", "must be a layer's name or match some with * and ?", got=repr(pattern),
                 fix=near_miss(pattern, names) or f"there are {listed}",
             )  # fmt: skip
-        for name in found:
+        for name in matches:
             skipped.setdefault(name, f"--skip {pattern}")
-    if asked["keep_first"]:
-        first = next((layer.name for layer in view.layers if layer.kind == "conv"), None)
+    if keep_first:
+        first = next((layer.name for layer in graph.layers if layer.kind == "conv"), None)
         if first is not None:
             skipped.setdefault(first, "--keep-first")
-    most = asked["max_layer_speedup"] or math.inf
-    return Limits(Rules(asked["multiple"], frozenset(skipped), most), skipped)
+    return LayerRules(Rules(multiple, frozenset(skipped), max_layer_speedup or math.inf), skipped)

@@ -1,11 +1,18 @@
-"""The network of a run that is to become cheaper: its frozen points, its graph, its cost and what is known of it."""
+"""Session of a run in three values: opened (frozen points, traced network), narrowed (channel spaces), surveyed."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor, fx, nn
 
-from decomp.cost import count as cost
+from decomp.cost.count import Cost
+from decomp.cost.count import cost as count_cost
 from decomp.errors import FileError
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.network_graph import NetworkGraph
@@ -13,126 +20,201 @@ from decomp.graph.shared_spaces import kept_outputs
 from decomp.graph.tracing import trace
 from decomp.surgery.narrow_network import shrink
 
-from ...data.formats import curves_file
 from ...data.formats.atomic import scratch
+from ...data.formats.curves_file import Survey
 from ...data.formats.frozen_file import FrozenFile, shortcut_key
+from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
 from ..run.loading import open_frozen
-from . import shared_channels as coupling
-from . import survey
 from .memory import StageMemory, measure, problem_bytes, row_bytes, set_limits
+from .shared_channels import choose_channels
+from .survey import survey_network
 
 
-@dataclass
-class Subject:
-    """What a plan is made from.
+@dataclass(frozen=True, eq=False)
+class OpenedRun:
+    """Frozen points of a run and a traced copy of its network on a device.
 
     Attributes
     ----------
-    frozen : FrozenFile
+    run : decomp.pipelines.run.directory.RunDirectory
+    frozen : decomp.data.formats.frozen_file.FrozenFile
     original : torch.nn.Module
-        As frozen.
-    view : decomp.graph.network_graph.NetworkGraph
-        Of a traced copy on the device, which will be changed.
-    counted : decomp.cost.count.Cost
+        The network as frozen; it is not changed.
+    graph : decomp.graph.network_graph.NetworkGraph
+        Of the copy; its modules are exchanged in the course of the stage.
+    cost : decomp.cost.count.Cost
         Of the original.
-    per_layer : dict of str to int
-        Multiply-accumulates by module path of the network behind ``view``.
-    known : decomp.data.formats.curves_file.Survey or None
-        After :meth:`survey`.
-    space : decomp.pipelines.decomposition.memory.StageMemory
-        The memory and disk that there is for this.
-    sampler : bool
-        Whether layers may read a subset of channels that others need too.
-    spaces : dict of str to int
-        Whole channel spaces that have been narrowed, and how many of their channels stay.
-    keep : dict of str to list of int
-        Which ones.
-    kept : dict of str to torch.LongTensor
-        Outputs that stay, of the layers that lost some to that.
-    edited : list of str
-        Paths of the modules that were exchanged for that.
+    memory : decomp.pipelines.decomposition.memory.StageMemory
+    device : torch.device
     """
 
+    run: RunDirectory
     frozen: FrozenFile
-    original: torch.nn.Module
-    view: NetworkGraph
-    counted: cost.Cost
-    per_layer: dict
-    space: StageMemory
-    known: curves_file.Survey | None = None
-    sampler: bool = True
-    spaces: dict = field(default_factory=dict)
-    keep: dict = field(default_factory=dict)
-    kept: dict = field(default_factory=dict)
-    edited: list = field(default_factory=list)
+    original: nn.Module
+    graph: NetworkGraph
+    cost: Cost
+    memory: StageMemory
+    device: torch.device
 
-    @property
-    def input_shape(self):
-        """(C, H, W)."""
-        return tuple(self.frozen.meta["input_shape"])
 
-    def narrow(self, run, counts, *, device, reporter):
-        """Take channels out of whole channel spaces of the network; before :meth:`survey`."""
-        options = {"device": device, "space": self.space, "reporter": reporter}
-        self.spaces, self.keep = dict(counts), coupling.choose(run, counts, self.frozen, self.view, **options)
-        self.kept = kept_outputs(self.view, self.keep)
-        self.edited = shrink(self.view.module, self.view.spaces, self.keep)
-        fitting = FittingLimits(self.frozen.n_images)
-        self.view = NetworkGraph(self.view.module, self.input_shape, self.view.name, fitting=fitting)
-        self.per_layer = cost.cost(self.view.module, self.input_shape).per_layer
+@dataclass(frozen=True, eq=False)
+class NarrowedRun:
+    """The copy after whole channel spaces have lost channels; the same as opened where none has.
 
-    def survey(self, run, *, device, reporter):
-        """Find out, or read from the run, what every size of every layer loses."""
-        options = {"device": device, "space": self.space, "reporter": reporter}
-        self.known = survey.survey(run, self.frozen, self.view, kept=self.kept, **options)
-        if not self.sampler:
-            # Surveyed with samplers, so that both ways share one survey.
-            rules = {"fitting": FittingLimits(self.frozen.n_images), "sampler": False}
-            self.view = NetworkGraph(self.view.module, self.input_shape, self.view.name, **rules)
-        return self.known
+    Attributes
+    ----------
+    graph : decomp.graph.network_graph.NetworkGraph
+    macs_by_layer : dict of str to int
+        Multiply-accumulates of this network by module path.
+    widths : dict of str to int
+        Narrowed channel spaces and their numbers of remaining channels.
+    channels : dict of str to list of int
+        The remaining channels themselves.
+    remaining_outputs : dict of str to torch.LongTensor
+        Remaining output channels of the layers that lost some.
+    edited : tuple of str
+        Paths of the modules that were exchanged.
+    """
+
+    graph: NetworkGraph
+    macs_by_layer: Mapping[str, int]
+    widths: Mapping[str, int]
+    channels: Mapping[str, list[int]]
+    remaining_outputs: Mapping[str, Tensor]
+    edited: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SurveyedRun:
+    """All that a plan is made from.
+
+    Attributes
+    ----------
+    opened : OpenedRun
+    narrowed : NarrowedRun
+    graph : decomp.graph.network_graph.NetworkGraph
+        Of the narrowed network, with or without samplers.
+    survey : decomp.data.formats.curves_file.Survey
+        Error curves and output metrics of all layers.
+    """
+
+    opened: OpenedRun
+    narrowed: NarrowedRun
+    graph: NetworkGraph
+    survey: Survey
 
 
 @contextmanager
-def opened(run, device, *, sampler=True, memory=None, batch_size=100):
-    """The subject of a run, for the length of the block.
+def open_run(
+    run: RunDirectory | str | os.PathLike[str],
+    device: torch.device,
+    *,
+    memory: int | None = None,
+    batch_size: int = 100,
+) -> Iterator[OpenedRun]:
+    """Open a run for the length of the block.
 
     Parameters
     ----------
     run : path or RunDirectory
     device : torch.device
-    sampler : bool
-        Whether layers may read a subset of channels that others need too.
     memory : int, optional
-        Bytes to stay within, see :func:`decomp.pipelines.decomposition.memory.set_limits`.
+        Limit in bytes, see :func:`decomp.pipelines.decomposition.memory.set_limits`.
     batch_size : int
-        Images at a time, at most.
+        Upper limit of the images at a time.
+
+    Raises
+    ------
+    FileError
+        The frozen points are missing, damaged, of another network or of an earlier version.
+    UsageError
+        The limit of memory is too small.
     """
     run = RunDirectory(run)
     frozen, original = open_frozen(run)
     with frozen, scratch(run.scratch_dir) as folder:
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
         network = trace(original, name, frozen.meta.get("leaves") or ())
-        view = NetworkGraph(network, shape, name, fitting=FittingLimits(frozen.n_images))
-        for layer in view.layers:
+        graph = NetworkGraph(network, shape, name, fitting=FittingLimits(frozen.n_images))
+        for layer in graph.layers:
             if layer.recovers is not None and shortcut_key(layer.name) not in frozen.layers:
-                rule = f"must hold what the output of {layer.name} is added to"
+                rule = f"must hold the values that the output of {layer.name} is added to"
                 raise FileError(run.frozen, rule, got="a file of an earlier version", fix="run freeze again")
-        counted = cost.cost(network, shape)
+        cost = count_cost(network, shape)
         network.to(device)
-        space = _workspace(run, view, frozen, memory, batch_size, folder)
-        yield Subject(frozen, original, view, counted, counted.per_layer, space, sampler=sampler)
+        stage_memory = _stage_memory(run, graph, frozen, memory, batch_size, folder)
+        yield OpenedRun(run, frozen, original, graph, cost, stage_memory, device)
 
 
-def _workspace(run, view, frozen, memory, batch_size, folder):
-    foot = measure(view.module, frozen.images(0, 1))
-    fitted = [layer for layer in view.layers if layer.fitted]
+def narrow(opened: OpenedRun, widths: Mapping[str, int], *, reporter: Reporter) -> NarrowedRun:
+    """Narrow whole channel spaces of the traced network.
+
+    Parameters
+    ----------
+    opened : OpenedRun
+        Modules of its graph are exchanged.
+    widths : dict of str to int
+        Channel space to its number of remaining channels; empty leaves the network as it is.
+    reporter : decomp.pipelines.console.reporter.Reporter
+
+    Returns
+    -------
+    NarrowedRun
+    """
+    graph = opened.graph
+    if not widths:
+        return NarrowedRun(graph, opened.cost.per_layer, {}, {}, {}, ())
+    channels = choose_channels(
+        opened.run.layers_dir / "spaces.json", widths, opened.frozen, graph,
+        device=opened.device, memory=opened.memory, reporter=reporter,
+    )  # fmt: skip
+    remaining = kept_outputs(graph, channels)
+    edited = shrink(graph.module, graph.spaces, channels)
+    after = NetworkGraph(graph.module, graph.input_shape, graph.name, fitting=FittingLimits(opened.frozen.n_images))
+    per_layer = count_cost(after.module, after.input_shape).per_layer
+    return NarrowedRun(after, per_layer, dict(widths), channels, remaining, tuple(edited))
+
+
+def survey(opened: OpenedRun, narrowed: NarrowedRun, *, sampler: bool = True, reporter: Reporter) -> SurveyedRun:
+    """Measure the error of every size of every layer, or read an earlier survey of the run.
+
+    Parameters
+    ----------
+    opened : OpenedRun
+    narrowed : NarrowedRun
+    sampler : bool
+        Whether layers may read a subset of channels that other layers need too. The survey is made with samplers in
+        any case, so that both settings share one.
+    reporter : decomp.pipelines.console.reporter.Reporter
+
+    Returns
+    -------
+    SurveyedRun
+    """
+    graph = narrowed.graph
+    result = survey_network(
+        opened.run.curves, opened.frozen, graph, remaining_outputs=narrowed.remaining_outputs,
+        device=opened.device, memory=opened.memory, reporter=reporter,
+    )  # fmt: skip
+    if not sampler:
+        fitting = FittingLimits(opened.frozen.n_images)
+        graph = NetworkGraph(graph.module, graph.input_shape, graph.name, fitting=fitting, sampler=False)
+    return SurveyedRun(opened, narrowed, graph, result)
+
+
+def _stage_memory(
+    run: RunDirectory, graph: NetworkGraph, frozen: FrozenFile, memory: int | None, batch_size: int, folder: Path
+) -> StageMemory:
+    assert isinstance(graph.module, fx.GraphModule)
+    foot = measure(graph.module, frozen.images(0, 1))
+    fitted = [layer for layer in graph.layers if layer.fitted]
     n_points = frozen.meta["n_points"]
     limits = set_limits(
-        view.module, foot, memory=memory, batch_size=batch_size, folder=folder,
+        graph.module, foot, memory=memory, batch_size=batch_size, folder=folder,
         solver=max((problem_bytes(layer, frozen.n_images, n_points) for layer in fitted), default=0),
         rows=max((row_bytes(layer, n_points) for layer in fitted), default=0),
-        # Layers that are committed were fitted with these; from other ones the rest would not follow.
+        # Committed layers were fitted with these limits; with others the rest would not have the same bytes.
         before=(run.config("decompose") or {}).get("limits") if run.layers_dir.is_dir() else None,
     )  # fmt: skip
-    return StageMemory(view.module, foot, limits, folder)
+    return StageMemory(graph.module, foot, limits, folder)

@@ -127,7 +127,7 @@ class SpillStore:
                 if isinstance(value, _TensorInFile):
                     flat = torch.empty(value.shape.numel(), dtype=value.dtype)
                     file.seek(value.start)
-                    if file.readinto(memoryview(flat.view(torch.uint8).numpy())) < flat.nbytes:
+                    if file.readinto(flat.view(torch.uint8).numpy().data) < flat.nbytes:
                         rule = "the file of spilled activations is cut short"
                         raise FileError(self._path(index), rule, fix="run the same command again")
                     value = flat.reshape(value.shape).to(value.device)

@@ -1,202 +1,250 @@
-"""What is known of the original network before any plan: error curves of every layer, and which errors are felt."""
+"""Survey of a network before any plan: error curves of every layer, and the output metric of its responses."""
+
+from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import STEPS, LayerPlan
 from decomp.errors import FileError
-from decomp.execution import output_metric as metric
-from decomp.execution import outputs
-from decomp.execution.outputs import as_tensor
+from decomp.execution import output_metric
+from decomp.execution.outputs import as_tensor, output_divergence
 from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
-from decomp.solvers import error_curves as curves
-from decomp.solvers import output_curves as sensitivity
-from decomp.solvers import selection
-from decomp.solvers import solve_layer as layers
-from decomp.surgery import apply_solution as surgery
+from decomp.problem.layer_problem import LayerProblem
+from decomp.problem.moments import Moments
+from decomp.solvers.error_curves import channel_curve, selection_curve, spatial_curve
+from decomp.solvers.output_curves import LEVELS, approximations, output_curve
+from decomp.solvers.selection import retention_order
+from decomp.solvers.solve_layer import solve_layer
+from decomp.surgery.apply_solution import apply_solution
 
 from ...data.formats.curves_file import VERSION, Survey, read_curves, write_curves
 from ...data.formats.digests import digest_json
+from ...data.formats.frozen_file import FrozenFile
+from ..console.reporter import Reporter
 from ..measure.parallel import in_batches, in_parallel
 from .gather import ProblemGatherer, fitted_images
-from .memory import problem_bytes
+from .memory import StageMemory, problem_bytes
 
 # Images whose gradients make up the output metric.
 METRIC_IMAGES = 2_000
 # Held-out images on which the change of the output is measured: as many as keep the forward work of the whole stage
 # within FORWARD_PASSES passes over the calibration images, between these bounds. Two passes go into the problems of
 # the layers, here and when they are solved, and two tenths into the comparison at the end.
-LEAST_WATCHED, MOST_WATCHED, FORWARD_PASSES, OTHER_PASSES = 32, 500, 4.0, 2.2
+LEAST_OUTPUT_IMAGES, MOST_OUTPUT_IMAGES, FORWARD_PASSES, OTHER_PASSES = 32, 500, 4.0, 2.2
+
+# Error of every size of every step of a layer, by step; index = size.
+Curves = dict[str, np.ndarray]
 
 
-def survey(run, frozen, view, *, kept=None, device, space, reporter):
-    """Survey the original network, or read what an earlier survey left in the run directory.
+def survey_network(
+    path: Path,
+    frozen: FrozenFile,
+    graph: NetworkGraph,
+    *,
+    remaining_outputs: Mapping[str, Tensor] | None = None,
+    device: torch.device,
+    memory: StageMemory,
+    reporter: Reporter,
+) -> Survey:
+    """Survey a network, or read the survey of the same network and points from a file.
 
     Parameters
     ----------
-    run : decomp.pipelines.run.directory.RunDirectory
+    path : Path
+        ``curves.npz`` of the run; written after a survey.
     frozen : decomp.data.formats.frozen_file.FrozenFile
-    view : decomp.graph.network_graph.NetworkGraph
+    graph : decomp.graph.network_graph.NetworkGraph
         Of the original network on ``device``, or of the original with whole channel spaces narrowed.
-    kept : dict of str to torch.LongTensor, optional
-        Outputs that stay, of the layers that lost some to that.
+    remaining_outputs : dict of str to torch.LongTensor, optional
+        Output channels that stay, of the layers that lost some with a channel space.
     device : torch.device
-    space : decomp.pipelines.decomposition.memory.StageMemory
+    memory : decomp.pipelines.decomposition.memory.StageMemory
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Returns
     -------
-    Survey
+    decomp.data.formats.curves_file.Survey
     """
-    options = {"device": device, "memory": space}
-    left = {name: places.tolist() for name, places in (kept or {}).items()}
-    digest = digest_json({"version": VERSION, "frozen": frozen.content, "kept": left})
-    before = _earlier_survey(run.curves, digest, view, reporter)
-    if before is not None:
-        return before
-    if kept:
-        view = _refitted(frozen, view, kept, reporter, **options)
-    problems = ProblemGatherer(frozen, view, remaining_outputs=kept, share=0.5, **options)
-    metrics = output_metrics(frozen, view, device=device, space=space, reporter=reporter)
-    watched = _Watched(frozen, view, problems, space)
-    own, output = {}, {}
-
-    def size_of(layer):
-        return problem_bytes(layer, frozen.n_images, frozen.meta["n_points"])
-
-    with reporter.progress(len(view.layers), "error curves", "layers") as progress:
-        # Rows are gathered from the front to the back; the curves of several layers are then worked out at a time.
-        for batch in in_batches(view.layers, size_of, torch.get_num_threads(), space.limits.fit_bytes):
-            gathered = [(_steps(layer), *problems.problem(layer)) if _steps(layer) else None for layer in batch]
-            found = in_parallel(_own_curves, [task for task in gathered if task is not None])
-            for layer, task in zip(batch, gathered):
-                own[layer.name], output[layer.name] = LayerCurves(), LayerCurves()
-                if task is not None:
-                    curves_found, order = found.pop(0)
-                    own[layer.name] = LayerCurves(**curves_found)
-                    output[layer.name] = _output_curves(layer, task[1], curves_found, order, watched)
-                progress.update(1)
-    found = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
-    write_curves(run.curves, digest, found)
-    space.clear()
-    return found
+    remaining = dict(remaining_outputs or {})
+    listed = {name: places.tolist() for name, places in remaining.items()}
+    digest = digest_json({"version": VERSION, "frozen": frozen.content, "kept": listed})
+    earlier = _read_earlier(path, digest, graph, reporter)
+    if earlier is not None:
+        return earlier
+    if remaining:
+        graph = _refitted(frozen, graph, remaining, device=device, memory=memory, reporter=reporter)
+    gatherer = ProblemGatherer(
+        frozen, graph, remaining_outputs=remaining, share=0.5, device=device, memory=memory
+    )  # fmt: skip
+    metrics = output_metrics(frozen, graph, device=device, memory=memory, reporter=reporter)
+    own, output = _all_curves(gatherer, _OutputChange(gatherer, memory), memory, reporter)
+    survey = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
+    write_curves(path, digest, survey)
+    memory.clear()
+    return survey
 
 
-def _earlier_survey(path, digest, view, reporter):
-    """The survey in a curves file; None where there is none that can be used: it is then made again."""
+def _read_earlier(path: Path, digest: str, graph: NetworkGraph, reporter: Reporter) -> Survey | None:
+    """The survey in the file; None where there is none of these points, or a damaged one, which is then replaced."""
     if not path.is_file():
         return None
     try:
-        earlier = read_curves(path, digest, [layer.name for layer in view.layers])
+        survey = read_curves(path, digest, [layer.name for layer in graph.layers])
     except FileError as error:
         reporter.warn(f"{error} It is made again.")
         return None
-    if earlier is None:
+    if survey is None:
         reporter.step(f"{path}: made from other points; made again")
-    return earlier
+    return survey
 
 
-def _refitted(frozen, view, kept, reporter, *, device, memory):
-    """A copy of a narrowed network with every layer fitted to the original on what it still reads."""
+def _all_curves(
+    gatherer: ProblemGatherer, change: _OutputChange, memory: StageMemory, reporter: Reporter
+) -> tuple[dict[str, LayerCurves], dict[str, LayerCurves]]:
+    """Own error and change of the output for every size of every layer."""
+    frozen, layers = gatherer.frozen, gatherer.graph.layers
+    own, output = {}, {}
+
+    def size_of(layer: Layer) -> int:
+        return problem_bytes(layer, frozen.n_images, frozen.meta["n_points"])
+
+    with reporter.progress(len(layers), "error curves", "layers") as progress:
+        # Rows are gathered in execution order; the curves of several layers are then computed at a time.
+        for batch in in_batches(layers, size_of, torch.get_num_threads(), memory.limits.fit_bytes):
+            gathered = {la.name: (_steps(la), *gatherer.problem(la)) for la in batch if _steps(la)}
+            computed = dict(zip(gathered, in_parallel(_own_curves, list(gathered.values()))))
+            for layer in batch:
+                own[layer.name], output[layer.name] = LayerCurves(), LayerCurves()
+                if layer.name in gathered:
+                    curves, order = computed[layer.name]
+                    own[layer.name] = LayerCurves(**curves)
+                    problem = gathered[layer.name][1]
+                    output[layer.name] = _output_curves(problem, curves, order, change.measure(layer))
+                progress.update(1)
+    return own, output
+
+
+def _refitted(
+    frozen: FrozenFile,
+    graph: NetworkGraph,
+    remaining_outputs: Mapping[str, Tensor],
+    *,
+    device: torch.device,
+    memory: StageMemory,
+    reporter: Reporter,
+) -> NetworkGraph:
+    """A copy of a narrowed network with every layer fitted to the original on the channels it still reads."""
     fitting = FittingLimits(frozen.n_images)
-    view = NetworkGraph(copy.deepcopy(view.module), view.input_shape, view.name, fitting=fitting)
-    problems = ProblemGatherer(frozen, view, remaining_outputs=kept, recovery=True, device=device, memory=memory)
-    with reporter.progress(len(view.layers), "fit of what is left", "layers") as progress:
-        for layer in view.layers:
+    graph = NetworkGraph(copy.deepcopy(graph.module), graph.input_shape, graph.name, fitting=fitting)
+    gatherer = ProblemGatherer(
+        frozen, graph, remaining_outputs=remaining_outputs, recovery=True, device=device, memory=memory
+    )
+    with reporter.progress(len(graph.layers), "fit of the narrowed layers", "layers") as progress:
+        for layer in graph.layers:
             if layer.fitted:
-                solution, _ = layers.solve_layer(problems.problem(layer)[0], LayerPlan(layer.name), refined=False)
-                surgery.apply_solution(view.module, view, solution)
+                solution, _ = solve_layer(gatherer.problem(layer)[0], LayerPlan(layer.name), refined=False)
+                apply_solution(graph.module, graph, solution)
             progress.update(1)
     memory.clear()
-    return view
+    return graph
 
 
-def output_metrics(frozen, view, *, device, space, reporter):
+def output_metrics(
+    frozen: FrozenFile, graph: NetworkGraph, *, device: torch.device, memory: StageMemory, reporter: Reporter
+) -> dict[str, Tensor]:
     """Output metric (n, n) of every fitted layer, see :mod:`decomp.execution.output_metric`."""
-    n_images = min(fitted_images(frozen), METRIC_IMAGES)
+    n_images, batch_size = min(fitted_images(frozen), METRIC_IMAGES), memory.limits.backward_batch
     with reporter.progress(n_images, "output metric", "images") as progress:
-        images = _metric_images(frozen, n_images, device, space.limits.backward_batch, progress)
-        metrics = metric.output_metrics(view, images, frozen.meta["seed"])
-    space.count_passes(n_images)
+
+        def batches() -> Iterator[Tensor]:
+            for start in range(0, n_images, batch_size):
+                stop = min(start + batch_size, n_images)
+                yield frozen.images(start, stop).to(device)
+                progress.update(stop - start)
+
+        metrics = output_metric.output_metrics(graph, batches(), frozen.meta["seed"])
+    memory.count_passes(n_images)
     return metrics
 
 
-def _metric_images(frozen, n_images, device, batch_size, progress):
-    for start in range(0, n_images, batch_size):
-        stop = min(start + batch_size, n_images)
-        yield frozen.images(start, stop).to(device)
-        progress.update(stop - start)
-
-
-def watched_images(view, frozen, work):
-    """How many held-out images the change of the output is measured on.
+def n_output_images(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[float]) -> int:
+    """Number of held-out images on which the change of the output is measured.
 
     Parameters
     ----------
-    view : decomp.graph.network_graph.NetworkGraph
+    graph : decomp.graph.network_graph.NetworkGraph
     frozen : decomp.data.formats.frozen_file.FrozenFile
     work : sequence of float
-        Share of a pass for every node. A measurement runs the network from the layer on, so that it is dearest for the
-        first layers.
+        Share of a pass for every node. A measurement runs the network from the layer to the output, so it costs most
+        for the first layers.
     """
-    places, passes = {node: place for place, node in enumerate(view.module.graph.nodes)}, 1.0
-    for layer in view.layers:
-        passes += len(_steps(layer)) * len(sensitivity.LEVELS) * sum(work[places[view.node(layer)] :])
+    places, passes = {node: place for place, node in enumerate(graph.module.graph.nodes)}, 1.0
+    for layer in graph.layers:
+        passes += len(_steps(layer)) * len(LEVELS) * sum(work[places[graph.node(layer)] :])
     n_fit = fitted_images(frozen)
     free = (FORWARD_PASSES - OTHER_PASSES) * frozen.n_images - min(n_fit, METRIC_IMAGES)
-    return min(frozen.n_images - n_fit, max(LEAST_WATCHED, min(MOST_WATCHED, int(free / passes))))
+    return min(frozen.n_images - n_fit, max(LEAST_OUTPUT_IMAGES, min(MOST_OUTPUT_IMAGES, int(free / passes))))
 
 
-class _Watched:
-    """The network's output on some held-out images, and how it changes when one layer is exchanged."""
+class _OutputChange:
+    """Change of the network's output on held-out images when the weights of one layer are replaced."""
 
-    def __init__(self, frozen, view, problems, space):
-        self.view, self.problems = view, problems
-        first = problems.n_fit
-        self.replay = space.replay(
-            view.module,
+    def __init__(self, gatherer: ProblemGatherer, memory: StageMemory) -> None:
+        self.gatherer, self.graph = gatherer, gatherer.graph
+        frozen, first = gatherer.frozen, gatherer.n_fit
+        self.replay = memory.replay(
+            self.graph.module,
             lambda start, stop: frozen.images(first + start, first + stop),
-            watched_images(view, frozen, space.foot.work),
-            problems.device,
+            n_output_images(self.graph, frozen, memory.foot.work),
+            gatherer.device,
             share=0.5,
         )
         self.wanted = self._outputs()
 
-    def _outputs(self):
+    def _outputs(self) -> Tensor:
         return torch.cat([as_tensor(y).cpu() for _, _, y in self.replay.outputs()])
 
-    def measure(self, layer):
-        """A function of a layer's weights and bias: the mean change of the output."""
-        self.replay.advance(self.view.node(layer))
+    def measure(self, layer: Layer) -> Callable[[Tensor, Tensor], float]:
+        """A function of a layer's weights and bias that gives the mean change of the output."""
+        self.replay.advance(self.graph.node(layer))
 
-        def change(weight, bias):
-            with self.problems.replaced(layer, weight, bias):
-                return outputs.output_divergence(self.wanted, self._outputs()).mean().item()
+        def change(weight: Tensor, bias: Tensor) -> float:
+            with self.gatherer.replaced(layer, weight, bias):
+                return output_divergence(self.wanted, self._outputs()).mean().item()
 
         return change
 
 
-def _steps(layer):
+def _steps(layer: Layer) -> list[str]:
     return [step for step in STEPS if step not in layer.left_alone]
 
 
-def _own_curves(steps, problem, held_out):
-    """Own error for every size of every step of one layer, and the order in which its channels are kept."""
-    own, order = {}, None
+def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) -> tuple[Curves, Sequence[int] | None]:
+    """Own error for every size of every step of one layer; its channels, the one to drop last first."""
+    curves: Curves = {}
+    order = None
     if "prune" in steps:
-        order = selection.retention_order(problem, "backward")
-        own["prune"] = curves.selection_curve(problem, held_out, order=order)
+        order = retention_order(problem, "backward")
+        curves["prune"] = selection_curve(problem, held_out, order=order)
     if "spatial" in steps:
-        own["spatial"] = curves.spatial_curve(problem, held_out)
+        curves["spatial"] = spatial_curve(problem, held_out)
     if "channel" in steps:
-        own["channel"] = curves.channel_curve(problem, held_out)
-    return own, order
+        curves["channel"] = channel_curve(problem, held_out)
+    return curves, order
 
 
-def _output_curves(layer, problem, own, order, watched):
+def _output_curves(
+    problem: LayerProblem, own: Curves, order: Sequence[int] | None, measure: Callable[[Tensor, Tensor], float]
+) -> LayerCurves:
     """Change of the network's output for every size of every step of one layer."""
-    approximate, measure = sensitivity.approximations(problem, order), watched.measure(layer)
-    return LayerCurves(**{step: sensitivity.output_curve(own[step], approximate[step], measure) for step in own})
+    approximate = approximations(problem, order)
+    return LayerCurves(**{step: output_curve(own[step], approximate[step], measure) for step in own})

@@ -1,35 +1,49 @@
-"""The whole path in one go, on a small shipped network and images that need no download.
+"""Demo: all stages on a small shipped network and images that need no download.
 
-Also the shortest example of how the stages are called from Python.
+Also the shortest example of calling the stages from Python.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
 from ..stages.decompose import decompose
-from ..stages.evaluate import evaluate
+from ..stages.evaluate import EvaluationResult, evaluate
 from ..stages.finetune import finetune
 from ..stages.freeze import freeze
 
 MODEL, DATA, SPEEDUP, EPOCHS = "zoo:vgg-digits", "digits", 4.0, 3
 
 
+class Result(Protocol):
+    """Result of a stage."""
+
+    def lines(self) -> Iterable[str]:
+        """Human-readable summary lines."""
+        ...
+
+
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo ends with: the table of `evaluate`, and the run directory it is about."""
+    """Result of the demo: the table of `evaluate`, and its run directory."""
 
     run: RunDirectory
-    evaluation: object
+    evaluation: EvaluationResult
 
-    def lines(self):
-        """The result for a person, a line each."""
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines."""
         yield from self.evaluation.lines()
         yield f"the fine-tuned network: decomp.load({str(self.run.finetune_dir / 'best')!r})"
         yield f"all of its files: {self.run.path}"
 
 
-def demo(run="runs/demo", *, reporter):
-    """Freeze, decompose, fine-tune and evaluate; what is done already is not done again.
+def demo(run: str | os.PathLike[str] = "runs/demo", *, reporter: Reporter) -> DemoResult:
+    """Freeze, decompose, fine-tune and evaluate; finished stages are not repeated.
 
     Parameters
     ----------
@@ -40,18 +54,18 @@ def demo(run="runs/demo", *, reporter):
     -------
     DemoResult
     """
-    run = RunDirectory(run)
+    directory = RunDirectory(run)
     reporter.step(f"1 of 4: freeze {MODEL} on {DATA}")
-    _tell(freeze(run, model=MODEL, data=DATA, reporter=reporter), reporter)
+    _report(freeze(directory, model=MODEL, data=DATA, reporter=reporter), reporter)
     reporter.step(f"2 of 4: decompose, {SPEEDUP:g} times cheaper")
-    _tell(decompose(run, speedup=SPEEDUP, reporter=reporter), reporter)
+    _report(decompose(directory, speedup=SPEEDUP, reporter=reporter), reporter)
     reporter.step(f"3 of 4: finetune, {EPOCHS} epochs")
-    _tell(finetune(run, epochs=EPOCHS, reporter=reporter), reporter)
+    _report(finetune(directory, epochs=EPOCHS, reporter=reporter), reporter)
     reporter.step("4 of 4: evaluate on the test images")
-    return DemoResult(run, evaluate(run, reporter=reporter))
+    return DemoResult(directory, evaluate(directory, reporter=reporter))
 
 
-def _tell(result, reporter):
+def _report(result: Result, reporter: Reporter) -> None:
     for line in result.lines():
         if not line.startswith("next:"):
             reporter.step(f"  {line}")

@@ -1,32 +1,36 @@
 """One network at several speed-ups: a run directory for each, all from the frozen points and curves of one run."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from typing import Any
 
 from decomp.errors import UsageError
 
 from ..console.program import program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
-from ..decomposition import make_plan as planning
-from ..decomposition import session as subject
+from ..decomposition.make_plan import decompose_options, require_reachable
+from ..decomposition.session import narrow, open_run, survey
 from ..measure.devices import pick_device
 from ..run.directory import RunDirectory
-from ..stages.decompose import decompose
+from ..stages.decompose import DecomposeResult, decompose
 
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """The results of `decompose`, one for each speed-up."""
+    """Results of `decompose`, one for each speed-up."""
 
-    members: list
+    members: list[DecomposeResult]
 
-    def lines(self):
-        """A table for a person."""
-        rows = [["run", "asked", "MACs", "counted", "parameters", "KL divergence", "agreement"]]
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines: a table."""
         if any(member.facts.get("plan_only") for member in self.members):
             yield from (f"plan in {member.run.plan_json}" for member in self.members)
             return
+        rows = [["run", "asked", "MACs", "counted", "parameters", "KL divergence", "agreement"]]
         for member in self.members:
             f, close = member.facts, member.facts.get("fidelity") or {}
             row = [str(member.run), f"{f['asked']['speedup']:g}x", f"{f['macs_after'] / 1e6:,.2f} M"]
@@ -44,8 +48,19 @@ class FamilyResult:
 
 
 def family(
-    run, *, speedups, source_run=None, plan=None, reporter, device="auto", batch_size=100, memory=None, **options
-):
+    run: str | os.PathLike[str],
+    *,
+    speedups: Sequence[float],
+    source_run: str | os.PathLike[str] | None = None,
+    plan: str | os.PathLike[str] | None = None,
+    reporter: Reporter,
+    device: str = "auto",
+    batch_size: int = 100,
+    memory: int | None = None,
+    plan_only: bool = False,
+    redo: bool = False,
+    **options: Any,
+) -> FamilyResult:
     """Decompose one frozen network at several speed-ups.
 
     Parameters
@@ -55,8 +70,10 @@ def family(
     speedups : sequence of float
     source_run : path, optional
         Take the frozen points from this run; ``run`` then only gives the names.
+    plan : path, optional
+        Refused: a plan has one speed-up.
     reporter : decomp.pipelines.console.reporter.Reporter
-    device, batch_size, memory, options
+    device, batch_size, memory, plan_only, redo, options
         As for :func:`decomp.pipelines.stages.decompose.decompose`.
 
     Returns
@@ -66,28 +83,44 @@ def family(
     Raises
     ------
     UsageError, TargetError
-        Before any work is done, also where only one of the speed-ups cannot be had.
+        Before any work is done, also where only one of the speed-ups is out of reach.
 
     Notes
     -----
     Curves, metrics and measured latencies are made once, in the run with the frozen points. Each member is a run
-    directory of its own: one that was stopped goes on when the same is asked for again.
+    directory of its own: one that was stopped continues when the same command is given again.
     """
     if plan is not None:
         raise UsageError("--plan", "is for one speed-up", got=", ".join(f"{s:g}x" for s in speedups))
+    all_options = [decompose_options(speedup=speedup, **options) for speedup in speedups]
     base = RunDirectory.open(run if source_run is None else source_run)
-    members = [RunDirectory(f"{RunDirectory(run)}-{speedup:g}x") for speedup in speedups]
-    chosen = pick_device(device)
-    defaults = {name: parameter.default for name, parameter in signature(decompose).parameters.items()}
-    room = {"memory": memory, "batch_size": batch_size}
-    if options.get("coupled") is None:  # otherwise each member is planned on a narrower network of its own
-        with base.lock(), reporter.stage("family"), subject.opened(base, chosen, **room) as opened:
-            opened.survey(base, device=chosen, reporter=reporter)
-            planning.require_reachable(opened, {**defaults, **options, "speedup": max(speedups)})
+    members = [RunDirectory(f"{RunDirectory(run)}-{member.speedup:g}x") for member in all_options]
+    highest = max(all_options, key=lambda member: member.speedup)
+    if highest.coupled is None:  # otherwise each member is planned on a narrower network of its own
+        chosen = pick_device(device)
+        with (
+            base.lock(),
+            reporter.stage("family"),
+            open_run(base, chosen, memory=memory, batch_size=batch_size) as opened,
+        ):
+            surveyed = survey(opened, narrow(opened, {}, reporter=reporter), sampler=highest.sampler, reporter=reporter)
+            require_reachable(highest, surveyed)
     results = []
     for member, speedup in zip(members, speedups):
         reporter.step(f"{member}: {speedup:g} times cheaper")
         own = Reporter.for_run(member, quiet=reporter.quiet, stream=reporter.stream, command=reporter.command)
-        options.update(source_run=base.path, device=device, **room)
-        results.append(decompose(member, speedup=speedup, reporter=own, **options))
+        results.append(
+            decompose(
+                member,
+                speedup=speedup,
+                source_run=base.path,
+                device=device,
+                batch_size=batch_size,
+                memory=memory,
+                plan_only=plan_only,
+                redo=redo,
+                reporter=own,
+                **options,
+            )  # fmt: skip
+        )
     return FamilyResult(results)

@@ -1,45 +1,66 @@
-"""Stage 2: conv by conv in execution order, from the frozen points to the emitted network."""
+"""Stage 2: compress a network layer by layer, from its frozen points to the emitted network."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from decomp.allocation.plan import latency_words
-from decomp.cost.count import cost as counted_cost
-from decomp.errors import DecompError, UsageError
+from torch import nn
+
+from decomp.allocation.plan import STEPS, Plan, latency_words
+from decomp.cost.count import Cost
+from decomp.cost.count import cost as count_cost
+from decomp.errors import DecompError
+from decomp.graph.network_graph import NetworkGraph
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
 from ...data.formats.json_files import write_json
 from ..console.options import DecomposeOptions
 from ..console.program import program
-from ..decomposition import make_plan as planning
-from ..decomposition import session as subject
-from ..decomposition.gather import ProblemGatherer
-from ..decomposition.layer_loop import solve_layers
+from ..console.reporter import Reporter
+from ..decomposition.gather import ProblemGatherer, fitted_images
+from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce
+from ..decomposition.make_plan import check_plan, decompose_options, make_plan, read_plan, space_widths
+from ..decomposition.session import OpenedRun, SurveyedRun, narrow, open_run, survey
 from ..measure import fidelity
 from ..measure.devices import pick_device
 from ..run import loading, reuse
-from ..run.conditions import freeze_options
+from ..run.conditions import freeze_options, require_same_options
 from ..run.directory import RunDirectory
 
+PathLike = str | os.PathLike[str]
 
-@dataclass
+
+@dataclass(frozen=True)
 class DecomposeResult:
-    """What the stage did: the plan, the counted cost and how close the outputs stayed."""
+    """Result of the stage: the plan, the counted cost and the closeness of the outputs.
+
+    Attributes
+    ----------
+    run : RunDirectory
+    done_before : bool
+        Whether the run was decomposed with these options before.
+    facts : dict
+        The record of the stage in run.json.
+    """
 
     run: RunDirectory
     done_before: bool
-    facts: dict = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def lines(self):
-        """Lines for a person."""
+    def lines(self) -> list[str]:
+        """Human-readable summary lines."""
         f = self.facts
+        if f.get("plan_only"):
+            return [f"plan in {self.run.plan_json}; edit it, then run decompose again without --plan-only"]
         if self.done_before:
             first = f"{self.run.model_dir}: already decomposed at {f['asked']['speedup']:g}x, nothing to do"
         else:
             first = f"{self.run.model_dir}: decomposed"
-        if f.get("plan_only"):
-            return [f"plan in {self.run.plan_json}; edit it, then run decompose again without --plan-only"]
         lines = [
             first,
             f"{f['macs_before'] / 1e6:,.2f} M → {f['macs_after'] / 1e6:,.2f} M multiply-accumulates "
@@ -51,7 +72,7 @@ class DecomposeResult:
         if f.get("fidelity"):
             lines.append(f["fidelity"]["words"])
         if "passes" in f:
-            lines.append(_work_words(f))
+            lines.append(_work_words(f["passes"], f["spilled_bytes"]))
         if f.get("part"):
             lines.append(
                 f"next: decomp.load({str(self.run.model_dir)!r}, into=model) puts {f['part']} back into its model"
@@ -62,11 +83,33 @@ class DecomposeResult:
 
 
 def decompose(
-    run, *, speedup=None, steps=("spatial", "channel", "prune"), selector="best", allocation="joint", cost="macs",
-    multiple=8, skip=(), keep_first=False, max_layer_speedup=None, latency_batch=64, latency_layout="contiguous",
-    plan=None, activation_aware=True, refine=True, recovery=True, sampler=True, coupled=None, device="auto",
-    plan_only=False, source_run=None, redo=False, batch_size=100, memory=None, reporter,
-):  # fmt: skip
+    run: PathLike | RunDirectory,
+    *,
+    speedup: float | str | None = None,
+    steps: Sequence[str] = STEPS,
+    selector: str = "best",
+    allocation: str = "joint",
+    cost: str = "macs",
+    multiple: int = 8,
+    skip: Sequence[str] = (),
+    keep_first: bool = False,
+    max_layer_speedup: float | None = None,
+    latency_batch: int = 64,
+    latency_layout: str = "contiguous",
+    plan: PathLike | None = None,
+    activation_aware: bool = True,
+    refine: bool = True,
+    recovery: bool = True,
+    sampler: bool = True,
+    coupled: float | None = None,
+    device: str = "auto",
+    plan_only: bool = False,
+    source_run: PathLike | None = None,
+    redo: bool = False,
+    batch_size: int = 100,
+    memory: int | None = None,
+    reporter: Reporter,
+) -> DecomposeResult:
     """Make the network ``speedup`` times cheaper and emit it.
 
     Parameters
@@ -75,13 +118,13 @@ def decompose(
         With frozen points in it, unless ``source_run`` is given.
     speedup : float
         Cost of the original over that of the emitted network, above 1. Not with ``plan``.
-    steps : tuple of {'spatial', 'channel', 'prune'}
+    steps : sequence of {'spatial', 'channel', 'prune'}
     selector : str
-        How pruned channels are chosen: 'best', 'lasso', 'backward', 'l1', 'max-response', 'first-k', 'random'.
+        Rule for the choice of pruned channels: 'best', 'lasso', 'backward', 'l1', 'max-response', 'first-k', 'random'.
     allocation : {'joint', 'energy', 'uniform'}
-        How sizes are shared out, see :mod:`decomp.allocation.allocator`.
+        Rule for the sizes of all layers, see :mod:`decomp.allocation.allocator`.
     cost : {'macs', 'params', 'latency'}
-        What is to shrink: multiply-accumulates, parameters, or the time measured on this device.
+        Cost to reduce: multiply-accumulates, parameters, or the time measured on this device.
     multiple : int
         Widths and ranks are multiples of it in layers that are wide enough, see
         :func:`decomp.allocation.sizes.fitting_multiple`.
@@ -94,174 +137,192 @@ def decompose(
     latency_batch : int
         Images at a time, where ``cost`` is 'latency'.
     latency_layout : str
-        How images and weights lie in memory then, of :data:`decomp.runtimes.timing.LAYOUTS`.
+        Memory layout of images and weights then, of :data:`decomp.runtimes.timing.LAYOUTS`.
     plan : path, optional
-        A plan to use instead of a new one; it says speed-up, steps, allocation and cost.
+        A plan to use instead of a new one; it decides speed-up, steps, allocation, cost and multiple.
     activation_aware : bool
         Fit behind the activation where it is known, otherwise linearly everywhere.
     refine : bool
         Refine the factors of each layer jointly, in the metric of the network's output.
     recovery : bool
-        The last layer in front of a sum makes up for the errors of what it is added to.
+        The last layer in front of a sum makes up for the error of the value that it is added to.
     sampler : bool
         Layers that share their input with others may read a subset of it.
     coupled : float, optional
         Share of the channels that stay in whole spaces that several layers write or read (residual streams), in
-        (0, 1]; they are left whole where it is not given. plan.json can give each space a number of its own.
+        (0, 1]; without it they stay whole. plan.json can give each space a number of its own.
     device : {'auto', 'cpu', 'cuda'}
     plan_only : bool
         Stop when plan.json is written.
     source_run : path, optional
         Take the frozen points from this run; ``run`` is then made anew.
     redo : bool
-        Throw away an earlier decomposition in this run.
+        Delete an earlier decomposition of this run.
     batch_size : int
-        Images at a time, at most: fewer where memory does not allow as many.
+        Upper limit of the images at a time; fewer where memory is short.
     memory : int, optional
-        Bytes to stay within, see :mod:`decomp.pipelines.decomposition.memory`; half of the machine's where not given.
+        Memory limit in bytes, see :mod:`decomp.pipelines.decomposition.memory`; half of the machine's by default.
     reporter : decomp.pipelines.console.reporter.Reporter
 
-    Returns
-    -------
-    DecomposeResult
+    Raises
+    ------
+    DecompError
+        UsageError for an option, before the run is touched; FileError for a file of the run; TargetError for a
+        target out of reach or a plan that does not fit the network.
     """
-    given = None if plan is None else planning.read(plan)
-    if given is not None and speedup is not None:
-        got = f"--speedup {speedup:g}x"
-        raise UsageError("--plan", "says the speed-up itself", got=got, fix="leave one of them out")
-    if given is None and (speedup is None or not speedup > 1):
-        got = "none" if speedup is None else f"{speedup:g}"
-        raise UsageError("--speedup", "must be above 1", got=got, fix="give for example 4x")
-    run = RunDirectory(run) if source_run is None else reuse.borrow(run, source_run)
-    run = RunDirectory.open(run)
-    asked = {
-        "speedup": float(speedup or 0), "steps": list(steps), "selector": selector, "allocation": allocation,
-        "cost": cost, "multiple": multiple, "skip": list(skip), "keep_first": keep_first,
-        "max_layer_speedup": max_layer_speedup, "latency_batch": latency_batch if cost == "latency" else None,
-        "latency_layout": latency_layout if cost == "latency" else None,
-        "plan": None, "activation_aware": activation_aware, "refine": refine, "recovery": recovery,
-        "sampler": sampler, "coupled": coupled,
-    }  # fmt: skip
-    if given is not None:
-        asked.update(
-            speedup=given.speedup, steps=list(given.steps), allocation=given.allocation, cost=given.cost,
-            multiple=given.multiple, plan=digest_json(given.to_json()),
-        )  # fmt: skip
-    with run.lock(), reporter.stage("decompose"):
+    given = None if plan is None else read_plan(plan)
+    options = decompose_options(
+        given, speedup=speedup, steps=steps, selector=selector, allocation=allocation, cost=cost, multiple=multiple,
+        skip=skip, keep_first=keep_first, max_layer_speedup=max_layer_speedup, latency_batch=latency_batch,
+        latency_layout=latency_layout, activation_aware=activation_aware, refine=refine, recovery=recovery,
+        sampler=sampler, coupled=coupled,
+    )  # fmt: skip
+    directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
+    with directory.lock(), reporter.stage("decompose"):
         if redo:
-            reuse.clear(run, DecomposeOptions.from_json(asked))
-        before = _done_before(run, asked)
+            reuse.clear(directory, options)
+        before = _done_before(directory, options)
         if before is not None:
             return before
-        loading.warn_of_other_versions(run, "decompose" if run.layers_dir.is_dir() else "freeze", reporter)
-        device = pick_device(device)
-        with subject.opened(run, device, sampler=sampler, memory=memory, batch_size=batch_size) as opened:
-            made = _plan(run, asked, given, opened, device, reporter)
+        loading.warn_of_other_versions(directory, "decompose" if directory.layers_dir.is_dir() else "freeze", reporter)
+        with open_run(directory, pick_device(device), memory=memory, batch_size=batch_size) as opened:
+            surveyed, plan_of_run = _plan(options, given, opened, reporter)
             if plan_only:
-                return DecomposeResult(run, False, {"asked": asked, "plan_only": True})
-            return _decompose(run, asked, made, opened, device, reporter)
+                return DecomposeResult(directory, False, {"asked": options.to_json(), "plan_only": True})
+            solved = _solve(options, plan_of_run, surveyed, reporter)
+            after = _checked_cost(plan_of_run, surveyed.graph)
+            close = _compare(surveyed)
+            _emit(plan_of_run, surveyed, solved, after, reporter)
+            return _record(plan_of_run, surveyed, solved, after, close)
 
 
-def _done_before(run, asked):
+def _done_before(run: RunDirectory, options: DecomposeOptions) -> DecomposeResult | None:
     """The result of an earlier run with the same options; an error for other options; None when there is none."""
     before = run.config("decompose")
     if before is None or not (run.plan_json.is_file() or "macs_after" in before):
         return None
-    for key, value in asked.items():
-        if before["asked"].get(key) != value:
-            then, now = (_shown(key, v) for v in (before["asked"].get(key), value))
-            raise UsageError(
-                run.path, f"was decomposed with {key} = {then}", got=now,
-                fix=f"use --redo to replace it, or --run OTHER --from {run.path} to keep both",
-            )  # fmt: skip
+    fix = f"use --redo to replace it, or --run OTHER --from {run.path} to keep both"
+    require_same_options(run, "decomposed", options, before["asked"], fix, _shown)
     if "macs_after" in before and (run.model_dir / "structure.json").is_file():
         loading.load_network(run, run.model_dir)
         return DecomposeResult(run, True, before)
     return None
 
 
-def _shown(key, value):
-    return value if key != "plan" else "none" if value is None else f"one of digest {value[:12]}"
+def _shown(name: str, value: Any) -> Any:
+    return value if name != "plan" else "none" if value is None else f"one of digest {value[:12]}"
 
 
-def _plan(run, asked, given, opened, device, reporter):
-    """The plan of the run, announced; an attempt that ends without one leaves no trace."""
-    before = run.config("decompose") or {}
-    begun = {"asked": asked, "limits": opened.space.limits.to_json()}
-    if "plan_digest" in before and run.plan_json.is_file():
-        begun["plan_digest"] = before["plan_digest"]
-    run.update_config("decompose", begun)
-    ours = not run.plan_json.is_file()
+def _plan(
+    options: DecomposeOptions, given: Plan | None, opened: OpenedRun, reporter: Reporter
+) -> tuple[SurveyedRun, Plan]:
+    """Survey and plan of the run, announced; an attempt that ends without a plan leaves no record."""
+    run = opened.run
+    before, is_new = run.config("decompose") or {}, not run.plan_json.is_file()
+    record = {"asked": options.to_json(), "limits": opened.memory.limits.to_json()}
+    if "plan_digest" in before and not is_new:
+        record["plan_digest"] = before["plan_digest"]
+    run.update_config("decompose", record)
     try:
-        spaces = planning.spaces(run, asked, given, opened.view)
-        if spaces:
-            opened.narrow(run, spaces, device=device, reporter=reporter)
-        opened.survey(run, device=device, reporter=reporter)
-        if given is not None and ours:
-            given = planning.checked(given, opened, device, "the plan", reporter)
-            write_json(run.plan_json, given.to_json())
-        plan = planning.plan(run, asked, opened, device=device, reporter=reporter)
+        widths = space_widths(run, options, given, opened.graph)
+        narrowed = narrow(opened, widths, reporter=reporter)
+        surveyed = survey(opened, narrowed, sampler=options.sampler, reporter=reporter)
+        if given is not None and is_new:
+            write_json(run.plan_json, check_plan(given, surveyed, "the plan", reporter).to_json())
+        plan = make_plan(run, options, surveyed, reporter=reporter)
     except DecompError:
         if not run.plan_json.is_file():
             run.update_config("decompose", None)
         raise
-    if begun.get("plan_digest") not in (None, digest_file(run.plan_json)):
+    if record.get("plan_digest") not in (None, digest_file(run.plan_json)):
         reporter.warn(f"{run.plan_json} is not as decompose wrote it: taken as edited by you")
-    if "plan_digest" not in begun:
-        # How the plan left our hands: another digest later, or none, means that a person has edited it.
-        begun["plan_digest"] = digest_file(run.plan_json) if ours else ""
-        run.update_config("decompose", begun)
-    announce(plan, opened.view, reporter)
-    return plan
+    if "plan_digest" not in record:
+        # Digest of the plan as written here: another one later, or none, means that the plan was edited.
+        run.update_config("decompose", {**record, "plan_digest": digest_file(run.plan_json) if is_new else ""})
+    announce(plan, surveyed.graph, reporter)
+    return surveyed, plan
 
 
-def _decompose(run, asked, plan, opened, device, reporter):
-    frozen, view, counted, space = opened.frozen, opened.view, opened.counted, opened.space
-    metrics = opened.known.metrics if asked["refine"] else {}
-    options = {"device": device, "recovery": asked["recovery"], "remaining_outputs": opened.kept, "memory": space}
-    problems = ProblemGatherer(frozen, view, metrics=metrics, **options)
-    made_from = {"plan": plan.to_json(), "asked": asked, "frozen": frozen.content, "spaces": opened.keep}
-    edited, reports = solve_layers(run, asked, plan, view, problems, made_from, reporter)
-    network = view.module
-    after = counted_cost(network, opened.input_shape)
-    _check_target(plan, after)
-    size = space.limits.batch_size
-    close = fidelity.compare(opened.original.to(device), network, frozen, problems.n_fit, size, device)
-    space.count_passes(2 * close["images"])
-    network.cpu()
-    facts = {
-        **run.config("decompose"), "macs_before": counted.macs, "macs_after": after.macs,
-        "params_before": counted.params, "params_after": after.params, "layers": reports, "fidelity": close,
-        "latency": plan.latency, "part": frozen.meta.get("part"),
-        "passes": round(space.forward_images / frozen.n_images, 2), "spilled_bytes": space.most_on_disk,
-        "left_alone": {layer.name: dict(layer.left_alone) for layer in view.layers if layer.left_alone},
-    }  # fmt: skip
-    meta = {"model": frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": counted.macs}
+def _solve(options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, reporter: Reporter) -> SolvedLayers:
+    """Solve and apply all layers; committed ones are read."""
+    opened, narrowed = surveyed.opened, surveyed.narrowed
+    gatherer = ProblemGatherer(
+        opened.frozen, surveyed.graph, metrics=surveyed.survey.metrics if options.refine else {},
+        device=opened.device, recovery=options.recovery, remaining_outputs=narrowed.remaining_outputs,
+        memory=opened.memory,
+    )  # fmt: skip
+    parent = digest_json({
+        "plan": plan.to_json(), "asked": options.to_json(), "frozen": opened.frozen.content,
+        "spaces": narrowed.channels,
+    })  # fmt: skip
+    return solve_layers(
+        opened.run, plan, gatherer, parent, selector=options.selector, activation_aware=options.activation_aware,
+        refine=options.refine, reporter=reporter,
+    )  # fmt: skip
+
+
+def _checked_cost(plan: Plan, graph: NetworkGraph) -> Cost:
+    """Cost of the compressed network, which must be the planned one."""
+    after = count_cost(graph.module, graph.input_shape)
+    counts = (("multiply-accumulates", plan.macs_after, after.macs), ("parameters", plan.params_after, after.params))
+    for unit, planned, got in counts:
+        if got != planned:
+            rule, fix = f"must have the planned {planned} {unit}", "please report this"
+            raise DecompError("emitted network", rule, got=got, fix=fix)
+    return after
+
+
+def _compare(surveyed: SurveyedRun) -> dict[str, Any]:
+    """Closeness of the outputs to the original's on the held-out images."""
+    opened = surveyed.opened
+    close = fidelity.compare(
+        opened.original.to(opened.device), surveyed.graph.module, opened.frozen, fitted_images(opened.frozen),
+        opened.memory.limits.batch_size, opened.device,
+    )  # fmt: skip
+    opened.memory.count_passes(2 * close["images"])
+    return close
+
+
+def _emit(plan: Plan, surveyed: SurveyedRun, solved: SolvedLayers, after: Cost, reporter: Reporter) -> None:
+    """Write the compressed network, and verify that the class of the original takes it where it is at hand."""
+    opened, run = surveyed.opened, surveyed.opened.run
+    source = opened.frozen.meta
     folded = [edit["module"] for edit in network_file.read_structure(run.original_dir)["edits"]]
-    edited = list(dict.fromkeys([*folded, *opened.edited, *edited]))
-    place = {"part": frozen.meta.get("part"), "leaves": frozen.meta.get("leaves") or ()}
-    network_file.save(network, run.model_dir, edited=edited, input_shape=opened.input_shape, meta=meta, **place)
-    reporter.step(
-        network_file.verify_into_original(
-            run.model_dir,
-            lambda: loading.original_class(
-                freeze_options(run), input_shape=frozen.meta["input_shape"], n_classes=frozen.meta["n_classes"]
-            ),
+    edited = list(dict.fromkeys([*folded, *surveyed.narrowed.edited, *solved.edited]))
+    meta = {"model": source["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": opened.cost.macs}
+    channels, height, width = surveyed.graph.input_shape
+    network_file.save(
+        surveyed.graph.module.cpu(), run.model_dir, edited=edited, input_shape=(channels, height, width), meta=meta,
+        part=source.get("part"), leaves=source.get("leaves") or (),
+    )  # fmt: skip
+
+    def original_class() -> nn.Module:
+        return loading.original_class(
+            freeze_options(run), input_shape=source["input_shape"], n_classes=source["n_classes"]
         )
-    )
+
+    reporter.step(network_file.verify_into_original(run.model_dir, original_class))
+
+
+def _record(
+    plan: Plan, surveyed: SurveyedRun, solved: SolvedLayers, after: Cost, close: Mapping[str, Any]
+) -> DecomposeResult:
+    """Put the result down in run.json."""
+    opened, run = surveyed.opened, surveyed.opened.run
+    facts = {
+        **(run.config("decompose") or {}), "macs_before": opened.cost.macs, "macs_after": after.macs,
+        "params_before": opened.cost.params, "params_after": after.params, "layers": solved.reports,
+        "fidelity": close, "latency": plan.latency, "part": opened.frozen.meta.get("part"),
+        "passes": round(opened.memory.forward_images / opened.frozen.n_images, 2),
+        "spilled_bytes": opened.memory.most_on_disk,
+        "left_alone": {layer.name: dict(layer.left_alone) for layer in surveyed.graph.layers if layer.left_alone},
+    }  # fmt: skip
     run.update_config("decompose", facts)
     return DecomposeResult(run, False, facts)
 
 
-def _work_words(facts):
-    spilled = facts["spilled_bytes"]
-    words = f"{facts['passes']:.1f} passes over the calibration images"
-    return words + (f", up to {spilled / 2**20:,.0f} MiB of values kept on the disk meanwhile" if spilled else "")
-
-
-def _check_target(plan, after):
-    counts = (("multiply-accumulates", plan.macs_after, after.macs), ("parameters", plan.params_after, after.params))
-    for what, planned, got in counts:
-        if got != planned:
-            fix = "please report this"
-            raise DecompError("emitted network", f"must have the planned {planned} {what}", got=got, fix=fix)
+def _work_words(passes: float, spilled_bytes: int) -> str:
+    words = f"{passes:.1f} passes over the calibration images"
+    if spilled_bytes:
+        words += f", up to {spilled_bytes / 2**20:,.0f} MiB of activations stored on the disk meanwhile"
+    return words

@@ -1,10 +1,13 @@
 """Small networks of several kinds, frozen on scikit-learn's digits, for the tests of the stages that follow."""
 
+import json
+
 import torch
 from torch import nn
 
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.freeze import freeze
 
 SHAPE = (1, 8, 8)
@@ -97,6 +100,21 @@ class Grouped(nn.Module):
 
 
 NETWORKS = {"plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense, "grouped": Grouped}
+
+
+def planned(run, **options):
+    """plan.json of a run for a speed-up of 2, or with other options."""
+    decompose(run, **{"speedup": 2, "plan_only": True, "reporter": Collected(), **options})
+    return json.loads(run.plan_json.read_text())
+
+
+def layer_of(plan, name):
+    return next(layer for layer in plan["layers"] if layer["layer"] == name)
+
+
+def bytes_of(run):
+    """Content of all weight files of a run, by their path in it."""
+    return {p.relative_to(run.path): p.read_bytes() for p in sorted(run.path.rglob("*.safetensors"))}
 
 
 def make_run(path, name="plain", **options):

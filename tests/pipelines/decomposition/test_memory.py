@@ -15,7 +15,7 @@ from decomp.errors import UsageError
 from decomp.execution.footprint import Footprint
 from decomp.graph.layer import Layer
 from decomp.pipelines.decomposition import memory
-from decomp.pipelines.decomposition import session as subject
+from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, Residual
@@ -116,8 +116,8 @@ def test_a_replay_gets_its_share_of_the_stores_and_its_work_is_counted(tmp_path)
 
 
 def limits_of(run, n_bytes):
-    with subject.opened(run, torch.device("cpu"), memory=n_bytes, batch_size=20) as opened:
-        return opened.space.limits
+    with open_run(run, torch.device("cpu"), memory=n_bytes, batch_size=20) as opened:
+        return opened.memory.limits
 
 
 def least_with(run, wanted):

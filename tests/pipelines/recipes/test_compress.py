@@ -89,10 +89,10 @@ def test_a_class_that_does_not_take_the_edits_gives_a_network_that_stands_alone(
     network = trace(block())
     network_file.save(network, tmp_path / "net", input_shape=SHAPE)
     other = chain()
-    assert type(recipe._as_class(tmp_path / "net", other, SHAPE)) is not type(other)
+    assert type(recipe._in_class_of(other, tmp_path / "net", SHAPE)) is not type(other)
     hooked = block()
     hooked.register_forward_hook(lambda module, inputs, output: output * 2)
-    alone = recipe._as_class(tmp_path / "net", hooked, SHAPE)
+    alone = recipe._in_class_of(hooked, tmp_path / "net", SHAPE)
     assert torch.equal(alone(images(2)), network(images(2)))
 
 

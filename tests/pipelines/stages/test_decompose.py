@@ -169,7 +169,7 @@ def test_doing_it_twice_does_nothing_and_otherwise_refuses_until_redo(run):
     before = bytes_of(run)
     again = decompose(run, speedup=2, reporter=Collected())
     assert again.done_before and "already" in again.lines()[0] and bytes_of(run) == before
-    with pytest.raises(UsageError, match="was decomposed with speedup = 2.0, got 3.0"):
+    with pytest.raises(UsageError, match="was decomposed with speedup = 2.0, got speedup = 3.0"):
         decompose(run, speedup=3, reporter=Collected())
     decompose(run, speedup=3, redo=True, reporter=Collected())
     assert (
@@ -252,7 +252,7 @@ def test_points_of_another_network_are_refused(run):
 def test_out_of_reach_and_senseless_targets(run):
     with pytest.raises(TargetError, match=r"at most \d+\.\d+x can be reached"):
         decompose(run, speedup=5000, reporter=Collected())
-    with pytest.raises(UsageError, match="must be above 1, got 1"):
+    with pytest.raises(UsageError, match="must be a number above 1, got 1"):
         decompose(run, speedup=1, reporter=Collected())
     assert read_json(run.run_json)["stages"]["freeze"]
 

@@ -1,0 +1,27 @@
+"""A frozen and surveyed run of a network from the zoo, copied for each test."""
+
+import shutil
+
+import pytest
+
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages.decompose import decompose
+from decomp.pipelines.stages.freeze import freeze
+from tests.pipelines.digit_runs import Collected
+
+
+@pytest.fixture(scope="session")
+def surveyed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("surveyed") / "run"
+    freeze(path, model="zoo:vgg-digits", data="digits", n_images=200, reporter=Collected())
+    decompose(path, speedup=2, plan_only=True, reporter=Collected())
+    run = RunDirectory.open(path)
+    run.plan_json.unlink()
+    run.update_config("decompose", None)
+    return run
+
+
+@pytest.fixture
+def vgg_run(surveyed, tmp_path):
+    shutil.copytree(surveyed.path, tmp_path / "run")
+    return RunDirectory.open(tmp_path / "run")

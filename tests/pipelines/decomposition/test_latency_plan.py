@@ -1,0 +1,167 @@
+"""Plans by latency: the measured target, the stored times, and the conditions of a measurement."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from decomp.cost.count import cost
+from decomp.data.formats import network_file
+from decomp.errors import TargetError
+from decomp.pipelines.decomposition import latency_plan
+from decomp.pipelines.measure import devices
+from decomp.pipelines.stages.decompose import decompose
+from decomp.runtimes import timing
+from tests.pipelines.digit_runs import Collected, planned
+
+SHAPE = (1, 8, 8)
+
+
+def clockwork(milliseconds):
+    """`latencies` on a machine whose times follow a formula: of a module, its input's shape."""
+
+    def fake(networks, shape, device, rounds, **options):
+        times = {}
+        for name, network in networks.items():
+            hooked = [m for m in network.modules() if m._forward_hooks]
+            with torch.no_grad():
+                for _ in range(timing.WARM_UP + 2 if hooked else 0):
+                    network(torch.zeros(shape))
+            times[name] = [milliseconds(network, shape)] * 2
+        return times
+
+    return fake
+
+
+def by_macs(network, shape):
+    """Ten microseconds a call, and a nanosecond a multiply-accumulate; the rest is free."""
+    calls = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    return 1e-2 * len(calls) + 1e-6 * cost(network, shape[1:]).macs * shape[0]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine on which times follow `by_macs`; hooks inside a network see its parts by the same formula."""
+
+    def install(milliseconds=by_macs):
+        monkeypatch.setattr(latency_plan, "latencies", clockwork(milliseconds))
+
+        def within(network, names, shape, device, rounds, **options):
+            whole = cost(network, shape[1:]).per_layer
+            return {name: 1e-2 + 1e-6 * whole[name] * shape[0] for name in names}, 0.0
+
+        monkeypatch.setattr(latency_plan, "times_within", within)
+
+    return install
+
+
+def test_a_plan_by_latency_reaches_the_measured_speedup(vgg_run, machine):
+    machine()
+    plan = planned(vgg_run, cost="latency", speedup=2.0, latency_batch=16)
+    told = plan["latency"]
+    assert told["device"] == devices.full_name(torch.device("cpu")) and told["batch_size"] == 16
+    assert told["threads"] == torch.get_num_threads() and told["torch"] == torch.__version__
+    assert 1.96 <= told["measured_speedup"] <= 2.12
+    result = decompose(vgg_run, speedup=2.0, cost="latency", latency_batch=16, reporter=Collected())
+    before, after = (by_macs(network_file.load(p), (16, *SHAPE)) for p in (vgg_run.original_dir, vgg_run.model_dir))
+    assert before / after == pytest.approx(told["measured_speedup"], abs=1e-2)
+    assert any("measured" in line for line in result.lines())
+
+
+def test_times_are_kept_by_device_threads_version_and_batch(vgg_run, machine, monkeypatch):
+    machine()
+    planned(vgg_run, cost="latency", latency_batch=4)
+    kept = json.loads(vgg_run.latency_json.read_text())["entries"]
+    (key,) = kept
+    assert (
+        "batch_size 4" in key
+        and "layout contiguous" in key
+        and f"torch {torch.__version__}" in key
+        and "threads" in key
+    )
+    planned(vgg_run, cost="latency", latency_batch=8, redo=True)
+    assert len(json.loads(vgg_run.latency_json.read_text())["entries"]) == 2
+    planned(vgg_run, cost="latency", latency_batch=4, latency_layout="channels-last", redo=True)
+    assert len(json.loads(vgg_run.latency_json.read_text())["entries"]) == 3
+    timed, fake = [], latency_plan.latencies
+
+    def latencies(networks, *args, **options):
+        timed.append(set(networks))
+        return fake(networks, *args, **options)
+
+    monkeypatch.setattr(latency_plan, "latencies", latencies)
+    planned(vgg_run, cost="latency", latency_batch=4, redo=True)
+    assert {"original", "planned"} in timed and {""} not in timed  # no single factor was measured again
+
+
+def test_where_the_table_is_wrong_the_whole_corrects_it(vgg_run, machine):
+    """In the whole, half the time goes elsewhere, which the table does not know."""
+
+    def with_a_rest(network, shape):
+        inside = len(list(network.modules())) > 10
+        return by_macs(network, shape) + (0.3 if inside else 0.0)
+
+    machine(with_a_rest)
+    told = Collected()
+    plan = planned(vgg_run, cost="latency", speedup=1.8, latency_batch=16, reporter=told)
+    assert 1.76 <= plan["latency"]["measured_speedup"] <= 1.92
+    assert sum("was measured" in line for line in told.told) > 1
+
+
+def test_what_the_clock_cannot_give_is_refused_with_the_most_that_was_measured(vgg_run, machine):
+    """A machine on which nothing but calls takes time."""
+    machine(lambda network, shape: 1.0)
+    with pytest.raises(TargetError, match=r"at most 1\.00x was measured .*batch of 2, held by .*every call.* got 2x"):
+        planned(vgg_run, cost="latency", latency_batch=2)
+    assert vgg_run.config("decompose") is None
+
+
+def test_no_chain_that_is_slower_than_the_layer_in_one_piece(vgg_run, machine):
+    """A machine on which chains are slow, though each of their factors by itself is fast."""
+
+    def slow_chains(network, shape):
+        chains = [m for m in network.modules() if isinstance(m, torch.nn.Sequential) and 1 < len(m) < 4]
+        return by_macs(network, shape) + 5.0 * len(chains)
+
+    machine(slow_chains)
+    told = Collected()
+    plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=told)
+    assert any("no faster than the layer in one piece" in line for line in told.told)
+    assert all(layer["spatial_rank"] is None and layer["channel_rank"] is None for layer in plan["layers"])
+    assert plan["latency"]["measured_speedup"] >= 1.47
+
+
+def test_a_plan_by_latency_is_refused_on_another_device(vgg_run, machine, monkeypatch):
+    machine()
+    planned(vgg_run, cost="latency")
+    here = devices.full_name(torch.device("cpu"))
+    monkeypatch.setattr(devices, "full_name", lambda device: "NVIDIA Other")
+    with pytest.raises(TargetError) as caught:
+        decompose(vgg_run, speedup=2, cost="latency", reporter=Collected())
+    assert here in str(caught.value) and "NVIDIA Other" in str(caught.value) and "plan.json" in str(caught.value)
+
+
+class Attempt:
+    """An allocation as the choice among attempts sees it: speed-up by the table, and measured."""
+
+    def __init__(self, by_table, measured):
+        self.allocator, self.cost = type("Allocator", (), {"total": by_table}), 1.0
+        self.latency = {"measured_speedup": measured}
+
+
+def test_the_next_target_lies_between_a_slow_and_a_fast_attempt():
+    slow, fast, aim = Attempt(2.0, 1.8), Attempt(3.0, 2.4), 2.0 * (1 + latency_plan.SURPLUS) / 2
+    between = latency_plan._corrected([fast, slow], 2.0)
+    share = np.log(aim / 1.8) / np.log(2.4 / 1.8)
+    assert between == pytest.approx(2.0 * 1.5**share) and 2.0 < between < 3.0
+    # Only slow ones: in proportion to the last.
+    assert latency_plan._corrected([slow], 2.0) == pytest.approx(aim * 2.0 / 1.8)
+
+
+def test_the_slowest_attempt_that_is_fast_enough_is_taken_and_otherwise_the_fastest():
+    reporter, attempts = Collected(), [Attempt(2, 1.5), Attempt(2, 2.3), Attempt(2, 1.97)]
+    assert latency_plan._choose(attempts, 2.0, reporter) is attempts[2] and not reporter.told
+    assert latency_plan._choose(attempts, 2.5, reporter) is attempts[1] and not reporter.told
+    assert latency_plan._choose(attempts, 3.0, reporter) is attempts[1]
+    assert "at most 2.30x was measured, less than the 3x asked for" in reporter.told[0]

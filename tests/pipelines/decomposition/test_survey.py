@@ -1,0 +1,123 @@
+"""Survey: error curves of every layer, the change of the output, and the file with both."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import fx
+
+from decomp.data.formats.curves_file import read_curves
+from decomp.execution.outputs import output_divergence
+from decomp.pipelines.decomposition import survey
+from decomp.pipelines.decomposition.gather import ProblemGatherer
+from decomp.pipelines.decomposition.session import narrow, open_run
+from decomp.pipelines.decomposition.session import survey as survey_run
+from tests.pipelines.digit_runs import Collected, planned
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_damaged_survey_is_made_again_with_a_warning_and_an_intact_one_is_read(vgg_run):
+    before, told = vgg_run.curves.read_bytes(), Collected()
+    with open_run(vgg_run, CPU) as opened:
+        narrowed = narrow(opened, {}, reporter=told)
+        first = survey_run(opened, narrowed, reporter=told).survey
+        assert told.told == [] and vgg_run.curves.read_bytes() == before
+        vgg_run.curves.write_bytes(before[:-100])
+        second = survey_run(opened, narrowed, reporter=told).survey
+    assert "curves.npz" in told.told[0] and "made again" in told.told[0]
+    assert first.own.keys() == second.own.keys()
+    for name in first.own:
+        assert np.allclose(first.own[name].spatial, second.own[name].spatial) if first.own[name].ranked else True
+
+
+def test_the_change_of_the_output_is_that_of_the_network_with_the_layer_replaced(vgg_run):
+    with open_run(vgg_run, CPU) as opened:
+        graph, frozen = opened.graph, opened.frozen
+        gatherer = ProblemGatherer(frozen, graph)
+        change = survey._OutputChange(gatherer, opened.memory)
+        layer = graph.layers[1]
+        module = graph.module.get_submodule(layer.name)
+        first = gatherer.n_fit
+        n_images = survey.n_output_images(graph, frozen, opened.memory.foot.work)
+        images = frozen.images(first, first + n_images)
+        weight, bias = module.weight.detach() * 0.5, module.bias.detach() + 0.1
+        with torch.no_grad():
+            wanted = graph.module(images)
+            measured = change.measure(layer)(weight, bias)
+            assert torch.equal(graph.module(images), wanted)  # nothing is left on the network
+            module.weight.copy_(weight)
+            module.bias.copy_(bias)
+            expected = output_divergence(wanted, graph.module(images)).mean().item()
+    assert measured == pytest.approx(expected, rel=1e-4) and measured > 0.01
+
+
+def test_the_largest_size_of_every_step_loses_nothing(vgg_run):
+    with open_run(vgg_run, CPU) as opened:
+        found = survey_run(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected()).survey
+        steps = {layer.name: survey._steps(layer) for layer in opened.graph.layers}
+    for curves in (found.own, found.output):
+        for name, allowed in steps.items():
+            assert {step for step in ("prune", "spatial", "channel") if getattr(curves[name], step) is not None} == {
+                *allowed
+            }
+            for step in allowed:
+                curve = getattr(curves[name], step)
+                assert curve[-1] < 1e-4 < curve[1]
+
+
+def graph_of(n_nodes, n_layers):
+    """A graph of layers that each can be split, one at each of the first nodes."""
+    graph = fx.Graph()
+    for place in range(n_nodes):
+        graph.placeholder(f"x{place}")
+    nodes = list(graph.nodes)
+    layers = [SimpleNamespace(left_alone={"channel": "", "prune": ""}, place=place) for place in range(n_layers)]
+    return SimpleNamespace(module=SimpleNamespace(graph=graph), layers=layers, node=lambda layer: nodes[layer.place])
+
+
+def test_output_images_fill_the_budget_of_forward_passes_and_stay_within_the_held_out_ones():
+    work = [0.1] * 10
+    # Three levels for each layer: ten tenths, nine tenths, ... of a pass, and one pass for the original.
+    passes = 1 + 3 * (1.0 + 0.9)
+    n = survey.n_output_images(graph_of(10, 2), SimpleNamespace(n_images=3000), work)
+    assert n == min(300, int((1.8 * 3000 - 2000) / passes)) == 300
+    n = survey.n_output_images(graph_of(10, 10), SimpleNamespace(n_images=3000), work)
+    assert n == int((1.8 * 3000 - 2000) / (1 + 3 * 5.5))
+    assert survey.n_output_images(graph_of(10, 2), SimpleNamespace(n_images=10**6), work) == 500
+    assert survey.n_output_images(graph_of(10, 10), SimpleNamespace(n_images=400), work) == 32
+    assert survey.n_output_images(graph_of(10, 2), SimpleNamespace(n_images=20), work) == 2
+
+
+def test_curves_of_a_file_are_those_of_the_survey(vgg_run):
+    with open_run(vgg_run, CPU) as opened:
+        found = survey_run(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected()).survey
+        with np.load(vgg_run.curves) as data:
+            digest = str(data["digest"])
+        read = read_curves(vgg_run.curves, digest, found.own)
+        assert read_curves(vgg_run.curves, "0" * 64, found.own) is None
+    assert all(np.array_equal(read.own[name].prune, found.own[name].prune) for name in ("3", "7"))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_survey_is_the_same_with_any_number_of_workers(vgg_run, monkeypatch, workers):
+    before = vgg_run.curves.read_bytes()
+    batched = survey.in_batches
+    sizes = []
+
+    def in_batches(items, size_of, most, budget):
+        for batch in batched(items, size_of, workers, budget):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(survey, "in_batches", in_batches)
+    parallel = survey.in_parallel
+    monkeypatch.setattr(survey, "in_parallel", lambda function, tasks: parallel(function, tasks, workers))
+    vgg_run.curves.unlink()
+    planned(vgg_run)
+    assert max(sizes) == workers
+    with np.load(vgg_run.curves) as now, np.load(io.BytesIO(before)) as then:
+        assert set(now) == set(then) and all(now[key].tobytes() == then[key].tobytes() for key in now)

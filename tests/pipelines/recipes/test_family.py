@@ -1,0 +1,78 @@
+"""Families: several speed-ups of one frozen network, each the same as a run of its own."""
+
+import shutil
+
+import pytest
+
+from decomp.cost.count import cost
+from decomp.data.formats import network_file
+from decomp.errors import TargetError, UsageError
+from decomp.pipelines.recipes.family import family
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages.decompose import decompose
+from decomp.pipelines.stages.freeze import freeze
+from decomp.pipelines.stages.status import status
+from tests.pipelines.digit_runs import Collected, bytes_of
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    path = tmp_path_factory.mktemp("family") / "run"
+    freeze(path, model="zoo:vgg-digits", data="digits", n_images=200, reporter=Collected())
+    return path
+
+
+@pytest.fixture
+def vgg_run(frozen, tmp_path):
+    shutil.copytree(frozen, tmp_path / "run")
+    return RunDirectory.open(tmp_path / "run")
+
+
+def test_a_family_is_what_single_runs_are_and_shares_what_it_can(vgg_run, tmp_path):
+    result = family(vgg_run, speedups=(2.0, 3.0), reporter=Collected())
+    members = [RunDirectory.open(f"{vgg_run}-{name}") for name in ("2x", "3x")]
+    for member, speedup in zip(members, (2.0, 3.0)):
+        assert 0.98 <= cost(network_file.load(member.model_dir), SHAPE).macs * speedup / cost(
+            network_file.load(vgg_run.original_dir), SHAPE
+        ).macs <= 1  # fmt: skip
+        for name in ("frozen.h5", "curves.npz"):
+            assert (member.path / name).samefile(vgg_run.path / name)
+        assert [stage.state for stage in status(member).stages[:2]] == ["done", "done"]
+    alone = RunDirectory(tmp_path / "alone")
+    decompose(alone, speedup=3.0, source_run=vgg_run.path, reporter=Collected())
+    assert bytes_of(alone) == bytes_of(members[1])
+    lines = list(result.lines())
+    assert lines[0].split()[:2] == ["run", "asked"]
+    assert [line.split()[1] for line in lines[1:3]] == ["2x", "3x"] and str(members[0]) in lines[1]
+    assert vgg_run.config("decompose") is None and not vgg_run.model_dir.exists()
+
+
+def test_a_family_goes_on_where_it_was(vgg_run):
+    whole = family(vgg_run, speedups=(2.0,), reporter=Collected())
+    before = bytes_of(whole.members[0].run)
+    again = family(vgg_run, speedups=(2.0, 3.0), reporter=Collected())
+    assert [member.done_before for member in again.members] == [True, False]
+    assert bytes_of(again.members[0].run) == before
+
+
+def test_a_family_with_one_member_out_of_reach_does_no_work(vgg_run):
+    with pytest.raises(TargetError, match="got 5000x"):
+        family(vgg_run, speedups=(2.0, 5000.0), reporter=Collected())
+    assert not RunDirectory(f"{vgg_run}-2x").path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plan": "mine.json"}, "--plan: is for one speed-up, got 2x, 3x"),
+        ({"allocation": "jiont"}, "--allocation: .*perhaps joint"),
+        ({"alocation": "joint"}, "alocation: is no option of decompose; perhaps allocation"),
+    ],
+)
+def test_a_mistake_is_refused_before_any_run_is_touched(vgg_run, options, message):
+    before = vgg_run.run_json.read_bytes()
+    with pytest.raises(UsageError, match=message):
+        family(vgg_run, speedups=(2.0, 3.0), reporter=Collected(), **options)
+    assert vgg_run.run_json.read_bytes() == before and not RunDirectory(f"{vgg_run}-2x").path.exists()
