@@ -121,6 +121,7 @@ def train(
     accuracies = {"validation": training.history[-1]["validation_accuracy"]}
     if source.test is not None:
         accuracies["test"] = accuracy(module, source.test, torch.arange(len(source.test)), chosen)
+    assert source.n_classes is not None  # the training split has labels
     with commit(weights_file) as part:
         weights.write(copy_state(module), part, input_shape=source.input_shape, n_classes=source.n_classes)
     record = _write_record(weights_file, record_options, accuracies, n_images, training)
@@ -148,7 +149,7 @@ def _completed(options: TrainOptions) -> tuple[str, str, Recipe]:
     data = options.data or (entry.dataset if entry else None)
     if data is None:
         raise UsageError("--data", "images to train on must be named", fix="for example --data fashion-mnist")
-    values = {**DEFAULTS, **(entry.recipe if entry else {})}
+    values: dict[str, Any] = {**DEFAULTS, **(entry.recipe if entry else {})}
     for name in DEFAULTS:
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)

@@ -68,7 +68,7 @@ def test_small_batches_have_none(batch_size, n_images, put_in):
 def test_folding_gives_the_layers_back():
     net = network()
     before = net(IMAGES)
-    batchnorm.fold(net, insert(net, ["0", "2"], 20))
+    batchnorm.fold_inserted(net, insert(net, ["0", "2"], 20))
     assert [type(part) for part in net] == [type(part) for part in network()]
     torch.testing.assert_close(net(IMAGES), before, rtol=1e-4, atol=1e-4)
 

@@ -65,7 +65,7 @@ def test_the_best_network_is_written_only_when_it_is_another(run, monkeypatch):
 def test_batch_normalisations_are_folded_in_the_files_but_not_in_training(run):
     network = network_file.load(run.model_dir)
     images = torch.randn(40, *SHAPE)
-    batchnorm.put_behind(network, ["0", "3"], [images])
+    batchnorm.insert_behind(network, ["0", "3"], [images])
     with torch.no_grad():
         network.get_submodule("0").norm.weight.mul_(1.5)
     writer = NetworkWriter(run, "f" * 64, network, ["0", "3"])
