@@ -32,6 +32,7 @@ from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import columns_of, weight_to_matrix
 from decomp.solvers import selection
 from decomp.solvers import solve_layer as layers
+from decomp.solvers.selectors import CHANNEL_SELECTORS
 from decomp.surgery import apply_solution as surgery
 
 
@@ -62,7 +63,7 @@ class Study:
             problem, held_out = problems.problem(layer)
             keep = max(1, problem.n_channels // 2)
             errors = []
-            for name in selection.SELECTORS:
+            for name in CHANNEL_SELECTORS:
                 chosen = selection.select(problem, keep, selector=name)
                 fitted = selection.reconstruct(problem, Selection(chosen.channels, problem.n_channels))
                 rows_held_out = held_out.take_inputs(columns_of(chosen.channels, problem.kernel))
@@ -110,7 +111,7 @@ def main():
     options = parser.parse_args()
     torch.manual_seed(0)
     study = Study(options.run)
-    head = ("layer", "kept", *selection.SELECTORS)
+    head = ("layer", "kept", *CHANNEL_SELECTORS)
     print(markdown(head, [dict(zip(head, row)) for row in study.selectors()]))
     for step in ("spatial", "channel"):
         print(f"\n{step} alone at {options.speedup:g}x", flush=True)

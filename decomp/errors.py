@@ -10,18 +10,18 @@ Choice = TypeVar("Choice", bound=str)
 
 
 class DecompError(Exception):
-    """A mistake or a limit, told in one line.
+    """A mistake or a limit, in one line.
 
     Parameters
     ----------
-    thing : str
-        What the error is about: a layer, a file, an option.
+    thing : object
+        Name of the layer, file or option.
     rule : str
-        The rule that was broken, as a statement (``"rank must be in 1..384 (c·kh)"``).
+        The rule that is broken, as a statement (``"rank must be in 1..384 (c·kh)"``).
     got : object, optional
-        What was given instead.
+        The value given.
     fix : str, optional
-        What the person can do about it.
+        How to repair it.
 
     Examples
     --------
@@ -42,25 +42,25 @@ class DecompError(Exception):
 
 
 class UsageError(DecompError):
-    """A command, option or argument that cannot be meant this way (exit code 2)."""
+    """A command, option or argument that is not valid (exit code 2)."""
 
     exit_code = 2
 
 
 class NumericalError(DecompError):
-    """A layer problem without a defined answer: NaN or Inf, or no factorisation at any allowed ridge."""
+    """A layer problem without a solution: NaN or Inf, or no factorisation at any allowed ridge."""
 
 
 class TraceError(DecompError):
-    """A network whose forward pass cannot be followed or whose structure cannot be treated."""
+    """A network that cannot be traced or whose structure is not supported."""
 
 
 class FileError(DecompError):
-    """A file that is missing, broken, foreign, of a newer format, or made from something else."""
+    """A file that is missing, broken, foreign, of a newer format, or made from other inputs."""
 
 
 class WeightsError(DecompError):
-    """Weights that do not fit the model they are given for."""
+    """Weights that do not fit the model."""
 
 
 class TargetError(DecompError):

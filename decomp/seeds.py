@@ -1,11 +1,13 @@
-"""One random generator per (seed, purpose): nothing global, nothing that depends on what was drawn before."""
+"""Random generators, one per seed and purpose: independent of global state and of earlier draws."""
+
+from __future__ import annotations
 
 import hashlib
 
 import torch
 
 
-def derive_seed(seed, *names):
+def derive_seed(seed: int, *names: str | int) -> int:
     """A seed for one purpose, the same on every machine.
 
     Parameters
@@ -13,7 +15,7 @@ def derive_seed(seed, *names):
     seed : int
         The run's seed.
     *names : str or int
-        The stage, layer, epoch or whatever the numbers are for.
+        The purpose: stage, layer, epoch and so on.
 
     Returns
     -------
@@ -24,6 +26,6 @@ def derive_seed(seed, *names):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator(seed, *names):
+def generator(seed: int, *names: str | int) -> torch.Generator:
     """A torch.Generator on the CPU seeded with :func:`derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *names))

@@ -1,4 +1,4 @@
-"""What a solver returns: convolutions in a chain, and the channels that stay.
+"""Values returned by the solvers: chains of convolutions and selections of channels.
 
 Everything here is tensors and plain numbers. A :class:`FactoredConv` stands for one convolution of the
 original network, as the chain of cheaper ones that replaces it.
@@ -36,19 +36,19 @@ class Geometry:
     dilation: tuple[int, int] = (1, 1)
     padding_mode: str = "zeros"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.padding, str) and self.padding not in ("same", "valid"):
             raise DecompError("geometry", "padding must be two numbers, 'same' or 'valid'", got=self.padding)
         if self.padding == "same" and tuple(self.stride) != (1, 1):
             raise DecompError("geometry", "padding 'same' needs stride 1", got=self.stride)
 
     def vertical(self) -> Geometry:
-        """The part that a kernel of width 1 takes over."""
+        """The vertical part: geometry of the kh×1 factor of a spatial split."""
         padding = self.padding if isinstance(self.padding, str) else (self.padding[0], 0)
         return Geometry((self.stride[0], 1), padding, (self.dilation[0], 1), self.padding_mode)
 
     def horizontal(self) -> Geometry:
-        """The part that a kernel of height 1 takes over."""
+        """The horizontal part: geometry of the 1×kw factor of a spatial split."""
         padding = self.padding if isinstance(self.padding, str) else (0, self.padding[1])
         return Geometry((1, self.stride[1]), padding, (1, self.dilation[1]), self.padding_mode)
 
@@ -57,16 +57,18 @@ class Geometry:
         if self.padding == "valid":
             return (0, 0), (0, 0)
         if self.padding == "same":
-            totals = [d * (k - 1) for d, k in zip(self.dilation, kernel)]
-            return tuple((total // 2, total - total // 2) for total in totals)
-        return tuple((p, p) for p in self.padding)
+            rows, columns = (d * (k - 1) for d, k in zip(self.dilation, kernel))
+            return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
+        assert not isinstance(self.padding, str)
+        return (self.padding[0], self.padding[0]), (self.padding[1], self.padding[1])
 
     def out_size(self, in_hw: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the output for an input of ``in_hw``."""
-        sizes = []
-        for size, k, stride, dilation, pad in zip(in_hw, kernel, self.stride, self.dilation, self.pads(kernel)):
-            sizes.append((size + sum(pad) - dilation * (k - 1) - 1) // stride + 1)
-        return tuple(sizes)
+        height, width = (
+            (size + sum(pad) - dilation * (k - 1) - 1) // stride + 1
+            for size, k, stride, dilation, pad in zip(in_hw, kernel, self.stride, self.dilation, self.pads(kernel))
+        )
+        return height, width
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ class ConvFactor:
     bias: Tensor | None = None
     geometry: Geometry = Geometry()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.weight.ndim != 4:
             raise DecompError("factor", "weight must have four dimensions (n, c, kh, kw)", got=tuple(self.weight.shape))
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
@@ -93,7 +95,7 @@ class ConvFactor:
     @property
     def kernel(self) -> tuple[int, int]:
         """Kernel size (kh, kw)."""
-        return tuple(self.weight.shape[2:])
+        return self.weight.shape[2], self.weight.shape[3]
 
     def macs(self, in_hw: tuple[int, int]) -> int:
         """Multiply-accumulates for one input of height and width ``in_hw``."""
@@ -101,7 +103,7 @@ class ConvFactor:
         return self.weight.numel() * height * width
 
     def n_params(self) -> int:
-        """Numbers stored: weights and bias."""
+        """Number of parameters: weights and bias."""
         return self.weight.numel() + (0 if self.bias is None else self.bias.numel())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class ConvFactor:
 
 @dataclass(frozen=True, eq=False)
 class FactoredConv:
-    """A convolution as a chain of factors, first applied first.
+    """A convolution as a chain of factors, in the order in which they are applied.
 
     Parameters
     ----------
@@ -126,14 +128,14 @@ class FactoredConv:
     names : tuple of str
         One of ``dense, vertical, horizontal, filters, pointwise`` for each factor.
     report : dict
-        Plain numbers and words about how the factors were found.
+        How the factors were computed: numbers and text, JSON.
     """
 
     factors: tuple[ConvFactor, ...]
     names: tuple[str, ...]
-    report: dict = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.factors) != len(self.names) or not self.factors:
             raise DecompError("factors", "each factor needs one name", got=f"{len(self.factors)} and {self.names}")
         unknown = [name for name in self.names if name not in FACTOR_NAMES]
@@ -148,7 +150,9 @@ class FactoredConv:
                 )
 
     @classmethod
-    def dense(cls, weight: Tensor, bias: Tensor | None, geometry: Geometry, report: dict | None = None) -> FactoredConv:
+    def dense(
+        cls, weight: Tensor, bias: Tensor | None, geometry: Geometry, report: dict[str, Any] | None = None
+    ) -> FactoredConv:
         """A chain of one: the convolution itself."""
         return cls((ConvFactor(weight, bias, geometry),), ("dense",), report or {})
 
@@ -158,7 +162,7 @@ class FactoredConv:
         return tuple(factor.weight.shape[0] for factor in self.factors[:-1])
 
     def compose(self) -> tuple[Tensor, Tensor | None]:
-        """The dense kernel and bias the chain amounts to.
+        """The dense kernel and bias that compute the same as the chain.
 
         Returns
         -------
@@ -168,13 +172,13 @@ class FactoredConv:
         Raises
         ------
         DecompError
-            Where no dense kernel of this extent says the same: a direction extended twice, or a bias in
-            front of a factor with padding (it does not reach the border evenly).
+            Where no dense kernel of this extent computes the same: two factors extend in one direction, or a bias
+            stands in front of a factor with padding (at the border it would count only in part).
         """
         self._check_composes()
         return compose([f.weight for f in self.factors], [f.bias for f in self.factors])
 
-    def _check_composes(self):
+    def _check_composes(self) -> None:
         for axis, word in enumerate(("vertical", "horizontal")):
             if sum(factor.kernel[axis] > 1 for factor in self.factors) > 1:
                 raise DecompError("factors", f"only one factor may extend in the {word} direction", got=self.names)
@@ -193,7 +197,7 @@ class FactoredConv:
         return total
 
     def n_params(self) -> int:
-        """Numbers stored: weights and biases of all factors."""
+        """Number of parameters: weights and biases of all factors."""
         return sum(factor.n_params() for factor in self.factors)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One layer's problem: the weights it has, the rows it was seen on, what comes after it."""
+"""The fitting problem of one layer: its weights, moments and rows of its inputs and responses, the activation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from decomp.errors import DecompError, NumericalError
 from decomp.problem.factors import Geometry, Selection
 from decomp.problem.moments import Moments
 
+# Inputs X (m, c, kh, kw) and responses Y (m, n) of some rows.
+RowBatch = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
-    """A convolution to approximate on rows of its inputs and wanted responses.
+    """A convolution to be approximated on rows of its inputs and original responses.
 
     Parameters
     ----------
@@ -29,9 +32,9 @@ class LayerProblem:
         Of X (N, c·kh·kw), in the order of ``weight.reshape(n, -1)``, taken from the network as compressed so
         far; and Y (N, n), the responses of the original network before the activation, bias included.
     activation : str
-        What consumes the responses: 'identity', 'relu', 'relu6', or another name (fitted linearly).
+        Applied to the responses: 'identity', 'relu', 'relu6', or another name (fitted linearly).
     rows : callable returning an iterator of (X (m, c, kh, kw), Y (m, n)), optional
-        The rows themselves, from the start at each call; only the activation-aware fit needs them.
+        The rows, from the start at each call; only the activation-aware fit needs them.
     metric : Tensor of shape (n, n), optional
         Output metric F, symmetric positive semi-definite: an error e costs eᵀFe. None is the identity.
     """
@@ -42,10 +45,10 @@ class LayerProblem:
     geometry: Geometry
     moments: Moments
     activation: str = "identity"
-    rows: Callable[[], Iterator[tuple[Tensor, Tensor]]] | None = None
+    rows: Callable[[], Iterator[RowBatch]] | None = None
     metric: Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n, p = self.weight.shape[0], self.weight[0].numel()
         if self.moments.C.shape != (p, n):
             raise DecompError(
@@ -67,10 +70,16 @@ class LayerProblem:
     @property
     def kernel(self) -> tuple[int, int]:
         """Kernel size (kh, kw)."""
-        return tuple(self.weight.shape[2:])
+        return self.weight.shape[2], self.weight.shape[3]
+
+    def row_batches(self) -> Iterator[RowBatch]:
+        """All rows in batches (X (m, c, kh, kw), Y (m, n)); `DecompError` where the problem has no ``rows``."""
+        if self.rows is None:
+            raise DecompError(self.name, "an activation-aware fit needs the rows", got="moments only")
+        return self.rows()
 
     def checked(self) -> LayerProblem:
-        """This problem, or an error that says how much of it is not a number.
+        """This problem, after a check that all of its entries are finite.
 
         Raises
         ------
@@ -78,24 +87,24 @@ class LayerProblem:
             NaN or Inf in the moments, the weights or the metric; or no rows at all.
         """
         named = {"the weights": self.weight, "the bias": self.bias, "the output metric": self.metric}
-        for what, tensor in named.items():
+        for part, tensor in named.items():
             if tensor is not None:
-                require_finite(tensor, self.name, what)
+                require_finite(tensor, self.name, part)
         self.moments.check(self.name)
         return self
 
     def matrix(self) -> Tensor:
-        """The weights as the coefficients of a regression: (c·kh·kw, n), float64, where the moments are."""
+        """The weights as coefficients of a regression: (c·kh·kw, n), float64, on the device of the moments."""
         return weight_to_matrix(self.weight).to(self.moments.K.device)
 
     def matrix_by_columns(self) -> Tensor:
-        """The weights as A[(c, y), f, x]: (c·kh, n, kw), float64, where the moments are."""
+        """The weights as A[(c, y), f, x]: (c·kh, n, kw), float64, on the device of the moments."""
         (n, c), (kh, kw) = self.weight.shape[:2], self.kernel
         weight = self.weight.detach().to(self.moments.K.device, torch.float64)
         return weight.permute(1, 2, 0, 3).reshape(c * kh, n, kw)
 
     def float64_metric(self) -> Tensor | None:
-        """The output metric in float64 where the moments are, or None."""
+        """The output metric in float64 on the device of the moments, or None."""
         return None if self.metric is None else self.metric.to(self.moments.K.device, torch.float64)
 
     def narrowed(self, channels: Selection | Tensor) -> LayerProblem:
@@ -113,7 +122,7 @@ class LayerProblem:
         if rows is None:
             return replace(self, weight=weight, moments=moments)
 
-        def narrowed_rows() -> Iterator[tuple[Tensor, Tensor]]:
+        def narrowed_rows() -> Iterator[RowBatch]:
             for inputs, responses in rows():
                 yield inputs[:, index.to(inputs.device)], responses
 
@@ -125,15 +134,15 @@ class LayerProblem:
         return moments.error(weight_to_matrix(weight).to(moments.K.device), metric=self.metric)
 
 
-def require_finite(tensor: Tensor, name: str, what: str) -> None:
-    """Raise `NumericalError` naming ``what`` of layer ``name`` if an entry is NaN or Inf."""
+def require_finite(tensor: Tensor, name: str, part: str) -> None:
+    """Raise `NumericalError` naming ``part`` of layer ``name`` if an entry is NaN or Inf."""
     bad = tensor.numel() - int(torch.isfinite(tensor).sum())
     if bad:
         raise NumericalError(
             name,
-            f"{what} must be finite",
+            f"{part} must be finite",
             got=f"{bad} of {tensor.numel()} entries NaN or Inf",
-            fix="look at the weights and images",
+            fix="check the weights and images",
         )
 
 

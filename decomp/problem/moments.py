@@ -1,4 +1,4 @@
-"""The sufficient statistics of a linear layer problem, from one pass over its rows."""
+"""Second moments of inputs and responses, the sufficient statistics of a linear fit, from one pass over the rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from torch import Tensor
 
 from decomp.errors import DecompError, NumericalError
 
-# Rows multiplied at once: bounds the working copy, and keeps float32 sums short before float64 takes over.
+# Rows multiplied at once: bounds the working copy, and keeps sums in float32 short; sums of tiles are float64.
 TILE_ROWS = 2048
 # Columns multiplied at once. Only blocks on and above the diagonal of K are computed.
 TILE_COLUMNS = 1024
-# Below minus this share of the terms that cancel, a negative squared error is no rounding of float32 products.
+# A negative squared error larger than this share of the terms that cancel is not due to rounding of float32 products.
 ROUNDING = 1e-5
 # Products of float32 rows leave entries of K exact to this share of its trace.
 NOISE = 1e-6
+
+
+Device = str | torch.device
 
 
 @dataclass(eq=False)
@@ -50,14 +53,17 @@ class Moments:
     n_rows: int = 0
 
     @classmethod
-    def zeros(cls, p: int, n: int, device="cpu") -> Moments:
-        """Moments of no rows yet, for ``p`` inputs and ``n`` responses."""
-        shapes = [(p, p), (p, n), (n, n), (p,), (n,)]
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes), n_rows=0)
+    def zeros(cls, p: int, n: int, device: Device = "cpu") -> Moments:
+        """Moments of no rows, for ``p`` inputs and ``n`` responses."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(zeros(p, p), zeros(p, n), zeros(n, n), zeros(p), zeros(n))
 
     @classmethod
     def of_rows(cls, X: Tensor, Y: Tensor) -> Moments:
-        """Moments of rows held in memory: X (N, p) and Y (N, n)."""
+        """Moments of rows in memory: X (N, p) and Y (N, n)."""
         moments = cls.zeros(X.flatten(1).shape[1], Y.shape[1], device=X.device)
         moments.update(X, Y)
         return moments
@@ -100,7 +106,7 @@ class Moments:
         self._join_means(x_mean, y_mean, rows)
 
     def _join_means(self, x_mean: Tensor, y_mean: Tensor, rows: int) -> None:
-        """Account for the distance between our means and those of ``rows`` further rows; move our means."""
+        """Add the term for the distance to the means of ``rows`` further rows, and update the means."""
         total = self.n_rows + rows
         if total == 0:
             return
@@ -126,7 +132,9 @@ class Moments:
             )
         device = self.K.device
         total = Moments(
-            *(a + b.to(device) for a, b in ((self.K, other.K), (self.C, other.C), (self.S, other.S))),
+            self.K + other.K.to(device),
+            self.C + other.C.to(device),
+            self.S + other.S.to(device),
             self.x_mean.clone(),
             self.y_mean.clone(),
             self.n_rows,
@@ -134,9 +142,10 @@ class Moments:
         total._join_means(other.x_mean.to(device), other.y_mean.to(device), other.n_rows)
         return total
 
-    def to(self, device) -> Moments:
+    def to(self, device: Device) -> Moments:
         """The same moments on another device."""
-        return Moments(*(t.to(device) for t in (self.K, self.C, self.S, self.x_mean, self.y_mean)), n_rows=self.n_rows)
+        K, C, S, x_mean, y_mean = (t.to(device) for t in (self.K, self.C, self.S, self.x_mean, self.y_mean))
+        return Moments(K, C, S, x_mean, y_mean, self.n_rows)
 
     def take_inputs(self, index: Tensor) -> Moments:
         """Moments of ``X[:, index]`` and Y."""
@@ -171,7 +180,7 @@ class Moments:
         -------
         float
             0 for a perfect fit, 1 for the fit by the means alone. The three terms cancel as the error goes to
-            0, so what rounding leaves of it, down to ``-ROUNDING`` times their sum, reads 0. Responses that do
+            0; a result negative by rounding, down to ``-ROUNDING`` times their sum, counts as 0. Responses that do
             not vary give 0 if B gives a constant too, up to ``ROUNDING`` beside their size, else infinity.
 
         Raises
@@ -187,7 +196,7 @@ class Moments:
         total = float(S.sum() if metric is not None else S.trace())
         cross = float((weighted * self.C).sum())
         fitted = float((weighted * (self.K @ B)).sum())
-        # What rounding of K alone can make of B in directions that the rows do not have.
+        # Error that rounding of K alone can add for a B with parts in directions that the rows do not have.
         noise = NOISE * float(self.K.diagonal().sum()) * float(weighted.norm() * B.norm())
         squared, slack = total - 2 * cross + fitted, ROUNDING * (total + 2 * abs(cross) + abs(fitted)) + noise
         if squared < -slack:
@@ -208,7 +217,7 @@ class Moments:
                     name,
                     f"inputs and responses must be finite over its {self.n_rows} rows",
                     got=f"{bad} of {tensor.numel()} entries of {letter} NaN or Inf",
-                    fix="look at the weights and images",
+                    fix="check the weights and images",
                 )
 
 
@@ -221,6 +230,6 @@ def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product_dtype(X: Tensor, Y: Tensor) -> torch.dtype:
-    """Float64 rows stay float64. Where torch was told to be less exact than float32, products go up to float64."""
+    """Float64 for float64 rows, and where torch is set to multiply float32 less exactly; else float32."""
     exact = torch.get_float32_matmul_precision() == "highest"
     return torch.float64 if torch.float64 in (X.dtype, Y.dtype) or not exact else torch.float32

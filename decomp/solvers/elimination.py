@@ -1,9 +1,10 @@
-"""Backward elimination of input channels by least squares."""
+"""Backward elimination of input channels, each step the exact least-squares cost (group optimal brain surgeon)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,20 +12,20 @@ from torch import Tensor
 
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.layer_problem import LayerProblem, columns_of
-from decomp.solvers.linalg import EVIDENCE, choose_ridge, factorise, metric_roots
+from decomp.solvers.linalg import EVIDENCE, Ridge, choose_ridge, factorise, metric_roots, ridge_value
 
-# Eliminations whose effect on K⁻¹ is collected before it is applied in one product.
+# Down-dates of K⁻¹ that are collected and applied in one product.
 DELAY = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Elimination:
-    """The course of a backward elimination.
+    """Result of a backward elimination.
 
     Parameters
     ----------
     order : list of int
-        Channels in the order in which they went.
+        Channels in the order of their removal.
     errors : list of float
         Relative penalised error with all channels, then after each elimination, the other weights refitted.
     report : dict
@@ -32,26 +33,26 @@ class Elimination:
 
     order: list[int]
     errors: list[float]
-    report: dict = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
 
-def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float | str = EVIDENCE) -> Elimination:
-    r"""Remove channels one by one, each time the one whose loss costs least after all others are refitted.
+def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: Ridge = EVIDENCE) -> Elimination:
+    r"""Remove channels one by one, each time the one of least cost after all others are refitted.
 
-    With P = (K + λI)⁻¹ and B = P (C + λW) over the channels still there, the least-squares solution with a ridge
+    With P = (K + λI)⁻¹ and B = P (C + λW) over the remaining channels, the least-squares solution with a ridge
     towards the old weights W, removing channel i raises the penalised squared error by
 
     .. math:: tr\,F B_i^T (P_{ii})^{-1} B_i - \lambda\,tr\,F W_i^T W_i
 
     exactly; then P and B are down-dated by the block i (the group form of optimal brain surgeon, Hassibi and
     Stork 1993). Down-dates of P are collected and applied `DELAY` at a time, and P is computed afresh each time
-    half of the channels are gone.
+    half of the channels are removed.
 
     Parameters
     ----------
     problem : LayerProblem
     stop_at : int
-        Channels that stay, 1..c.
+        Number of channels kept, 1..c.
     ridge : float or 'evidence'
         λ relative to the mean diagonal of K; 'evidence' chooses it once, for all channels and no prior.
 
@@ -68,11 +69,12 @@ def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float | str = E
     if not 1 <= stop_at <= problem.n_channels:
         rule = f"the number of channels kept must be in 1..{problem.n_channels} (c)"
         raise DecompError(problem.name, rule, got=stop_at)
-    task = EliminationTask(problem, ridge)
-    ridge, total = task.ridge, task.total
-    channels, order, squared = torch.arange(problem.n_channels), [], []
+    regression = EliminationRegression(problem, ridge)
+    total, channels = regression.total, torch.arange(problem.n_channels)
+    order: list[int] = []
+    squared: list[float] = []
     while True:
-        stage = task.on(channels)
+        stage = regression.on(channels)
         if not squared:
             squared.append(total - stage.explained())
         for channel, cost in stage.run(len(channels) - max(stop_at, len(channels) // 2)):
@@ -82,11 +84,11 @@ def eliminate(problem: LayerProblem, stop_at: int = 1, *, ridge: float | str = E
         if len(channels) <= stop_at:
             break
     errors = [max(value, 0.0) / total if total > 0 else 0.0 for value in squared]
-    return Elimination(order, errors, {"selector": "backward", "ridge": ridge})
+    return Elimination(order, errors, {"selector": "backward", "ridge": regression.ridge})
 
 
-class EliminationTask:
-    """The regression that channels are taken out of: C + λW, W, λ and the squared size of the responses.
+class EliminationRegression:
+    """The ridge regression from which channels are removed: C + λW, W, λ and the squared size of the responses.
 
     Parameters
     ----------
@@ -95,32 +97,32 @@ class EliminationTask:
         As in `eliminate`.
     """
 
-    def __init__(self, problem: LayerProblem, ridge: float | str = EVIDENCE):
+    def __init__(self, problem: LayerProblem, ridge: Ridge = EVIDENCE) -> None:
         moments, metric, prior = problem.moments, problem.float64_metric(), problem.matrix()
         if ridge == EVIDENCE:
-            # Without the prior: on all channels it may be exact, and says nothing of the narrow fits to come.
-            ridge = choose_ridge(moments)
+            # Without the prior: on all channels it may be exact, which says nothing about the fits on fewer channels.
+            self.ridge = choose_ridge(moments)
         else:
-            _, ridge = factorise(moments.K, ridge, name=problem.name)
+            _, self.ridge = factorise(moments.K, ridge_value(moments, ridge), name=problem.name)
         # An absolute ridge: the same regression on fewer channels, not a new one at each refresh.
-        self.penalty = ridge * (float(moments.K.diagonal().mean()) or 1.0)
+        self.penalty = self.ridge * (float(moments.K.diagonal().mean()) or 1.0)
         if metric is None:
             right, total = moments.C + self.penalty * prior, float(moments.S.trace())
         else:
             root = metric_roots(metric)[0]
             right, prior = (moments.C + self.penalty * prior) @ root, prior @ root
             total = float((root * (moments.S @ root)).sum())
-        self.problem, self.ridge, self.right, self.prior, self.total = problem, ridge, right, prior, total
+        self.problem, self.right, self.prior, self.total = problem, right, prior, total
 
     def on(self, channels: Tensor) -> BlockElimination:
-        """The elimination that begins with these channels only."""
+        """The elimination that starts with these channels only."""
         return BlockElimination(self.problem, self.right, self.prior, channels, self.penalty)
 
 
 class BlockElimination:
     """K⁻¹ and the coefficients on a set of channels, and their down-dates."""
 
-    def __init__(self, problem: LayerProblem, right: Tensor, prior: Tensor, channels: Tensor, penalty: float):
+    def __init__(self, problem: LayerProblem, right: Tensor, prior: Tensor, channels: Tensor, penalty: float) -> None:
         self.name, self.area = problem.name, problem.kernel[0] * problem.kernel[1]
         columns = columns_of(channels, problem.kernel).to(right.device)
         K = problem.moments.K.index_select(0, columns).index_select(1, columns)
@@ -128,7 +130,7 @@ class BlockElimination:
         L, _ = factorise(K, penalty / mean_diagonal, name=problem.name)
         del K
         self.right, prior = right.index_select(0, columns), prior.index_select(0, columns)
-        # What the penalty pays for a channel's distance from its prior, and no longer pays once it is gone.
+        # The penalty for a channel's distance from its prior; it is no longer due once the channel is removed.
         self.refund = penalty * prior.square().view(len(channels), -1).sum(dim=1).cpu().numpy()
         self.constant = penalty * float(prior.square().sum())
         self.B = torch.cholesky_solve(self.right, L)
@@ -136,7 +138,7 @@ class BlockElimination:
         self.numbers = channels.tolist()
         self.alive = np.ones(len(channels), dtype=bool)
         self.diagonal = self._diagonal_blocks()
-        self.waiting = []
+        self.waiting: list[Tensor] = []
 
     def _diagonal_blocks(self) -> Tensor:
         c = len(self.numbers)
@@ -144,11 +146,11 @@ class BlockElimination:
         return blocks.permute(2, 0, 1).contiguous()
 
     def explained(self) -> float:
-        """How far the full fit lowers the penalised squared error: tr Bᵀ(C + λW) − λ tr WᵀW."""
+        """Reduction of the penalised squared error by the full fit: tr Bᵀ(C + λW) − λ tr WᵀW."""
         return float((self.right * self.B).sum()) - self.constant
 
     def channels(self) -> Tensor:
-        """Numbers of the channels still there."""
+        """Numbers of the remaining channels."""
         return torch.tensor([n for n, alive in zip(self.numbers, self.alive) if alive])
 
     def run(self, count: int) -> Iterator[tuple[int, float]]:
@@ -161,7 +163,7 @@ class BlockElimination:
             self.remove(i, factors[i])
 
     def costs(self) -> tuple[np.ndarray, Tensor]:
-        """What taking out each channel costs, and the Cholesky factors of its block; in the order of ``numbers``."""
+        """Cost of removing each channel, and the Cholesky factors of its block; in the order of ``numbers``."""
         c = len(self.numbers)
         factors, info = torch.linalg.cholesky_ex(self.diagonal)
         if int(info.abs().max()):
@@ -172,7 +174,7 @@ class BlockElimination:
         return whitened.square().sum(dim=(1, 2)).cpu().numpy() - self.refund, factors
 
     def remove(self, i: int, factor: Tensor) -> None:
-        """Take out the channel at place ``i``."""
+        """Remove the channel at index ``i`` of ``numbers``."""
         self.alive[i] = False
         c, own = len(self.numbers), slice(i * self.area, (i + 1) * self.area)
         column = self.P[:, own]
@@ -184,7 +186,7 @@ class BlockElimination:
         self.B -= W @ torch.linalg.solve_triangular(factor, self.B[own], upper=False)
         blocks = W.view(c, self.area, self.area)
         self.diagonal -= blocks @ blocks.transpose(1, 2)
-        # What is gone is exactly zero from here on, save for its own block, which must stay factorisable.
+        # Entries of a removed channel are exactly zero from here on; its own block must stay factorisable.
         self.B[own] = 0
         self.diagonal[i] = torch.eye(self.area, dtype=W.dtype, device=W.device)
         self.waiting.append(W)
@@ -195,12 +197,12 @@ class BlockElimination:
             self._compact()
 
     def _compact(self) -> None:
-        """Leave out the channels that are gone."""
+        """Drop the rows and columns of removed channels."""
         stay = torch.from_numpy(np.flatnonzero(self.alive))
         columns = columns_of(stay, (self.area, 1)).to(self.P.device)
         self.P = self.P.index_select(0, columns).index_select(1, columns)
         self.B, self.refund = self.B.index_select(0, columns), self.refund[self.alive]
         self.numbers = [self.numbers[i] for i in stay.tolist()]
         self.alive = np.ones(len(stay), dtype=bool)
-        # Afresh from P, so that the blocks and P do not drift apart.
+        # Recomputed from P, so that the blocks and P do not drift apart.
         self.diagonal = self._diagonal_blocks()

@@ -1,4 +1,4 @@
-"""Relative error against every rank and width, from one factorisation or one eigen-decomposition each."""
+"""Error curves: relative error at every rank or width, from one factorisation or one eigen-decomposition."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from torch import Tensor
 from decomp.errors import DecompError
 from decomp.problem.layer_problem import LayerProblem, columns_of
 from decomp.problem.moments import Moments
-from decomp.solvers.linalg import EVIDENCE, choose_ridge, factorise, least_squares, metric_roots, response_basis
+from decomp.solvers.linalg import EVIDENCE, Ridge, factorise, least_squares, metric_roots, response_basis, ridge_value
 from decomp.solvers.selection import retention_order
 from decomp.solvers.spatial import closed_form, coefficients, max_rank, require_splittable, through_vertical
 
 
-def spatial_curve(
-    problem: LayerProblem, held_out: Moments | None = None, *, ridge: float | str = EVIDENCE
-) -> np.ndarray:
+def spatial_curve(problem: LayerProblem, held_out: Moments | None = None, *, ridge: Ridge = EVIDENCE) -> np.ndarray:
     """Error of `spatial.split` at every rank, H fitted.
 
     The columns of V at rank R are the first R of those at full rank, so the features of all ranks are nested and
@@ -46,9 +44,7 @@ def spatial_curve(
     return nested_errors(fitted, problem.kernel[1], other, prior=coefficients(H), metric=problem.metric, ridge=ridge)
 
 
-def channel_curve(
-    problem: LayerProblem, held_out: Moments | None = None, *, ridge: float | str = EVIDENCE
-) -> np.ndarray:
+def channel_curve(problem: LayerProblem, held_out: Moments | None = None, *, ridge: Ridge = EVIDENCE) -> np.ndarray:
     """Error of the linear `channel.decompose` without a base at every rank.
 
     On the fitted rows: the least-squares error plus the eigenvalues left out. Parameters and result as in
@@ -59,7 +55,7 @@ def channel_curve(
     B = least_squares(moments, ridge=ridge, prior=problem.matrix()).weight
     U, _ = response_basis(moments, B, metric)
     directions = U if metric is None else metric_roots(metric)[0] @ U
-    # In the coordinates Y F^½ U the directions add up: fitted ones leave their residual, the others all of theirs.
+    # In the coordinates Y F^½ U the errors of the directions add up: of a fitted one its residual, of another its size.
     measured = moments if held_out is None else held_out
     projected = B @ directions
     gains = 2 * (projected * (measured.C @ directions)).sum(0) - (projected * (measured.K @ projected)).sum(0)
@@ -74,7 +70,7 @@ def selection_curve(
     selector: str = "backward",
     order: list[int] | None = None,
     seed: int = 0,
-    ridge: float | str = EVIDENCE,
+    ridge: Ridge = EVIDENCE,
 ) -> np.ndarray:
     """Error at every number of kept input channels, the weights on them fitted.
 
@@ -88,7 +84,7 @@ def selection_curve(
     selector, seed
         As in `selection.retention_order`.
     order : list of int, optional
-        All channels, the one to keep longest first, where it is known already.
+        All channels, the one to keep longest first; None computes it by ``selector``.
 
     Returns
     -------
@@ -114,13 +110,13 @@ def nested_errors(
     *,
     prior: Tensor | None = None,
     metric: Tensor | None = None,
-    ridge: float | str = EVIDENCE,
+    ridge: Ridge = EVIDENCE,
 ) -> np.ndarray:
     r"""Least-squares error with the first 0, 1, 2, … blocks of inputs, all from one Cholesky factor.
 
     With K + λI = LLᵀ, the inputs L⁻¹x span step by step what the first of x span, and the coefficients of each
-    fit on the first j, L⁻¹(C + λB₀), do not change as inputs are added. The moments of the rows to be judged,
-    brought to the same coordinates, then give the error of every fit.
+    fit on the first j, L⁻¹(C + λB₀), do not change as inputs are added. The moments of the rows on which the
+    error is measured, brought to the same coordinates, then give the error of every fit.
 
     Parameters
     ----------
@@ -129,7 +125,7 @@ def nested_errors(
     block : int
         Inputs added at a time; divides p.
     held_out : Moments, optional
-        Rows to judge; None judges the fitted rows.
+        Rows on which the error is measured; None takes the fitted rows.
     prior : Tensor of shape (p, n), optional
         B₀ of `linalg.least_squares`.
     metric : Tensor of shape (n, n), optional
@@ -143,30 +139,29 @@ def nested_errors(
     p = moments.K.shape[0]
     if p % block:
         raise DecompError("curve", f"blocks of {block} must divide the inputs", got=p)
-    # Without the prior: with all inputs it may be exact, and says nothing of the narrow fits before.
-    ridge = choose_ridge(moments) if ridge == EVIDENCE else ridge
-    L, ridge = factorise(moments.K, ridge)
+    # Without the prior: with all inputs it may be exact, which says nothing about the fits on fewer inputs.
+    L, used = factorise(moments.K, ridge_value(moments, ridge))
     right = moments.C
     if prior is not None:
-        right = right + ridge * (float(moments.K.diagonal().mean()) or 1.0) * prior.to(moments.K)
-    judged = moments if held_out is None else held_out
+        right = right + used * (float(moments.K.diagonal().mean()) or 1.0) * prior.to(moments.K)
+    measured = moments if held_out is None else held_out
     root = None if metric is None else metric_roots(metric.to(moments.K))[0]
     if root is not None:
-        right, judged = right @ root, judged.map_outputs(root)
+        right, measured = right @ root, measured.map_outputs(root)
     weights = torch.linalg.solve_triangular(L, right, upper=False)
-    C = torch.linalg.solve_triangular(L, judged.C, upper=False)
-    K = torch.linalg.solve_triangular(L, judged.K, upper=False)
+    C = torch.linalg.solve_triangular(L, measured.C, upper=False)
+    K = torch.linalg.solve_triangular(L, measured.K, upper=False)
     K = torch.linalg.solve_triangular(L, K.T, upper=False)
     # Σ_ij≤r w_i·w_j K_ij grows by twice its new row less the diagonal.
     K *= weights @ weights.T
     gains = 2 * (weights * C).sum(dim=1) - 2 * K.tril().sum(dim=1) + K.diagonal()
-    return _relative(judged.S.trace(), gains.view(-1, block).sum(dim=1))
+    return _relative(measured.S.trace(), gains.view(-1, block).sum(dim=1))
 
 
 def _relative(total: Tensor, gains: Tensor) -> np.ndarray:
     """(total − Σ gains) / total after each step, not negative and not rising."""
-    total, gains = float(total), gains.cpu().numpy()
-    if not total > 0:
-        return np.zeros(len(gains) + 1)
-    squared = np.concatenate([[total], total - np.cumsum(gains)])
-    return np.minimum.accumulate(np.maximum(squared, 0.0) / total)
+    whole, removed = float(total), np.cumsum(gains.cpu().numpy())
+    if not whole > 0:
+        return np.zeros(len(removed) + 1)
+    squared = np.concatenate([[whole], whole - removed])
+    return np.minimum.accumulate(np.maximum(squared, 0.0) / whole)

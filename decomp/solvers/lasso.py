@@ -1,4 +1,4 @@
-"""Which input channels to keep, by the lasso path on the exact c×c Gram matrix."""
+"""Channel selection by the lasso path on the exact c×c Gram matrix (1707.06168)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LassoPath:
 
 
 def channel_gram(problem: LayerProblem) -> tuple[Tensor, Tensor]:
-    r"""The regression of the responses on what each channel contributes, as Gram matrix and right-hand side.
+    r"""Gram matrix and right-hand side of the regression of the responses on the contribution of each channel.
 
     With Z_i = X_i W_iᵀ the contribution of channel i (N, n), centred, and F the output metric,
 
@@ -91,7 +91,7 @@ def gram_path(G: np.ndarray, g: np.ndarray, n_rows: int, *, stop_at: int | None 
     steps = limit + len(live) // 8 + 8
     while True:
         with warnings.catch_warnings():
-            # Channels it drops as copies of others are completed by rule; that is no cause for alarm.
+            # It warns of channels dropped as copies of others; `select` completes those by its own rule.
             warnings.simplefilter("ignore", ConvergenceWarning)
             alphas, _, coefs, n_iter = lars_path_gram(
                 g[live] / scale,
@@ -111,14 +111,14 @@ def gram_path(G: np.ndarray, g: np.ndarray, n_rows: int, *, stop_at: int | None 
 
 
 def select(problem: LayerProblem, keep: int) -> Selection:
-    r"""Exactly ``keep`` input channels: the first point of the lasso path with so many (1707.06168, eq. 1).
+    r"""Exactly ``keep`` input channels: the first point of the lasso path with that many (1707.06168, eq. 1).
 
     .. math:: \min_\beta \frac{1}{2N} \|Y_c - \sum_i \beta_i X_i W_i^T\|_F^2 + \lambda \|\beta\|_1
 
-    over all rows, through `channel_gram`. Where the path never has so many (copies of channels, dead ones,
+    over all rows, through `channel_gram`. Where the path never has that many (copies of channels, dead ones,
     an optimum that needs fewer) its largest set is completed with the channels of largest G_ii, the lowest
-    number first among equals. Where several enter at once and it has too many, those of smallest |β_i|√G_ii go,
-    the highest number first.
+    number first among equals. Where several enter at once and it has too many, those of smallest |β_i|√G_ii are
+    dropped, the highest number first.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def select(problem: LayerProblem, keep: int) -> Selection:
 
 
 def entry_order(problem: LayerProblem) -> list[int]:
-    """All channels in the order in which they first enter the lasso path; what never enters follows by G_ii."""
+    """All channels in the order in which they first enter the lasso path, then those that never enter, by G_ii."""
     G, g = (tensor.cpu().numpy() for tensor in channel_gram(problem))
     path = gram_path(G, g, problem.moments.n_rows)
     entered = path.betas != 0

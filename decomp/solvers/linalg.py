@@ -1,9 +1,10 @@
-"""Least squares, low rank and factorisations on moments, in float64, with every choice of sign and order fixed."""
+"""Linear algebra on moments: least squares, reduced-rank regression, factorisations; float64, signs and order fixed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ RIDGE = 1e-8
 # Where the factorisation fails, the ridge grows by this factor, up to the bound; then the layer is refused.
 RIDGE_GROWTH = 10.0
 RIDGE_BOUND = 1e-2
-# The ridge that the rows themselves ask for, see `choose_ridge`.
-EVIDENCE = "evidence"
-# Where a ridge is searched: decades of the mean diagonal.
+# The ridge chosen by the evidence of the rows, see `choose_ridge`.
+EVIDENCE: Final = "evidence"
+Ridge = float | Literal["evidence"]
+# Powers of ten, times the mean diagonal, among which a ridge is searched.
 RIDGE_DECADES = (-8, 1)
 # A prior that leaves less than this share of the responses' variance is exact up to rounding of float32 rows.
 EXACT = 1e-6
@@ -40,7 +42,7 @@ class LeastSquares:
 
     weight: Tensor
     bias: Tensor
-    report: dict = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 def factorise(K: Tensor, ridge: float = RIDGE, *, name: str = "least squares") -> tuple[Tensor, float]:
@@ -63,7 +65,7 @@ def factorise(K: Tensor, ridge: float = RIDGE, *, name: str = "least squares") -
     Raises
     ------
     NumericalError
-        If no λ up to `RIDGE_BOUND` will do. Nothing is put in the place of a failed factorisation.
+        If no λ up to `RIDGE_BOUND` has a factorisation. There is no fallback.
     """
     # Inputs that do not vary at all leave K = 0; any positive number serves, as C is 0 too.
     mean_diagonal = float(K.diagonal().mean()) or 1.0
@@ -85,7 +87,7 @@ def factorise(K: Tensor, ridge: float = RIDGE, *, name: str = "least squares") -
     )
 
 
-def least_squares(moments: Moments, *, ridge: float | str = RIDGE, prior: Tensor | None = None) -> LeastSquares:
+def least_squares(moments: Moments, *, ridge: Ridge = RIDGE, prior: Tensor | None = None) -> LeastSquares:
     r"""Ridge regression of the responses on the inputs, with an unpenalised intercept.
 
     .. math:: \min_B \; tr(B^T K B - 2 B^T C) + \lambda\,\overline{diag K}\,\|B - B_0\|_F^2,
@@ -100,7 +102,7 @@ def least_squares(moments: Moments, *, ridge: float | str = RIDGE, prior: Tensor
         λ, or the λ that `choose_ridge` finds. If the Cholesky factorisation fails it grows tenfold until it does
         not; the report says so.
     prior : Tensor of shape (p, n), optional
-        B₀, what the ridge pulls towards: in directions that the rows leave open the result keeps B₀. None is 0.
+        B₀, towards which the ridge pulls: in directions that the rows leave open the result keeps B₀. None is 0.
 
     Returns
     -------
@@ -115,21 +117,31 @@ def least_squares(moments: Moments, *, ridge: float | str = RIDGE, prior: Tensor
     -----
     With a prior the result is B₀ + (K + λI)⁻¹(C − K B₀), so a prior that is exact already is returned exactly.
     """
-    asked = choose_ridge(moments, prior) if ridge == EVIDENCE else ridge
-    L, used = factorise(moments.K, asked)
+    wanted = ridge_value(moments, ridge, prior)
+    L, used = factorise(moments.K, wanted)
     if prior is None:
         B = torch.cholesky_solve(moments.C, L)
     else:
         prior = prior.to(moments.K)
         B = prior + torch.cholesky_solve(moments.C - moments.K @ prior, L)
-    return LeastSquares(B, intercept(moments, B), {"ridge": used, "ridge_raised": used > asked})
+    return LeastSquares(B, intercept(moments, B), {"ridge": used, "ridge_raised": used > wanted})
+
+
+def ridge_value(moments: Moments, ridge: Ridge, prior: Tensor | None = None) -> float:
+    """The ridge as a number: itself, or for 'evidence' the one that `choose_ridge` finds."""
+    if not isinstance(ridge, str):
+        return ridge
+    if ridge != EVIDENCE:
+        raise DecompError("ridge", f"must be a number or {EVIDENCE!r}", got=repr(ridge))
+    return choose_ridge(moments, prior)
 
 
 def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
-    r"""The ridge of largest evidence: how far the rows are to be trusted against the prior.
+    r"""The ridge of largest evidence, which weighs the rows against the prior.
 
-    `evidence_cost` is lowered over decades, then by a parabola through the best three. Many rows a coefficient give
-    a small ridge; as few rows as coefficients, where plain least squares fits noise without bound, a large one.
+    `evidence_cost` is minimised over powers of ten, then by a parabola through the best three. Many rows per
+    coefficient give a small ridge; as few rows as coefficients, where plain least squares fits noise without bound,
+    a large one.
 
     Parameters
     ----------
@@ -149,14 +161,14 @@ def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
     right, left_over = _left_by_prior(moments, prior)
     if left_over <= EXACT * total:
         return RIDGE_BOUND
-    found = {}
+    costs: dict[int, float] = {}
 
     def cost(decade: int) -> float:
         if not RIDGE_DECADES[0] <= decade <= RIDGE_DECADES[1]:
             return math.inf
-        if decade not in found:
-            found[decade] = evidence_cost(moments, 10.0**decade, right, left_over)
-        return found[decade]
+        if decade not in costs:
+            costs[decade] = evidence_cost(moments, 10.0**decade, right, left_over)
+        return costs[decade]
 
     rows_each = moments.n_rows / moments.K.shape[0]
     best = min(max(round(-math.log10(rows_each)) - 2, RIDGE_DECADES[0]), RIDGE_DECADES[1])
@@ -169,7 +181,7 @@ def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
 
 
 def _left_by_prior(moments: Moments, prior: Tensor | None) -> tuple[Tensor, float]:
-    """C − KB₀, and the squared error of the prior tr(S − 2B₀ᵀC + B₀ᵀKB₀)."""
+    """C − KB₀, and the squared error of the prior, tr(S − 2B₀ᵀC + B₀ᵀKB₀)."""
     total = float(moments.S.trace())
     if prior is None:
         return moments.C, total
@@ -181,8 +193,8 @@ def _left_by_prior(moments: Moments, prior: Tensor | None) -> tuple[Tensor, floa
 def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: float) -> float:
     r"""Twice the negative logarithm of the probability of the responses under a ridge, up to a constant.
 
-    With B ~ N(B₀, σ²/λ) and Y − XB ~ N(0, σ²), σ² taken where it is most likely, N − 1 rows that are free about
-    their mean and r(λ) the least penalised squared error (MacKay 1992, section 4):
+    With B ~ N(B₀, σ²/λ) and Y − XB ~ N(0, σ²), σ² at its most likely value, N − 1 degrees of freedom about the
+    mean and r(λ) the least penalised squared error (MacKay 1992, section 4):
 
     .. math:: n\,(\log\det(K + \lambda I) - p \log\lambda) + (N - 1)\,n\,\log r(\lambda)
 
@@ -241,7 +253,7 @@ class ReducedRank:
     bias: Tensor
     projection: Tensor
     energies: Tensor
-    report: dict = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 def reduced_rank(
@@ -249,7 +261,7 @@ def reduced_rank(
     rank: int,
     *,
     metric: Tensor | None = None,
-    ridge: float | str = RIDGE,
+    ridge: Ridge = RIDGE,
     prior: Tensor | None = None,
     solution: LeastSquares | None = None,
 ) -> ReducedRank:

@@ -1,22 +1,36 @@
-r"""How much an error in one layer matters at the network's output.
+r"""Output curves: change of the network's output at every size of a layer.
 
-A relative error of one layer's responses says little about the network: the same 5 % can vanish in the next pooling
-or turn a decision. So the error curves of a layer are rescaled by measurement: at a few sizes the layer alone is
-replaced by its approximation, and the change of the network's output is put in the place of the layer's own error.
+A relative error of a layer's responses does not determine the change of the network's output: the same 5 % can
+vanish in the next pooling or change a prediction. So the error curves of a layer are rescaled by measurement: at a
+few sizes the layer alone is replaced by its approximation, and the change of the output takes the place of the
+layer's own error.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from decomp.problem.factors import Selection
+from decomp.problem.layer_problem import LayerProblem
 from decomp.solvers import channel, selection, spatial
 
-# Relative errors of the layer's responses at which the output is looked at.
+# Relative errors of the layer's responses at which the change of the output is measured.
 LEVELS = (0.02, 0.08, 0.3)
 
+# A dense kernel (n, c, kh, kw) and bias (n,), or None, in place of a layer's.
+Approximation = tuple[Tensor, Tensor | None]
 
-def output_curve(curve, approximate, measure):
-    """Put the change of the output in the place of a layer's own relative error.
+
+def output_curve(
+    curve: np.ndarray,
+    approximate: Callable[[int], Approximation],
+    measure: Callable[[Tensor, Tensor | None], float],
+) -> np.ndarray:
+    """Replace a layer's own relative error by the change of the network's output.
 
     Parameters
     ----------
@@ -35,7 +49,7 @@ def output_curve(curve, approximate, measure):
     Notes
     -----
     Between the measured sizes the change of the output is interpolated linearly in the layer's error; above the
-    largest it goes on in proportion to it.
+    largest measured error it is proportional to it.
     """
     sizes = sorted({_size_at(curve, level) for level in LEVELS}, reverse=True)
     points = {0.0: 0.0}
@@ -53,19 +67,21 @@ def output_curve(curve, approximate, measure):
     return result + 1e-9 * curve
 
 
-def _size_at(curve, level):
-    """The smallest size whose error is at most ``level``."""
+def _size_at(curve: np.ndarray, level: float) -> int:
+    """The smallest size whose error is at most ``level``; the full size if there is none."""
     return int(np.argmax(curve[1:] <= level)) + 1 if curve[-1] <= level else len(curve) - 1
 
 
-def approximations(problem, order=None):
-    """For each step, the layer as a dense kernel at a given size.
+def approximations(
+    problem: LayerProblem, order: Sequence[int] | None = None
+) -> dict[str, Callable[[int], Approximation]]:
+    """For each step, the function that gives the layer's dense kernel at a size.
 
     Parameters
     ----------
     problem : decomp.problem.layer_problem.LayerProblem
     order : sequence of int, optional
-        For the prune step: its channels, the one to keep longest first.
+        The input channels, the one to keep longest first; without it there is no step ``prune``.
 
     Returns
     -------
@@ -73,17 +89,21 @@ def approximations(problem, order=None):
         ``size -> (weight, bias)``.
     """
 
-    def split(size):
+    def split(size: int) -> Approximation:
         return spatial.split(problem, size).compose()
 
-    def decompose(size):
+    def decompose(size: int) -> Approximation:
         return channel.decompose(problem, size, activation_aware=False).compose()
 
-    def prune(size):
-        keep = torch.tensor(sorted(order[:size]))
-        weight, bias = selection.reconstruct(problem, Selection(keep, problem.n_channels))
+    steps: dict[str, Callable[[int], Approximation]] = {"spatial": split, "channel": decompose}
+    if order is None:
+        return steps
+
+    def prune(size: int) -> Approximation:
+        channels = torch.tensor(sorted(order[:size]))
+        weight, bias = selection.reconstruct(problem, Selection(channels, problem.n_channels))
         full = torch.zeros_like(problem.weight)
-        full[:, keep.to(full.device)] = weight
+        full[:, channels.to(full.device)] = weight
         return full, bias
 
-    return {"spatial": split, "channel": decompose, "prune": prune}
+    return {**steps, "prune": prune}

@@ -1,4 +1,4 @@
-"""Refine all factors of a convolution together, on the moments alone."""
+"""Joint refinement of all factors of a convolution by L-BFGS, on the moments."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from decomp.errors import DecompError
 from decomp.problem.factors import ConvFactor, FactoredConv, compose
 from decomp.problem.layer_problem import LayerProblem, matrix_to_weight, weight_to_matrix
-from decomp.solvers.channel import activation_targets, why_linear
-from decomp.solvers.linalg import EVIDENCE, choose_ridge, factorise, intercept, least_squares, metric_roots
+from decomp.solvers.half_quadratic import activation_targets, why_linear
+from decomp.solvers.linalg import EVIDENCE, Ridge, choose_ridge, factorise, intercept, least_squares, metric_roots
 from decomp.solvers.spatial import column_covariance
 
 # The search ends when an iteration lowers the error by less than this share of the error at the start.
@@ -28,7 +28,7 @@ def refine(
     *,
     metric: Tensor | None = None,
     iterations: int = 60,
-    ridge: float | str = EVIDENCE,
+    ridge: Ridge = EVIDENCE,
 ) -> FactoredConv:
     r"""Lower the error of a chain of factors over all of their weights at once, by L-BFGS.
 
@@ -40,7 +40,7 @@ def refine(
     with a ridge towards the layer's own weights W. That needs K and C but no rows; the gradient in B is
     2 (KB − C + λ(B − W)) F. The search runs in coordinates in which
     the first factor reads uncorrelated inputs, F is the identity and neighbouring factors are of equal size:
-    from there the same error takes a fraction of the iterations.
+    so it reaches the same error in a fraction of the iterations.
 
     In the plain metric this lowers the reconstruction error, not the error of the network's output; give the
     output metric for that.
@@ -55,13 +55,13 @@ def refine(
     iterations : int
         At most so many L-BFGS iterations.
     ridge : float or 'evidence'
-        λ relative to the mean diagonal of K, see `linalg.least_squares`. Without it few rows are fitted to the
-        letter: at as many rows as inputs the error on other rows rose by a third.
+        λ relative to the mean diagonal of K, see `linalg.least_squares`. Without it few rows are overfitted: with
+        as many rows as inputs the error on other rows rose by a third.
 
     Returns
     -------
     FactoredConv
-        Same names, shapes and geometry, the bias on the last factor. The one given where no better one was
+        Same names, shapes and geometry, the bias on the last factor; ``factored`` itself where no better chain was
         found. Report: that of the start, and ``refine`` with ``error_before``, ``error``, ``ridge``, ``evaluations``.
 
     Raises
@@ -80,14 +80,14 @@ def refine(
     metric = problem.metric if metric is None else metric
     metric = None if metric is None else metric.to(problem.moments.K)
     before = problem.moments.error(weight_to_matrix(kernel), metric=metric)
-    # How far the rows are to be trusted over the start; over W they may have been already, in fitting it.
-    ridge = _trusted_ridge(problem, kernel) if ridge == EVIDENCE else ridge
+    # Weighs the rows against the start; W may have been fitted to them already.
+    ridge = _evidence_ridge(problem, kernel) if isinstance(ridge, str) else ridge
     if len(factored.factors) == 1:
         fit = least_squares(problem.moments, ridge=ridge, prior=problem.matrix())
-        found, evaluations = [matrix_to_weight(fit.weight, fit.weight, problem.kernel)], 1
+        weights, evaluations = [matrix_to_weight(fit.weight, fit.weight, problem.kernel)], 1
     else:
-        found, evaluations = _Search(problem, factored, metric, ridge).run(iterations)
-    result = _with_weights(problem, factored, found)
+        weights, evaluations = _Search(problem, factored, metric, ridge).run(iterations)
+    result = _with_weights(problem, factored, weights)
     after = problem.moments.error(weight_to_matrix(result.compose()[0]), metric=metric)
     if not after < before:
         result, after = factored, before
@@ -103,24 +103,24 @@ def refine_responses(
     rounds: int = 6,
     penalty: float = 0.02,
     iterations: int = 15,
-    ridge: float | str = EVIDENCE,
+    ridge: Ridge = EVIDENCE,
 ) -> FactoredConv:
-    r"""Refine a chain with the activation in view, as `channel.decompose` does, over all factors at once.
+    r"""Refine all factors of a chain for the error after the activation, as `channel.decompose` does for two.
 
-    Half-quadratic splitting again: each round takes the targets u nearest to what the chain gives now
-    (`channel.nearest_responses`), in one pass over the rows, and refines the chain onto their moments. The chain
-    of least response error met is returned, so it is never worse there than the one given.
+    Half-quadratic splitting again: each round computes the targets u nearest to the present outputs of the chain
+    (`half_quadratic.nearest_responses`), in one pass over the rows, and refines the chain onto their moments. The
+    chain of least response error is returned, so it is never worse there than ``factored``.
 
     Parameters
     ----------
     problem : LayerProblem
-        With ``rows``, those of its moments, and an activation that `channel.ACTIVATIONS` knows.
+        With ``rows``, those of its moments, and an activation of `half_quadratic.ACTIVATIONS`.
     factored : FactoredConv
     metric : Tensor of shape (n, n), optional
         F for the refinement (None: the problem's own); the response error takes its diagonal as weights.
     rounds : int
     penalty : float
-        How near u stays to what the chain gives; weak penalties go further in a round.
+        Keeps u near the outputs of the chain; weak penalties change more in a round.
     iterations : int
         At most so many L-BFGS iterations in each round.
     ridge : float or 'evidence'
@@ -145,7 +145,8 @@ def refine_responses(
         raise DecompError(problem.name, "refining responses needs rows and a known activation", got=why_not)
     metric = problem.metric if metric is None else metric
     problem = replace(problem, metric=metric)
-    best, current, before, least, count = factored, factored, None, float("inf"), 0
+    best, current, least, count = factored, factored, float("inf"), 0
+    before: float | None = None
     for count in range(rounds + 1):  # noqa: B007
         error, targets = activation_targets(problem, current, penalty)
         before = error if before is None else before
@@ -154,14 +155,15 @@ def refine_responses(
         best, least = current, error
         if count < rounds:
             onto_targets = replace(problem, moments=targets)
-            if ridge == EVIDENCE:
-                ridge = _trusted_ridge(onto_targets, current.compose()[0])
+            if isinstance(ridge, str):
+                ridge = _evidence_ridge(onto_targets, current.compose()[0])
             current = refine(onto_targets, current, iterations=iterations, ridge=ridge)
     report = {"response_error_before": before, "response_error": least, "rounds": count, "ridge": ridge}
     return FactoredConv(best.factors, best.names, {**factored.report, "refine_responses": report})
 
 
-def _trusted_ridge(problem: LayerProblem, kernel: Tensor) -> float:
+def _evidence_ridge(problem: LayerProblem, kernel: Tensor) -> float:
+    """The ridge of largest evidence with ``kernel`` as the prior, and at least `SHRINKAGE` for few rows."""
     moments = problem.moments
     floor = SHRINKAGE * moments.K.shape[0] / moments.n_rows
     return max(choose_ridge(moments, weight_to_matrix(kernel)), floor)
@@ -170,7 +172,7 @@ def _trusted_ridge(problem: LayerProblem, kernel: Tensor) -> float:
 def _with_weights(problem: LayerProblem, factored: FactoredConv, weights: list[Tensor]) -> FactoredConv:
     """The chain with other weights, and the bias with which it has no mean error."""
     rounded = [weight.to(factor.weight).contiguous() for weight, factor in zip(weights, factored.factors)]
-    # The bias fits the kernel as it will be stored, so that the mean error stays zero after rounding.
+    # The bias is computed for the rounded kernel, so that the mean error stays zero after rounding.
     kernel, _ = compose([weight.to(torch.float64) for weight in rounded], [None] * len(rounded))
     bias = intercept(problem.moments, weight_to_matrix(kernel).to(problem.moments.K.device))
     biases = [None] * (len(rounded) - 1) + [bias.to(rounded[-1])]
@@ -183,12 +185,15 @@ def _with_weights(problem: LayerProblem, factored: FactoredConv, weights: list[T
 class _Search:
     """L-BFGS over the factors in well-scaled coordinates."""
 
-    def __init__(self, problem: LayerProblem, factored: FactoredConv, metric: Tensor | None, ridge: float):
+    def __init__(self, problem: LayerProblem, factored: FactoredConv, metric: Tensor | None, ridge: float) -> None:
         self.moments, self.metric, self.prior = problem.moments, metric, problem.matrix()
         self.penalty = ridge * float(self.moments.K.diagonal().mean())
         self.shapes = [factor.weight.shape for factor in factored.factors]
         self.L = self._whitening(problem, factored.factors[0].kernel)
-        self.root, self.inverse = (None, None) if metric is None else metric_roots(metric)
+        self.root: Tensor | None = None
+        self.inverse: Tensor | None = None
+        if metric is not None:
+            self.root, self.inverse = metric_roots(metric)
         weights = [factor.weight.detach().to(self.moments.K) for factor in factored.factors]
         self.parameters = _balanced(self._to_search(weights))
         self.n_evaluations = 0
@@ -196,7 +201,7 @@ class _Search:
 
     @staticmethod
     def _whitening(problem: LayerProblem, kernel: tuple[int, int]) -> Tensor | None:
-        """Cholesky factor of the covariance of what the first factor reads; None where it is of no simple shape."""
+        """Cholesky factor of the covariance of the first factor's inputs; None where it is of no simple shape."""
         if kernel == problem.kernel:
             covariance = problem.moments.K
         elif kernel == (problem.kernel[0], 1):
@@ -245,7 +250,7 @@ class _Search:
         return loss * self.scale
 
     def run(self, iterations: int) -> tuple[list[Tensor], int]:
-        """The factors found, and how many times the loss was evaluated."""
+        """The refined factors, and the number of evaluations of the loss."""
         self.parameters = [p.detach().contiguous().requires_grad_() for p in self.parameters]
         start = float(self._evaluate())
         if start > 0 and math.isfinite(start) and iterations > 0:
@@ -265,13 +270,13 @@ class _Search:
 
 
 def _balanced(weights: list[Tensor]) -> list[Tensor]:
-    """The same chain with each inner channel of equal size in the factor that makes it and the one that reads it."""
+    """The same chain with each inner channel of equal size in the factor that writes it and the one that reads it."""
     weights = list(weights)
     for i in range(len(weights) - 1):
-        made = weights[i].flatten(1).norm(dim=1)
+        written = weights[i].flatten(1).norm(dim=1)
         read = weights[i + 1].transpose(0, 1).flatten(1).norm(dim=1)
-        both = (made > 0) & (read > 0)
-        scale = torch.where(both, (read / torch.where(both, made, 1.0)).sqrt(), 1.0)
+        both = (written > 0) & (read > 0)
+        scale = torch.where(both, (read / torch.where(both, written, 1.0)).sqrt(), 1.0)
         weights[i] = weights[i] * scale[:, None, None, None]
         weights[i + 1] = weights[i + 1] / scale[None, :, None, None]
     return weights

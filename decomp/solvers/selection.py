@@ -1,21 +1,22 @@
-"""Which input channels a convolution keeps, and its weights on those that stay."""
+"""Channel selection, and least-squares reconstruction of the weights on the selected channels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from decomp.errors import DecompError
+from decomp.errors import DecompError, check_choice
 from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import LayerProblem, matrix_to_weight
 from decomp.solvers import lasso
 from decomp.solvers.elimination import eliminate
-from decomp.solvers.linalg import EVIDENCE, least_squares
-
-SELECTORS = ("lasso", "backward", "l1", "max-response", "first-k", "random")
+from decomp.solvers.linalg import EVIDENCE, Ridge, least_squares
+from decomp.solvers.selectors import CHANNEL_SELECTORS
 
 
 def select(problem: LayerProblem, keep: int, selector: str = "lasso", *, seed: int = 0) -> Selection:
@@ -35,11 +36,11 @@ def select(problem: LayerProblem, keep: int, selector: str = "lasso", *, seed: i
         'l1'
             Largest sum of absolute weights on the channel.
         'max-response'
-            Largest variance of what the channel contributes to the responses.
+            Largest variance of the channel's contribution to the responses.
         'first-k'
             The first ones.
         'random'
-            A draw from ``seed``.
+            Drawn with ``seed``.
     seed : int
         For 'random' only.
 
@@ -55,6 +56,7 @@ def select(problem: LayerProblem, keep: int, selector: str = "lasso", *, seed: i
     NumericalError
         NaN or Inf in the problem, or no factorisation.
     """
+    check_choice("selector", selector, CHANNEL_SELECTORS)
     problem.checked()
     c = problem.n_channels
     if not 1 <= keep <= c:
@@ -72,9 +74,10 @@ def select(problem: LayerProblem, keep: int, selector: str = "lasso", *, seed: i
 def retention_order(problem: LayerProblem, selector: str, *, seed: int = 0) -> list[int]:
     """All channels, the one to keep longest first.
 
-    The first k are what `select` keeps, except for 'lasso': its path may let a channel go again, and the order
-    here is that of first entry.
+    The first k are those that `select` keeps, except for 'lasso': a channel may leave its path again, and the
+    order here is that of first entry.
     """
+    check_choice("selector", selector, CHANNEL_SELECTORS)
     c = problem.n_channels
     if selector == "lasso":
         return lasso.entry_order(problem)
@@ -87,9 +90,7 @@ def retention_order(problem: LayerProblem, selector: str, *, seed: int = 0) -> l
         return _descending(lasso.channel_gram(problem)[0].diagonal())
     if selector == "first-k":
         return list(range(c))
-    if selector == "random":
-        return torch.randperm(c, generator=torch.Generator().manual_seed(seed)).tolist()
-    raise DecompError("selector", f"must be among {', '.join(SELECTORS)}", got=selector)
+    return torch.randperm(c, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _descending(scores: Tensor) -> list[int]:
@@ -98,7 +99,7 @@ def _descending(scores: Tensor) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """A layer's weights on the channels that stay; unpacks as ``weight, bias``.
+    """A layer's weights on the selected channels; unpacks as ``weight, bias``.
 
     Parameters
     ----------
@@ -111,17 +112,17 @@ class Reconstruction:
 
     weight: Tensor
     bias: Tensor
-    report: dict = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Tensor]:
         return iter((self.weight, self.bias))
 
 
-def reconstruct(problem: LayerProblem, selection: Selection, *, ridge: float | str = EVIDENCE) -> Reconstruction:
+def reconstruct(problem: LayerProblem, selection: Selection, *, ridge: Ridge = EVIDENCE) -> Reconstruction:
     """Least squares of the layer's weights and bias on the kept channels.
 
-    The ridge pulls towards the old weights on these channels, so what the rows leave open (a dead channel)
-    stays as it was, and keeping all channels of an unchanged network returns the layer itself. The output
+    The ridge pulls towards the old weights on these channels, so weights that the rows do not determine (of a dead
+    channel) stay as they were, and keeping all channels of an unchanged network returns the layer itself. The output
     metric does not change the solution.
 
     Parameters

@@ -1,63 +1,106 @@
-"""One layer, all its steps: from a problem and its planned sizes to what the layer becomes."""
+"""Solver of one layer: selection, least squares, spatial split, channel decomposition and refinement in turn."""
+
+from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from decomp.errors import check_choice
 from decomp.problem.factors import FactoredConv, LayerSolution, Selection
-from decomp.problem.layer_problem import columns_of, weight_to_matrix
+from decomp.problem.layer_problem import LayerProblem, columns_of, weight_to_matrix
+from decomp.problem.moments import Moments
 from decomp.solvers import channel, refine, selection, spatial
+from decomp.solvers.selectors import SELECTORS
 
-SELECTORS = ("best", *selection.SELECTORS)
+# The selectors that 'best' tries, the first of equals wins.
+TRIED = ("backward", "lasso")
 
 
-def choose(problem, keep, selector="best", seed=0):
-    """Choose the input channels of a layer.
+class LayerSizes(Protocol):
+    """Planned sizes of a layer, as `decomp.allocation.plan.LayerPlan` has them; None leaves a step out."""
+
+    @property
+    def keep(self) -> int | None:
+        """Number of input channels kept."""
+
+    @property
+    def spatial_rank(self) -> int | None:
+        """Rank of the spatial split."""
+
+    @property
+    def channel_rank(self) -> int | None:
+        """Rank of the channel decomposition."""
+
+
+def choose(problem: LayerProblem, keep: int, selector: str = "best", seed: int = 0) -> Selection:
+    """Choose ``keep`` input channels of a layer.
 
     Parameters
     ----------
     problem : decomp.problem.layer_problem.LayerProblem
     keep : int
     selector : str
-        One of :func:`decomp.solvers.selection.select`, or 'best': the lasso and backward elimination both, and of
-        the two
-        the one whose least-squares fit on the rows leaves the smaller error.
+        Of `selection.select`, or 'best': the better of backward elimination and the lasso, by the error after
+        least squares on the same rows.
     seed : int
+        For the random selector.
 
     Returns
     -------
     decomp.problem.factors.Selection
+
+    Raises
+    ------
+    UsageError
+        Unknown selector.
+    DecompError
+        Count out of range.
+    NumericalError
+        NaN or Inf in the problem, or no factorisation.
     """
+    check_choice("selector", selector, SELECTORS)
     if selector != "best":
         return selection.select(problem, keep, selector=selector, seed=seed)
-    candidates = [selection.select(problem, keep, selector=name) for name in ("backward", "lasso")]
+    candidates = [selection.select(problem, keep, selector=name) for name in TRIED]
     errors = [selection.reconstruct(problem, candidate).report["error"] for candidate in candidates]
-    best = candidates[errors.index(min(errors))]
-    report = {"error_backward": errors[0], "error_lasso": errors[1], **best.report}
-    report["selector"] = ("backward", "lasso")[errors.index(min(errors))]
-    return replace(best, report=report)
+    best = errors.index(min(errors))
+    report = {f"error_{name}": error for name, error in zip(TRIED, errors)} | candidates[best].report
+    return replace(candidates[best], report={**report, "selector": TRIED[best]})
 
 
-def solve_layer(problem, item, *, held_out=None, selector="best", activation_aware=True, refined=True, seed=0):
-    """Prune the input, split, decompose, refine: the steps of one layer in order, all on the same rows.
+def solve_layer(
+    problem: LayerProblem,
+    sizes: LayerSizes,
+    *,
+    held_out: Moments | None = None,
+    selector: str = "best",
+    activation_aware: bool = True,
+    refined: bool = True,
+    seed: int = 0,
+) -> tuple[LayerSolution, dict[str, Any]]:
+    """Apply the planned steps to one layer: prune the input, split, decompose, refine, all on the same rows.
 
-    The channels it reads are chosen first, and its weights fitted to the rows on those that stay; the spatial split
-    then factors the fitted weights, and the channel decomposition its responses. At last all factors are refined
-    together. With an output metric in the problem, every step counts errors as the network's output feels them.
+    The input channels are selected first, and the weights on them fitted to the rows; the spatial split then factors
+    the fitted weights, and the channel decomposition the responses. At the end all factors are refined together.
+    A layer without any step is fitted too: least squares corrects for the errors of the layers before it. With an
+    output metric in the problem, every step weighs errors by their effect on the network's output.
 
     Parameters
     ----------
     problem : decomp.problem.layer_problem.LayerProblem
-        Over all input channels, from the network as compressed so far.
-    item : decomp.allocation.plan.LayerPlan
+        On all input channels, X from the network as compressed so far.
+    sizes : LayerSizes
     held_out : decomp.problem.moments.Moments, optional
-        Rows that no fit sees, for the report.
+        Rows that are not fitted, for the report.
     selector : str
-        How input channels are chosen, see :func:`choose`.
+        See `choose`.
     activation_aware : bool
-        Fit the channel decomposition and the refinement behind the activation, where that is known.
+        Fit the channel decomposition and the refinement after the activation, where it is a known one.
     refined : bool
-        Refine a chain of factors jointly; a layer that was only narrowed is fitted anew behind its activation.
+        Refine the chain of factors jointly; a layer that is only narrowed is fitted again, after its activation.
     seed : int
         For the random selector.
 
@@ -65,47 +108,62 @@ def solve_layer(problem, item, *, held_out=None, selector="best", activation_awa
     -------
     solution : decomp.problem.factors.LayerSolution
     report : dict
-        Relative squared error of the responses after each step, on the fitted and on the held-out rows, and on the
-        fitted ones in the output metric (``output_error``).
+        JSON. ``errors``: relative squared error of the responses after each step, on the ``fitted`` and on the
+        ``held_out`` rows, and on the fitted ones in the output metric (``output_error``).
+
+    Raises
+    ------
+    UsageError
+        Unknown selector.
+    DecompError
+        A size out of range.
+    NumericalError
+        NaN or Inf in the problem, or no factorisation.
     """
-    report = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
-    errors = report["errors"] = {}
-    _note(errors, "before", problem.weight, problem, held_out)
-    chosen = everything = Selection(torch.arange(problem.n_channels), problem.n_channels)
-    if item.keep is not None:
-        chosen = choose(problem, item.keep, selector, seed)
+    check_choice("selector", selector, SELECTORS)
+    errors: dict[str, dict[str, float]] = {"before": _errors(problem.weight, problem, held_out)}
+    report: dict[str, Any] = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
+    report["errors"] = errors
+    pruned = sizes.keep is not None
+    chosen = Selection(torch.arange(problem.n_channels), problem.n_channels)
+    if sizes.keep is not None:
+        chosen = choose(problem, sizes.keep, selector, seed)
         report["selection"] = chosen.report
     fitted = selection.reconstruct(problem, chosen)
     report["least_squares"] = fitted.report
     problem = replace(problem.narrowed(chosen), weight=fitted.weight, bias=fitted.bias)
     if held_out is not None:
         held_out = held_out.take_inputs(columns_of(chosen.channels, problem.kernel))
-    _note(errors, "refit" if chosen is everything else "prune", problem.weight, problem, held_out)
+    errors["prune" if pruned else "refit"] = _errors(problem.weight, problem, held_out)
     factored = FactoredConv.dense(problem.weight, problem.bias, problem.geometry)
-    if item.spatial_rank is not None:
-        factored = spatial.split(problem, item.spatial_rank)
+    if sizes.spatial_rank is not None:
+        factored = spatial.split(problem, sizes.spatial_rank)
         report["spatial"] = factored.report
-        _note(errors, "spatial", factored.compose()[0], problem, held_out)
-    if item.channel_rank is not None:
-        base = factored if item.spatial_rank is not None else None
-        factored = channel.decompose(problem, item.channel_rank, base=base, activation_aware=activation_aware)
+        errors["spatial"] = _errors(factored.compose()[0], problem, held_out)
+    if sizes.channel_rank is not None:
+        base = factored if sizes.spatial_rank is not None else None
+        factored = channel.decompose(problem, sizes.channel_rank, base=base, activation_aware=activation_aware)
         report["channel"] = factored.report
-        _note(errors, "channel", factored.compose()[0], problem, held_out)
-    if refined and (len(factored.factors) > 1 or chosen is not everything):
-        if activation_aware and problem.rows is not None and problem.activation in ("relu", "relu6"):
-            factored = refine.refine_responses(problem, factored)
-        else:
-            factored = refine.refine(problem, factored)
+        errors["channel"] = _errors(factored.compose()[0], problem, held_out)
+    if refined and (len(factored.factors) > 1 or pruned):
+        factored = _refined(problem, factored, activation_aware)
         report["refine"] = {key: value for key, value in factored.report.items() if key.startswith("refine")}
-        _note(errors, "refine", factored.compose()[0], problem, held_out)
-    return LayerSolution(problem.name, None if chosen is everything else chosen, factored), report
+        errors["refine"] = _errors(factored.compose()[0], problem, held_out)
+    return LayerSolution(problem.name, chosen if pruned else None, factored), report
 
 
-def _note(errors, step, weight, problem, held_out):
+def _refined(problem: LayerProblem, factored: FactoredConv, activation_aware: bool) -> FactoredConv:
+    if activation_aware and problem.rows is not None and problem.activation in ("relu", "relu6"):
+        return refine.refine_responses(problem, factored)
+    return refine.refine(problem, factored)
+
+
+def _errors(weight: Tensor, problem: LayerProblem, held_out: Moments | None) -> dict[str, float]:
     """Relative errors of the responses; with an output metric, also the error in that metric."""
     matrix = weight_to_matrix(weight).to(problem.moments.K.device)
-    errors[step] = {"fitted": problem.moments.error(matrix)}
+    errors = {"fitted": problem.moments.error(matrix)}
     if held_out is not None and held_out.n_rows:
-        errors[step]["held_out"] = held_out.error(matrix)
+        errors["held_out"] = held_out.error(matrix)
     if problem.metric is not None:
-        errors[step]["output_error"] = problem.error(weight)
+        errors["output_error"] = problem.error(weight)
+    return errors

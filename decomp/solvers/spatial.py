@@ -1,6 +1,8 @@
-"""Split a kh×kw convolution into a kh×1 and a 1×kw one, fitted to data."""
+"""Spatial split of a kh×kw convolution into a kh×1 and a 1×kw one, fitted to data."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import Moments
 from decomp.solvers.linalg import (
     EVIDENCE,
+    Ridge,
     column_signs,
     factorise,
     least_squares,
@@ -37,7 +40,7 @@ def split(
     data: bool = True,
     covariance_aware: bool = True,
     alternate: int = 0,
-    ridge: float | str = EVIDENCE,
+    ridge: Ridge = EVIDENCE,
 ) -> FactoredConv:
     r"""Split into ``rank`` filters kh×1 without bias, and n filters 1×kw with one (Jaderberg et al. 2014, scheme 2).
 
@@ -48,11 +51,11 @@ def split(
 
     where M is the covariance of a column of the patch, averaged over x (the identity if not
     ``covariance_aware``), and F_x the output metric for each x. H and the bias are then fitted to the rows
-    exactly, by least squares on what V makes of them:
+    exactly, by least squares on the outputs of V:
 
     .. math:: \min_{H, b} \sum_i \| y_i - H^T (V^T x_i) - b \|^2
 
-    which the moments VᵀKV and VᵀC decide. Its ridge pulls towards the closed-form H, so full rank gives W back.
+    which needs only the moments VᵀKV and VᵀC. Its ridge pulls towards the closed-form H, so full rank gives W.
 
     Parameters
     ----------
@@ -65,7 +68,7 @@ def split(
     covariance_aware : bool
         False: V from the plain SVD of A; H is fitted all the same.
     alternate : int
-        Times to fit V to the rows given H (by conjugate gradients), and H again.
+        Number of times that V is fitted to the rows given H (by conjugate gradients), and H again.
     ridge : float or 'evidence'
         Of the fit of H, see `linalg.least_squares`.
 
@@ -97,7 +100,7 @@ def split(
     for _ in range(alternate):
         V_next, scales = _normalised(_refit_vertical(problem, V, H))
         seen = through_vertical(problem.moments, V_next, problem.kernel)
-        # The same ridge again: on a prior that the rows were fitted to, the evidence would let nothing move.
+        # The same ridge again: for a prior that was fitted to the rows, the evidence would choose one that fixes it.
         prior = H * scales[:, None, None]
         H_next, bias_next, fitted = _refit_horizontal(problem, seen, prior, report["ridge"])
         if not fitted["error"] < report["error"]:
@@ -108,7 +111,7 @@ def split(
 
 
 def require_splittable(problem: LayerProblem) -> None:
-    """Raise `DecompError` where a spatial split has nothing to split."""
+    """Raise `DecompError` where the kernel extends in one direction only."""
     kh, kw = problem.kernel
     if kh == 1 or kw == 1:
         fix = "leave the spatial split of this layer out"
@@ -130,7 +133,7 @@ def _check(problem: LayerProblem, rank: int, alternate: int) -> None:
 def closed_form(problem: LayerProblem, rank: int, *, covariance_aware: bool = True) -> tuple[Tensor, Tensor]:
     """V (c·kh, rank) and H (rank, n, kw) by a weighted SVD of the kernel, before any fit to rows (see `split`).
 
-    The columns of V do not depend on the rank, save their number: a smaller rank takes the leading ones.
+    The columns of V do not depend on the rank, except for their number: a smaller rank takes the leading ones.
     """
     A = problem.matrix_by_columns()
     if not covariance_aware:
@@ -168,7 +171,7 @@ def _plain_factors(A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _normalised(V: Tensor) -> tuple[Tensor, Tensor]:
     """Columns of length 1 with a positive largest entry, and the signed lengths they had.
 
-    Columns that are nothing but rounding become zero.
+    Columns that are rounding errors only become zero.
     """
     norms = V.norm(dim=0)
     real = norms > 1e-14 * norms.max()
@@ -180,7 +183,10 @@ def column_covariance(moments: Moments, kernel: tuple[int, int]) -> Tensor:
     """Second moments of one column of the patch, (c·kh, c·kh), averaged over the columns x."""
     blocks = _by_columns(moments, kernel)
     kw, size = kernel[1], moments.K.shape[0] // kernel[1]
-    return sum(blocks[:, :, x, :, :, x].reshape(size, size) for x in range(kw)) / kw
+    total = blocks[:, :, 0, :, :, 0].reshape(size, size)
+    for x in range(1, kw):
+        total = total + blocks[:, :, x, :, :, x].reshape(size, size)
+    return total / kw
 
 
 def _by_columns(moments: Moments, kernel: tuple[int, int]) -> Tensor:
@@ -188,7 +194,7 @@ def _by_columns(moments: Moments, kernel: tuple[int, int]) -> Tensor:
 
 
 def through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> Moments:
-    """Moments of what V makes of each column of the patches: features in the order (filter, x).
+    """Moments of the outputs of V for each column of the patches: features in the order (filter, x).
 
     Parameters
     ----------
@@ -220,7 +226,9 @@ def coefficients(H: Tensor) -> Tensor:
     return H.transpose(1, 2).reshape(-1, H.shape[1])
 
 
-def _refit_horizontal(problem, seen: Moments, H: Tensor, ridge: float | str) -> tuple[Tensor, Tensor, dict]:
+def _refit_horizontal(
+    problem: LayerProblem, seen: Moments, H: Tensor, ridge: Ridge
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """H and the bias by least squares on the features; the relative error and the ridge used."""
     fit = least_squares(seen, ridge=ridge, prior=coefficients(H))
     H = fit.weight.view(-1, problem.kernel[1], problem.n_filters).transpose(1, 2)
@@ -231,15 +239,15 @@ def _refit_vertical(problem: LayerProblem, V: Tensor, H: Tensor) -> Tensor:
     r"""V given H: minimise tr F(BᵀKB − 2BᵀC), B = V∘H, by preconditioned conjugate gradients from the present V.
 
     The normal operator V ↦ Σ_xx' K_xx' V H_x' F H_xᵀ has c·kh·rank unknowns: too many to factorise. The
-    preconditioner takes the patch columns for uncorrelated, M⁻¹ V (Σ_x H_x F H_xᵀ)⁻¹.
+    preconditioner treats the patch columns as uncorrelated, M⁻¹ V (Σ_x H_x F H_xᵀ)⁻¹.
     """
     moments, F = problem.moments, problem.float64_metric()
     kw, size, n = problem.kernel[1], len(V), H.shape[1]
 
-    def compose(vertical):
+    def compose(vertical: Tensor) -> Tensor:
         return torch.einsum("pr,rnx->pxn", vertical, H).reshape(size * kw, n)
 
-    def adjoint(gradient):
+    def adjoint(gradient: Tensor) -> Tensor:
         gradient = gradient if F is None else gradient @ F
         return torch.einsum("pxn,rnx->pr", gradient.view(size, kw, n), H)
 
@@ -247,7 +255,7 @@ def _refit_vertical(problem: LayerProblem, V: Tensor, H: Tensor) -> Tensor:
     L_left, _ = factorise(column_covariance(moments, problem.kernel), name=problem.name)
     L_right, _ = factorise(torch.einsum("rnx,snx->rs", weighted, H), name=problem.name)
 
-    def precondition(residual):
+    def precondition(residual: Tensor) -> Tensor:
         return torch.cholesky_solve(torch.cholesky_solve(residual, L_left).T, L_right).T
 
     right = adjoint(moments.C)
@@ -268,7 +276,7 @@ def _refit_vertical(problem: LayerProblem, V: Tensor, H: Tensor) -> Tensor:
     return V
 
 
-def _assemble(problem: LayerProblem, V: Tensor, H: Tensor, bias: Tensor | None, report: dict) -> FactoredConv:
+def _assemble(problem: LayerProblem, V: Tensor, H: Tensor, bias: Tensor | None, report: dict[str, Any]) -> FactoredConv:
     weight, kh, rank = problem.weight, problem.kernel[0], V.shape[1]
     vertical = V.T.reshape(rank, problem.n_channels, kh, 1).to(weight.device, weight.dtype).contiguous()
     horizontal = H.transpose(0, 1).unsqueeze(2).to(weight.device, weight.dtype).contiguous()

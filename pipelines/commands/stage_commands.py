@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from decomp.allocation.plan import STEPS
+from decomp.solvers.selectors import SELECTORS
 
 from ..console import parse
 from ..console.options import (
@@ -17,7 +18,6 @@ from ..console.options import (
     LEAST_IMAGES,
     LEAST_POINTS,
     SCHEDULES,
-    SELECTORS,
     DecomposeOptions,
     FinetuneOptions,
     FreezeOptions,

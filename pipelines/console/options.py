@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from decomp.allocation.plan import STEPS
 from decomp.errors import UsageError
+from decomp.solvers.selectors import SELECTORS
 
 from . import parse
 
-SELECTORS = ("best", "lasso", "backward", "l1", "max-response", "first-k", "random")
 ALLOCATIONS = ("joint", "energy", "uniform")
 COSTS = ("macs", "params", "latency")
 LAYOUTS = ("contiguous", "channels-last")

@@ -10,8 +10,9 @@ from layer_problems import make, output_metric, relative, sizes
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.factors import Geometry
 from decomp.problem.moments import Moments
-from decomp.solvers import channel, spatial
-from decomp.solvers.channel import ACTIVATIONS, decompose, nearest_responses
+from decomp.solvers import half_quadratic, spatial
+from decomp.solvers.channel import decompose
+from decomp.solvers.half_quadratic import ACTIVATIONS, nearest_responses
 from decomp.solvers.linalg import least_squares
 
 FIXED = {"ridge": 1e-10}
@@ -151,7 +152,7 @@ def test_what_has_no_aware_form_is_fitted_linearly_and_says_so():
         found = decompose(problem, 2)
         assert words in found.report["note"] and found.report["form"] == "linear"
         assert torch.equal(found.compose()[0], linear.compose()[0])
-    assert linear.report["note"] == "the linear form was asked for"
+    assert linear.report["note"] == "the linear form was chosen"
     assert "note" not in decompose(make(activation="identity").problem, 2).report
 
 
@@ -193,7 +194,7 @@ def test_float32_is_within_1e_4_of_float64(activation_aware):
 
 def test_tiles_leave_no_seam(monkeypatch):
     whole = decompose(make().problem, 3)
-    monkeypatch.setattr(channel, "TILE_ROWS", 11)
+    monkeypatch.setattr(half_quadratic, "TILE_ROWS", 11)
     tiled = decompose(make().problem, 3)
     assert torch.allclose(whole.compose()[0], tiled.compose()[0], atol=1e-9)
 
@@ -225,7 +226,7 @@ def test_what_is_singular_has_a_defined_answer(change, n_rows, dtype, with_base)
 def test_targets_near_a_chain_are_the_moments_of_the_nearest_responses():
     rows = make(n=5)
     found = decompose(rows.problem, 2)
-    error, moments = channel.activation_targets(rows.problem, found, 0.3)
+    error, moments = half_quadratic.activation_targets(rows.problem, found, 0.3)
     r = ACTIVATIONS["relu"]
     u = nearest_responses(rows.fitted(found), r(rows.Y), 0.3, "relu")
     wanted = Moments.of_rows(rows.flat, u)

@@ -11,7 +11,7 @@ from decomp.problem.moments import Moments
 from decomp.solvers import error_curves as curves
 from decomp.solvers import linalg, selection, spatial
 from decomp.solvers.channel import decompose
-from decomp.solvers.selection import SELECTORS
+from decomp.solvers.selectors import CHANNEL_SELECTORS
 
 RIDGE = 1e-3
 
@@ -59,7 +59,7 @@ def test_the_channel_curve_is_the_error_of_every_decomposition(metric, on_held_o
 
 @pytest.mark.parametrize("metric", [None, output_metric(6)])
 @pytest.mark.parametrize("on_held_out", [False, True])
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("selector", CHANNEL_SELECTORS)
 def test_the_selection_curve_is_the_error_of_every_width(metric, on_held_out, selector):
     problem, held_out = fitted_and_held_out(metric, c=6)
     held_out = held_out if on_held_out else None
@@ -110,7 +110,7 @@ def test_curves_start_at_one_never_rise_and_are_finite(n_rows, dtype):
         for found in (
             curves.spatial_curve(rows.problem, judged),
             curves.channel_curve(rows.problem, judged),
-            *(curves.selection_curve(rows.problem, judged, selector=s) for s in SELECTORS),
+            *(curves.selection_curve(rows.problem, judged, selector=s) for s in CHANNEL_SELECTORS),
         ):
             assert found[0] == 1.0 and np.isfinite(found).all()
             assert (np.diff(found) <= 0).all() and (found >= 0).all()

@@ -9,9 +9,10 @@ from layer_problems import make, output_metric, relative
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry
 from decomp.problem.moments import Moments
-from decomp.solvers import channel, spatial
+from decomp.solvers import half_quadratic, spatial
 from decomp.solvers import refine as refine_module
-from decomp.solvers.channel import ACTIVATIONS, decompose
+from decomp.solvers.channel import decompose
+from decomp.solvers.half_quadratic import ACTIVATIONS
 from decomp.solvers.linalg import choose_ridge, least_squares
 from decomp.solvers.refine import refine, refine_responses
 
@@ -232,4 +233,4 @@ def test_what_cannot_be_refined_is_refused():
     rows.problem.moments.K[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="entries of K NaN or Inf"):
         refine(rows.problem, start)
-    assert channel.why_linear(make().problem) is None
+    assert half_quadratic.why_linear(make().problem) is None

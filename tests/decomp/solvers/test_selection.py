@@ -15,7 +15,8 @@ from decomp.problem.moments import Moments
 from decomp.solvers import elimination, lasso, selection
 from decomp.solvers.elimination import eliminate
 from decomp.solvers.linalg import least_squares
-from decomp.solvers.selection import SELECTORS, reconstruct, select
+from decomp.solvers.selection import reconstruct, select
+from decomp.solvers.selectors import CHANNEL_SELECTORS
 
 
 def penalised_error(rows, channels, ridge, metric=None):
@@ -94,7 +95,7 @@ def awkward(X, Y, weight):
     weight[:, 4] = 0
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("selector", CHANNEL_SELECTORS)
 @pytest.mark.parametrize("change", [None, awkward])
 @pytest.mark.parametrize("n_rows", [2, 30, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -206,9 +207,9 @@ def test_float32_is_within_1e_4_of_float64():
 
 def test_what_cannot_be_selected_is_refused():
     problem = make().problem
-    with pytest.raises(DecompError, match="selector: must be among lasso, backward, .* got magic"):
+    with pytest.raises(DecompError, match="selector: must be one of lasso, backward, .* got 'magic'"):
         select(problem, 2, "magic")
-    for selector in SELECTORS:
+    for selector in CHANNEL_SELECTORS:
         with pytest.raises(DecompError, match=r"conv: the number of channels kept must be in 1..4 \(c\), got 5"):
             select(problem, 5, selector)
     with pytest.raises(DecompError, match="must be in 1..4"):
@@ -216,17 +217,17 @@ def test_what_cannot_be_selected_is_refused():
     with pytest.raises(DecompError, match="conv: the selection must be of 4 channels, got 5"):
         reconstruct(problem, Selection(torch.tensor([0]), 5))
     problem.moments.K[0, 0] = float("nan")
-    for selector in SELECTORS:
+    for selector in CHANNEL_SELECTORS:
         with pytest.raises(NumericalError, match="entries of K NaN or Inf"):
             select(problem, 2, selector)
 
 
 def test_backward_beats_the_lasso_and_the_lasso_the_baselines_on_the_whole():
     """Not at every size of every problem, but on the whole: what the solvers are there for."""
-    totals = dict.fromkeys(SELECTORS, 0.0)
+    totals = dict.fromkeys(CHANNEL_SELECTORS, 0.0)
     for seed in range(6):
         rows = make(n_rows=600, c=12, n=6, kernel=(2, 2), seed=seed)
-        for selector, keep in itertools.product(SELECTORS, (3, 6, 9)):
+        for selector, keep in itertools.product(CHANNEL_SELECTORS, (3, 6, 9)):
             totals[selector] += reconstruct(rows.problem, select(rows.problem, keep, selector)).report["error"]
     assert totals["backward"] < totals["lasso"] < min(totals[s] for s in ("l1", "first-k", "random"))
 

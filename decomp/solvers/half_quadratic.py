@@ -1,0 +1,278 @@
+r"""Half-quadratic splitting: linear targets for responses that pass through an activation (1505.06798, section 3).
+
+The error after an activation r, Σ‖r(y) − r(z)‖² over maps z of low rank, is not quadratic in z. With an auxiliary
+u for every response it becomes Σ(r(u) − r(y))² + penalty·(u − z)², which is minimised in turns: over u element by
+element (`nearest_responses`), over z by reduced-rank regression (`HalfQuadratic`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decomp.errors import DecompError
+from decomp.problem.factors import FactoredConv
+from decomp.problem.layer_problem import LayerProblem, weight_to_matrix
+from decomp.problem.moments import Moments
+from decomp.solvers.linalg import METRIC_FLOOR, RIDGE, LeastSquares, symmetric_eigen
+
+# Half-quadratic penalties, weak first, and the most iterations for each (1505.06798, section 3.2).
+PENALTIES = (0.01, 1.0)
+ITERATIONS = 25
+# The iterations of a penalty end when one lowers the best objective by less than this share.
+PATIENCE = 3e-4
+# Responses in memory and worked on at once.
+TILE_ROWS = 4096
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda y: y,
+    "relu": lambda y: y.clamp_min(0),
+    "relu6": lambda y: y.clamp(0, 6),
+}
+
+
+def nearest_responses(fitted: Tensor, wanted: Tensor, penalty: float, activation: str) -> Tensor:
+    r"""Element-wise argmin over u of ``(r(u) − wanted)² + penalty·(u − fitted)²`` (1505.06798, eq. 9 and 10).
+
+    On each piece of r the function is a parabola. Where r rises its minimum is
+    m = (penalty·fitted + wanted)/(1 + penalty), at the cost penalty/(1 + penalty)·(fitted − wanted)²; where r is
+    flat it is u = fitted, if that lies there. With κ = √(1 + 1/penalty) − 1 the comparison of the two comes to:
+
+    * relu: m where fitted + κ·wanted > 0, else fitted (wanted ≥ 0, so fitted ≤ 0 then)
+    * relu6: the same at 0, and its mirror image at 6: m also needs (6 − fitted) + κ·(6 − wanted) > 0
+
+    and m lies on the rising piece wherever it is chosen, as penalty·κ < 1/2.
+
+    Parameters
+    ----------
+    fitted : Tensor
+        Responses of the map before the activation.
+    wanted : Tensor
+        r(y), same shape.
+    penalty : float
+        Above 0.
+    activation : {'identity', 'relu', 'relu6'}
+    """
+    middle = torch.lerp(wanted, fitted, penalty / (1 + penalty))
+    if activation == "identity":
+        return middle
+    kappa = math.sqrt(1 + 1 / penalty) - 1
+    bound = fitted.add(wanted, alpha=kappa)
+    rises = bound > 0
+    if activation == "relu6":
+        rises &= bound < 6 * (1 + kappa)
+    return torch.where(rises, middle, fitted)
+
+
+def why_linear(problem: LayerProblem) -> str | None:
+    """Reason why this problem has no activation-aware form; None if it has one."""
+    if problem.activation not in ACTIVATIONS:
+        return f"activation {problem.activation!r} has no activation-aware form: fitted linearly"
+    if problem.activation != "identity" and problem.rows is None:
+        return "the activation-aware form needs the rows, and none were given: fitted linearly"
+    return None
+
+
+def response_weights(problem: LayerProblem) -> Tensor:
+    """Weight of each activated response, (n,) float64: the diagonal of the output metric, or ones."""
+    metric = problem.float64_metric()
+    if metric is None:
+        return torch.ones(problem.n_filters, dtype=torch.float64, device=problem.moments.K.device)
+    diagonal = metric.diagonal()
+    return diagonal.clamp_min(METRIC_FLOOR * float(diagonal.mean()))
+
+
+def activation_targets(problem: LayerProblem, factored: FactoredConv, penalty: float = 1.0) -> tuple[float, Moments]:
+    """Linear targets that stand for the activated responses near a given chain, from one pass over the rows.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        With ``rows``, those of its moments.
+    factored : FactoredConv
+    penalty : float
+
+    Returns
+    -------
+    response_error : float
+        Relative error of the chain after the activation, responses weighted by `response_weights`.
+    moments : Moments
+        Of X and the u of `nearest_responses`, in the place of Y.
+
+    Raises
+    ------
+    DecompError
+        No rows, or others than those of the moments.
+    """
+    moments, activation = problem.moments, ACTIVATIONS[problem.activation]
+    weight, bias = factored.compose()
+    B = weight_to_matrix(weight).to(moments.K.device)
+    bias = moments.y_mean * 0 if bias is None else bias.to(moments.K)
+    # About the means of X and Y, so that nothing large cancels.
+    offset = bias + moments.x_mean @ B
+    C, S = torch.zeros_like(moments.C), torch.zeros_like(moments.S)
+    sums, squares, first, second = (torch.zeros_like(moments.y_mean) for _ in range(4))
+    center = activation(moments.y_mean)
+    n_rows = 0
+    for inputs, responses in problem.row_batches():
+        inputs, responses = (rows.detach().to(moments.K.device).flatten(1) for rows in (inputs, responses))
+        for X, Y in zip(inputs.split(TILE_ROWS), responses.split(TILE_ROWS)):
+            X = X - moments.x_mean.to(X.dtype)
+            z = torch.addmm(offset.to(X.dtype), X, B.to(X.dtype))
+            wanted = activation(Y.to(X.dtype))
+            squares += _squares(wanted - activation(z))
+            distance = wanted - center.to(X.dtype)
+            first += distance.sum(dim=0, dtype=torch.float64)
+            second += _squares(distance)
+            u = nearest_responses(z, wanted, penalty, problem.activation) - moments.y_mean.to(X.dtype)
+            C += X.T @ u
+            S += u.T @ u
+            sums += u.sum(dim=0)
+            n_rows += len(X)
+    _require_all_rows(problem, n_rows)
+    weights = response_weights(problem)
+    total = float(weights @ (second - first.square() / n_rows))
+    error = float(weights @ squares) / total if total > 0 else 0.0
+    S = (S + S.T) / 2 - torch.outer(sums, sums) / n_rows
+    return error, Moments(moments.K, C, S, moments.x_mean, moments.y_mean + sums / n_rows, n_rows)
+
+
+def _require_all_rows(problem: LayerProblem, n_rows: int) -> None:
+    if n_rows != problem.moments.n_rows:
+        raise DecompError(problem.name, f"the rows must be the {problem.moments.n_rows} of the moments", got=n_rows)
+
+
+class ResponseRows:
+    """Least-squares responses ŷ (centred) and activated original responses r(y) of all rows.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+    coefficients : Tensor of shape (c·kh·kw, n)
+    center : Tensor of shape (n,)
+        Mean of ``X @ coefficients``.
+    """
+
+    def __init__(self, problem: LayerProblem, coefficients: Tensor, center: Tensor) -> None:
+        self.activation = ACTIVATIONS[problem.activation]
+        device, fitted, wanted = problem.moments.K.device, [], []
+        for inputs, responses in problem.row_batches():
+            inputs, responses = inputs.detach().to(device).flatten(1), responses.detach().to(device)
+            product = inputs @ coefficients.to(inputs.dtype)
+            fitted.append(product - center.to(product.dtype))
+            wanted.append(self.activation(responses).to(product.dtype))
+        self.fitted, self.wanted = torch.cat(fitted), torch.cat(wanted)
+        _require_all_rows(problem, len(self.fitted))
+
+    def tiles(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.fitted.split(TILE_ROWS), self.wanted.split(TILE_ROWS))
+
+    def variation(self, weights: Tensor) -> float:
+        """Σ weighted squared distance of r(y) from its mean."""
+        mean = self.wanted.mean(dim=0, dtype=torch.float64).to(self.wanted.dtype)
+        return sum(float((weights * _squares(wanted - mean)).sum()) for _, wanted in self.tiles())
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Column sums of squares: over a tile in its own type, between tiles in float64."""
+    return values.square().sum(dim=0).to(torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankMap:
+    """Map of low rank on centred least-squares responses: z = ŷ_c @ encoder @ decoder + mean.
+
+    Parameters
+    ----------
+    encoder : Tensor of shape (n, rank)
+    decoder : Tensor of shape (rank, n)
+    mean : Tensor of shape (n,)
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    mean: Tensor
+
+    def __call__(self, fitted: Tensor) -> Tensor:
+        dtype = fitted.dtype
+        return torch.addmm(self.mean.to(dtype), fitted @ self.encoder.to(dtype), self.decoder.to(dtype))
+
+
+class HalfQuadratic:
+    """Half-quadratic splitting for a map of low rank on the least-squares responses (see `channel.decompose`).
+
+    Parameters
+    ----------
+    problem : LayerProblem
+        With ``rows``; two arrays (N, n) of their type are kept in memory.
+    full : LeastSquares
+        Coefficients B₁ of the least-squares responses, on the features of ``moments``.
+    moments : Moments
+    coefficients : Tensor of shape (c·kh·kw, n)
+        The same coefficients, on the patches.
+    """
+
+    def __init__(self, problem: LayerProblem, moments: Moments, full: LeastSquares, coefficients: Tensor) -> None:
+        self.problem, self.moments = problem, moments
+        self.rows = ResponseRows(problem, coefficients, moments.x_mean @ full.weight)
+        self.weights = response_weights(problem)
+        # By eigenvectors: responses that do not vary leave nothing but rounding, which has no Cholesky factor.
+        vectors, values = symmetric_eigen(full.weight.T @ (moments.K @ full.weight))
+        self.whitening = vectors / (values + RIDGE * (float(values.mean()) or 1.0)).sqrt()
+
+    def sweep(self, low_rank: LowRankMap, penalty: float) -> tuple[float, Tensor, Tensor]:
+        """Objective of a map; and of the u nearest to it, ŷ_cᵀu and the mean."""
+        n = self.problem.n_filters
+        errors, sums = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
+        cross = torch.zeros(n, n, dtype=torch.float64, device=self.weights.device)
+        for fitted, wanted in self.rows.tiles():
+            z = low_rank(fitted)
+            errors += _squares(wanted - self.rows.activation(z))
+            u = nearest_responses(z, wanted, penalty, self.problem.activation) - low_rank.mean.to(z.dtype)
+            sums += u.sum(dim=0)
+            cross += fitted.T @ u
+        return float(self.weights @ errors), cross, low_rank.mean + sums / len(self.rows.fitted)
+
+    def regress(self, cross: Tensor, mean: Tensor, rank: int) -> LowRankMap:
+        """Reduced-rank regression of u on ŷ, each response weighted."""
+        root = self.weights.sqrt()
+        half = self.whitening.T @ (cross * root)
+        U, _ = symmetric_eigen(half.T @ half)
+        U = U[:, :rank]
+        encoder = self.whitening @ (half @ U)
+        return LowRankMap(encoder, (U / root[:, None]).T, mean)
+
+    def run(self, rank: int, start: LowRankMap, iterations: int = ITERATIONS) -> tuple[LowRankMap, dict[str, Any]]:
+        """The map of least objective from ``start`` on, and the report.
+
+        Report: ``form``, ``response_error`` and ``response_error_linear`` (of ``start``), relative, after the
+        activation on the fitted rows, and ``iterations`` for each penalty.
+        """
+        best, best_error, current, counts = start, float("inf"), start, []
+        start_error: float | None = None
+        for penalty in PENALTIES:
+            count, before = 0, float("inf")
+            for count in range(1, iterations + 1):  # noqa: B007
+                error, cross, mean = self.sweep(current, penalty)
+                start_error = error if start_error is None else start_error
+                if error < best_error:
+                    best, best_error = current, error
+                if not error < before * (1 - PATIENCE):
+                    break
+                before = error
+                current = self.regress(cross, mean, rank)
+            counts.append(count)
+            current = best
+        total = self.rows.variation(self.weights)
+        report = {
+            "form": "activation-aware",
+            "response_error": best_error / total if total > 0 else 0.0,
+            "response_error_linear": start_error / total if total > 0 and start_error is not None else 0.0,
+            "iterations": counts,
+        }
+        return best, report
