@@ -38,7 +38,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +85,7 @@ class FrozenWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, meta: dict[str, Any], n_images: int, input_shape: tuple[int, int, int]
+        self, path: str | os.PathLike[str], *, meta: dict[str, Any], n_images: int, input_shape: Sequence[int]
     ):
         self._path = Path(path)
         self._part = self._path.with_name(self._path.name + ".part")

@@ -16,12 +16,13 @@ from ...data import given
 from ...data.formats import network_file
 from ...data.models import LoadedModel
 from ...data.weights import check_finite, digest_state_dict
+from ..console.options import FreezeOptions
 from ..console.reporter import Reporter
 from ..decomposition.make_plan import decompose_options
 from ..reporting.summary import Summary, summarise
 from ..run.directory import RunDirectory
 from ..stages.decompose import decompose
-from ..stages.freeze import check_counts, freeze_loaded
+from ..stages.freeze import freeze_loaded
 
 
 def compress(
@@ -87,20 +88,18 @@ def compress(
     """
     if not isinstance(model, nn.Module):
         raise UsageError("model", "must be a torch.nn.Module", got=type(model).__name__)
-    check_counts(n_images, n_points)
+    frozen = FreezeOptions(
+        model=f"{type(model).__name__} in memory", data=given.NAME, n_images=n_images, n_points=n_points, seed=seed
+    )
     decompose_options(speedup=speedup, **options)
     source = given.source_of(images, n_images)
     reporter = Reporter(quiet=quiet)
     with tempfile.TemporaryDirectory(prefix="decomp-") as folder:
         run = RunDirectory.create(Path(folder) / "run")
-        asked: dict[str, Any] = {
-            "model": f"{type(model).__name__} in memory", "weights": None, "data": given.NAME, "input_size": None,
-            "n_images": n_images, "n_points": n_points, "seed": seed, "skip_bad": False, "part": None, "leaves": [],
-        }  # fmt: skip
         loaded = _loaded(model, source.input_shape)
         with run.lock(), reporter.stage("freeze"):
             freeze_loaded(
-                run, loaded, source, asked, batch_size=batch_size, device=device, memory=memory, reporter=reporter
+                run, loaded, source, frozen, batch_size=batch_size, device=device, memory=memory, reporter=reporter
             )
         decompose(
             run, speedup=speedup, device=device, batch_size=batch_size, memory=memory, reporter=reporter, **options

@@ -60,7 +60,9 @@ def open_frozen(run: str | os.PathLike[str] | RunDirectory) -> tuple[FrozenFile,
     return frozen, original
 
 
-def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str], into: nn.Module | None = None, *, leaves_of: nn.Module | None = None
+) -> nn.Module:
     """Rebuild a network that was written by a stage.
 
     Parameters
@@ -71,6 +73,9 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Modu
         An instance of the original class, with any weights. A copy of it gets the edits and the weights; of a
         network that is a part of a bigger model, give the bigger model or the part. Without it the result is a
         traced network that does not need the original class.
+    leaves_of : torch.nn.Module, optional
+        For a traced network: an instance of the original class, from which modules that were not traced
+        (``freeze --leaf``) are taken.
 
     Returns
     -------
@@ -84,13 +89,13 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Modu
     """
     folder = Path(os.fspath(path))
     if (folder / "structure.json").is_file() or not (folder / "run.json").is_file():
-        return network_file.load(folder, into)
+        return network_file.load(folder, into, leaves_of=leaves_of)
     run = RunDirectory(folder)
     made = [network for network in existing(run) if network.made_from is not None]
     if not made:
         fix = f"run: {program()} decompose --run {folder} --speedup 4x"
         raise FileError(folder, "this run holds no compressed network yet", fix=fix)
-    return network_file.load(made[-1].path(run), into)
+    return network_file.load(made[-1].path(run), into, leaves_of=leaves_of)
 
 
 def load_network(run: RunDirectory, path: Path) -> fx.GraphModule:

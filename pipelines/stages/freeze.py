@@ -1,29 +1,41 @@
-"""Stage 1: run the original network once and keep its responses at sampled points."""
+"""Stage ``freeze``: run the original network once and record its responses at sampled output positions."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor, fx, nn
 
 from decomp import seeds
-from decomp.cost import count as cost
+from decomp.cost.count import cost
 from decomp.errors import DecompError, NumericalError, UsageError
-from decomp.execution import replay as capture
-from decomp.execution import sampled_rows
 from decomp.execution.outputs import as_tensor
+from decomp.execution.replay import Replay
+from decomp.execution.sampled_rows import draw_positions, responses
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.size_branches import size_branch_message
 from decomp.graph.tracing import trace
-from decomp.surgery import batchnorm
+from decomp.surgery.batchnorm import fold_bn
 
-from ...data import models, sources
+from ...data import models
 from ...data.formats import network_file
 from ...data.formats.atomic import require_space
 from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile, FrozenWriter, grid_key, shortcut_key
+from ...data.models import LoadedModel
+from ...data.sources import open_source
+from ...data.splits import ImageSource
+from ..console.options import LEAST_IMAGES, FreezeOptions
 from ..console.program import program
+from ..console.reporter import Reporter
 from ..decomposition.memory import measure, set_limits
 from ..measure.devices import pick_device
+from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
 
@@ -32,23 +44,23 @@ FOLD_TOLERANCE = 1e-4
 
 @dataclass
 class FreezeResult:
-    """What the stage did.
+    """Result of the stage.
 
     Attributes
     ----------
     run : RunDirectory
     done_before : bool
-        The frozen points were there already; nothing was done.
+        The frozen points existed already; nothing was done.
     facts : dict
-        Counts for printing.
+        Counts for the summary.
     """
 
     run: RunDirectory
     done_before: bool
-    facts: dict = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
-    def lines(self):
-        """Lines for a person."""
+    def lines(self) -> list[str]:
+        """Human-readable summary lines."""
         if self.done_before:
             return [f"{self.run.frozen}: already frozen, nothing to do"]
         f = self.facts
@@ -63,36 +75,51 @@ class FreezeResult:
 
 
 def freeze(
-    run, *, model, data, weights=None, input_size=None, part=None, leaves=(), n_images=5000, n_points=10, seed=0,
-    batch_size=100, device="auto", skip_bad=False, memory=None, reporter,
-):  # fmt: skip
+    run: str | os.PathLike[str] | RunDirectory,
+    *,
+    model: str,
+    data: str,
+    weights: str | None = None,
+    input_size: Any = None,
+    part: str | None = None,
+    leaves: Sequence[str] = (),
+    n_images: int = 5000,
+    n_points: int = 10,
+    seed: int = 0,
+    batch_size: int = 100,
+    device: str = "auto",
+    skip_bad: bool = False,
+    memory: int | None = None,
+    reporter: Reporter | None = None,
+) -> FreezeResult:
     """Sample the responses of every layer of the original network into one HDF5 file.
 
     Parameters
     ----------
     run : path or RunDirectory
-        Made when it does not exist.
+        Created where it does not exist.
     model, weights, data : str
         As :func:`decomp.data.models.load_model` and :func:`decomp.data.sources.open_source` read them.
-    input_size : str, optional
-        ``224``, ``28x28`` or ``3x224x224``, where neither the model nor the images tell it.
+    input_size : str or sequence of int, optional
+        ``224``, ``28x28`` or ``3x224x224``, where neither the model nor the images give it.
     part : str, optional
-        Path of a submodule that takes the images; it alone is treated.
+        Path of a submodule that takes the images; only this submodule is compressed.
     leaves : sequence of str
-        Paths of modules, in the part, that are not looked into and left alone.
+        Paths of modules, in the part, that are not traced and stay unchanged.
     n_images : int
-        Calibration images, drawn from the training split; all there are if fewer.
+        Calibration images, drawn from the training split; all of them where there are fewer.
     n_points : int
-        Output positions per image and output grid, drawn for each image by itself.
+        Output positions per image and output grid, drawn anew for each image.
     seed : int
     batch_size : int
-        Images at a time, at most: fewer where memory does not allow as many.
-    device : {'auto', 'cpu', 'cuda'}
-    memory : int, optional
-        Bytes to stay within, see :mod:`decomp.pipelines.decomposition.memory`; half of the machine's where not given.
+        Largest number of images per batch; fewer where memory does not allow as many.
+    device : {'auto', 'cpu', 'cuda', 'cuda:N'}
     skip_bad : bool
         Leave out unreadable images instead of stopping.
-    reporter : decomp.pipelines.console.reporter.Reporter
+    memory : int, optional
+        Memory limit in bytes, see :mod:`decomp.pipelines.decomposition.memory`; half of the machine's memory where
+        not given.
+    reporter : Reporter, optional
 
     Returns
     -------
@@ -101,126 +128,128 @@ def freeze(
     Raises
     ------
     DecompError
-        Of the family in decomp.errors, one line each.
+        One of the subclasses in :mod:`decomp.errors`, with a message of one line.
     """
-    check_counts(n_images, n_points)
-    asked = {
-        "model": model, "weights": weights, "data": data, "input_size": input_size, "n_images": n_images,
-        "n_points": n_points, "seed": seed, "skip_bad": skip_bad, "part": part, "leaves": list(leaves),
-    }  # fmt: skip
-    run = RunDirectory(run)
-    with reporter.stage("freeze"), ExitStack() as held:
+    options = FreezeOptions(
+        model=model, weights=weights, data=data, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
+        skip_bad=skip_bad, part=part, leaves=tuple(leaves) if not isinstance(leaves, str) else (leaves,),
+    )  # fmt: skip
+    run, reporter = RunDirectory(run), reporter or Reporter()
+    with reporter.stage("freeze"), ExitStack() as locked:
         if run.run_json.exists():
             run = RunDirectory.open(run)
-            held.enter_context(run.lock())
+            locked.enter_context(run.lock())
         else:
             run.check_free()
-        before = _before(run, asked)
+        before = _frozen_before(run, options)
         loaded = models.load_model(model, weights=weights, input_size=input_size)
-        source = sources.open_source(data, input_shape=loaded.input_shape, skip_bad=skip_bad)
+        source = open_source(data, input_shape=loaded.input_shape, skip_bad=skip_bad)
         if before is not None:
-            _check_unchanged(run, before, loaded, source)
+            _require_unchanged(run, before, loaded, source)
             return FreezeResult(run, True, before.get("facts", {}))
-        options = {"batch_size": batch_size, "device": device, "memory": memory, "reporter": reporter}
-        return freeze_loaded(run, loaded, source, asked, held=held, **options)
+        return freeze_loaded(
+            run, loaded, source, options, locked=locked, batch_size=batch_size, device=device, memory=memory,
+            reporter=reporter,
+        )  # fmt: skip
 
 
-def check_counts(n_images, n_points):
-    """Refuse numbers of images and of points with which nothing can be fitted."""
-    if n_images < 10 or n_points < 1:
-        raise UsageError("freeze", "needs at least 10 images and 1 point each", got=f"{n_images} and {n_points}")
-
-
-def freeze_loaded(run, loaded, source, asked, *, held=None, batch_size, device, memory=None, reporter):
-    """The same for a network and images that are open already; `asked` holds what :func:`freeze` was asked for.
+def freeze_loaded(
+    run: RunDirectory,
+    loaded: LoadedModel,
+    source: ImageSource,
+    options: FreezeOptions,
+    *,
+    locked: ExitStack | None = None,
+    batch_size: int,
+    device: str,
+    memory: int | None = None,
+    reporter: Reporter,
+) -> FreezeResult:
+    """The same for a network and images in memory.
 
     Parameters
     ----------
     run : RunDirectory
-        Locked; or not made yet, with `held`.
-    loaded : decomp.data.models.LoadedModel
-    source : decomp.data.sources.ImageSource
+        Locked; or, with `locked`, not created yet.
+    loaded : LoadedModel
+    source : ImageSource
         With images as the network takes them.
-    asked : dict
-        Kept with the run: ``model`` (a name), ``n_images``, ``n_points``, ``seed`` and whatever else decides.
-    held : contextlib.ExitStack, optional
-        The run is made and locked for its length once network and images are known to be good.
+    options : FreezeOptions
+        Recorded in the run.
+    locked : contextlib.ExitStack, optional
+        The run is created, and locked for the life of this stack, once network and images are known to be usable.
+    batch_size, device, memory, reporter
+        As for :func:`freeze`.
     """
-    part, leaves = asked.get("part"), asked.get("leaves") or ()
-    network, folded = _prepare(loaded, source, part, leaves)
-    layers = NetworkGraph(network, source.input_shape, loaded.name)
-    if not any(layer.kind == "conv" for layer in layers.layers):
+    network, folded = _prepare(loaded, source, options)
+    graph = NetworkGraph(network, source.input_shape, loaded.name)
+    if not any(layer.kind == "conv" for layer in graph.layers):
         rule = "has no convolution that could be made cheaper"
-        raise UsageError(asked["model"], rule, fix="give a convolutional network")
-    whole = cost.cost(network, source.input_shape)
-    n_points, seed = asked["n_points"], asked["seed"]
-    indices = draw_images(source, asked["n_images"], seed)
-    require_space(run.path, _bytes_needed(layers, len(indices), n_points, source.input_shape, network))
+        raise UsageError(options.model, rule, fix="give a convolutional network")
+    whole = cost(network, source.input_shape)
+    indices = draw_images(source, options.n_images, options.seed)
+    require_space(run.path, _bytes_needed(graph, len(indices), options.n_points))
     batch_size = set_limits(
         network, measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
         folder=run.path, command="freeze",
     ).batch_size  # fmt: skip
-    if held is not None:
-        # Made this late, so that a name that was mistyped leaves nothing behind.
+    if locked is not None:
+        # As late as this, so that a mistyped name leaves nothing behind.
         run = RunDirectory.create(run)
-        held.enter_context(run.lock())
+        locked.enter_context(run.lock())
     edited = [*network.meta["batchnorms"], *(path for pair in folded for path in pair)]
     network_file.save(
-        network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": asked["model"]},
-        part=part, leaves=leaves,
+        network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": options.model},
+        part=options.part, leaves=options.leaves,
     )  # fmt: skip
     meta = {
-        **asked, "weights_digest": loaded.weights_digest, "data": source.describe(), "n_images": len(indices),
-        "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
+        **options.to_json(), "weights_digest": loaded.weights_digest, "data": source.describe(),
+        "n_images": len(indices), "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
         "network": digest_file(run.original_dir / "structure.json"),
     }  # fmt: skip
-    target = pick_device(device)
-    content = _write(
-        run, meta, network.to(target), layers, source, indices, n_points, seed, batch_size, target, reporter
-    )
+    recording = _Recording(graph, options.n_points, options.seed, indices)
+    content = recording.write(run, meta, source, batch_size, pick_device(device), reporter)
     facts = {
-        "model": asked["model"], "n_convs": sum(layer.kind == "conv" for layer in layers.layers),
-        "n_linears": sum(layer.kind == "linear" for layer in layers.layers), "macs": whole.macs,
-        "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": n_points,
+        "model": options.model, "n_convs": sum(layer.kind == "conv" for layer in graph.layers),
+        "n_linears": sum(layer.kind == "linear" for layer in graph.layers), "macs": whole.macs,
+        "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": options.n_points,
         "bytes": run.frozen.stat().st_size, "branches": network.meta["branches"], "shape": source.input_shape,
     }  # fmt: skip
-    section = {"asked": asked, "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
-    run.update_config("freeze", {**section, "source": source.describe()})
+    record = {"asked": options.to_json(), "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
+    run.update_config("freeze", {**record, "source": source.describe()})
     return FreezeResult(run, False, facts)
 
 
-def _before(run, asked):
-    """What was frozen here before with these options, or None; an error when it was frozen with others."""
+def _frozen_before(run: RunDirectory, options: FreezeOptions) -> dict[str, Any] | None:
+    """The record of an earlier call with these options, or None; an error where the options were others."""
     before = run.config("freeze") if run.run_json.exists() else None
     if before is None or not run.frozen.is_file():
         return None
-    for key, value in asked.items():
-        if before["asked"].get(key) != value:
-            raise UsageError(
-                run.path, f"holds frozen points for {key} = {before['asked'].get(key)}", got=value,
-                fix="give another --run, or remove this one to start again",
-            )  # fmt: skip
+    fix = "give another --run, or remove this one to start again"
+    require_same_options(run, "frozen", options, before["asked"], fix)
     FrozenFile(run.frozen).close()
     return before
 
 
-def _check_unchanged(run, before, loaded, source):
-    """Refuse a network or images that go by the same name as those that were frozen, and are others."""
+def _require_unchanged(run: RunDirectory, before: dict[str, Any], loaded: LoadedModel, source: ImageSource) -> None:
+    """Refuse a network or images that have the names of those that were frozen, but are others."""
     for what, then, now in (
         ("weights", before["weights_digest"], loaded.weights_digest),
         ("training images", before["source"]["digest"], source.digest("train")),
     ):
         if then != now:
             raise UsageError(
-                run.path, f"was frozen with other {what}, of digest {then[:12]}", got=now[:12],
+                run.path, f"was frozen with other {what}, of digest {str(then)[:12]}", got=str(now)[:12],
                 fix="give another --run for these",
             )  # fmt: skip
 
 
-def _prepare(loaded, source, part, leaves):
-    """The traced network with batch normalisation folded, checked against the model as given."""
-    module = part_of(loaded.module, part, loaded.name)
-    network = trace(module, loaded.name, leaves, source.input_shape)
+def _prepare(
+    loaded: LoadedModel, source: ImageSource, options: FreezeOptions
+) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
+    """The traced network with batch normalisation folded, compared with the model as given; and the folded pairs."""
+    module = part_of(loaded.module, options.part, loaded.name)
+    network = trace(module, loaded.name, options.leaves, source.input_shape)
     images = source.train.images(torch.arange(min(8, len(source.train))))
     bad = int((~torch.isfinite(images)).sum())
     if bad:
@@ -228,15 +257,15 @@ def _prepare(loaded, source, part, leaves):
         raise NumericalError(source.name, "the images must be finite", got=got, fix="check the images")
     try:
         with torch.no_grad():
-            before = module(images)
+            outputs = module(images)
     except Exception as error:
         shape = "x".join(map(str, images.shape[1:]))
         reason = str(error).strip().split("\n")[0]
         raise UsageError(
             loaded.name, f"does not run on images of {shape} ({reason})", fix="give --input-size or other --data"
         ) from error
-    before = as_tensor(before, loaded.name)
-    folded = batchnorm.fold_bn(network)
+    before = as_tensor(outputs, loaded.name)
+    folded = fold_bn(network)
     with torch.no_grad():
         after = as_tensor(network(images))
     if not torch.isfinite(before).all():
@@ -249,19 +278,19 @@ def _prepare(loaded, source, part, leaves):
     return network, folded
 
 
-def _not_finite(name, module, images):
+def _not_finite(name: str, module: nn.Module, images: Tensor) -> NumericalError:
     """The error that names the first layer whose responses are not finite, and how many of them."""
-    found = []
+    found: list[tuple[str, int | str, int | str]] = []
 
-    def look(layer):
-        def hook(module, inputs, output):
-            if not found and isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
+    def hook_of(layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
                 found.append((layer, output.numel() - int(torch.isfinite(output).sum()), output.numel()))
 
         return hook
 
     leaves = [(path, child) for path, child in module.named_modules() if not list(child.children())]
-    handles = [child.register_forward_hook(look(path)) for path, child in leaves]
+    handles = [child.register_forward_hook(hook_of(path)) for path, child in leaves]
     try:
         with torch.no_grad():
             module(images)
@@ -273,21 +302,20 @@ def _not_finite(name, module, images):
     return NumericalError(f"{name}, {layer}", "the responses must be finite", got=got, fix="check the weights")
 
 
-def draw_images(source, n_images, seed):
-    """Which images calibrate the network.
+def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:
+    """Draw the calibration images.
 
     Parameters
     ----------
-    source : decomp.data.sources.ImageSource
+    source : ImageSource
     n_images : int
         At most.
     seed : int
-        Of the draw.
 
     Returns
     -------
     torch.LongTensor
-        Indices into the training images, in random order.
+        Indices of training images, in random order.
 
     Raises
     ------
@@ -295,64 +323,86 @@ def draw_images(source, n_images, seed):
         There are fewer than ten.
     """
     available = len(source.train)
-    if available < 10:
-        raise UsageError(source.name, "at least 10 training images are needed", got=available)
+    if available < LEAST_IMAGES:
+        raise UsageError(source.name, f"at least {LEAST_IMAGES} training images are needed", got=available)
     order = torch.randperm(available, generator=seeds.generator(seed, "freeze", "images"))
     return order[: min(n_images, available)]
 
 
-def _bytes_needed(layers, n_images, n_points, input_shape, network):
-    """Bytes of the frozen file and the kept original, generously."""
-    numbers = n_images * (input_shape[0] * input_shape[1] * input_shape[2])
-    for layer in layers.layers:
+def _bytes_needed(graph: NetworkGraph, n_images: int, n_points: int) -> int:
+    """Upper estimate of the bytes of the frozen file and the original network."""
+    channels, height, width = graph.input_shape
+    numbers = n_images * channels * height * width
+    for layer in graph.layers:
         points = min(n_points, layer.out_hw[0] * layer.out_hw[1])
         numbers += n_images * points * (layer.out_channels * (1 if layer.recovers is None else 2) + 2)
-    numbers += sum(p.numel() for p in network.parameters())
+    numbers += sum(p.numel() for p in graph.module.parameters())
     return int(numbers * 4 * 1.05) + (1 << 20)
 
 
-def _write(run, meta, network, layers, source, indices, n_points, seed, batch_size, device, reporter):
-    """One pass over the calibration images into the frozen file; returns its identity."""
-    nodes = {layers.node(layer): layer for layer in layers.layers if layer.fitted}
-    with FrozenWriter(run.frozen, meta=meta, n_images=len(indices), input_shape=layers.input_shape) as writer:
-        positions = {}
-        for layer in nodes.values():
+class _Recording:
+    """One pass over the calibration images that writes them and the sampled responses into the frozen file."""
+
+    def __init__(self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor) -> None:
+        self.graph, self.n_points, self.seed, self.indices = graph, n_points, seed, indices
+        self.layers = {graph.node(layer): layer for layer in graph.layers if layer.fitted}
+        self.positions: dict[str, Tensor] = {}
+
+    def write(
+        self,
+        run: RunDirectory,
+        meta: dict[str, Any],
+        source: ImageSource,
+        batch_size: int,
+        device: torch.device,
+        reporter: Reporter,
+    ) -> str:
+        """Write the file; returns its digest of content."""
+        n_images, network = len(self.indices), self.graph.module.to(device)
+        with FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=self.graph.input_shape) as writer:
+            self._declare(writer)
+
+            def images(start: int, stop: int) -> Tensor:
+                # Called once per batch: the network gets exactly the images that are written.
+                batch = source.train.images(self.indices[start:stop])
+                writer.write_images(start, batch)
+                return batch
+
+            replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
+            shortcuts = {node: self.graph.shortcut_node(layer) for node, layer in self.layers.items()}
+            with reporter.progress(n_images, "responses", "images") as progress:
+                done = 0
+                for start, stop, node, value, shortcut in replay.visit(self.layers, shortcuts):
+                    layer = self.layers[node]
+                    self._write_rows(writer, layer.name, grid_key(layer.out_hw), start, stop, value)
+                    if shortcut is not None:
+                        key = shortcut_key(layer.name)
+                        self._write_rows(writer, key, grid_key(layer.out_hw), start, stop, shortcut)
+                    if stop != done:
+                        progress.update(stop - done)
+                        done = stop
+        with FrozenFile(run.frozen) as frozen:
+            return frozen.content
+
+    def _declare(self, writer: FrozenWriter) -> None:
+        for layer in self.layers.values():
             key = grid_key(layer.out_hw)
-            if key not in positions:
-                positions[key] = sampled_rows.draw_positions(
-                    len(indices), n_points, layer.out_hw, seeds.generator(seed, "freeze", "positions", key)
-                )
-                writer.declare_grid(key, layer.out_hw, positions[key])
+            if key not in self.positions:
+                generator = seeds.generator(self.seed, "freeze", "positions", key)
+                self.positions[key] = draw_positions(len(self.indices), self.n_points, layer.out_hw, generator)
+                writer.declare_grid(key, layer.out_hw, self.positions[key])
             writer.declare_layer(layer.name, key, layer.out_channels)
             if layer.recovers is not None:
                 writer.declare_layer(shortcut_key(layer.name), key, layer.out_channels)
 
-        def images(start, stop):
-            # Asked for once per batch: what the network sees is what is kept.
-            batch = source.train.images(indices[start:stop])
-            writer.write_images(start, batch)
-            return batch
-
-        replay = capture.Replay(network, images, len(indices), batch_size=batch_size, device=device)
-        with reporter.progress(len(indices), "responses", "images") as progress:
-            last = 0
-            beside = {node: layers.shortcut_node(layer) for node, layer in nodes.items()}
-            for start, stop, node, value, other in replay.visit(nodes, beside):
-                layer = nodes[node]
-                for name, values in ((layer.name, value), (shortcut_key(layer.name), other)):
-                    if values is None:
-                        continue
-                    rows = sampled_rows.responses(values, positions[grid_key(layer.out_hw)][start:stop])
-                    # All of them, not those at the points alone: the layers behind read the others too.
-                    bad = values.numel() - int(torch.isfinite(values).sum())
-                    if bad or not torch.isfinite(rows).all():
-                        raise NumericalError(
-                            layer.name, "the responses must be finite", got=f"{bad} NaN or infinite values in images "
-                            f"{start}..{stop - 1}", fix="check the weights and the images",
-                        )  # fmt: skip
-                    writer.write_responses(name, start, rows.float().cpu())
-                if stop != last:
-                    progress.update(stop - last)
-                    last = stop
-    with FrozenFile(run.frozen) as frozen:
-        return frozen.content
+    def _write_rows(self, writer: FrozenWriter, name: str, grid: str, start: int, stop: int, values: Tensor) -> None:
+        rows = responses(values, self.positions[grid][start:stop])
+        # All values, not only the sampled ones: the layers behind read the others too.
+        bad = values.numel() - int(torch.isfinite(values).sum())
+        if bad or not torch.isfinite(rows).all():
+            raise NumericalError(
+                name.removesuffix(shortcut_key("")), "the responses must be finite",
+                got=f"{bad} NaN or infinite values in images {start}..{stop - 1}",
+                fix="check the weights and the images",
+            )  # fmt: skip
+        writer.write_responses(name, start, rows.float().cpu())

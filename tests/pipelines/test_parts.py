@@ -100,7 +100,7 @@ def test_a_leaf_is_left_alone_and_the_rest_treated(tmp_path):
     treated = decomp.load(tmp_path / "run", into=whole)
     assert cost(treated, SHAPE).macs <= cost(whole, SHAPE).macs / 2
     assert torch.equal(treated.gate.scale, whole.gate.scale)
-    alone = network_file.load(tmp_path / "run", leaves_of=whole)
+    alone = decomp.load(tmp_path / "run", leaves_of=whole)
     with torch.no_grad():
         assert torch.allclose(alone(x), treated(x), atol=1e-6)
     # What goes through the gate keeps its width; behind it channels go.

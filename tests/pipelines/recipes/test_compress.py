@@ -101,7 +101,7 @@ def test_mistakes_are_one_line_each():
         decomp.compress("zoo:vgg-digits", images())
     with pytest.raises(UsageError, match="at least 10"):
         decomp.compress(block(), images(5))
-    with pytest.raises(UsageError, match="1 point each, got 5000 and 0"):
+    with pytest.raises(UsageError, match="--points: must be a whole number from 1, got 0"):
         decomp.compress(block(), images(), n_points=0)
     with pytest.raises(TargetError, match="1000x"):
         decomp.compress(block(), images(20), speedup=1000, n_points=2)
