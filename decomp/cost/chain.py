@@ -1,39 +1,120 @@
-"""Chain formula: the convolutions that a layer becomes at given widths and ranks."""
+"""Chain formula: the convolutions that a layer becomes at given widths and ranks.
+
+Multiply-accumulates, parameters, latencies and networks of random weights all derive from :func:`chain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import nn
+
+from decomp.allocation.interfaces import Amount, Layer, Size
+from decomp.modules import convolution
+from decomp.problem.factors import Geometry
 
 
-def chain_macs(layer, width_in, width_out, spatial_rank=None, channel_rank=None):
-    """Multiply-accumulates of one layer after its three steps, by formula.
+@dataclass(frozen=True)
+class ChainLink:
+    """One convolution of a chain, without weights.
+
+    Attributes
+    ----------
+    name : str
+        One of :data:`decomp.problem.factors.FACTOR_NAMES`.
+    in_channels, out_channels : int or numpy.ndarray
+        Arrays where the chain stands for many sizes at once.
+    kernel : tuple of int
+        (kh, kw).
+    geometry : decomp.problem.factors.Geometry
+    in_hw, out_hw : tuple of int
+        Height and width of its input and output.
+    """
+
+    name: str
+    in_channels: Size
+    out_channels: Size
+    kernel: tuple[int, int]
+    geometry: Geometry
+    in_hw: tuple[int, int]
+    out_hw: tuple[int, int]
+
+    @property
+    def weights(self) -> Size:
+        """Parameters without a bias: c·n·kh·kw."""
+        return self.in_channels * self.out_channels * (self.kernel[0] * self.kernel[1])
+
+    @property
+    def macs(self) -> Size:
+        """Multiply-accumulates for one image: each output place sums up one kernel."""
+        return self.weights * (self.out_hw[0] * self.out_hw[1])
+
+
+def chain(
+    layer: Layer,
+    width_in: Size,
+    width_out: Size,
+    spatial_rank: Size | None = None,
+    channel_rank: Size | None = None,
+    *,
+    geometry: Geometry = Geometry(),  # noqa: B008 (it is frozen)
+) -> list[ChainLink]:
+    """The convolutions that a layer becomes, first applied first.
 
     Parameters
     ----------
     layer : decomp.graph.layer.Layer
     width_in, width_out : int or numpy.ndarray
-        Channels it still reads and writes. For a linear layer behind a flatten: columns still read.
+        Channels it still reads and writes. For a linear layer behind a flatten: columns it still reads.
     spatial_rank, channel_rank : int, numpy.ndarray or None
-        None: that step is not applied.
+        None: that step is not applied. A spatial rank splits the kernel into a vertical and a horizontal half; a
+        channel rank puts a 1×1 convolution behind fewer filters.
+    geometry : Geometry
+        Of the layer, see :func:`geometry_of`; not needed for counting.
 
     Returns
     -------
-    int or numpy.ndarray
-        The vertical filters run on an output that is already as high as the layer's but still as wide as
-        its input.
+    list of ChainLink
+        The vertical filters give an output that is already as high as the layer's but still as wide as its input.
     """
-    (kh, kw), (height, width), width_before = layer.kernel, layer.out_hw, layer.in_hw[1]
+    (kh, kw), in_hw, out_hw = layer.kernel, layer.in_hw, layer.out_hw
     filters = width_out if channel_rank is None else channel_rank
     if spatial_rank is None:
-        macs = width_in * kh * kw * filters * height * width
+        name = "dense" if channel_rank is None else "filters"
+        links = [ChainLink(name, width_in, filters, (kh, kw), geometry, in_hw, out_hw)]
     else:
-        macs = spatial_rank * (width_in * kh * height * width_before + filters * kw * height * width)
+        vertical, horizontal = _halves(geometry)
+        between = out_hw[0], in_hw[1]
+        links = [
+            ChainLink("vertical", width_in, spatial_rank, (kh, 1), vertical, in_hw, between),
+            ChainLink("horizontal", spatial_rank, filters, (1, kw), horizontal, between, out_hw),
+        ]
     if channel_rank is not None:
-        macs = macs + channel_rank * width_out * height * width
-    return macs
+        links.append(ChainLink("pointwise", channel_rank, width_out, (1, 1), _POINT, out_hw, out_hw))
+    return links
 
 
-def chain_of(width_in, width_out, spatial_rank=None, channel_rank=None):
-    """The factors of a layer after its three steps: [(name, channels in, channels out)], first applied first."""
-    filters = width_out if channel_rank is None else channel_rank
-    if spatial_rank is None:
-        chain = [("dense", width_in, filters)]
-    else:
-        chain = [("vertical", width_in, spatial_rank), ("horizontal", spatial_rank, filters)]
-    return chain if channel_rank is None else [*chain, ("pointwise", channel_rank, width_out)]
+_POINT = Geometry()
+
+
+@lru_cache(maxsize=256)
+def _halves(geometry: Geometry) -> tuple[Geometry, Geometry]:
+    """For the search, which makes a chain for each of many sizes."""
+    return geometry.vertical(), geometry.horizontal()
+
+
+def chain_macs(links: Sequence[ChainLink]) -> Amount:
+    """Multiply-accumulates of a chain for one image."""
+    return sum(link.macs for link in links)
+
+
+def chain_params(links: Sequence[ChainLink]) -> Amount:
+    """Parameters of a chain, which has one bias, behind its last convolution."""
+    return sum(link.weights for link in links) + links[-1].out_channels
+
+
+def geometry_of(module: nn.Module) -> Geometry:
+    """Geometry of a fitted layer's module."""
+    return convolution.geometry(module) if isinstance(module, nn.Conv2d) else Geometry()

@@ -1,14 +1,18 @@
-"""What a network costs: multiply-accumulates and parameters, counted on the network as it stands.
+"""Counted cost of a network: multiply-accumulates and parameters of the network as it stands.
 
 One multiply-accumulate is one multiplication and one addition. Counted are convolutions (also transposed) and
 linear layers, for one image; biases, normalisation, activations and pooling are not counted.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,32 +32,32 @@ class Cost:
     params : int
         Number of parameters, each counted once.
     per_layer : dict of str to int
-        Multiply-accumulates by module path; of convolutions that no module makes (weights that are computed on the
-        way, such as standardised ones), under `FUNCTIONAL`.
+        Multiply-accumulates by module path; of convolutions that belong to no module (weights that are computed in
+        the forward pass, such as standardised ones), under `FUNCTIONAL`.
     """
 
     macs: int
     params: int
-    per_layer: dict
+    per_layer: dict[str, int]
 
 
-def cost(module, input_shape):
+def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     """Count by running one image of zeros through the network with hooks, which are removed again.
 
     Parameters
     ----------
     module : torch.nn.Module
-    input_shape : tuple of int
+    input_shape : sequence of int
         (C, H, W).
 
     Returns
     -------
     Cost
     """
-    per_layer = {}
+    per_layer: dict[str, int] = {}
 
-    def counter(name):
-        def hook(layer, inputs, named, output):
+    def counter(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
             functional.inside -= 1
             x = inputs[0] if inputs else named["input"]
             per_layer[name] = per_layer.get(name, 0) + module_macs(layer, x, output)
@@ -81,16 +85,20 @@ class _FunctionalConvolutions(TorchFunctionMode):
 
     names = ("conv1d", "conv2d", "conv3d")
 
-    def __init__(self, per_layer):
+    def __init__(self, per_layer: dict[str, int]) -> None:
         super().__init__()
         self.per_layer, self.inside = per_layer, 0
         self.functions = {getattr(place, name) for place in (F, torch) for name in self.names}
 
-    def enter(self, *_):
+    def enter(self, *_: object) -> None:
         self.inside += 1
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
         if function in self.functions and not self.inside:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             # (n, c / groups, ...): each output entry sums up one kernel of all the channels of its group.
@@ -99,10 +107,11 @@ class _FunctionalConvolutions(TorchFunctionMode):
         return output
 
 
-def module_macs(layer, x, y):
-    """Multiply-accumulates of a convolution or linear layer that made y from x, all images together."""
+def module_macs(layer: nn.Module, x: Tensor, y: Tensor) -> int:
+    """Multiply-accumulates of a convolution or linear layer for input x and output y, all images together."""
     if isinstance(layer, nn.Linear):
         return y.numel() * layer.in_features
+    assert isinstance(layer, (*_CONVS, *_TRANSPOSED))
     kernel = 1
     for size in layer.kernel_size:
         kernel *= size

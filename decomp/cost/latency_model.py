@@ -1,22 +1,30 @@
-"""Measured time: networks in turn on the same images, and the time of a layer's factors as a cost.
+"""Latency model: milliseconds of a layer at any size, interpolated from measured times of its factors.
 
 A layer's chain runs factor after factor, so its time is the sum of theirs. The time of one factor depends on its two
 channel counts; it is measured on a coarse grid of them and interpolated linearly between.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 from scipy.interpolate import RegularGridInterpolator
 from torch import nn
 
-from decomp.cost.chain import chain_of
-from decomp.modules.convolution import geometry
+from decomp.allocation.interfaces import Amount, Graph, Layer, Size
+from decomp.allocation.plan import STEP_TABLE
+from decomp.cost.chain import ChainLink, chain, geometry_of
 from decomp.problem.factors import Geometry
 
 # Shares of a layer's channels at which its factors are timed.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 LINEAR = "linear"
+# Channel counts in, channel counts out, milliseconds of shape (in, out).
+Table: TypeAlias = "tuple[Sequence[int], Sequence[int], Sequence[Sequence[float]]]"
 
 
 @dataclass(frozen=True)
@@ -31,77 +39,78 @@ class FactorKind:
         Height and width of its input.
     """
 
-    kernel: tuple | str
+    kernel: tuple[int, int] | str
     geometry: Geometry = Geometry()
-    in_hw: tuple = (1, 1)
+    in_hw: tuple[int, int] = (1, 1)
 
-    def build(self, n_in, n_out):
-        """One of this kind, with random weights."""
-        if self.kernel == LINEAR:
+    @classmethod
+    def of(cls, layer: Layer, link: ChainLink) -> FactorKind:
+        """The kind of a link in a layer's chain."""
+        if layer.kind == "linear":
+            return cls(LINEAR)
+        return cls(link.kernel, link.geometry, (link.in_hw[0], link.in_hw[1]))
+
+    def build(self, n_in: int, n_out: int) -> nn.Module:
+        """A module of this kind, with random weights."""
+        if isinstance(self.kernel, str):
             return nn.Linear(n_in, n_out)
         return nn.Conv2d(n_in, n_out, self.kernel, **vars(self.geometry))
 
-    def images(self, batch, n_in):
+    def images(self, batch: int, n_in: int) -> tuple[int, ...]:
         """Shape of its input."""
         return (batch, n_in) if self.kernel == LINEAR else (batch, n_in, *self.in_hw)
 
-    def words(self, n_in, n_out):
-        """All that its time depends on, as one text."""
+    def words(self, n_in: int, n_out: int) -> str:
+        """One text of everything that its time depends on: the key in a file of latencies."""
         g = self.geometry
         parts = [self.kernel, n_in, n_out, self.in_hw, g.stride, g.padding, g.dilation, g.padding_mode]
         return " ".join("x".join(map(str, p)) if isinstance(p, tuple) else str(p) for p in parts)
 
 
-def kinds_of(layer, module):
-    """The factors that a layer may become, by name.
+@dataclass(frozen=True)
+class FactorGrid:
+    """A kind of factor and the channel counts at which it is timed."""
+
+    kind: FactorKind
+    inputs: list[int]
+    outputs: list[int]
+
+
+def factor_grids(layer: Layer, module: nn.Module) -> dict[str, FactorGrid]:
+    """The factors that a layer may become, by name, and the channel counts at which each is timed.
 
     Parameters
     ----------
     layer : decomp.graph.layer.Layer
     module : torch.nn.Module
         The layer itself.
-
-    Returns
-    -------
-    dict of str to FactorKind
-        ``dense`` also stands for the filters of a channel decomposition.
     """
-    if layer.kind == "linear":
-        return {"dense": FactorKind(LINEAR)}
-    g, (kh, kw) = geometry(module), layer.kernel
-    between = layer.out_hw[0], layer.in_hw[1]
-    return {
-        "dense": FactorKind((kh, kw), g, tuple(layer.in_hw)),
-        "vertical": FactorKind((kh, 1), g.vertical(), tuple(layer.in_hw)),
-        "horizontal": FactorKind((1, kw), g.horizontal(), between),
-        "pointwise": FactorKind((1, 1), Geometry(), tuple(layer.out_hw)),
-    }
-
-
-def channel_grids(layer, steps):
-    """Channel counts at which each factor of a layer is to be timed: {name: (in, out)}.
-
-    Parameters
-    ----------
-    layer : decomp.graph.layer.Layer
-    steps : set of {'spatial', 'channel'}
-        That may be taken.
-    """
-
-    def shares(limit):
-        return sorted({max(1, round(limit * share)) for share in SHARES})
-
-    c, n, r = shares(layer.in_channels), shares(layer.out_channels), shares(layer.max_spatial_rank)
-    grids = {"dense": (c, n)}
-    if "spatial" in steps:
-        grids.update(vertical=(c, r), horizontal=(r, n))
-    if "channel" in steps:
-        grids["pointwise"] = (n, n)
+    ranks = [
+        [None] if step.name in layer.left_alone else [None, _shares(step.largest(layer))]
+        for step in STEP_TABLE
+        if step.is_rank
+    ]
+    widths, geometry = (_shares(layer.in_channels), _shares(layer.out_channels)), geometry_of(module)
+    grids = {}
+    for combination in product(*ranks):
+        for link in chain(layer, *widths, *combination, geometry=geometry):
+            inputs, outputs = (np.atleast_1d(n).tolist() for n in (link.in_channels, link.out_channels))
+            grids[link.name] = FactorGrid(FactorKind.of(layer, link), inputs, outputs)
     return grids
 
 
+def _shares(limit: int) -> np.ndarray:
+    return np.unique([max(1, round(limit * share)) for share in SHARES])
+
+
+def chain_module(layer: Layer, links: Sequence[ChainLink]) -> nn.Module:
+    """A chain as a module with random weights; a chain of one is the module itself."""
+    modules = [FactorKind.of(layer, link).build(int(link.in_channels), int(link.out_channels)) for link in links]
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+
 class LatencyCost:
-    """Milliseconds on one device as the cost to be shared out; the interface of :class:`decomp.cost.models.MacsCost`.
+    """Milliseconds on one device as the cost that a plan reduces.
 
     Parameters
     ----------
@@ -111,35 +120,52 @@ class LatencyCost:
     parts : dict of str to float
         Milliseconds of each fitted layer within the original network. Each table is scaled to that.
     beside : float
-        Milliseconds of everything else (activations, pooling, sums). It is taken to go with what the layers put out,
-        number for number.
+        Milliseconds of everything else (activations, pooling, sums). It is shared among the layers in proportion to
+        the numbers in their outputs.
+
+    Attributes
+    ----------
+    name, unit, total, rest
+        As for :class:`decomp.allocation.interfaces.CostModel`.
     """
 
-    name, unit, rest = "latency", "measured time", 0.0
+    name, unit = "latency", "measured time"
+    rest: float = 0.0
 
-    def __init__(self, graph, tables, parts, beside):
-        self.total = beside + sum(parts.values())
+    def __init__(
+        self, graph: Graph, tables: Mapping[tuple[str, str], Table], parts: Mapping[str, float], beside: float
+    ) -> None:
+        self.total: float = beside + sum(parts.values())
         self._times = {key: _interpolator(*table) for key, table in tables.items()}
         fitted = [layer for layer in graph.layers if layer.fitted]
         self._scale, self._beside = dict.fromkeys(parts, 1.0), dict.fromkeys(parts, 0.0)
         numbers = sum(layer.out_channels * layer.out_hw[0] * layer.out_hw[1] for layer in fitted)
         for layer in fitted:
-            alone = self.layer(layer, layer.in_channels, layer.out_channels)
+            alone = float(self.layer(layer, layer.in_channels, layer.out_channels))
             self._scale[layer.name] = parts[layer.name] / alone
             self._beside[layer.name] = beside * layer.out_hw[0] * layer.out_hw[1] / numbers
 
-    def layer(self, layer, width_in, width_out, spatial_rank=None, channel_rank=None):
-        """Cost of one layer after its three steps, see :meth:`decomp.cost.models.MacsCost.layer`."""
+    def layer(
+        self,
+        layer: Layer,
+        width_in: Size,
+        width_out: Size,
+        spatial_rank: Size | None = None,
+        channel_rank: Size | None = None,
+    ) -> Amount:
+        """See :meth:`decomp.allocation.interfaces.CostModel.layer`."""
         if not layer.fitted:
             return 0.0  # with all that is not measured by itself, beside the layers
-        total = 0.0
-        for name, n_in, n_out in chain_of(width_in, width_out, spatial_rank, channel_rank):
-            total = total + self._times[layer.name, name](n_in, n_out)
+        total: Amount = 0.0
+        for link in chain(layer, width_in, width_out, spatial_rank, channel_rank):
+            total = total + self._times[layer.name, link.name](link.in_channels, link.out_channels)
         return total * self._scale[layer.name] + self._beside[layer.name] * width_out
 
 
-def _interpolator(inputs, outputs, milliseconds):
-    """Times between the grid points, linear; a little wider is never faster, so noise is not followed."""
+def _interpolator(
+    inputs: Sequence[int], outputs: Sequence[int], milliseconds: Sequence[Sequence[float]]
+) -> Callable[[Size, Size], Amount]:
+    """Times between the grid points, linear; a wider factor is never faster, so noise is not followed."""
     table = np.maximum.accumulate(np.maximum.accumulate(np.asarray(milliseconds, float), axis=0), axis=1)
     axes = [np.asarray(inputs, float), np.asarray(outputs, float)]
     for axis in (0, 1):
@@ -148,9 +174,9 @@ def _interpolator(inputs, outputs, milliseconds):
             table = np.repeat(table, 2, axis=axis)
     between = RegularGridInterpolator(axes, table)
 
-    def at(n_in, n_out):
-        n_in, n_out = (np.clip(n, axis[0], axis[-1]) for n, axis in zip((n_in, n_out), axes))
-        found = between(np.stack(np.broadcast_arrays(n_in, n_out), axis=-1))
-        return float(found[0]) if np.ndim(n_in) == np.ndim(n_out) == 0 else found
+    def at(n_in: Size, n_out: Size) -> Amount:
+        inside = [np.clip(n, axis[0], axis[-1]) for n, axis in zip((n_in, n_out), axes)]
+        times = between(np.stack(np.broadcast_arrays(*inside), axis=-1))
+        return float(times[0]) if np.ndim(n_in) == np.ndim(n_out) == 0 else times
 
     return at

@@ -1,62 +1,79 @@
 """Counted cost models: multiply-accumulates and parameters of layers of any size."""
 
-from decomp.cost.chain import chain_macs
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import nn
+
+from decomp.allocation.interfaces import Amount, CostModel, Graph, Layer, Size
+from decomp.cost.chain import chain, chain_macs, chain_params
+from decomp.cost.count import Cost
 from decomp.errors import check_choice
 
 #: Names of the cost models that are counted, not measured.
 COUNTED = ("macs", "params")
 
 
+class ModuleGraph(Graph, Protocol):
+    """A graph with its network; see :class:`decomp.graph.network_graph.NetworkGraph`."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+
 class MacsCost:
-    """Multiply-accumulates as the cost to be shared out.
+    """Multiply-accumulates as the cost that a plan reduces.
 
     Depthwise convolutions between two layers are counted with the layer that reads them, since they are as wide.
-
-    What sizes are chosen for is only ever asked through ``layer`` and ``total``; :class:`ParamsCost` and
-    :class:`decomp.cost.latency_model.LatencyCost` answer the same questions.
 
     Parameters
     ----------
     graph : decomp.graph.network_graph.NetworkGraph
     per_layer : dict of str to int
-        Counted on the network as it is, see :func:`cost`: what the graph does not treat costs what it did.
+        Counted on the network as it is, see :func:`decomp.cost.count.cost`; layers that are not fitted keep it.
     total : int, optional
         Cost of the original, where whole channel spaces of the network have been narrowed before.
 
     Attributes
     ----------
-    name, unit : str
-    total : float
-        Cost of the original network.
-    rest : float
-        What lies outside the layers, and stays.
+    name, unit, total, rest
+        As for :class:`decomp.allocation.interfaces.CostModel`.
     """
 
     name, unit = "macs", "multiply-accumulates"
 
-    def __init__(self, graph, per_layer, total=None):
+    def __init__(self, graph: Graph, per_layer: Mapping[str, int], total: int | None = None) -> None:
         self.per_layer, now = per_layer, sum(per_layer.values())
-        self.total = now if total is None else total
-        self.rest = now - sum(per_layer[layer.name] for layer in graph.layers)
-        self._carried = {}
+        self.total: float = now if total is None else total
+        self.rest: float = now - sum(per_layer[layer.name] for layer in graph.layers)
+        self._carried: dict[str, str] = {}
         for layer in graph.layers:
             paths = layer.input_space.carriers if layer.input_space else ()
             self._carried.update({path: layer.name for path in paths if path in per_layer})
         self._per_channel = dict.fromkeys((layer.name for layer in graph.layers), 0)
         for path, reader in self._carried.items():
-            self._per_channel[reader] += per_layer[path] // graph.layer(reader).input_space.width
+            self._per_channel[reader] += per_layer[path] // graph.layer(reader).input_width
         self._repeats = {la.name: la.input_space.repeat for la in graph.layers if la.input_space is not None}
 
-    def layer(self, layer, width_in, width_out, spatial_rank=None, channel_rank=None):
-        """Cost of one layer after its three steps, an array where an argument is one; see :func:`chain_macs`."""
+    def layer(
+        self,
+        layer: Layer,
+        width_in: Size,
+        width_out: Size,
+        spatial_rank: Size | None = None,
+        channel_rank: Size | None = None,
+    ) -> Amount:
+        """See :meth:`decomp.allocation.interfaces.CostModel.layer`."""
         if not layer.fitted:
             return 0 if layer.name in self._carried else self.per_layer[layer.name]
         carried = self._per_channel[layer.name] * (width_in // self._repeats.get(layer.name, 1))
-        return chain_macs(layer, width_in, width_out, spatial_rank, channel_rank) + carried
+        return chain_macs(chain(layer, width_in, width_out, spatial_rank, channel_rank)) + carried
 
 
 class ParamsCost:
-    """Parameters as the cost to be shared out; the interface of :class:`MacsCost`.
+    """Parameters as the cost that a plan reduces.
 
     A fitted layer has a bias, also where the original had none. Normalisation and PReLU between two layers are
     counted with the layer that reads them.
@@ -64,47 +81,59 @@ class ParamsCost:
     Parameters
     ----------
     graph : decomp.graph.network_graph.NetworkGraph
-        Its module gives what is counted.
+        The parameters of its module are counted.
     total : int, optional
         As for :class:`MacsCost`.
     """
 
     name, unit = "params", "parameters"
 
-    def __init__(self, graph, total=None):
-        module = graph.module
-        now = sum(p.numel() for p in module.parameters())
-        self.total = now if total is None else total
-        self._unfitted, self._carried, covered = {}, {}, 0
+    def __init__(self, graph: ModuleGraph, total: int | None = None) -> None:
+        now = _n_params(graph.module)
+        self.total: float = now if total is None else total
+        self._unfitted: dict[str, int] = {}
+        self._carried: dict[str, float] = {}
         read = {path for layer in graph.layers if layer.input_space for path in layer.input_space.carriers}
+        covered = 0
         for layer in graph.layers:
             # A depthwise convolution between two layers is counted with the one that reads it.
-            own = 0 if layer.name in read else sum(p.numel() for p in module.get_submodule(layer.name).parameters())
+            own = 0 if layer.name in read else _n_params(graph.module.get_submodule(layer.name))
+            carried = _carried_params(graph.module, layer)
             self._unfitted[layer.name] = own
-            space = layer.input_space
-            # Tied numbers, as of a PReLU with one slope for all channels, do not go with the channels.
-            carried = [p for path in space.carriers for p in module.get_submodule(path).parameters()] if space else []
-            carried = sum(p.numel() for p in carried if p.numel() >= space.width)
             self._carried[layer.name] = carried / layer.in_channels
             covered += own + carried
-        self.rest = now - covered
+        self.rest: float = now - covered
 
-    def layer(self, layer, width_in, width_out, spatial_rank=None, channel_rank=None):
-        """Cost of one layer after its three steps, see :meth:`MacsCost.layer`."""
+    def layer(
+        self,
+        layer: Layer,
+        width_in: Size,
+        width_out: Size,
+        spatial_rank: Size | None = None,
+        channel_rank: Size | None = None,
+    ) -> Amount:
+        """See :meth:`decomp.allocation.interfaces.CostModel.layer`."""
         if not layer.fitted:
             return self._unfitted[layer.name]
-        kh, kw = layer.kernel
-        filters = width_out if channel_rank is None else channel_rank
-        if spatial_rank is None:
-            params = width_in * kh * kw * filters
-        else:
-            params = spatial_rank * (width_in * kh + filters * kw)
-        if channel_rank is not None:
-            params = params + channel_rank * width_out
-        return params + width_out + self._carried[layer.name] * width_in
+        own = chain_params(chain(layer, width_in, width_out, spatial_rank, channel_rank))
+        return own + self._carried[layer.name] * width_in
 
 
-def counted_model(name, graph, per_layer, original):
+def _n_params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _carried_params(module: nn.Module, layer: Layer) -> int:
+    """Parameters of the modules between a layer and its producer that are as many as the channels or a multiple."""
+    space = layer.input_space
+    if space is None:
+        return 0
+    # Tied numbers, as of a PReLU with one slope for all channels, do not go with the channels.
+    between = [p for path in space.carriers for p in module.get_submodule(path).parameters()]
+    return sum(p.numel() for p in between if p.numel() >= space.width)
+
+
+def counted_model(name: str, graph: ModuleGraph, per_layer: Mapping[str, int], original: Cost) -> CostModel:
     """The cost model of a name.
 
     Parameters

@@ -1,64 +1,53 @@
-"""A network of planned sizes with random weights: what it will cost is known before any layer is solved."""
+"""Network of planned sizes with random weights, to measure its cost before any layer is solved."""
+
+from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
+from torch import nn
 
-from decomp.modules.convolution import geometry
-from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, LayerSolution, Selection
+from decomp.allocation.plan import LayerPlan, columns
+from decomp.cost.chain import ChainLink, chain, geometry_of
+from decomp.graph.layer import Layer
+from decomp.graph.network_graph import NetworkGraph
+from decomp.problem.factors import ConvFactor, FactoredConv, LayerSolution, Selection
 from decomp.surgery.apply_solution import apply_solution
 
 
-def mockup(graph, items):
+def random_network(graph: NetworkGraph, plans: Mapping[str, LayerPlan]) -> nn.Module:
     """A copy of a network with every layer as planned, and random weights.
 
     Parameters
     ----------
-    graph : decomp.graph.network_graph.NetworkGraph
+    graph : NetworkGraph
         Of a network that was not changed yet.
-    items : dict of str to decomp.allocation.plan.LayerPlan
+    plans : dict of str to LayerPlan
 
     Returns
     -------
     torch.nn.Module
-        In evaluation mode, where the original is.
+        In evaluation mode, on the device of the original. The first channels stay.
     """
     network = copy.deepcopy(graph.module).eval()
     for layer in graph.layers:
         if layer.fitted:
-            item = items[layer.name]
-            width = layer.input_width
-            selection = None if item.keep is None else Selection(torch.arange(item.keep), width)
-            apply_solution(network, graph, LayerSolution(layer.name, selection, random_factors(graph, layer, item)))
+            plan = plans[layer.name]
+            selection = None if plan.keep is None else Selection(torch.arange(plan.keep), layer.input_width)
+            apply_solution(network, graph, LayerSolution(layer.name, selection, random_factors(graph, layer, plan)))
     return network
 
 
-def random_factors(graph, layer, item):
-    """A chain of the planned sizes, before its outputs are narrowed."""
-    kernel, g = layer.kernel, Geometry()
-    if layer.kind == "conv":
-        g = geometry(graph.module.get_submodule(layer.name))
-    elif layer.input_space is not None:
-        kernel = layer.input_space.map_shape
-    c = item.keep or layer.input_width
-    filters = item.channel_rank or layer.out_channels
-    if item.spatial_rank is not None:
-        names = ["vertical", "horizontal"]
-        factors = [
-            _random((item.spatial_rank, c, kernel[0], 1), g.vertical()),
-            _random((filters, item.spatial_rank, 1, kernel[1]), g.horizontal()),
-        ]
-    else:
-        names = ["dense" if item.channel_rank is None else "filters"]
-        factors = [_random((filters, c, *kernel), g)]
-    if item.channel_rank is not None:
-        names.append("pointwise")
-        factors.append(_random((layer.out_channels, filters, 1, 1), Geometry()))
-    last = factors[-1]
-    factors[-1] = ConvFactor(last.weight, torch.zeros(len(last.weight)), last.geometry)
-    return FactoredConv(tuple(factors), tuple(names))
+def random_factors(graph: NetworkGraph, layer: Layer, plan: LayerPlan) -> FactoredConv:
+    """A chain of the planned sizes, before its outputs are narrowed; a linear layer's kernel is 1×1."""
+    geometry = geometry_of(graph.module.get_submodule(layer.name))
+    links = chain(layer, columns(layer, plan.keep), layer.out_channels, *plan.ranks, geometry=geometry)
+    factors = [_random(link, bias=link is links[-1]) for link in links]
+    return FactoredConv(tuple(factors), tuple(link.name for link in links))
 
 
-def _random(shape, own):
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return ConvFactor(weight / weight[0].numel() ** 0.5, None, own)
+def _random(link: ChainLink, bias: bool) -> ConvFactor:
+    n, c = int(link.out_channels), int(link.in_channels)
+    weight = torch.randn((n, c, *link.kernel), generator=torch.Generator().manual_seed(0))
+    return ConvFactor(weight / weight[0].numel() ** 0.5, torch.zeros(n) if bias else None, link.geometry)

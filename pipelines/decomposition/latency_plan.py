@@ -17,13 +17,13 @@ from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import Plan, columns, widths_written
 from decomp.allocation.rules import Rules
 from decomp.allocation.target import Allocation, allocate, limiting_factors, most
-from decomp.cost.chain import chain_of
-from decomp.cost.latency_model import FactorKind, LatencyCost, channel_grids, kinds_of
+from decomp.cost.chain import chain, geometry_of
+from decomp.cost.latency_model import FactorKind, LatencyCost, Table, chain_module, factor_grids
 from decomp.errors import FileError, TargetError
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 from decomp.runtimes.timing import laid_out, latencies, times_within
-from decomp.surgery.random_network import mockup
+from decomp.surgery.random_network import random_network
 
 from ...data.formats.json_files import read_json, write_json
 from ..console.options import DecomposeOptions
@@ -222,19 +222,20 @@ class _Search:
 
     def _is_slow(self, layer: Layer, plans: LayerPlans) -> bool:
         plan = plans[layer.name]
-        if plan.spatial_rank is None and plan.channel_rank is None:
+        if not plan.factored:
             return False
-        kinds = kinds_of(layer, self.graph.module.get_submodule(layer.name))
-        width_in, width_out = columns(layer, plan.keep), widths_written(self.graph, plans)[layer.name]
-        chain = chain_of(width_in, width_out, plan.spatial_rank, plan.channel_rank)
-        factors = nn.Sequential(*(kinds[name].build(n_in, n_out) for name, n_in, n_out in chain))
-        networks = {"chain": factors, "dense": kinds["dense"].build(width_in, width_out)}
-        times = self.timings.compare(networks, kinds["dense"].images(self.timings.batch_size, width_in))
+        geometry = geometry_of(self.graph.module.get_submodule(layer.name))
+        widths = columns(layer, plan.keep), widths_written(self.graph, plans)[layer.name]
+        dense = chain(layer, *widths, geometry=geometry)
+        factors = chain(layer, *widths, *plan.ranks, geometry=geometry)
+        networks = {"chain": chain_module(layer, factors), "dense": chain_module(layer, dense)}
+        images = FactorKind.of(layer, dense[0]).images(self.timings.batch_size, widths[0])
+        times = self.timings.compare(networks, images)
         return times["chain"] >= times["dense"]
 
     def measure(self, plans: LayerPlans) -> dict[str, Any]:
         """Times of the original and of a network of the planned sizes, with the conditions of the measurement."""
-        networks = {"original": self.graph.module, "planned": mockup(self.graph, plans)}
+        networks = {"original": self.graph.module, "planned": random_network(self.graph, plans)}
         times = self.timings.compare(networks, (self.timings.batch_size, *self.graph.input_shape))
         return {
             **self.timings.conditions,
@@ -293,14 +294,13 @@ def _choose(attempts: list[Allocation], wanted: float, reporter: Reporter) -> Al
 
 def _latency_cost(timings: Timings, graph: NetworkGraph, reporter: Reporter) -> LatencyCost:
     """Cost model from times of all factors that the plan can use, and of the whole network."""
-    tables = {}
+    tables: dict[tuple[str, str], Table] = {}
     fitted = [layer for layer in graph.layers if layer.fitted]
     with reporter.progress(len(fitted), f"timing factors, batch of {timings.batch_size}", "layers") as progress:
         for layer in fitted:
-            kinds = kinds_of(layer, graph.module.get_submodule(layer.name))
-            steps = {"spatial", "channel"} - set(layer.left_alone)
-            for name, (inputs, outputs) in channel_grids(layer, steps).items():
-                tables[layer.name, name] = inputs, outputs, timings.table(kinds[name], inputs, outputs)
+            for name, grid in factor_grids(layer, graph.module.get_submodule(layer.name)).items():
+                times = timings.table(grid.kind, grid.inputs, grid.outputs)
+                tables[layer.name, name] = grid.inputs, grid.outputs, times
             timings.save()
             progress.update(1)
     shape, names = (timings.batch_size, *graph.input_shape), [layer.name for layer in fitted]

@@ -23,7 +23,7 @@ from decomp.errors import TargetError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.surgery.batchnorm import fold_bn
-from decomp.surgery.random_network import mockup
+from decomp.surgery.random_network import random_network
 
 NETWORKS = {
     "chain": (chain, CHAIN_INPUT),
@@ -161,7 +161,7 @@ def test_a_skipped_layer_keeps_its_shape_on_both_sides(allocation):
     assert not items[names[3]].treated and not items[names[0]].treated
     assert items[names[4]].keep is None and items[names[1]].keep is None
     assert any(item.keep is not None for item in items.values())
-    changed = mockup(view, items)
+    changed = random_network(view, items)
     for name in skipped:
         assert changed.get_submodule(name).weight.shape == view.module.get_submodule(name).weight.shape
 
@@ -171,7 +171,7 @@ def test_a_skipped_depthwise_layer_keeps_its_width():
     curves, model = curves_for(view), COSTS["macs"](view)
     free, held = (Allocator(view, curves, model, Rules(1, frozenset(skip))) for skip in ((), ("depthwise.0",)))
     assert free.smallest()["project.0"].keep == 1 and held.smallest()["project.0"].keep is None
-    changed = mockup(view, held.smallest()).get_submodule("depthwise.0")
+    changed = random_network(view, held.smallest()).get_submodule("depthwise.0")
     assert changed.weight.shape == view.module.get_submodule("depthwise.0").weight.shape
 
 
@@ -200,16 +200,16 @@ def test_both_costs_by_formula_are_those_of_the_network(data, name):
         for step, (field, limit, _) in limits(layer).items():
             if step not in layer.left_alone and data.draw(st.booleans()):
                 setattr(item, field, data.draw(st.integers(1, limit)))
-    counted = cost(mockup(view, items), view.input_shape)
+    counted = cost(random_network(view, items), view.input_shape)
     assert plan_cost(view, items, COSTS["macs"](view)) == counted.macs
     assert plan_cost(view, items, COSTS["params"](view)) == pytest.approx(counted.params, abs=1e-6)
 
 
-def test_a_mockup_leaves_the_network_as_it_is():
+def test_a_random_network_leaves_the_network_as_it_is():
     view = view_of("digits")
     before = {name: value.clone() for name, value in view.module.state_dict().items()}
     allocator = Allocator(view, curves_for(view), COSTS["macs"](view), Rules(8))
-    changed = mockup(view, allocator.joint(3))
+    changed = random_network(view, allocator.joint(3))
     after = view.module.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     assert torch.isfinite(changed(torch.randn(2, 1, 8, 8))).all()

@@ -10,8 +10,9 @@ from decomp.allocation.allocator import Allocator
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import LayerPlan, limits
 from decomp.cost import latency_model as latency
-from decomp.cost.chain import chain_of
-from decomp.cost.latency_model import FactorKind, LatencyCost, channel_grids, kinds_of
+from decomp.cost.chain import chain as chain_formula
+from decomp.cost.chain import geometry_of
+from decomp.cost.latency_model import FactorKind, LatencyCost, chain_module, factor_grids
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.options import LAYOUTS
@@ -74,35 +75,65 @@ def view_of():
 
 @pytest.mark.parametrize("ranks", [(None, None), (3, None), (None, 4), (3, 4)])
 def test_the_factors_that_are_timed_are_those_of_the_chain(ranks):
-    """Same shapes in, same shapes on the way and out, as the factors that a solver returns."""
+    """Same shapes in, on the way and out as the factors that a solver returns, and the same kernels."""
     view = view_of()
     for layer in view.layers:
-        usable = [r if step not in layer.left_alone else None for r, step in zip(ranks, ("spatial", "channel"))]
-        module = view.module.get_submodule(layer.name)
-        kinds = kinds_of(layer, module)
-        widths = layer.in_channels, layer.out_channels
-        names, shapes = [], []
         if layer.kind == "linear":
-            assert kinds["dense"].images(2, widths[0]) == (2, widths[0])
             continue
-        for name, n_in, n_out in chain_of(*widths, *usable):
-            built, shape = kinds[name].build(n_in, n_out), kinds[name].images(2, n_in)
-            shapes.append((shape, tuple(built(torch.zeros(shape)).shape)))
-            names.append(built.kernel_size)
+        usable = [r if step not in layer.left_alone else None for r, step in zip(ranks, ("spatial", "channel"))]
+        geometry = geometry_of(view.module.get_submodule(layer.name))
+        links = chain_formula(layer, layer.in_channels, layer.out_channels, *usable, geometry=geometry)
         factors = random_factors(view, layer, LayerPlan(layer.name, None, *usable)).factors
-        assert names == [factor.kernel for factor in factors]
-        x = torch.zeros(2, widths[0], *layer.in_hw)
-        for factor, (wanted_in, wanted_out) in zip(factors, shapes):
-            assert tuple(x.shape) == wanted_in
-            x = factor.forward(x)
-            assert tuple(x.shape) == wanted_out
+        assert len(links) == len(factors)
+        x = torch.zeros(2, layer.in_channels, *layer.in_hw)
+        for factor, link in zip(factors, links):
+            kind = FactorKind.of(layer, link)
+            built = kind.build(link.in_channels, link.out_channels)
+            assert kind.images(2, link.in_channels) == tuple(x.shape) and built.kernel_size == factor.kernel
+            expected, x = built(x), factor.forward(x)
+            assert expected.shape == x.shape
+
+
+def test_a_linear_layer_is_timed_as_one_on_rows():
+    view = view_of()
+    layer = view.layers[-1]
+    (grid,) = factor_grids(layer, view.module.get_submodule(layer.name)).values()
+    assert grid.kind == FactorKind(latency.LINEAR) and grid.kind.images(2, 9) == (2, 9)
+    assert grid.kind.build(9, 5)(torch.zeros(2, 9)).shape == (2, 5)
+    assert (grid.inputs, grid.outputs) == ([1, 2, 4, 9], [1, 2, 5])
+
+
+def test_each_factor_is_timed_at_shares_of_its_own_channels():
+    view = view_of()
+    layer = view.layers[1]  # 8 -> 10, 3x5: largest spatial rank 24
+    grids = factor_grids(layer, view.module.get_submodule(layer.name))
+    c, n, r = [1, 2, 4, 8], [1, 2, 5, 10], [2, 3, 6, 12, 24]
+    shown = {name: (grid.inputs, grid.outputs) for name, grid in grids.items()}
+    assert shown == {"dense": (c, n), "filters": (c, n), "pointwise": (n, n), "vertical": (c, r), "horizontal": (r, n)}
+    # Filters and the layer in one piece differ in their channel counts alone, so one measurement serves both.
+    assert grids["filters"].kind == grids["dense"].kind
+    one_by_one = view.layers[3]
+    assert "vertical" not in factor_grids(one_by_one, view.module.get_submodule(one_by_one.name))
+
+
+def test_a_chain_becomes_one_module_that_runs():
+    view = view_of()
+    layer = view.layers[1]
+    geometry = geometry_of(view.module.get_submodule(layer.name))
+    for ranks, count in (((None, None), 1), ((3, 4), 3)):
+        links = chain_formula(layer, 5, 7, *ranks, geometry=geometry)
+        module = chain_module(layer, links)
+        assert sum(isinstance(m, nn.Conv2d) for m in module.modules()) == count
+        images = FactorKind.of(layer, links[0]).images(2, 5)
+        assert module(torch.zeros(images)).shape == (2, 7, *layer.out_hw)
 
 
 def fake_tables(view, milliseconds):
     tables = {}
     for layer in view.layers:
-        for name, (inputs, outputs) in channel_grids(layer, {"spatial", "channel"} - set(layer.left_alone)).items():
-            tables[layer.name, name] = inputs, outputs, [[milliseconds(a, b) for b in outputs] for a in inputs]
+        for name, grid in factor_grids(layer, view.module.get_submodule(layer.name)).items():
+            times = [[milliseconds(a, b) for b in grid.outputs] for a in grid.inputs]
+            tables[layer.name, name] = grid.inputs, grid.outputs, times
     return tables
 
 

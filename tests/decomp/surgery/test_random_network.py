@@ -1,0 +1,67 @@
+"""Networks of planned sizes with random weights."""
+
+import pytest
+import torch
+from networks import CHAIN_INPUT, block, chain
+from torch import nn
+
+from decomp.allocation.plan import LayerPlan, limits
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
+from decomp.surgery.batchnorm import fold_bn
+from decomp.surgery.random_network import random_factors, random_network
+
+
+def graph_of(make, shape):
+    network = trace(make())
+    fold_bn(network)
+    return NetworkGraph(network, shape)
+
+
+def halved(graph):
+    """Every step of every layer at half of its largest size."""
+    plans = {}
+    for layer in graph.layers:
+        plan = plans[layer.name] = LayerPlan(layer.name)
+        for step, (field, largest, _) in limits(layer).items():
+            if step not in layer.left_alone:
+                setattr(plan, field, max(1, largest // 2))
+    return plans
+
+
+@pytest.mark.parametrize(("make", "shape"), [(chain, CHAIN_INPUT), (block, (3, 8, 8))])
+def test_the_original_stays_as_it_is_and_the_copy_gives_finite_numbers_of_its_shape(make, shape):
+    graph, images = graph_of(make, shape), torch.randn(2, *shape)
+    before = {name: value.clone() for name, value in graph.module.state_dict().items()}
+    changed = random_network(graph, halved(graph))
+    after = graph.module.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    output = changed(images)
+    assert torch.isfinite(output).all() and output.shape == graph.module(images).shape
+
+
+def test_layers_have_the_planned_widths_and_ranks():
+    graph = graph_of(chain, CHAIN_INPUT)
+    plans = halved(graph)
+    changed = random_network(graph, plans)
+    sizes = [
+        [tuple(m.weight.shape[:2]) for m in changed.get_submodule(layer.name).modules() if hasattr(m, "weight")]
+        for layer in graph.layers
+    ]
+    # 8 -> 10 with 4 of 8 inputs; spatial rank 12 of min(8·3, 10·5) = 24; channel rank 5; 6 of 12 outputs are read.
+    assert sizes[1][0][1] == 4 and plans["3"].spatial_rank == 12
+    assert sizes[1][0][0] == 12 and sizes[1][1] == (5, 12) and sizes[1][2] == (plans["5"].keep, 5)
+    # A linear layer behind a flatten of 3x6 maps: 3 of 6 channels.
+    assert [tuple(changed.get_submodule("13").weight.shape)][0][1] == 3 * 18
+    assert isinstance(changed.get_submodule("13"), nn.Linear)
+
+
+def test_a_chain_of_random_factors_runs_from_the_input_of_the_layer_to_its_output():
+    graph = graph_of(chain, CHAIN_INPUT)
+    for layer in graph.layers:
+        if layer.kind == "conv":
+            plan = LayerPlan(layer.name, None, *(None if s in layer.left_alone else 3 for s in ("spatial", "channel")))
+            factors = random_factors(graph, layer, plan)
+            assert factors.forward(torch.randn(1, layer.in_channels, *layer.in_hw)).shape[1:] == (
+                layer.out_channels, *layer.out_hw,
+            )  # fmt: skip
