@@ -1,12 +1,16 @@
 """Latency measurement: networks timed in turn on the same images."""
 
-import copy
+from __future__ import annotations
+
 import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from decomp import seeds
+from decomp.runtimes.eager import LAYOUTS
 
 WARM_UP = 3
 
@@ -15,32 +19,47 @@ WARM_UP = 3
 MAX_SECONDS, MIN_ROUNDS = 120.0, 5
 
 
-#: How the numbers of an image and of a kernel lie in memory. Factors are small: what it takes to bring them into the
-#: order in which a processor convolves weighs more in them, and most of that is saved with the channels last.
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+def random_images(shape: Sequence[int], device: torch.device, layout: str = "contiguous") -> Tensor:
+    """The images of every measurement.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        ``(batch_size, C, H, W)``, or ``(batch_size, C)`` for a linear layer.
+    device : torch.device
+    layout : str
+        Of :data:`decomp.runtimes.eager.LAYOUTS`.
+    """
+    images = torch.randn(*shape, generator=seeds.generator(0, "evaluate", "latency")).to(device)
+    return images.contiguous(memory_format=LAYOUTS[layout]) if images.dim() == 4 else images
 
 
-def laid_out(network, layout):
-    """A copy of a network with its weights in one of :data:`LAYOUTS`."""
-    return copy.deepcopy(network).to(memory_format=LAYOUTS[layout])
-
-
-def latencies(networks, shape, device, rounds, *, layout="contiguous", max_seconds=None, min_rounds=None):
+def latencies(
+    networks: Mapping[str, Callable[[Tensor], object]],
+    shape: Sequence[int],
+    device: torch.device,
+    rounds: int,
+    *,
+    layout: str = "contiguous",
+    max_seconds: float | None = None,
+    min_rounds: int | None = None,
+) -> dict[str, list[float]]:
     """Time networks in turn (A B C A B C ...) on the same random images.
 
     Parameters
     ----------
-    networks : dict of name to torch.nn.Module
-        On `device`, in eval mode.
-    shape : tuple of int
+    networks : dict of name to callable
+        As :meth:`decomp.runtimes.runtime.Runtime.prepare` returns them for :func:`random_images` of this shape,
+        device and layout.
+    shape : sequence of int
         ``(batch_size, C, H, W)``.
     device : torch.device
     rounds : int
-        Fewer are made of slow networks: none starts after `max_seconds` once there are `min_rounds`.
+        Slow networks get fewer: none starts after `max_seconds` once there are `min_rounds`.
     layout : str
-        That of the images, of :data:`LAYOUTS`; the networks are taken as they are, see :func:`laid_out`.
+        Memory layout of the images, of :data:`decomp.runtimes.eager.LAYOUTS`.
     max_seconds, min_rounds : float and int, optional
-        :data:`MAX_SECONDS` and :data:`MIN_ROUNDS` where not given.
+        By default :data:`MAX_SECONDS` and :data:`MIN_ROUNDS`.
 
     Returns
     -------
@@ -49,10 +68,8 @@ def latencies(networks, shape, device, rounds, *, layout="contiguous", max_secon
     """
     max_seconds = MAX_SECONDS if max_seconds is None else max_seconds
     min_rounds = MIN_ROUNDS if min_rounds is None else min_rounds
-    images = torch.randn(*shape, generator=seeds.generator(0, "evaluate", "latency")).to(device)
-    if images.dim() == 4:
-        images = images.contiguous(memory_format=LAYOUTS[layout])
-    times = {name: [] for name in networks}
+    images = random_images(shape, device, layout)
+    times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode():
         for network in networks.values():
             for _ in range(WARM_UP):
@@ -66,25 +83,38 @@ def latencies(networks, shape, device, rounds, *, layout="contiguous", max_secon
     return times
 
 
-def _milliseconds(network, images, device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
+def _milliseconds(network: Callable[[Tensor], object], images: Tensor, device: torch.device) -> float:
+    start = _seconds(device)
     network(images)
+    return (_seconds(device) - start) * 1e3
+
+
+def _seconds(device: torch.device) -> float:
+    """The clock, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * 1e3
+    return time.perf_counter()
 
 
-def times_within(network, names, shape, device, rounds, *, layout="contiguous", max_seconds=None):
+def times_within(
+    network: nn.Module,
+    names: Sequence[str],
+    shape: Sequence[int],
+    device: torch.device,
+    rounds: int,
+    *,
+    layout: str = "contiguous",
+    max_seconds: float | None = None,
+) -> tuple[dict[str, float], float]:
     """Median milliseconds of some of a network's modules while it runs, and of the rest.
 
-    A layer in its network finds other things in the caches than a layer that is timed by itself.
+    A layer in its network finds other data in the caches than a layer that is timed by itself.
 
     Parameters
     ----------
     network : torch.nn.Module
-    names : list of str
+        Prepared as for :func:`latencies`.
+    names : sequence of str
         Paths of modules that are called once.
     shape, device, rounds, layout, max_seconds
         As for :func:`latencies`.
@@ -94,18 +124,14 @@ def times_within(network, names, shape, device, rounds, *, layout="contiguous", 
     parts : dict of str to float
     rest : float
     """
-    started, parts = {}, {name: [] for name in names}
+    started: dict[str, float] = {}
+    parts: dict[str, list[float]] = {name: [] for name in names}
 
-    def now():
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() * 1e3
+    def start(name: str) -> Callable[..., None]:
+        return lambda *_: started.update({name: _seconds(device)})
 
-    def start(name):
-        return lambda *_: started.update({name: now()})
-
-    def stop(name):
-        return lambda *_: parts[name].append(now() - started[name])
+    def stop(name: str) -> Callable[..., None]:
+        return lambda *_: parts[name].append((_seconds(device) - started[name]) * 1e3)
 
     modules = {name: network.get_submodule(name) for name in names}
     hooks = [module.register_forward_pre_hook(start(name)) for name, module in modules.items()]

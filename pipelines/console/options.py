@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from decomp.allocation.plan import STEPS
+from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.errors import UsageError
 from decomp.solvers.selectors import SELECTORS
 
 from . import parse
 
-ALLOCATIONS = ("joint", "energy", "uniform")
-COSTS = ("macs", "params", "latency")
 LAYOUTS = ("contiguous", "channels-last")
 FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
 SCHEDULES = ("cosine", "constant")

@@ -22,7 +22,8 @@ from decomp.cost.latency_model import FactorKind, LatencyCost, Table, chain_modu
 from decomp.errors import FileError, TargetError
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
-from decomp.runtimes.timing import laid_out, latencies, times_within
+from decomp.runtimes.eager import Eager
+from decomp.runtimes.timing import latencies, random_images, times_within
 from decomp.surgery.random_network import random_network
 
 from ...data.formats.json_files import read_json, write_json
@@ -53,7 +54,7 @@ class Timings:
     device : torch.device
     batch_size : int
     layout : str
-        Of :data:`decomp.runtimes.timing.LAYOUTS`.
+        Of :data:`decomp.runtimes.eager.LAYOUTS`.
     """
 
     def __init__(self, path: Path, device: torch.device, batch_size: int, layout: str) -> None:
@@ -76,15 +77,15 @@ class Timings:
         """Median time of one factor in milliseconds."""
         words = kind.words(n_in, n_out)
         if words not in self._milliseconds:
-            module = self._prepared(kind.build(n_in, n_out))
             shape = kind.images(self.batch_size, n_in)
+            module = self._prepared(kind.build(n_in, n_out), shape)
             times = latencies({"": module}, shape, self.device, REPEATS, layout=self.layout, max_seconds=SECONDS)
             self._milliseconds[words] = round(median(times[""]), 5)
         return self._milliseconds[words]
 
     def compare(self, networks: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
         """Median times of networks that run in turn, in milliseconds."""
-        prepared = {name: self._prepared(network) for name, network in networks.items()}
+        prepared = {name: self._prepared(network, shape) for name, network in networks.items()}
         times = latencies(prepared, shape, self.device, ROUNDS, layout=self.layout, max_seconds=WHOLE_SECONDS)
         return {name: median(values) for name, values in times.items()}
 
@@ -93,12 +94,11 @@ class Timings:
 
         See :func:`decomp.runtimes.timing.times_within`.
         """
-        return times_within(
-            self._prepared(network), names, shape, self.device, ROUNDS, layout=self.layout, max_seconds=WHOLE_SECONDS
-        )
+        prepared = self._prepared(network, shape)
+        return times_within(prepared, names, shape, self.device, ROUNDS, layout=self.layout, max_seconds=WHOLE_SECONDS)
 
-    def _prepared(self, network: nn.Module) -> nn.Module:
-        return laid_out(network, self.layout).to(self.device).eval()
+    def _prepared(self, network: nn.Module, shape: Shape) -> nn.Module:
+        return Eager(self.layout).prepare(network, random_images(shape, self.device, self.layout))
 
     def save(self) -> None:
         """Write all times to the file."""

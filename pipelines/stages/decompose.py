@@ -137,7 +137,7 @@ def decompose(
     latency_batch : int
         Images at a time, where ``cost`` is 'latency'.
     latency_layout : str
-        Memory layout of images and weights then, of :data:`decomp.runtimes.timing.LAYOUTS`.
+        Memory layout of images and weights then, of :data:`decomp.runtimes.eager.LAYOUTS`.
     plan : path, optional
         A plan to use instead of a new one; it decides speed-up, steps, allocation, cost and multiple.
     activation_aware : bool

@@ -8,7 +8,8 @@ import torch
 from decomp.cost import count as cost
 from decomp.errors import FileError, UsageError
 from decomp.execution.outputs import output_divergence
-from decomp.runtimes.timing import LAYOUTS, laid_out, latencies
+from decomp.runtimes.eager import LAYOUTS, Eager
+from decomp.runtimes.timing import latencies, random_images
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
@@ -163,7 +164,8 @@ def evaluate(
         test, data, notes = _test_images(run, shape)
         shares = _shares(networks, test, data, device, reporter) if test is not None else {}
         reporter.step(f"timing {len(networks)} networks in turn, batch of {batch_size}")
-        timed = {name: laid_out(network, layout) for name, network in networks.items()}
+        example, runtime = random_images((batch_size, *shape), device, layout), Eager(layout)
+        timed = {name: runtime.prepare(network, example) for name, network in networks.items()}
         times = latencies(timed, (batch_size, *shape), device, repeats, layout=layout)
         rows = _rows(networks, shape, shares, times)
         conditions = {

@@ -1,4 +1,4 @@
-"""Timing in turn, and measured times as a cost: on clocks and tables that are known, never on this machine's speed."""
+"""Measured times as a cost, on tables that are known."""
 
 import numpy as np
 import pytest
@@ -15,56 +15,8 @@ from decomp.cost.chain import geometry_of
 from decomp.cost.latency_model import FactorKind, LatencyCost, chain_module, factor_grids
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
-from decomp.pipelines.console.options import LAYOUTS
-from decomp.runtimes import timing
-from decomp.runtimes.timing import latencies, times_within
 from decomp.surgery.batchnorm import fold_bn
 from decomp.surgery.random_network import random_factors
-
-SHAPE = (1, 8, 8)
-CPU = torch.device("cpu")
-
-
-class Noting(nn.Module):
-    def __init__(self, name, calls):
-        super().__init__()
-        self.name, self.calls = name, calls
-
-    def forward(self, images):
-        self.calls.append((self.name, tuple(images.shape), float(images.sum()), torch.is_grad_enabled()))
-        return images
-
-
-def test_networks_are_timed_in_turn_on_the_same_images():
-    calls = []
-    networks = {name: Noting(name, calls) for name in "abc"}
-    times = latencies(networks, (4, *SHAPE), CPU, 5)
-    assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5, "c": 5}
-    timed = calls[3 * timing.WARM_UP :]
-    assert [name for name, *_ in timed] == list("abc") * 5
-    assert {rest for _, *rest_ in calls for rest in [tuple(rest_)]} == {((4, *SHAPE), calls[0][2], False)}
-
-
-@pytest.mark.parametrize("name", timing.LAYOUTS)
-def test_images_and_weights_are_laid_out_as_asked_and_the_network_stays_as_it_was(name):
-    class Seen(nn.Module):
-        def forward(self, images):
-            layouts.append(images.stride())
-            return images
-
-    layouts, network = [], nn.Sequential(Seen(), nn.Conv2d(3, 4, 3), Seen())
-    laid_out = timing.laid_out(network, name)
-    latencies({"": laid_out}, (2, 3, 6, 6), CPU, 1, layout=name)
-    last = name == "channels-last"
-    assert set(layouts) == {(108, 1, 18, 3), (64, 1, 16, 4)} if last else {(108, 36, 6, 1), (64, 16, 4, 1)}
-    assert laid_out[1].weight.is_contiguous() == (not last) and network[1].weight.is_contiguous()
-    assert name in LAYOUTS and len(LAYOUTS) == len(timing.LAYOUTS)
-
-
-def test_slow_networks_get_fewer_rounds_but_never_too_few(monkeypatch):
-    monkeypatch.setattr(timing, "MAX_SECONDS", 0.0)
-    times = latencies({"a": nn.Identity(), "b": nn.Identity()}, (1, *SHAPE), CPU, 100)
-    assert [len(values) for values in times.values()] == [timing.MIN_ROUNDS] * 2
 
 
 def view_of():
@@ -196,16 +148,6 @@ def test_where_factors_only_take_longer_the_allocation_narrows_instead():
     items = Allocator(view, curves, model).joint(1.05)
     assert all(item.spatial_rank is None and item.channel_rank is None for item in items.values())
     assert any(item.keep is not None for item in items.values())
-
-
-def test_times_within_a_network_are_its_parts_and_the_rest(monkeypatch):
-    clock = iter(np.cumsum(np.r_[0.0, np.ones(10_000)]))  # every look at the clock is a second after the last
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3)).eval()
-    parts, rest = times_within(network, ["0", "2"], (1, *SHAPE), CPU, 4)
-    # Six looks a round: start, 0 in, 0 out, 2 in, 2 out, stop.
-    assert parts == {"0": 1000.0, "2": 1000.0} and rest == 3000.0
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 def test_a_kind_is_told_apart_by_all_that_its_time_depends_on():

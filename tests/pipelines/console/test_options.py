@@ -32,13 +32,13 @@ def test_the_choices_are_those_of_the_modules_that_use_them():
     from decomp.cost.models import MacsCost, ParamsCost
     from decomp.data.formats import exported
     from decomp.pipelines.training import recipe
-    from decomp.runtimes import timing
+    from decomp.runtimes import eager
     from decomp.solvers import solve_layer
 
     assert options.STEPS == plan.STEPS and set(options.STEPS) == set(plan.SIZES)
     assert set(options.SELECTORS) == set(solve_layer.SELECTORS)
     assert options.FORMATS == tuple(exported.FORMATS)
-    assert set(options.LAYOUTS) == set(timing.LAYOUTS)
+    assert set(options.LAYOUTS) == set(eager.LAYOUTS)
     assert options.ALLOCATIONS == plan.ALLOCATIONS and options.COSTS == plan.COSTS
     assert set(options.COSTS) == {MacsCost.name, ParamsCost.name, LatencyCost.name}
     assert set(options.SCHEDULES) < set(recipe.SCHEDULES)
