@@ -1,6 +1,7 @@
 """Layer loop: what is committed for each layer, measured on the emitted network."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from torch import nn
 from decomp.data.formats import network_file
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.formats.layer_file import read_layer
+from decomp.errors import FileError
 from decomp.execution import sampled_rows
+from decomp.pipelines.decomposition import layer_loop
+from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
-from tests.pipelines.digit_runs import Collected
+from tests.pipelines.digit_runs import Collected, bytes_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 
@@ -64,3 +68,61 @@ def test_each_layer_answers_like_the_original_on_what_it_now_reads(run):
             last = list(report["errors"].values())[-1]["fitted"]
             assert relative.item() == pytest.approx(last, rel=1e-3, abs=1e-7)
     assert narrowed  # some layer has lost channels to its reader: those are measured here too
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_stopped_at_any_commit_and_resumed_ends_in_the_same_bytes(run, tmp_path, monkeypatch, place):
+    shutil.copytree(run.path, tmp_path / "whole")
+    whole = RunDirectory.open(tmp_path / "whole")
+    decompose(whole, speedup=2, reporter=Collected())
+    commits = []
+
+    def counted(write):
+        def commit(*args, **options):
+            if len(commits) == place:
+                raise Stop
+            commits.append(1)
+            return write(*args, **options)
+
+        return commit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer_loop, "write_layer", counted(layer_loop.write_layer))
+        patch.setattr(network_file, "save", counted(network_file.save))
+        with pytest.raises(Stop):
+            decompose(run, speedup=2, reporter=Collected())
+    assert len(list(run.layers_dir.glob("*.safetensors")) if run.layers_dir.exists() else []) == min(place, 4)
+    assert not run.model_dir.exists()
+    decompose(run, speedup=2, reporter=Collected())
+    assert bytes_of(run) == bytes_of(whole)
+
+
+def test_layers_of_another_plan_are_refused(run):
+    decompose(run, speedup=2, reporter=Collected())
+    shutil.rmtree(run.model_dir)
+    data = json.loads(run.plan_json.read_text())
+    data["layers"][2]["keep"] = 3
+    run.plan_json.write_text(json.dumps(data))
+    with pytest.raises(FileError, match="was made from .*, got .*; run decompose again with --redo"):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "flip", "empty"])
+def test_broken_layer_files_are_named(run, spoil):
+    decompose(run, speedup=2, reporter=Collected())
+    shutil.rmtree(run.model_dir)
+    path = run.layer_file(1, "3")
+    content = bytearray(path.read_bytes())
+    if spoil == "truncate":
+        content = content[:-10]
+    elif spoil == "flip":
+        content[-3] ^= 255
+    else:
+        content = b""
+    path.write_bytes(bytes(content))
+    with pytest.raises(FileError, match="--redo"):
+        decompose(run, speedup=2, reporter=Collected())

@@ -19,17 +19,12 @@ from decomp.execution import sampled_rows
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.operations import SUMS
 from decomp.graph.tracing import trace
-from decomp.pipelines.decomposition import layer_loop
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.freeze import freeze
-from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, make_run
+from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, bytes_of, make_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
-
-
-def bytes_of(run):
-    return {p.relative_to(run.path): p.read_bytes() for p in sorted(run.path.rglob("*.safetensors"))}
 
 
 @pytest.mark.parametrize("run", ["plain", "residual"], indirect=True)
@@ -133,37 +128,6 @@ def test_nothing_is_lost_at_full_sizes(run):
     assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
-class Stop(Exception):
-    """Stands for a kill."""
-
-
-@pytest.mark.parametrize("place", range(5))
-def test_stopped_at_any_commit_and_resumed_ends_in_the_same_bytes(run, tmp_path, monkeypatch, place):
-    shutil.copytree(run.path, tmp_path / "whole")
-    whole = RunDirectory.open(tmp_path / "whole")
-    decompose(whole, speedup=2, reporter=Collected())
-    commits = []
-
-    def counted(write):
-        def commit(*args, **options):
-            if len(commits) == place:
-                raise Stop
-            commits.append(1)
-            return write(*args, **options)
-
-        return commit
-
-    with monkeypatch.context() as patch:
-        patch.setattr(layer_loop, "write_layer", counted(layer_loop.write_layer))
-        patch.setattr(network_file, "save", counted(network_file.save))
-        with pytest.raises(Stop):
-            decompose(run, speedup=2, reporter=Collected())
-    assert len(list(run.layers_dir.glob("*.safetensors")) if run.layers_dir.exists() else []) == min(place, 4)
-    assert not run.model_dir.exists()
-    decompose(run, speedup=2, reporter=Collected())
-    assert bytes_of(run) == bytes_of(whole)
-
-
 def test_doing_it_twice_does_nothing_and_otherwise_refuses_until_redo(run):
     decompose(run, speedup=2, reporter=Collected())
     before = bytes_of(run)
@@ -212,33 +176,6 @@ def test_redoing_keeps_what_a_person_edited(run):
     decompose(run, speedup=3, redo=True, reporter=Collected())
     assert json.loads(run.plan_json.with_name("plan.previous.json").read_text()) == data
     assert json.loads(run.plan_json.read_text())["speedup"] == 3
-
-
-def test_layers_of_another_plan_are_refused(run):
-    decompose(run, speedup=2, reporter=Collected())
-    shutil.rmtree(run.model_dir)
-    data = json.loads(run.plan_json.read_text())
-    data["layers"][2]["keep"] = 3
-    run.plan_json.write_text(json.dumps(data))
-    with pytest.raises(FileError, match="was made from .*, got .*; run decompose again with --redo"):
-        decompose(run, speedup=2, reporter=Collected())
-
-
-@pytest.mark.parametrize("spoil", ["truncate", "flip", "empty"])
-def test_broken_layer_files_are_named(run, spoil):
-    decompose(run, speedup=2, reporter=Collected())
-    shutil.rmtree(run.model_dir)
-    path = run.layer_file(1, "3")
-    content = bytearray(path.read_bytes())
-    if spoil == "truncate":
-        content = content[:-10]
-    elif spoil == "flip":
-        content[-3] ^= 255
-    else:
-        content = b""
-    path.write_bytes(bytes(content))
-    with pytest.raises(FileError, match="--redo"):
-        decompose(run, speedup=2, reporter=Collected())
 
 
 def test_points_of_another_network_are_refused(run):
@@ -291,52 +228,6 @@ def test_whole_spaces_are_narrowed_before_the_layers_and_all_readers_fitted(run)
         x = frozen.images(0, 360)
         off = again(x) - original(x)
     assert off.mean(0).abs().max() < 1e-4 * original(x).std()  # the head, a reader, was fitted anew
-
-
-@pytest.mark.parametrize("run", ["residual"], indirect=True)
-def test_a_run_with_narrowed_spaces_resumes_to_the_same_bytes(run):
-    wanted, options = None, {"speedup": 2, "coupled": 0.5, "reporter": Collected()}
-    decompose(run, **options)
-    wanted = bytes_of(run)
-    for path in sorted(run.layers_dir.glob("*.safetensors"))[1:]:
-        path.unlink()
-    shutil.rmtree(run.model_dir)
-    run.update_config("decompose", {k: v for k, v in run.config("decompose").items() if k in ("asked", "plan_digest")})
-    decompose(run, **options)
-    assert bytes_of(run) == wanted
-
-
-@pytest.mark.parametrize("run", ["residual"], indirect=True)
-@pytest.mark.parametrize(
-    ("spaces", "message"),
-    [
-        ({"stem": 9}, r"stem: channels that stay in the space must be in 1\.\.8, got 9"),
-        ({"stem": True}, r"stem: channels that stay in the space must be in 1\.\.8, got True"),
-        ({"head": 2}, "head: the space cannot be narrowed as a whole"),
-        ({"nowhere": 2}, "nowhere: the space cannot be narrowed as a whole"),
-        ([3], "spaces must be an object"),
-    ],
-)
-def test_spaces_that_a_plan_cannot_have_are_refused(run, spaces, message):
-    decompose(run, speedup=2, plan_only=True, reporter=Collected())
-    data = {**json.loads(run.plan_json.read_text()), "spaces": spaces}
-    run.plan_json.write_text(json.dumps(data))
-    with pytest.raises(TargetError, match=message):
-        decompose(run, speedup=2, reporter=Collected())
-
-
-@pytest.mark.parametrize("run", ["residual"], indirect=True)
-def test_shared_channels_of_skipped_layers_stay_and_costs_that_do_not_add_up_are_refused(run):
-    with pytest.raises(TargetError, match="no channel space .* belongs to a layer that keeps its shape"):
-        decompose(run, speedup=1.2, coupled=0.5, skip=["stem"], reporter=Collected())
-    with pytest.raises(UsageError, match="--cost latency"):
-        decompose(run, speedup=1.2, coupled=0.5, cost="latency", reporter=Collected())
-
-
-@pytest.mark.parametrize("run", ["plain"], indirect=True)
-def test_a_chain_has_no_shared_channels_to_narrow(run):
-    with pytest.raises(TargetError, match="--coupled: no channel space of this network can be narrowed as a whole"):
-        decompose(run, speedup=1.2, coupled=0.5, reporter=Collected())
 
 
 @pytest.mark.parametrize("run", ["grouped"], indirect=True)

@@ -1,0 +1,128 @@
+"""Gatherer of layer problems: moments, rows, held-out images, recovery."""
+
+import pytest
+import torch
+
+from decomp.errors import NumericalError
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.shared_spaces import kept_outputs
+from decomp.graph.tracing import trace
+from decomp.pipelines.decomposition import gather
+from decomp.pipelines.decomposition.gather import ProblemGatherer
+from decomp.pipelines.run.loading import open_frozen
+from decomp.problem.moments import TILE_ROWS, Moments
+from decomp.surgery.narrow_network import shrink
+from tests.pipelines.digit_runs import SHAPE
+
+pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
+
+
+@pytest.fixture
+def opened(run):
+    frozen, original = open_frozen(run)
+    with frozen:
+        yield frozen, NetworkGraph(trace(original), SHAPE)
+
+
+def rows_of(problem):
+    return tuple(torch.cat(parts) for parts in zip(*problem.rows()))
+
+
+@pytest.mark.parametrize("run", ["plain", "residual"], indirect=True)
+def test_the_weights_of_the_original_solve_the_normal_equations_of_every_layer(opened):
+    frozen, graph = opened
+    gatherer = ProblemGatherer(frozen, graph)
+    for layer in graph.layers:
+        problem, held_out = gatherer.problem(layer)
+        n_points = min(frozen.meta["n_points"], layer.out_hw[0] * layer.out_hw[1])
+        assert (problem.moments.n_rows, held_out.n_rows) == (360 * n_points, 40 * n_points)
+        weight = problem.weight.flatten(1).double()
+        for moments in (problem.moments, held_out):
+            off = moments.K @ weight.T - moments.C
+            assert off.abs().max() <= 1e-5 * moments.C.abs().max()
+            bias = 0 if problem.bias is None else problem.bias
+            assert torch.allclose(moments.x_mean @ weight.T + bias, moments.y_mean, atol=1e-5)
+
+
+def test_the_moments_are_those_of_the_rows_stored_or_gathered_again(opened, monkeypatch):
+    frozen, graph = opened
+    layer = graph.layers[1]
+    gatherer = ProblemGatherer(frozen, graph)
+    problem, _ = gatherer.problem(layer)
+    X, Y = rows_of(problem)
+    moments = Moments.of_rows(X.flatten(1).double(), Y.double())
+    assert torch.allclose(moments.K, problem.moments.K, rtol=1e-5, atol=1e-5 * moments.K.abs().max().item())
+    assert gatherer._stored_rows is not None
+    monkeypatch.setattr(gather, "ROWS_BUDGET", 0)
+    again = ProblemGatherer(frozen, graph)
+    anew, _ = again.problem(layer)
+    assert again._stored_rows is None
+    assert all(torch.equal(a, b) for a, b in zip(rows_of(anew), (X, Y)))
+
+
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+def test_with_recovery_the_branch_is_fitted_to_what_its_shortcut_lacks(opened):
+    """With the stem's outputs enlarged by a tenth, a tenth of the original shortcut is to be taken back."""
+    frozen, graph = opened
+    with torch.no_grad():
+        for parameter in graph.module.get_submodule("stem").parameters():
+            parameter.mul_(1.1)
+    layer = graph.layer("conv2")
+    _, without = rows_of(ProblemGatherer(frozen, graph).problem(layer)[0])
+    _, with_recovery = rows_of(ProblemGatherer(frozen, graph, recovery=True).problem(layer)[0])
+    shortcut = frozen.responses("conv2: shortcut", 0, 360).flatten(0, 1)
+    assert torch.equal(without, frozen.responses("conv2", 0, 360).flatten(0, 1))
+    assert torch.allclose(with_recovery, without - 0.1 * shortcut, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+def test_a_narrowed_layer_is_fitted_to_the_outputs_that_remain(opened):
+    frozen, graph = opened
+    channels = {"stem": [0, 2, 5]}
+    remaining = kept_outputs(graph, channels)
+    shrink(graph.module, graph.spaces, channels)
+    narrowed = NetworkGraph(graph.module, SHAPE)
+    gatherer = ProblemGatherer(frozen, narrowed, remaining_outputs=remaining)
+    _, Y = rows_of(gatherer.problem(narrowed.layer("stem"))[0])
+    assert torch.equal(Y, frozen.responses("stem", 0, 360)[..., [0, 2, 5]].flatten(0, 1))
+
+
+def test_replaced_weights_are_those_of_the_network_inside_the_block_only(opened):
+    frozen, graph = opened
+    gatherer, layer = ProblemGatherer(frozen, graph), graph.layers[0]
+    module, images = graph.module.get_submodule(layer.name), frozen.images(0, 5)
+    with torch.no_grad():
+        before = graph.module(images)
+        with gatherer.replaced(layer, module.weight * 0, torch.ones(len(module.weight))):
+            assert torch.equal(module(images), torch.ones(5, len(module.weight), *layer.out_hw))
+        assert torch.equal(graph.module(images), before)
+
+
+def test_activations_that_are_not_finite_are_named_by_layer_and_images(opened):
+    frozen, graph = opened
+    with torch.no_grad():
+        graph.module.get_submodule("0").weight[0] = float("inf")
+    with pytest.raises(NumericalError, match=r"3: the activations it reads must be finite, got \d+ NaN or infinite"):
+        ProblemGatherer(frozen, graph).problem(graph.layer("3"))
+
+
+@pytest.mark.parametrize("batch", [100, 700, 2048, 5000])
+def test_tiles_are_the_same_for_any_batch(batch):
+    n_fit, n = 5000, 6100
+    X, Y = torch.arange(n * 2.0).reshape(n, 2), torch.arange(n * 1.0)[:, None]
+    tiles, cut = gather._Tiles(), []
+    for fitted, start, stop in ((True, 0, n_fit), (False, n_fit, n)):
+        for first in range(start, stop, batch):
+            part = slice(first, min(first + batch, stop))
+            cut += tiles.add(fitted, (X[part], Y[part]))
+    cut += tiles.rest()
+    lengths = [(fitted, len(rows[1])) for fitted, rows in cut]
+    assert lengths == [(True, TILE_ROWS), (True, TILE_ROWS), (True, 5000 - 2 * TILE_ROWS), (False, 1100)]
+    assert torch.equal(torch.cat([rows[0] for _, rows in cut]), X)
+    assert torch.equal(torch.cat([rows[1] for _, rows in cut]), Y)
+
+
+def test_one_image_in_ten_is_held_out_and_at_least_one():
+    sizes = {10: 9, 11: 10, 19: 18, 20: 18, 5000: 4500}
+    for n_images, n_fit in sizes.items():
+        assert gather.fitted_images(type("Frozen", (), {"n_images": n_images})) == n_fit

@@ -1,0 +1,42 @@
+"""Lines about a plan and about its solved layers."""
+
+from networks import CHAIN_INPUT, chain
+
+from decomp.allocation.plan import LayerPlan, Plan
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
+from decomp.pipelines.decomposition.layer_reports import announce, layer_words
+from tests.pipelines.digit_runs import Collected
+
+
+def plan_of(items):
+    return Plan(2.0, ("prune",), "joint", items, macs_before=400, macs_after=200)
+
+
+def test_every_layer_is_announced_with_its_sizes_its_option_and_the_reasons_against_steps():
+    graph, told = NetworkGraph(trace(chain()), CHAIN_INPUT), Collected()
+    items = [LayerPlan(layer.name, left_alone=dict(layer.left_alone)) for layer in graph.layers]
+    items[1].keep, items[1].spatial_rank = 5, 7
+    items[2].limits = {"skip": "--skip 5"}
+    announce(plan_of(items), graph, told)
+    first, *lines = told.told
+    assert first.startswith("plan: ") and len(lines) == len(graph.layers)
+    for layer, item, line in zip(graph.layers, items, lines):
+        assert line.split()[0] == layer.name and item.words() in line
+        assert all(f"no {step}: {why}" in line for step, why in layer.left_alone.items())
+    assert "reads 5 channels, spatial rank 7" in lines[1] and "[--skip 5]" in lines[2] and "[" not in lines[3]
+
+
+def test_a_convolution_without_a_module_is_announced_as_left_alone():
+    graph, told = NetworkGraph(trace(chain()), CHAIN_INPUT), Collected()
+    graph.functional_convs = ["conv2d"]
+    announce(plan_of([LayerPlan(layer.name) for layer in graph.layers]), graph, told)
+    assert told.told[-1].split() == "conv2d left alone: a functional convolution, not a module".split()
+
+
+def test_a_solved_layer_is_reported_with_the_errors_after_its_last_step():
+    layer = NetworkGraph(trace(chain()), CHAIN_INPUT).layers[1]
+    sizes, errors = LayerPlan(layer.name, keep=5), {"before": {"fitted": 0.5}, "prune": {"fitted": 0.031}}
+    assert layer_words(layer, sizes, {"errors": errors}) == "3: reads 5 channels; response error 3.10%"
+    errors["prune"]["held_out"] = 0.04
+    assert layer_words(layer, sizes, {"errors": errors}).endswith("response error 3.10%, held out 4.00%")
