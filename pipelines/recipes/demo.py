@@ -42,19 +42,19 @@ class DemoResult:
         yield f"all of its files: {self.run.path}"
 
 
-def demo(run: str | os.PathLike[str] = "runs/demo", *, reporter: Reporter) -> DemoResult:
+def demo(run: str | os.PathLike[str] = "runs/demo", *, reporter: Reporter | None = None) -> DemoResult:
     """Freeze, decompose, fine-tune and evaluate; finished stages are not repeated.
 
     Parameters
     ----------
     run : path or RunDirectory
-    reporter : decomp.pipelines.console.reporter.Reporter
+    reporter : Reporter, optional
 
     Returns
     -------
     DemoResult
     """
-    directory = RunDirectory(run)
+    reporter, directory = reporter or Reporter(), RunDirectory(run)
     reporter.step(f"1 of 4: freeze {MODEL} on {DATA}")
     _report(freeze(directory, model=MODEL, data=DATA, reporter=reporter), reporter)
     reporter.step(f"2 of 4: decompose, {SPEEDUP:g} times cheaper")

@@ -53,7 +53,7 @@ def family(
     speedups: Sequence[float],
     source_run: str | os.PathLike[str] | None = None,
     plan: str | os.PathLike[str] | None = None,
-    reporter: Reporter,
+    reporter: Reporter | None = None,
     device: str = "auto",
     batch_size: int = 100,
     memory: int | None = None,
@@ -72,7 +72,7 @@ def family(
         Take the frozen points from this run; ``run`` then only gives the names.
     plan : path, optional
         Refused: a plan has one speed-up.
-    reporter : decomp.pipelines.console.reporter.Reporter
+    reporter : Reporter, optional
     device, batch_size, memory, plan_only, redo, options
         As for :func:`decomp.pipelines.stages.decompose.decompose`.
 
@@ -90,6 +90,7 @@ def family(
     Curves, metrics and measured latencies are made once, in the run with the frozen points. Each member is a run
     directory of its own: one that was stopped continues when the same command is given again.
     """
+    reporter = reporter or Reporter()
     if plan is not None:
         raise UsageError("--plan", "is for one speed-up", got=", ".join(f"{s:g}x" for s in speedups))
     all_options = [decompose_options(speedup=speedup, **options) for speedup in speedups]

@@ -108,7 +108,7 @@ def decompose(
     redo: bool = False,
     batch_size: int = 100,
     memory: int | None = None,
-    reporter: Reporter,
+    reporter: Reporter | None = None,
 ) -> DecomposeResult:
     """Make the network ``speedup`` times cheaper and emit it.
 
@@ -162,7 +162,7 @@ def decompose(
         Upper limit of the images at a time; fewer where memory is short.
     memory : int, optional
         Memory limit in bytes, see :mod:`decomp.pipelines.decomposition.memory`; half of the machine's by default.
-    reporter : decomp.pipelines.console.reporter.Reporter
+    reporter : Reporter, optional
 
     Raises
     ------
@@ -170,6 +170,7 @@ def decompose(
         UsageError for an option, before the run is touched; FileError for a file of the run; TargetError for a
         target out of reach or a plan that does not fit the network.
     """
+    reporter = reporter or Reporter()
     given = None if plan is None else read_plan(plan)
     options = decompose_options(
         given, speedup=speedup, steps=steps, selector=selector, allocation=allocation, cost=cost, multiple=multiple,
