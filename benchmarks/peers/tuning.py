@@ -34,12 +34,12 @@ def tune(network, subject, epochs, folded=False):
 
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-    asked, n_images = recipe(epochs, subject.seed), len(train)
+    settings, n_images = recipe(epochs, subject.seed), len(train)
     layers = [layer for layer, _ in fold_bn(trace(subject.fresh()))] if folded else []
-    normalised = insert_batchnorm(network, layers, asked, n_images, batches)
+    paths = insert_batchnorm(network, layers, settings, n_images, batches)
     fit(
-        network, asked, stage="finetune", n_images=n_images, batches=batches, loss=loss,
+        network, settings, stage="finetune", n_images=n_images, batches=batches, loss=loss,
         device=torch.device("cpu"),
     )  # fmt: skip
-    refold.fold_inserted(network, normalised)
+    refold.fold_inserted(network, paths)
     return network.eval()

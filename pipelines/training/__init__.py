@@ -1,1 +1,1 @@
-"""The training loop and what it is given."""
+"""Training loop with recipes, optimizers, schedules, hooks and checkpoints; tasks, losses and files of fine-tuning."""

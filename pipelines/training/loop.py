@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import nn
 from decomp import seeds
 from decomp.errors import NumericalError
 
-from ..console.reporter import Reporter
+from ..console.reporter import Progress, Reporter
 from ..measure.devices import autocast, pick_device, to_device
 from . import checkpoints
 from .hooks import Hooks, call_hooks, state_names
@@ -251,10 +251,12 @@ def _learning_rates(training: Training) -> dict[str, float]:
     return rates
 
 
-def _bar(training: Training, inputs: _Inputs, order: torch.Tensor) -> Any:
-    """The reporter's progress bar of an epoch as a context, or an empty one."""
+def _bar(training: Training, inputs: _Inputs, order: torch.Tensor) -> AbstractContextManager[Progress | None]:
+    """The progress bar of an epoch; None inside where nothing is reported."""
+    if inputs.reporter is None:
+        return nullcontext()
     label = f"epoch {training.epoch + 1} of {training.recipe.epochs}"
-    return nullcontext() if inputs.reporter is None else inputs.reporter.progress(len(order), label, "images")
+    return inputs.reporter.progress(len(order), label, "images")
 
 
 class _EpochLosses:

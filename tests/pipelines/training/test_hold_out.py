@@ -22,6 +22,12 @@ def test_a_tenth_is_held_out_but_at_least_one_image_and_at_most_five_thousand():
     assert len(hold_out(300, 0, fraction=0.5)[1]) == 150
 
 
+def test_the_draw_is_that_of_the_shipped_weights():
+    """Another draw would validate them on images that they were trained on."""
+    assert hold_out(1347, 0)[1][:6].tolist() == [0, 4, 10, 11, 16, 37]
+    assert hold_out(60000, 0)[1][:6].tolist() == [14, 29, 55, 64, 73, 74]
+
+
 def test_one_image_cannot_be_split():
     with pytest.raises(UsageError, match="at least 2"):
         hold_out(1, 0)
