@@ -123,12 +123,12 @@ class ProblemGatherer:
         return problem, held_out
 
     @contextmanager
-    def replaced(self, layer: Layer, weight: Tensor, bias: Tensor) -> Iterator[None]:
+    def replaced(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
         """Put other weights into a layer for the length of the block."""
         module = self._module(layer)
         weight_before, bias_before = module.weight.data, module.bias
         module.weight.data = weight.reshape(module.weight.shape).to(module.weight)
-        module.bias = nn.Parameter(bias.to(module.weight))
+        module.bias = None if bias is None else nn.Parameter(bias.to(module.weight))
         try:
             yield
         finally:

@@ -213,11 +213,11 @@ class _OutputChange:
     def _outputs(self) -> Tensor:
         return torch.cat([as_tensor(y).cpu() for _, _, y in self.replay.outputs()])
 
-    def measure(self, layer: Layer) -> Callable[[Tensor, Tensor], float]:
+    def measure(self, layer: Layer) -> Callable[[Tensor, Tensor | None], float]:
         """A function of a layer's weights and bias that gives the mean change of the output."""
         self.replay.advance(self.graph.node(layer))
 
-        def change(weight: Tensor, bias: Tensor) -> float:
+        def change(weight: Tensor, bias: Tensor | None) -> float:
             with self.gatherer.replaced(layer, weight, bias):
                 return output_divergence(self.wanted, self._outputs()).mean().item()
 
@@ -243,7 +243,7 @@ def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) 
 
 
 def _output_curves(
-    problem: LayerProblem, own: Curves, order: Sequence[int] | None, measure: Callable[[Tensor, Tensor], float]
+    problem: LayerProblem, own: Curves, order: Sequence[int] | None, measure: Callable[[Tensor, Tensor | None], float]
 ) -> LayerCurves:
     """Change of the network's output for every size of every step of one layer."""
     approximate = approximations(problem, order)

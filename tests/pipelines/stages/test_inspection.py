@@ -11,7 +11,7 @@ from torch import nn
 from decomp.data import models, zoo
 from decomp.data.sources import open_source
 from decomp.pipelines.console.reporter import Reporter
-from decomp.pipelines.decomposition.session import opened
+from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.stages import freeze
 from decomp.pipelines.stages.inspection import inspect
 from tests.pipelines.digit_runs import SHAPE
@@ -43,8 +43,8 @@ def own_networks(monkeypatch):
 
 
 def said_by_decompose(run):
-    with opened(run, torch.device("cpu")) as session:
-        return {layer.name: dict(layer.left_alone) for layer in session.view.layers}
+    with open_run(run, torch.device("cpu")) as session:
+        return {layer.name: dict(layer.left_alone) for layer in session.graph.layers}
 
 
 def said_by_inspect(model, **options):
