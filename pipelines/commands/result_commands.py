@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..console.options import FORMATS, LAYOUTS, EvaluateOptions, formats
+from ..console.options import FORMATS, LAYOUTS, LEAST_IMAGES, EvaluateOptions, FreezeOptions, formats
 from ..console.program import program
 from ..run.networks import NETWORK_NAMES
 from .group import main
@@ -36,6 +36,10 @@ Examples:
 @click.option("--data", metavar="NAME", help=DATA_HELP + " Gives the size of the images.")
 @click.option("--input-size", metavar="[CxHx]W", help="Size of one image where neither model nor data give it.")
 @shared_options("part", "leaf")
+@number(
+    "--images", "n_images", least=LEAST_IMAGES, default=default_of(FreezeOptions, "n_images"), show_default=True,
+    help="Number of calibration images to assume; layers with too many columns for them are excluded.",
+)  # fmt: skip
 @click.option("--dot", metavar="FILE", help="Write a drawing of layers and channel spaces for graphviz.")
 @click.option("--png", metavar="FILE", help="Draw it as PNG; needs graphviz' program dot.")
 @shared_options("common")

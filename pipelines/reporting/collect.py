@@ -59,7 +59,7 @@ class Missing:
     command: str
 
 
-NETWORKS = (
+NETWORK_COLUMNS = (
     "run", "network", "macs", "params", "top1", "top5", "agreement", "divergence_nats", "latency_ms",
     "latency_low_ms", "latency_high_ms", "counted_speedup", "measured_speedup",
 )  # fmt: skip
@@ -85,7 +85,7 @@ def networks(run):
     left = [name for name, path in there.items() if measured.get(name) != digest_file(path)]
     if left:
         notes.append(f"not measured as it is now: {', '.join(left)}; give again: {command}")
-    return Table("networks", NETWORKS, rows, notes)
+    return Table("networks", NETWORK_COLUMNS, rows, notes)
 
 
 def conditions_in_words(report):

@@ -1,37 +1,49 @@
-"""Stage ``evaluate``: original, decomposed and fine-tuned network side by side, on the test images and the clock."""
+"""Stage ``evaluate``: accuracy, cost and latency of the original, decomposed and fine-tuned network."""
 
+from __future__ import annotations
+
+import os
 import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from decomp.cost import count as cost
+from decomp.cost.count import cost
 from decomp.errors import FileError, UsageError
 from decomp.execution.outputs import output_divergence
-from decomp.runtimes.eager import LAYOUTS, Eager
+from decomp.runtimes.eager import Eager
 from decomp.runtimes.timing import latencies, random_images
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json, write_json
 from ...data.sources import open_source
+from ...data.splits import Split
+from ..console.options import EvaluateOptions, FreezeOptions
 from ..console.reporter import Reporter
-from ..measure import accuracy, devices
+from ..console.text_table import text_table
+from ..measure.accuracy import check_labels, logits_of
+from ..measure.devices import pick_device
 from ..run import loading
+from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
-from ..run.networks import existing
+from ..run.networks import NETWORKS, existing
 from ..run.record import library_versions
 
 KIND = "decomp report"
 IMAGES_AT_A_TIME = 250
-LATENCY_ROUNDS = 30
-#: Interquartile range over median beyond which the machine was too busy to be timed.
+#: Interquartile range over median above which a machine is too busy for latency measurements.
 SPREAD = 0.3
+SHARES = ("top1", "top5", "agreement", "divergence")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network. Shares are in 0..1, times in milliseconds; None where there is nothing to measure it on.
+    """Measurements of one network. Shares are in 0..1, times in milliseconds; None where they cannot be measured.
 
     ``agreement`` is the share of test images with the original's first class, ``divergence`` the mean
     Kullback-Leibler divergence from the original's class probabilities in nats; ``counted_speedup`` is the ratio of
@@ -53,42 +65,36 @@ class Row:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The table.
+    """Result of the stage: the table of networks.
 
     Attributes
     ----------
     rows : list of Row
-        The original first, then what there is.
+        The original first, then the other networks of the run.
     conditions : dict
         ``batch_size``, ``device``, ``threads``, ``rounds``, ``data``, ``n_images``, ``versions``.
     notes : list of str
-        Why a column is empty, and what else a reader must know.
+        Reasons for empty columns, and warnings.
     done_before : bool
-        The report was there already, of the same networks under the same conditions.
+        The report existed already, of the same networks under the same conditions.
     """
 
-    rows: list
-    conditions: dict
-    notes: list = field(default_factory=list)
+    rows: list[Row]
+    conditions: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
     done_before: bool = False
 
-    def table(self):
+    def table(self) -> str:
         """The table as text."""
-        header = ["network", "top-1", "top-5", "MACs", "parameters", "latency", "counted", "measured"]
-        lines = [header]
+        rows = [["network", "top-1", "top-5", "MACs", "parameters", "latency", "counted", "measured"]]
         for row in self.rows:
             shares = ["-" if value is None else f"{value:.2%}" for value in (row.top1, row.top5)]
             sizes = [f"{row.macs / 1e6:,.2f} M", f"{row.params / 1e6:,.3f} M", f"{row.latency_ms:,.2f} ms"]
-            lines.append([row.network, *shares, *sizes, f"{row.counted_speedup:.2f}x", f"{row.measured_speedup:.2f}x"])
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        texts = []
-        for line in lines:
-            cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
-            texts.append("  ".join(cells))
-        return "\n".join(texts)
+            rows.append([row.network, *shares, *sizes, f"{row.counted_speedup:.2f}x", f"{row.measured_speedup:.2f}x"])
+        return text_table(rows)
 
-    def lines(self):
-        """Lines for a person."""
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines."""
         c = self.conditions
         yield from self.table().split("\n")
         tested = f"top-1 and top-5 on {c['n_images']:,} test images of {c['data']}; " if c["n_images"] else ""
@@ -100,37 +106,44 @@ class EvaluationResult:
         if self.done_before:
             yield "measured before; give --redo to measure again"
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
         return {"rows": [asdict(row) for row in self.rows], "conditions": self.conditions, "notes": list(self.notes)}
 
 
 def evaluate(
-    run, *, batch_size=64, layout="contiguous", device="auto", repeats=LATENCY_ROUNDS, redo=False, reporter=None
-):
+    run: str | os.PathLike[str] | RunDirectory,
+    *,
+    batch_size: int = 64,
+    layout: str = "contiguous",
+    device: str = "auto",
+    repeats: int = 30,
+    redo: bool = False,
+    reporter: Reporter | None = None,
+) -> EvaluationResult:
     """Measure every network that is in a run.
 
     Parameters
     ----------
     run : path or RunDirectory
-        Frozen at least; the decomposed and the fine-tuned network are measured where they are there.
+        Frozen at least; the decomposed and the fine-tuned network are measured where they exist.
     batch_size : int
-        Images at once when the latency is measured.
+        Images per batch in the latency measurement.
     layout : {'contiguous', 'channels-last'}
-        How images and weights lie in memory when the latency is measured, the original's like the others'.
+        Memory layout of images and weights in the latency measurement, of all networks alike.
     device : str
         'auto', 'cpu', 'cuda' or 'cuda:N'.
     repeats : int
-        Rounds of the latency measurement. In each, every network runs once, so that what else the machine does
-        falls on all of them alike.
+        Rounds of the latency measurement. In each, every network runs once, so that other load of the machine
+        affects all of them alike.
     redo : bool
-        Measure again what was measured before.
+        Measure again.
     reporter : Reporter, optional
 
     Returns
     -------
     EvaluationResult
-        Also written as JSON to the run's report.
+        Also written to report.json in the run.
 
     Raises
     ------
@@ -141,45 +154,45 @@ def evaluate(
     -----
     Reads the test split, as ``train`` does after its last epoch; no stage decides anything by it.
     """
-    if batch_size < 1 or repeats < 1:
-        raise UsageError("evaluate", "batch size and repeats must be at least 1", got=f"{batch_size} and {repeats}")
-    if layout not in LAYOUTS:
-        raise UsageError("layout", "must be one of " + ", ".join(LAYOUTS), got=layout)
-    run = RunDirectory.open(run)
-    reporter = reporter or Reporter()
+    options = EvaluateOptions(batch_size=batch_size, layout=layout, repeats=repeats)
+    run, reporter = RunDirectory.open(run), reporter or Reporter()
     loading.require_whole(run)
     with run.lock(), reporter.stage("evaluate"):
-        device = devices.pick_device(device)
-        paths = _networks(run)
+        target = pick_device(device)
+        paths = _network_paths(run)
         identity = {
-            "batch_size": batch_size, "layout": layout, "device": str(device), "repeats": repeats,
-            "threads": torch.get_num_threads(),
+            "batch_size": options.batch_size, "layout": options.layout, "device": str(target),
+            "repeats": options.repeats, "threads": torch.get_num_threads(),
             "networks": {name: digest_file(path / "structure.json") for name, path in paths.items()},
             "tuning_finished": run.config("finetune") is not None, "versions": library_versions(),
         }  # fmt: skip
         if not redo and (before := _measured_before(run, identity)):
             return before
-        networks = {name: loading.load_network(run, path).to(device).eval() for name, path in paths.items()}
-        shape = tuple(network_file.read_structure(run.original_dir)["input_shape"])
-        test, data, notes = _test_images(run, shape)
-        shares = _shares(networks, test, data, device, reporter) if test is not None else {}
-        reporter.step(f"timing {len(networks)} networks in turn, batch of {batch_size}")
-        example, runtime = random_images((batch_size, *shape), device, layout), Eager(layout)
+        networks: dict[str, nn.Module] = {
+            name: loading.load_network(run, path).to(target).eval() for name, path in paths.items()
+        }
+        channels, height, width = network_file.read_structure(run.original_dir)["input_shape"]
+        shape = (channels, height, width)
+        test, data, notes = _test_images(freeze_options(run), shape)
+        shares = _shares(networks, test, data, target, reporter) if test is not None else {}
+        reporter.step(f"timing {len(networks)} networks in turn, batch of {options.batch_size}")
+        batch, runtime = (options.batch_size, *shape), Eager(options.layout)
+        example = random_images(batch, target, options.layout)
         timed = {name: runtime.prepare(network, example) for name, network in networks.items()}
-        times = latencies(timed, (batch_size, *shape), device, repeats, layout=layout)
+        times = latencies(timed, batch, target, options.repeats, layout=options.layout)
         rows = _rows(networks, shape, shares, times)
         conditions = {
-            "batch_size": batch_size, "layout": layout, "device": device_name(device), "threads": identity["threads"],
-            "rounds": len(times["original"]), "data": data, "n_images": 0 if test is None else len(test),
-            "versions": identity["versions"],
+            "batch_size": options.batch_size, "layout": options.layout, "device": device_name(target),
+            "threads": identity["threads"], "rounds": len(times["original"]), "data": data,
+            "n_images": 0 if test is None else len(test), "versions": identity["versions"],
         }  # fmt: skip
         result = EvaluationResult(rows, conditions, notes + _missing(run, paths) + _unsteady(rows))
         write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
         return result
 
 
-def topk_hits(logits, labels, k):
-    """How many rows have their label among the `k` highest logits; a tie goes to the lower class number.
+def topk_hits(logits: Tensor, labels: Tensor, k: int) -> int:
+    """Number of rows whose label is among the `k` highest logits; a tie goes to the lower class number.
 
     Parameters
     ----------
@@ -195,18 +208,18 @@ def topk_hits(logits, labels, k):
     return int((ahead.sum(1) < k).sum())
 
 
-def device_name(device):
-    """What a person calls the device."""
+def device_name(device: torch.device) -> str:
+    """Name of the device in tables."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _threads(conditions):
+def _threads(conditions: Mapping[str, Any]) -> str:
     count = conditions["threads"]
     return f", {count} thread{'s' if count != 1 else ''}" if conditions["device"] == "CPU" else ""
 
 
-def _networks(run):
-    """Where the networks of a run lie, by name in the order of their making."""
+def _network_paths(run: RunDirectory) -> dict[str, Path]:
+    """Folders of the run's networks by label, in the order of the stages."""
     if not (run.original_dir / "structure.json").is_file():
         raise FileError(run.original_dir, "there is no original network", fix="run freeze first")
     paths = {network.label: network.path(run) for network in existing(run)}
@@ -215,7 +228,7 @@ def _networks(run):
     return paths
 
 
-def _check_origin(run):
+def _check_origin(run: RunDirectory) -> None:
     made_from = network_file.read_structure(run.finetune_dir / "best")["meta"].get("finetune", {}).get("network")
     now = digest_file(run.model_dir / "structure.json")
     if made_from != now:
@@ -226,16 +239,16 @@ def _check_origin(run):
         )
 
 
-def _missing(run, paths):
-    for name, stage in (("decomposed", "decompose"), ("fine-tuned", "finetune")):
-        if name not in paths:
-            return [f"no {name} network yet: run {stage} to have it in the table"]
+def _missing(run: RunDirectory, paths: Mapping[str, Path]) -> list[str]:
+    for network in NETWORKS:
+        if network.label not in paths:
+            return [f"no {network.label} network yet: run {network.stage} to have it in the table"]
     if run.config("finetune") is None:
         return ["the fine-tuning is not finished: its best epoch so far is shown"]
     return []
 
 
-def _unsteady(rows):
+def _unsteady(rows: Sequence[Row]) -> list[str]:
     spread = max((high - low) / row.latency_ms for row in rows for low, high in [row.latency_quartiles_ms])
     if spread <= SPREAD:
         return []
@@ -245,7 +258,7 @@ def _unsteady(rows):
     ]
 
 
-def _measured_before(run, identity):
+def _measured_before(run: RunDirectory, identity: Mapping[str, Any]) -> EvaluationResult | None:
     try:
         report = read_json(run.report_json, kind=KIND)
         if report["identity"] != identity:
@@ -256,27 +269,25 @@ def _measured_before(run, identity):
         return None  # no report, or one that cannot be used: it is made anew
 
 
-def _test_images(run, shape):
+def _test_images(options: FreezeOptions, shape: tuple[int, int, int]) -> tuple[Split | None, str, list[str]]:
     """The test split (None where there is none), the source's name, and the reasons for empty columns."""
-    asked = run.config("freeze")["asked"]
-    source = open_source(asked["data"], input_shape=shape, skip_bad=asked.get("skip_bad", False))
-    notes = []
+    source = open_source(options.data, input_shape=shape, skip_bad=options.skip_bad)
     if source.test is None or len(source.test) == 0:
-        return None, asked["data"], [f"no accuracy: {asked['data']} has no test images"]
-    if not source.test.has_labels:
-        notes.append(f"no accuracy: the test images of {asked['data']} have no labels")
-    return source.test, asked["data"], notes
+        return None, options.data, [f"no accuracy: {options.data} has no test images"]
+    notes = [] if source.test.has_labels else [f"no accuracy: the test images of {options.data} have no labels"]
+    return source.test, options.data, notes
 
 
-def _shares(networks, test, data, device, reporter):
+def _shares(
+    networks: Mapping[str, nn.Module], test: Split, data: str, device: torch.device, reporter: Reporter
+) -> dict[str, dict[str, float | None]]:
     """Per network: top-1, top-5 (None without labels), agreement with the original and divergence from it."""
-    names = ("top1", "top5", "agreement", "divergence")
-    sums = {name: dict.fromkeys(names, 0.0) for name in networks}
+    sums = {name: dict.fromkeys(SHARES, 0.0) for name in networks}
     with reporter.progress(len(test), "test", "images") as progress:
         for images, labels in test.batches(torch.arange(len(test)), IMAGES_AT_A_TIME):
-            reference = None
+            reference: Tensor | None = None
             for name, network in networks.items():
-                logits = accuracy.logits_of(network, images, device)
+                logits = logits_of(network, images, device)
                 reference = logits if reference is None else reference
                 for key, value in _batch_sums(logits, reference, labels, data).items():
                     sums[name][key] += value
@@ -289,7 +300,7 @@ def _shares(networks, test, data, device, reporter):
     }
 
 
-def _batch_sums(logits, reference, labels, data):
+def _batch_sums(logits: Tensor, reference: Tensor, labels: Tensor | None, data: str) -> dict[str, float]:
     if logits.dim() != 2:
         raise UsageError("evaluate", "the outputs must be (images, classes)", got=tuple(logits.shape))
     sums = {
@@ -297,21 +308,26 @@ def _batch_sums(logits, reference, labels, data):
         "divergence": output_divergence(reference, logits).sum().item(),
     }
     if labels is not None:
-        accuracy.check_labels(labels, logits, data)
+        check_labels(labels, logits, data)
         sums.update(top1=topk_hits(logits, labels, 1), top5=topk_hits(logits, labels, 5))
     return sums
 
 
-def _rows(networks, shape, shares, times):
-    rows = []
+def _rows(
+    networks: Mapping[str, nn.Module],
+    shape: tuple[int, int, int],
+    shares: Mapping[str, Mapping[str, float | None]],
+    times: Mapping[str, Sequence[float]],
+) -> list[Row]:
+    rows: list[Row] = []
     for name, network in networks.items():
-        count = cost.cost(network, shape)
+        count = cost(network, shape)
         median = statistics.median(times[name])
         first = rows[0] if rows else None
         rows.append(
             Row(
                 network=name,
-                **shares.get(name, dict.fromkeys(("top1", "top5", "agreement", "divergence"))),
+                **{key: shares.get(name, {}).get(key) for key in SHARES},
                 macs=count.macs,
                 params=count.params,
                 latency_ms=median,
@@ -323,7 +339,7 @@ def _rows(networks, shape, shares, times):
     return rows
 
 
-def _quartiles(values):
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return values[0], values[0]
     quartiles = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,22 +1,29 @@
-"""Stage ``export``: the network in formats that load without this package, each checked before it gets its name.
+"""Stage ``export``: write a network in formats that load without this package, each compared with the network.
 
-Every file carries the same JSON text about itself (where the network comes from, its plan, its costs, how its images
-were normalised): see :func:`about`, and :data:`FORMATS` for where each format keeps it.
+Every file contains the same JSON metadata (origin, plan, costs, normalisation of the images): see :func:`metadata`, and
+:mod:`decomp.data.formats.exported` for its place in each format.
 """
+
+from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import decomp
 from decomp import seeds
-from decomp.cost import count as cost
+from decomp.cost.count import cost
 from decomp.errors import DecompError, FileError
 
 from ...data.formats import network_file
@@ -32,14 +39,14 @@ from ..run.record import library_versions
 
 #: Largest difference to the module's outputs, relative to the largest of them.
 TOLERANCE = 1e-4
-#: The batch that is traced, and those that the written file is checked with.
+#: Batch size of the traced example, and batch sizes with which the written file is checked.
 TRACED_BATCH, CHECKED_BATCHES = 3, (1, 5)
 EXTRA = ("onnx", "onnxruntime", "onnxscript")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """One written file: ``difference`` is the largest to the module's outputs, relative to the largest of these."""
+    """One written file; ``difference`` is the largest to the module's outputs, relative to the largest output."""
 
     format: str
     path: str
@@ -50,7 +57,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The files of one export, all of the same network of a run.
+    """Files of one export, all of the same network.
 
     Attributes
     ----------
@@ -62,10 +69,10 @@ class ExportResult:
 
     run: RunDirectory
     network: str
-    exported: list
+    exported: list[Exported]
 
-    def lines(self):
-        """Lines for a person."""
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines."""
         width = max(len(item.path) for item in self.exported)
         for item in self.exported:
             yield (
@@ -76,16 +83,23 @@ class ExportResult:
         yield f"the {self.network} network of {self.run}; checked on fresh inputs in batches of {batches}"
 
 
-def export(run, *, formats=("pt2", "state-dict"), which=None, out=None, reporter=None):
+def export(
+    run: str | os.PathLike[str] | RunDirectory,
+    *,
+    formats: str | Sequence[str] = ("pt2", "state-dict"),
+    which: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    reporter: Reporter | None = None,
+) -> ExportResult:
     """Write a network of a run in formats that load without this package.
 
     Parameters
     ----------
     run : path or RunDirectory
-    formats : iterable of str
+    formats : sequence of str
         Of :data:`FORMATS`: 'pt2', 'onnx', 'torchscript', 'state-dict', 'safetensors'.
     which : {'finetuned', 'decomposed', 'original'}, optional
-        By default the best there is, in this order.
+        By default the first of these that the run holds.
     out : path, optional
         The folder to write to; by default ``export/`` in the run. Files are named after the network.
     reporter : Reporter, optional
@@ -110,26 +124,26 @@ def export(run, *, formats=("pt2", "state-dict"), which=None, out=None, reporter
     formats = checked_formats(formats)
     if "onnx" in formats:
         _require_onnx()
-    run = RunDirectory.open(run)
-    found = find_network(run, which)
-    which, path = found.name, found.path(run)
-    reporter = reporter or Reporter()
+    run, reporter = RunDirectory.open(run), reporter or Reporter()
+    chosen = find_network(run, which)
+    path = chosen.path(run)
     with run.lock(), reporter.stage("export"):
         network = loading.load_network(run, path)
         shape = network_file.read_structure(path)["input_shape"]
         if not shape:
             raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
-        text = json.dumps(about(run, path, which, network), ensure_ascii=False)
+        text = json.dumps(metadata(run, path, chosen.name, network), ensure_ascii=False)
         folder = Path(out) if out is not None else run.export_dir
         exported = []
         for name in formats:
             reporter.step(f"writing and checking {name}")
-            exported.append(_write(name, network, tuple(shape), folder / f"{which}{FORMATS[name].suffix}", text))
-        return ExportResult(run, which, exported)
+            file = folder / f"{chosen.name}{FORMATS[name].suffix}"
+            exported.append(_write(name, network, tuple(shape), file, text))
+        return ExportResult(run, chosen.name, exported)
 
 
-def about(run, path, which, network):
-    """What an exported file says of itself, as plain data.
+def metadata(run: RunDirectory, path: Path, which: str, network: nn.Module) -> dict[str, Any]:
+    """Metadata of an exported file, as plain data.
 
     Returns
     -------
@@ -140,8 +154,8 @@ def about(run, path, which, network):
     """
     structure, frozen = network_file.read_structure(path), run.config("freeze") or {}
     shape, source = structure["input_shape"], frozen.get("source") or {}
-    before = cost.cost(loading.load_network(run, run.original_dir), shape)
-    after = cost.cost(network, shape)
+    before = cost(loading.load_network(run, run.original_dir), shape)
+    after = cost(network, shape)
     return {
         "format": "decomp-export",
         "format_version": 1,
@@ -160,25 +174,25 @@ def about(run, path, which, network):
     }  # fmt: skip
 
 
-def _write(name, network, shape, path, text):
-    """Write one file, read it back, compare, and only then let it have its name."""
+def _write(name: str, network: nn.Module, shape: tuple[int, ...], path: Path, text: str) -> Exported:
+    """Write one file under a temporary name, read it back, compare, and rename it."""
     form = FORMATS[name]
     example = torch.randn(TRACED_BATCH, *shape, generator=seeds.generator(0, "export", "traced"))
-    with commit(path) as part, _understood(name, path):
+    with commit(path) as part, _one_line_errors(name, path):
         form.write(network, example, str(part), text)
         start = time.perf_counter()
         run, kept = form.read(str(part), network)
         seconds = time.perf_counter() - start
         if json.loads(kept) != json.loads(text):
-            raise DecompError(path, f"{name} does not keep what is said of the network")
+            raise DecompError(path, f"{name} does not keep the metadata of the network")
         difference = max(_difference(network, run, shape, batch) for batch in CHECKED_BATCHES)
     return Exported(name, str(path), path.stat().st_size, difference, round(seconds, 3))
 
 
-def _difference(network, run, shape, batch):
+def _difference(network: nn.Module, run: Callable[[Tensor], Any], shape: tuple[int, ...], batch: int) -> float:
     images = torch.randn(batch, *shape, generator=seeds.generator(0, "export", "checked", batch))
     with torch.no_grad():
-        wanted, got = _tensors(network(images)), _tensors(run(images))
+        wanted, got = tree_leaves(network(images)), tree_leaves(run(images))
     worst = 0.0
     for one, other in zip(wanted, got, strict=True):
         if one.shape != other.shape:
@@ -190,13 +204,9 @@ def _difference(network, run, shape, batch):
     return worst
 
 
-def _tensors(outputs):
-    return list(torch.utils._pytree.tree_leaves(outputs))
-
-
 @contextmanager
-def _understood(name, path):
-    """A library's own error as one line; its warnings, meant for its developers, are not shown."""
+def _one_line_errors(name: str, path: Path) -> Iterator[None]:
+    """Turn any error of a library into one line, and hide its warnings, which are for its developers."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -204,20 +214,17 @@ def _understood(name, path):
     except (DecompError, OSError, MemoryError):
         raise
     except Exception as error:
-        # The last line: exporters put what they tried first, and the reason at the end of the chain.
-        cause = error
+        # Exporters begin with what they tried; the reason is at the end of the chain.
+        cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         raise DecompError(path, f"cannot be written as {name} ({reason})", fix="leave this format out") from error
 
 
-def _require_onnx():
+def _require_onnx() -> None:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise DecompError(
             "onnx", f"this format needs {', '.join(missing)}, not installed", fix='pip install "decomp[export]"'
         )
-
-
-# -- the formats -------------------------------------------------------------------------------------------

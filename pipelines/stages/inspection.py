@@ -1,68 +1,75 @@
-"""What can be done with a network, before anything is done: its layers, its channel spaces, what is left alone."""
+"""Stage ``inspect``: layers and channel spaces of a network, the steps that apply to each, and the exclusions."""
 
+from __future__ import annotations
+
+import os
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from decomp.allocation.plan import STEPS
-from decomp.cost import count as cost
+from decomp.cost.count import Cost, cost
 from decomp.errors import UsageError
 from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.shared_spaces import whole_spaces
 from decomp.graph.size_branches import size_branch_message
 from decomp.graph.tracing import trace
-from decomp.surgery import batchnorm
+from decomp.surgery.batchnorm import fold_bn
 
 from ...data import models, sources
 from ...data.formats.atomic import commit
-from ..reporting import graphviz as drawing
+from ..console.options import FreezeOptions
+from ..reporting.graphviz import as_dot, draw, require_dot
 from ..run.loading import part_of
 
 
 @dataclass(frozen=True)
 class InspectResult:
-    """What `inspect` found.
+    """Result of the stage.
 
     Attributes
     ----------
     network : dict
-        Name, input shape, multiply-accumulates, parameters, calibration images that layers are judged for.
+        Name, input shape, multiply-accumulates, parameters, number of calibration images.
     layers : list of dict
-        In execution order: name, kind, channels, kernel, share of the cost, spaces read and written, what each
-        step can do.
+        In execution order: name, kind, channels, kernel, share of the cost, channel spaces read and written, and
+        the steps that apply.
     spaces : list of dict
-        Name, width, who writes, carries and reads it, what couples it, what can be done with it.
+        Name, width, layers that write, carry and read it, operations that couple it, and its status.
     other : dict of str to str
-        Modules and calls that cost something and are no layers that could be treated.
+        Modules and calls with a cost that are not layers which can be compressed.
     written : list of str
-        Files.
+        Paths of the files written.
     """
 
-    network: dict
-    layers: list
-    spaces: list
-    other: dict
-    written: list
+    network: dict[str, Any]
+    layers: list[dict[str, Any]]
+    spaces: list[dict[str, Any]]
+    other: dict[str, str]
+    written: list[str]
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {"network": self.network, "layers": self.layers, "spaces": self.spaces, "other": self.other}
 
-    def lines(self):
-        """Lines for a person."""
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines."""
         n = self.network
         shape = "×".join(map(str, n["input_shape"]))
         yield f"{n['name']}: {len(self.layers)} layers, {n['macs'] / 1e6:,.1f} M multiply-accumulates at {shape}"
         if n["branches"]:
             yield size_branch_message(n["branches"], n["input_shape"])
         yield ""
-        yield "layers, in the order in which they run (share of the cost; what each step can do)"
+        yield "layers in execution order (share of the cost; steps that apply)"
         width = max((len(layer["name"]) for layer in self.layers), default=0)
         for layer in self.layers:
             yield f"  {layer['name']:<{width}}  {layer['size']:<24} {layer['share']:6.1%}  {_step_words(layer)}"
         yield ""
-        yield "channel spaces: channels that are written, passed on and read together"
+        yield "channel spaces: sets of channels that are written, passed on and read together"
         for space in self.spaces:
             yield f"  {space['name']}: {space['width']} channels; {space['status']}"
             for word, key in (("written by", "producers"), ("carried by", "carriers"), ("read by", "consumers"),
@@ -73,7 +80,7 @@ class InspectResult:
         yield from self._left_alone()
         yield from (f"written: {path}" for path in self.written)
 
-    def _left_alone(self):
+    def _left_alone(self) -> Iterator[str]:
         counts = {step: sum(step not in layer["left_alone"] for layer in self.layers) for step in STEPS}
         words = ", ".join(f"{counts[step]} can be {verb}" for step, verb in _VERBS.items())
         yield f"of {len(self.layers)} layers {words}, with {self.network['n_images']:,} calibration images"
@@ -90,11 +97,11 @@ class InspectResult:
 _VERBS = {"spatial": "split in space", "channel": "decomposed by channels", "prune": "narrowed"}
 
 
-def _some(names, limit=6):
+def _some(names: Sequence[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _step_words(layer):
+def _step_words(layer: Mapping[str, Any]) -> str:
     if len(layer["left_alone"]) == len(STEPS):
         return f"left alone: {layer['left_alone']['prune']}"
     words = [step for step in ("spatial", "channel") if step not in layer["left_alone"]]
@@ -103,36 +110,48 @@ def _step_words(layer):
     else:
         words.append(f"no prune: {layer['left_alone']['prune']}")
     if layer["recovers"]:
-        words.append("makes up for its shortcut")
+        words.append("corrects its shortcut")
     return "; ".join(words)
 
 
-def inspect(model, *, data=None, input_size=None, part=None, leaves=(), n_images=5000, dot=None, png=None):
-    """Look at a network; its weights do not matter.
+def inspect(
+    model: str,
+    *,
+    data: str | None = None,
+    input_size: Any = None,
+    part: str | None = None,
+    leaves: Sequence[str] = (),
+    n_images: int = 5000,
+    dot: str | os.PathLike[str] | None = None,
+    png: str | os.PathLike[str] | None = None,
+) -> InspectResult:
+    """List the layers and channel spaces of a network; its weights do not matter.
 
     Parameters
     ----------
     model : str
         As :func:`decomp.data.models.load_model` reads it.
     data : str, optional
-        Images that tell the input size.
+        Images that give the input size.
     input_size : str, optional
     part : str, optional
-        Look at this submodule only.
+        Inspect only this submodule.
     leaves : sequence of str
-        Modules not to look into.
+        Modules that are not traced.
     n_images : int
-        Calibration images that the network would be frozen with, at most as many as `data` has for training: layers
-        with too many columns for them are excluded, as `decompose` excludes them.
+        Calibration images that the network would be frozen with, at most the training images of `data`: layers with
+        too many columns for them are excluded, as `decompose` excludes them.
     dot, png : path, optional
-        Write a drawing.
+        Write a
 
     Returns
     -------
     InspectResult
     """
+    # Checked like those of freeze, whose run would be decomposed.
+    n_images = FreezeOptions(model=model, data=data or "none", n_images=n_images).n_images
     if png:
-        drawing.require_dot()
+        require_dot()
     loaded = models.load_model(model, weights="random", input_size=input_size)
     shape = loaded.input_shape
     if data is not None:
@@ -141,21 +160,21 @@ def inspect(model, *, data=None, input_size=None, part=None, leaves=(), n_images
     if shape is None:
         raise UsageError(model, "does not tell the size of its images", fix="give --input-size CxHxW or --data")
     network = trace(part_of(loaded.module, part, model), model, leaves, shape)
-    batchnorm.fold_bn(network)
-    view = NetworkGraph(network, shape, model, fitting=FittingLimits(n_images))
-    counted = cost.cost(network, shape)
-    drawn = drawing.as_dot(view, _own_spaces(view)) if dot or png else None
-    written = [_write(dot, drawn)] if dot else []
+    fold_bn(network)
+    graph = NetworkGraph(network, shape, model, fitting=FittingLimits(n_images))
+    counted = cost(network, shape)
+    drawn = as_dot(graph, _own_spaces(graph)) if dot or png else ""
+    written = [_write(Path(dot), drawn)] if dot else []
     if png:
-        written.append(drawing.draw(png, drawn))
+        written.append(draw(png, drawn))
     facts = {"name": model + (f", {part}" if part else ""), "input_shape": list(shape), "macs": counted.macs,
              "params": counted.params, "branches": network.meta["branches"], "n_images": n_images}  # fmt: skip
-    layers = [_layer_facts(view, layer, counted) for layer in view.layers]
-    return InspectResult(facts, layers, _space_facts(view), _others(view, counted, leaves), written)
+    layers = [_layer_facts(graph, layer, counted) for layer in graph.layers]
+    return InspectResult(facts, layers, _space_facts(graph), _others(graph, counted, leaves), written)
 
 
-def _layer_facts(view, layer, counted):
-    module = view.module.get_submodule(layer.name)
+def _layer_facts(graph: NetworkGraph, layer: Layer, counted: Cost) -> dict[str, Any]:
+    module = graph.module.get_submodule(layer.name)
     groups = getattr(module, "groups", 1)
     size = f"{layer.in_channels}→{layer.out_channels}"
     if layer.kind == "conv":
@@ -170,21 +189,22 @@ def _layer_facts(view, layer, counted):
         "name": layer.name, "kind": layer.kind, "size": size, "in_channels": layer.in_channels,
         "out_channels": layer.out_channels, "kernel": list(layer.kernel), "groups": groups,
         "out_hw": list(layer.out_hw), "activation": layer.activation, "macs": macs,
-        "share": macs / max(counted.macs, 1), "reads": [s.name for s in view.spaces.read_by(layer.name)],
-        "writes": [s.name for s in view.spaces.written_by(layer.name)], "prune": prune, "recovers": layer.recovers,
+        "share": macs / max(counted.macs, 1), "reads": [s.name for s in graph.spaces.read_by(layer.name)],
+        "writes": [s.name for s in graph.spaces.written_by(layer.name)], "prune": prune, "recovers": layer.recovers,
         "left_alone": dict(layer.left_alone),
     }  # fmt: skip
 
 
-def _own_spaces(view):
+def _own_spaces(graph: NetworkGraph) -> dict[str, str]:
     """Spaces that are narrowed with the one layer that reads them: {space: layer}."""
-    private = [layer for layer in view.layers if layer.input_space and not layer.input_space.sampled]
-    return {view.own_space(layer).name: layer.name for layer in private}
+    private = [layer for layer in graph.layers if layer.input_space and not layer.input_space.sampled]
+    return {graph.own_space(layer).name: layer.name for layer in private}
 
 
-def _space_facts(view):
-    own, (whole, _), found = _own_spaces(view), whole_spaces(view), []
-    for space in view.spaces.all:
+def _space_facts(graph: NetworkGraph) -> list[dict[str, Any]]:
+    own, (whole, _) = _own_spaces(graph), whole_spaces(graph)
+    facts: list[dict[str, Any]] = []
+    for space in graph.spaces.all:
         if space.frozen is not None:
             status = f"keeps its width: it {space.frozen}"
         elif space.name in own:
@@ -192,30 +212,30 @@ def _space_facts(view):
         else:
             status = "shared: its readers may each take a subset"
             status += "; narrowed as a whole by --coupled" if space.name in whole else ""
-        found.append({
+        facts.append({
             "name": space.name, "width": space.width, "status": status, "producers": list(space.producers),
             "carriers": list(space.carriers), "consumers": list(space.consumers), "couplings": list(space.couplings),
         })  # fmt: skip
-    return found
+    return facts
 
 
-def _others(view, counted, leaves):
-    """What is neither a layer nor free of cost, and why nothing is done with it."""
-    layers, modules = {layer.name for layer in view.layers}, dict(view.module.named_modules())
+def _others(graph: NetworkGraph, counted: Cost, leaves: Sequence[str]) -> dict[str, str]:
+    """Modules and calls that have a cost but are not layers, each with the reason why it stays as it is."""
+    layers, modules = {layer.name for layer in graph.layers}, dict(graph.module.named_modules())
     other = {}
     for name, macs in counted.per_layer.items():
         if name not in layers and not any(name == leaf or name.startswith(f"{leaf}.") for leaf in leaves):
             kind = (
                 type(modules[name]).__name__
                 if name in modules
-                else f"{len(view.functional_convs)} that no module makes"
+                else f"{len(graph.functional_convs)} that no module makes"
             )
             other[name] = f"left alone: {kind}, {macs / max(counted.macs, 1):.1%} of the cost"
     other.update({leaf: "left alone: given as --leaf" for leaf in leaves})
     return other
 
 
-def _write(path, text):
-    with commit(Path(path)) as target:
+def _write(path: Path, text: str) -> str:
+    with commit(path) as target:
         target.write_text(text, encoding="utf-8")
     return str(path)

@@ -1,9 +1,14 @@
-"""What is done in a run directory, what is next, and where things lie. Reads only, and imports no torch."""
+"""Stage ``status``: progress of a run, the next command, and its files. Only reads, and does not import torch."""
 
+from __future__ import annotations
+
+import os
 import re
 import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from decomp.errors import FileError
 
@@ -18,7 +23,7 @@ DONE, PARTLY, OPEN = "done", "partly", "not yet"
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far one stage is: ``state`` is 'done', 'partly' or 'not yet'; ``detail`` says what, in words."""
+    """Progress of one stage: ``state`` is 'done', 'partly' or 'not yet'; ``detail`` describes it."""
 
     name: str
     state: str
@@ -27,34 +32,34 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class StatusResult:
-    """What `status` found.
+    """Result of the stage.
 
     Attributes
     ----------
     run : str
     stages : list of StageStatus
-        In the order in which they are run.
+        In execution order.
     next : str or None
-        The command to give next; None when all is done.
+        The next command; None when all is done.
     files : list of (str, str)
-        What lies where: a path and what it is.
+        Path and description of each file.
     owner : dict
-        The process that is working on the run (pid, host, since, command); empty when none is.
+        Process that holds the run's lock (pid, host, since, command); empty when none does.
     """
 
     run: str
-    stages: list
+    stages: list[StageStatus]
     next: str | None
-    files: list
-    owner: dict
+    files: list[tuple[str, str]]
+    owner: dict[str, Any]
 
-    def lines(self):
-        """The result for a person, a line each."""
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines."""
         yield self.run
         for stage in self.stages:
             yield f"  {stage.name:<10} {stage.state:<8} {stage.detail}".rstrip()
         if self.owner:
-            yield "now: pid {pid} on {host} works on it since {since} ({command})".format(**self.owner)
+            yield "now: pid {pid} on {host} has been working on it since {since} ({command})".format(**self.owner)
         yield f"next: {self.next}" if self.next else "next: nothing, all is done"
         if self.files:
             yield "files:"
@@ -62,19 +67,19 @@ class StatusResult:
             for path, what in self.files:
                 yield f"  {path:<{width}}  {what}"
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
         return asdict(self)
 
 
-def status(run, *, program="decomp"):
-    """Look at a run directory.
+def status(run: str | os.PathLike[str] | RunDirectory, *, program: str = "decomp") -> StatusResult:
+    """Read the progress of a run.
 
     Parameters
     ----------
     run : path or RunDirectory
     program : str
-        What the command to give next begins with.
+        First words of the next command.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def status(run, *, program="decomp"):
     return StatusResult(str(run), stages, _next(run, stages, program), _files(run), run.current_owner())
 
 
-def _freeze(run, config):
+def _freeze(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     if config is None or not run.frozen.is_file():
         return _unfinished_freeze(run)
     asked, facts = config.get("asked", {}), config.get("facts", {})
@@ -106,7 +111,7 @@ def _freeze(run, config):
     return StageStatus("freeze", DONE, detail)
 
 
-def _unfinished_freeze(run):
+def _unfinished_freeze(run: RunDirectory) -> StageStatus:
     events = [event for event in read_log(run.log) if event.get("stage") == "freeze"]
     if not events:
         return StageStatus("freeze", OPEN)
@@ -114,7 +119,7 @@ def _unfinished_freeze(run):
     return StageStatus("freeze", PARTLY, str(why))
 
 
-def _decompose(run, config):
+def _decompose(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     if config is None:
         return StageStatus("decompose", OPEN)
     asked = config.get("asked", {})
@@ -131,7 +136,7 @@ def _decompose(run, config):
     return StageStatus("decompose", PARTLY, f"{target}: {committed} of {_planned_layers(run)} layers")
 
 
-def _planned_layers(run):
+def _planned_layers(run: RunDirectory) -> int | str:
     try:
         layers = read_json(run.plan_json)["layers"]
         return sum(not {"channel", "prune"} <= set(layer.get("left_alone") or ()) for layer in layers)
@@ -139,7 +144,7 @@ def _planned_layers(run):
         return "?"
 
 
-def _finetune(run, config):
+def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     done = (run.finetune_dir / "best" / "structure.json").is_file()
     if config is not None and done:
         if config.get("network") != _digest(run.model_dir):
@@ -154,8 +159,8 @@ def _finetune(run, config):
     return StageStatus("finetune", OPEN) if epochs is None else StageStatus("finetune", PARTLY, epochs)
 
 
-def _last_epoch(run):
-    """``'epoch 3 of 5'`` as the log says, when there is a fine-tuning that goes on after it; else None."""
+def _last_epoch(run: RunDirectory) -> str | None:
+    """``'epoch 3 of 5'`` from the log, where an unfinished fine-tuning can be resumed after it; otherwise None."""
     if not run.finetune_dir.is_dir():
         return None
     for event in reversed(read_log(run.log)):
@@ -164,27 +169,27 @@ def _last_epoch(run):
     return "no epoch yet"
 
 
-def _evaluate(run):
+def _evaluate(run: RunDirectory) -> StageStatus:
     if not run.report_json.is_file():
         return StageStatus("evaluate", OPEN)
     now = {network.label: _digest(network.path(run)) for network in existing(run)}
     try:
         measured = read_json(run.report_json)["identity"]["networks"]
     except (FileError, KeyError, TypeError):
-        return StageStatus("evaluate", PARTLY, "report.json cannot be used")
+        return StageStatus("evaluate", PARTLY, "report.json cannot be read")
     left = [name for name in now if measured.get(name) != now[name]]
     if left:
         return StageStatus("evaluate", PARTLY, f"not measured as it is now: {', '.join(left)}")
     return StageStatus("evaluate", DONE, ", ".join(measured))
 
 
-def _digest(network):
+def _digest(network: Path) -> str | None:
     structure = network / "structure.json"
     return digest_file(structure) if structure.is_file() else None
 
 
-def _next(run, stages, program):
-    """The first stage that is not done: as it was begun, or in its plainest form."""
+def _next(run: RunDirectory, stages: Sequence[StageStatus], program: str) -> str | None:
+    """Command of the first stage that is not done: as it was begun, or with the options that are required."""
     stage = next((stage for stage in stages if stage.state != DONE), None)
     if stage is None:
         return None
@@ -195,19 +200,19 @@ def _next(run, stages, program):
     return f"{program} {stage.name} --run {shlex.quote(str(run))}{options}"
 
 
-def _begun(run, stage):
-    """The command that last began `stage`, as the log has it; another one's options could be refused."""
+def _begun(run: RunDirectory, stage: str) -> str | None:
+    """The command that last began `stage`, from the log; other options could be refused."""
     for event in reversed(read_log(run.log)):
         if event.get("stage") == stage and event.get("event") == "begin":
             return event.get("command")
     return None
 
 
-def _files(run):
+def _files(run: RunDirectory) -> list[tuple[str, str]]:
     known = [
-        (run.frozen, "calibration images, points and responses"),
+        (run.frozen, "calibration images, sampled points and responses"),
         (run.original_dir, "the original network"),
-        (run.plan_json, "what each layer becomes"),
+        (run.plan_json, "sizes of each layer"),
         (run.model_dir, "the decomposed network"),
         (run.finetune_dir / "best", "the fine-tuned network"),
         (run.report_json, "the table of evaluate"),
@@ -216,8 +221,7 @@ def _files(run):
     return [(str(path), f"{what}{_size(path)}") for path, what in known if path.exists()]
 
 
-def _size(path):
-    path = Path(path)
+def _size(path: Path) -> str:
     parts = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
     size = sum(part.stat().st_size for part in parts)
     return f" ({size / 2**20:,.1f} MiB)" if size >= 2**18 else f" ({size / 2**10:,.0f} KiB)"

@@ -133,7 +133,7 @@ def test_the_layout_is_that_of_weights_and_images_and_another_one_is_measured_an
     result = measure(run, layout="channels-last")
     assert not result.done_before and any("channels-last" in line for line in result.lines())
     assert seen == [("contiguous", {True}), ("channels-last", {False})]
-    with pytest.raises(UsageError, match="layout: must be one of contiguous, channels-last, got sideways"):
+    with pytest.raises(UsageError, match="--layout: must be one of contiguous, channels-last, got 'sideways'"):
         measure(run, layout="sideways")
 
 
@@ -242,7 +242,7 @@ def test_a_machine_too_busy_to_be_timed_is_told(run, monkeypatch, spread, told):
 
 
 def test_mistakes_are_told_in_one_line(run):
-    with pytest.raises(UsageError, match="batch size and repeats must be at least 1, got 0 and 2"):
+    with pytest.raises(UsageError, match="--batch-size: must be a whole number from 1, got 0"):
         measure(run, batch_size=0)
     with pytest.raises(UsageError, match="device"):
         measure(run, device="toaster")

@@ -16,7 +16,7 @@ from decomp.errors import FileError, UsageError
 from decomp.pipelines.reporting import collect as evidence
 from decomp.pipelines.reporting import figures
 from decomp.pipelines.reporting import html_page as page
-from decomp.pipelines.reporting.collect import NETWORKS, Table
+from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Table
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.report import compare, report
 from tests.pipelines.small_runs import quiet
@@ -181,7 +181,7 @@ def network_rows(n, top1):
                 (f"runs/family-{i}", network, int(1e8 / factor), 10, share, share, None, None, 10 / factor,
                  9 / factor, 11 / factor, factor, factor)
             )  # fmt: skip
-    return Table("accuracy", NETWORKS, rows)
+    return Table("accuracy", NETWORK_COLUMNS, rows)
 
 
 def test_the_names_of_twelve_runs_cover_neither_each_other_nor_a_point():
