@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from command_line import ROOT, Result, decomp_command
 
+import decomp
 from decomp.errors import DecompError, UsageError
 from decomp.pipelines.run.directory import RunDirectory
 
@@ -147,6 +148,21 @@ def test_a_mistake_ends_in_one_line(mistake, frozen, bad_things):
     for name in names:
         assert name in result.errors[0]
     assert len(result.errors[0]) < 600
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "name", "value"),
+    [
+        ("finetune", "--schedule", "schedule", "cosin"),
+        ("finetune", "--labels", "labels", "non"),
+        ("export", "--format", "formats", "onxn"),
+    ],
+)
+def test_python_and_the_command_line_refuse_a_word_in_the_same_line(frozen, stage, option, name, value):
+    with pytest.raises(UsageError) as caught:
+        getattr(decomp, stage)(frozen, **{name: value})
+    assert "perhaps" in str(caught.value)
+    assert decomp_command(stage, "--run", frozen, option, value).errors == [f"error: {caught.value}"]
 
 
 def test_out_of_reach_says_what_can_be_reached(frozen):
