@@ -1,45 +1,49 @@
-"""What one image costs a network on its way through: work by node, and bytes of the values between nodes."""
+"""Work and memory of one forward pass: multiply-accumulates by node, and bytes of the values between nodes."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from decomp.cost.count import COUNTED, module_macs
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one image.
+    """Work and memory of one image.
 
     Attributes
     ----------
     work : list of float
         For every node, in order, its share of the multiply-accumulates of a whole pass.
     live : int
-        Most bytes of values at one time during a pass that drops each value after its last use.
+        Peak bytes of values in a pass that drops each value after its last use.
     total : int
         Bytes of the values of all nodes, as a backward pass needs them.
     largest : int
         Bytes of the largest input and output of one node together.
     """
 
-    work: list
+    work: list[float]
     live: int
     total: int
     largest: int
 
 
 @torch.no_grad()
-def measure(module, image):
-    """Run one image through a traced network and look.
+def measure(module: fx.GraphModule, image: Tensor) -> Footprint:
+    """Run one image through a traced network and measure every node.
 
     Parameters
     ----------
     module : torch.fx.GraphModule
         In evaluation mode.
     image : torch.Tensor
-        (1, C, H, W), where the network is.
+        (1, C, H, W), on the device of the network.
 
     Returns
     -------
@@ -48,15 +52,17 @@ def measure(module, image):
     nodes = list(module.graph.nodes)
     last_use = last_uses(nodes)
     interpreter = fx.Interpreter(module, garbage_collect_values=False)
-    macs, sizes = [], {}
+    macs: list[int] = []
+    sizes: dict[fx.Node, int] = {}
     live = total = largest = 0
     for place, node in enumerate(nodes):
+        value: Any
         if node.op == "placeholder":
             value = node.args[0] if node.args and not node.users else image
         else:
             value = interpreter.run_node(node)
         interpreter.env[node] = value
-        sizes[node] = value.nbytes if isinstance(value, torch.Tensor) else 0
+        sizes[node] = value.nbytes if isinstance(value, Tensor) else 0
         macs.append(_macs(module, node, interpreter.env, value))
         live, total = max(live, sum(sizes.values())), total + sizes[node]
         read = sum(sizes.get(source, 0) for source in node.all_input_nodes)
@@ -68,11 +74,14 @@ def measure(module, image):
     return Footprint(work, live, total, largest)
 
 
-def last_uses(nodes):
-    """For each node that is read, the place of the last node that reads it."""
+def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
+    """For each node that is read, the index of the last node that reads it."""
     return {source: place for place, node in enumerate(nodes) for source in node.all_input_nodes}
 
 
-def _macs(module, node, env, value):
-    layer = module.get_submodule(node.target) if node.op == "call_module" else None
-    return module_macs(layer, env[node.args[0]], value) if isinstance(layer, COUNTED) else 0
+def _macs(module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any], value: Any) -> int:
+    layer: nn.Module | None = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    source = node.args[0] if node.args else None
+    if not isinstance(layer, COUNTED) or not isinstance(source, fx.Node):
+        return 0
+    return module_macs(layer, env[source], value)

@@ -1,4 +1,4 @@
-r"""Which errors of a layer the network's output feels: the output metric.
+r"""Output metric: second moments of the output's gradient, which weigh errors of a layer by their effect.
 
 An error e in the responses of a layer changes the network's output by about eᵀFe, with F the second moment of the
 gradient of the output at these responses. For class scores the loss is the negative log-likelihood of a label drawn
@@ -6,23 +6,29 @@ from the network's own softmax, so F is a block of the Fisher information, and e
 divergence to second order (Amari 1998). No labels are needed.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from decomp import seeds
 from decomp.execution.outputs import as_tensor
+from decomp.graph.network_graph import NetworkGraph
 
-# Added to the diagonal, relative to its mean: directions that no sampled label felt still count a little.
+# Added to the diagonal, relative to its mean: directions without any gradient still count a little.
 DAMPING = 0.1
 
 
-def output_metrics(view, batches, seed=0):
+def output_metrics(graph: NetworkGraph, batches: Iterable[Tensor], seed: int = 0) -> dict[str, Tensor]:
     """The output metric of every layer of a network.
 
     Parameters
     ----------
-    view : decomp.graph.network_graph.NetworkGraph
-        In evaluation mode; nothing is left on it.
+    graph : decomp.graph.network_graph.NetworkGraph
+        In evaluation mode; hooks are removed again.
     batches : iterable of torch.Tensor
         Images (m, C, H, W) on the network's device.
     seed : int
@@ -33,18 +39,19 @@ def output_metrics(view, batches, seed=0):
     dict of str to torch.Tensor
         (n, n) for each layer that is fitted, float64, symmetric, positive definite, mean diagonal 1.
     """
-    sums, hooks = {}, []
-    for layer in view.layers:
+    sums: dict[str, Tensor] = {}
+    hooks = []
+    for layer in graph.layers:
         if layer.fitted:
-            module = view.module.get_submodule(layer.name)
+            module = graph.module.get_submodule(layer.name)
             hooks.append(module.register_forward_hook(_gather(sums, layer.name)))
     generator = seeds.generator(seed, "output metric")
     try:
         for images in batches:
-            # A leaf that wants a gradient, so that every response has one, whatever the parameters want.
+            # A leaf that requires a gradient, so that every response has one even if no parameter requires its own.
             leaf = images.detach().clone().requires_grad_(True)
             with torch.enable_grad():
-                loss = _loss(as_tensor(view.module(leaf)), generator)
+                loss = _loss(as_tensor(graph.module(leaf)), generator)
                 torch.autograd.grad(loss, leaf)
     finally:
         for hook in hooks:
@@ -52,23 +59,25 @@ def output_metrics(view, batches, seed=0):
     return {name: _damped(total) for name, total in sums.items()}
 
 
-def _gather(sums, name):
-    def hook(module, inputs, output):
-        def add(gradient):
+def _gather(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """A forward hook that adds the second moment of the gradient at the layer's output to ``sums[name]``."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
             rows = gradient.detach().flatten(2).transpose(1, 2).flatten(0, 1) if gradient.dim() == 4 else gradient
             product = (rows.T @ rows).double()
             sums[name] = sums[name] + product if name in sums else product
 
-        # On the tensor as it leaves the layer, before anything changes it in place.
+        # On the output of the layer, before a later node changes it in place.
         output.register_hook(add)
 
     return hook
 
 
-def _loss(output, generator):
-    """A scalar whose gradient's second moment is the metric at the output."""
+def _loss(output: Tensor, generator: torch.Generator) -> Tensor:
+    """Scalar whose gradient's second moment is the metric at the output."""
     if output.dim() == 2:
-        # One number an image, whatever the batch: torch.multinomial would draw others for other batches.
+        # One number per image for any batch size: torch.multinomial draws others for other batches.
         drawn = torch.rand(len(output), 1, generator=generator, dtype=torch.float64)
         below = output.detach().double().softmax(1).cumsum(1).cpu() < drawn
         labels = below.sum(1).clamp_max(output.shape[1] - 1)
@@ -76,7 +85,8 @@ def _loss(output, generator):
     return (output * torch.randn(output.shape, generator=generator).to(output)).sum()
 
 
-def _damped(total):
+def _damped(total: Tensor) -> Tensor:
+    """Mean diagonal 1 after damping; the identity where there is no gradient at all."""
     total = (total + total.T) / 2
     scale = total.diagonal().mean()
     eye = torch.eye(len(total), dtype=total.dtype, device=total.device)

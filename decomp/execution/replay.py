@@ -1,44 +1,81 @@
-"""Rows at points: run part of a network, gather patches and responses; nothing is left on the model."""
+"""Replay of a traced network up to a node, from a cache of intermediate activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from decomp.execution.footprint import last_uses
 
+# Value of every node that is still needed; tensors, and whatever else a forward pass computes.
+Values = dict[fx.Node, Any]
+
+
+class ActivationStore(Protocol):
+    """Cache of the values between two nodes, batch by batch.
+
+    Attributes
+    ----------
+    least_work : float
+        Values are not stored where that saves less than this share of a pass.
+    """
+
+    least_work: float
+
+    def admits(self, n_bytes: int) -> bool:
+        """Whether values that take so many bytes for all images are stored."""
+
+    def put(self, index: int, values: Values) -> None:
+        """Store the values of a batch, in place of earlier ones."""
+
+    def get(self, index: int) -> Values:
+        """The values of a batch. The caller may change them in place; the stored ones stay."""
+
+    def clear(self) -> None:
+        """Remove all values."""
+
 
 class InMemory:
-    """Keeps values in memory; what :class:`Replay` takes when it is given no other store.
+    """Activation store in memory; the default of :class:`Replay`.
 
     Parameters
     ----------
     budget : int
-        Bytes that the values of all images may take.
+        Most bytes of the values of all images.
     """
 
-    least_work = 0.0
+    least_work: float = 0.0
 
-    def __init__(self, budget):
-        self.budget, self._values = budget, {}
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._values: dict[int, Values] = {}
 
-    def admits(self, n_bytes):
-        """Whether values are kept that take so many bytes for all images."""
+    def admits(self, n_bytes: int) -> bool:
+        """Whether values that take so many bytes for all images are stored."""
         return n_bytes <= self.budget
 
-    def put(self, index, values):
-        """Keep the values of a batch, in place of earlier ones."""
+    def put(self, index: int, values: Values) -> None:
+        """Store the values of a batch, in place of earlier ones."""
         self._values[index] = values
 
-    def get(self, index):
-        """The values of a batch, which may be changed in place: they are needed again."""
-        return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self._values[index].items()}
+    def get(self, index: int) -> Values:
+        """A copy of the values of a batch."""
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._values[index].items()}
+
+    def clear(self) -> None:
+        """Remove all values."""
+        self._values.clear()
 
 
 class Replay:
-    """Runs a traced network batch by batch up to a node, from the furthest point whose values are kept.
+    """Runs a traced network batch by batch up to a node, from the last node whose values are stored.
 
-    The modules may be exchanged between calls as long as :meth:`advance` is only ever moved over nodes
-    whose modules are final. Values are recomputed from kept ones with the same batches, so a resumed run
-    sees the same numbers as an uninterrupted one.
+    The modules may be exchanged between calls as long as :meth:`advance` only moves over nodes whose modules are
+    final. Values are recomputed from stored ones with the same batches, so a resumed run computes the same numbers
+    as an uninterrupted one.
 
     Parameters
     ----------
@@ -48,130 +85,147 @@ class Replay:
         ``images(start, stop)`` gives a float tensor (stop − start, C, H, W).
     n_images, batch_size : int
     budget : int
-        Bytes that kept values may take; beyond, the values are recomputed from the last kept point.
+        Most bytes of stored values; values that take more are recomputed from the last stored ones.
     device : str or torch.device
-    store : optional
-        Where values are kept, as :class:`InMemory` does; then ``budget`` says nothing. Values are not kept where
-        that saves less than its ``least_work``, a share of a pass.
+    store : ActivationStore, optional
+        In place of :class:`InMemory`; then ``budget`` has no effect.
     work : sequence of float, optional
-        For every node its share of the work of a pass (:func:`decomp.execution.footprint.measure`); the same for all
-        if None.
+        Share of each node in the work of a pass (:func:`decomp.execution.footprint.measure`); equal shares if None.
 
     Attributes
     ----------
     forward_images : float
-        Work done so far, in passes times images: the shares of all nodes that were run, as the network came. Nodes
+        Work so far, in passes times images: the shares of all nodes that were run, of the network as given. Nodes
         that have become cheaper since count in full.
     """
 
     def __init__(
-        self, module, images, n_images, *, batch_size=100, budget=2 << 30, device="cpu", store=None, work=None
-    ):
+        self,
+        module: fx.GraphModule,
+        images: Callable[[int, int], Tensor],
+        n_images: int,
+        *,
+        batch_size: int = 100,
+        budget: int = 2 << 30,
+        device: str | torch.device = "cpu",
+        store: ActivationStore | None = None,
+        work: Sequence[float] | None = None,
+    ) -> None:
         self.module, self.images, self.n_images = module, images, n_images
         self.batch_size, self.device = batch_size, device
-        self.store = InMemory(budget) if store is None else store
+        self.store: ActivationStore = InMemory(budget) if store is None else store
         self.nodes = list(module.graph.nodes)
         self._place = {node: i for i, node in enumerate(self.nodes)}
         self._last_use = last_uses(self.nodes)
         self.work = [1 / len(self.nodes)] * len(self.nodes) if work is None else work
-        self._kept_at, self._columns = 0, {}
+        # Index of the node whose inputs are stored, and the channels to take out of stored values.
+        self._stored_at = 0
+        self._columns: dict[fx.Node, Tensor] = {}
         self.forward_images = 0.0
 
-    def batches(self):
+    def batches(self) -> list[tuple[int, int]]:
         """(start, stop) of every batch."""
         return [(i, min(i + self.batch_size, self.n_images)) for i in range(0, self.n_images, self.batch_size)]
 
-    def inputs(self, node, beside=None):
+    def inputs(self, node: fx.Node, beside: fx.Node | None = None) -> Iterator[tuple[int, int, Any]]:
         """Iterate (start, stop, value of the node's first input) over all batches.
 
-        With ``beside``, a node that has run before and is needed later, the value is a pair: the input's and its.
+        With ``beside``, a node in front of this one whose value a later node reads, the value is a pair: that of the
+        input and that of ``beside``.
         """
         target = self._place[node]
         for start, stop in self.batches():
             values = self._run(start, stop, target)
-            value = values[node.args[0]]
+            value = values[_first_input(node)]
             yield start, stop, value if beside is None else (value, values[beside])
 
-    def visit(self, wanted, beside=None):
-        """Iterate (start, stop, node, output, other) for a full run, right after each wanted node was computed.
+    def visit(
+        self, wanted: Collection[fx.Node], beside: Mapping[fx.Node, fx.Node] | None = None
+    ) -> Iterator[tuple[int, int, fx.Node, Any, Any]]:
+        """Iterate (start, stop, node, output, other) for a full run, right after each wanted node is computed.
 
-        The outputs are yielded one node at a time, before anything downstream can change them in place. ``other``
-        is the value of the node that ``beside`` names for this one at the same moment, or None.
+        The outputs are yielded one node at a time, before a later node can change them in place. ``other`` is the
+        value at that moment of the node that ``beside`` names for this one, or None.
         """
-        beside = beside or {}
+        others = beside or {}
         for start, stop in self.batches():
-            interpreter = self._interpreter(start, stop, 0)
+            interpreter = self._interpreter(start, 0)
             for place, node in enumerate(self.nodes):
-                interpreter.env[node] = self._run_node(interpreter, node)
+                interpreter.env[node] = self._run_node(interpreter, node, start, stop)
                 if node in wanted:
-                    yield start, stop, node, interpreter.env[node], interpreter.env.get(beside.get(node))
+                    other = interpreter.env.get(others[node]) if node in others else None
+                    yield start, stop, node, interpreter.env[node], other
                 self._forget(interpreter.env, place)
             self.forward_images += stop - start
 
-    def outputs(self):
+    def outputs(self) -> Iterator[tuple[int, int, Any]]:
         """Iterate (start, stop, output of the network) over all batches."""
         node = self.nodes[-1]
         for start, stop in self.batches():
-            values = self._run(start, stop, self._place[node])
-            yield start, stop, fx.node.map_arg(node.args[0], lambda n, values=values: values[n])
+            yield start, stop, fx.node.map_arg(node.args[0], self._run(start, stop, self._place[node]).__getitem__)
 
-    def advance(self, node):
-        """Keep the values that the network from this node on needs, if the store admits them."""
+    def advance(self, node: fx.Node) -> None:
+        """Store the values that the network from this node on needs, if the store admits them."""
         target = self._place[node]
-        if target <= self._kept_at:
+        if target <= self._stored_at:
             return
-        if sum(self.work[self._kept_at : target]) < self.store.least_work:
+        if sum(self.work[self._stored_at : target]) < self.store.least_work:
             return
         for index, (start, stop) in enumerate(self.batches()):
             values = self._run(start, stop, target)
-            # All images are of one size, so the first batch tells already.
-            size = sum(v.nbytes for v in values.values() if isinstance(v, torch.Tensor))
+            # All images are of one size, so the first batch determines the size of all.
+            size = sum(v.nbytes for v in values.values() if isinstance(v, Tensor))
             if index == 0 and not self.store.admits(size * self.n_images // (stop - start)):
                 return
             self.store.put(index, values)
-        # What was put is narrow already.
-        self._kept_at, self._columns = target, {}
+        # The channels were taken out before the values were stored.
+        self._stored_at, self._columns = target, {}
 
-    def narrow(self, columns):
-        """Take the kept channels out of the kept values, as if their producers had been narrow already.
+    def narrow(self, columns: Mapping[fx.Node, Tensor]) -> None:
+        """Take the selected channels out of the stored values, as if their producers had been narrow before.
 
         Parameters
         ----------
         columns : dict of torch.fx.Node to torch.LongTensor
-            For each value that loses channels, the places along axis 1 that stay.
+            For each value that loses channels, the indices along axis 1 that stay.
         """
-        # Done whenever they are taken out: a store on a disk would have to be read and written as a whole.
+        # Applied at each read: a store on a disk would have to be read and written as a whole.
         for node, stay in columns.items():
             before = self._columns.get(node)
             self._columns[node] = stay if before is None else before[stay]
 
-    def _interpreter(self, start, stop, place):
+    def _interpreter(self, start: int, place: int) -> fx.Interpreter:
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
         if place:
             interpreter.env = self.store.get(start // self.batch_size)
             for node in self._columns.keys() & interpreter.env.keys():
                 value = interpreter.env[node]
                 interpreter.env[node] = value.index_select(1, self._columns[node].to(value.device))
-        self._batch = (start, stop)
         return interpreter
 
-    def _run_node(self, interpreter, node):
+    def _run_node(self, interpreter: fx.Interpreter, node: fx.Node, start: int, stop: int) -> Any:
         with torch.no_grad():
             if node.op == "placeholder":
                 if node.args and not node.users:
                     return node.args[0]
-                return self.images(*self._batch).to(self.device)
+                return self.images(start, stop).to(self.device)
             return interpreter.run_node(node)
 
-    def _run(self, start, stop, target):
-        interpreter = self._interpreter(start, stop, self._kept_at)
-        for place in range(self._kept_at, target):
-            interpreter.env[self.nodes[place]] = self._run_node(interpreter, self.nodes[place])
+    def _run(self, start: int, stop: int, target: int) -> Values:
+        interpreter = self._interpreter(start, self._stored_at)
+        for place in range(self._stored_at, target):
+            interpreter.env[self.nodes[place]] = self._run_node(interpreter, self.nodes[place], start, stop)
             self._forget(interpreter.env, place)
-        self.forward_images += (stop - start) * sum(self.work[self._kept_at : target])
+        self.forward_images += (stop - start) * sum(self.work[self._stored_at : target])
         return interpreter.env
 
-    def _forget(self, env, place):
+    def _forget(self, env: Values, place: int) -> None:
         """Drop values that no later node reads."""
         for node in [n for n in env if self._last_use.get(n, -1) <= place]:
             del env[node]
+
+
+def _first_input(node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source

@@ -1,19 +1,24 @@
 """Sampled rows: input patches and responses of a layer at sampled output positions."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from decomp.graph.layer import InputSpace
 from decomp.modules.convolution import geometry
 
 
-def draw_positions(n_images, n_points, out_hw, generator):
+def draw_positions(n_images: int, n_points: int, out_hw: Sequence[int], generator: torch.Generator) -> Tensor:
     """Output positions for every image, drawn without replacement, borders included.
 
     Parameters
     ----------
     n_images, n_points : int
-        A grid of fewer than ``n_points`` places gives all its places.
+        A grid of fewer than ``n_points`` positions gives all of them.
     out_hw : tuple of int
         Height and width of the output grid.
     generator : torch.Generator
@@ -36,8 +41,8 @@ def draw_positions(n_images, n_points, out_hw, generator):
     return torch.stack((flat // width, flat % width), dim=2).to(torch.int32)
 
 
-def _draw_sparse(n_images, n_points, n_places, generator):
-    """Distinct places by rejection: images with a repeated place are drawn again."""
+def _draw_sparse(n_images: int, n_points: int, n_places: int, generator: torch.Generator) -> Tensor:
+    """Distinct positions by rejection: images with a repeated position are drawn again."""
     flat = torch.randint(n_places, (n_images, n_points), generator=generator)
     while True:
         ordered = flat.sort(dim=1).values
@@ -47,9 +52,9 @@ def _draw_sparse(n_images, n_points, n_places, generator):
         flat[bad] = torch.randint(n_places, (len(bad), n_points), generator=generator)
 
 
-def pad_like(conv, x):
-    """Pad an input the way the convolution does, so that patches can be cut without it."""
-    (top, bottom), (left, right) = geometry(conv).pads(conv.kernel_size)
+def pad_like(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Pad an input as the convolution does."""
+    (top, bottom), (left, right) = geometry(conv).pads((conv.kernel_size[0], conv.kernel_size[1]))
     amounts = [left, right, top, bottom]
     if not any(amounts):
         return x
@@ -57,13 +62,13 @@ def pad_like(conv, x):
     return F.pad(x, amounts, mode=mode)
 
 
-def patches(conv, x, positions):
-    """Input patches that a convolution reads at the given output positions, zero padding included.
+def patches(conv: nn.Conv2d, x: Tensor, positions: Tensor) -> Tensor:
+    """Input patches that a convolution reads at the given output positions, padding included.
 
     Parameters
     ----------
     conv : torch.nn.Conv2d
-        Only its kernel size, stride, padding and dilation are used.
+        Only its kernel size, stride, padding (with its mode) and dilation are used.
     x : torch.Tensor, shape (m, c, H, W)
     positions : torch.Tensor of int, shape (m, P, 2)
 
@@ -81,7 +86,7 @@ def patches(conv, x, positions):
     return cut.permute(0, 1, 4, 2, 3).flatten(0, 1).contiguous()
 
 
-def responses(y, positions):
+def responses(y: Tensor, positions: Tensor) -> Tensor:
     """Values of a feature map at the given positions.
 
     Parameters
@@ -99,8 +104,8 @@ def responses(y, positions):
     return y.permute(0, 2, 3, 1)[image, positions[..., 0], positions[..., 1]]
 
 
-def layer_rows(module, space, x, positions):
-    """Rows of the layer problem: patches of a convolution, or the flattened map of a linear layer.
+def layer_rows(module: nn.Module, space: InputSpace | None, x: Tensor, positions: Tensor) -> Tensor:
+    """Inputs of the layer problem: patches of a convolution, or the flattened map of a linear layer.
 
     Returns
     -------

@@ -1,59 +1,20 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from networks import CHAIN_INPUT, block, chain
 from torch import nn
 
-from decomp.execution import replay as capture
-from decomp.execution import sampled_rows
+from decomp.execution.footprint import measure
+from decomp.execution.replay import InMemory, Replay
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
+from decomp.pipelines.decomposition.spill_store import SpillStore
 from decomp.surgery.narrow_network import shrink
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.one_of(st.sampled_from(["same", "valid"]), st.tuples(st.integers(0, 2), st.integers(0, 2))),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    mode=st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
-)
-def test_patches_times_weights_are_the_responses(kernel, stride, padding, dilation, mode):
-    stride = (1, 1) if padding == "same" else stride
-    conv = nn.Conv2d(3, 5, kernel, stride, padding, dilation, padding_mode=mode).double()
-    x = torch.randn(4, 3, 9, 8, dtype=torch.float64)
-    with torch.no_grad():
-        y = conv(x)
-    positions = sampled_rows.draw_positions(4, 7, y.shape[2:], torch.Generator().manual_seed(0))
-    X = sampled_rows.patches(conv, x, positions)
-    Y = sampled_rows.responses(y, positions)
-    expected = X.flatten(1) @ conv.weight.flatten(1).T + conv.bias
-    assert torch.allclose(expected, Y.flatten(0, 1), atol=1e-12)
-
-
-@pytest.mark.parametrize("grid", [(2, 3), (5, 5), (40, 40)])
-def test_positions_are_distinct_inside_and_cover_the_borders(grid):
-    positions = sampled_rows.draw_positions(400, 10, grid, torch.Generator().manual_seed(1)).long()
-    flat = positions[..., 0] * grid[1] + positions[..., 1]
-    n_points = min(10, grid[0] * grid[1])
-    assert positions.shape == (400, n_points, 2)
-    assert all(len(set(row.tolist())) == n_points for row in flat)
-    for axis in (0, 1):
-        assert positions[..., axis].min() == 0 and positions[..., axis].max() == grid[axis] - 1
-    # Drawn for each image by itself, uniformly: each place about equally often.
-    counts = torch.bincount(flat.flatten(), minlength=grid[0] * grid[1]).double()
-    expected = 400 * n_points / len(counts)
-    assert ((counts - expected).square() / expected).sum() < len(counts) + 5 * (2 * len(counts)) ** 0.5
-    if n_points < grid[0] * grid[1]:
-        assert not torch.equal(flat[0], flat[1])
 
 
 def replay_of(module, shape, n=23, **options):
     images = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
     view = NetworkGraph(trace(module), shape)
-    return images, view, capture.Replay(view.module, lambda a, b: images[a:b], n, batch_size=5, **options)
+    return images, view, Replay(view.module, lambda a, b: images[a:b], n, batch_size=5, **options)
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])
@@ -118,6 +79,108 @@ def test_narrowed_values_are_those_of_a_narrow_producer():
         wanted = before.reshape(23, space.width, -1)[:, keep].reshape(after.shape)
         assert torch.equal(after, wanted)
         shrink(view.module, view.spaces, {view.own_space(layer).name: keep.numpy()})
-        fresh = capture.Replay(view.module, lambda a, b: images[a:b], 23, batch_size=5)
+        fresh = Replay(view.module, lambda a, b: images[a:b], 23, batch_size=5)
         again = torch.cat([x for _, _, x in fresh.inputs(view.node(layer))])
         assert torch.allclose(again, after, atol=1e-5)
+
+
+def run_through(replay, view):
+    """Everything that a replay gives on its way through all layers, moving its stored values along."""
+    seen = []
+    for layer in view.layers:
+        node = view.node(layer)
+        replay.advance(node)
+        seen += [x.clone() for _, _, x in replay.inputs(node)]
+    return seen + [y.clone() for _, _, y in replay.outputs()]
+
+
+@pytest.mark.parametrize(("make", "shape"), [(chain, CHAIN_INPUT), (block, (3, 8, 8))])
+@pytest.mark.parametrize("memory", [0, 3000, 1 << 30])
+def test_a_store_that_spills_to_disk_gives_the_same_bits_as_one_in_memory(make, shape, memory, tmp_path):
+    module = make()
+    _, view, in_memory = replay_of(module, shape, store=InMemory(1 << 30))
+    store = SpillStore(memory, 1 << 30, tmp_path / "spilled", least_work=0.0)
+    _, same, spilling = replay_of(module, shape, store=store)
+    wanted, got = run_through(in_memory, view), run_through(spilling, same)
+    assert len(got) == len(wanted) and all(torch.equal(a, b) for a, b in zip(got, wanted))
+    assert (store.most_on_disk > 0) == (memory < 1 << 30)
+    assert spilling.forward_images == in_memory.forward_images
+    store.clear()
+    assert not list((tmp_path / "spilled").glob("*"))
+
+
+def test_values_beyond_the_budget_are_not_stored():
+    _, view, replay = replay_of(chain(), CHAIN_INPUT, store=InMemory(0))
+    replay.advance(view.node(view.layers[3]))
+    list(replay.inputs(view.node(view.layers[3])))
+    first = replay.forward_images
+    list(replay.inputs(view.node(view.layers[3])))
+    # advance has run the first batch of 5 before it was refused; both readings then start at the image.
+    place = replay.nodes.index(view.node(view.layers[3]))
+    share = place / len(replay.nodes)
+    assert first == pytest.approx((23 + 5) * share) and replay.forward_images == pytest.approx((46 + 5) * share)
+
+
+def test_a_step_that_saves_little_is_not_stored():
+    module, shape = chain(), CHAIN_INPUT
+    work = measure(trace(module), torch.zeros(1, *shape)).work
+    store = InMemory(1 << 30)
+    store.least_work = 1.0
+    _, view, replay = replay_of(module, shape, store=store, work=work)
+    replay.advance(view.node(view.layers[-1]))
+    assert replay.forward_images == 0
+    store.least_work = 0.5
+    replay.advance(view.node(view.layers[-1]))
+    assert replay.forward_images == pytest.approx(23 * sum(work[: replay.nodes.index(view.node(view.layers[-1]))]))
+
+
+def test_the_store_in_memory_gives_copies_and_can_be_emptied():
+    store = InMemory(100)
+    assert store.admits(100) and not store.admits(101)
+    store.put(0, {"a": torch.zeros(3), "n": 5})
+    store.get(0)["a"].fill_(1)
+    assert store.get(0)["a"].tolist() == [0, 0, 0] and store.get(0)["n"] == 5
+    store.clear()
+    with pytest.raises(KeyError):
+        store.get(0)
+
+
+class Skip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        y = self.one(x)
+        return y + self.two(torch.relu(y))
+
+
+@pytest.mark.parametrize("advanced", [False, True])
+def test_the_value_beside_is_that_of_the_same_images(advanced):
+    module = Skip()
+    images, view, replay = replay_of(module, (2, 4, 4))
+    node, beside = view.node(view.layer("two")), view.node(view.layer("one"))
+    if advanced:
+        replay.advance(node)
+    with torch.no_grad():
+        y = module.one(images)
+    pairs = [pair for _, _, pair in replay.inputs(node, beside)]
+    assert torch.allclose(torch.cat([x for x, _ in pairs]), y.relu(), atol=1e-6)
+    assert torch.allclose(torch.cat([other for _, other in pairs]), y, atol=1e-6)
+    # While visiting, too: the values beside are those at the moment of the visit.
+    visited = [(value.clone(), other.clone()) for *_, value, other in replay.visit({node}, {node: beside})]
+    with torch.no_grad():
+        assert torch.allclose(torch.cat([value for value, _ in visited]), module.two(y.relu()), atol=1e-5)
+    assert torch.allclose(torch.cat([other for _, other in visited]), y, atol=1e-6)
+
+
+def test_channels_narrowed_twice_are_those_of_both_selections():
+    _, view, replay = replay_of(chain(), CHAIN_INPUT)
+    layer = view.layer("3")
+    replay.advance(view.node(layer))
+    before = torch.cat([x for _, _, x in replay.inputs(view.node(layer))])
+    node = view.node(layer).args[0]
+    replay.narrow({node: torch.tensor([1, 3, 4])})
+    replay.narrow({node: torch.tensor([0, 2])})
+    after = torch.cat([x for _, _, x in replay.inputs(view.node(layer))])
+    assert torch.equal(after, before[:, [1, 4]])

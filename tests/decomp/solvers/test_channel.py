@@ -10,9 +10,9 @@ from layer_problems import make, output_metric, relative, sizes
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.factors import Geometry
 from decomp.problem.moments import Moments
-from decomp.solvers import half_quadratic, spatial
+from decomp.solvers import spatial
 from decomp.solvers.channel import decompose
-from decomp.solvers.half_quadratic import ACTIVATIONS, nearest_responses
+from decomp.solvers.half_quadratic import ACTIVATIONS
 from decomp.solvers.linalg import least_squares
 
 FIXED = {"ridge": 1e-10}
@@ -25,24 +25,6 @@ def response_error(rows, factored, metric=None):
     weights = torch.ones(rows.Y.shape[1]).double() if metric is None else metric.diagonal()
     total = ((wanted - wanted.mean(0)).square() * weights).sum()
     return float(((wanted - got).square() * weights).sum() / total)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    fitted=st.floats(-15, 15),
-    response=st.floats(-15, 15),
-    penalty=st.floats(1e-3, 5),
-    activation=st.sampled_from(["identity", "relu", "relu6"]),
-)
-def test_no_other_response_is_nearer(fitted, response, penalty, activation):
-    r = ACTIVATIONS[activation]
-    fitted, wanted = torch.tensor([fitted]).double(), r(torch.tensor([response]).double())
-
-    def cost(u):
-        return (r(u) - wanted).square() + penalty * (u - fitted).square()
-
-    grid = torch.linspace(-16, 16, 32001, dtype=torch.float64)
-    assert cost(nearest_responses(fitted, wanted, penalty, activation)) <= cost(grid).min() + 1e-12
 
 
 @settings(max_examples=20, deadline=None)
@@ -192,13 +174,6 @@ def test_float32_is_within_1e_4_of_float64(activation_aware):
         assert (weight - wanted).norm() <= 1e-4 * wanted.norm()
 
 
-def test_tiles_leave_no_seam(monkeypatch):
-    whole = decompose(make().problem, 3)
-    monkeypatch.setattr(half_quadratic, "TILE_ROWS", 11)
-    tiled = decompose(make().problem, 3)
-    assert torch.allclose(whole.compose()[0], tiled.compose()[0], atol=1e-9)
-
-
 def dead(X, Y, weight):
     X[:, 1] = 0
     Y[:, 2] = -3.0
@@ -221,18 +196,6 @@ def test_what_is_singular_has_a_defined_answer(change, n_rows, dtype, with_base)
             assert all(torch.isfinite(factor.weight).all() for factor in found.factors)
             assert torch.isfinite(found.factors[-1].bias).all()
             assert all(np.isfinite(v) for v in found.report.values() if isinstance(v, float))
-
-
-def test_targets_near_a_chain_are_the_moments_of_the_nearest_responses():
-    rows = make(n=5)
-    found = decompose(rows.problem, 2)
-    error, moments = half_quadratic.activation_targets(rows.problem, found, 0.3)
-    r = ACTIVATIONS["relu"]
-    u = nearest_responses(rows.fitted(found), r(rows.Y), 0.3, "relu")
-    wanted = Moments.of_rows(rows.flat, u)
-    for name in ("K", "C", "S", "x_mean", "y_mean"):
-        assert torch.allclose(getattr(moments, name), getattr(wanted, name), atol=1e-9), name
-    assert error == pytest.approx(response_error(rows, found))
 
 
 def test_what_cannot_be_decomposed_is_refused():

@@ -1,41 +1,80 @@
-"""The change of a network's output: what it is, and the gradient by which a network follows another."""
-
+import numpy as np
 import pytest
 import torch
+from layer_problems import make
 
-from decomp.execution.outputs import output_divergence
+from decomp.solvers import selection
+from decomp.solvers.output_curves import LEVELS, approximations, output_curve
 
-
-def test_divergence_is_the_sum_of_its_definition():
-    generator = torch.Generator().manual_seed(0)
-    output, target = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64)
-    p, q = target.softmax(1), output.softmax(1)
-    naive = sum(p[i, c] * (p[i, c] / q[i, c]).log() for i in range(6) for c in range(5)) / 6
-    assert output_divergence(target, output).mean().item() == pytest.approx(naive.item(), rel=1e-12)
+CURVE = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.0])
 
 
-def test_divergence_and_its_gradient_vanish_only_where_the_student_equals_the_teacher():
-    target = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
-    student = (target + 3.0).requires_grad_()  # a shift of all logits is the same softmax
-    value = output_divergence(target, student).mean()
-    value.backward()
-    assert value.item() == pytest.approx(0, abs=1e-12)
-    assert student.grad.abs().max() < 1e-6
+def measured(curve, change):
+    """The output curve where the change of the output is a function of the size, and the sizes measured."""
+    sizes = []
 
-    student = (target + torch.tensor([0.5, 0, 0, 0, 0])).requires_grad_()
-    value = output_divergence(target, student).mean()
-    value.backward()
-    assert value.item() > 1e-3
-    # The first class is too likely in every row: its logit must come down, all others go up.
-    assert (student.grad[:, 0] > 0).all() and (student.grad[:, 1:] < 0).all()
-    expected = (student.detach().softmax(1) - target.softmax(1)) / 4
-    torch.testing.assert_close(student.grad, expected)
+    def approximate(size):
+        sizes.append(size)
+        return size, None
+
+    return output_curve(curve, approximate, lambda size, _: change(size)), sizes
 
 
-def test_other_outputs_are_compared_by_their_squared_difference_over_their_variance():
-    generator = torch.Generator().manual_seed(2)
-    wanted = torch.randn(8, 3, 4, 4, generator=generator, dtype=torch.float64) + 5
-    mean = wanted.mean(dim=0, keepdim=True).expand_as(wanted)
-    # Whoever always gives the mean output explains none of the variance.
-    assert output_divergence(wanted, mean).mean().item() == pytest.approx(1)
-    assert output_divergence(wanted, (wanted + mean) / 2).mean().item() == pytest.approx(0.25)
+def test_the_curve_passes_through_the_measured_points_and_is_linear_between_and_beyond():
+    result, sizes = measured(CURVE, lambda size: 3 * CURVE[size] ** 2)
+    assert sorted(sizes) == [2, 4, 5]  # the first sizes with errors of at most 0.3, 0.08 and 0.02
+    for size in sizes:
+        assert result[size] == pytest.approx(3 * CURVE[size] ** 2, rel=1e-6)
+    low, high = 3 * 0.05**2, 3 * 0.25**2
+    assert result[3] == pytest.approx(low + (high - low) * (0.1 - 0.05) / (0.25 - 0.05), rel=1e-6)
+    assert result[1] == pytest.approx(high * 0.5 / 0.25, rel=1e-6)
+    assert (np.diff(result) <= 0).all() and result[-1] == 0
+
+
+def test_a_smaller_change_at_a_larger_error_does_not_make_the_curve_rise():
+    result, _ = measured(CURVE, lambda size: {2: 0.1, 4: 0.4, 5: 0.2}[size])
+    assert (np.diff(result) <= 0).all()
+    assert result[2] == pytest.approx(0.4, rel=1e-6) and result[4] == pytest.approx(0.4, rel=1e-6)
+
+
+def test_a_change_too_small_to_measure_leaves_the_order_of_the_sizes():
+    result, _ = measured(CURVE, lambda size: -1e-9)
+    assert (np.diff(result) < 0).all() and result[0] < 1e-8
+
+
+def test_a_layer_without_error_is_not_measured():
+    curve = np.array([1.0, 0.0, 0.0])
+    result, sizes = measured(curve, lambda size: pytest.fail("there is nothing to measure"))
+    assert result.tolist() == curve.tolist()
+    assert sizes == []
+
+
+def test_where_no_size_reaches_a_level_the_full_size_is_measured():
+    curve = np.array([1.0, 0.9, 0.6, 0.5])
+    result, sizes = measured(curve, lambda size: 2 * curve[size])
+    assert set(sizes) == {3} and len(LEVELS) == 3
+    assert np.allclose(result[1:], 2 * curve[1:], rtol=1e-6)
+
+
+def test_approximations_are_dense_kernels_of_the_steps_alone():
+    problem = make(seed=1, noise=0.0, activation="identity").problem
+    n, c = problem.weight.shape[:2]
+    order = selection.retention_order(problem, "backward")
+    limits = {"spatial": min(c * 3, n * 3), "channel": n, "prune": c}
+    steps = approximations(problem, order)
+    assert set(steps) == set(limits)
+    for step, approximate in steps.items():
+        errors = [problem.error(approximate(size)[0]) for size in (1, max(2, limits[step] // 2), limits[step])]
+        assert errors[0] > errors[1] > errors[2] - 1e-12 and errors[2] < 1e-9, step
+    kernel, bias = steps["prune"](2)
+    kept = sorted(order[:2])
+    assert kernel.shape == problem.weight.shape and bias.shape == (n,)
+    assert kernel.abs().sum(dim=(0, 2, 3)).nonzero().flatten().tolist() == kept
+    # A kernel of rank r: (c·kh, n·kw) for the split, (n, c·kh·kw) for the decomposition.
+    split = steps["spatial"](2)[0].permute(1, 2, 0, 3).reshape(c * 3, n * 3)
+    assert torch.linalg.matrix_rank(split) == 2
+    assert torch.linalg.matrix_rank(steps["channel"](2)[0].flatten(1)) == 2
+
+
+def test_without_an_order_of_the_channels_there_is_no_pruning():
+    assert set(approximations(make().problem)) == {"spatial", "channel"}

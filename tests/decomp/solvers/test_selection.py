@@ -4,58 +4,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from layer_problems import make, output_metric, relative
 
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import columns_of
-from decomp.problem.moments import Moments
-from decomp.solvers import elimination, lasso, selection
-from decomp.solvers.elimination import eliminate
+from decomp.solvers import lasso, selection
 from decomp.solvers.linalg import least_squares
 from decomp.solvers.selection import reconstruct, select
 from decomp.solvers.selectors import CHANNEL_SELECTORS
-
-
-def penalised_error(rows, channels, ridge, metric=None):
-    """Least squares on some channels with the ridge towards their old weights, from the rows: the slow way."""
-    F = torch.eye(rows.Y.shape[1]).double() if metric is None else metric
-    X = rows.X[:, channels].flatten(1)
-    X, Y = X - X.mean(0), rows.Y - rows.Y.mean(0)
-    W = rows.problem.weight[:, channels].flatten(1).T
-    penalty = ridge * float(rows.problem.moments.K.diagonal().mean())
-    B = torch.linalg.solve(X.T @ X + penalty * torch.eye(X.shape[1]).double(), X.T @ Y + penalty * W)
-    E = Y - X @ B
-    squared = ((E @ F) * E).sum() + penalty * ((B - W) @ F * (B - W)).sum()
-    return float(squared / ((Y @ F) * Y).sum())
-
-
-@pytest.mark.parametrize("metric", [None, output_metric(5)])
-@pytest.mark.parametrize("ridge", [1e-8, 1e-2])
-@pytest.mark.parametrize("delay", [1, 2, 32])
-def test_each_elimination_is_the_cheapest_and_costs_what_a_refit_says(metric, ridge, delay, monkeypatch):
-    monkeypatch.setattr(elimination, "DELAY", delay)
-    rows = make(c=9, n=5, kernel=(2, 2))
-    found = eliminate(dataclasses.replace(rows.problem, metric=metric), ridge=ridge)
-    left = list(range(9))
-    assert found.errors[0] == pytest.approx(penalised_error(rows, left, ridge, metric), rel=1e-6)
-    for gone, error in zip(found.order, found.errors[1:]):
-        candidates = {i: penalised_error(rows, [j for j in left if j != i], ridge, metric) for i in left}
-        assert candidates[gone] == pytest.approx(min(candidates.values()), rel=1e-9)
-        assert error == pytest.approx(candidates[gone], rel=1e-5)
-        left.remove(gone)
-    assert len(found.order) == 8
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 200), stop=st.integers(1, 7))
-def test_stopping_early_is_the_head_of_the_whole_elimination(seed, stop):
-    rows = make(c=7, n=4, kernel=(2, 2), seed=seed)
-    whole, head = eliminate(rows.problem), eliminate(rows.problem, stop_at=stop)
-    assert head.order == whole.order[: 7 - stop]
-    assert head.errors == pytest.approx(whole.errors[: 8 - stop])
 
 
 def test_channels_that_carry_nothing_go_first_and_those_that_carry_all_stay():
@@ -66,26 +23,6 @@ def test_channels_that_carry_nothing_go_first_and_those_that_carry_all_stay():
     rows = make(c=7, n=4, kernel=(2, 2), noise=0.0, change=few)
     assert set(select(rows.problem, 2, "backward").channels.tolist()) == {1, 4}
     assert set(select(rows.problem, 2, "lasso").channels.tolist()) == {1, 4}
-
-
-def test_backward_comes_close_to_the_best_subset():
-    rows = make(c=8, n=5, kernel=(2, 2), seed=2)
-    chosen = select(rows.problem, 4, "backward").channels.tolist()
-    errors = sorted(penalised_error(rows, list(s), 1e-8) for s in itertools.combinations(range(8), 4))
-    assert penalised_error(rows, chosen, 1e-8) <= errors[len(errors) // 20]
-
-
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 100), scale=st.sampled_from([1e-4, 1e4]))
-def test_scales_do_not_change_backwards_choice_and_orders_pass_through(seed, scale):
-    rows = make(c=7, n=4, kernel=(2, 2), seed=seed)
-    scaled = dataclasses.replace(
-        rows.problem, weight=rows.problem.weight / scale, moments=Moments.of_rows(rows.flat * scale, rows.Y)
-    )
-    order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
-    whole = eliminate(rows.problem).order
-    assert eliminate(scaled).order == whole
-    assert [int(order[i]) for i in eliminate(rows.problem.narrowed(order)).order] == whole
 
 
 def awkward(X, Y, weight):
@@ -212,8 +149,6 @@ def test_what_cannot_be_selected_is_refused():
     for selector in CHANNEL_SELECTORS:
         with pytest.raises(DecompError, match=r"conv: the number of channels kept must be in 1..4 \(c\), got 5"):
             select(problem, 5, selector)
-    with pytest.raises(DecompError, match="must be in 1..4"):
-        eliminate(problem, stop_at=0)
     with pytest.raises(DecompError, match="conv: the selection must be of 4 channels, got 5"):
         reconstruct(problem, Selection(torch.tensor([0]), 5))
     problem.moments.K[0, 0] = float("nan")

@@ -1,0 +1,43 @@
+import pytest
+
+from decomp.errors import DecompError, FileError, NumericalError, UsageError, check_choice, near_miss
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("conv", "rank must be in 1..8", 9, "lower it"), "conv: rank must be in 1..8, got 9; lower it."),
+        (("conv", "rank must be in 1..8", 0), "conv: rank must be in 1..8, got 0."),
+        (("conv", "needs rows", None, "freeze first"), "conv: needs rows; freeze first."),
+        (("conv", "needs rows"), "conv: needs rows."),
+        (("a\nb", "two\n  lines", "x\ty"), "a b: two lines, got x y."),
+    ],
+)
+def test_an_error_is_one_line_of_name_rule_value_and_fix(arguments, line):
+    assert str(DecompError(*arguments)) == line
+
+
+def test_the_parts_of_an_error_can_be_read():
+    error = NumericalError("conv", "must be finite", got=[1], fix="check")
+    assert (error.thing, error.rule, error.got, error.fix) == ("conv", "must be finite", [1], "check")
+
+
+def test_mistakes_in_usage_end_with_code_2_and_all_others_with_1():
+    assert UsageError("x", "y").exit_code == 2
+    assert FileError("x", "y").exit_code == NumericalError("x", "y").exit_code == DecompError("x", "y").exit_code == 1
+
+
+def test_the_nearest_entry_is_suggested_and_only_if_it_is_near():
+    assert near_miss("laso", ["backward", "lasso", "last"]) == "perhaps lasso is meant"
+    assert near_miss("zzz", ["backward", "lasso"]) is None
+    assert near_miss(7, ["backward"]) is None
+
+
+def test_a_choice_is_the_entry_itself_or_an_error_that_lists_all():
+    entries = ("best", "lasso")
+    assert check_choice("selector", "lasso", entries) is entries[1]
+    with pytest.raises(UsageError) as error:
+        check_choice("selector", "bset", entries)
+    assert str(error.value) == "selector: must be one of best, lasso, got 'bset'; perhaps best is meant."
+    with pytest.raises(UsageError, match=r"selector: must be one of best, lasso, got None\.$"):
+        check_choice("selector", None, entries)
