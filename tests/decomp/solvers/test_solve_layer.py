@@ -1,114 +1,165 @@
-import numpy as np
+import dataclasses
+
 import pytest
 import torch
-from layer_problems import make
+from layer_problems import make, output_metric, relative
 
 from decomp.allocation.plan import LayerPlan
-from decomp.execution import outputs
-from decomp.solvers import output_curves as sensitivity
-from decomp.solvers import selection
-from decomp.solvers import solve_layer as layers
+from decomp.errors import DecompError, UsageError
+from decomp.problem.moments import Moments
+from decomp.solvers import channel, refine, selection, spatial
+from decomp.solvers.half_quadratic import ACTIVATIONS
+from decomp.solvers.selectors import CHANNEL_SELECTORS, SELECTORS
+from decomp.solvers.solve_layer import choose, solve_layer
+
+ITEMS = [
+    LayerPlan("l", 3),
+    LayerPlan("l", 3, 4),
+    LayerPlan("l", None, 4, 3),
+    LayerPlan("l", 2, None, 2),
+    LayerPlan("l"),
+]
 
 
-def full(problem):
-    n, c = problem.weight.shape[:2]
-    kh, kw = problem.kernel
-    return LayerPlan(problem.name, c, min(c * kh, n * kw), n)
+def responses(solution, rows):
+    """Responses of the solved layer on the rows, from its own factors."""
+    X = rows.X if solution.selection is None else rows.X[:, solution.selection.channels]
+    return X.flatten(1) @ solution.factored.compose()[0].flatten(1).T + solution.factored.compose()[1]
 
 
-@pytest.fixture
-def problem():
-    return made(noise=0.0)
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_full_sizes_reproduce_an_unchanged_layer(activation):
+    rows = make(noise=0.0, activation=activation)
+    solution, report = solve_layer(rows.problem, LayerPlan("l", 4, 12, 6))
+    assert torch.allclose(responses(solution, rows), rows.Y, atol=1e-5)
+    assert solution.factored.names == ("vertical", "horizontal", "pointwise") and solution.factored.ranks == (12, 6)
+    assert solution.selection.channels.tolist() == [0, 1, 2, 3]
+    assert report["errors"]["channel"]["fitted"] < 1e-9 and report["errors"]["refine"]["fitted"] < 1e-9
 
 
-def made(seed=0, noise=0.2):
-    return make(seed=seed, noise=noise, activation="identity").problem
+@pytest.mark.parametrize("item", ITEMS, ids=lambda i: i.words())
+def test_the_mean_error_of_a_fitted_layer_is_zero_on_its_rows(item):
+    rows = make(activation="identity")
+    solution, _ = solve_layer(rows.problem, item)
+    assert (responses(solution, rows) - rows.Y).mean(dim=0).abs().max() < 1e-9 * rows.Y.std()
 
 
-def responses(solution, problem):
-    X, Y = (torch.cat(part) for part in zip(*problem.rows()))
-    if solution.selection is not None:
-        X = X[:, solution.selection.channels]
-    weight, bias = solution.factored.compose()
-    return X.flatten(1) @ weight.flatten(1).T + bias, Y
+@pytest.mark.parametrize("metric", [None, output_metric(6)])
+@pytest.mark.parametrize("item", ITEMS, ids=lambda i: i.words())
+def test_reported_errors_are_those_of_the_rows(item, metric):
+    rows, other = make(seed=1), make(seed=1, n_rows=500)
+    problem = dataclasses.replace(rows.problem, metric=metric)
+    held_out = Moments.of_rows(other.flat, other.Y)
+    solution, report = solve_layer(problem, item, held_out=held_out)
+    errors, last = report["errors"], list(report["errors"])[-1]
+    assert errors["before"]["fitted"] == pytest.approx(relative(rows.Y, rows.flat @ problem.matrix()), rel=1e-6)
+    assert errors["before"]["held_out"] == pytest.approx(relative(other.Y, other.flat @ problem.matrix()), rel=1e-6)
+    assert errors[last]["fitted"] == pytest.approx(relative(rows.Y, responses(solution, rows)), rel=1e-6)
+    assert errors[last]["held_out"] == pytest.approx(relative(other.Y, responses(solution, other)), rel=1e-6)
+    assert ("output_error" in errors[last]) == (metric is not None)
+    if metric is not None:
+        wanted = relative(rows.Y, responses(solution, rows), metric)
+        assert errors[last]["output_error"] == pytest.approx(wanted, rel=1e-6)
 
 
-def test_full_sizes_reproduce_an_unchanged_layer(problem):
-    solution, report = layers.solve_layer(problem, full(problem), activation_aware=False)
-    got, wanted = responses(solution, problem)
-    assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
-    assert solution.factored.names == ("vertical", "horizontal", "pointwise")
-    assert report["errors"]["channel"]["fitted"] < 1e-9
+def test_without_held_out_rows_only_the_fitted_ones_are_reported():
+    rows = make()
+    for held_out in (None, Moments.zeros(36, 6)):
+        _, report = solve_layer(rows.problem, LayerPlan("l", 3), held_out=held_out)
+        assert all(set(entry) == {"fitted"} for entry in report["errors"].values())
 
 
 @pytest.mark.parametrize(
-    "item",
-    [LayerPlan("l", 3), LayerPlan("l", 3, 4), LayerPlan("l", None, 4, 3), LayerPlan("l", 2, None, 2), LayerPlan("l")],
-    ids=lambda i: i.words(),
+    ("item", "steps"),
+    [
+        (LayerPlan("l"), ["before", "refit"]),
+        (LayerPlan("l", 3), ["before", "prune", "refine"]),
+        (LayerPlan("l", None, 4), ["before", "refit", "spatial", "refine"]),
+        (LayerPlan("l", 3, 4, 3), ["before", "prune", "spatial", "channel", "refine"]),
+    ],
+    ids=str,
 )
-def test_the_mean_error_of_a_fitted_layer_is_zero_on_its_rows(problem, item):
-    solution, _ = layers.solve_layer(problem, item, activation_aware=False)
-    got, wanted = responses(solution, problem)
-    assert (got - wanted).mean(dim=0).abs().max() < 1e-5 * wanted.std()
+def test_the_planned_steps_are_applied_and_no_others(item, steps):
+    rows = make(activation="identity")
+    solution, report = solve_layer(rows.problem, item)
+    assert list(report["errors"]) == steps
+    assert (solution.selection is None) == (item.keep is None)
+    wanted = tuple(size for size in (item.spatial_rank, item.channel_rank) if size is not None)
+    assert solution.factored.ranks == wanted
+    fitted = [report["errors"][step]["fitted"] for step in steps]
+    # Least squares gains on the weights before; a step of low rank costs; the refinement gains again.
+    assert fitted[1] <= fitted[0] + 1e-12 or item.keep is not None
+    if len(steps) == 5:
+        assert fitted[1] <= fitted[2] <= fitted[3] >= fitted[4]
+    _, plain = solve_layer(rows.problem, item, refined=False)
+    assert list(plain["errors"]) == [step for step in steps if step != "refine"]
 
 
-def test_reported_errors_are_those_of_the_rows(problem):
-    solution, report = layers.solve_layer(problem, LayerPlan("l", 3, 4, 3), held_out=problem.moments)
-    got, wanted = responses(solution, problem)
-    centred = wanted - wanted.mean(dim=0)
-    error = (got - wanted - (got - wanted).mean(dim=0)).square().sum() / centred.square().sum()
-    assert report["errors"]["refine"]["fitted"] == pytest.approx(error.item(), rel=1e-4)
-    assert report["errors"]["refine"]["held_out"] == pytest.approx(error.item(), rel=1e-4)
-    assert list(report["errors"]) == ["before", "prune", "spatial", "channel", "refine"]
-    steps = [entry["fitted"] for entry in report["errors"].values()]
-    assert steps[1] <= steps[2] + 1e-12 and steps[4] <= steps[3] + 1e-12
+def test_the_steps_are_those_of_the_solvers_one_after_the_other():
+    rows = make(activation="relu", seed=4)
+    solution, report = solve_layer(rows.problem, LayerPlan("l", 3, 5, 3), selector="backward")
+    chosen = selection.select(rows.problem, 3, "backward")
+    weight, bias = selection.reconstruct(rows.problem, chosen)
+    narrow = dataclasses.replace(rows.problem.narrowed(chosen), weight=weight, bias=bias)
+    chain = channel.decompose(narrow, 3, base=spatial.split(narrow, 5))
+    chain = refine.refine_responses(narrow, chain)
+    assert torch.equal(solution.selection.channels, chosen.channels)
+    for got, wanted in zip(solution.factored.factors, chain.factors):
+        assert torch.equal(got.weight, wanted.weight)
+    assert report["refine"]["refine_responses"] == chain.report["refine_responses"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_minding_the_activation_lowers_the_error_after_it(activation):
+    rows, r = make(n=8, activation=activation, seed=5), ACTIVATIONS[activation]
+
+    def error(**options):
+        solution, report = solve_layer(rows.problem, LayerPlan("l", 3, 4, 3), **options)
+        difference = r(responses(solution, rows)) - r(rows.Y)
+        return float(difference.square().sum()), report
+
+    aware, report = error()
+    linear, linear_report = error(activation_aware=False)
+    assert aware < linear
+    assert "refine_responses" in report["refine"] and "refine_responses" not in linear_report["refine"]
+    assert linear_report["channel"]["form"] == "linear" and report["channel"]["form"] == "activation-aware"
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_the_best_selector_is_never_worse_than_the_two_it_tries(seed, keep):
-    problem = made(seed)
-    errors = {}
-    for name in ("best", "lasso", "backward"):
-        chosen = layers.choose(problem, keep, name)
-        assert len(chosen) == keep
-        errors[name] = selection.reconstruct(problem, chosen).report["error"]
+def test_the_best_selector_is_the_better_of_the_two_it_tries(seed, keep):
+    problem = make(seed=seed, activation="identity").problem
+    found = {name: choose(problem, keep, name) for name in ("best", "lasso", "backward")}
+    errors = {name: selection.reconstruct(problem, chosen).report["error"] for name, chosen in found.items()}
     assert errors["best"] == min(errors["lasso"], errors["backward"])
+    report = found["best"].report
+    assert (report["error_lasso"], report["error_backward"]) == (errors["lasso"], errors["backward"])
+    assert torch.equal(found["best"].channels, found[report["selector"]].channels)
 
 
-def test_output_curves_pass_through_what_was_measured_and_never_rise():
-    curve = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.0])
-    asked = []
-
-    def approximate(size):
-        asked.append(size)
-        return size, None
-
-    result = sensitivity.output_curve(curve, approximate, lambda size, _: 3 * curve[size] ** 2)
-    assert len(asked) == 3
-    for size in asked:
-        assert result[size] == pytest.approx(3 * curve[size] ** 2, rel=1e-6)
-    assert (np.diff(result) <= 0).all() and result[-1] < 1e-8 and result[1] > result[2]
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_every_selector_is_used_as_chosen(selector):
+    problem = make(c=7, kernel=(2, 2), seed=6).problem
+    solution, report = solve_layer(problem, LayerPlan("l", 3), selector=selector, seed=9, refined=False)
+    assert torch.equal(solution.selection.channels, choose(problem, 3, selector, seed=9).channels)
+    if selector in CHANNEL_SELECTORS:
+        assert report["selection"]["selector"] == selector
+        wanted = selection.select(problem, 3, selector, seed=9)
+        assert torch.equal(solution.selection.channels, wanted.channels)
 
 
-def test_divergence_of_outputs():
-    scores = torch.randn(5, 4)
-    assert outputs.output_divergence(scores, scores + 3).abs().max() < 1e-12  # softmax forgets a shift
-    p, q = scores.double().softmax(1), (scores * 2).double().softmax(1)
-    wanted = (p * (p / q).log()).sum(1)
-    assert torch.allclose(outputs.output_divergence(scores, scores * 2), wanted)
-    maps = torch.randn(500, 3, 4, 4)  # of maps: the squared difference over their spread
-    assert outputs.output_divergence(maps, torch.zeros_like(maps)).mean() == pytest.approx(1, abs=0.05)
-    assert outputs.output_divergence(maps, maps).max() == 0
+def test_an_unknown_selector_is_refused_before_any_work():
+    problem = make().problem
+    problem.moments.K[0, 0] = float("nan")  # any work would end in an error about it
+    wanted = r"^selector: must be one of best, lasso, .*, got 'bset'; perhaps best is meant\.$"
+    for item in (LayerPlan("l", 3), LayerPlan("l")):
+        with pytest.raises(UsageError, match=wanted):
+            solve_layer(problem, item, selector="bset")
+    with pytest.raises(UsageError, match="perhaps backward is meant"):
+        choose(problem, 3, "backwards")
 
 
-def test_approximations_are_dense_kernels_that_get_better_with_size():
-    problem = made(1, noise=0.0)
-    order = selection.retention_order(problem, "backward")
-    for step, approximate in sensitivity.approximations(problem, order).items():
-        limit = {"spatial": full(problem).spatial_rank, "channel": full(problem).channel_rank, "prune": len(order)}[
-            step
-        ]
-        errors = [problem.error(approximate(size)[0]) for size in (1, max(2, limit // 2), limit)]
-        assert errors[0] > errors[1] > errors[2] - 1e-12, step
-        assert errors[2] < 1e-9 and approximate(1)[0].shape == problem.weight.shape
+@pytest.mark.parametrize("item", [LayerPlan("l", 5), LayerPlan("l", None, 13), LayerPlan("l", None, None, 7)], ids=str)
+def test_sizes_out_of_range_are_refused(item):
+    with pytest.raises(DecompError, match="^conv: .* must be in 1.."):
+        solve_layer(make().problem, item)
