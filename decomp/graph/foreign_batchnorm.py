@@ -1,11 +1,15 @@
-"""Batch normalisations under other names: libraries have classes of their own, often with the activation inside.
+"""Batch normalisation classes of other libraries, exchanged for torch.nn.BatchNorm2d.
 
-Followed into, such a class ends in functions on its own tensors, which can be neither folded nor narrowed. What it
-computes is what ``torch.nn.BatchNorm2d`` and then its submodules compute, so these are put in its place.
+Libraries have classes of their own, often with the activation inside. Tracing into such a class ends in functions on
+its own tensors, which can be neither folded nor narrowed. ``torch.nn.BatchNorm2d`` followed by the class's submodules
+computes the same, so these are put in its place.
 """
+
+from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -14,11 +18,11 @@ from decomp.modules.replace import set_module
 
 NORM = "norm"
 _TENSORS = {"weight", "bias", "running_mean", "running_var"}
-_SAME = 1e-5
+_TOLERANCE = 1e-5
 
 
-def replace_foreign_batchnorms(model, leaves=()):
-    """Put plain modules in the place of all other batch normalisations of a model, in place.
+def replace_foreign_batchnorms(model: nn.Module, leaves: Iterable[str] = ()) -> list[str]:
+    """Exchange all batch normalisations of other classes in a model for torch's own, in place.
 
     Parameters
     ----------
@@ -32,66 +36,75 @@ def replace_foreign_batchnorms(model, leaves=()):
     list of str
         Paths of the modules that were exchanged.
     """
-    within = tuple(f"{leaf}." for leaf in leaves)
-    made, exchanged = {}, []
+    leaves = tuple(leaves)
+    within_leaves = tuple(f"{leaf}." for leaf in leaves)
+    replacements: dict[int, nn.Module | None] = {}  # by identity: a module may be there under several paths
+    exchanged = []
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        if not path or path in leaves or path.startswith(within):
+        if not path or path in leaves or path.startswith(within_leaves):
             continue
-        if id(module) not in made:
-            made[id(module)] = as_batchnorm(module)
-        if made[id(module)] is not None:
-            set_module(model, path, made[id(module)])
+        if id(module) not in replacements:
+            replacements[id(module)] = as_batchnorm(module)
+        replacement = replacements[id(module)]
+        if replacement is not None:
+            set_module(model, path, replacement)
             exchanged.append(path)
     return exchanged
 
 
-def as_batchnorm(module):
-    """What computes the same as a batch normalisation of another class, or None.
+def as_batchnorm(module: nn.Module) -> nn.BatchNorm2d | nn.Sequential | None:
+    """Torch's own modules that compute the same as a batch normalisation of another class.
 
     Returns
     -------
     torch.nn.BatchNorm2d, torch.nn.Sequential or None
-        A sequence where the class has submodules: the normalisation, named `NORM`, then these in their order. That
-        the outputs are the same is tried on random numbers: what a class does besides can be known in no other way.
+        A sequence where the class has submodules: the normalisation, named `NORM`, then these in their order. None
+        where the module is torch's own or no batch normalisation. The outputs are compared on random numbers, as
+        nothing else shows that a class computes nothing besides.
     """
-    if not _may_be_other(module) or NORM in module._modules:
+    if not _has_batchnorm_tensors(module) or NORM in module._modules:
         return None
-    norm = _with_tensors_of(module)
+    norm = _batchnorm_with_tensors_of(module)
     children = OrderedDict(copy.deepcopy(module).named_children())
     candidate = nn.Sequential(OrderedDict({NORM: norm, **children})) if children else norm
     candidate.eval()
-    mean = module.running_mean
+    mean, variance = _tensor(module, "running_mean"), _tensor(module, "running_var")
     x = torch.randn(2, len(mean), 3, 3, generator=torch.Generator().manual_seed(0)).to(mean)
-    # Deviations of the size that is met there: far from the mean an activation could hide everything.
-    x = mean[:, None, None] + x * module.running_var.sqrt()[:, None, None]
+    # Deviations of the size that occurs there: far from the mean an activation could hide everything.
+    x = mean[:, None, None] + x * variance.sqrt()[:, None, None]
     try:
         with torch.no_grad():
             wanted, got = copy.deepcopy(module).eval()(x.clone()), candidate(x.clone())
-        same = got.shape == wanted.shape and (got - wanted).abs().max() <= _SAME * wanted.abs().max()
-    except Exception:  # it takes other inputs, or has conditions of its own: not what is looked for
+        same = got.shape == wanted.shape and (got - wanted).abs().max() <= _TOLERANCE * wanted.abs().max()
+    except Exception:  # it takes other inputs, or has conditions of its own: no batch normalisation
         return None
     return candidate if same else None
 
 
-def _may_be_other(module):
-    own = {**module._parameters, **module._buffers}
-    found = {name for name, tensor in own.items() if tensor is not None}
+def _tensor(module: nn.Module, name: str) -> torch.Tensor:
+    tensor = getattr(module, name)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def _has_batchnorm_tensors(module: nn.Module) -> bool:
+    """Whether a module of another class than torch's own holds a batch normalisation's tensors, and no others."""
+    own = [*module._parameters.items(), *module._buffers.items()]
+    found = {name: tensor for name, tensor in own if tensor is not None}
     if type(module) is nn.BatchNorm2d or isinstance(module, nn.modules.instancenorm._InstanceNorm):
         return False
-    if not {"running_mean", "running_var"} <= found or found - _TENSORS - {"num_batches_tracked"}:
+    if not {"running_mean", "running_var"} <= found.keys() or found.keys() - _TENSORS - {"num_batches_tracked"}:
         return False
-    shapes = {tuple(own[name].shape) for name in found & _TENSORS}
+    shapes = {tuple(tensor.shape) for name, tensor in found.items() if name in _TENSORS}
     return len(shapes) == 1 and len(next(iter(shapes))) == 1 and isinstance(getattr(module, "eps", None), float)
 
 
-def _with_tensors_of(module):
-    weight, bias, mean = getattr(module, "weight", None), getattr(module, "bias", None), module.running_mean
-    norm = nn.BatchNorm2d(len(mean), eps=module.eps, device=mean.device, dtype=mean.dtype)
+def _batchnorm_with_tensors_of(module: nn.Module) -> nn.BatchNorm2d:
+    mean, eps = _tensor(module, "running_mean"), module.eps
+    assert isinstance(eps, float)
+    norm = nn.BatchNorm2d(len(mean), eps=eps, device=mean.device, dtype=mean.dtype)
     with torch.no_grad():
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(module.running_var)
-        if weight is not None:
-            norm.weight.copy_(weight)
-        if bias is not None:
-            norm.bias.copy_(bias)
+        for name in sorted(_TENSORS):
+            if getattr(module, name, None) is not None:
+                _tensor(norm, name).copy_(_tensor(module, name))
     return norm

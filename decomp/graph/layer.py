@@ -60,17 +60,17 @@ class Layer:
     in_hw, out_hw : tuple of int
         Height and width of its input and output; (1, 1) for a linear layer.
     activation : str
-        What its output goes through next: 'relu', 'relu6', 'identity' (straight into another layer, a sum
-        or the output) or the name of another operation.
+        The operation on its output: 'relu', 'relu6', 'identity' (directly read by another layer, a sum or the
+        output) or the name of another operation.
     input_space : InputSpace or None
-        What it reads, where that can be narrowed.
+        The channels it reads, where some of them can be dropped.
     left_alone : mapping of str to str, read-only
         For each of the steps 'spatial', 'channel', 'prune' that cannot be applied here, the reason.
     fitted : bool
-        False where not even the weights may be fitted anew: grouped, called several times, of another class.
+        False where not even the weights may be fitted: grouped, called several times, of another class, too large.
     recovers : str or None
-        Name of the node whose value is added to this layer's output and is there before it: the layer can make
-        up for that value's errors.
+        Name of the node whose value is added to this layer's output and is computed before it: the layer can
+        correct that value's errors.
     """
 
     name: str

@@ -1,10 +1,9 @@
-"""What a network is made of: its convolutions in execution order, and what can be done with each.
+"""Graph of a traced network: its layers in execution order, and the steps that apply to each.
 
-Here layers are found and judged; which channels stand or fall together is known by
-:mod:`decomp.graph.channel_spaces`. A layer's
-input can be narrowed in one of two ways. Where exactly one layer writes the channels and this layer alone reads
-them, the channels go altogether, with everything in between. Otherwise the layer may read a chosen subset
-(a *sampler*), and whoever writes the channels keeps them for the others.
+Layers are found and judged here; which channels can only be removed together is found by
+:mod:`decomp.graph.channel_spaces`. A layer's input can be narrowed in one of two ways. Where exactly one layer writes
+the channels and this layer alone reads them, the channels are removed, with everything in between. Otherwise the layer
+may read a chosen subset (a *sampler*), and the layers that write the channels keep them for the others.
 """
 
 from __future__ import annotations
@@ -22,20 +21,21 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from decomp.errors import TraceError
-from decomp.graph.channel_spaces import Spaces
+from decomp.graph.channel_numbers import Use
+from decomp.graph.channel_spaces import ChannelSpace, Spaces
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
 
 
 class NetworkGraph:
-    """The traced network with shapes: layers in execution order and the spaces between them.
+    """The traced network with shapes: layers in execution order and the channel spaces between them.
 
     Parameters
     ----------
     module : torch.fx.GraphModule
         From :func:`decomp.graph.tracing.trace`.
-    input_shape : tuple of int
+    input_shape : sequence of int
         (C, H, W) of one image.
     name : str
         For messages.
@@ -50,6 +50,13 @@ class NetworkGraph:
     layers : tuple of Layer
         Complete and unchangeable, like the graph itself; another rule is another graph.
     spaces : decomp.graph.channel_spaces.Spaces
+    functional_convs : tuple of str
+        Nodes of convolutions that are called as functions; they are not layers.
+
+    Raises
+    ------
+    TraceError
+        The network does not run on images of this shape.
     """
 
     def __init__(
@@ -65,116 +72,100 @@ class NetworkGraph:
         self._modules = dict(module.named_modules())
         self._nodes = {node.name: node for node in module.graph.nodes}
         self._place = {node: i for i, node in enumerate(module.graph.nodes)}
-        self._shapes = self._propagate_shapes()
+        self._shapes = _propagate_shapes(module, self.input_shape, name)
         self._calls: dict[str, list[fx.Node]] = {}
         for node in module.graph.nodes:
             if node.op == "call_module":
                 self._calls.setdefault(node.target, []).append(node)
         self.spaces = Spaces(module, self._shapes)
-        self.functional_convs = [
+        self.functional_convs = tuple(
             node.name
             for node in module.graph.nodes
             if node.op == "call_function" and node.target in (F.conv2d, torch.conv2d)
-        ]
+        )
         found = self._find_layers()
         if fitting is not None:
             found = [_without(layer, fitting.excluded_steps(layer)) for layer in found]
         self.layers = self._linked(found, sampler)
         self._by_name = {layer.name: layer for layer in self.layers}
 
-    def layer(self, name):
+    def layer(self, name: str) -> Layer:
         """The layer with this module path."""
         return self._by_name[name]
 
-    def node(self, layer):
+    def node(self, layer: Layer) -> fx.Node:
         """The graph node that calls this layer."""
         return self._calls[layer.name][0]
 
-    def shortcut_node(self, layer):
+    def shortcut_node(self, layer: Layer) -> fx.Node | None:
         """The node whose value is added to the layer's output, or None."""
         return None if layer.recovers is None else self._nodes[layer.recovers]
 
-    def own_space(self, layer):
+    def own_space(self, layer: Layer) -> ChannelSpace:
         """The channel space that this layer alone reads; only where its input space is not sampled."""
         (space,) = self.spaces.read_by(layer.name)
         return space
 
-    def columns_kept(self, layer, keep):
-        """{node: places along axis 1 that stay} when a layer's own space keeps these channels."""
-        return self.spaces.kept_columns(self.spaces.alive({self.own_space(layer).name: keep.cpu().numpy()}))
+    def columns_kept(self, layer: Layer, keep: torch.Tensor) -> dict[fx.Node, torch.Tensor]:
+        """For every node that loses channels when a layer's own space keeps only some: the remaining ones.
 
-    def shape(self, node):
+        Parameters
+        ----------
+        layer : Layer
+        keep : torch.LongTensor
+            Ascending channels of the layer's own space that stay.
+        """
+        return self.spaces.kept_columns(self.spaces.alive({self.own_space(layer).name: keep.tolist()}))
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """Output shape of a node for a batch of two, or None where it is not a tensor."""
         return self._shapes.get(node)
 
     # -- reading the graph -------------------------------------------------------------------------------
 
-    def _propagate_shapes(self):
-        weight = next(self.module.parameters(), None)
-        like = weight if weight is not None else torch.zeros(())
-        example = torch.zeros(2, *self.input_shape, device=like.device, dtype=like.dtype)
-        try:
-            # Where the network does not run, torch prints the whole traceback beside raising it.
-            with torch.no_grad(), redirect_stderr(StringIO()):
-                ShapeProp(self.module).propagate(example)
-        except Exception as error:
-            reason = str(error.__cause__ or error).strip().split("\n")[0]
-            shape = "x".join(map(str, self.input_shape))
-            raise TraceError(
-                self.name, f"does not run at input size {shape}: {reason}", fix="give --input-size CxHxW"
-            ) from error
-        shapes = {}
-        for node in self.module.graph.nodes:
-            meta = node.meta.pop("tensor_meta", None)
-            node.meta.pop("type", None)
-            shape = getattr(meta, "shape", None)
-            if shape is not None:
-                shapes[node] = tuple(shape)
-        return shapes
-
     def _find_layers(self) -> list[Layer]:
         """All convolution and linear layers, judged by themselves: not yet by whom they read and by their size."""
         layers: list[Layer] = []
-        for node in self.module.graph.nodes:
-            if node.op != "call_module" or node is not self._calls[node.target][0]:
-                continue
-            module = self._modules[node.target]
+        for path, calls in self._calls.items():
+            node, module = calls[0], self._modules[path]
             if isinstance(module, nn.Conv2d):
-                sizes = (module.in_channels, module.out_channels, tuple(module.kernel_size))
-                maps = (self._shapes[node.args[0]][-2:], self._shapes[node][-2:])
+                layer = Layer(
+                    path, node.name, "conv", len(layers), module.in_channels, module.out_channels,
+                    _pair(module.kernel_size), _pair(self._shapes[node.all_input_nodes[0]][-2:]),
+                    _pair(self._shapes[node][-2:]), self._activation_after(node),
+                )  # fmt: skip
             elif isinstance(module, nn.Linear) and len(self._shapes[node]) == 2:
-                sizes, maps = (module.in_features, module.out_features, (1, 1)), ((1, 1), (1, 1))
+                layer = Layer(
+                    path, node.name, "linear", len(layers), module.in_features, module.out_features,
+                    (1, 1), (1, 1), (1, 1), self._activation_after(node),
+                )  # fmt: skip
             else:
                 continue
-            kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
-            layer = Layer(node.target, node.name, kind, len(layers), *sizes, *maps, self._activation_after(node))
-            layers.append(_without(layer, _steps_ruled_out(module, len(self._calls[node.target]))))
+            layers.append(_without(layer, _steps_ruled_out(module, len(calls))))
         return layers
 
-    def _users(self, node):
-        """Who reads a value, past modules that do nothing."""
+    def _module_called(self, node: fx.Node) -> nn.Module | None:
+        return self._modules[str(node.target)] if node.op == "call_module" else None
+
+    def _users(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that read a value, past modules that do nothing."""
         users = list(node.users)
-        while len(users) == 1 and users[0].op == "call_module":
-            if not isinstance(self._modules[users[0].target], NO_OP_MODULES):
-                break
+        while len(users) == 1 and isinstance(self._module_called(users[0]), NO_OP_MODULES):
             users = list(users[0].users)
         return users
 
-    def _before(self, source, node):
-        """The same value where it is there before ``node``: a shortcut that is an nn.Identity is called behind it."""
-        while self._place[source] > self._place[node] and source.op == "call_module":
-            if not isinstance(self._modules[source.target], NO_OP_MODULES):
-                break
-            source = source.args[0]
+    def _before(self, source: fx.Node, node: fx.Node) -> fx.Node:
+        """The same value at a node before ``node``: a shortcut that is an nn.Identity may be called after it."""
+        while self._place[source] > self._place[node] and isinstance(self._module_called(source), NO_OP_MODULES):
+            source = source.all_input_nodes[0]
         return source
 
-    def _activation_after(self, node):
+    def _activation_after(self, node: fx.Node) -> str:
         users = self._users(node)
         if len(users) != 1 or users[0].op == "output":
             return "identity"
-        user = users[0]
-        if user.op == "call_module":
-            module = self._modules[user.target]
+        user, module = users[0], self._module_called(users[0])
+        if module is not None:
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 return "identity"
             return ACTIVATIONS.get(type(module), type(module).__name__)
@@ -184,14 +175,14 @@ class NetworkGraph:
             return "identity"
         return getattr(user.target, "__name__", str(user.target))
 
-    def _shortcut(self, layer):
+    def _shortcut(self, layer: Layer) -> str | None:
         """Name of the node that is added to the layer's output, if its value is there before the layer runs."""
-        node = self._calls[layer.name][0]
+        node = self.node(layer)
         users = self._users(node)
         if not layer.fitted or len(users) != 1 or users[0].target not in SUMS or users[0].kwargs:
             return None
         total = users[0]
-        others = [source for source in total.args if source is not node and self._shapes.get(source) is not None]
+        others = [s for s in total.args if isinstance(s, fx.Node) and s is not node and s in self._shapes]
         behind = {node}
         while len(others) > 1:  # the layer's own output, behind modules that do nothing
             behind = {user for one in behind for user in one.users}
@@ -200,53 +191,93 @@ class NetworkGraph:
         same = [o for o in others if self._shapes[o] == self._shapes[node] == self._shapes[total]]
         return same[0].name if same and self._place[same[0]] < self._place[node] else None
 
-    # -- spaces ------------------------------------------------------------------------------------------
+    # -- input spaces ------------------------------------------------------------------------------------
 
-    def _linked(self, layers: list[Layer], sampler: bool) -> tuple[Layer, ...]:
-        """The layers with what each may drop of its input and the shortcut it makes up for."""
+    def _linked(self, layers: Sequence[Layer], sampler: bool) -> tuple[Layer, ...]:
+        """The layers with the channels that each may drop of its input, and the shortcut it makes up for."""
         by_name = {layer.name: layer for layer in layers}
         linked = []
         for layer in layers:
             space, left_alone = None, dict(layer.left_alone)
             if "prune" not in left_alone:
-                space, reason = self._private(layer, by_name)
-                if space is None and sampler and layer.kind == "conv" and "image" not in reason:
-                    space = InputSpace(None, layer.name, layer.in_channels) if layer.in_channels > 1 else None
-                if space is None:
-                    left_alone["prune"] = reason
+                found = self._private(layer, by_name)
+                if isinstance(found, InputSpace):
+                    space = found
+                elif sampler and layer.kind == "conv" and "image" not in found and layer.in_channels > 1:
+                    space = InputSpace(None, layer.name, layer.in_channels)
+                else:
+                    left_alone["prune"] = found
             linked.append(replace(layer, input_space=space, left_alone=left_alone, recovers=self._shortcut(layer)))
         return tuple(linked)
 
-    def _private(self, layer, by_name):
-        """The input space that this layer alone reads and one layer alone writes; or None and the reason."""
+    def _private(self, layer: Layer, by_name: Mapping[str, Layer]) -> InputSpace | str:
+        """The input space that this layer alone reads and one layer alone writes; otherwise the reason."""
         use = self.spaces.use(layer.name)
         if use is None:
-            return None, "the channels of its input are not known"
+            return "the channels of its input are not known"
         read = self.spaces.read_by(layer.name)
         frozen = next((space.frozen for space in read if space.frozen), None)
         if frozen is not None:
-            return None, "reads the image itself" if "image" in frozen else f"its input {frozen}"
+            return "reads the image itself" if "image" in frozen else f"its input {frozen}"
         space = read[0]
         if len(read) > 1:
-            return None, f"its input joins {len(read)} channel spaces"
+            return f"its input joins {len(read)} channel spaces"
         if space.consumers != (layer.name,):
             others = [name for name in space.consumers if name != layer.name]
-            return None, f"its input is also read by {others[0]}"
+            return f"its input is also read by {others[0]}"
         if len(space.producers) != 1:
-            return None, f"its input is written by {len(space.producers)} layers ({', '.join(space.producers[:3])})"
+            return f"its input is written by {len(space.producers)} layers ({', '.join(space.producers[:3])})"
         (producer,) = space.producers
         written = by_name.get(producer)
         if written is None or not written.fitted:
             why = "is not a plain layer" if written is None else written.left_alone["prune"]
-            return None, f"its producer {producer} is left alone: {why}"
+            return f"its producer {producer} is left alone: {why}"
+        if not self._reads_whole_channels(use, space) or not self._writes_in_order(producer, space):
+            return "the columns of its input are not whole channels in order"
         repeat = len(use.reads) // space.width
-        columns = self.spaces.roots_of(use.reads).reshape(space.width, -1) if repeat else None
-        whole = repeat and len(use.reads) == space.width * repeat and (columns == space.roots[:, None]).all()
-        whole = whole and np.array_equal(self.spaces.roots_of(self.spaces.use(producer).writes), space.roots)
-        if not whole:
-            return None, "the columns of its input are not whole channels in order"
         map_shape = use.map_shape if use.map_shape[0] * use.map_shape[1] == repeat else (repeat, 1)
-        return InputSpace(producer, layer.name, space.width, space.carriers, repeat, map_shape), None
+        return InputSpace(producer, layer.name, space.width, space.carriers, repeat, map_shape)
+
+    def _reads_whole_channels(self, use: Use, space: ChannelSpace) -> bool:
+        """Whether a layer's columns are the channels of a space in order, each as often as the others."""
+        if len(use.reads) % space.width:
+            return False
+        columns = self.spaces.roots_of(use.reads).reshape(space.width, -1)
+        return bool((columns == space.roots[:, None]).all())
+
+    def _writes_in_order(self, producer: str, space: ChannelSpace) -> bool:
+        use = self.spaces.use(producer)
+        return use is not None and np.array_equal(self.spaces.roots_of(use.writes), space.roots)
+
+
+def _propagate_shapes(module: fx.GraphModule, input_shape: Sequence[int], name: str) -> dict[fx.Node, tuple[int, ...]]:
+    """Output shape of every node that gives a tensor, for a batch of two."""
+    weight = next(module.parameters(), None)
+    like = weight if weight is not None else torch.zeros(())
+    example = torch.zeros(2, *input_shape, device=like.device, dtype=like.dtype)
+    try:
+        # Where the network does not run, torch prints the whole traceback beside raising it.
+        with torch.no_grad(), redirect_stderr(StringIO()):
+            ShapeProp(module).propagate(example)
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        size = "x".join(map(str, input_shape))
+        raise TraceError(
+            name, f"does not run at input size {size}: {reason}", fix="give another input size, CxHxW"
+        ) from error
+    shapes: dict[fx.Node, tuple[int, ...]] = {}
+    for node in module.graph.nodes:
+        meta = node.meta.pop("tensor_meta", None)
+        node.meta.pop("type", None)
+        shape = getattr(meta, "shape", None)
+        if shape is not None:
+            shapes[node] = tuple(shape)
+    return shapes
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
 
 
 def _steps_ruled_out(module: nn.Conv2d | nn.Linear, n_calls: int) -> dict[str, str]:

@@ -1,14 +1,19 @@
-"""A network's structure as data: module specifications, the graph of calls, and the list of edits.
+"""Serialisation of a traced network's structure to JSON data: module specifications and the graph of calls.
 
-Everything is plain JSON values. Reading it back can only name classes of ``torch.nn``,
-:class:`decomp.modules.select.Select`
-and the tensor functions listed here: no code comes out of a file.
+A file can only name classes of ``torch.nn``, :class:`decomp.modules.select.Select` and the tensor functions listed
+here: no code comes out of a file.
 """
 
+from __future__ import annotations
+
 import copy
+import functools
 import importlib
 import inspect
 import operator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +37,10 @@ _WRAPPED = (
 _ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")
 
 
-def _functions():
+@functools.cache
+def _functions() -> dict[str, Callable[..., Any]]:
     """Names of the tensor functions a file may call, and the functions."""
-    names = {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
+    names: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
     overridable = set(get_overridable_functions().get(torch, ()))
     for name in dir(torch):
         function = getattr(torch, name)
@@ -49,40 +55,33 @@ def _functions():
     return names
 
 
-class _Functions:
-    """The table of allowed functions, built on first use."""
+@functools.cache
+def _names() -> dict[Callable[..., Any], str]:
+    """The first name of every allowed function."""
+    names: dict[Callable[..., Any], str] = {}
+    for name, function in _functions().items():
+        names.setdefault(function, name)
+    return names
 
-    by_name = None
-    by_function = None
 
-    @classmethod
-    def load(cls):
-        if cls.by_name is None:
-            cls.by_name = _functions()
-            cls.by_function = {}
-            for name, function in cls.by_name.items():
-                cls.by_function.setdefault(function, name)
-        return cls
+def _name_of(function: Any) -> str | None:
+    """The name of a function, or None where it is not allowed."""
+    full = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+    return _names().get(function) or (full if full in _WRAPPED else None)
 
-    @classmethod
-    def name(cls, function):
-        """The name of a function, or None."""
-        full = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
-        return cls.by_function.get(function) or (full if full in _WRAPPED else None)
 
-    @classmethod
-    def named(cls, name):
-        """The function of a name, or None."""
-        if name in _WRAPPED:
-            module, _, function = name.rpartition(".")
-            return getattr(importlib.import_module(module), function)
-        return cls.by_name.get(name)
+def _function_of(name: str) -> Callable[..., Any] | None:
+    """The function of a name, or None where it is not allowed."""
+    if name in _WRAPPED:
+        module, _, function = name.rpartition(".")
+        return getattr(importlib.import_module(module), function)
+    return _functions().get(name)
 
 
 # -- modules -----------------------------------------------------------------------------------------------
 
 
-def describe_module(module, path="module"):
+def describe_module(module: nn.Module, path: str = "module") -> dict[str, Any]:
     """Specification of a torch.nn module from which :func:`build_module` makes one of the same shape.
 
     Returns
@@ -116,14 +115,19 @@ def describe_module(module, path="module"):
     return {"type": kind.__name__, "args": args}
 
 
-def build_module(spec, path="module"):
-    """A module with uninitialised weights from its specification."""
+def build_module(spec: Mapping[str, Any], path: str = "module") -> nn.Module:
+    """A module from its specification, with weights that are still to be loaded.
+
+    Raises
+    ------
+    FileError
+        For a specification that torch.nn cannot build.
+    """
     try:
         name = spec["type"]
         if name == "Sequential":
-            return nn.Sequential(
-                _ordered({child: build_module(s, f"{path}.{child}") for child, s in spec["children"].items()})
-            )
+            children = {child: build_module(s, f"{path}.{child}") for child, s in spec["children"].items()}
+            return nn.Sequential(OrderedDict(children))
         kind = OWN_MODULES.get(name) or getattr(nn, name, None)
         if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
             raise FileError(path, "names a module that torch.nn does not have", got=name)
@@ -132,17 +136,17 @@ def build_module(spec, path="module"):
         raise FileError(path, f"the module's specification is broken ({error})") from error
 
 
-def _ordered(children):
-    from collections import OrderedDict
-
-    return OrderedDict(children)
-
-
 # -- values ------------------------------------------------------------------------------------------------
 
 
-def encode(value, where):
-    """A Python value of the graph as JSON data. Plain values stay; the rest becomes a one-key object."""
+def encode(value: Any, where: str) -> Any:
+    """A Python value of the graph as JSON data: plain values as they are, others as an object with one key.
+
+    Raises
+    ------
+    DecompError
+        For a value that has no JSON form; ``where`` names its place.
+    """
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -166,7 +170,7 @@ def encode(value, where):
     raise DecompError(where, "only plain values can be written as data", got=type(value).__name__)
 
 
-def decode(value, nodes):
+def decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     """The inverse of :func:`encode`; ``nodes`` maps names to the nodes built so far."""
     if isinstance(value, list):
         return [decode(v, nodes) for v in value]
@@ -198,7 +202,7 @@ def decode(value, nodes):
 # -- the graph ---------------------------------------------------------------------------------------------
 
 
-def describe_graph(graph_module, leaves=()):
+def describe_graph(graph_module: fx.GraphModule, leaves: Iterable[str] = ()) -> dict[str, Any]:
     """The calls of a traced network, its leaf modules and its free tensors, as JSON data.
 
     Of the modules at the paths ``leaves`` only the class is named: they are given to :func:`build_graph` again.
@@ -214,13 +218,15 @@ def describe_graph(graph_module, leaves=()):
     DecompError
         Where the network calls something that data cannot name.
     """
-    table = _Functions.load()
-    nodes, modules, tensors = [], {}, {}
-    named = dict(graph_module.named_modules())
+    nodes: list[dict[str, Any]] = []
+    modules: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, str] = {}
+    leaves, named = frozenset(leaves), dict(graph_module.named_modules())
+    parameters = {name for name, _ in graph_module.named_parameters(remove_duplicate=False)}
     for node in graph_module.graph.nodes:
         target = node.target
         if node.op == "call_function":
-            target = table.name(node.target)
+            target = _name_of(node.target)
             if target is None:
                 raise DecompError(node.name, "calls a function that data cannot name", got=str(node.target))
         elif node.op == "call_module":
@@ -229,7 +235,6 @@ def describe_graph(graph_module, leaves=()):
             else:
                 modules[target] = describe_module(named[target], target)
         elif node.op == "get_attr":
-            parameters = dict(graph_module.named_parameters(remove_duplicate=False))
             tensors[target] = "parameter" if target in parameters else "buffer"
         nodes.append(
             {
@@ -243,7 +248,12 @@ def describe_graph(graph_module, leaves=()):
     return {"nodes": nodes, "modules": modules, "tensors": tensors}
 
 
-def build_graph(description, state, path="structure", leaves_of=None):
+def build_graph(
+    description: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+    path: str = "structure",
+    leaves_of: nn.Module | None = None,
+) -> fx.GraphModule:
     """The traced network that :func:`describe_graph` described, with the given weights.
 
     Parameters
@@ -251,12 +261,19 @@ def build_graph(description, state, path="structure", leaves_of=None):
     description : dict
     state : dict of str to torch.Tensor
         Must fill exactly the modules and free tensors of the description.
+    path : str
+        For messages.
     leaves_of : torch.nn.Module, optional
         Holds, under their paths, the modules that the description leaves out.
 
     Returns
     -------
     torch.fx.GraphModule, in evaluation mode
+
+    Raises
+    ------
+    FileError
+        For a description that is broken, names code that is not allowed, or does not fit the weights.
     """
     root = nn.Module()
     try:
@@ -273,26 +290,30 @@ def build_graph(description, state, path="structure", leaves_of=None):
     return module.eval()
 
 
-def _leaf(spec, path, leaves_of):
+def _leaf(spec: Mapping[str, Any], path: str, leaves_of: nn.Module | None) -> nn.Module:
     """A copy of a module that was not written as data."""
     try:
-        module = copy.deepcopy(leaves_of.get_submodule(path))
-    except AttributeError as error:
+        original = None if leaves_of is None else leaves_of.get_submodule(path)
+    except AttributeError:
+        original = None
+    if original is None:
         fix = "load it into an instance of the original model (into=)"
-        raise FileError(path, f"only its class {spec['class']} has this part of the network", fix=fix) from error
+        raise FileError(path, f"only its class {spec['class']} has this part of the network", fix=fix)
+    module = copy.deepcopy(original)
     if type(module).__qualname__ != spec["class"]:
         raise FileError(path, f"must be a {spec['class']}", got=type(module).__qualname__)
     return module
 
 
-def _build_nodes(described):
-    table, graph, nodes = _Functions.load(), fx.Graph(), {}
+def _build_nodes(described: Iterable[Mapping[str, Any]]) -> fx.Graph:
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
     for item in described:
         op, target = item["op"], item["target"]
         args = tuple(decode(v, nodes) for v in item["args"])
         kwargs = {k: decode(v, nodes) for k, v in item["kwargs"].items()}
         if op == "call_function":
-            function = table.named(target)
+            function = _function_of(target)
             if function is None:
                 raise ValueError(f"function {target} is not allowed")
             if target == "builtins.getattr" and args[1] not in _ATTRIBUTES:
@@ -307,8 +328,8 @@ def _build_nodes(described):
     return graph
 
 
-def _attach(root, path, value):
-    """Hang a module, parameter or buffer at a dotted path, making plain holders on the way."""
+def _attach(root: nn.Module, path: str, value: nn.Module | torch.Tensor) -> None:
+    """Add a module, parameter or buffer at a dotted path, with empty modules for the parents that are missing."""
     *parents, name = path.split(".")
     holder = root
     for part in parents:
@@ -323,7 +344,7 @@ def _attach(root, path, value):
         holder.register_buffer(name, value)
 
 
-def _check_state(module, state, path):
+def _check_state(module: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
     wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     given = {k: tuple(v.shape) for k, v in state.items()}
     for name in sorted(set(wanted) | set(given)):

@@ -1,50 +1,56 @@
-"""From a module to the graph of its calls, or the reason why it has none."""
+"""Symbolic tracing of a module to a graph of calls, with readable errors where that is not possible."""
+
+from __future__ import annotations
 
 import copy
 import inspect
 import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from decomp.errors import TraceError
 from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
-from decomp.graph.size_branches import SizeQuestions
+from decomp.graph.size_branches import SizeBranches
 
 
 class _Tracer(fx.Tracer):
-    """Modules of torch.nn are leaves, and those that are named; everything else is followed.
+    """Tracer whose leaves are the modules of torch.nn and the named ones; it looks into all others.
 
     With the shape of the images, branches on sizes are taken as images of that shape take them; `branches` has the
     places in the source.
     """
 
-    def __init__(self, leaves, shape):
+    def __init__(self, leaves: Iterable[str], shape: Sequence[int] | None):
         super().__init__()
-        self.leaves, self.met, self.branches = frozenset(leaves), set(), {}
-        self.shape, self._sizes, self._running = shape, None, False
+        self.leaves, self.shape = frozenset(leaves), shape
+        self.branches: dict[str, bool] = {}
+        self._size_branches: SizeBranches | None = None
+        self._evaluating = False
 
-    def to_bool(self, obj):
+    def to_bool(self, obj: fx.Proxy) -> bool:
         if self.shape is not None:
-            self._sizes = self._sizes or SizeQuestions(self.root, self.shape)
-            self._running = True
+            self._size_branches = self._size_branches or SizeBranches(self.root, self.shape)
+            self._evaluating = True
             try:
-                answer = self._sizes.answer(obj.node)
+                answer = self._size_branches.evaluate(obj.node)
             finally:
-                self._running = False
+                self._evaluating = False
             if answer is not None:
-                self.branches[_named(traceback.extract_stack())] = answer
+                self.branches[_source_place(traceback.extract_stack())] = answer
                 return answer
         return super().to_bool(obj)
 
-    # While a question is answered, modules run and are not recorded.
-    def call_module(self, m, forward, args, kwargs):
-        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+    # While a condition is evaluated, modules run and are not recorded.
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self._evaluating else super().call_module(m, forward, args, kwargs)
 
-    def getattr(self, attr, attr_val, parameter_proxy_cache):
-        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
-        """Only what has no default is an input: the others take their defaults while the network is followed.
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """Only parameters without a default become inputs: the others take their defaults while tracing.
 
         With an input in their place, `if mask is None` would be answered for a mask that nobody gives.
         """
@@ -54,17 +60,17 @@ class _Tracer(fx.Tracer):
         names = [p.name for p in parameters if p.default is p.empty]
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
-    def is_leaf_module(self, module, path):
-        if path in self.leaves:
-            self.met.add(path)
-            return True
-        return super().is_leaf_module(module, path)
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model, name="model", leaves=(), shape=None):
+def trace(
+    model: nn.Module, name: str = "model", leaves: Iterable[str] = (), shape: Sequence[int] | None = None
+) -> fx.GraphModule:
     """Trace a copy of the model in evaluation mode.
 
-    Batch normalisations of other classes than torch's own become plain ones, see :mod:`decomp.graph.foreign_batchnorm`.
+    Batch normalisations of other classes than torch's own are exchanged for torch's own, see
+    :mod:`decomp.graph.foreign_batchnorm`.
 
     Parameters
     ----------
@@ -73,7 +79,7 @@ def trace(model, name="model", leaves=(), shape=None):
         For messages.
     leaves : iterable of str
         Paths of modules that are called as they are, without looking inside.
-    shape : tuple of int, optional
+    shape : sequence of int, optional
         (C, H, W) of the images: with it, branches on sizes can be followed, as images of this shape take them.
 
     Returns
@@ -87,27 +93,27 @@ def trace(model, name="model", leaves=(), shape=None):
     TraceError
         With the place in the forward pass that could not be followed and the ways out.
     """
-    model = copy.deepcopy(model).eval()
+    model, leaves = copy.deepcopy(model).eval(), tuple(leaves)
     paths = {path for path, _ in model.named_modules()}
     unknown = [leaf for leaf in leaves if leaf not in paths or not leaf]
     if unknown:
-        raise TraceError(name, "has no module of this name for --leaf", got=unknown[0])
+        raise TraceError(name, "has no module of this name to leave as it is", got=unknown[0])
     exchanged = replace_foreign_batchnorms(model, leaves)
     tracer = _Tracer(leaves, shape)
     try:
         graph = tracer.trace(model)
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        place = _source_place(traceback.extract_tb(error.__traceback__))
         raise TraceError(
             name,
-            f"the forward pass cannot be traced{_place(error)}: {reason}",
-            fix="name the module it lies in with --leaf to leave that alone, or treat another part of the network "
-            "with --module",
+            f"the forward pass cannot be traced{f' at {place}' if place else ''}: {reason}",
+            fix="name the module it lies in as a leaf to leave that alone, or treat another module of the network",
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
     traced.meta.update(batchnorms=exchanged, branches=list(tracer.branches))
-    _drop_what_does_nothing(graph)
-    _images_by_place(traced)
+    _remove_stochastic_depth(graph)
+    _pass_input_by_position(graph)
     graph.eliminate_dead_code()
     traced.recompile()
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -117,7 +123,7 @@ def trace(model, name="model", leaves=(), shape=None):
     return traced
 
 
-def _drop_what_does_nothing(graph):
+def _remove_stochastic_depth(graph: fx.Graph) -> None:
     """Stochastic depth passes its input on in evaluation mode, and is no function that data can name."""
     for node in list(graph.nodes):
         if node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth":
@@ -125,22 +131,16 @@ def _drop_what_does_nothing(graph):
                 node.replace_all_uses_with(node.args[0])
 
 
-def _images_by_place(traced):
-    """What a module of torch.nn is called on comes first, also where the call names it: `conv(input=x)`."""
-    for node in traced.graph.nodes:
+def _pass_input_by_position(graph: fx.Graph) -> None:
+    """Make the input of a module its first argument, also where the call names it: `conv(input=x)`."""
+    for node in graph.nodes:
         if node.op == "call_module" and not node.args and "input" in node.kwargs:
             others = {name: value for name, value in node.kwargs.items() if name != "input"}
             node.args, node.kwargs = (node.kwargs["input"],), others
 
 
-def _place(error):
-    """' at file.py:line' of the deepest frame outside torch, or ''."""
-    place = _named(traceback.extract_tb(error.__traceback__))
-    return f" at {place}" if place else ""
-
-
-def _named(frames):
+def _source_place(stack: Iterable[traceback.FrameSummary]) -> str:
     """'file.py:line' of the deepest frame that is neither torch's nor this file's, or ''."""
-    frames = [f for f in frames if "/torch/" not in f.filename.replace("\\", "/")]
+    frames = [f for f in stack if "/torch/" not in f.filename.replace("\\", "/")]
     frames = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<")]
     return f"{frames[-1].filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""

@@ -38,7 +38,7 @@ def test_spaces_that_all_readers_are_fitted_for_can_be_narrowed_and_the_others_s
     assert reasons == {}
     twice = trace(nn.Sequential(nn.Conv2d(1, 4, 3), *[nn.Conv2d(4, 4, 1)] * 2, nn.Conv2d(4, 2, 1)))
     able, reasons = whole_spaces(NetworkGraph(twice, (1, 4, 4)))
-    assert able == {} and list(reasons.values()) == ["is read by 1, which is not fitted anew"]
+    assert able == {} and list(reasons.values()) == ["is read by 1, which is not fitted"]
 
 
 def test_a_grouped_convolution_goes_with_its_groups_and_the_others_give_what_they_gave():
