@@ -26,6 +26,7 @@ from decomp.graph.channel_spaces import ChannelSpace, Spaces
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
+from decomp.modules.convolution import pair
 
 
 class NetworkGraph:
@@ -131,8 +132,8 @@ class NetworkGraph:
             if isinstance(module, nn.Conv2d):
                 layer = Layer(
                     path, node.name, "conv", len(layers), module.in_channels, module.out_channels,
-                    _pair(module.kernel_size), _pair(self._shapes[node.all_input_nodes[0]][-2:]),
-                    _pair(self._shapes[node][-2:]), self._activation_after(node),
+                    pair(module.kernel_size), pair(self._shapes[node.all_input_nodes[0]][-2:]),
+                    pair(self._shapes[node][-2:]), self._activation_after(node),
                 )  # fmt: skip
             elif isinstance(module, nn.Linear) and len(self._shapes[node]) == 2:
                 layer = Layer(
@@ -273,11 +274,6 @@ def _propagate_shapes(module: fx.GraphModule, input_shape: Sequence[int], name: 
         if shape is not None:
             shapes[node] = tuple(shape)
     return shapes
-
-
-def _pair(sizes: Sequence[int]) -> tuple[int, int]:
-    height, width = sizes
-    return height, width
 
 
 def _steps_ruled_out(module: nn.Conv2d | nn.Linear, n_calls: int) -> dict[str, str]:

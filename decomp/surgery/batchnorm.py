@@ -1,27 +1,30 @@
-"""Batch normalisations behind the layers again while a network is trained, and folded away after it.
+"""Batch normalisation: fold it into the layers, insert it again for training, and fold it afterwards.
 
-The stages see a network whose normalisations are folded into its layers. Trained like that it becomes surer of its
-answers than it is right: batch statistics also regularise. So training puts normalisations back where the original had
-them. Before and after it the network computes what it computes without them: nothing that is emitted holds one of ours.
+The stages see a network whose normalisations are folded into its layers. A network trained without them becomes
+overconfident: batch statistics also regularise. Training therefore inserts normalisations where the original had them.
+Before and after it the network computes the same without them: no emitted network holds an inserted one.
 """
 
-from collections import OrderedDict
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from decomp.modules.replace import set_module
 
 
-def last_convolutions(network, layers):
+def last_convolutions(network: nn.Module, layers: Iterable[str]) -> list[str]:
     """Paths of the convolutions that write the outputs of layers, also of those that became chains.
 
     Parameters
     ----------
     network : torch.nn.Module
     layers : iterable of str
-        Module paths; those that are no convolution and no chain of them are passed over.
+        Module paths; those that are neither a convolution nor a chain of convolutions are skipped.
 
     Returns
     -------
@@ -38,49 +41,56 @@ def last_convolutions(network, layers):
 
 
 @torch.no_grad()
-def insert_behind(network, paths, batches):
-    """Put a batch normalisation behind convolutions, in place, so that the network computes what it did.
+def insert_behind(network: nn.Module, paths: Sequence[str], batches: Iterable[torch.Tensor]) -> None:
+    """Insert a batch normalisation behind convolutions, in place, so that the network computes the same as before.
 
-    The running statistics are those of the convolution's outputs, scale and shift undo them. In training mode, where
+    The running statistics are those of the convolution's outputs; scale and shift undo them. In training mode, where
     the statistics are those of the batch, the outputs are therefore about the same too.
 
     Parameters
     ----------
     network : torch.nn.Module
-    paths : list of str
+    paths : sequence of str
         See :func:`last_convolutions`.
     batches : iterable of torch.Tensor, shape (B, C, H, W)
         Images on the network's device, in batches of one size.
     """
     if not paths:
         return
-    moments = _moments(network.eval(), paths, batches)
+    moments = _output_moments(network.eval(), paths, batches)
     for path in paths:
         conv = network.get_submodule(path)
+        assert isinstance(conv, nn.Conv2d)
         mean, variance = moments[path]
         norm = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype).eval()
+        assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(mean if conv.bias is None else mean - conv.bias)
         norm.running_var.copy_(variance)
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(mean)
-        conv.bias = None  # the shift does its work, and the normalisation would take it out again
+        conv.bias = None  # the shift replaces it, and the normalisation would subtract it again
         set_module(network, path, nn.Sequential(OrderedDict(conv=conv, norm=norm)))
 
 
-def fold_inserted(network, paths):
+def fold_inserted(network: nn.Module, paths: Iterable[str]) -> None:
     """Undo :func:`insert_behind` in place: the normalisations are folded into their convolutions, as trained."""
     network.eval()
     for path in paths:
-        pair = network.get_submodule(path)
-        set_module(network, path, fuse_conv_bn_eval(pair.conv, pair.norm))
+        sequence = network.get_submodule(path)
+        conv, norm = sequence.get_submodule("conv"), sequence.get_submodule("norm")
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        set_module(network, path, fuse_conv_bn_eval(conv, norm))
 
 
-def _moments(network, paths, batches):
-    """Mean and variance of every channel of the convolutions' outputs."""
-    means, variances = {path: [] for path in paths}, {path: [] for path in paths}
+def _output_moments(
+    network: nn.Module, paths: Sequence[str], batches: Iterable[torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Mean and variance (n,) of every channel of the convolutions' outputs."""
+    means: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
+    variances: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
 
-    def watch(path):
-        def hook(module, inputs, output):
+    def watch(path: str) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             variance, mean = torch.var_mean(output.float(), (0, 2, 3), correction=0)
             means[path].append(mean)
             variances[path].append(variance)
@@ -102,11 +112,15 @@ def _moments(network, paths, batches):
     return moments
 
 
-def fold_bn(graph_module):
+def fold_bn(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
     """Fold every batch normalisation that directly follows a convolution or linear layer into it.
 
     Works in place on a traced network in evaluation mode; the normalisation becomes an ``nn.Identity``. The
     layer's own eps is used. A layer or normalisation that is called several times is left as it is.
+
+    Parameters
+    ----------
+    graph_module : torch.fx.GraphModule
 
     Returns
     -------
@@ -114,27 +128,26 @@ def fold_bn(graph_module):
         Paths (layer, normalisation) that were folded.
     """
     modules = dict(graph_module.named_modules())
-    calls = {}
-    for node in graph_module.graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
+    calls = Counter(node.target for node in graph_module.graph.nodes if node.op == "call_module")
     folded = []
     for node in graph_module.graph.nodes:
         if node.op != "call_module" or not node.args or getattr(node.args[0], "op", None) != "call_module":
             continue
-        before, layer, bn = node.args[0], modules[node.args[0].target], modules[node.target]
-        fuse = _fusion(layer, bn)
-        if fuse is None or len(before.users) > 1 or calls[before.target] > 1 or calls[node.target] > 1:
+        before, bn = node.args[0], modules[node.target]
+        if len(before.users) > 1 or calls[before.target] > 1 or calls[node.target] > 1:
             continue
-        set_module(graph_module, before.target, fuse(layer, bn))
-        set_module(graph_module, node.target, nn.Identity())
-        folded.append((before.target, node.target))
+        fused = _fused(modules[before.target], bn)
+        if fused is not None:
+            set_module(graph_module, before.target, fused)
+            set_module(graph_module, node.target, nn.Identity())
+            folded.append((before.target, node.target))
     return folded
 
 
-def _fusion(layer, bn):
+def _fused(layer: nn.Module, bn: nn.Module) -> nn.Module | None:
+    """A layer with a normalisation folded into it, or None where that is not possible."""
     if isinstance(layer, nn.Conv2d) and type(bn) is nn.BatchNorm2d and bn.running_mean is not None:
-        return fuse_conv_bn_eval
+        return fuse_conv_bn_eval(layer, bn)
     if isinstance(layer, nn.Linear) and type(bn) is nn.BatchNorm1d and bn.running_mean is not None:
-        return fuse_linear_bn_eval
+        return fuse_linear_bn_eval(layer, bn)
     return None
