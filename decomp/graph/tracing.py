@@ -108,7 +108,7 @@ def trace(
         raise TraceError(
             name,
             f"the forward pass cannot be traced{f' at {place}' if place else ''}: {reason}",
-            fix="name the module it lies in as a leaf to leave that alone, or treat another module of the network",
+            fix="leave the module it lies in alone (option leaf), or treat another part of the network (option module)",
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
     traced.meta.update(batchnorms=exchanged, branches=list(tracer.branches))

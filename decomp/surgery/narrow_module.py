@@ -130,6 +130,7 @@ def _like(
     """A convolution of the same geometry with other weights."""
     first, second = weight.shape[:2]
     if isinstance(module, nn.ConvTranspose2d):
+        assert not isinstance(module.padding, str)  # a transposed convolution takes numbers only
         transposed = nn.ConvTranspose2d(
             first, second * groups, pair(module.kernel_size), pair(module.stride), pair(module.padding),
             pair(module.output_padding), groups, bias is not None, pair(module.dilation), module.padding_mode,
