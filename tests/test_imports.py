@@ -49,13 +49,19 @@ LIBRARIES = {
     "onnxruntime": {"data/formats/exported.py", "decomp/runtimes/"},
     "torch.distributed": {"pipelines/training/distributed.py"},
 }
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 80
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 
 def product_files():
     folders = [ROOT / "decomp", ROOT / "data", ROOT / "pipelines"]
     paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))] + [ROOT / "cli.py", ROOT / "setup.py"]
     return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def checkout_files():
+    """The product's files and those of the tests and benchmarks."""
+    paths = [path for folder in (ROOT / "tests", ROOT / "benchmarks") for path in sorted(folder.rglob("*.py"))]
+    return {**product_files(), **{path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in paths}}
 
 
 def package_of(path):
@@ -308,13 +314,13 @@ LOOKED_AT = {
     upward_imports: 100, folders_of_decomp: 45, rows_of_pipelines: 45, data_without_search: 16,
     mathematics_beyond_tensors: 20, misplaced_libraries: 110, stages_apart: 9,
     relative_inside_absolute_into_decomp: 100, options_named_in_decomp: 45, prints: 110,
-    mathematics_that_opens_files: 45, too_long: 110,
+    mathematics_that_opens_files: 45, too_long: 250,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_checkout_keeps_the_rule(rule):
-    complaints, looked = rule(product_files())
+    complaints, looked = rule(checkout_files() if rule is too_long else product_files())
     assert complaints == []
     assert looked >= LOOKED_AT[rule]
 

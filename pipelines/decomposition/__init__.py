@@ -1,1 +1,1 @@
-"""The parts of the decompose stage."""
+"""Parts of the stages freeze and decompose: session, survey, plan, layer loop, memory."""

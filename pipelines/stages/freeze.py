@@ -15,8 +15,6 @@ from decomp import seeds
 from decomp.cost.count import cost
 from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.execution.outputs import as_tensor
-from decomp.execution.replay import Replay
-from decomp.execution.sampled_rows import draw_positions, responses
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.size_branches import size_branch_message
 from decomp.graph.tracing import trace
@@ -26,7 +24,7 @@ from ...data import models
 from ...data.formats import network_file
 from ...data.formats.atomic import require_space
 from ...data.formats.digests import digest_file
-from ...data.formats.frozen_file import FrozenFile, FrozenWriter, grid_key, shortcut_key
+from ...data.formats.frozen_file import FrozenFile
 from ...data.models import LoadedModel
 from ...data.sources import open_source
 from ...data.splits import ImageSource
@@ -34,6 +32,7 @@ from ..console.options import LEAST_IMAGES, FreezeOptions
 from ..console.program import program
 from ..console.reporter import Reporter
 from ..decomposition.memory import measure, set_limits
+from ..decomposition.record_responses import ResponseRecording
 from ..measure.devices import pick_device
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
@@ -207,7 +206,7 @@ def freeze_loaded(
         "n_images": len(indices), "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
         "network": digest_file(run.original_dir / "structure.json"),
     }  # fmt: skip
-    recording = _Recording(graph, options.n_points, options.seed, indices)
+    recording = ResponseRecording(graph, options.n_points, options.seed, indices)
     content = recording.write(run, meta, source, batch_size, pick_device(device), reporter)
     facts = {
         "model": options.model, "n_convs": sum(layer.kind == "conv" for layer in graph.layers),
@@ -338,71 +337,3 @@ def _bytes_needed(graph: NetworkGraph, n_images: int, n_points: int) -> int:
         numbers += n_images * points * (layer.out_channels * (1 if layer.recovers is None else 2) + 2)
     numbers += sum(p.numel() for p in graph.module.parameters())
     return int(numbers * 4 * 1.05) + (1 << 20)
-
-
-class _Recording:
-    """One pass over the calibration images that writes them and the sampled responses into the frozen file."""
-
-    def __init__(self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor) -> None:
-        self.graph, self.n_points, self.seed, self.indices = graph, n_points, seed, indices
-        self.layers = {graph.node(layer): layer for layer in graph.layers if layer.fitted}
-        self.positions: dict[str, Tensor] = {}
-
-    def write(
-        self,
-        run: RunDirectory,
-        meta: dict[str, Any],
-        source: ImageSource,
-        batch_size: int,
-        device: torch.device,
-        reporter: Reporter,
-    ) -> str:
-        """Write the file; returns its digest of content."""
-        n_images, network = len(self.indices), self.graph.module.to(device)
-        with FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=self.graph.input_shape) as writer:
-            self._declare(writer)
-
-            def images(start: int, stop: int) -> Tensor:
-                # Called once per batch: the network gets exactly the images that are written.
-                batch = source.train.images(self.indices[start:stop])
-                writer.write_images(start, batch)
-                return batch
-
-            replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
-            shortcuts = {node: self.graph.shortcut_node(layer) for node, layer in self.layers.items()}
-            with reporter.progress(n_images, "responses", "images") as progress:
-                done = 0
-                for start, stop, node, value, shortcut in replay.visit(self.layers, shortcuts):
-                    layer = self.layers[node]
-                    self._write_rows(writer, layer.name, grid_key(layer.out_hw), start, stop, value)
-                    if shortcut is not None:
-                        key = shortcut_key(layer.name)
-                        self._write_rows(writer, key, grid_key(layer.out_hw), start, stop, shortcut)
-                    if stop != done:
-                        progress.update(stop - done)
-                        done = stop
-        with FrozenFile(run.frozen) as frozen:
-            return frozen.content
-
-    def _declare(self, writer: FrozenWriter) -> None:
-        for layer in self.layers.values():
-            key = grid_key(layer.out_hw)
-            if key not in self.positions:
-                generator = seeds.generator(self.seed, "freeze", "positions", key)
-                self.positions[key] = draw_positions(len(self.indices), self.n_points, layer.out_hw, generator)
-                writer.declare_grid(key, layer.out_hw, self.positions[key])
-            writer.declare_layer(layer.name, key, layer.out_channels)
-            if layer.recovers is not None:
-                writer.declare_layer(shortcut_key(layer.name), key, layer.out_channels)
-
-    def _write_rows(self, writer: FrozenWriter, name: str, grid: str, start: int, stop: int, values: Tensor) -> None:
-        rows = responses(values, self.positions[grid][start:stop])
-        # All values, not only the sampled ones: the layers behind read the others too.
-        bad = values.numel() - int(torch.isfinite(values).sum())
-        if bad or not torch.isfinite(rows).all():
-            raise NumericalError(
-                name.removesuffix(shortcut_key("")), "the responses must be finite",
-                got=f"{bad} NaN or infinite values in images {start}..{stop - 1}",
-                fix="check the weights and the images",
-            )  # fmt: skip
-        writer.write_responses(name, start, rows.float().cpu())

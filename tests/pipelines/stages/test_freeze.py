@@ -7,7 +7,7 @@ from networks import randomise
 from decomp.data import sources
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.errors import NumericalError, UsageError
-from decomp.pipelines.stages import freeze as stage
+from decomp.pipelines.decomposition import record_responses
 from decomp.pipelines.stages.freeze import freeze
 from tests.pipelines.digit_runs import NETWORKS, Collected, make_run, plain
 
@@ -20,7 +20,7 @@ def test_frozen_points_are_the_responses_of_the_model_as_given(run):
         assert frozen.layers == ["0", "3", "5", "9"]
         x = frozen.images(0, 400)
         after_bn = module[1](module[0](x))
-        wanted = stage.responses(after_bn, frozen.positions(frozen.grid_of("0")))
+        wanted = record_responses.responses(after_bn, frozen.positions(frozen.grid_of("0")))
         assert torch.allclose(frozen.responses("0"), wanted, atol=1e-5)
         assert torch.allclose(frozen.responses("9")[:, 0], module(x), atol=1e-5)
         assert not torch.equal(frozen.positions("8x8")[0], frozen.positions("8x8")[1])
@@ -63,13 +63,13 @@ def test_numbers_that_are_none_are_found_with_their_layer(tmp_path, monkeypatch)
         return module
 
     monkeypatch.setitem(NETWORKS, "poisoned", poisoned)
-    real = stage.responses
+    real = record_responses.responses
 
     def responses(y, positions):
         rows = real(y, positions)
         return rows.index_fill(2, torch.tensor([0]), float("nan")) if y.dim() == 2 else rows
 
-    monkeypatch.setattr(stage, "responses", responses)
+    monkeypatch.setattr(record_responses, "responses", responses)
     with pytest.raises(NumericalError, match="9: the responses must be finite"):
         make_run(tmp_path / "bad", "poisoned", n_images=20)
     assert not (tmp_path / "bad" / "frozen.h5").exists()

@@ -1,0 +1,121 @@
+"""Recording of sampled responses: one pass over the calibration images into the frozen file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decomp import seeds
+from decomp.errors import NumericalError
+from decomp.execution.replay import Replay
+from decomp.execution.sampled_rows import draw_positions, responses
+from decomp.graph.network_graph import NetworkGraph
+
+from ...data.formats.frozen_file import FrozenFile, FrozenWriter, grid_key, shortcut_key
+from ...data.splits import ImageSource
+from ..console.reporter import Reporter
+from ..run.directory import RunDirectory
+
+
+class ResponseRecording:
+    """One pass over the calibration images that writes them and the sampled responses into the frozen file.
+
+    Parameters
+    ----------
+    graph : NetworkGraph
+        Of the original network; its fitted layers are recorded, and the values that their outputs are added to.
+    n_points : int
+        Output positions per image and output grid; layers with the same grid share them.
+    seed : int
+        Of the positions.
+    indices : torch.LongTensor, shape (M,)
+        Calibration images, as indices into the training split.
+    """
+
+    def __init__(self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor) -> None:
+        self.graph, self.n_points, self.seed, self.indices = graph, n_points, seed, indices
+        self.layers = {graph.node(layer): layer for layer in graph.layers if layer.fitted}
+        self.positions: dict[str, Tensor] = {}
+
+    def write(
+        self,
+        run: RunDirectory,
+        meta: dict[str, Any],
+        source: ImageSource,
+        batch_size: int,
+        device: torch.device,
+        reporter: Reporter,
+    ) -> str:
+        """Write the frozen file of a run.
+
+        Parameters
+        ----------
+        run : RunDirectory
+        meta : dict
+            Written into the file, see :mod:`decomp.data.formats.frozen_file`.
+        source : ImageSource
+        batch_size : int
+        device : torch.device
+            The network is moved there.
+        reporter : Reporter
+
+        Returns
+        -------
+        str
+            Digest of the file's content.
+
+        Raises
+        ------
+        NumericalError
+            A response is NaN or infinite; names the layer and the images.
+        """
+        n_images, network = len(self.indices), self.graph.module.to(device)
+        with FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=self.graph.input_shape) as writer:
+            self._declare(writer)
+
+            def images(start: int, stop: int) -> Tensor:
+                # Called once per batch: the network gets exactly the images that are written.
+                batch = source.train.images(self.indices[start:stop])
+                writer.write_images(start, batch)
+                return batch
+
+            replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
+            shortcuts = {node: self.graph.shortcut_node(layer) for node, layer in self.layers.items()}
+            with reporter.progress(n_images, "responses", "images") as progress:
+                done = 0
+                for start, stop, node, value, shortcut in replay.visit(self.layers, shortcuts):
+                    layer = self.layers[node]
+                    self._write_rows(writer, layer.name, grid_key(layer.out_hw), start, stop, value)
+                    if shortcut is not None:
+                        key = shortcut_key(layer.name)
+                        self._write_rows(writer, key, grid_key(layer.out_hw), start, stop, shortcut)
+                    if stop != done:
+                        progress.update(stop - done)
+                        done = stop
+        with FrozenFile(run.frozen) as frozen:
+            return frozen.content
+
+    def _declare(self, writer: FrozenWriter) -> None:
+        for layer in self.layers.values():
+            key = grid_key(layer.out_hw)
+            if key not in self.positions:
+                generator = seeds.generator(self.seed, "freeze", "positions", key)
+                self.positions[key] = draw_positions(len(self.indices), self.n_points, layer.out_hw, generator)
+                writer.declare_grid(key, layer.out_hw, self.positions[key])
+            writer.declare_layer(layer.name, key, layer.out_channels)
+            if layer.recovers is not None:
+                writer.declare_layer(shortcut_key(layer.name), key, layer.out_channels)
+
+    def _write_rows(self, writer: FrozenWriter, name: str, grid: str, start: int, stop: int, values: Tensor) -> None:
+        rows = responses(values, self.positions[grid][start:stop])
+        # All values, not only the sampled ones: the layers behind read the others too.
+        bad = values.numel() - int(torch.isfinite(values).sum())
+        if bad or not torch.isfinite(rows).all():
+            raise NumericalError(
+                name.removesuffix(shortcut_key("")), "the responses must be finite",
+                got=f"{bad} NaN or infinite values in images {start}..{stop - 1}",
+                fix="check the weights and the images",
+            )  # fmt: skip
+        writer.write_responses(name, start, rows.float().cpu())

@@ -1,0 +1,64 @@
+"""Recording of responses: the file holds what the network gives at the sampled positions."""
+
+import pytest
+import torch
+from networks import randomise
+
+from decomp.data.formats.frozen_file import FrozenFile, shortcut_key
+from decomp.data.sources import open_source
+from decomp.errors import NumericalError
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.decomposition.record_responses import ResponseRecording
+from decomp.pipelines.run.directory import RunDirectory
+from tests.pipelines.digit_runs import SHAPE, Residual
+
+
+@pytest.fixture
+def network():
+    return randomise(Residual()).eval()
+
+
+def record(folder, network, batch_size=7):
+    run, source = RunDirectory.create(folder), open_source("digits", input_shape=SHAPE)
+    graph = NetworkGraph(trace(network, "net"), SHAPE, "net")
+    recording = ResponseRecording(graph, 3, 0, torch.arange(20))
+    recording.write(run, {"n_points": 3}, source, batch_size, torch.device("cpu"), Reporter(quiet=True))
+    return run, source
+
+
+def at(values, positions):
+    """Values (M, n, H, W) at positions (M, P, 2), by loops."""
+    rows = [[values[m, :, y, x] for y, x in positions[m].tolist()] for m in range(len(values))]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def test_images_responses_and_shortcuts_are_those_of_a_plain_forward_pass(tmp_path, network):
+    run, source = record(tmp_path / "run", network)
+    images = source.train.images(torch.arange(20))
+    with torch.no_grad():
+        stem = network.stem(images)
+        hidden = torch.relu(network.conv1(torch.relu(stem)))
+        last = network.conv2(hidden)
+    with FrozenFile(run.frozen) as frozen:
+        assert torch.equal(frozen.images(0, 20), images)
+        positions = frozen.positions(frozen.grid_of("stem"))
+        for name, values in (("stem", stem), ("conv2", last), (shortcut_key("conv2"), torch.relu(stem))):
+            assert torch.allclose(frozen.responses(name), at(values, positions), atol=1e-6), name
+
+
+def test_the_batch_size_decides_nothing(tmp_path, network):
+    one, _ = record(tmp_path / "one", network, batch_size=20)
+    other, _ = record(tmp_path / "other", network, batch_size=3)
+    with FrozenFile(one.frozen) as first, FrozenFile(other.frozen) as second:
+        for name in first.layers:
+            assert torch.allclose(first.responses(name), second.responses(name), atol=1e-6)
+            assert torch.equal(first.positions(first.grid_of(name)), second.positions(second.grid_of(name)))
+
+
+def test_a_value_that_is_not_finite_is_refused_and_leaves_no_file(tmp_path, network):
+    network.conv1.weight.data[0] = float("inf")
+    with pytest.raises(NumericalError, match=r"conv1: the responses must be finite, got \d+ NaN or infinite values"):
+        record(tmp_path / "run", network)
+    assert not (tmp_path / "run" / "frozen.h5").exists()
