@@ -52,8 +52,9 @@ def insert_batchnorm(
     order = torch.randperm(n_images, generator=seeds.generator(recipe.seed, "finetune", "statistics"))
     order = order[: max(1, min(STATISTICS_IMAGES, n_images) // size) * size]
     augment_seed = seeds.derive_seed(recipe.seed, "finetune", "statistics")
-    images = (to_device(batch, device) for batch, _ in batches(order, size, augment_seed))
-    batchnorm.insert_behind(network.to(device), paths, images)
+    target = torch.device(device)
+    images = (to_device(batch, target) for batch, _ in batches(order, size, augment_seed))
+    batchnorm.insert_behind(network.to(target), paths, images)
     return paths
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from decomp import seeds
-from decomp.errors import NumericalError
+from decomp.errors import NumericalError, check_choice
 
 from ..console.reporter import Progress, Reporter
 from ..measure.devices import autocast, pick_device, to_device
@@ -67,8 +67,15 @@ class Training:
     stopped: bool = False
 
     def group(self, name: str) -> dict[str, Any]:
-        """The entry of a parameter group in its optimizer: ``params``, ``lr`` and so on."""
-        return next(group for group in named_groups(self.optimizers) if group["name"] == name)
+        """The entry of a parameter group in its optimizer: ``params``, ``lr`` and so on.
+
+        Raises
+        ------
+        UsageError
+            No parameter is in a group of this name.
+        """
+        groups = {group["name"]: group for group in named_groups(self.optimizers)}
+        return groups[check_choice("parameter group", name, groups)]
 
     def optimizer_buffers(self, parameter: nn.Parameter) -> list[torch.Tensor]:
         """See :func:`decomp.pipelines.training.optimizers.buffers_of`."""

@@ -184,6 +184,12 @@ def test_groups_that_do_not_fit_the_network_are_refused():
         make_optimizers(net.requires_grad_(False), Recipe(1, 0.1))
 
 
+def test_a_group_that_a_hook_misspells_is_refused_with_the_names_there_are():
+    training = train(small_net(), recipe=Recipe(1, 0.1, 40))
+    with pytest.raises(UsageError, match="must be one of weights, biases, got 'weigths'; perhaps weights is meant"):
+        training.group("weigths")
+
+
 def test_buffers_of_a_parameter_are_those_that_its_next_step_uses():
     """Filters whose weights, gradients and buffers are zeroed stay where they are, with momentum and with Adam."""
     for optimizer, n_buffers in (("sgd", 1), ("adam", 2)):
