@@ -1,17 +1,21 @@
-"""What the files of a run say, as tables of numbers: one for each figure of the report, or why there is none."""
+"""Tables of the report, read from the files of a run: one for each figure, or the reason why it is missing."""
+
+from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Any
 
 from decomp.allocation.plan import SIZES, STEPS, Plan
-from decomp.errors import FileError
+from decomp.errors import DecompError, FileError
 
+from ...data.formats.curves_file import read_curves
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
 from ...data.formats.layer_file import current_report, read_selection
 from ..console.program import program
+from ..run.directory import RunDirectory
 from ..run.networks import existing
 from .summary import Summary, summarise
 
@@ -23,36 +27,36 @@ class Table:
     Attributes
     ----------
     name : str
-        Of its files: ``name.csv`` and ``name.png``.
+        Of its files, ``name.csv`` and ``name.png``.
     header : tuple of str
-        Names of the columns, units included.
+        Names of the columns, with units.
     rows : list of tuple
-        None where a value is not there.
+        None for a missing value.
     notes : list of str
-        Lines beneath the figure.
+        Lines below the figure.
     summary : decomp.pipelines.reporting.summary.Summary, optional
-        What the rows were taken from.
+        Source of the rows of the table of layers.
     """
 
     name: str
-    header: tuple
-    rows: list
-    notes: list = field(default_factory=list)
+    header: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    notes: list[str] = field(default_factory=list)
     summary: Summary | None = None
 
-    def column(self, name):
+    def column(self, name: str) -> list[Any]:
         """The values of one column."""
         index = self.header.index(name)
         return [row[index] for row in self.rows]
 
-    def dicts(self):
-        """Every row by names."""
+    def dicts(self) -> list[dict[str, Any]]:
+        """Every row as a dict of its columns."""
         return [dict(zip(self.header, row)) for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A figure without data: why, and the command that makes them."""
+    """A figure without data: the reason, and the command that produces the data."""
 
     name: str
     why: str
@@ -65,7 +69,7 @@ NETWORK_COLUMNS = (
 )  # fmt: skip
 
 
-def networks(run):
+def networks(run: RunDirectory) -> Table | Missing:
     """The table of evaluate: a row for each network."""
     command = f"{program()} evaluate --run {run}"
     try:
@@ -78,18 +82,18 @@ def networks(run):
             )
             for row in report["rows"]
         ]  # fmt: skip
-        notes, measured = [conditions_in_words(report), *report["notes"]], report["identity"]["networks"]
+        notes, measured = [conditions_line(report), *report["notes"]], report["identity"]["networks"]
     except (FileError, KeyError, TypeError):
-        return Missing("networks", "the networks have not been compared on the test images", command)
-    there = {network.label: network.path(run) / "structure.json" for network in existing(run)}
-    left = [name for name, path in there.items() if measured.get(name) != digest_file(path)]
-    if left:
-        notes.append(f"not measured as it is now: {', '.join(left)}; give again: {command}")
+        return Missing("networks", "the networks have not been evaluated on the test images", command)
+    present = {network.label: network.path(run) / "structure.json" for network in existing(run)}
+    outdated = [name for name, path in present.items() if measured.get(name) != digest_file(path)]
+    if outdated:
+        notes.append(f"changed since these measurements: {', '.join(outdated)}; measure again with: {command}")
     return Table("networks", NETWORK_COLUMNS, rows, notes)
 
 
-def conditions_in_words(report):
-    """On what, and how, the numbers of evaluate were taken."""
+def conditions_line(report: Mapping[str, Any]) -> str:
+    """The conditions of the measurements of evaluate, in one line."""
     c = report["conditions"]
     tested = f"{c['n_images']:,} test images of {c['data']}; " if c["n_images"] else ""
     threads = f", {c['threads']} thread{'s' if c['threads'] != 1 else ''}" if c["device"] == "CPU" else ""
@@ -99,7 +103,7 @@ def conditions_in_words(report):
     )
 
 
-def layers(run):
+def layers(run: RunDirectory) -> Table | Missing:
     """Cost of each layer before and after."""
     try:
         summary = summarise(run)
@@ -111,7 +115,7 @@ def layers(run):
     return Table("layers", header, rows, notes, summary)
 
 
-def errors(run):
+def errors(run: RunDirectory) -> Table | Missing:
     """Relative squared error of each layer's responses after each of its steps."""
     reports = (run.config("decompose") or {}).get("layers")
     if not reports:
@@ -124,22 +128,23 @@ def errors(run):
     return Table("errors", ("layer", "step", "fitted", "held_out", "output_error"), rows)
 
 
-def curves(run):
-    """Error of each layer of the original network at every size of every step, and the size that was chosen."""
+def curves(run: RunDirectory) -> Table | Missing:
+    """Error of each layer of the original network at every size of every step, and the chosen size."""
     command = f"{program()} decompose --run {run} --speedup 4x --plan-only"
     try:
         plan = {item.layer: item for item in Plan.from_json(read_json(run.plan_json)).layers}
-        with np.load(run.curves, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files if name.startswith(("own/", "output/"))}
-    except Exception:
+        survey = read_curves(run.curves, None, plan)
+    except DecompError:
+        survey = None
+    if survey is None:
         return Missing("curves", "there is no plan yet", command)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for layer, item in plan.items():
         for step in STEPS:
-            own = arrays.get(f"own/{layer}/{step}")
+            own, output = getattr(survey.own[layer], step), getattr(survey.output[layer], step)
             if own is None:
                 continue
-            output, chosen = arrays.get(f"output/{layer}/{step}"), getattr(item, SIZES[step])
+            chosen = getattr(item, SIZES[step])
             for size in range(1, len(own)):
                 change = None if output is None else float(output[size])
                 rows.append((layer, step, size, len(own) - 1, float(own[size]), change, int(size == chosen)))
@@ -148,23 +153,23 @@ def curves(run):
     return Table("curves", ("layer", "step", "size", "full_size", "error", "output_change", "chosen"), rows)
 
 
-def channels(run):
-    """Which input channels each pruned layer still reads."""
-    rows = []
+def channels(run: RunDirectory) -> Table | Missing:
+    """Kept and removed input channels of each pruned layer."""
+    rows: list[tuple[Any, ...]] = []
     paths = sorted(run.layers_dir.glob("*.safetensors")) if run.layers_dir.is_dir() else []
     for path in paths:
         layer, keep, n_total = read_selection(path)
-        if keep is not None:
+        if keep is not None and n_total is not None:
             kept = set(keep.tolist())
             rows += [(layer, channel, int(channel in kept)) for channel in range(n_total)]
     if rows:
         return Table("channels", ("layer", "channel", "kept"), rows)
-    why = "no layer drops channels" if paths else "nothing is decomposed yet"
+    why = "no layer is pruned" if paths else "nothing is decomposed yet"
     command = f"{program()} decompose --run {run} --speedup 4x" + (" --steps prune --redo" if paths else "")
     return Missing("channels", why, command)
 
 
-def finetuning(run):
+def finetuning(run: RunDirectory) -> Table | Missing:
     """The epochs of the fine-tuning."""
     path = run.finetune_dir / "metrics.csv"
     if not path.is_file():
@@ -174,9 +179,10 @@ def finetuning(run):
     return Table("finetuning", tuple(header), [tuple(_number(value) for value in row) for row in rows])
 
 
-def _number(text):
+def _number(text: str) -> float | None:
     return None if text == "" else float(text)
 
 
-#: Of one run, in the order of the report.
-COLLECTORS = (networks, layers, errors, curves, channels, finetuning)
+Collector = Callable[[RunDirectory], Table | Missing]
+#: The tables of one run, in the order of the report.
+COLLECTORS: tuple[Collector, ...] = (networks, layers, errors, curves, channels, finetuning)

@@ -1,21 +1,32 @@
-"""Draws the tables of :mod:`decomp.pipelines.reporting.collect`. The one place that knows matplotlib.
+"""Figures of the report, drawn from its tables with matplotlib.
 
-Every mark differs in shape, line or lightness besides its colour, so that a sheet printed in grey can be read. What has
-a row per layer grows in height with the number of layers, never closer than its labels need.
+Markers, lines and bars differ in shape, style or lightness as well as in colour, so that a page printed in grey can be
+read. A figure with a row for each layer grows in height with the number of layers, so that its labels never overlap.
 """
 
+from __future__ import annotations
+
+import os
 import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.transforms import Bbox
+
+from .collect import Table
 
 WIDTH, ROW, DPI = 7.6, 0.24, 140  # inches, inches, dots per inch
 DARK, MIDDLE, LIGHT, ACCENT = "#16324f", "#5b83a8", "#cfdbe6", "#b4531f"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "figure.constrained_layout.use": True,
     "axes.titlesize": 9, "axes.edgecolor": "#666666", "svg.hashsalt": "decomp",
@@ -25,15 +36,19 @@ STEP_MARKS = {
     "refit": ("o", "none", DARK), "prune": ("v", LIGHT, DARK), "spatial": ("D", MIDDLE, DARK),
     "channel": ("s", ACCENT, ACCENT), "refine": ("o", DARK, DARK),
 }  # fmt: skip
-STEP_LINES = {"spatial": ("-", DARK, "D"), "channel": ("--", ACCENT, "s"), "prune": (":", MIDDLE, "v")}
-STEP_WORDS = {
-    "refit": "weights fitted anew", "prune": "channels dropped", "spatial": "split in space",
-    "channel": "fewer filters", "refine": "refined",
+STEP_LINES: dict[str, tuple[Any, str, str]] = {
+    "spatial": ("-", DARK, "D"),
+    "channel": ("--", ACCENT, "s"),
+    "prune": (":", MIDDLE, "v"),
+}
+STEP_LABELS = {
+    "refit": "refit", "prune": "channel pruning", "spatial": "spatial decomposition",
+    "channel": "channel decomposition", "refine": "refinement",
 }  # fmt: skip
-LEAST_ERROR = 1e-5  # smaller ones are drawn there: a logarithm has no zero
+LEAST_ERROR = 1e-5  # smaller errors are drawn at this one: a logarithmic axis has no zero
 
 
-def draw(table, path):
+def draw(table: Table, path: str | os.PathLike[str]) -> bool:
     """Draw a table into a PNG file.
 
     Parameters
@@ -44,47 +59,47 @@ def draw(table, path):
     Returns
     -------
     bool
-        False where there is nothing to draw; no file is written then.
+        False where there is nothing to draw and no file is written.
     """
     with matplotlib.rc_context(STYLE):
         figure = DRAWINGS[table.name](table)
         if figure is None:
             return False
         FigureCanvasAgg(figure)
-        figure.savefig(path, dpi=DPI, format="png", metadata={"Software": "decomp"})
+        figure.savefig(os.fspath(path), dpi=DPI, format="png", metadata={"Software": "decomp"})
     return True
 
 
-def _figure(height, width=WIDTH):
+def _figure(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height))
 
 
-def short(name, most=26):
-    """A name, without its middle where it is too long for a label."""
+def short(name: object, most: int = 26) -> str:
+    """A name of at most `most` characters; the middle of a longer one is replaced by an ellipsis."""
     name = str(name)
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
-def labels(names, most=26):
-    """Layers' names short enough for labels, and still one for each layer.
+def labels(names: Iterable[str], most: int = 26) -> list[str]:
+    """Short labels for the names of layers, all different.
 
-    In a path that is too long the parts before the last shrink to two letters and their number
-    (``features.stage2.block7.conv1`` to ``fe.st2.bl7.conv1``); what is alike after that gets its place in front.
+    In a path that is too long the parts before the last are shortened to two letters and their number
+    (``features.stage2.block7.conv1`` to ``fe.st2.bl7.conv1``); equal results get their position as a prefix.
     """
-    found = []
+    shortened = []
     for name in map(str, names):
         *inner, last = name.split(".")
         if len(name) > most:
             name = ".".join([*(re.sub(r"^([^0-9]{2})[^0-9]*", r"\1", part) for part in inner), last])
-        found.append(name)
-    found = [short(name, most) for name in found]
-    return [f"{i} {short(name, most - 4)}" if found.count(name) > 1 else name for i, name in enumerate(found)]
+        shortened.append(name)
+    shortened = [short(name, most) for name in shortened]
+    return [f"{i} {short(name, most - 4)}" if shortened.count(name) > 1 else name for i, name in enumerate(shortened)]
 
 
 # -- networks ----------------------------------------------------------------------------------------------
 
 
-def accuracy(table):
+def accuracy(table: Table) -> Figure | None:
     """Accuracy (or agreement with the original, without labels) against multiply-accumulates."""
     rows = table.dicts()
     measure = next((name for name in ("top1", "agreement") if rows[0][name] is not None), None)
@@ -92,9 +107,11 @@ def accuracy(table):
         return None
     figure = _figure(3.6)
     axes = figure.add_subplot()
-    label = "top-1 accuracy on test images" if measure == "top1" else "same first class as the original, test images"
+    label = "top-1 accuracy on test images" if measure == "top1" else "same top class as the original, test images"
     axes.set(xlabel="multiply-accumulates per image, millions", ylabel=label)
-    points, texts, several = [], [], len({row["run"] for row in rows}) > 1
+    points: list[tuple[float, float]] = []
+    texts: list[str] = []
+    several = len({row["run"] for row in rows}) > 1
     for name, (mark, colour) in MARKS.items():
         chosen = sorted((row for row in rows if row["network"] == name), key=lambda row: row["macs"])
         if name == "original":  # the same in every run of one network
@@ -105,10 +122,10 @@ def accuracy(table):
         axes.plot(x, y, marker=mark, color=colour, label=name, linestyle="none", markersize=7)
         for row, at in zip(chosen, zip(x, y)):
             points.append(at)
-            words = f"{row['counted_speedup']:.1f}x"
-            # Of several runs, tuning moves a point up or down only: its name stands at one of the two.
-            named = {"original": words, "decomposed": f"{words} {_last(row['run'])}"}.get(name, "")
-            texts.append(named if several else words)
+            speedup = f"{row['counted_speedup']:.1f}x"
+            # Fine-tuning moves a point up or down only: of several runs, one of the two points gets the name.
+            named = {"original": speedup, "decomposed": f"{speedup} {_last(row['run'])}"}.get(name, "")
+            texts.append(named if several else speedup)
     _shares(axes, [y for _, y in points])
     axes.set_xlim(0, 1.12 * max(x for x, _ in points))
     axes.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=3)
@@ -117,27 +134,27 @@ def accuracy(table):
     return figure
 
 
-def _shares(axes, values):
-    """A vertical axis of shares in 0..1 as percentages, with some room and nothing above 100 %."""
+def _shares(axes: Axes, values: Sequence[float]) -> None:
+    """Format the vertical axis for shares in 0..1: percentages, a margin, no tick above 100 %."""
     low, high = min(values), max(values)
     room = max(0.15 * (high - low), 0.01)
     axes.set_ylim(low - room, high + room)
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.set_yticks([tick for tick in axes.get_yticks() if low - room <= tick <= min(1 + 1e-9, high + room)])
+    axes.set_yticks([float(tick) for tick in axes.get_yticks() if low - room <= tick <= min(1 + 1e-9, high + room)])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
 
 
-def _last(path):
+def _last(path: object) -> str:
     return short(str(path).replace("\\", "/").rstrip("/").split("/")[-1], 18)
 
 
-def _label(figure, axes, points, texts):
-    """Put a text beside each point where it covers neither a point nor a text; nearer places first."""
+def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
+    """Write a text beside each point, as near as possible without covering a point or another text."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    renderer = figure.canvas.get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()
     pixels = axes.transData.transform(points)
-    taken = [matplotlib.transforms.Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
     frame = figure.bbox
     for point, text in (pair for pair in zip(points, texts) if pair[1]):
         for ring in range(1, 12):
@@ -160,8 +177,8 @@ def _label(figure, axes, points, texts):
                 break
 
 
-def latency(table):
-    """Speed-up as counted and as measured, a pair of bars for each network."""
+def latency(table: Table) -> Figure | None:
+    """Speed-up in multiply-accumulates and in measured time, a pair of bars for each network."""
     rows = [row for row in table.dicts() if row["network"] != "original"]
     if not rows:
         return None
@@ -172,25 +189,21 @@ def latency(table):
     y = np.arange(len(rows))[::-1]
     counted, measured = ([row[name] for row in rows] for name in ("counted_speedup", "measured_speedup"))
     base = [originals.get(row["run"], row["latency_ms"]) for row in rows]
-    reach = np.array(
-        [
-            (max(row["measured_speedup"] - b / row["latency_high_ms"], 0) for row, b in zip(rows, base)),
-            (max(b / row["latency_low_ms"] - row["measured_speedup"], 0) for row, b in zip(rows, base)),
-        ],
-        dtype=object,
-    )
-    reach = [list(values) for values in reach]
-    axes.barh(y + 0.19, counted, 0.36, color=LIGHT, edgecolor=DARK, label="counted in multiply-accumulates")
-    axes.barh(y - 0.19, measured, 0.36, color=MIDDLE, edgecolor=DARK, hatch="///", label="measured on the clock")
+    reach = [
+        [max(row["measured_speedup"] - b / row["latency_high_ms"], 0) for row, b in zip(rows, base)],
+        [max(b / row["latency_low_ms"] - row["measured_speedup"], 0) for row, b in zip(rows, base)],
+    ]
+    axes.barh(y + 0.19, counted, 0.36, color=LIGHT, edgecolor=DARK, label="multiply-accumulates")
+    axes.barh(y - 0.19, measured, 0.36, color=MIDDLE, edgecolor=DARK, hatch="///", label="measured time")
     axes.errorbar(measured, y - 0.19, xerr=reach, fmt="none", ecolor="black", elinewidth=1, capsize=3)
     for at, (one, other, (_, more)) in enumerate(zip(counted, measured, zip(*reach))):
         for x, height, value in ((one, 0.19, one), (other + more, -0.19, other)):
-            beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the line at 1 may run through it
+            beside: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # covers the line at 1 behind the text
             axes.annotate(f"{value:.2f}x", (x, y[at] + height), **beside, bbox=paper)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(y, [f"{_last(row['run'])}: {row['network']}" if several else row["network"] for row in rows])
-    axes.set(xlabel="speed-up, times the original (bars: medians; whiskers: quartiles of the network's own time)")
+    axes.set(xlabel="speed-up over the original (bars: medians; whiskers: quartiles of the network's own time)")
     axes.set_xlim(0, 1.15 * max(*counted, *(value + more for value, more in zip(measured, reach[1]))))
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
@@ -200,7 +213,7 @@ def latency(table):
 # -- layers ------------------------------------------------------------------------------------------------
 
 
-def _layer_axes(figure, names):
+def _layer_axes(figure: Figure, names: Sequence[str]) -> tuple[Axes, np.ndarray]:
     axes = figure.add_subplot()
     y = np.arange(len(names))[::-1]
     axes.set_yticks(y, names, fontsize=8)
@@ -209,8 +222,8 @@ def _layer_axes(figure, names):
     return axes, y
 
 
-def layer_costs(table):
-    """A bar before, and inside it a bar after, for each layer."""
+def layer_costs(table: Table) -> Figure:
+    """Multiply-accumulates of each layer: a wide bar before, and inside it a narrow bar after."""
     rows = table.dicts()
     figure = _figure(1.0 + ROW * len(rows))
     axes, y = _layer_axes(figure, labels(row["layer"] for row in rows))
@@ -219,13 +232,15 @@ def layer_costs(table):
     axes.barh(y, after, 0.4, color=DARK, label="decomposed")
     for at, one, other in zip(y, before, after):
         axes.text(max(one, other), at, f" {one / other:.1f}x" if other else "", va="center", fontsize=7)
-    axes.set(xlabel="multiply-accumulates per image, millions (beside the bars: times cheaper)", ylabel="layer")
+    axes.set(
+        xlabel="multiply-accumulates per image, millions (beside the bars: ratio of before to after)", ylabel="layer"
+    )
     axes.set_xlim(0, 1.08 * max(*before, *after))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
-def layer_errors(table):
+def layer_errors(table: Table) -> Figure | None:
     """Error of each layer's responses after each of its steps, as dots on a logarithmic scale."""
     rows = [row for row in table.dicts() if row["step"] != "before"]
     names = list(dict.fromkeys(row["layer"] for row in rows))
@@ -243,29 +258,36 @@ def layer_errors(table):
         x = [_drawn(row["held_out" if held_out else "fitted"]) for row in chosen]
         if x:
             at = [place[row["layer"]] for row in chosen]
-            label = STEP_WORDS[step]
+            label = STEP_LABELS[step]
             axes.scatter(x, at, marker=mark, facecolor=face, edgecolor=edge, s=30, linewidth=0.9, label=label, zorder=2)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.10%}".rstrip("0%").rstrip(".") + " %")
+    axes.xaxis.set_major_formatter(_percent)
+    low, high = axes.get_xlim()
+    if high < 10 * low:  # at most one power of ten is on the axis: the ticks between get labels too
+        axes.xaxis.set_minor_formatter(_percent)
     on = "held-out" if held_out else "fitted"
     axes.set(xlabel=f"relative squared error of the layer's responses, {on} images", ylabel="layer")
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=5, fontsize=8, handletextpad=0.2, columnspacing=1.2)
+    figure.legend(loc="outside upper left", ncols=5, fontsize=8, handletextpad=0.2, columnspacing=1.2)
     return figure
 
 
-def _drawn(error):
+def _percent(value: float, _: object) -> str:
+    return f"{value:.10%}".rstrip("0%").rstrip(".") + " %"
+
+
+def _drawn(error: float) -> float:
     return max(error, LEAST_ERROR)
 
 
-def error_curves(table):
-    """Small panels, one a layer: error at every size of every step, the chosen size marked."""
+def error_curves(table: Table) -> Figure:
+    """A small panel for each layer: error at every size of every step, with the chosen size marked."""
     rows = table.dicts()
     names = list(dict.fromkeys(row["layer"] for row in rows))
     columns = min(len(names), 4 if len(names) <= 24 else 6)
     lines = -(-len(names) // columns)
     figure = _figure(0.9 + 1.55 * lines)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    by_layer = {}
+    by_layer: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         by_layer.setdefault(row["layer"], {}).setdefault(row["step"], []).append(row)
     for column, panel in enumerate(panels.flat[len(names) :], len(names) % columns):
@@ -286,26 +308,28 @@ def error_curves(table):
     panels[0, 0].set_ylim(top=1.5)
     panels[0, 0].set_xlim(0, 1)
     panels[0, 0].set_xticks([0, 0.5, 1], ["0", "½", "1"])
-    figure.supxlabel("size as a share of the full one: rank, or channels read (mark: the chosen size)", fontsize=9)
+    figure.supxlabel(
+        "size relative to the full size: rank, or number of input channels (marker: chosen size)", fontsize=9
+    )
     figure.supylabel("relative squared error", fontsize=9)
     handles = [
-        matplotlib.lines.Line2D([], [], linestyle=line, color=colour, marker=mark, label=STEP_WORDS[step])
+        Line2D([], [], linestyle=line, color=colour, marker=mark, label=STEP_LABELS[step])
         for step, (line, colour, mark) in STEP_LINES.items()
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
 
 
-def kept_channels(table):
-    """A row of cells for each layer that drops channels: dark ones stay."""
-    rows = {}
+def kept_channels(table: Table) -> Figure:
+    """A row of cells for each pruned layer: kept input channels dark, removed ones light."""
+    rows: dict[str, list[int]] = {}
     for layer, _, kept in table.rows:
         rows.setdefault(layer, []).append(kept)
     names = list(rows)
     figure = _figure(0.9 + ROW * len(names))
     shown = [f"{label}  {sum(kept)}/{len(kept)}" for label, kept in zip(labels(names, 22), rows.values())]
     axes, y = _layer_axes(figure, shown)
-    colours = matplotlib.colors.ListedColormap(["#f1e3d6", DARK])
+    colours = ListedColormap(["#f1e3d6", DARK])
     for at, name in zip(y, names):
         width = len(rows[name])
         cells = np.array(rows[name])[None]
@@ -317,7 +341,7 @@ def kept_channels(table):
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
-        xlabel="input channel, in the order of the original (dark: kept, light: dropped)",
+        xlabel="input channel, in the order of the original (dark: kept, light: removed)",
         ylabel="kept/all" if len(names) < 3 else "layer, kept/all",  # a single row is not high enough for both
     )
     return figure
@@ -326,7 +350,7 @@ def kept_channels(table):
 # -- fine-tuning -------------------------------------------------------------------------------------------
 
 
-def finetuning(table):
+def finetuning(table: Table) -> Figure:
     """Loss and validation value of each epoch, one panel each."""
     names = [name for name in ("loss", "validation_loss", "validation_divergence") if name in table.header]
     second = "validation_accuracy" if "validation_accuracy" in table.header else None
@@ -339,19 +363,20 @@ def finetuning(table):
         points = [(e, v) for e, v in zip(epochs, table.column(name)) if v is not None]
         if points:
             panels[0].plot(*zip(*points), line, color=colour, label=label, markersize=4)
-    panels[0].set(xlabel="epoch (0: before tuning)", ylabel="loss, nats")
+    panels[0].set(xlabel="epoch (0: before fine-tuning)", ylabel="loss, nats")
     panels[0].set_ylim(bottom=0)
     panels[0].legend()
     if second:
         panels[1].plot(epochs, table.column(second), "^-", color=MIDDLE, markersize=5)
-        panels[1].set(xlabel="epoch (0: before tuning)", ylabel="accuracy on held-out images")
+        panels[1].set(xlabel="epoch (0: before fine-tuning)", ylabel="accuracy on held-out images")
         _shares(panels[1], table.column(second))
     for panel in panels:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-DRAWINGS = {
+#: The function that draws each table.
+DRAWINGS: dict[str, Callable[[Table], Figure | None]] = {
     "accuracy": accuracy, "latency": latency, "layers": layer_costs, "errors": layer_errors, "curves": error_curves,
     "channels": kept_channels, "finetuning": finetuning,
 }  # fmt: skip

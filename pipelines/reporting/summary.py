@@ -1,7 +1,12 @@
-"""What was done to a network, layer by layer, and what it cost: read from the files of a run."""
+"""Summary of a decomposition: costs, fidelity and the change of each layer, read from the files of a run."""
+
+from __future__ import annotations
 
 import html
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
@@ -19,10 +24,21 @@ from ..run.directory import RunDirectory
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer of the original network, and what stands in its place.
+    """One layer of the original network and its replacement.
 
-    ``becomes`` says it in words. Multiply-accumulates are for one image. ``error`` is the relative squared error of
-    the layer's responses after its last step, on held-out images; None where nothing was fitted.
+    Attributes
+    ----------
+    layer : str
+        Path of the module.
+    kind : {'conv', 'linear'}
+    becomes : str
+        Description of the replacement.
+    macs_before, macs_after : int
+        Multiply-accumulates for one image.
+    params_before, params_after : int
+    error : float or None
+        Relative squared error of the layer's responses after its last step, on held-out images; None where nothing was
+        fitted.
     """
 
     layer: str
@@ -37,18 +53,17 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a decomposition came to.
+    """Result of a decomposition.
 
     Attributes
     ----------
     model : str
     speedup : float
-        As asked for; ``macs_before / macs_after`` is what was reached.
+        The target; ``macs_before / macs_after`` is the speed-up that was reached.
     macs_before, macs_after, params_before, params_after : int
         Of the whole network.
     fidelity : dict
-        How close the outputs stayed on held-out images: ``images``, ``relative`` (squared difference over variance)
-        and, for a classifier, ``kl`` in nats and ``agreement`` in 0..1.
+        Difference of the outputs on held-out images, see :func:`decomp.pipelines.measure.fidelity.compare`.
     layers : list of LayerSummary
         In execution order.
     """
@@ -59,55 +74,57 @@ class Summary:
     macs_after: int
     params_before: int
     params_after: int
-    fidelity: dict
-    layers: list
+    fidelity: Mapping[str, Any]
+    layers: list[LayerSummary]
 
-    def costs(self):
+    def costs(self) -> str:
         """The costs in one line."""
         return (
             f"{self.macs_before / 1e6:,.2f} M → {self.macs_after / 1e6:,.2f} M multiply-accumulates "
-            f"({self.macs_before / self.macs_after:.2f}x, asked for {self.speedup:g}x), "
+            f"({self.macs_before / self.macs_after:.2f}x, target {self.speedup:g}x), "
             f"{self.params_before / 1e6:,.3f} M → {self.params_after / 1e6:,.3f} M parameters"
         )
 
-    def rows(self):
+    def rows(self) -> list[tuple[str, ...]]:
         """The table of layers as texts, the header first."""
-        rows = [("layer", "becomes", "MACs before", "after", "times cheaper", "parameters before", "after", "error")]
+        rows: list[tuple[str, ...]] = [
+            ("layer", "becomes", "MACs before", "after", "ratio", "parameters before", "after", "error")
+        ]
         for item in self.layers:
-            times = f"{item.macs_before / item.macs_after:.2f}x" if item.macs_after else "-"
+            ratio = f"{item.macs_before / item.macs_after:.2f}x" if item.macs_after else "-"
             error = "-" if item.error is None else f"{item.error:.2%}"
             macs = [f"{value:,}" for value in (item.macs_before, item.macs_after)]
             params = [f"{value:,}" for value in (item.params_before, item.params_after)]
-            rows.append((item.layer, item.becomes, *macs, times, *params, error))
+            rows.append((item.layer, item.becomes, *macs, ratio, *params, error))
         return rows
 
-    def lines(self):
-        """Lines for a person."""
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines."""
         yield f"{self.model}: {self.costs()}"
         if self.fidelity:
             yield self.fidelity["words"]
         yield from text_table(self.rows(), left=2).split("\n")
 
-    def to_json(self):
-        """As plain data."""
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
         return asdict(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "\n".join(self.lines())
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         words = [f"<b>{html.escape(self.model)}</b>: {html.escape(self.costs())}"]
         words += [html.escape(self.fidelity["words"])] if self.fidelity else []
         return f"<div><p>{'<br>'.join(words)}</p>{html_table(self.rows(), left=2)}</div>"
 
 
-def summarise(run):
+def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     """Read the summary of a decomposed run.
 
     Raises
     ------
     FileError
-        Nothing was decomposed in it yet.
+        The run holds no decomposed network yet.
     """
     run = RunDirectory.open(run)
     facts = run.config("decompose") or {}
@@ -145,8 +162,8 @@ def summarise(run):
     )  # fmt: skip
 
 
-def becomes(planned, old, new):
-    """What a layer becomes, in words: what was planned, and what the next layer's choice of channels left of it."""
+def becomes(planned: str, old: nn.Module, new: nn.Module) -> str:
+    """Description of a layer's replacement: its plan, and its outputs where the next layer reads fewer of them."""
     last = list(new.modules())[-1]
     width = "out_features" if isinstance(old, nn.Linear) else "out_channels"
     if getattr(last, width, None) in (None, getattr(old, width)):
@@ -155,10 +172,10 @@ def becomes(planned, old, new):
     return written if planned == "stays as it is" else f"{planned}, {written}"
 
 
-def _last_error(report):
+def _last_error(report: Mapping[str, Any]) -> float:
     errors = list(report["errors"].values())[-1]
     return errors.get("held_out", errors["fitted"])
 
 
-def _params(module):
+def _params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

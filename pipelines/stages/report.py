@@ -78,7 +78,7 @@ def report(
         found = [collector(run) for collector in collect.COLLECTORS]
         sections = _sections(found)
         layers = next((item.summary for item in found if isinstance(item, Table) and item.summary), None)
-        words = html_page.run_words(run.read_config(), layers)
+        words = html_page.run_lines(run.read_config(), layers)
         return _write(html, folder, f"{run.path.resolve().name}: {words[0]}", words[1:], sections, found, layers)
 
 
@@ -159,6 +159,7 @@ def _write(
     missing = [(item.why, item.command) for item in found if isinstance(item, Missing)]
     # Relative, so that the page still finds its numbers when both are moved.
     numbers = os.path.relpath(folder, html.parent).replace(os.sep, "/")
+    page = html_page.render_page(title, words, networks, drawn, missing, layers, numbers)
     with commit(html) as part:
-        part.write_text(html_page.sheet(title, words, networks, drawn, missing, layers, numbers), encoding="utf-8")
+        part.write_text(page, encoding="utf-8")
     return ReportResult(str(html), str(folder), [table.name for table, _ in drawn], missing)

@@ -168,12 +168,6 @@ def test_graphviz_draws_a_picture(tmp_path):
     assert (tmp_path / "net.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_without_graphviz_is_refused_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UsageError, match=r"--png: needs the program dot, .*; install graphviz \(apt install"):
-        inspect("gated", leaves=("gate",), png=tmp_path / "net.png")
-
-
 def segmentation():
     from torchvision.models.segmentation import fcn_resnet50
 

@@ -43,6 +43,7 @@ def test_only_the_layers_of_the_network_are_read(path):
 
 def test_a_survey_of_other_points_is_not_used(path):
     assert read_curves(path, "other points", ["a.conv"]) is None
+    assert read_curves(path, None, ["a.conv"]).own["a.conv"].prune is not None  # not compared
 
 
 def rewritten(path, save=np.savez, **changes):

@@ -1,0 +1,108 @@
+"""Tables of the report, from files of a run written by hand, or the command that produces what is missing."""
+
+import numpy as np
+import pytest
+import torch
+
+from decomp.allocation.layer_curves import LayerCurves
+from decomp.allocation.plan import LayerPlan, Plan
+from decomp.data.formats.curves_file import Survey, write_curves
+from decomp.data.formats.digests import digest_file
+from decomp.data.formats.json_files import write_json
+from decomp.data.formats.layer_file import write_layer
+from decomp.pipelines.reporting import collect
+from decomp.pipelines.reporting.collect import COLLECTORS, Missing, Table
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, LayerSolution, Selection
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory.create(tmp_path / "run")
+
+
+def test_an_empty_run_has_no_table_and_a_command_for_each(run):
+    found = [collector(run) for collector in COLLECTORS]
+    assert all(isinstance(item, Missing) and f"--run {run}" in item.command for item in found)
+    assert [item.command.split()[1] for item in found] == ["evaluate", *["decompose"] * 4, "finetune"]
+
+
+def test_a_table_is_read_by_columns_and_by_rows():
+    table = Table("t", ("a", "b"), [(1, 2), (3, None)])
+    assert table.column("b") == [2, None] and table.dicts() == [{"a": 1, "b": 2}, {"a": 3, "b": None}]
+
+
+def evaluated(run, digest):
+    row = {
+        "network": "original", "macs": 100, "params": 10, "top1": 0.9, "top5": 1.0, "agreement": 1.0,
+        "divergence": 0.0, "latency_ms": 2.0, "latency_quartiles_ms": [1.5, 2.5], "counted_speedup": 1.0,
+        "measured_speedup": 1.0,
+    }  # fmt: skip
+    conditions = {
+        "n_images": 1000, "data": "digits", "rounds": 30, "batch_size": 64, "layout": "contiguous", "device": "CPU",
+        "threads": 1,
+    }  # fmt: skip
+    report = {
+        "rows": [row],
+        "conditions": conditions,
+        "notes": ["note"],
+        "identity": {"networks": {"original": digest}},
+    }
+    write_json(run.report_json, report, kind="decomp report")
+
+
+def test_networks_are_the_rows_of_evaluate_and_a_change_since_is_noted(run):
+    run.original_dir.mkdir()
+    (run.original_dir / "structure.json").write_text("{}")
+    evaluated(run, digest_file(run.original_dir / "structure.json"))
+    table = collect.networks(run)
+    (row,) = table.dicts()
+    assert row["latency_low_ms"] == 1.5 and row["latency_high_ms"] == 2.5 and row["run"] == str(run)
+    assert table.notes == [
+        "1,000 test images of digits; latency: median and quartiles of 30 interleaved rounds, batch of 64, float32, "
+        "contiguous, CPU, 1 thread", "note",
+    ]  # fmt: skip
+    (run.original_dir / "structure.json").write_text("{ }")
+    assert (
+        "changed since these measurements: original; measure again with: decomp evaluate"
+        in collect.networks(run).notes[-1]
+    )
+
+
+def test_a_report_of_another_shape_is_missing(run):
+    write_json(run.report_json, {"rows": [{"network": "original"}]}, kind="decomp report")
+    assert isinstance(collect.networks(run), Missing)
+
+
+def test_errors_of_older_runs_are_read_too(run):
+    steps = {"prune": {"fitted": 0.1, "held_out": 0.2, "felt": 0.3}, "refine": {"fitted": 0.4}}
+    run.update_config("decompose", {"asked": {}, "layers": [{"layer": "a", "errors": steps}]})
+    table = collect.errors(run)
+    assert table.header == ("layer", "step", "fitted", "held_out", "output_error")
+    assert table.rows == [("a", "prune", 0.1, 0.2, 0.3), ("a", "refine", 0.4, None, None)]
+
+
+def test_curves_have_a_row_for_every_size_and_mark_the_plan(run):
+    own = LayerCurves(prune=np.array([9.0, 0.5, 0.25, 0.0]))
+    survey = Survey({"a": own, "b": LayerCurves()}, {"a": LayerCurves(), "b": LayerCurves()}, {})
+    write_curves(run.curves, "any", survey)
+    write_json(run.plan_json, Plan(2.0, ("prune",), "joint", [LayerPlan("a", keep=2), LayerPlan("b")]).to_json())
+    assert collect.curves(run).rows == [
+        ("a", "prune", 1, 3, 0.5, None, 0), ("a", "prune", 2, 3, 0.25, None, 1), ("a", "prune", 3, 3, 0.0, None, 0),
+    ]  # fmt: skip
+    run.curves.write_bytes(b"broken")
+    assert isinstance(collect.curves(run), Missing)
+
+
+def test_channels_of_pruned_layers_are_listed_one_by_one(run):
+    factored = FactoredConv((ConvFactor(torch.zeros(1, 2, 1, 1), None, Geometry()),), ("dense",))
+    write_layer(run.layer_file(0, "a"), LayerSolution("a", None, factored), {}, "p")
+    assert collect.channels(run).why == "no layer is pruned" and "--steps prune --redo" in collect.channels(run).command
+    write_layer(run.layer_file(1, "b"), LayerSolution("b", Selection(torch.tensor([0, 2]), 3), factored), {}, "p")
+    assert collect.channels(run).rows == [("b", 0, 1), ("b", 1, 0), ("b", 2, 1)]
+
+
+def test_epochs_are_numbers_and_empty_cells_missing_values(run):
+    run.finetune_dir.mkdir()
+    (run.finetune_dir / "metrics.csv").write_text("epoch,loss\n0,\n1,0.25\n")
+    assert collect.finetuning(run).rows == [(0.0, None), (1.0, 0.25)]

@@ -1,0 +1,72 @@
+"""Summary of a decomposition: the costs of each layer before and after, read from a run."""
+
+import pytest
+from torch import nn
+
+from decomp.allocation.plan import LayerPlan, Plan
+from decomp.data.formats import network_file
+from decomp.data.formats.json_files import write_json
+from decomp.errors import FileError
+from decomp.pipelines.reporting.summary import LayerSummary, Summary, becomes, summarise
+from decomp.pipelines.run.directory import RunDirectory
+from tests.pipelines.small_runs import SHAPE, network
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose network of widths 8 and 16 became one of widths 4 and 8."""
+    run = RunDirectory.create(tmp_path / "run")
+    network_file.save(network(8, 0), run.original_dir, input_shape=SHAPE)
+    network_file.save(network(4, 1), run.model_dir, input_shape=SHAPE)
+    layers = [LayerPlan("0"), LayerPlan("3", keep=4), LayerPlan("7", keep=8)]
+    write_json(run.plan_json, Plan(3.0, ("prune",), "joint", layers).to_json())
+    reports = [
+        {"layer": "0", "errors": {"refit": {"fitted": 0.1}}},
+        {"layer": "3", "errors": {"prune": {"fitted": 0.1}, "refine": {"fitted": 0.3, "held_out": 0.4}}},
+    ]  # fmt: skip
+    facts = {"macs_before": 900, "macs_after": 300, "params_before": 90, "params_after": 45}
+    run.update_config("freeze", {"asked": {"model": "zoo:x", "data": "digits"}})
+    run.update_config("decompose", {"asked": {"speedup": 3.0}, "layers": reports, **facts})
+    return run
+
+
+def test_each_layer_has_its_costs_before_and_after(run):
+    summary = summarise(run)
+    assert (summary.model, summary.speedup, summary.macs_before, summary.params_after) == ("zoo:x", 3.0, 900, 45)
+    first, second, last = summary.layers
+    assert (first.kind, first.macs_before, first.macs_after) == ("conv", 8 * 9 * 64, 4 * 9 * 64)
+    assert (second.macs_before, second.macs_after) == (16 * 8 * 9 * 4, 8 * 4 * 9 * 4)
+    assert (last.kind, last.params_before, last.params_after) == ("linear", 10 * (64 + 1), 10 * (32 + 1))
+    assert [layer.becomes for layer in summary.layers] == [
+        "writes 4 of 8 channels", "reads 4 channels, writes 8 of 16 channels", "reads 8 channels",
+    ]  # fmt: skip
+
+
+def test_the_error_is_that_of_the_last_step_on_held_out_images_where_there_are_any(run):
+    assert [layer.error for layer in summarise(run).layers] == [0.1, 0.4, None]
+
+
+def test_a_run_that_is_not_decomposed_names_the_command(tmp_path):
+    run = RunDirectory.create(tmp_path / "new")
+    with pytest.raises(FileError, match="no decomposed network yet; run `decomp decompose --run"):
+        summarise(run)
+
+
+def test_a_chain_is_described_by_its_last_convolution():
+    old = nn.Conv2d(4, 8, 3)
+    chain = nn.Sequential(nn.Conv2d(4, 2, (3, 1)), nn.Conv2d(2, 6, (1, 3)))
+    assert becomes("spatial rank 2", old, chain) == "spatial rank 2, writes 6 of 8 channels"
+    assert becomes("stays as it is", old, nn.Conv2d(4, 8, 3)) == "stays as it is"
+
+
+def test_the_lines_give_ratios_and_dashes_for_missing_values():
+    layers = [LayerSummary("a", "conv", "reads 2 channels", 4000, 1000, 40, 10, 0.125)]
+    layers.append(LayerSummary("<b>", "linear", "stays as it is", 5, 0, 5, 5, None))
+    summary = Summary("m", 4.0, 4_000_000, 1_000_000, 2000, 500, {"words": "close"}, layers)
+    assert summary.costs() == "4.00 M → 1.00 M multiply-accumulates (4.00x, target 4x), 0.002 M → 0.001 M parameters"
+    header, one, other = summary.rows()
+    assert len(header) == len(one) == len(other)
+    assert one == ("a", "reads 2 channels", "4,000", "1,000", "4.00x", "40", "10", "12.50%")
+    assert other[4] == other[-1] == "-"
+    assert list(summary.lines())[:2] == [f"m: {summary.costs()}", "close"]
+    assert "&lt;b&gt;" in summary._repr_html_() and summary.to_json()["layers"][0]["macs_after"] == 1000
