@@ -5,13 +5,20 @@ Either way they are imported as ``decomp.data``, ``decomp.pipelines`` and ``deco
 or ``pipelines`` package is never taken for ours.
 """
 
+from __future__ import annotations
+
 import sys as _sys
 from importlib import import_module as _import_module
 from importlib.util import spec_from_file_location as _spec_from_file_location
 from pathlib import Path as _Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # For type checkers and editors that look at an installation, where pipelines/ lies in this folder.
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
     from decomp.pipelines.api import (
         compare,
         compress,
@@ -34,14 +41,16 @@ __all__ = [
 class _CheckoutFinder:
     """Import finder for the three names that lie beside this folder in a checkout, and for nothing else there."""
 
-    def __init__(self, checkout):
+    def __init__(self, checkout: _Path) -> None:
         self.files = {
             "decomp.data": checkout / "data" / "__init__.py",
             "decomp.pipelines": checkout / "pipelines" / "__init__.py",
             "decomp.cli": checkout / "cli.py",
         }
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         file = self.files.get(name)
         if file is None:
             return None
@@ -54,7 +63,7 @@ if (_checkout / "setup.py").exists() and (_checkout / "pipelines" / "__init__.py
     _sys.meta_path.append(_CheckoutFinder(_checkout))
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # Lazy, so that `decomp --help` answers without importing torch.
     if name == "load":
         return _import_module("decomp.pipelines.run.loading").load
@@ -63,5 +72,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'decomp' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

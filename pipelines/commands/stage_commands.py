@@ -6,13 +6,11 @@ from typing import Any
 
 import click
 
-from decomp.allocation.plan import STEPS
+from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.solvers.selectors import SELECTORS
 
 from ..console import parse
 from ..console.options import (
-    ALLOCATIONS,
-    COSTS,
     LABELS,
     LAYOUTS,
     LEAST_IMAGES,

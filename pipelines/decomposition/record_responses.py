@@ -82,7 +82,8 @@ class ResponseRecording:
                 return batch
 
             replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
-            shortcuts = {node: self.graph.shortcut_node(layer) for node, layer in self.layers.items()}
+            nodes = {node: self.graph.shortcut_node(layer) for node, layer in self.layers.items()}
+            shortcuts = {node: shortcut for node, shortcut in nodes.items() if shortcut is not None}
             with reporter.progress(n_images, "responses", "images") as progress:
                 done = 0
                 for start, stop, node, value, shortcut in replay.visit(self.layers, shortcuts):
