@@ -1,4 +1,4 @@
-"""Small networks of several kinds, frozen on scikit-learn's digits, for the tests of the stages that follow."""
+"""Small networks of several kinds, frozen on scikit-learn's digits, for the tests of decomposition and later stages."""
 
 import json
 
@@ -14,17 +14,17 @@ SHAPE = (1, 8, 8)
 
 
 class Collected(Reporter):
-    """A reporter whose lines can be looked at."""
+    """A reporter that collects its lines."""
 
     def __init__(self):
         super().__init__(quiet=True)
-        self.told = []
+        self.messages = []
 
     def step(self, message, **fields):
-        self.told.append(message)
+        self.messages.append(message)
 
     def warn(self, message, **fields):
-        self.told.append(message)
+        self.messages.append(message)
 
 
 class Residual(nn.Module):

@@ -1,4 +1,4 @@
-"""Other weights, images or options than those of a run, and numbers that are none: named by the stage they come to."""
+"""Changed weights, images or options of a run, and NaN or infinite numbers: refused by the stage that meets them."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ class Case:
         where = ["--model", f"{self.name}.py:build", "--data", f"npz:{self.name}.npz", "--run", self.name]
         return self.stages.start(["freeze", *where, "--images", "40", "--points", "4", *options], self.run)
 
-    def give(self, command, *options):
+    def run_command(self, command, *options):
         return self.stages.start([command, "--run", self.name, *options], self.run)
 
 
@@ -62,7 +62,7 @@ def refused(ended, *words):
 @pytest.mark.fault("changed circumstances", "another network or other images under the same name, another seed")
 def test_what_a_run_was_frozen_from_may_not_change(case, record_property):
     assert case.freeze().code == 0
-    refused(case.freeze("--seed", "1"), "holds frozen points for seed = 0", "got 1")
+    refused(case.freeze("--seed", "1"), "was frozen with seed = 0", "got seed = 1")
     case.network("module[0].bias[0] += 1e-3")
     refused(case.freeze(), "was frozen with other weights, of digest", "give another --run")
     case.network()
@@ -76,7 +76,7 @@ def test_what_a_run_was_frozen_from_may_not_change(case, record_property):
 
 @pytest.mark.fault("bad numbers", "NaN or Inf in weights, images or activations")
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_numbers_that_are_none_are_named_where_they_appear(case, value, record_property):
+def test_nan_and_infinite_numbers_are_named_where_they_appear(case, value, record_property):
     case.network(f"module[2].weight[3, 1] = float('{value}')")
     refused(case.freeze(), f"{case.name}.py:build", "2.weight", "9 of 576")
     case.network()
@@ -89,7 +89,7 @@ def test_numbers_that_are_none_are_named_where_they_appear(case, value, record_p
 
     assert not (case.run / "frozen.h5").exists()
     case.network()
-    assert case.freeze().code == 0  # nothing of all that is left in the way
+    assert case.freeze().code == 0  # nothing is left of the attempts
     record_property("times", 3)
 
 
@@ -103,17 +103,17 @@ def test_numbers_that_are_none_are_named_where_they_appear(case, value, record_p
         "module[2].weight.zero_()",
     ],
 )
-def test_a_layer_whose_problem_is_singular_is_treated_and_reported(case, change):
+def test_a_layer_with_a_singular_problem_is_solved_and_reported(case, change):
     case.network(change)
     assert case.freeze().code == 0
-    ended = case.give("decompose", "--speedup", "2x")
+    ended = case.run_command("decompose", "--speedup", "2x")
     assert ended.code == 0, ended.text
     assert "response error" in ended.text and "nan" not in ended.text.lower()
 
 
 @pytest.mark.fault("singular layer", "calibration images that are all the same")
-def test_images_that_are_all_the_same_end_well(case):
+def test_equal_images_are_decomposed_into_finite_numbers(case):
     case.images(lambda x: x.__setitem__(slice(None), 0.25))
     assert case.freeze().code == 0
-    ended = case.give("decompose", "--speedup", "2x")
+    ended = case.run_command("decompose", "--speedup", "2x")
     assert ended.code == 0 and "nan" not in ended.text.lower(), ended.text

@@ -1,4 +1,4 @@
-"""A stage that is ended anywhere, by SIGKILL or Ctrl-C, and given again, ends as if nothing had happened."""
+"""A stage that is killed or interrupted anywhere and run again gives the bytes of an uninterrupted run."""
 
 import random
 import shutil
@@ -32,7 +32,7 @@ def test_killed_twice_in_every_stage_the_weights_are_the_same(stages, whole, rec
 
 
 @pytest.mark.fault("interrupted", "SIGINT half-way through every stage")
-def test_ctrl_c_stops_with_the_line_that_says_how_to_go_on(stages, whole, record_property):
+def test_ctrl_c_stops_with_the_command_that_continues(stages, whole, record_property):
     ended, wanted = whole
     run = stages.folder / "interrupted"
     for stage in STAGES:

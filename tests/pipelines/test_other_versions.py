@@ -1,4 +1,4 @@
-"""Libraries that are not those of an earlier stage are told, with both versions, before any work."""
+"""Warning before any work about libraries whose versions differ from those of an earlier stage."""
 
 import pytest
 
@@ -19,8 +19,8 @@ def pretend(run, stage, **versions):
     return now
 
 
-def warnings(told):
-    return [line for line in told if "other versions" in line]
+def warnings(reporter):
+    return [line for line in reporter.messages if "other versions" in line]
 
 
 @pytest.mark.fault("other libraries", "versions changed between two stages")
@@ -29,21 +29,21 @@ def test_decompose_tells_of_the_versions_that_froze_and_then_of_those_that_began
     first, second, third = Collected(), Collected(), Collected()
     decompose(run, speedup=2.5, plan_only=True, reporter=first)
     words = f"freeze ran with other versions: torch 1.0, now {now['torch']}, numpy 1.1, now {now['numpy']}; numbers"
-    assert len(warnings(first.told)) == 1 and warnings(first.told)[0].startswith(words)
+    assert len(warnings(first)) == 1 and warnings(first)[0].startswith(words)
     decompose(run, speedup=2.5, reporter=second)
-    assert warnings(second.told) == warnings(first.told)
+    assert warnings(second) == warnings(first)
     # Stopped behind its last layer, and given again with another library.
     (run.model_dir / "structure.json").unlink()
     pretend(run, "decompose", torch="1.2")
     decompose(run, speedup=2.5, reporter=third)
-    (line,) = warnings(third.told)
+    (line,) = warnings(third)
     assert line.startswith(f"decompose ran with other versions: torch 1.2, now {now['torch']};")
 
 
 def test_with_the_same_versions_nothing_is_said(run):
-    told = Collected()
-    decompose(run, speedup=2.5, plan_only=True, reporter=told)
-    assert warnings(told.told) == []
+    reporter = Collected()
+    decompose(run, speedup=2.5, plan_only=True, reporter=reporter)
+    assert warnings(reporter) == []
 
 
 @pytest.mark.fault("other libraries", "versions changed between two stages")
@@ -51,6 +51,9 @@ def test_finetune_tells_of_the_versions_that_decomposed(tmp_path):
     run = small_runs.make_run(tmp_path / "run", n_images=60)
     run.update_config("decompose", {})
     pretend(run, "decompose", torch="1.0")
-    told = Collected()
-    finetune(run, epochs=1, reporter=told)
-    assert len(warnings(told.told)) == 1 and "decompose ran with other versions: torch 1.0" in warnings(told.told)[0]
+    reporter = Collected()
+    finetune(run, epochs=1, reporter=reporter)
+    assert (
+        len(warnings(reporter)) == 1
+        and "decompose ran with other versions: torch 1.0" in warnings(reporter)[0]
+    )

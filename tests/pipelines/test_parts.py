@@ -1,4 +1,4 @@
-"""Parts of a bigger model, and modules that cannot be looked into: frozen, decomposed, put back."""
+"""Parts of a larger model, and modules that are not traced: frozen, decomposed, put back."""
 
 import re
 import shutil
@@ -31,7 +31,7 @@ SHAPE = (1, 8, 8)
 
 
 class Sized(nn.Module):
-    """Pads images that are smaller than it likes."""
+    """Pads small images."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ def run_of(path, model, **options):
     return decompose(path, speedup=2, reporter=quiet)
 
 
-def test_a_part_with_several_outputs_is_treated_and_put_back(tmp_path):
+def test_a_part_with_several_outputs_is_compressed_and_put_back(tmp_path):
     with pytest.raises(TraceError, match="detector: the forward pass cannot be traced .*option leaf.*option module"):
         freeze.freeze(tmp_path / "whole", model="detector", data="digits", n_images=100, reporter=Reporter(quiet=True))
     result = run_of(tmp_path / "run", "detector", part="backbone")
@@ -83,14 +83,14 @@ def test_a_part_with_several_outputs_is_treated_and_put_back(tmp_path):
     assert again.done_before
 
 
-def test_a_part_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_part_is_refused_with_the_parts_that_exist(tmp_path):
     with pytest.raises(
         UsageError, match="--module: detector has no part of this name, it has backbone, head, got neck"
     ):
         run_of(tmp_path / "run", "detector", part="neck")
 
 
-def test_a_leaf_is_left_alone_and_the_rest_treated(tmp_path):
+def test_a_leaf_stays_as_it_is_and_the_rest_is_compressed(tmp_path):
     with pytest.raises(TraceError, match=r"gated: .*cannot be traced at networks\.py"):
         freeze.freeze(tmp_path / "whole", model="gated", data="digits", n_images=100, reporter=Reporter(quiet=True))
     run_of(tmp_path / "run", "gated", leaves=("gate",))
@@ -108,7 +108,7 @@ def test_a_leaf_is_left_alone_and_the_rest_treated(tmp_path):
     assert decompose(tmp_path / "run", speedup=2, reporter=Reporter(quiet=True)).done_before
 
 
-def test_a_network_that_goes_by_the_size_of_its_images_is_treated_and_says_so(tmp_path):
+def test_a_network_whose_control_flow_depends_on_the_input_size_is_compressed_with_a_note(tmp_path):
     frozen = freeze.freeze(tmp_path / "run", model="sized", data="digits", n_images=100, reporter=Reporter(quiet=True))
     said = r"control flow depends on the input size \(test_parts\.py:\d+\); the result is valid for 1x8x8 only"
     assert any(re.search(said, line) for line in frozen.lines())
@@ -123,7 +123,7 @@ def test_a_network_that_goes_by_the_size_of_its_images_is_treated_and_says_so(tm
     assert result.facts["macs_after"] <= result.facts["macs_before"] / 2
 
 
-def test_a_network_with_a_leaf_goes_the_whole_way_into_its_class(tmp_path):
+def test_a_network_with_a_leaf_goes_through_all_stages_into_its_class(tmp_path):
     quiet = Reporter(quiet=True)
     run_of(tmp_path / "run", "gated", leaves=("gate",))
     summary = summarise(tmp_path / "run")
@@ -182,7 +182,7 @@ def detection():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [segmentation, detection], ids=["fcn_resnet50", "ssdlite320"])
-def test_backbones_of_torchvision_are_treated_and_put_back(make, tmp_path):
+def test_backbones_of_torchvision_are_compressed_and_put_back(make, tmp_path):
     """The surgery and the way back; factors come from the weights alone, a full fit takes too long for a test."""
     whole, shape = make()
     network = trace(whole.backbone, "backbone")

@@ -42,7 +42,7 @@ def by_macs(network, shape):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine on which times follow `by_macs`; hooks inside a network see its parts by the same formula."""
+    """A machine on which times follow `by_macs`, also those of modules inside a running network."""
 
     def install(milliseconds=by_macs):
         monkeypatch.setattr(latency_plan, "latencies", clockwork(milliseconds))
@@ -59,21 +59,21 @@ def machine(monkeypatch):
 def test_a_plan_by_latency_reaches_the_measured_speedup(vgg_run, machine):
     machine()
     plan = planned(vgg_run, cost="latency", speedup=2.0, latency_batch=16)
-    told = plan["latency"]
-    assert told["device"] == devices.full_name(torch.device("cpu")) and told["batch_size"] == 16
-    assert told["threads"] == torch.get_num_threads() and told["torch"] == torch.__version__
-    assert 1.96 <= told["measured_speedup"] <= 2.12
+    latency = plan["latency"]
+    assert latency["device"] == devices.full_name(torch.device("cpu")) and latency["batch_size"] == 16
+    assert latency["threads"] == torch.get_num_threads() and latency["torch"] == torch.__version__
+    assert 1.96 <= latency["measured_speedup"] <= 2.12
     result = decompose(vgg_run, speedup=2.0, cost="latency", latency_batch=16, reporter=Collected())
     before, after = (by_macs(network_file.load(p), (16, *SHAPE)) for p in (vgg_run.original_dir, vgg_run.model_dir))
-    assert before / after == pytest.approx(told["measured_speedup"], abs=1e-2)
+    assert before / after == pytest.approx(latency["measured_speedup"], abs=1e-2)
     assert any("measured" in line for line in result.lines())
 
 
-def test_times_are_kept_by_device_threads_version_and_batch(vgg_run, machine, monkeypatch):
+def test_times_are_stored_by_device_threads_version_batch_and_layout(vgg_run, machine, monkeypatch):
     machine()
     planned(vgg_run, cost="latency", latency_batch=4)
-    kept = json.loads(vgg_run.latency_json.read_text())["entries"]
-    (key,) = kept
+    stored = json.loads(vgg_run.latency_json.read_text())["entries"]
+    (key,) = stored
     assert (
         "batch_size 4" in key
         and "layout contiguous" in key
@@ -95,29 +95,29 @@ def test_times_are_kept_by_device_threads_version_and_batch(vgg_run, machine, mo
     assert {"original", "planned"} in timed and {""} not in timed  # no single factor was measured again
 
 
-def test_where_the_table_is_wrong_the_whole_corrects_it(vgg_run, machine):
-    """In the whole, half the time goes elsewhere, which the table does not know."""
+def test_the_measurement_of_the_whole_network_corrects_a_wrong_table(vgg_run, machine):
+    """Within the whole network, half of the time is spent outside the layers, which the table does not contain."""
 
     def with_a_rest(network, shape):
         inside = len(list(network.modules())) > 10
         return by_macs(network, shape) + (0.3 if inside else 0.0)
 
     machine(with_a_rest)
-    told = Collected()
-    plan = planned(vgg_run, cost="latency", speedup=1.8, latency_batch=16, reporter=told)
+    reporter = Collected()
+    plan = planned(vgg_run, cost="latency", speedup=1.8, latency_batch=16, reporter=reporter)
     assert 1.76 <= plan["latency"]["measured_speedup"] <= 1.92
-    assert sum("was measured" in line for line in told.told) > 1
+    assert sum("was measured" in line for line in reporter.messages) > 1
 
 
-def test_what_the_clock_cannot_give_is_refused_with_the_most_that_was_measured(vgg_run, machine):
-    """A machine on which nothing but calls takes time."""
+def test_a_speedup_that_is_not_measured_at_any_sizes_is_refused_with_the_fastest_measurement(vgg_run, machine):
+    """A machine on which only calls take time."""
     machine(lambda network, shape: 1.0)
     with pytest.raises(TargetError, match=r"at most 1\.00x was measured .*batch of 2, held by .*every call.* got 2x"):
         planned(vgg_run, cost="latency", latency_batch=2)
     assert vgg_run.config("decompose") is None
 
 
-def test_no_chain_that_is_slower_than_the_layer_in_one_piece(vgg_run, machine):
+def test_no_layer_becomes_a_chain_that_is_slower_than_the_layer_in_one_piece(vgg_run, machine):
     """A machine on which chains are slow, though each of their factors by itself is fast."""
 
     def slow_chains(network, shape):
@@ -125,9 +125,9 @@ def test_no_chain_that_is_slower_than_the_layer_in_one_piece(vgg_run, machine):
         return by_macs(network, shape) + 5.0 * len(chains)
 
     machine(slow_chains)
-    told = Collected()
-    plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=told)
-    assert any("no faster than the layer in one piece" in line for line in told.told)
+    reporter = Collected()
+    plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=reporter)
+    assert any("no faster than the layer in one piece" in line for line in reporter.messages)
     assert all(layer["spatial_rank"] is None and layer["channel_rank"] is None for layer in plan["layers"])
     assert plan["latency"]["measured_speedup"] >= 1.47
 
@@ -161,7 +161,7 @@ def test_the_next_target_lies_between_a_slow_and_a_fast_attempt():
 
 def test_the_slowest_attempt_that_is_fast_enough_is_taken_and_otherwise_the_fastest():
     reporter, attempts = Collected(), [Attempt(2, 1.5), Attempt(2, 2.3), Attempt(2, 1.97)]
-    assert latency_plan._choose(attempts, 2.0, reporter) is attempts[2] and not reporter.told
-    assert latency_plan._choose(attempts, 2.5, reporter) is attempts[1] and not reporter.told
+    assert latency_plan._choose(attempts, 2.0, reporter) is attempts[2] and not reporter.messages
+    assert latency_plan._choose(attempts, 2.5, reporter) is attempts[1] and not reporter.messages
     assert latency_plan._choose(attempts, 3.0, reporter) is attempts[1]
-    assert "at most 2.30x was measured, less than the 3x asked for" in reporter.told[0]
+    assert "at most 2.30x was measured, less than the 3x asked for" in reporter.messages[0]

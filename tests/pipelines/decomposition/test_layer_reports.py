@@ -14,12 +14,12 @@ def plan_of(items):
 
 
 def test_every_layer_is_announced_with_its_sizes_its_option_and_the_reasons_against_steps():
-    graph, told = NetworkGraph(trace(chain()), CHAIN_INPUT), Collected()
+    graph, reporter = NetworkGraph(trace(chain()), CHAIN_INPUT), Collected()
     items = [LayerPlan(layer.name, left_alone=dict(layer.left_alone)) for layer in graph.layers]
     items[1].keep, items[1].spatial_rank = 5, 7
     items[2].limits = {"skip": "--skip 5"}
-    announce(plan_of(items), graph, told)
-    first, *lines = told.told
+    announce(plan_of(items), graph, reporter)
+    first, *lines = reporter.messages
     assert first.startswith("plan: ") and len(lines) == len(graph.layers)
     for layer, item, line in zip(graph.layers, items, lines):
         assert line.split()[0] == layer.name and item.words() in line
@@ -28,10 +28,10 @@ def test_every_layer_is_announced_with_its_sizes_its_option_and_the_reasons_agai
 
 
 def test_a_convolution_without_a_module_is_announced_as_left_alone():
-    graph, told = NetworkGraph(trace(chain()), CHAIN_INPUT), Collected()
+    graph, reporter = NetworkGraph(trace(chain()), CHAIN_INPUT), Collected()
     graph.functional_convs = ["conv2d"]
-    announce(plan_of([LayerPlan(layer.name) for layer in graph.layers]), graph, told)
-    assert told.told[-1].split() == "conv2d left alone: a functional convolution, not a module".split()
+    announce(plan_of([LayerPlan(layer.name) for layer in graph.layers]), graph, reporter)
+    assert reporter.messages[-1].split() == "conv2d left alone: a functional convolution, not a module".split()
 
 
 def test_a_solved_layer_is_reported_with_the_errors_after_its_last_step():

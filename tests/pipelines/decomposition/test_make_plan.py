@@ -16,7 +16,7 @@ SHAPE = (1, 8, 8)
 CONVS = ["0", "3", "7", "10"]
 
 
-def test_out_of_reach_names_the_limits_that_hold_it_and_what_lifting_them_gives(vgg_run):
+def test_a_target_out_of_reach_names_the_limiting_options_and_the_speedup_without_each(vgg_run):
     with pytest.raises(TargetError) as caught:
         planned(vgg_run, speedup=30, skip=["7"], max_layer_speedup=4.0)
     words = str(caught.value)
@@ -29,14 +29,14 @@ def test_out_of_reach_names_the_limits_that_hold_it_and_what_lifting_them_gives(
         planned(RunDirectory(vgg_run), speedup=30, max_layer_speedup=4.0, redo=True)
 
 
-def test_an_attempt_without_a_plan_leaves_no_trace(vgg_run):
+def test_an_attempt_that_ends_without_a_plan_leaves_no_record(vgg_run):
     with pytest.raises(TargetError, match="at most"):
         decompose(vgg_run, speedup=5000, reporter=Collected())
     decompose(vgg_run, speedup=2, plan_only=True, reporter=Collected())
     assert vgg_run.config("decompose")["asked"]["speedup"] == 2
 
 
-def test_parameters_can_be_what_shrinks(vgg_run):
+def test_a_plan_by_parameters_meets_the_target_in_parameters(vgg_run):
     result = decompose(vgg_run, speedup=3, cost="params", reporter=Collected())
     before, after = (
         cost(network_file.load(vgg_run.original_dir), SHAPE),
@@ -48,7 +48,7 @@ def test_parameters_can_be_what_shrinks(vgg_run):
     assert (plan["cost"], plan["params_after"]) == ("params", after.params)
 
 
-def test_a_plan_from_a_file_is_the_plan(vgg_run, tmp_path):
+def test_a_given_plan_decides_the_sizes_and_another_one_needs_redo(vgg_run, tmp_path):
     plan = planned(vgg_run, speedup=2)
     layer_of(plan, "7").update(spatial_rank=13, channel_rank=None, keep=21)
     (tmp_path / "mine.json").write_text(json.dumps(plan))
@@ -66,7 +66,7 @@ def test_a_plan_from_a_file_is_the_plan(vgg_run, tmp_path):
     assert len(network_file.load(other.model_dir).get_submodule("7.vertical").weight) == 14
 
 
-def test_a_plan_written_by_hand_needs_no_counts(vgg_run, tmp_path):
+def test_costs_of_a_plan_written_by_hand_are_counted(vgg_run, tmp_path):
     layers = [{"layer": name} for name in (*CONVS, "16")]
     layers[1]["spatial_rank"] = 8
     mine = {"speedup": 1.2, "steps": ["spatial"], "allocation": "by hand", "layers": layers}
@@ -76,7 +76,7 @@ def test_a_plan_written_by_hand_needs_no_counts(vgg_run, tmp_path):
     assert 0 < plan["macs_after"] < plan["macs_before"] and plan["params_before"] > plan["params_after"] > 0
 
 
-def test_a_plan_that_does_not_fit_is_refused_and_leaves_no_trace(vgg_run, tmp_path):
+def test_a_plan_that_does_not_fit_the_network_is_refused_and_leaves_no_record(vgg_run, tmp_path):
     plan = planned(vgg_run)
     layer_of(plan, "7")["channel_rank"] = 500
     (tmp_path / "mine.json").write_text(json.dumps(plan))

@@ -31,7 +31,7 @@ def test_without_options_no_layer_has_a_limit():
     assert made.of_layer("0") == {}
 
 
-def test_the_plan_shows_every_limit_and_keeps_to_it(vgg_run):
+def test_the_plan_lists_every_limit_of_a_layer_and_meets_it(vgg_run):
     plan = planned(vgg_run, skip=["1*"], keep_first=True, max_layer_speedup=3.0, speedup=1.5)
     for name in ("0", "10", "16"):
         layer = layer_of(plan, name)
@@ -41,7 +41,7 @@ def test_the_plan_shows_every_limit_and_keeps_to_it(vgg_run):
     assert plan["macs_before"] / plan["macs_after"] >= 1.5
 
 
-def test_a_layer_that_is_not_there_is_named_with_the_nearest(vgg_run):
+def test_a_pattern_that_matches_no_layer_is_refused_with_the_nearest_name(vgg_run):
     with pytest.raises(UsageError, match=r"--skip: must be a layer's name .* got '77'; perhaps 7 is meant"):
         planned(vgg_run, skip=["77"])
     with pytest.raises(UsageError, match=r"got 'features\.\*'; there are 0, 3, 7, 10, 16"):

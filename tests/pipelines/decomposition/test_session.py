@@ -42,11 +42,11 @@ def test_points_without_the_values_of_shortcuts_are_refused(run, monkeypatch):
 
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_narrowing_takes_channels_out_of_all_layers_at_a_space_and_counts_anew(run):
-    told = Collected()
+    reporter = Collected()
     with open_run(run, CPU) as opened:
-        whole = narrow(opened, {}, reporter=told)
-        assert whole.graph is opened.graph and whole.macs_by_layer == opened.cost.per_layer and told.told == []
-        narrowed = narrow(opened, {"stem": 6}, reporter=told)
+        whole = narrow(opened, {}, reporter=reporter)
+        assert whole.graph is opened.graph and whole.macs_by_layer == opened.cost.per_layer and reporter.messages == []
+        narrowed = narrow(opened, {"stem": 6}, reporter=reporter)
         module, channels = narrowed.graph.module, narrowed.channels["stem"]
         assert narrowed.widths == {"stem": 6} and len(set(channels)) == 6
         assert [module.get_submodule(name).out_channels for name in ("stem", "conv1", "conv2")] == [6, 12, 6]
@@ -76,10 +76,10 @@ def test_both_settings_of_the_sampler_share_one_survey(run):
 
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_another_choice_of_channels_is_another_survey(run):
-    told = Collected()
+    reporter = Collected()
     with open_run(run, CPU) as opened:
-        survey(opened, narrow(opened, {}, reporter=told), reporter=told)
+        survey(opened, narrow(opened, {}, reporter=reporter), reporter=reporter)
         before = run.curves.read_bytes()
-        surveyed = survey(opened, narrow(opened, {"stem": 6}, reporter=told), reporter=told)
-    assert run.curves.read_bytes() != before and any("made from other points" in line for line in told.told)
+        surveyed = survey(opened, narrow(opened, {"stem": 6}, reporter=reporter), reporter=reporter)
+    assert run.curves.read_bytes() != before and any("made from other points" in line for line in reporter.messages)
     assert len(surveyed.survey.metrics["stem"]) == 6 and len(surveyed.survey.metrics["conv1"]) == 12

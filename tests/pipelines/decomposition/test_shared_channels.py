@@ -63,15 +63,15 @@ def chosen(opened, widths, reporter=None):
 
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_channels_that_are_always_zero_go_first_and_the_choice_is_read_again(run, monkeypatch):
-    told = Collected()
+    reporter = Collected()
     with open_run(run, torch.device("cpu")) as opened:
         with torch.no_grad():  # channels 2 and 5 of the space are always zero: they tell its readers nothing
             for name in ("stem", "conv2"):
                 module = opened.graph.module.get_submodule(name)
                 module.weight[[2, 5]] = 0
                 module.bias[[2, 5]] = 0
-        assert chosen(opened, {"stem": 6}, told) == {"stem": [0, 1, 3, 4, 6, 7]}
-        assert "stem: 6 of 8 channels stay in all layers that write or read them" in told.told
+        assert chosen(opened, {"stem": 6}, reporter) == {"stem": [0, 1, 3, 4, 6, 7]}
+        assert "stem: 6 of 8 channels stay in all layers that write or read them" in reporter.messages
         monkeypatch.setattr(shared_channels, "_choose", lambda *args: [0, 1])
         assert chosen(opened, {"stem": 6}) == {"stem": [0, 1, 3, 4, 6, 7]}
         assert chosen(opened, {"stem": 2}) == {"stem": [0, 1]}  # other widths: chosen again

@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_damaged_survey_is_made_again_with_a_warning_and_an_intact_one_is_read(vgg_run):
-    before, told = vgg_run.curves.read_bytes(), Collected()
+    before, reporter = vgg_run.curves.read_bytes(), Collected()
     with open_run(vgg_run, CPU) as opened:
-        narrowed = narrow(opened, {}, reporter=told)
-        first = survey_run(opened, narrowed, reporter=told).survey
-        assert told.told == [] and vgg_run.curves.read_bytes() == before
+        narrowed = narrow(opened, {}, reporter=reporter)
+        first = survey_run(opened, narrowed, reporter=reporter).survey
+        assert reporter.messages == [] and vgg_run.curves.read_bytes() == before
         vgg_run.curves.write_bytes(before[:-100])
-        second = survey_run(opened, narrowed, reporter=told).survey
-    assert "curves.npz" in told.told[0] and "made again" in told.told[0]
+        second = survey_run(opened, narrowed, reporter=reporter).survey
+    assert "curves.npz" in reporter.messages[0] and "made again" in reporter.messages[0]
     assert first.own.keys() == second.own.keys()
     for name in first.own:
         assert np.allclose(first.own[name].spatial, second.own[name].spatial) if first.own[name].ranked else True

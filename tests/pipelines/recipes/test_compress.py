@@ -1,4 +1,4 @@
-"""One call from a network and images to a cheaper network and a report; and the stages one by one."""
+"""Compression of a network and images in memory: the network, its report, and mistakes."""
 
 import copy
 import json
@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import decomp
 from decomp.cost import count as cost
 from decomp.errors import FileError, NumericalError, TargetError, UsageError
-from decomp.pipelines.console.text_table import html_table, text_table
 from decomp.pipelines.recipes import compress as recipe
 
 SHAPE = (3, 8, 8)
@@ -38,7 +37,7 @@ def made(tmp_path_factory):
     return model, network, report
 
 
-def test_the_result_is_of_the_class_given_and_as_cheap_as_the_report_says(made):
+def test_the_result_has_the_given_class_and_the_costs_of_the_report(made):
     model, network, report = made
     assert type(network) is Block and not network.training
     counted, original = cost.cost(network, SHAPE), cost.cost(model, SHAPE)
@@ -47,7 +46,7 @@ def test_the_result_is_of_the_class_given_and_as_cheap_as_the_report_says(made):
     assert counted.params == report.params_after
 
 
-def test_the_layers_of_the_report_add_up_to_the_network(made):
+def test_costs_of_the_layers_add_up_to_those_of_the_network(made):
     model, network, report = made
     assert [item.layer for item in report.layers] == ["stem", "conv1", "conv2", "depthwise", "head"]
     assert sum(item.macs_before for item in report.layers) == report.macs_before
@@ -57,7 +56,7 @@ def test_the_layers_of_the_report_add_up_to_the_network(made):
     assert kept.macs_before == kept.macs_after and kept.becomes == "stays as it is" and kept.error is None
 
 
-def test_the_report_says_how_close_the_outputs_are_on_images_that_no_fit_saw(made):
+def test_the_fidelity_of_the_report_is_measured_on_held_out_images(made):
     model, network, report = made
     assert report.fidelity["images"] == 6
     x = images(200)
@@ -76,13 +75,7 @@ def test_the_report_is_text_html_and_json(made):
     assert json.loads(json.dumps(report.to_json()))["macs_after"] == report.macs_after
 
 
-def test_tables_line_up_and_escape_what_they_hold():
-    lines = text_table([("name", "n"), ("a", "10"), ("long name", "7")]).split("\n")
-    assert lines == ["name        n", "a          10", "long name   7"]
-    assert "<b>" not in html_table([("x",), ("<b>&",)]) and "&lt;b&gt;&amp;" in html_table([("x",), ("<b>&",)])
-
-
-def test_a_class_that_does_not_take_the_edits_gives_a_network_that_stands_alone(tmp_path):
+def test_a_class_that_does_not_take_the_edits_gives_a_traced_network(tmp_path):
     from decomp.data.formats import network_file
     from decomp.graph.tracing import trace
 

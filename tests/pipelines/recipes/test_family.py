@@ -30,7 +30,7 @@ def vgg_run(frozen, tmp_path):
     return RunDirectory.open(tmp_path / "run")
 
 
-def test_a_family_is_what_single_runs_are_and_shares_what_it_can(vgg_run, tmp_path):
+def test_each_member_has_the_bytes_of_a_run_of_its_own_and_shares_points_and_curves(vgg_run, tmp_path):
     result = family(vgg_run, speedups=(2.0, 3.0), reporter=Collected())
     members = [RunDirectory.open(f"{vgg_run}-{name}") for name in ("2x", "3x")]
     for member, speedup in zip(members, (2.0, 3.0)):
@@ -49,7 +49,7 @@ def test_a_family_is_what_single_runs_are_and_shares_what_it_can(vgg_run, tmp_pa
     assert vgg_run.config("decompose") is None and not vgg_run.model_dir.exists()
 
 
-def test_a_family_goes_on_where_it_was(vgg_run):
+def test_finished_members_are_not_made_again(vgg_run):
     whole = family(vgg_run, speedups=(2.0,), reporter=Collected())
     before = bytes_of(whole.members[0].run)
     again = family(vgg_run, speedups=(2.0, 3.0), reporter=Collected())
@@ -57,7 +57,7 @@ def test_a_family_goes_on_where_it_was(vgg_run):
     assert bytes_of(again.members[0].run) == before
 
 
-def test_a_family_with_one_member_out_of_reach_does_no_work(vgg_run):
+def test_one_member_out_of_reach_is_refused_before_any_work(vgg_run):
     with pytest.raises(TargetError, match="got 5000x"):
         family(vgg_run, speedups=(2.0, 5000.0), reporter=Collected())
     assert not RunDirectory(f"{vgg_run}-2x").path.exists()

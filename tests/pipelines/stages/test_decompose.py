@@ -43,8 +43,8 @@ def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
         assert used <= (step in steps)
     assert torch.isfinite(network(torch.randn(2, *SHAPE))).all()
     # Before any layer was solved, each was listed with what it gets or why it is left alone.
-    first_solved = next(i for i, line in enumerate(told.told) if "response error" in line)
-    listed = "\n".join(told.told[:first_solved])
+    first_solved = next(i for i, line in enumerate(told.messages) if "response error" in line)
+    listed = "\n".join(told.messages[:first_solved])
     assert all(layer["layer"] in listed for layer in plan["layers"]) and "reads the image itself" in listed
 
 

@@ -1,0 +1,40 @@
+"""Demo: its stages in order, and the lines of its result."""
+
+from decomp.pipelines.recipes import demo as recipe
+from decomp.pipelines.recipes.demo import demo
+from tests.pipelines.digit_runs import Collected
+
+
+class Result:
+    def __init__(self, name):
+        self.name = name
+
+    def lines(self):
+        return [f"{self.name} done", "next: another command"]
+
+
+def test_the_stages_run_in_order_on_one_run_and_their_lines_are_reported(tmp_path, monkeypatch):
+    calls = []
+
+    def stage(name):
+        def call(run, *, reporter, **options):
+            calls.append((name, run.path, options))
+            return Result(name)
+
+        return call
+
+    for name in ("freeze", "decompose", "finetune", "evaluate"):
+        monkeypatch.setattr(recipe, name, stage(name))
+    reporter = Collected()
+    lines = list(demo(tmp_path / "run", reporter=reporter).lines())
+    assert calls == [
+        ("freeze", tmp_path / "run", {"model": "zoo:vgg-digits", "data": "digits"}),
+        ("decompose", tmp_path / "run", {"speedup": 4.0}),
+        ("finetune", tmp_path / "run", {"epochs": 3}),
+        ("evaluate", tmp_path / "run", {}),
+    ]
+    assert [line for line in reporter.messages if line.startswith("  ")] == [
+        "  freeze done", "  decompose done", "  finetune done",
+    ]  # fmt: skip
+    assert lines[0] == "evaluate done" and lines[-1] == f"all of its files: {tmp_path / 'run'}"
+    assert f"decomp.load({str(tmp_path / 'run' / 'finetune' / 'best')!r})" in lines[-2]
