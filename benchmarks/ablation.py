@@ -1,4 +1,4 @@
-"""What each choice of the solvers is worth on a frozen network: by the layer's own error and by the network's output.
+"""Ablation of the solvers on a frozen network: error of each layer and of the network's output for each option.
 
     python -m benchmarks.ablation --run runs/vgg --speedup 4
 
@@ -31,9 +31,9 @@ from decomp.pipelines.run.loading import open_frozen
 from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import columns_of, weight_to_matrix
 from decomp.solvers import selection
-from decomp.solvers import solve_layer as layers
 from decomp.solvers.selectors import CHANNEL_SELECTORS
-from decomp.surgery import apply_solution as surgery
+from decomp.solvers.solve_layer import solve_layer
+from decomp.surgery.apply_solution import apply_solution
 
 
 class Study:
@@ -78,10 +78,10 @@ class Study:
         errors = []
         for layer in (layer for layer in view.layers if layer.fitted):
             problem, held_out = problems.problem(layer)
-            solution, report = layers.solve_layer(
+            solution, report = solve_layer(
                 problem, items[layer.name], held_out=held_out, activation_aware=aware, refined=refined
             )
-            surgery.apply_solution(view.module, view, solution)
+            apply_solution(view.module, view, solution)
             if items[layer.name].treated:
                 errors.append(list(report["errors"].values())[-1]["held_out"])
         close = fidelity.compare(self.original, view.module, self.frozen, problems.n_fit, 100, "cpu")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a command as a process of its own, what evaluate finds, and tables."""
+"""Shared parts of the benchmarks: stages in processes of their own, results of evaluate, tables."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Every classifier of torchvision (and of timm, where it is installed): traced, narrowed, factored, written, read.
+"""Coverage of the classifiers of torchvision and timm: trace, narrowing, factors, writing, reading.
 
 ``python -m benchmarks.coverage`` writes docs/coverage.md. Weights are random and normalisation statistics
 randomised, so this says nothing of accuracy: it says what is understood, that nothing is changed where nothing is
@@ -21,8 +21,8 @@ from torch import nn
 import decomp
 from decomp.allocation.allocator import Allocator
 from decomp.allocation.layer_curves import LayerCurves
-from decomp.cost import count as cost
 from decomp.cost import models
+from decomp.cost.count import cost
 from decomp.data.formats import network_file
 from decomp.errors import DecompError
 from decomp.execution.outputs import as_tensor
@@ -31,8 +31,8 @@ from decomp.graph.tracing import trace
 from decomp.modules import convolution
 from decomp.problem import factors
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, Selection
-from decomp.surgery import apply_solution as surgery
 from decomp.surgery import batchnorm
+from decomp.surgery.apply_solution import apply_solution
 
 TOLERANCE, ASKED = 1e-4, 2.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +117,7 @@ def apply(network, view, items):
             keep = None if item.keep is None else torch.arange(item.keep)
             selection = None if keep is None else Selection(keep, layer.input_space.width)
             chain = factored(layer, network.get_submodule(layer.name), keep, item)
-            edited += surgery.apply_solution(network, view, factors.LayerSolution(layer.name, selection, chain))
+            edited += apply_solution(network, view, factors.LayerSolution(layer.name, selection, chain))
     return list(dict.fromkeys(edited))
 
 
@@ -162,7 +162,7 @@ def run_one(name, speedup=ASKED):
         batchnorm.fold_bn(network)
         view = NetworkGraph(network, shape, name)
         row["seconds"] = time.perf_counter() - began
-        counted = cost.cost(network, shape)
+        counted = cost(network, shape)
         alone = [layer for layer in view.layers if layer.kind == "conv" and not layer.fitted]
         row.update(
             convs=sum(layer.kind == "conv" for layer in view.layers), alone=len(alone),
@@ -185,8 +185,8 @@ def run_one(name, speedup=ASKED):
         items = allocator.uniform(speedup) if row["most"] >= speedup else allocator.smallest()
         planned = allocator.cost(items)
         edited = apply(network, view, items)
-        row["speedup"] = counted.macs / cost.cost(network, shape).macs
-        row["as_planned"] = cost.cost(network, shape).macs == planned
+        row["speedup"] = counted.macs / cost(network, shape).macs
+        row["as_planned"] = cost(network, shape).macs == planned
         row["loads"] = loads_elsewhere(network, edited, shape, x)
     except DecompError as error:
         row["refused"] = str(error)

@@ -1,4 +1,4 @@
-"""The steps of one layer as one would write them with scikit-learn and numpy: all rows in memory, in float64.
+"""Dense reference for the steps of one layer with scikit-learn and numpy: all rows in memory, in float64.
 
 The published method on all rows: the lasso on the dense (N·n, c) design, its penalty bisected to the count; least
 squares on the kept channels; the plain SVD of the kernel with its second factor fitted; 25 + 25 sweeps of

@@ -1,4 +1,4 @@
-"""What a finished network becomes elsewhere: files that load without this package, compiled and in eight bits.
+"""Export formats, torch.compile and int8 quantisation of a finished network: size, latency, agreement.
 
     python -m benchmarks.exports --run runs/vgg
 

@@ -1,4 +1,4 @@
-"""What happens to a run when something goes wrong: the tests that break things, counted by kind of fault.
+"""Fault injection: the tests that break a run, counted by kind of fault.
 
     python -m benchmarks.faults --out docs/faults.md
     python -m benchmarks.faults --out docs/faults.md --select "random_moments" --results faults.json

@@ -1,4 +1,4 @@
-"""The main job at several speed-ups: accuracy, latency, wall time and peak memory of every stage.
+"""Main benchmark at several speed-ups: accuracy, latency, wall time and peak memory of every stage.
 
     python -m benchmarks.main_job --model zoo:vgg-fashion --data fashion-mnist --out runs/benchmark
 

@@ -1,4 +1,4 @@
-"""What a large network takes under a memory limit: passes over the images, peak memory, disk.
+"""Memory benchmark of a large network under a limit: passes over the images, peak memory, disk.
 
     python -m benchmarks.memory --images 300 --out runs/memory
 

@@ -1,4 +1,4 @@
-"""What the choice of the sizes is worth: accuracy, divergence and agreement after decomposition alone, by allocation.
+"""Allocations compared: accuracy, divergence and agreement after decomposition alone.
 
     python -m benchmarks.plans --out runs/plans
 

@@ -1,4 +1,4 @@
-"""Time, memory and held-out error of one layer's steps, beside a dense route with scikit-learn and numpy.
+"""Solver benchmark: time, memory and held-out error of one layer's steps, beside a dense reference.
 
     python benchmarks/solvers.py                       # c = n = 64, 128, 256, 512
     python benchmarks/solvers.py --sizes 512 --device cuda
@@ -155,8 +155,7 @@ def stream(rows, size, device):
 
 def beyond(clock, problem, narrowed, chosen, split, found, held_out):
     """Refinement, backward elimination and error curves."""
-    from decomp.solvers import error_curves as curves
-    from decomp.solvers import refine, selection
+    from decomp.solvers import error_curves, refine, selection
 
     errors = {"split": response_error(split, held_out, chosen.channels)}
     better = clock("refine", lambda: refine.refine(narrowed, split))
@@ -167,9 +166,9 @@ def beyond(clock, problem, narrowed, chosen, split, found, held_out):
     judged = stream(held_out, problem.n_channels, problem.moments.K.device)
 
     def all_curves():
-        curves.spatial_curve(problem, judged)
-        curves.channel_curve(problem, judged)
-        curves.selection_curve(problem, judged, order=order)
+        error_curves.spatial_curve(problem, judged)
+        error_curves.channel_curve(problem, judged)
+        error_curves.selection_curve(problem, judged, order=order)
 
     clock("curves", all_curves)
     return errors | selection_errors(problem, chosen, order, judged)

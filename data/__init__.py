@@ -1,1 +1,1 @@
-"""Images, models by name and the frozen file: everything that is read from outside."""
+"""Image sources, networks and weights by name, and the file formats."""

@@ -1,4 +1,4 @@
-"""This package beside what people would use instead, on the same network, images and counted cost.
+"""Comparison with other compression tools on the same network, images and multiply-accumulates.
 
     python -m venv .peers && .peers/bin/pip install -e . -r benchmarks/peers/requirements.txt
     .peers/bin/python -m benchmarks.peers --out runs/peers

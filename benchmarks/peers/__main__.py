@@ -1,4 +1,4 @@
-"""The command line of the comparison."""
+"""Command line of the comparison."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which rows are asked for, which are there already, and the processes that make the others."""
+"""Driver of the comparison: lists the rows to compute and runs each missing one in its own process."""
 
 import json
 import shlex

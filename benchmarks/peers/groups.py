@@ -1,4 +1,4 @@
-"""Rows of a comparison that belong together, and the words for what they have in common."""
+"""Groups of rows with equal conditions, and their captions."""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""Which methods of which tools there are, each in the best setting we know of."""
+"""Table of methods: tools and their methods, each in its best known setting."""
 
 import importlib
 from dataclasses import dataclass, field

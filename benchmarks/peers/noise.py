@@ -1,4 +1,4 @@
-"""Which differences between two tools' accuracies are more than noise.
+"""Significance test: differences between the accuracies of two tools that exceed the noise.
 
 Two networks are judged on the same test images and, where there are several seeds, after trainings in the same order.
 What is uncertain is which images were drawn for the test and which seeds for the training.

@@ -1,4 +1,4 @@
-"""This package, through the functions that its command line calls."""
+"""Method of this package, through the functions that its command line calls."""
 
 import decomp
 from benchmarks.peers.subject import once

@@ -1,4 +1,4 @@
-"""Tables, picture and page of all rows that are there."""
+"""Page of the comparison: tables and figure of all rows available."""
 
 import importlib.metadata
 import statistics

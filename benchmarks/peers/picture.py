@@ -1,4 +1,4 @@
-"""The comparison as a picture: points of accuracy lost against counted speed-up, without and after training."""
+"""Figure of the comparison: loss of accuracy against counted speed-up, without and after training."""
 
 import statistics
 

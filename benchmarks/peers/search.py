@@ -1,4 +1,4 @@
-"""From a tool's own measure of strength to a network of the cost that is asked for."""
+"""Bisection of a tool's compression parameter to a target cost."""
 
 #: How far below the target a network may lie, as a share of it.
 TOLERANCE = 0.02

@@ -1,4 +1,4 @@
-"""What every tool is given, and how its networks are judged."""
+"""Subject of the comparison: the network and images that every tool is given, and the evaluation of results."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import noise
-from decomp.cost import count as cost
+from decomp.cost.count import cost
 from decomp.data import models
 from decomp.data.sources import open_source
 from decomp.execution.outputs import output_divergence
@@ -45,7 +45,7 @@ class Subject:
 
     def count(self, module):
         """Multiply-accumulates of a network for one image; the one counter for all tools."""
-        return cost.cost(module, self.shape).macs
+        return cost(module, self.shape).macs
 
     def fresh(self):
         """A copy of the network that a tool may spoil."""
@@ -60,7 +60,7 @@ class Subject:
         kept : path
             Where the original's outputs are kept between processes.
         """
-        counted = cost.cost(module, self.shape)
+        counted = cost(module, self.shape)
         wanted, got = self._reference(Path(kept)), logits_of(module, self.source.test)
         labels = self.source.test.labels(torch.arange(len(self.source.test)))
         right = got.argmax(1) == labels

@@ -9,7 +9,7 @@ from decomp.pipelines.training.batchnorm import insert_batchnorm
 from decomp.pipelines.training.hold_out import hold_out
 from decomp.pipelines.training.loop import fit
 from decomp.pipelines.training.recipe import Recipe
-from decomp.surgery import batchnorm as refold
+from decomp.surgery import batchnorm
 from decomp.surgery.batchnorm import fold_bn
 
 
@@ -41,5 +41,5 @@ def tune(network, subject, epochs, folded=False):
         network, settings, stage="finetune", n_images=n_images, batches=batches, loss=loss,
         device=torch.device("cpu"),
     )  # fmt: skip
-    refold.fold_inserted(network, paths)
+    batchnorm.fold_inserted(network, paths)
     return network.eval()

@@ -1,4 +1,4 @@
-"""One row in a process of its own: compress (or train on), save the network, judge it, print the row as JSON."""
+"""Worker process for one row: compress or continue training, save, evaluate, print the row as JSON."""
 
 import argparse
 import json

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from decomp.allocation.plan import Plan
-from decomp.cost import count as cost
+from decomp.cost.count import FUNCTIONAL, cost
 from decomp.errors import FileError
 
 from ...data.formats import network_file
@@ -134,12 +134,12 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     original, network = (loading.load_network(run, path) for path in (run.original_dir, run.model_dir))
     shape = network_file.read_structure(run.original_dir)["input_shape"]
     plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json), renew="make it anew with decompose --redo")
-    before, after = cost.cost(original, shape).per_layer, cost.cost(network, shape).per_layer
+    before, after = cost(original, shape).per_layer, cost(network, shape).per_layer
     words = {item.layer: item.words() for item in plan.layers}
     errors = {report["layer"]: _last_error(report) for report in facts["layers"]}
     layers = []
     for name, macs in before.items():
-        if name == cost.FUNCTIONAL:
+        if name == FUNCTIONAL:
             continue
         old, new = original.get_submodule(name), network.get_submodule(name)
         layers.append(
