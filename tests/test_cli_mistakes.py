@@ -155,6 +155,7 @@ def test_a_mistake_ends_in_one_line(mistake, frozen, bad_things):
     [
         ("finetune", "--schedule", "schedule", "cosin"),
         ("finetune", "--labels", "labels", "non"),
+        ("evaluate", "--layout", "layout", "contigous"),
         ("export", "--format", "formats", "onxn"),
     ],
 )

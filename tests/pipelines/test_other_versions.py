@@ -53,7 +53,4 @@ def test_finetune_tells_of_the_versions_that_decomposed(tmp_path):
     pretend(run, "decompose", torch="1.0")
     reporter = Collected()
     finetune(run, epochs=1, reporter=reporter)
-    assert (
-        len(warnings(reporter)) == 1
-        and "decompose ran with other versions: torch 1.0" in warnings(reporter)[0]
-    )
+    assert len(warnings(reporter)) == 1 and "decompose ran with other versions: torch 1.0" in warnings(reporter)[0]
