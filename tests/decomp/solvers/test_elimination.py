@@ -11,6 +11,7 @@ from decomp.errors import DecompError, NumericalError
 from decomp.problem.moments import Moments
 from decomp.solvers import elimination
 from decomp.solvers.elimination import eliminate
+from decomp.solvers.linalg import choose_ridge
 
 
 def penalised_error(rows, channels, ridge, metric=None):
@@ -76,6 +77,7 @@ def test_the_ridge_of_the_evidence_is_chosen_once_and_reported():
     rows = make(c=6, n=4, kernel=(2, 2), n_rows=40)
     found = eliminate(rows.problem)
     ridge = found.report["ridge"]
+    assert ridge == choose_ridge(rows.problem.moments) != choose_ridge(rows.problem.moments, rows.problem.matrix())
     assert eliminate(rows.problem, ridge=ridge).order == found.order
     left = list(range(6))
     for removed, error in zip(found.order, found.errors[1:]):

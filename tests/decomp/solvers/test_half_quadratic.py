@@ -124,6 +124,18 @@ def test_the_best_map_of_all_iterations_is_returned():
     assert len(report["iterations"]) == 2 and max(report["iterations"]) <= half_quadratic.ITERATIONS
 
 
+def test_iterations_that_only_worsen_leave_the_start_and_each_penalty_begins_at_the_best():
+    iteration, start = splitting(make(n=8, seed=3), 2)
+    worse = LowRankMap(start.encoder, start.decoder * 3, start.mean)
+    swept, sweep = [], iteration.sweep
+    iteration.sweep = lambda low_rank, penalty: (swept.append((low_rank, penalty)), sweep(low_rank, penalty))[1]
+    iteration.regress = lambda cross, mean, rank: worse
+    best, report = iteration.run(2, start)
+    assert best is start and report["response_error"] == report["response_error_linear"]
+    weak, strong = half_quadratic.PENALTIES
+    assert swept == [(start, weak), (worse, weak), (start, strong), (worse, strong)]
+
+
 def test_at_full_rank_an_unchanged_network_has_no_error_left():
     iteration, start = splitting(make(noise=0.0), 6)
     _, report = iteration.run(6, start)
