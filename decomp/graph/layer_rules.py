@@ -31,9 +31,12 @@ def convolution(
 
 def linear(channels: ChannelNumbers, node: fx.Node, module: nn.Linear, source: Layout) -> None:
     """New channels come out, where the columns lie along axis 1."""
-    if type(module) is not nn.Linear or len(channels.shape(node)) != 2:
+    if type(module) is not nn.Linear:
+        channels.not_understood(node, f"goes through {node.target} ({type(module).__name__})")
+        return
+    if len(channels.shape(node)) != 2:
         # Channels last: its columns are not along axis 1.
-        channels.not_understood(node, f"goes through {node.target} ({type(module).__name__} on more than two axes)")
+        channels.not_understood(node, f"goes through {node.target} (Linear on more than two axes)")
         return
     writes = channels.numbers.add(module.out_features)
     channels.call(node, Use(str(node.target), "layer", source.ids, writes, source.map_shape))

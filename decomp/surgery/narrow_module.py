@@ -42,9 +42,12 @@ def narrow_layer(module: nn.Module, reads: torch.Tensor | None = None, writes: t
         first, last = next(iter(children)), next(reversed(children))
         children[first] = narrow_layer(children[first], reads=reads)
         children[last] = narrow_layer(children[last], writes=writes)
-        return nn.Sequential(children)
+        narrow = nn.Sequential(children)
+        narrow.training = module.training
+        return narrow
     if isinstance(module, nn.Linear):
-        return linear(_take(_take(module.weight, writes, 0), reads, 1), _take_bias(module.bias, writes))
+        weight = _take(_take(module.weight, writes, 0), reads, 1)
+        return linear(weight, _take_bias(module.bias, writes)).train(module.training)
     if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) or type(module) not in (nn.Conv2d, nn.ConvTranspose2d):
         raise DecompError(type(module).__name__, "its channels cannot be narrowed")
     if module.groups > 1:
@@ -78,7 +81,8 @@ def narrow_carrier(module: nn.Module, keep: torch.Tensor, width: int) -> nn.Modu
     if isinstance(module, nn.PReLU):
         if module.num_parameters == 1:
             return module
-        return with_parameters(nn.PReLU(len(keep), device="meta"), _take(module.weight, keep, 0), None)
+        narrow_prelu = nn.PReLU(len(keep), device="meta").train(module.training)
+        return with_parameters(narrow_prelu, _take(module.weight, keep, 0), None)
     if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         raise DecompError(type(module).__name__, "its channels cannot be narrowed")
     repeat = module.num_features // width

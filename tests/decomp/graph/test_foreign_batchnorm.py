@@ -140,21 +140,3 @@ def test_a_class_without_such_a_normalisation_is_refused(tmp_path):
     network_file.save(traced, tmp_path / "net", edited=edited, input_shape=SHAPE)
     with pytest.raises(decomp.errors.FileError, match="does not fit the given model: bn1 is no batch normalisation"):
         decomp.load(tmp_path / "net", into=network(nn.BatchNorm2d))
-
-
-def test_a_convolution_that_is_called_by_name_is_treated_like_others():
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.conv2, self.bn = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
-
-        def forward(self, x):
-            return self.bn(input=self.conv2(input=F.relu(self.conv1(input=x))))
-
-    module = randomise(Named())
-    traced = trace(module)
-    assert batchnorm.fold_bn(traced) == [("conv2", "bn")]
-    view = NetworkGraph(traced, SHAPE)
-    assert view.layer("conv2").input_space is not None and view.layer("conv1").activation == "relu"
-    assert cost(module, SHAPE).per_layer == cost(traced, SHAPE).per_layer
-    assert torch.allclose(traced(x()), module(x()), atol=1e-5)

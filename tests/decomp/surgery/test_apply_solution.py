@@ -2,8 +2,7 @@ import json
 
 import pytest
 import torch
-from networks import CHAIN_INPUT, block, chain, randomise
-from torch import nn
+from networks import CHAIN_INPUT, block, chain
 
 from decomp.cost.count import cost
 from decomp.errors import DecompError
@@ -15,38 +14,10 @@ from decomp.problem import factors
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, Selection
 from decomp.surgery import apply_solution as surgery
 from decomp.surgery import batchnorm
-from decomp.surgery.narrow_module import narrow_layer
 
 
 def images(shape, n=4):
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(3))
-
-
-@pytest.mark.parametrize(("make", "shape", "n_folded"), [(chain, CHAIN_INPUT, 3), (block, (3, 8, 8), 2)])
-def test_folding_keeps_the_outputs_with_random_statistics(make, shape, n_folded):
-    module, x = make(), images(shape)
-    network = trace(module)
-    folded = batchnorm.fold_bn(network)
-    assert len(folded) == n_folded
-    assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in network.modules())
-    assert torch.allclose(network(x), module(x), atol=1e-5)
-    assert any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
-
-
-def test_a_normalisation_that_others_read_past_is_not_folded():
-    class Fork(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.bn = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)
-
-        def forward(self, x):
-            y = self.conv(x)
-            return self.bn(y) + y
-
-    module = randomise(Fork())
-    network = trace(module)
-    assert batchnorm.fold_bn(network) == []
-    assert torch.equal(network(images((2, 4, 4))), module(images((2, 4, 4))))
 
 
 def masked(module, view, keeps):
@@ -110,14 +81,7 @@ def test_factors_become_a_chain_of_named_convolutions():
     assert list(dict(module.named_children())) == ["vertical", "horizontal", "pointwise"]
     x = images((8, 12, 12))
     assert torch.allclose(module(x), factored.forward(x), atol=1e-5)
-    narrow, wanted = narrow_layer(module, writes=torch.tensor([1, 7])), module(x)[:, [1, 7]]
-    assert (narrow(x) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
     assert module.pointwise.out_channels == 10
-
-
-def test_nothing_left_is_refused():
-    with pytest.raises(DecompError, match="at least one channel"):
-        narrow_layer(nn.Conv2d(2, 3, 1), writes=torch.tensor([], dtype=torch.long))
 
 
 def test_a_layer_without_a_space_is_not_narrowed():

@@ -1,9 +1,12 @@
-"""Normalisations that stand behind layers during a training: exact before it, exact after it."""
+"""Batch normalisations are folded, and inserted for a training, without a change of the outputs."""
 
+import pytest
 import torch
+from networks import CHAIN_INPUT, block, chain, randomise
 from torch import nn
 
-from decomp.surgery import batchnorm as refold
+from decomp.graph.tracing import trace
+from decomp.surgery import batchnorm
 
 
 def network():
@@ -19,14 +22,14 @@ def batches():
 
 
 def test_only_convolutions_and_the_ends_of_chains_are_taken():
-    assert refold.last_convolutions(network(), ["0", "1", "2", "5"]) == ["0", "2.1"]
+    assert batchnorm.last_convolutions(network(), ["0", "1", "2", "5"]) == ["0", "2.1"]
 
 
 def test_the_network_computes_what_it_did_in_evaluation_and_nearly_so_in_training():
     net, images = network(), batches()
     wanted = [net(x) for x in images]
-    paths = refold.last_convolutions(net, ["0", "2"])
-    refold.insert_behind(net, paths, images)
+    paths = batchnorm.last_convolutions(net, ["0", "2"])
+    batchnorm.insert_behind(net, paths, images)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 2
     assert not any(m.num_batches_tracked for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     for x, y in zip(images, wanted):
@@ -39,15 +42,15 @@ def test_the_network_computes_what_it_did_in_evaluation_and_nearly_so_in_trainin
 def test_what_was_trained_is_folded_into_plain_convolutions():
     net, images = network(), batches()
     before = dict(net.state_dict())
-    paths = refold.last_convolutions(net, ["0", "2"])
-    refold.insert_behind(net, paths, images)
+    paths = batchnorm.last_convolutions(net, ["0", "2"])
+    batchnorm.insert_behind(net, paths, images)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     for x in images:
         optimizer.zero_grad()
         net.train()(x).square().mean().backward()
         optimizer.step()
     trained = net.eval()(images[0])
-    refold.fold_inserted(net, paths)
+    batchnorm.fold_inserted(net, paths)
     assert {name: tuple(v.shape) for name, v in net.state_dict().items()} == {
         name: tuple(v.shape) for name, v in before.items()
     }
@@ -60,6 +63,51 @@ def test_a_dead_channel_stays_finite():
     with torch.no_grad():
         net[0].weight[1].zero_()
     wanted = net(batches()[0])
-    refold.insert_behind(net, ["0"], batches())
+    batchnorm.insert_behind(net, ["0"], batches())
     torch.testing.assert_close(net(batches()[0]), wanted, rtol=1e-4, atol=1e-5)
     assert torch.isfinite(net.train()(batches()[0])).all()
+
+
+def images(shape, n=4):
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("make", "shape", "n_folded"), [(chain, CHAIN_INPUT, 3), (block, (3, 8, 8), 2)])
+def test_folding_keeps_the_outputs_with_random_statistics(make, shape, n_folded):
+    module, x = make(), images(shape)
+    network = trace(module)
+    folded = batchnorm.fold_bn(network)
+    assert len(folded) == n_folded
+    assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in network.modules())
+    assert torch.allclose(network(x), module(x), atol=1e-5)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+
+
+def test_a_normalisation_that_others_read_past_is_not_folded():
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.bn(y) + y
+
+    module = randomise(Fork())
+    network = trace(module)
+    assert batchnorm.fold_bn(network) == []
+    assert torch.equal(network(images((2, 4, 4))), module(images((2, 4, 4))))
+
+
+@pytest.mark.parametrize("repeated", ["conv", "bn"])
+def test_a_layer_or_normalisation_called_twice_is_not_folded(repeated):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.other = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = self.bn(self.conv(x))
+            return self.conv(x) if repeated == "conv" else self.bn(self.other(x))
+
+    assert batchnorm.fold_bn(trace(randomise(Twice()))) == []

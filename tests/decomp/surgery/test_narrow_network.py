@@ -12,10 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from decomp.cost.count import cost
-from decomp.errors import DecompError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
-from decomp.surgery.narrow_module import narrow_layer
 from decomp.surgery.narrow_network import mask, shrink, shrunk_macs
 
 
@@ -143,18 +141,3 @@ def test_random_graphs_masked_and_shrunk_agree(steps, seed):
     generator = torch.Generator().manual_seed(seed)
     module = randomise(Random(steps, seed), seed)
     check_agreement(module, (3, 6, 6), lambda spaces: draw_keep(spaces, generator))
-
-
-def test_parts_of_groups_are_refused():
-    conv = nn.Conv2d(8, 8, 1, groups=2)
-    with pytest.raises(DecompError, match="whole groups of 4 to 4 channels must stay"):
-        narrow_layer(conv, torch.tensor([0, 1]), torch.tensor([0, 1]))
-
-
-def test_chains_of_factors_are_narrowed_at_both_ends():
-    chain = nn.Sequential(nn.Conv2d(6, 3, (3, 1)), nn.Conv2d(3, 5, (1, 3)))
-    reads, writes = torch.tensor([0, 4]), torch.tensor([1, 2])
-    small, x = narrow_layer(chain, reads, writes), images((6, 5, 5))
-    zeroed = torch.zeros_like(x)
-    zeroed[:, reads] = x[:, reads]
-    assert torch.allclose(small(x[:, reads]), chain(zeroed)[:, writes], atol=1e-6)

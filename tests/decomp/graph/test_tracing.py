@@ -1,0 +1,111 @@
+import pytest
+import torch
+from networks import chain, randomise
+from torch import fx, nn
+from torch.nn import functional as F
+
+from decomp.errors import TraceError
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
+from decomp.surgery.batchnorm import fold_bn
+
+
+def test_control_flow_is_refused_with_its_place():
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            if x.sum() > 0:
+                return self.conv(x)
+            return x
+
+    with pytest.raises(
+        TraceError, match=r"net: the forward pass cannot be traced at test_tracing\.py:\d+: symbolically traced"
+    ):
+        trace(Dynamic(), "net")
+
+
+def test_tracing_leaves_the_model_alone():
+    model = chain().train()
+    traced = trace(model)
+    assert model.training and not traced.training
+    traced.get_submodule("0").weight.data.zero_()
+    assert model[0].weight.abs().sum() > 0
+
+
+def test_inputs_with_defaults_take_them():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, mask=None, *, scale=2.0):
+            x = self.conv(x)
+            return x * scale if mask is None else x * mask
+
+    network, x = trace(Masked()), torch.randn(2, 3, 8, 8)
+    assert [node.op for node in network.graph.nodes].count("placeholder") == 1
+    with torch.no_grad():
+        assert torch.equal(network(x), network.conv(x) * 2)
+
+
+def test_a_convolution_that_is_called_by_name_is_treated_like_others():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2, self.bn = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            return self.bn(input=self.conv2(input=F.relu(self.conv1(input=x))))
+
+    module, x = randomise(Named()), torch.randn(3, 3, 12, 12)
+    traced = trace(module)
+    assert all(len(node.args) == 1 and not node.kwargs for node in traced.graph.nodes if node.op == "call_module")
+    assert fold_bn(traced) == [("conv2", "bn")]
+    layers = NetworkGraph(traced, (3, 12, 12)).layers
+    assert [layer.activation for layer in layers] == ["relu", "identity"] and layers[1].input_space.producer == "conv1"
+    assert torch.allclose(traced(x), module(x), atol=1e-5)
+
+
+def test_a_leaf_is_called_as_it_is():
+    module = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), nn.Sequential(nn.Conv2d(2, 2, 1)))
+    targets = [node.target for node in trace(module, leaves=["0"]).graph.nodes if node.op == "call_module"]
+    assert targets == ["0", "1.0"]
+    for unknown in ("2", ""):
+        with pytest.raises(TraceError, match="net: has no module of this name to leave as it is"):
+            trace(module, "net", leaves=[unknown])
+
+
+def test_stochastic_depth_does_nothing_in_evaluation():
+    torchvision = pytest.importorskip("torchvision")
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), torchvision.ops.StochasticDepth(0.5, "row"), nn.ReLU())
+    network = trace(module)
+    assert [node.op for node in network.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    x = torch.randn(2, 1, 4, 4)
+    assert torch.equal(network(x), module.eval()(x))
+
+
+def test_a_model_must_take_one_image_tensor():
+    class Pair(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    with pytest.raises(TraceError, match="pair: the model must take one image tensor, got 2 inputs"):
+        trace(Pair(), "pair")
+
+
+def test_calls_whose_results_are_not_used_are_removed():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
+
+        def forward(self, x):
+            self.b(x)
+            return self.a(x)
+
+    network = trace(Unused())
+    assert isinstance(network, fx.GraphModule)
+    assert [node.target for node in network.graph.nodes if node.op == "call_module"] == ["a"]

@@ -1,0 +1,25 @@
+import torch
+
+from decomp.graph.tracing import trace
+from decomp.modules.select import Select
+
+
+def test_the_selected_channels_come_out_in_their_order():
+    x = torch.arange(2 * 5 * 2).view(2, 5, 2, 1).float()
+    assert torch.equal(Select.of(torch.tensor([4, 0, 2]), 5)(x), x[:, [4, 0, 2]])
+    assert torch.equal(Select(5, 2)(x), x[:, :2])
+
+
+def test_the_places_are_an_integer_buffer_and_no_parameter():
+    select = Select.of(torch.tensor([1, 3]), 5)
+    assert list(select.parameters()) == [] and select.state_dict()["index"].tolist() == [1, 3]
+    assert select.index.dtype == torch.int64 and select.half().index.dtype == torch.int64
+    assert repr(select) == "Select(2 of 5)"
+
+
+def test_the_selection_can_be_traced_and_loaded():
+    network = trace(torch.nn.Sequential(Select.of(torch.tensor([1, 3]), 5)))
+    again = Select(5, 2)
+    again.load_state_dict(network.get_submodule("0").state_dict())
+    x = torch.randn(2, 5, 3, 3)
+    assert torch.equal(again(x), network(x)) and torch.equal(again(x), x[:, [1, 3]])
