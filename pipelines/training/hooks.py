@@ -41,7 +41,7 @@ class Hooks:
         values and tensors; also the state of a ``torch.Generator`` they draw from, unless each draw derives its own
         from the epoch. Saved with every checkpoint.
     load_state_dict : callable, optional
-        Gets the same back, with tensors on the CPU, before the training goes on.
+        Gets the same back, with tensors on the CPU, when a training is resumed.
     name : str
         Names the state in the checkpoint; needed for hooks with a state.
 

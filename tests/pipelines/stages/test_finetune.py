@@ -73,7 +73,7 @@ def test_dropout_stays_where_there_are_labels(run, monkeypatch, labels):
     assert len(trained) == (labels == "none")
 
 
-def test_tuning_with_labels_helps_on_images_it_has_not_seen(run):
+def test_fine_tuning_with_labels_helps_on_images_it_has_not_seen(run):
     result = tune(run, epochs=3)
     _, held_out = hold_out(1347, 0)
     before, after = (accuracy(network_file.load(path), held_out) for path in (run.model_dir, run.finetune_dir / "best"))
@@ -83,7 +83,7 @@ def test_tuning_with_labels_helps_on_images_it_has_not_seen(run):
     assert any(f"{after:.2%}" in line for line in result.lines())
 
 
-def test_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
+def test_fine_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
     # No source may even be opened: the frozen images are all there is.
     monkeypatch.setattr(tasks, "open_source", None)
     result = tune(run, labels="none", epochs=3, batch_size=16)
@@ -124,7 +124,7 @@ def test_the_test_split_is_never_read_and_held_out_images_are_not_trained_on(run
     assert validated_on == set(held_out.tolist())
 
 
-def test_a_tuning_that_only_harms_keeps_the_network_as_it_was(run):
+def test_a_fine_tuning_that_only_harms_keeps_the_network_as_it_was(run):
     network = network_file.load(run.original_dir)
     network_file.save(network, run.model_dir, input_shape=(1, 8, 8), meta={})
     result = tune(run, labels="none", epochs=1, learning_rate=5.0, schedule="constant")
@@ -164,7 +164,7 @@ def trained_modules(monkeypatch):
     return seen
 
 
-def test_normalisations_stand_in_the_network_only_while_it_is_trained(run, trained_modules):
+def test_batch_normalisations_are_in_the_network_only_while_it_is_trained(run, trained_modules):
     result = tune(with_folded(run))
     assert trained_modules == [["0.norm", "3.norm"]]
     _, held_out = hold_out(1347, 0)
@@ -177,12 +177,12 @@ def test_normalisations_stand_in_the_network_only_while_it_is_trained(run, train
     assert all(not torch.equal(after[name], before[name]) for name in before)
 
 
-def test_small_batches_do_without_normalisations(run, trained_modules):
+def test_small_batches_have_no_batch_normalisations(run, trained_modules):
     tune(with_folded(run), epochs=1, batch_size=8)
     assert trained_modules == [[]]
 
 
-def test_metrics_have_a_line_an_epoch(run):
+def test_metrics_have_one_line_per_epoch(run):
     result = tune(run, epochs=3)
     lines = metrics(run)
     assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
@@ -252,7 +252,7 @@ def test_other_options_are_refused_until_redo(run):
     assert len(metrics(run)) == 3
 
 
-def test_other_options_are_refused_for_a_stopped_tuning_too(run, monkeypatch):
+def test_other_options_are_refused_for_an_interrupted_fine_tuning_too(run, monkeypatch):
     monkeypatch.setattr(outputs.NetworkWriter, "__call__", lambda self, state: die())
     with pytest.raises(Killed):
         tune(run)
@@ -271,7 +271,7 @@ def test_a_network_decomposed_anew_is_not_taken_for_the_old_one(run):
 # --- mistakes ---
 
 
-def test_mistakes_are_told_in_one_line(run, monkeypatch):
+def test_a_mistake_is_one_line_that_names_the_option(run, monkeypatch):
     with pytest.raises(UsageError, match="--labels: must be one of train, none, got 'some'"):
         tune(run, labels="some")
     with pytest.raises(UsageError, match="--distill.*--labels none"):

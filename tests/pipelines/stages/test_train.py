@@ -88,13 +88,13 @@ def test_a_second_time_does_no_work_and_other_options_need_another_name(tmp_path
     first = short(tmp_path / "a.safetensors", epochs=1)
     monkeypatch.setattr(stage, "fit", None)
     again = short(tmp_path / "a.safetensors", epochs=1)
-    assert again.already_done and again.record == first.record | again.record
+    assert again.already_done and {key: again.record[key] for key in first.record} == first.record
     assert "nothing to do" in list(again.lines())[0]
     with pytest.raises(UsageError, match="trained otherwise"):
         short(tmp_path / "a.safetensors", epochs=2)
 
 
-def test_a_stopped_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, monkeypatch):
     whole = short(tmp_path / "whole.safetensors")
     original = loop._train_epoch
 
@@ -116,7 +116,7 @@ def test_any_network_of_the_zoo_is_built_for_the_images(tmp_path):
     assert load_file(result.weights)["1.weight"].shape == (200, 64)
 
 
-def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
+def test_a_mistake_is_one_line_that_names_the_option(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="must end in .safetensors"):
         short(tmp_path / "net.pt")
     with pytest.raises(UsageError, match="one of vgg-fashion"):
@@ -137,7 +137,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["zoo:vgg-fashion", "torchvision:squeezenet1_1"])
-def test_weights_tell_the_images_and_classes_that_they_are_for(model, tmp_path):
+def test_weights_record_the_images_and_classes_that_they_are_for(model, tmp_path):
     """Each network has other images and classes of its own: 28x28, and 224x224 of 1,000 classes."""
     source = open_source("digits")
     size = None if model.startswith("zoo") else "3x40x40"
