@@ -1,4 +1,4 @@
-"""Multiples, limits and other costs: what an allocation may choose, and what it then comes to."""
+"""Allocations: multiples, limits and costs of any kind."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from decomp.allocation.choices import plan_cost
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import SIZES, LayerPlan, limits
 from decomp.allocation.rules import Rules
-from decomp.allocation.sizes import allowed_sizes, fitting_multiple, on_grid
+from decomp.allocation.sizes import fitting_multiple
 from decomp.cost.count import cost
 from decomp.cost.models import MacsCost, ParamsCost
 from decomp.data import zoo
@@ -47,25 +47,6 @@ def view_of(name):
 
 def share_used(allocator, items, speedup):
     return allocator.cost(items) * speedup / allocator.total
-
-
-# -- sizes ---------------------------------------------------------------------------------------------------
-
-
-def test_the_multiple_is_the_one_asked_for_only_where_a_layer_is_wide():
-    assert [fitting_multiple(width, 8) for width in (1, 15, 16, 31, 32, 63, 64, 512)] == [1, 1, 2, 2, 4, 4, 8, 8]
-    assert [fitting_multiple(width, 1) for width in (1, 64)] == [1, 1]
-    assert [fitting_multiple(width, 12) for width in (95, 96, 48, 24)] == [6, 12, 6, 3]
-
-
-@given(limit=st.integers(1, 700), multiple=st.sampled_from([1, 2, 4, 8]))
-def test_allowed_sizes_are_multiples_and_the_full_size(limit, multiple):
-    sizes = allowed_sizes(limit, multiple)
-    assert sizes[-1] == limit and sizes[0] >= 1 and all(np.diff(sizes) > 0)
-    assert all(size % multiple == 0 for size in sizes[:-1])
-    assert len(sizes) == -(-limit // multiple)
-    grid = on_grid(sizes)
-    assert set(grid) <= set(sizes.tolist()) and {grid[0], grid[-1]} == {sizes[0], limit}
 
 
 # -- multiples -----------------------------------------------------------------------------------------------

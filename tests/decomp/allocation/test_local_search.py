@@ -47,9 +47,9 @@ def test_filling_stays_within_the_budget_and_never_adds_error(data, name, seed, 
 
 
 @settings(max_examples=30, deadline=None)
-@given(data=st.data(), name=GRAPHS, surplus=st.floats(1.0, 1.4))
-def test_filling_makes_no_layer_too_cheap(data, name, surplus):
-    choices = small_choices(name, 0, Rules(max_layer_speedup=2.0))
+@given(data=st.data(), name=GRAPHS, surplus=st.floats(1.0, 1.4), cap=st.floats(1.0, 2.0), seed=st.integers(0, 5))
+def test_filling_makes_no_layer_too_cheap(data, name, surplus, cap, seed):
+    choices = small_choices(name, seed, Rules(max_layer_speedup=cap))
     plans = drawn_plans(choices, data)
     keep_to_floors(choices, plans)
     fill(choices, plans, choices.total_cost(plans) * surplus)

@@ -206,6 +206,7 @@ def test_plans_survive_json_and_are_checked():
         (lambda p: p.update(layers={}), r"plan\.json: layers must be a list"),
         (lambda p: p.update(speedup="4x"), r"plan\.json: speedup must be a number from 1, got '4x'"),
         (lambda p: p.update(steps=["spatail"]), r"plan\.json: steps must be among spatial, .* got 'spatail'"),
+        (lambda p: p.update(cost="mac"), r"plan\.json: cost must be one of .* got 'mac'; perhaps macs is meant"),
         (lambda p: p.update(cost=3), r"plan\.json: cost must be text, got 3"),
         (lambda p: p.pop("speedup"), r"plan\.json: is not a whole plan: speedup is missing"),
     ],
@@ -225,3 +226,17 @@ def test_a_plan_by_latency_must_say_how_it_was_measured():
     del measured["measured_ms"]
     with pytest.raises(TargetError, match="latency must say measured_ms"):
         Plan.from_json({**plan, "latency": measured})
+
+
+def test_every_step_has_a_field_and_a_curve_and_costs_take_the_ranks_in_the_order_of_the_table():
+    from dataclasses import fields
+
+    from decomp.allocation import plan
+    from decomp.allocation.layer_curves import LayerCurves
+
+    assert {f.name for f in fields(LayerCurves)} == set(plan.STEPS) == set(plan.SIZES)
+    assert set(plan.SIZES.values()) <= {f.name for f in fields(LayerPlan)}
+    assert plan.RANKS == ("spatial_rank", "channel_rank") and list(plan.SIZES) == ["prune", "spatial", "channel"]
+    assert LayerPlan("a", 3, 4, 5).words() == "reads 3 channels, spatial rank 4, channel rank 5"
+    assert LayerPlan.of("a", 3, (4, None)) == LayerPlan("a", 3, 4) and LayerPlan("a").words() == "stays as it is"
+    assert LayerPlan("a", 3).treated and not LayerPlan("a", 3).factored and LayerPlan("a", None, None, 5).factored
