@@ -1,5 +1,6 @@
 """Choosing the channels of a space for all of its readers."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -59,3 +60,15 @@ def test_channels_that_go_together_are_one():
 def test_counts_out_of_range_are_refused(keep):
     with pytest.raises(DecompError, match=r"must be in 1\.\.4"):
         select_jointly([make().problem], [torch.arange(4)], keep)
+
+
+def test_with_metrics_costs_count_in_units_of_the_output_and_without_relative_to_each_reader():
+    one, two = (make(c=6, n=4, kernel=(2, 2), seed=seed).problem for seed in (1, 5))
+    members, eye = [torch.arange(6)] * 2, torch.eye(4, dtype=torch.float64)
+
+    def chosen(*problems):
+        return select_jointly(list(problems), members[: len(problems)], 3).channels.tolist()
+
+    weighted = [dataclasses.replace(each, metric=eye * scale) for each, scale in ((one, 1e-9), (two, 1.0))]
+    assert chosen(*weighted) == chosen(two) != chosen(one, two)
+    assert chosen(*reversed(weighted)) == chosen(two)

@@ -210,3 +210,8 @@ def test_eigenvectors_are_ordered_signed_and_orthonormal():
     assert (values.diff() <= 0).all() and (values >= 0).all()
     assert torch.allclose(vectors.T @ vectors, torch.eye(7).double(), atol=1e-12)
     assert (vectors.gather(0, vectors.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+def test_a_ridge_that_is_neither_a_number_nor_evidence_is_refused():
+    with pytest.raises(DecompError, match="ridge: must be a number or 'evidence', got 'evidense'"):
+        least_squares(make().problem.moments, ridge="evidense")
