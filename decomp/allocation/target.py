@@ -198,7 +198,8 @@ def limiting_factors(
         rules=binding or without,
         together=bool(without) and not binding,
         steps=set(steps) != set(STEPS),
-        untouched=tuple((layer.name, layer.left_alone["channel"]) for layer in untouched),
+        # A convolution without steps has one reason for all; of a linear layer only pruning is a question.
+        untouched=tuple((layer.name, layer.left_alone["prune"]) for layer in untouched),
         rest=cost.rest / cost.total,
         per_call=cost.name == "latency",
     )

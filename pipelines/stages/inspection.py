@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decomp.allocation.plan import STEPS
+from decomp.allocation.plan import STEP_TABLE, STEPS
 from decomp.cost.count import Cost, cost
 from decomp.errors import UsageError
 from decomp.graph.fitting_limits import FittingLimits
@@ -94,7 +94,7 @@ class InspectResult:
             yield f"  {name}: {reason}"
 
 
-_VERBS = {"spatial": "split in space", "channel": "decomposed by channels", "prune": "narrowed"}
+_VERBS = {step.name: step.verb for step in STEP_TABLE}
 
 
 def _some(names: Sequence[str], limit: int = 6) -> str:

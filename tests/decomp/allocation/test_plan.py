@@ -233,8 +233,10 @@ def test_every_step_has_a_field_and_a_curve_and_costs_take_the_ranks_in_the_orde
 
     from decomp.allocation import plan
     from decomp.allocation.layer_curves import LayerCurves
+    from decomp.graph.layer import every_step
 
     assert {f.name for f in fields(LayerCurves)} == set(plan.STEPS) == set(plan.SIZES)
+    assert set(every_step("grouped")) == set(plan.STEPS)
     assert set(plan.SIZES.values()) <= {f.name for f in fields(LayerPlan)}
     assert plan.RANKS == ("spatial_rank", "channel_rank") and list(plan.SIZES) == ["prune", "spatial", "channel"]
     assert LayerPlan("a", 3, 4, 5).words() == "reads 3 channels, spatial rank 4, channel rank 5"
