@@ -68,9 +68,9 @@ class TargetError(DecompError):
 
 
 def near_miss(word: object, possible: Iterable[str]) -> str | None:
-    """``'perhaps X is meant'`` for the entry closest to `word`, or None when no entry is close."""
+    """``'did you mean X'`` for the entry closest to `word`, or None when no entry is close."""
     close = difflib.get_close_matches(str(word), list(possible), n=1, cutoff=0.5)
-    return f"perhaps {close[0]} is meant" if close else None
+    return f"did you mean {close[0]}" if close else None
 
 
 def check_choice(thing: str, value: object, possible: Iterable[Choice]) -> Choice:

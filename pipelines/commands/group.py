@@ -98,7 +98,7 @@ def explain(error: BaseException, args: list[str]) -> tuple[int, str | None]:
         return 1, None
     text = _one_line(str(error)) or "no message"
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("decomp"):
-        return 1, f"error: {error.name}: this package is needed and is not installed; pip install {error.name}."
+        return 1, f"error: {error.name}: required package is not installed; pip install {error.name}."
     return 1, f"error: unexpected {type(error).__name__}: {text[:300]}; run with --debug for the traceback."
 
 
@@ -127,7 +127,7 @@ def _one_line(text: str) -> str:
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Make a trained convolutional network several times cheaper, without training it again.
+    """Compress a trained convolutional network: several times fewer multiply-accumulates, without retraining.
 
     The usual sequence of commands, all on one run directory:
 
@@ -138,7 +138,7 @@ def main(ctx: click.Context) -> None:
       decomp evaluate   --run runs/vgg
 
     `decomp status --run runs/vgg` shows what is done and what comes next; `decomp demo` runs the whole sequence on a
-    small example. A command that was stopped resumes when it is given again.
+    small example. An interrupted command continues when it is run again.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -41,10 +41,13 @@ Examples:
     help="Number of calibration images to assume; layers with too many columns for them are excluded.",
 )  # fmt: skip
 @click.option("--dot", metavar="FILE", help="Write a drawing of layers and channel spaces for graphviz.")
-@click.option("--png", metavar="FILE", help="Draw it as PNG; needs graphviz' program dot.")
+@click.option("--png", metavar="FILE", help="Write the drawing as PNG; needs graphviz (dot).")
 @shared_options("common")
 def inspect(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
-    """List every layer of a network with the steps that apply to it, and what is left alone and why."""
+    """List layers, applicable steps and channel spaces.
+
+    Layers that stay unchanged are listed with the reason.
+    """
     use_threads(threads)
     from ..stages.inspection import inspect as stage
 
@@ -73,7 +76,7 @@ Examples:
 )  # fmt: skip
 @shared_options("redo", "device", "common")
 def evaluate(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
-    """Compare the original, the decomposed and the fine-tuned network on the test images and on the clock."""
+    """Measure accuracy and latency of a run's networks."""
     use_threads(threads)
     from ..stages.evaluate import evaluate as stage
 
@@ -91,13 +94,16 @@ Examples:
 @shared_options("run")
 @click.option(
     "--format", "formats", type=formats, metavar="LIST", default="pt2,state-dict", show_default=True,
-    help=f"Any of {', '.join(FORMATS)}; onnx needs decomp[export].",
+    help=f"Comma-separated: {', '.join(FORMATS)}; onnx needs decomp[export].",
 )  # fmt: skip
 @click.option("--which", type=Choice(NETWORK_NAMES), help="Network to export.  [default: the most advanced one]")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: export/ in the run]")
 @shared_options("common")
 def export(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
-    """Write a network in formats that load without this package, each checked against it."""
+    """Export a network for use without this package.
+
+    Each file is checked against the network.
+    """
     use_threads(threads)
     from ..stages.export import export as stage
 
@@ -115,7 +121,7 @@ Examples:
 @click.option("--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: the run]")
 @shared_options("common")
 def report(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
-    """Draw the results of a run: one HTML page, PNG figures, and the numbers of each figure as CSV."""
+    """Write the report of a run: HTML, PNG and CSV."""
     use_threads(threads)
     from ..stages.report import report as stage
 
@@ -135,7 +141,7 @@ Examples:
 )
 @shared_options("common")
 def compare(runs: tuple[str, ...], threads: int | None, quiet: bool, **options: Any) -> None:
-    """Put several evaluated runs on one page."""
+    """Compare evaluated runs on one HTML page."""
     use_threads(threads)
     from ..stages.report import compare as stage
 
@@ -145,7 +151,7 @@ def compare(runs: tuple[str, ...], threads: int | None, quiet: bool, **options: 
 @main.command()
 @shared_options("run", "json", "debug")
 def status(run: str) -> None:
-    """Show which stages of a run are done, the next command, and the files."""
+    """List finished stages, next command and files."""
     from ..stages.status import status as stage
 
     show(stage(run, program=program()))

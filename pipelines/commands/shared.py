@@ -24,8 +24,8 @@ Decorator = Callable[[Command], Command]
 
 MODEL_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory."
 DATA_HELP = (
-    "digits, fashion-mnist[:DIR], mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR, npz:FILE "
-    "or package.module:function."
+    "digits, fashion-mnist[:DIR], mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR, npz:FILE, "
+    "path/to/file.py:function or package.module:function."
 )
 
 
@@ -58,10 +58,10 @@ def default_of(options: type, name: str) -> Any:
 
 
 _threads = number("--threads", help="Number of CPU threads.  [default: all]")
-_quiet = click.option("--quiet", is_flag=True, help="Print the result and errors, no progress.")
+_quiet = click.option("--quiet", is_flag=True, help="Print only the result and errors.")
 _debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 _json = click.option(
-    "--json", is_flag=True, expose_value=False, help="Print the result as JSON, and no progress.",
+    "--json", is_flag=True, expose_value=False, help="Print the result as JSON, without progress.",
     callback=lambda ctx, _, given: ctx.meta.update({JSON_KEY: given}),
 )  # fmt: skip
 

@@ -48,7 +48,11 @@ Examples:
 @click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
 @click.option("--data", required=True, metavar="NAME", help=DATA_HELP + " Only training images are used.")
 @shared_options("run")
-@click.option("--weights", metavar="FILE", help="safetensors or a torch state dict; DEFAULT for torchvision's own.")
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="safetensors or a torch state dict; DEFAULT for the weights of torchvision or timm.",
+)
 @click.option(
     "--input-size", metavar="[CxHx]W",
     help="Size of one image where neither model nor data give it: 224, 28x28 or 3x224x224.",
@@ -65,7 +69,10 @@ Examples:
 @number("--batch-size", default=100, show_default=True, help="Largest number of images per batch.")
 @shared_options("memory", "seed", "device", "skip-bad", "common")
 def freeze(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
-    """Record calibration images and the responses of every convolution at sampled positions."""
+    """Record the layer outputs of the original network.
+
+    The outputs at sampled positions (frozen points) are the targets of all later fits. Weights are not changed.
+    """
     use_threads(threads)
     from ..stages.freeze import freeze as stage
 
@@ -92,7 +99,7 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--cost", type=Choice(COSTS), default=default_of(DecomposeOptions, "cost"), show_default=True,
-    help="Cost to reduce: multiply-accumulates, parameters, or the time measured on this device.",
+    help="Cost to reduce: multiply-accumulates, parameters, or latency measured on this device.",
 )  # fmt: skip
 @number(
     "--batch-size", "latency_batch", default=default_of(DecomposeOptions, "latency_batch"), show_default=True,
@@ -104,12 +111,12 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--allocation", type=Choice(ALLOCATIONS), default=default_of(DecomposeOptions, "allocation"), show_default=True,
-    help="Rule that shares the cost among the layers.",
+    help="Rule that distributes the cost over the layers.",
 )  # fmt: skip
 @click.option(
     "--steps", metavar="LIST", default=default_of(DecomposeOptions, "steps"), show_default=True,
     type=lambda text: parse.several("--steps", text, STEPS, "leave it out to use all three"),
-    help="Steps that may be applied to a layer.",
+    help="Comma-separated: spatial (k×1 and 1×k), channel (fewer filters and a 1×1), prune (fewer input channels).",
 )  # fmt: skip
 @number(
     "--multiple", default=default_of(DecomposeOptions, "multiple"), show_default=True,
@@ -123,9 +130,9 @@ Examples:
 @number("--max-layer-speedup", kind=float, help="Largest speed-up of any single layer.")
 @click.option(
     "--selector", type=Choice(SELECTORS), default=default_of(DecomposeOptions, "selector"), show_default=True,
-    help="Criterion for the channels to keep; best takes lasso or backward, whichever fits better.",
+    help="Criterion for the channels to keep; best: the better fit of lasso and backward.",
 )  # fmt: skip
-@click.option("--linear", is_flag=True, help="Fit all layers linearly, not behind their activation.")
+@click.option("--linear", is_flag=True, help="Fit outputs before the activation function in all layers.")
 @click.option("--no-refine", is_flag=True, help="Skip the joint refinement of each layer's factors.")
 @click.option(
     "--no-recovery", is_flag=True, help="Do not correct a shortcut's errors in the last layer before its sum."
@@ -136,14 +143,17 @@ Examples:
     help="Keep only this share, such as 0.75, of the channels in residual streams and other channel spaces that "
     "several layers write or read.  [default: all of them]",
 )  # fmt: skip
-@click.option("--plan-only", is_flag=True, help="Write plan.json, which can be edited, and stop there.")
+@click.option("--plan-only", is_flag=True, help="Stop after writing plan.json, which can be edited.")
 @click.option("--plan", metavar="FILE", help="Use this plan; it contains speed-up, steps, allocation and cost.")
 @click.option("--from", "source_run", metavar="DIR", help="Use the frozen points of another run.")
 @shared_options("redo", "memory", "device", "common")
 def decompose(
     run: str, threads: int | None, quiet: bool, linear: bool, speedup: tuple[float, ...] | None, **options: Any
 ) -> None:
-    """Replace each convolution by cheaper ones with nearly the same responses, layer by layer from the input."""
+    """Replace convolutions by cheaper ones.
+
+    Layer by layer from the input, each fitted by least squares to the recorded outputs of the original.
+    """
     use_threads(threads)
     from ..stages.decompose import decompose as stage
 
@@ -197,7 +207,10 @@ Examples:
 )  # fmt: skip
 @shared_options("redo", "seed", "device", "common")
 def finetune(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
-    """Train the decomposed network for a few epochs; resumes after the last finished epoch."""
+    """Fine-tune the decomposed network.
+
+    An interrupted training continues after the last finished epoch.
+    """
     use_threads(threads)
     from ..stages.finetune import finetune as stage
 
@@ -226,7 +239,7 @@ Examples:
 @number("--batch-size", help="Images per batch.  [default: the zoo's recipe, otherwise 128]")
 @shared_options("seed", "device", "common")
 def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
-    """Train a network from the start on labelled images, to have one that can be compressed."""
+    """Train a network from scratch."""
     use_threads(threads)
     from ..stages.train import train as stage
 
@@ -237,7 +250,10 @@ def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
 @click.option("--run", default="runs/demo", show_default=True, metavar="DIR", help="Run directory for its files.")
 @shared_options("common")
 def demo(run: str, threads: int | None, quiet: bool) -> None:
-    """Run the whole sequence on a small shipped network and images that need no download."""
+    """Run all stages on a small shipped network.
+
+    Nothing is downloaded.
+    """
     use_threads(threads)
     from ..recipes.demo import demo as recipe
 

@@ -21,7 +21,7 @@ def announce(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> None:
         option = f"  [{item.limits['skip']}]" if "skip" in item.limits else ""
         reporter.step(f"  {item.layer:<{width}}  {item.words()}{option}" + (f"  ({reasons})" if reasons else ""))
     for name in graph.functional_convs:
-        reporter.step(f"  {name:<{width}}  left alone: a functional convolution, not a module")
+        reporter.step(f"  {name:<{width}}  unchanged: a functional convolution, not a module")
 
 
 def layer_words(layer: Layer, sizes: LayerPlan, report: Mapping[str, Any]) -> str:

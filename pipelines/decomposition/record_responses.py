@@ -84,7 +84,7 @@ class ResponseRecording:
             replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
             nodes = {node: self.graph.shortcut_node(layer) for node, layer in self.layers.items()}
             shortcuts = {node: shortcut for node, shortcut in nodes.items() if shortcut is not None}
-            with reporter.progress(n_images, "responses", "images") as progress:
+            with reporter.progress(n_images, "recording outputs", "images") as progress:
                 done = 0
                 for start, stop, node, value, shortcut in replay.visit(self.layers, shortcuts):
                     layer = self.layers[node]

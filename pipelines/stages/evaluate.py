@@ -100,11 +100,11 @@ class EvaluationResult:
         tested = f"top-1 and top-5 on {c['n_images']:,} test images of {c['data']}; " if c["n_images"] else ""
         yield (
             f"{tested}latency: median of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, float32, "
-            f"{c['layout']}, {c['device']}{_threads(c)}; speed-ups are to the original"
+            f"{c['layout']}, {c['device']}{_threads(c)}; speed-ups are relative to the original"
         )
         yield from self.notes
         if self.done_before:
-            yield "measured before; give --redo to measure again"
+            yield "measured earlier; use --redo to measure again"
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -175,7 +175,7 @@ def evaluate(
         shape = (channels, height, width)
         test, data, notes = _test_images(freeze_options(run), shape)
         shares = _shares(networks, test, data, target, reporter) if test is not None else {}
-        reporter.step(f"timing {len(networks)} networks in turn, batch of {options.batch_size}")
+        reporter.step(f"measuring latency of {len(networks)} networks, batch size {options.batch_size}")
         batch, runtime = (options.batch_size, *shape), Eager(options.layout)
         example = random_images(batch, target, options.layout)
         timed = {name: runtime.prepare(network, example) for name, network in networks.items()}
@@ -242,7 +242,7 @@ def _check_origin(run: RunDirectory) -> None:
 def _missing(run: RunDirectory, paths: Mapping[str, Path]) -> list[str]:
     for network in NETWORKS:
         if network.label not in paths:
-            return [f"no {network.label} network yet: run {network.stage} to have it in the table"]
+            return [f"no {network.label} network yet: run {network.stage} to add it to the table"]
     if run.config("finetune") is None:
         return ["the fine-tuning is not finished: its best epoch so far is shown"]
     return []
@@ -253,7 +253,7 @@ def _unsteady(rows: Sequence[Row]) -> list[str]:
     if spread <= SPREAD:
         return []
     return [
-        f"the latencies are not to be trusted: half the rounds of a network spread over {spread:.0%} of its median; "
+        f"unreliable latencies: half the rounds of a network spread over {spread:.0%} of its median; "
         "measure again when nothing else runs"
     ]
 

@@ -80,7 +80,7 @@ class ExportResult:
                 f"{item.load_seconds:.2f} s, outputs differ by {item.difference:.1e}"
             )
         batches = " and ".join(map(str, CHECKED_BATCHES))
-        yield f"the {self.network} network of {self.run}; checked on fresh inputs in batches of {batches}"
+        yield f"{self.network} network of {self.run}; each file checked on random inputs, batch sizes {batches}"
 
 
 def export(

@@ -68,7 +68,7 @@ class FreezeResult:
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
             f"{f['n_folded']} batch normalisations folded; {f['n_images']:,} images × up to {f['n_points']} points",
             *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),
-            f"frozen points in {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
+            f"recorded outputs (frozen points): {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
             f"next: {program()} decompose --run {self.run.path} --speedup 4x",
         ]
 

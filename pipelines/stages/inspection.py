@@ -64,12 +64,12 @@ class InspectResult:
         if n["branches"]:
             yield size_branch_message(n["branches"], n["input_shape"])
         yield ""
-        yield "layers in execution order (share of the cost; steps that apply)"
+        yield "layers in execution order (share of the cost; applicable steps)"
         width = max((len(layer["name"]) for layer in self.layers), default=0)
         for layer in self.layers:
             yield f"  {layer['name']:<{width}}  {layer['size']:<24} {layer['share']:6.1%}  {_step_words(layer)}"
         yield ""
-        yield "channel spaces: sets of channels that are written, passed on and read together"
+        yield "channel spaces (sets of channels that all layers listed under each share)"
         for space in self.spaces:
             yield f"  {space['name']}: {space['width']} channels; {space['status']}"
             for word, key in (("written by", "producers"), ("carried by", "carriers"), ("read by", "consumers"),
@@ -87,7 +87,7 @@ class InspectResult:
         whole = [la for la in self.layers if len(la["left_alone"]) == len(STEPS)]
         # A convolution without steps has one reason for all; of a linear layer only pruning is a question.
         reasons = Counter(la["left_alone"]["prune"] for la in whole)
-        yield f"no step at all for {len(whole)} layers"
+        yield f"no step for {len(whole)} layers" + (":" if whole else "")
         for reason, count in reasons.most_common():
             yield f"  {count} × {reason}"
         for name, reason in self.other.items():
@@ -182,7 +182,11 @@ def _layer_facts(graph: NetworkGraph, layer: Layer, counted: Cost) -> dict[str, 
         size += f" at {layer.out_hw[0]}×{layer.out_hw[1]}"
     space, prune = layer.input_space, None
     if space is not None:
-        prune = f"reads a subset of its {space.width} channels" if space.sampled else f"prune with {space.producer}"
+        prune = (
+            f"reads a subset of its {space.width} channels"
+            if space.sampled
+            else f"prune together with {space.producer}"
+        )
         prune += f" through {_some(space.carriers, 2)}" if space.carriers else ""
     macs = counted.per_layer.get(layer.name, 0)
     return {

@@ -60,7 +60,7 @@ class StatusResult:
             yield f"  {stage.name:<10} {stage.state:<8} {stage.detail}".rstrip()
         if self.owner:
             yield "now: pid {pid} on {host} has been working on it since {since} ({command})".format(**self.owner)
-        yield f"next: {self.next}" if self.next else "next: nothing, all is done"
+        yield f"next: {self.next}" if self.next else "next: nothing, all stages are done"
         if self.files:
             yield "files:"
             width = max(len(path) for path, _ in self.files)
@@ -210,13 +210,13 @@ def _begun(run: RunDirectory, stage: str) -> str | None:
 
 def _files(run: RunDirectory) -> list[tuple[str, str]]:
     known = [
-        (run.frozen, "calibration images, sampled points and responses"),
+        (run.frozen, "calibration images and recorded outputs"),
         (run.original_dir, "the original network"),
         (run.plan_json, "sizes of each layer"),
         (run.model_dir, "the decomposed network"),
         (run.finetune_dir / "best", "the fine-tuned network"),
         (run.report_json, "the table of evaluate"),
-        (run.log, "every step with its time"),
+        (run.log, "log of all steps"),
     ]
     return [(str(path), f"{what}{_size(path)}") for path, what in known if path.exists()]
 

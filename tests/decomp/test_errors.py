@@ -28,7 +28,7 @@ def test_mistakes_in_usage_end_with_code_2_and_all_others_with_1():
 
 
 def test_the_nearest_entry_is_suggested_and_only_if_it_is_near():
-    assert near_miss("laso", ["backward", "lasso", "last"]) == "perhaps lasso is meant"
+    assert near_miss("laso", ["backward", "lasso", "last"]) == "did you mean lasso"
     assert near_miss("zzz", ["backward", "lasso"]) is None
     assert near_miss(7, ["backward"]) is None
 
@@ -38,6 +38,6 @@ def test_a_choice_is_the_entry_itself_or_an_error_that_lists_all():
     assert check_choice("selector", "lasso", entries) is entries[1]
     with pytest.raises(UsageError) as error:
         check_choice("selector", "bset", entries)
-    assert str(error.value) == "selector: must be one of best, lasso, got 'bset'; perhaps best is meant."
+    assert str(error.value) == "selector: must be one of best, lasso, got 'bset'; did you mean best."
     with pytest.raises(UsageError, match=r"selector: must be one of best, lasso, got None\.$"):
         check_choice("selector", None, entries)

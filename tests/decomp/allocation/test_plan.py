@@ -199,7 +199,7 @@ def test_plans_survive_json_and_are_checked():
         (lambda p: p["layers"][3].update(spatial_rank=2), r"8: spatial_rank cannot be set: a 1×1 kernel"),
         (lambda p: p["layers"].pop(), r"must list the 6 layers of the network in order, got 5 layers, 16 is missing"),
         (lambda p: p["layers"][0].update(ranks=2), r"^0: holds a field .* got 'ranks'; there are layer, keep"),
-        (lambda p: p["layers"][0].update(kep=2), r"^0: holds a field .* got 'kep'; perhaps keep is meant"),
+        (lambda p: p["layers"][0].update(kep=2), r"^0: holds a field .* got 'kep'; did you mean keep"),
         (lambda p: p["layers"].__setitem__(2, 7), r"plan\.json, layer 2: must be an object, got 7"),
         (lambda p: p["layers"][1].pop("layer"), r"plan\.json, layer 1: is not a whole plan: layer is missing"),
         (lambda p: p["layers"].reverse(), r"in order, got '16' where 0 is due \(place 0\)"),

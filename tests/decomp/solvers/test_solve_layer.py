@@ -151,11 +151,11 @@ def test_every_selector_is_used_as_chosen(selector):
 def test_an_unknown_selector_is_refused_before_any_work():
     problem = make().problem
     problem.moments.K[0, 0] = float("nan")  # any work would end in an error about it
-    wanted = r"^selector: must be one of best, lasso, .*, got 'bset'; perhaps best is meant\.$"
+    wanted = r"^selector: must be one of best, lasso, .*, got 'bset'; did you mean best\.$"
     for item in (LayerPlan("l", 3), LayerPlan("l")):
         with pytest.raises(UsageError, match=wanted):
             solve_layer(problem, item, selector="bset")
-    with pytest.raises(UsageError, match="perhaps backward is meant"):
+    with pytest.raises(UsageError, match="did you mean backward"):
         choose(problem, 3, "backwards")
 
 

@@ -109,11 +109,11 @@ MISTAKES = {
     "cost": ("flops", "--cost: must be one of macs, params, latency, got 'flops'."),
     "allocation": (
         "jiont",
-        "--allocation: must be one of joint, energy, uniform, got 'jiont'; perhaps joint is meant.",
+        "--allocation: must be one of joint, energy, uniform, got 'jiont'; did you mean joint.",
     ),
-    "steps": (("chanel",), "got 'chanel'; perhaps channel is meant."),
-    "selector": ("bset", "got 'bset'; perhaps best is meant."),
-    "latency_layout": ("channel-last", "got 'channel-last'; perhaps channels-last is meant."),
+    "steps": (("chanel",), "got 'chanel'; did you mean channel."),
+    "selector": ("bset", "got 'bset'; did you mean best."),
+    "latency_layout": ("channel-last", "got 'channel-last'; did you mean channels-last."),
     "multiple": (0, "--multiple: must be a whole number from 1, got 0."),
     "max_layer_speedup": (0.5, "--max-layer-speedup: must be a number from 1, got 0.5."),
     "latency_batch": (2.5, "--batch-size: must be a whole number from 1, got 2.5."),
@@ -145,12 +145,12 @@ def test_every_option_of_decompose_is_checked():
         (FreezeOptions, {"model": "a:b"}, "--data: must be a text"),
         (FreezeOptions, {"model": "a:b", "data": "digits", "n_images": 9}, "--images: must be a whole number from 10"),
         (FreezeOptions, {"model": "a:b", "data": "digits", "n_points": 0}, "--points: must be a whole number from 1"),
-        (FinetuneOptions, {"schedule": "cosin"}, "perhaps cosine is meant"),
-        (FinetuneOptions, {"labels": "non"}, "perhaps none is meant"),
+        (FinetuneOptions, {"schedule": "cosin"}, "did you mean cosine"),
+        (FinetuneOptions, {"labels": "non"}, "did you mean none"),
         (FinetuneOptions, {"labels": "none", "distill": True}, "--distill: adds the original's outputs to labels"),
         (FinetuneOptions, {"learning_rate": 0}, "--lr: must be a number above 0"),
         (TrainOptions, {"model": "zoo:x", "epochs": 0}, "--epochs: must be a whole number from 1"),
-        (EvaluateOptions, {"layout": "contigous"}, "perhaps contiguous is meant"),
+        (EvaluateOptions, {"layout": "contigous"}, "did you mean contiguous"),
     ],
 )
 def test_wrong_options_of_other_stages_are_refused_when_they_are_made(kind, given, line):
@@ -170,7 +170,7 @@ def test_a_plan_from_a_file_brings_its_own_numbers():
 
 def test_formats_come_in_the_order_given():
     assert options.formats(["onnx", "pt2", "onnx"]) == ("onnx", "pt2") == options.formats("onnx, pt2")
-    with pytest.raises(UsageError, match="--format: .*perhaps onnx is meant"):
+    with pytest.raises(UsageError, match="--format: .*did you mean onnx"):
         options.formats("onx")
 
 

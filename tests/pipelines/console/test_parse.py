@@ -39,7 +39,7 @@ def test_several_words_come_in_the_order_of_the_choices_or_as_given():
 
 @pytest.mark.parametrize("given", ["chanel", ["chanel"], ("prune", "chanel")])
 def test_an_unknown_word_gets_the_closest_choice(given):
-    with pytest.raises(UsageError, match="got '.*chanel'; perhaps channel is meant"):
+    with pytest.raises(UsageError, match="got '.*chanel'; did you mean channel"):
         parse.several("--steps", given, ("spatial", "channel", "prune"), "x")
 
 
@@ -72,7 +72,7 @@ def test_devices_by_name(given):
 
 
 def test_an_unknown_device_gets_the_closest_one():
-    with pytest.raises(UsageError, match="auto, cpu, cuda or cuda:N, got 'cdua'; perhaps cuda is meant"):
+    with pytest.raises(UsageError, match="auto, cpu, cuda or cuda:N, got 'cdua'; did you mean cuda"):
         parse.device("cdua")
 
 

@@ -47,7 +47,7 @@ def test_a_network_that_is_not_there_names_its_stage(run):
     write(run, "original")
     with pytest.raises(FileError, match="holds no fine-tuned network yet; run finetune first"):
         find_network(run, "finetuned")
-    with pytest.raises(UsageError, match="--which: .*perhaps finetuned is meant"):
+    with pytest.raises(UsageError, match="--which: .*did you mean finetuned"):
         find_network(run, "fine-tuned")
 
 

@@ -18,12 +18,12 @@ from decomp.pipelines.stages.decompose import decompose
 # Keyword, value, the same on the command line, and the line that both end in.
 MISTAKES = [
     ("cost", "flops", "--cost flops", "--cost: must be one of macs, params, latency, got 'flops'."),
-    ("cost", "mac", "--cost mac", "perhaps macs is meant."),
-    ("allocation", "jiont", "--allocation jiont", "got 'jiont'; perhaps joint is meant."),
-    ("steps", ("chanel",), "--steps chanel", "got 'chanel'; perhaps channel is meant."),
+    ("cost", "mac", "--cost mac", "did you mean macs."),
+    ("allocation", "jiont", "--allocation jiont", "got 'jiont'; did you mean joint."),
+    ("steps", ("chanel",), "--steps chanel", "got 'chanel'; did you mean channel."),
     ("steps", ",", "--steps ,", "leave it out to use all three."),
-    ("selector", "bset", "--selector bset", "got 'bset'; perhaps best is meant."),
-    ("latency_layout", "channel-last", "--layout channel-last", "perhaps channels-last is meant."),
+    ("selector", "bset", "--selector bset", "got 'bset'; did you mean best."),
+    ("latency_layout", "channel-last", "--layout channel-last", "did you mean channels-last."),
     ("speedup", "fast", "--speedup fast", "--speedup: must be a number above 1, got 'fast'; give for example 4x."),
     ("speedup", "0.5x", "--speedup 0.5x", "--speedup: must be a number above 1, got '0.5x'; give for example 4x."),
     ("multiple", "0", "--multiple 0", "--multiple: must be a whole number from 1, got '0'."),
@@ -67,7 +67,7 @@ def test_a_switch_takes_no_text(tmp_path, name):
 
 def test_an_option_that_does_not_exist_is_named_with_the_nearest():
     line = refused(decomp.compress, nn.Conv2d(1, 1, 1), torch.zeros(20, 1, 8, 8), selektor="lasso")
-    assert line == "selektor: is no option of decompose; perhaps selector is meant."
+    assert line == "selektor: is no option of decompose; did you mean selector."
     assert "there are speedup, steps, " in refused(decompose_options, speedup=2, zzz=1)
 
 

@@ -241,7 +241,7 @@ def test_methods_of_a_scheme_that_would_never_be_called_are_refused():
         def after_steps(self, training):
             pass
 
-    with pytest.raises(UsageError, match="hooks a: .*got after_steps; perhaps after_step is meant"):
+    with pytest.raises(UsageError, match="hooks a: .*got after_steps; did you mean after_step"):
         Hooks.of(Misnamed(), "a")
     with pytest.raises(UsageError, match="hooks a: must have one of the methods before_epoch"):
         Hooks.of(object(), "a")

@@ -186,7 +186,7 @@ def test_groups_that_do_not_fit_the_network_are_refused():
 
 def test_a_group_that_a_hook_misspells_is_refused_with_the_names_there_are():
     training = train(small_net(), recipe=Recipe(1, 0.1, 40))
-    with pytest.raises(UsageError, match="must be one of weights, biases, got 'weigths'; perhaps weights is meant"):
+    with pytest.raises(UsageError, match="must be one of weights, biases, got 'weigths'; did you mean weights"):
         training.group("weigths")
 
 

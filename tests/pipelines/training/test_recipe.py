@@ -46,7 +46,7 @@ def test_a_value_out_of_range_is_refused_by_name(options):
 
 @pytest.mark.parametrize("options, suggestion", [({"schedule": "cosin"}, "cosine"), ({"optimizer": "Adam"}, "adam")])
 def test_an_unknown_name_gets_the_closest_one(options, suggestion):
-    with pytest.raises(UsageError, match=f"must be one of .*; perhaps {suggestion} is meant"):
+    with pytest.raises(UsageError, match=f"must be one of .*; did you mean {suggestion}"):
         recipe(**options)
 
 
