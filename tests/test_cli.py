@@ -151,7 +151,7 @@ def test_the_demo_runs_all_stages_and_then_has_nothing_left_to_do(place):
     assert first.code == 0, first.err
     assert "fine-tuned" in first.out and "runs/demo" in first.out.splitlines()[-1]
     second = decomp_command("demo")
-    assert second.err.count("nothing to do") == 3 and "measured before" in second.out
+    assert second.err.count("nothing to do") == 3 and "measured earlier" in second.out
     rows = json.loads(Path("runs/demo/report.json").read_text())["rows"]
     assert rows[1]["counted_speedup"] >= 4 and min(row["top1"] for row in rows) > 0.95
 

@@ -67,8 +67,8 @@ def test_one_member_out_of_reach_is_refused_before_any_work(vgg_run):
     ("options", "message"),
     [
         ({"plan": "mine.json"}, "--plan: is for one speed-up, got 2x, 3x"),
-        ({"allocation": "jiont"}, "--allocation: .*perhaps joint"),
-        ({"alocation": "joint"}, "alocation: is no option of decompose; perhaps allocation"),
+        ({"allocation": "jiont"}, "--allocation: .*did you mean joint"),
+        ({"alocation": "joint"}, "alocation: is no option of decompose; did you mean allocation"),
     ],
 )
 def test_a_mistake_is_refused_before_any_run_is_touched(vgg_run, options, message):

@@ -198,7 +198,7 @@ def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
     monkeypatch.setattr(stage, "latencies", None)
     again = measure(run)
     assert again.done_before and again.rows == first.rows
-    assert any("measured before" in line for line in again.lines())
+    assert any("measured earlier" in line for line in again.lines())
     monkeypatch.undo()
     assert not measure(run, redo=True).done_before
     assert not measure(run, batch_size=3).done_before
@@ -235,7 +235,7 @@ def test_a_machine_too_busy_to_be_timed_is_told(run, monkeypatch, spread, told):
     monkeypatch.setattr(stage, "latencies", lambda networks, *rest, layout: {name: list(fake) for name in networks})
     result = measure(run)
     assert result.rows[0].latency_ms == 10.0
-    assert any("not to be trusted" in line for line in result.lines()) == told
+    assert any("unreliable latencies" in line for line in result.lines()) == told
 
 
 # --- mistakes ---
