@@ -31,7 +31,7 @@ def test_a_convolution_without_a_module_is_announced_as_left_alone():
     graph, reporter = NetworkGraph(trace(chain()), CHAIN_INPUT), Collected()
     graph.functional_convs = ["conv2d"]
     announce(plan_of([LayerPlan(layer.name) for layer in graph.layers]), graph, reporter)
-    assert reporter.messages[-1].split() == "conv2d left alone: a functional convolution, not a module".split()
+    assert reporter.messages[-1].split() == "conv2d unchanged: a functional convolution, not a module".split()
 
 
 def test_a_solved_layer_is_reported_with_the_errors_after_its_last_step():

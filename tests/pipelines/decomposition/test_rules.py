@@ -42,7 +42,7 @@ def test_the_plan_lists_every_limit_of_a_layer_and_meets_it(vgg_run):
 
 
 def test_a_pattern_that_matches_no_layer_is_refused_with_the_nearest_name(vgg_run):
-    with pytest.raises(UsageError, match=r"--skip: must be a layer's name .* got '77'; perhaps 7 is meant"):
+    with pytest.raises(UsageError, match=r"--skip: must be a layer's name .* got '77'; did you mean 7"):
         planned(vgg_run, skip=["77"])
     with pytest.raises(UsageError, match=r"got 'features\.\*'; there are 0, 3, 7, 10, 16"):
         planned(vgg_run, skip=["features.*"])

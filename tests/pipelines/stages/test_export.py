@@ -97,7 +97,7 @@ def test_the_result_names_each_file_with_its_size_and_difference(run, exported):
     for item in exported.exported:
         assert os.path.getsize(item.path) == item.bytes and item.difference <= 1e-6
     text = "\n".join(exported.lines())
-    assert "decomposed.pt2" in text and "batches of 1 and 5" in text
+    assert "decomposed.pt2" in text and "batch sizes 1 and 5" in text
 
 
 @needs_onnx
