@@ -21,7 +21,7 @@ def test_each_allocation_has_its_curves_and_an_unknown_one_is_refused():
     assert objective_curves("energy", OWN, OUTPUT) is OWN
     for allocation in ("joint", "uniform"):
         assert objective_curves(allocation, OWN, OUTPUT)["a"].spatial.tolist() == [3.0, 1.0]
-    with pytest.raises(UsageError, match="^allocation: .* got 'unifrom'; perhaps uniform is meant"):
+    with pytest.raises(UsageError, match="^allocation: .* got 'unifrom'; did you mean uniform"):
         objective_curves("unifrom", OWN, OUTPUT)
 
 
@@ -37,5 +37,5 @@ def test_steps_that_no_layer_allows_are_refused_with_the_reason():
     curves = random_curves(graph, 0)
     with pytest.raises(TargetError, match="no layer can be treated with the steps spatial, got a 1×1 kernel; allow"):
         for_steps(curves, graph, ("spatial",))
-    with pytest.raises(UsageError, match="^steps: .* got 'chanel'; perhaps channel is meant"):
+    with pytest.raises(UsageError, match="^steps: .* got 'chanel'; did you mean channel"):
         for_steps(curves, graph, ("chanel",))

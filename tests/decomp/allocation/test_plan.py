@@ -206,7 +206,7 @@ def test_plans_survive_json_and_are_checked():
         (lambda p: p.update(layers={}), r"plan\.json: layers must be a list"),
         (lambda p: p.update(speedup="4x"), r"plan\.json: speedup must be a number from 1, got '4x'"),
         (lambda p: p.update(steps=["spatail"]), r"plan\.json: steps must be among spatial, .* got 'spatail'"),
-        (lambda p: p.update(cost="mac"), r"plan\.json: cost must be one of .* got 'mac'; perhaps macs is meant"),
+        (lambda p: p.update(cost="mac"), r"plan\.json: cost must be one of .* got 'mac'; did you mean macs"),
         (lambda p: p.update(cost=3), r"plan\.json: cost must be text, got 3"),
         (lambda p: p.pop("speedup"), r"plan\.json: is not a whole plan: speedup is missing"),
     ],

@@ -24,7 +24,7 @@ def test_the_target_is_met(allocation):
 
 
 def test_an_unknown_allocation_is_refused_with_the_nearest():
-    with pytest.raises(UsageError, match="^allocation: must be one of joint, .* got 'jiont'; perhaps joint is meant"):
+    with pytest.raises(UsageError, match="^allocation: must be one of joint, .* got 'jiont'; did you mean joint"):
         allocate(*parts(), Rules(), speedup=1.5, allocation="jiont")
 
 
