@@ -11,7 +11,7 @@ from torch import nn
 
 from decomp.data.formats import network_file
 from decomp.data.formats.frozen_file import FrozenFile
-from decomp.data.formats.layer_file import read_layer
+from decomp.data.formats.layer_file import read_layer, write_layer
 from decomp.errors import FileError
 from decomp.execution import sampled_rows
 from decomp.pipelines.decomposition import layer_loop
@@ -125,4 +125,17 @@ def test_broken_layer_files_are_named(run, spoil):
         content = b""
     path.write_bytes(bytes(content))
     with pytest.raises(FileError, match="--redo"):
+        decompose(run, speedup=2, reporter=Collected())
+
+
+def test_a_layer_that_was_exchanged_is_noticed_by_the_next_one(run):
+    decompose(run, speedup=2, reporter=Collected())
+    shutil.rmtree(run.model_dir)
+    path = run.layer_file(1, "3")
+    with safe_open(path, "pt") as file:
+        parent = json.loads(file.metadata()["decomp"])["parent"]
+    solution, report = read_layer(path, parent, "3")
+    solution.factored.factors[0].weight.mul_(1.5)
+    write_layer(path, solution, report, parent)  # an intact file with the right parent
+    with pytest.raises(FileError, match="002_5.safetensors: was made from .*; run decompose again with --redo"):
         decompose(run, speedup=2, reporter=Collected())
