@@ -77,6 +77,8 @@ def test_a_resumed_stage_continues_with_the_limits_it_began_with():
     begun = limits(2 * GIB).to_json()
     again = limits(1.5 * GIB, before=begun)
     assert again.to_json() == begun != limits(1.5 * GIB).to_json()
+    assert begun["keep"] == limits(2 * GIB).store_bytes
+    assert limits(1.5 * GIB, before={**begun, "keep": 12_345}).store_bytes == 12_345
     assert again.store_in_memory < limits(2 * GIB).store_in_memory
     with pytest.raises(UsageError, match="needs at least"):
         limits(GIB, before=begun)  # such batches do not fit
