@@ -65,6 +65,7 @@ def test_parts_of_chunks_go_together(body, united, reads):
         (lambda x: x[:, 1:], "is cut at fixed channels by getitem"),
         (lambda x: x[:, [0, 2]], "goes through 'getitem'"),
         (lambda x: F.pad(x, (0, 0, 0, 0, 1, 0)), "goes through 'pad'"),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 1, -1)), "goes through 'pad'"),  # as many channels, shifted by one
         (lambda x: x + x.mean(1, keepdim=True), "goes through 'mean'"),
     ],
 )
