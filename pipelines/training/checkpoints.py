@@ -58,7 +58,7 @@ def read(path: str | Path) -> dict[str, Any]:
         The file is not a checkpoint, holds Python objects beside tensors and plain values, is damaged, or is of another
         version.
     """
-    fix = "remove it to train anew"
+    fix = "remove it, or give --redo, to train anew"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds on foreign bytes
