@@ -39,7 +39,7 @@ def test_ctrl_c_stops_with_the_command_that_continues(stages, whole, record_prop
         before = stages.start(stage, run, signal_at=ended[stage].steps // 2)
         assert before.code == INTERRUPTED and "Traceback" not in before.text
         *_, last = before.text.strip().splitlines()
-        assert last.startswith("stopped; what was finished is kept. To go on: decomp ") and str(run) in last
+        assert last.startswith("stopped; finished work is kept. To resume: decomp ") and str(run) in last
         assert litter(run) == []
         stages.resume(stage, run)
     assert_same(results(run), wanted)
