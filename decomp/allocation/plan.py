@@ -50,15 +50,15 @@ class Step:
 STEP_TABLE = (
     Step(
         "spatial", "spatial_rank", True, lambda layer: layer.max_spatial_rank, "min(c·kh, n·kw)",
-        lambda layer: min(layer.in_channels, layer.out_channels), "spatial rank {}", "split in space",
+        lambda layer: min(layer.in_channels, layer.out_channels), "spatial rank {}", "split spatially",
     ),
     Step(
         "channel", "channel_rank", True, lambda layer: layer.out_channels, "filters",
-        lambda layer: layer.out_channels, "channel rank {}", "decomposed by channels",
+        lambda layer: layer.out_channels, "channel rank {}", "split by channels",
     ),
     Step(
         "prune", "keep", False, lambda layer: layer.input_width, "input channels",
-        lambda layer: layer.input_width, "reads {} channels", "narrowed",
+        lambda layer: layer.input_width, "reads {} channels", "pruned",
     ),
 )  # fmt: skip
 #: Names of the steps.
@@ -133,7 +133,7 @@ class LayerPlan:
         phrases = {step.name: step.words for step in STEP_TABLE}
         sizes = {name: getattr(self, size) for name, size in SIZES.items()}
         parts = [phrases[name].format(size) for name, size in sizes.items() if size is not None]
-        return ", ".join(parts) if parts else "stays as it is"
+        return ", ".join(parts) if parts else "unchanged"
 
 
 #: Field of :class:`LayerPlan` for each step, in the order of the fields.

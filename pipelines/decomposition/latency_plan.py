@@ -287,7 +287,7 @@ def _choose(attempts: list[Allocation], wanted: float, reporter: Reporter) -> Al
     fastest = max(attempts, key=_measured)
     if _measured(fastest) < SHORT * wanted:
         reporter.warn(
-            f"at most {_measured(fastest):.2f}x was measured, less than the {wanted:g}x asked for; is the machine busy?"
+            f"at most {_measured(fastest):.2f}x was measured, less than the target of {wanted:g}x; is the machine busy?"
         )
     return fastest
 

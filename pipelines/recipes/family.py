@@ -30,7 +30,7 @@ class FamilyResult:
         if any(member.facts.get("plan_only") for member in self.members):
             yield from (f"plan in {member.run.plan_json}" for member in self.members)
             return
-        rows = [["run", "asked", "MACs", "counted", "parameters", "KL divergence", "agreement"]]
+        rows = [["run", "target", "MACs", "counted", "parameters", "KL divergence", "agreement"]]
         for member in self.members:
             f, close = member.facts, member.facts.get("fidelity") or {}
             row = [str(member.run), f"{f['asked']['speedup']:g}x", f"{f['macs_after'] / 1e6:,.2f} M"]

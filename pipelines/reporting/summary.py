@@ -146,7 +146,7 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
             LayerSummary(
                 layer=name,
                 kind="linear" if isinstance(old, nn.Linear) else "conv",
-                becomes=becomes(words.get(name, "stays as it is"), old, new),
+                becomes=becomes(words.get(name, "unchanged"), old, new),
                 macs_before=macs,
                 macs_after=sum(v for path, v in after.items() if path == name or path.startswith(name + ".")),
                 params_before=_params(old),
@@ -169,7 +169,7 @@ def becomes(planned: str, old: nn.Module, new: nn.Module) -> str:
     if getattr(last, width, None) in (None, getattr(old, width)):
         return planned
     written = f"writes {getattr(last, width)} of {getattr(old, width)} channels"
-    return written if planned == "stays as it is" else f"{planned}, {written}"
+    return written if planned == "unchanged" else f"{planned}, {written}"
 
 
 def _last_error(report: Mapping[str, Any]) -> float:

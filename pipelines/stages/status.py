@@ -127,7 +127,7 @@ def _decompose(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     if "macs_after" in config and (run.model_dir / "structure.json").is_file():
         reached = config["macs_before"] / config["macs_after"]
         millions = f"{config['macs_before'] / 1e6:,.2f} M to {config['macs_after'] / 1e6:,.2f} M multiply-accumulates"
-        return StageStatus("decompose", DONE, f"{reached:.2f}x ({millions}); asked for {target}")
+        return StageStatus("decompose", DONE, f"{reached:.2f}x ({millions}); target {target}")
     if not run.plan_json.is_file():
         return StageStatus("decompose", PARTLY, f"{target}: no plan yet")
     committed = len(list(run.layers_dir.glob("*.safetensors"))) if run.layers_dir.is_dir() else 0

@@ -145,7 +145,7 @@ def test_inspection_says_what_can_be_done_and_counts_what_cannot():
     result = inspect("gated", leaves=("gate",))
     lines = "\n".join(result.lines())
     assert "keeps its width: it goes through gate (Gate)" in lines and "gate: left alone: given as --leaf" in lines
-    assert "of 4 layers 3 can be split in space, 3 can be decomposed by channels" in lines
+    assert "of 4 layers 3 can be split spatially, 3 can be split by channels" in lines
     spaces = {space["name"]: space for space in result.to_json()["spaces"]}
     assert spaces["conv1"]["status"] == "narrowed with conv2"
     layers = {layer["name"]: layer for layer in result.to_json()["layers"]}

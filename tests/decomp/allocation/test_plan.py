@@ -240,5 +240,5 @@ def test_every_step_has_a_field_and_a_curve_and_costs_take_the_ranks_in_the_orde
     assert set(plan.SIZES.values()) <= {f.name for f in fields(LayerPlan)}
     assert plan.RANKS == ("spatial_rank", "channel_rank") and list(plan.SIZES) == ["prune", "spatial", "channel"]
     assert LayerPlan("a", 3, 4, 5).words() == "reads 3 channels, spatial rank 4, channel rank 5"
-    assert LayerPlan.of("a", 3, (4, None)) == LayerPlan("a", 3, 4) and LayerPlan("a").words() == "stays as it is"
+    assert LayerPlan.of("a", 3, (4, None)) == LayerPlan("a", 3, 4) and LayerPlan("a").words() == "unchanged"
     assert LayerPlan("a", 3).treated and not LayerPlan("a", 3).factored and LayerPlan("a", None, None, 5).factored

@@ -56,12 +56,12 @@ def test_a_chain_is_described_by_its_last_convolution():
     old = nn.Conv2d(4, 8, 3)
     chain = nn.Sequential(nn.Conv2d(4, 2, (3, 1)), nn.Conv2d(2, 6, (1, 3)))
     assert becomes("spatial rank 2", old, chain) == "spatial rank 2, writes 6 of 8 channels"
-    assert becomes("stays as it is", old, nn.Conv2d(4, 8, 3)) == "stays as it is"
+    assert becomes("unchanged", old, nn.Conv2d(4, 8, 3)) == "unchanged"
 
 
 def test_the_lines_give_ratios_and_dashes_for_missing_values():
     layers = [LayerSummary("a", "conv", "reads 2 channels", 4000, 1000, 40, 10, 0.125)]
-    layers.append(LayerSummary("<b>", "linear", "stays as it is", 5, 0, 5, 5, None))
+    layers.append(LayerSummary("<b>", "linear", "unchanged", 5, 0, 5, 5, None))
     summary = Summary("m", 4.0, 4_000_000, 1_000_000, 2000, 500, {"words": "close"}, layers)
     assert summary.costs() == "4.00 M → 1.00 M multiply-accumulates (4.00x, target 4x), 0.002 M → 0.001 M parameters"
     header, one, other = summary.rows()
