@@ -199,3 +199,8 @@ def test_a_shell_completes_commands_options_and_choices(words, offered):
         [sys.executable, "-c", code], env={**os.environ, **completion}, capture_output=True, text=True, cwd=ROOT
     )
     assert result.stderr == "" and {line.split(",")[1] for line in result.stdout.splitlines() if line} == offered
+
+
+def test_no_line_of_the_list_of_commands_is_cut():
+    lines = decomp_command("--help").out.split("Commands:\n")[1].splitlines()
+    assert len(lines) == len(COMMANDS) and not [line for line in lines if line.endswith("...")]

@@ -118,7 +118,7 @@ class Allocator:
         if speedup > most:
             raise TargetError(
                 "speedup", f"at most {round_down(most)}x can be reached on this network", got=f"{speedup:g}x",
-                fix="ask for less or allow more steps",
+                fix="lower the target or allow more steps",
             )  # fmt: skip
 
     def _uniform_plans(self, share: float) -> LayerPlans:

@@ -90,7 +90,7 @@ class OutOfReach(TargetError):
     def __init__(self, factors: LimitingFactors, unit: str, speedup: float) -> None:
         self.factors, self.unit, self.speedup = factors, unit, speedup
         rule = f"at most {round_down(factors.most)}x can be reached on this network in {unit}"
-        super().__init__("speedup", rule, got=f"{speedup:g}x", fix="ask for less")
+        super().__init__("speedup", rule, got=f"{speedup:g}x", fix="lower the target")
 
 
 def allocate(

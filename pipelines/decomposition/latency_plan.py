@@ -179,7 +179,7 @@ def allocate_for_latency(
         allocation.latency = search.measure(allocation.plans)
         attempts.append(allocation)
         measured = _measured(allocation)
-        reporter.step(f"a network of the planned sizes was measured: {measured:.2f}x")
+        reporter.step(f"measured speed-up with the planned sizes: {measured:.2f}x")
         if ENOUGH * options.speedup <= measured <= SURPLUS * options.speedup:
             break
         if measured < options.speedup and speedup == reachable:
@@ -217,7 +217,7 @@ class _Search:
                 return allocation, curves
             for layer in slow:
                 words = allocation.plans[layer.name].words()
-                self.reporter.step(f"{layer.name}: {words} is no faster than the layer in one piece")
+                self.reporter.step(f"{layer.name}: {words} is not faster than the unsplit layer")
                 curves = {**curves, layer.name: curves[layer.name].only("prune")}
 
     def _is_slow(self, layer: Layer, plans: LayerPlans) -> bool:
@@ -254,7 +254,7 @@ class _Search:
         held = f"batch of {options.latency_batch}, held by {'; '.join(causes)}"
         return TargetError(
             "--speedup", f"at most {measured:.2f}x was measured with the smallest sizes, {held}",
-            got=f"{options.speedup:g}x", fix="ask for less or lift a limit",
+            got=f"{options.speedup:g}x", fix="lower the target or lift a limit",
         )  # fmt: skip
 
 
@@ -296,7 +296,9 @@ def _latency_cost(timings: Timings, graph: NetworkGraph, reporter: Reporter) -> 
     """Cost model from times of all factors that the plan can use, and of the whole network."""
     tables: dict[tuple[str, str], Table] = {}
     fitted = [layer for layer in graph.layers if layer.fitted]
-    with reporter.progress(len(fitted), f"timing factors, batch of {timings.batch_size}", "layers") as progress:
+    with reporter.progress(
+        len(fitted), f"measuring convolutions, batch size {timings.batch_size}", "layers"
+    ) as progress:
         for layer in fitted:
             for name, grid in factor_grids(layer, graph.module.get_submodule(layer.name)).items():
                 times = timings.table(grid.kind, grid.inputs, grid.outputs)

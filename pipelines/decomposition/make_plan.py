@@ -210,10 +210,10 @@ def _assemble(options: DecomposeOptions, surveyed: SurveyedRun, allocation: Allo
     if reached * LOWEST_SHARE > allocation.speedup:
         plan.notes.append(f"the plan is {reached:.2f}x: sizes are too coarse to come closer to the target")
     if multiple != options.multiple:
-        plan.notes.append(f"sizes are multiples of {multiple}: with {options.multiple} the target is missed")
+        plan.notes.append(f"sizes are multiples of {multiple}, because multiples of {options.multiple} miss the target")
     off = [f"{item.layer} ({', '.join(item.off_multiple)})" for item in layers if item.off_multiple]
     if off:
-        plan.notes.append(f"off their multiple, to use at least {LOWEST_SHARE:.0%} of the target: {'; '.join(off)}")
+        plan.notes.append(f"not multiples, to use at least {LOWEST_SHARE:.0%} of the target: {'; '.join(off)}")
     return _with_costs(plan, surveyed)
 
 

@@ -100,10 +100,10 @@ def _read_earlier(path: Path, digest: str, graph: NetworkGraph, reporter: Report
     try:
         survey = read_curves(path, digest, [layer.name for layer in graph.layers])
     except FileError as error:
-        reporter.warn(f"{error} It is made again.")
+        reporter.warn(f"{error} It is computed again.")
         return None
     if survey is None:
-        reporter.step(f"{path}: made from other points; made again")
+        reporter.step(f"{path}: made from other frozen points; computed again")
     return survey
 
 

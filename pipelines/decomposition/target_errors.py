@@ -26,7 +26,7 @@ def out_of_reach(
     causes = limiting_options(error.factors, rules=rules, skip=skip, keep_first=keep_first, steps=steps)
     because = f", held by {'; '.join(causes)}" if causes else ""
     rule = f"at most {round_down(error.factors.most)}x can be reached on this network in {error.unit}{because}"
-    fix = "ask for less" + (" or lift a limit" if causes else "")
+    fix = "lower the target" + (" or lift a limit" if causes else "")
     return TargetError("--speedup", rule, got=f"{error.speedup:g}x", fix=fix)
 
 
@@ -47,7 +47,7 @@ def limiting_options(
     if factors.untouched:
         count = f"{len(factors.untouched)} layer{'s' if len(factors.untouched) > 1 else ''}"
         name, reason = factors.untouched[0]
-        words.append(f"{count} that cannot be treated ({name}: {reason})")
+        words.append(f"{count} that cannot be compressed ({name}: {reason})")
     if factors.rest > 0.01:
         words.append(f"{factors.rest:.0%} of it outside the layers")
     if factors.per_call:

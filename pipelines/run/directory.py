@@ -176,7 +176,7 @@ class RunDirectory:
         if not run.path.exists():
             raise FileError(run.path, "there is no such run directory", fix=hint)
         if not run.run_json.is_file():
-            raise FileError(run.path, "a run directory must hold run.json", got="none", fix=hint)
+            raise FileError(run.path, "a run directory must contain run.json", got="none", fix=hint)
         run.read_config()
         return run
 

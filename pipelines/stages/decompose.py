@@ -236,7 +236,7 @@ def _plan(
             run.update_config("decompose", None)
         raise
     if record.get("plan_digest") not in (None, digest_file(run.plan_json)):
-        reporter.warn(f"{run.plan_json} is not as decompose wrote it: taken as edited by you")
+        reporter.warn(f"{run.plan_json} was edited; the edited plan is used")
     if "plan_digest" not in record:
         # Digest of the plan as written here: another one later, or none, means that the plan was edited.
         run.update_config("decompose", {**record, "plan_digest": digest_file(run.plan_json) if is_new else ""})
@@ -325,5 +325,5 @@ def _record(
 def _work_words(passes: float, spilled_bytes: int) -> str:
     words = f"{passes:.1f} passes over the calibration images"
     if spilled_bytes:
-        words += f", up to {spilled_bytes / 2**20:,.0f} MiB of activations stored on the disk meanwhile"
+        words += f", up to {spilled_bytes / 2**20:,.0f} MiB of activations on the disk meanwhile"
     return words

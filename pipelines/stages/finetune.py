@@ -61,7 +61,7 @@ class FinetuneResult:
         change = f"{form.format(f['before'])} before, {form.format(f['after'])} after epoch {f['best_epoch']}"
         lines = [f"{f['metric']} on {f['n_validation']:,} held-out images: {change}"]
         if f["best_epoch"] == 0:
-            lines.append("no epoch was better than the network before fine-tuning, which is kept as the best")
+            lines.append("no epoch improved the network, so the one before fine-tuning is kept as best")
         lines.append(f"best network: {best}, last: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
         lines.append(f"next: {program()} evaluate --run {self.run.path}")
         return lines
@@ -213,7 +213,7 @@ def _insert_batchnorm(
     layers = [edit["module"] for edit in read_structure(run.original_dir)["edits"]]
     paths = insert_batchnorm(network, layers, recipe, len(task.train), task.batches, device)
     if paths:
-        reporter.step(f"batch normalisation behind {len(paths)} layers in training; folded in the files")
+        reporter.step(f"batch normalisation inserted behind {len(paths)} layers for training, folded in the files")
     return paths
 
 

@@ -158,7 +158,7 @@ def inspect(
         source = sources.open_source(data, input_shape=shape)
         shape, n_images = source.input_shape, min(n_images, len(source.train))
     if shape is None:
-        raise UsageError(model, "does not tell the size of its images", fix="give --input-size CxHxW or --data")
+        raise UsageError(model, "does not define its image size", fix="give --input-size CxHxW or --data")
     network = trace(part_of(loaded.module, part, model), model, leaves, shape)
     fold_bn(network)
     graph = NetworkGraph(network, shape, model, fitting=FittingLimits(n_images))

@@ -171,7 +171,7 @@ def test_a_flipped_bit_in_the_plan_is_told_as_an_edit_or_refused(stages, wanted)
 
     _, _, _, ended = read(stages, "plan.json", other_size)
     assert ended.code == 1 and "was made from" in ended.text and "--redo" in ended.text
-    assert "plan.json is not as decompose wrote it: taken as edited by you" in ended.text
+    assert "plan.json was edited; the edited plan is used" in ended.text
 
 
 def newer_json(path):

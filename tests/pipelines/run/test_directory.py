@@ -46,7 +46,7 @@ def test_opening_what_is_no_run_says_what_to_do_first(tmp_path):
     with pytest.raises(FileError, match=r"no such run directory; run `decomp freeze .*--run .*/none` first"):
         RunDirectory.open(tmp_path / "none")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(FileError, match="must hold run.json"):
+    with pytest.raises(FileError, match="must contain run.json"):
         RunDirectory.open(tmp_path / "photos")
 
 

@@ -103,9 +103,7 @@ def test_the_way_of_a_run(played):
     played.decompose()
     states, details, following = played.look()
     assert states == "ddnn" and following == f"decomp finetune --run {where}"
-    assert details["decompose"].startswith(
-        "4.05x (8.10 M to 2.00 M multiply-accumulates); target 4x by spatial, prune"
-    )
+    assert details["decompose"].startswith("4.05x (8.10 M to 2.00 M multiply-accumulates); target 4x by spatial, prune")
     played.epoch(0)
     assert played.look()[1]["finetune"] == "no epoch yet"
     played.epoch(3)
