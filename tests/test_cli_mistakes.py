@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ROOT, Result, decomp_command
+from command_line import ROOT, decomp_command
 
 import decomp
-from decomp.errors import DecompError, UsageError
+from decomp.errors import UsageError
 from decomp.pipelines.run.directory import RunDirectory
 
 
@@ -213,47 +213,6 @@ def test_a_second_process_is_refused_while_the_first_works(frozen):
 # -- how errors come out ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def failing(monkeypatch):
-    """Make `status` end in a given error."""
-
-    def install(error):
-        def stage(*_, **__):
-            raise error
-
-        monkeypatch.setattr("decomp.pipelines.stages.status.status", stage)
-        return decomp_command("status", "--run", "x")
-
-    return install
-
-
-def test_exit_codes_and_lines_of_errors(failing):
-    assert failing(DecompError("conv1", "must be x")) == Result(1, "", "error: conv1: must be x.\n")
-    assert failing(UsageError("--x", "must be y", got=3)) == Result(2, "", "error: --x: must be y, got 3.\n")
-
-
-def test_an_unexpected_error_is_one_line_that_names_debug(failing):
-    result = failing(RuntimeError("first\nsecond"))
-    assert (result.code, result.err.count("\n")) == (1, 1)
-    assert "unexpected RuntimeError: first second" in result.err and "--debug" in result.err
-
-
-def test_a_missing_package_is_named(failing):
-    result = failing(ModuleNotFoundError("No module named 'h5py'", name="h5py"))
-    assert result.code == 1 and "h5py" in result.err and "pip install h5py" in result.err
-
-
-@pytest.mark.parametrize("arguments", [["--debug", "status", "--run", "x"], ["status", "--run", "x", "--debug"]])
-def test_debug_shows_the_traceback_wherever_it_stands(arguments):
-    result = decomp_command(*arguments)
-    assert result.code == 1 and "Traceback" in result.err and result.errors
-
-
-def test_ctrl_c_says_how_to_go_on(failing):
-    result = failing(KeyboardInterrupt())
-    assert result.code == 130 and "decomp status --run x" in result.err and "Traceback" not in result.err
-
-
 def test_ctrl_c_in_the_middle_of_work_leaves_a_run_that_goes_on(place, tmp_path):
     run = tmp_path / "run"
     (place / "slow.py").write_text("import time\ndef build():\n    print('there', flush=True)\n    time.sleep(60)\n")
@@ -286,17 +245,3 @@ def test_output_that_nobody_reads_is_no_error(place):
     assert process.stderr.read() == b""
     process.stderr.close()
     process.wait()
-
-
-def test_threads_are_set_only_where_given(failing, monkeypatch):
-    import torch
-
-    before, calls = torch.get_num_threads(), []
-    monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")
-    decomp_command("evaluate", "--run", "nowhere")
-    assert calls == [] and torch.get_num_threads() == before
-    decomp_command("evaluate", "--run", "nowhere", "--threads", "3")
-    assert calls == [3] and os.environ["OMP_NUM_THREADS"] == "3"

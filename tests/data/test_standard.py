@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import urllib.error
 from pathlib import Path
 
@@ -125,12 +126,15 @@ def test_a_download_is_moved_into_the_cache_whole_and_used_again(monkeypatch, tm
     calls = []
 
     def download(reader):
-        calls.append(reader.root)
+        calls.append(socket.getdefaulttimeout())
         write_idx_set(Path(reader.raw_folder), packed=False)
 
     monkeypatch.setattr(FashionMNIST, "download", download)
+    (tmp_path / "cache" / "decomp" / "FashionMNIST" / "raw" / "left_over").mkdir(parents=True)
+    before = socket.getdefaulttimeout()
     first, second = open_source("fashion-mnist"), open_source("fashion-mnist")
-    assert len(calls) == 1
+    # Once, and with a limit on the wait for an answer, which is not left behind.
+    assert calls == [standard.DOWNLOAD_TIMEOUT] and socket.getdefaulttimeout() == before
     assert first.digest() == second.digest()
     assert [p.name for p in (tmp_path / "cache" / "decomp").iterdir()] == ["FashionMNIST"]
 

@@ -126,6 +126,13 @@ def test_a_layer_called_twice_is_cut_alike_in_both_calls(reading):
     assert numbers.uses == [first, second]
 
 
+def test_outputs_of_two_calls_on_the_same_channels_go_together(reading):
+    numbers, ids = reading.numbers, reading.ids
+    for _ in range(2):
+        numbers.call(reading.node("conv"), Use("conv", "layer", ids, numbers.numbers.add(4)))
+    assert numbers.numbers.representatives().tolist() == [0, 1, 2, 3] + [4, 5, 6, 7] * 2
+
+
 def test_layers_of_other_names_are_not_united(reading):
     numbers = reading.numbers
     for name in ("a", "b"):

@@ -1,0 +1,163 @@
+"""Commands that make something: every option reaches the stage's argument."""
+
+import click
+import pytest
+from command_line import Result, decomp_command
+
+from decomp import cli
+from decomp.errors import UsageError
+from decomp.pipelines.commands import stage_commands
+from tests.pipelines.commands.recorded_calls import PRINTED, Recorded
+
+STAGES = {
+    "freeze": "stages.freeze.freeze", "decompose": "stages.decompose.decompose", "finetune": "stages.finetune.finetune",
+    "train": "stages.train.train", "demo": "recipes.demo.demo",
+}  # fmt: skip
+# For each command a line with all of its options, none at its default, and the call of the stage.
+FULL = {
+    "freeze": (
+        "--model zoo:a --data digits --run r --weights w.pt --input-size 3x8x8 --module body --leaf a --leaf b.c "
+        "--images 20 --points 3 --batch-size 7 --memory 2MiB --seed 5 --device cuda:1 --skip-bad",
+        ("r",),
+        {
+            "model": "zoo:a", "data": "digits", "weights": "w.pt", "input_size": "3x8x8", "part": "body",
+            "leaves": ("a", "b.c"), "n_images": 20, "n_points": 3, "batch_size": 7, "memory": 2 << 20, "seed": 5,
+            "device": "cuda:1", "skip_bad": True,
+        },
+    ),
+    "decompose": (
+        "--run r --speedup 2.5x --cost latency --batch-size 3 --layout channels-last --allocation uniform "
+        "--steps prune,spatial --multiple 4 --skip a --skip b.* --keep-first --max-layer-speedup 6.5 --selector lasso "
+        "--linear --no-refine --no-recovery --no-sampler --coupled 0.75 --plan-only --from other --redo --memory 1GB "
+        "--device cpu",
+        ("r",),
+        {
+            "speedup": 2.5, "cost": "latency", "latency_batch": 3, "latency_layout": "channels-last",
+            "allocation": "uniform", "steps": ("spatial", "prune"), "multiple": 4, "skip": ("a", "b.*"),
+            "keep_first": True, "max_layer_speedup": 6.5, "selector": "lasso", "activation_aware": False,
+            "refine": False, "recovery": False, "sampler": False, "coupled": 0.75, "plan_only": True, "plan": None,
+            "source_run": "other", "redo": True, "memory": 10**9, "device": "cpu",
+        },
+    ),
+    "finetune": (
+        "--run r --epochs 7 --lr 0.5 --batch-size 9 --schedule constant --labels none --distill --weight-decay 0 "
+        "--redo --seed 3 --device cpu",
+        ("r",),
+        {
+            "epochs": 7, "learning_rate": 0.5, "batch_size": 9, "schedule": "constant", "labels": "none",
+            "distill": True, "weight_decay": 0.0, "redo": True, "seed": 3, "device": "cpu",
+        },
+    ),
+    "train": (
+        "--model zoo:a --data digits --out w.safetensors --epochs 3 --lr 0.25 --batch-size 6 --seed 8 --device cpu",
+        ("zoo:a",),
+        {
+            "data": "digits", "out": "w.safetensors", "epochs": 3, "learning_rate": 0.25, "batch_size": 6, "seed": 8,
+            "device": "cpu",
+        },
+    ),
+    "demo": ("--run r", ("r",), {}),
+}  # fmt: skip
+LEAST = {
+    "freeze": "--model zoo:a --data digits --run r", "decompose": "--run r --speedup 2", "finetune": "--run r",
+    "train": "--model zoo:a", "demo": "",
+}  # fmt: skip
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """The numbers of threads that commands set."""
+    calls = []
+    monkeypatch.setattr(stage_commands, "use_threads", calls.append)
+    return calls
+
+
+@pytest.mark.parametrize("command", FULL)
+def test_every_option_reaches_the_argument_of_its_stage(monkeypatch, tmp_path, threads, command):
+    monkeypatch.chdir(tmp_path)
+    stage, (line, arguments, options) = Recorded(monkeypatch, STAGES[command]), FULL[command]
+    result = decomp_command(command, *line.split(), "--threads", "3", "--quiet")
+    assert result == Result(0, f"{PRINTED}\n", "")
+    assert stage.calls == [(arguments, options)] and threads == [3] and stage.reporters[0].quiet
+    # A value that is the default of the argument would not show that the option reaches it.
+    assert all(value != stage.default(name) for name, value in options.items() if name != "plan")
+
+
+@pytest.mark.parametrize("command", FULL)
+def test_the_full_line_has_all_options_of_the_command(command):
+    declared = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
+    elsewhere = {"--threads", "--quiet", "--json", "--debug", "--plan"}  # refused beside others, see below
+    missing = {option.opts[0] for option in declared} - elsewhere - set(FULL[command][0].split())
+    assert missing == set()
+
+
+@pytest.mark.parametrize("command", LEAST)
+def test_an_option_left_out_is_the_default_of_the_argument(monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    stage = Recorded(monkeypatch, STAGES[command])
+    assert decomp_command(command, *LEAST[command].split()).code == 0
+    ((arguments, options),) = stage.calls
+    given = {"model": "zoo:a", "data": "digits"} if command == "freeze" else {"speedup": 2.0}
+    for name, value in options.items():
+        assert value == given.get(name, stage.default(name)), name
+    assert not stage.reporters[0].quiet
+    if command == "demo":
+        assert arguments == ("runs/demo",)
+
+
+@pytest.mark.parametrize("command", ["finetune", "train"])
+def test_the_learning_rate_has_a_long_name_too(monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    stage = Recorded(monkeypatch, STAGES[command])
+    decomp_command(command, *LEAST[command].split(), "--learning-rate", "0.125")
+    assert stage.calls[0][1]["learning_rate"] == 0.125
+
+
+@pytest.mark.parametrize("flag", ["refine", "recovery", "sampler"])
+def test_a_no_flag_turns_off_its_own_part_alone(monkeypatch, tmp_path, flag):
+    monkeypatch.chdir(tmp_path)
+    stage = Recorded(monkeypatch, STAGES["decompose"])
+    decomp_command("decompose", "--run", "r", "--speedup", "2", f"--no-{flag}")
+    options = stage.calls[0][1]
+    values = {name: options[name] for name in ("refine", "recovery", "sampler", "activation_aware")}
+    assert values == {**dict.fromkeys(values, True), flag: False}
+
+
+def test_several_speedups_go_to_the_family_with_all_other_options(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    stage, family = Recorded(monkeypatch, STAGES["decompose"]), Recorded(monkeypatch, "recipes.family.family")
+    line, arguments, options = FULL["decompose"]
+    result = decomp_command("decompose", *line.replace("2.5x", "4x,2x,3").split())
+    assert result.out == f"{PRINTED}\n" and stage.calls == []
+    expected = {name: value for name, value in options.items() if name != "speedup"}
+    assert family.calls == [(arguments, {**expected, "speedups": (4.0, 2.0, 3.0)})]
+
+
+def test_a_plan_is_taken_instead_of_a_speedup(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    stage = Recorded(monkeypatch, STAGES["decompose"])
+    line = "decompose --run r --plan p.json --selector l1 --no-refine --batch-size 2 --max-layer-speedup 3"
+    assert decomp_command(*line.split()).code == 0
+    options = stage.calls[0][1]
+    assert (options["plan"], options["speedup"], options["selector"], options["refine"]) == (
+        "p.json",
+        None,
+        "l1",
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--speedup 2", "--steps prune", "--allocation joint", "--cost macs", "--multiple 8", "--skip a", "--keep-first",
+        "--coupled 0.5", "--speedup 2,3",
+    ],
+)  # fmt: skip
+def test_what_a_plan_contains_is_refused_beside_it(monkeypatch, option):
+    stage, name = Recorded(monkeypatch, STAGES["decompose"]), option.split()[0]
+    result = decomp_command("decompose", "--run", "r", "--plan", "p.json", *option.split())
+    fault = UsageError(
+        "--plan", f"contains the value of {name} itself", got=f"{name} beside it", fix="leave one of them out"
+    )
+    assert result == Result(2, "", f"error: {fault}\n") and stage.calls == []

@@ -1,0 +1,80 @@
+"""Stages as ``import decomp`` offers them: silent without a reporter, and otherwise those of the command line."""
+
+import contextlib
+import inspect
+import io
+
+import pytest
+
+import decomp
+from decomp.errors import FileError
+from decomp.pipelines import api
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.recipes import compress
+from decomp.pipelines.reporting import summary
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.record import read_log
+from decomp.pipelines.stages import decompose, evaluate, export, finetune, freeze, report
+
+STAGES = {
+    "freeze": freeze.freeze, "decompose": decompose.decompose, "finetune": finetune.finetune,
+    "evaluate": evaluate.evaluate, "export": export.export, "report": report.report, "compare": report.compare,
+}  # fmt: skip
+# A call of each stage, in the order of use.
+CALLS = {
+    "freeze": {"model": "net.py:build", "data": "digits", "n_images": 60, "n_points": 2},
+    "decompose": {"speedup": 2},
+    "finetune": {"epochs": 1},
+    "evaluate": {"batch_size": 8, "repeats": 2},
+    "export": {"formats": "state-dict"},
+    "report": {},
+}
+
+
+@pytest.fixture(scope="module")
+def used(place):
+    """A run on which every stage was called, and what each of them printed."""
+    printed = {}
+    for stage, options in CALLS.items():
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            getattr(decomp, stage)("runs/api", **options)
+        printed[stage] = out.getvalue(), err.getvalue()
+    return RunDirectory.open("runs/api"), printed
+
+
+def test_the_package_offers_these_functions_and_load():
+    assert set(decomp.__all__) == {*api.__all__, "load"} and len(decomp.__all__) == len(api.__all__) + 1
+    assert all(getattr(decomp, name) is getattr(api, name) for name in api.__all__)
+    assert api.compress is compress.compress and api.summarise is summary.summarise
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_signature_and_documentation_are_those_of_the_stage(name):
+    offered, stage = getattr(api, name), STAGES[name]
+    assert offered is not stage and inspect.signature(offered) == inspect.signature(stage)
+    assert (offered.__name__, offered.__doc__) == (name, stage.__doc__)
+
+
+def test_stages_without_a_reporter_print_nothing_and_log_into_the_run(used):
+    run, printed = used
+    assert printed == {stage: ("", "") for stage in CALLS}
+    events = [(event["stage"], event["event"]) for event in read_log(run.log) if event.get("event") in ("begin", "end")]
+    assert events == [(stage, event) for stage in CALLS for event in ("begin", "end")]
+    assert decomp.summarise(run).speedup >= 2 * 0.99
+
+
+def test_a_reporter_that_is_given_is_used(used, capfd):
+    run, _ = used
+    stream, before = io.StringIO(), len(read_log(run.log))
+    decomp.export(run, **CALLS["export"], reporter=Reporter(stream=stream))
+    assert stream.getvalue() == "writing and checking state-dict\n" and capfd.readouterr() == ("", "")
+    assert len(read_log(run.log)) == before  # this reporter has no log
+
+
+def test_comparing_runs_prints_its_steps_only_with_a_reporter(tmp_path, capfd):
+    runs, stream = [RunDirectory.create(tmp_path / name) for name in "ab"], io.StringIO()
+    for options in ({}, {"reporter": Reporter(stream=stream)}):
+        with pytest.raises(FileError, match="none of these runs was evaluated"):
+            decomp.compare(runs, **options)
+    assert stream.getvalue() == "comparing 2 runs\n" and capfd.readouterr() == ("", "")
