@@ -96,11 +96,11 @@ def test_times_are_stored_by_device_threads_version_batch_and_layout(vgg_run, ma
 
 
 def test_the_measurement_of_the_whole_network_corrects_a_wrong_table(vgg_run, machine):
-    """Within the whole network, half of the time is spent outside the layers, which the table does not contain."""
+    """The whole network spends a third of its time outside the layers, which the table does not contain."""
 
     def with_a_rest(network, shape):
         inside = len(list(network.modules())) > 10
-        return by_macs(network, shape) + (0.3 if inside else 0.0)
+        return by_macs(network, shape) + (12.0 if inside else 0.0)
 
     machine(with_a_rest)
     reporter = Collected()
