@@ -134,7 +134,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, arguments):
     failing(monkeypatch, RuntimeError("first"))
     result = decomp_command(*arguments)
     assert result.code == 1 and "Traceback" in result.err and result.err.splitlines()[-1] == result.errors[0]
-    failing(monkeypatch, click.exceptions.Exit(3))
+    failing(monkeypatch, SystemExit(3))
     assert decomp_command(*arguments) == Result(3, "", "")
 
 
