@@ -85,4 +85,6 @@ def check_choice(thing: str, value: object, possible: Iterable[Choice]) -> Choic
     for entry in entries:
         if value == entry:
             return entry
-    raise UsageError(thing, f"must be one of {', '.join(entries)}", got=repr(value), fix=near_miss(value, entries))
+    raise UsageError(
+        thing, f"must be one of {', '.join(entries)}", got=repr(value), fix=near_miss(str(value).lower(), entries)
+    )

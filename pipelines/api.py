@@ -6,9 +6,12 @@ With a ``reporter`` a stage prints its steps; without one they go only to the ru
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
+
+from decomp.errors import UsageError, near_miss
 
 from .console.reporter import Reporter
 from .recipes.compress import compress
@@ -29,11 +32,35 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
+#: Options whose name in Python is not that of the command line.
+COMMAND_LINE_NAMES = {
+    "images": "n_images", "points": "n_points", "module": "part", "leaf": "leaves", "lr": "learning_rate",
+    "format": "formats", "from": "source_run", "layout": "latency_layout",
+}  # fmt: skip
+
+
+def _check_names(stage: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that a stage does not have, and name the closest one."""
+    names = [name for name in inspect.signature(stage).parameters if name not in ("run", "reporter")]
+    for name in options:
+        if name not in names:
+            known = COMMAND_LINE_NAMES.get(name)
+            fix = f"did you mean {known}" if known in names else near_miss(name, names)
+            rule = f"is no option of {stage.__name__}"
+            raise UsageError(name, rule, fix=fix or f"there are {', '.join(names)}")
+
+
 def _without_output(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     @functools.wraps(stage)
     def call(
         run: str | os.PathLike[str] | RunDirectory, *arguments: Any, reporter: Reporter | None = None, **options: Any
     ) -> Result:
+        _check_names(stage, options)
+        required = {
+            name: None for name, parameter in inspect.signature(stage).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name not in options
+        }  # fmt: skip
+        options |= required  # each is refused by the stage with its own line
         reporter = reporter or Reporter.for_run(RunDirectory(run), quiet=True)
         return cast("Callable[..., Result]", stage)(run, *arguments, reporter=reporter, **options)
 

@@ -90,6 +90,7 @@ def retention_order(problem: LayerProblem, selector: str, *, seed: int = 0) -> l
         return _descending(lasso.channel_gram(problem)[0].diagonal())
     if selector == "first-k":
         return list(range(c))
+    assert selector == "random", selector  # a name in CHANNEL_SELECTORS without a branch here
     return torch.randperm(c, generator=torch.Generator().manual_seed(seed)).tolist()
 
 

@@ -7,7 +7,7 @@ Nothing here imports torch: ``--help`` reads its defaults from these classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -69,14 +69,22 @@ class StageOptions:
         return cls(**{name: value for name, value in record.items() if name in known})
 
     def differences(self, record: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-        """(name, recorded value, value now) of each option that is not as in an earlier record."""
+        """(name, recorded value, value now) of each option that is not as in an earlier record.
+
+        An option that the record lacks counts as its default, and values that mean the same count as equal.
+        """
         now = self.to_json()
+        try:
+            record = type(self).from_json(record).to_json()
+        except (TypeError, AttributeError, UsageError):
+            pass  # of another form: every value that is not the same is told
         return [(name, record.get(name), value) for name, value in now.items() if record.get(name) != value]
 
 
 def _names(name: str) -> Callable[[object], tuple[str, ...]]:
     def check(value: object) -> tuple[str, ...]:
-        names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (value,)
+        names: Iterable[object] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else value
+        names = sorted(names, key=str) if isinstance(names, (set, frozenset)) else names
         return tuple(parse.text(name, entry) for entry in names)
 
     return check
@@ -111,7 +119,7 @@ class FreezeOptions(StageOptions):
     input_size: Any = None
     n_images: int = _checked(parse.number("--images", int, LEAST_IMAGES), 5000)
     n_points: int = _checked(parse.number("--points", int, LEAST_POINTS), 10)
-    seed: int = _checked(parse.number("--seed", int, 0), 0)
+    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
     skip_bad: bool = _flag("--skip-bad", False)
     part: str | None = _checked(lambda value: parse.text("--module", value), None, optional=True)
     leaves: tuple[str, ...] = _checked(_names("--leaf"), ())
@@ -151,7 +159,7 @@ class DecomposeOptions(StageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cost != "latency":
+        if self.cost != "latency" or self.plan is not None:
             # Neither decides anything then, so that a record does not differ by them.
             object.__setattr__(self, "latency_batch", None)
             object.__setattr__(self, "latency_layout", None)
@@ -168,7 +176,7 @@ class FinetuneOptions(StageOptions):
     labels: str = _checked(parse.choice("--labels", LABELS), "train")
     distill: bool = _flag("--distill", False)
     weight_decay: float = _checked(parse.number("--weight-decay", float, 0), 5e-4)
-    seed: int = _checked(parse.number("--seed", int, 0), 0)
+    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,7 +195,7 @@ class TrainOptions(StageOptions):
     epochs: int | None = _checked(parse.number("--epochs", int, 1), None, optional=True)
     learning_rate: float | None = _checked(parse.number("--lr", float, 0, above=True), None, optional=True)
     batch_size: int | None = _checked(parse.number("--batch-size", int, 1), None, optional=True)
-    seed: int = _checked(parse.number("--seed", int, 0), 0)
+    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ def speedup(value: object) -> float:
     ------
     UsageError
     """
+    if not isinstance(value, (str, bool)) and hasattr(value, "__float__"):
+        value = float(value)
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*[x×]?\s*", str(value), re.IGNORECASE)
     ratio = float(match[1]) if match else math.nan
     if not 1 < ratio < math.inf:
@@ -97,6 +99,16 @@ def memory(value: object) -> int:
     return int(float(match[1]) * base ** ("kmgt".index((match[2] or "g").lower()) + 1))
 
 
+def memory_bytes(value: object) -> int:
+    """A limit in bytes, or a text as for :func:`memory`, as bytes.
+
+    Raises
+    ------
+    UsageError
+    """
+    return memory(value) if isinstance(value, str) else number("--memory", int, 1)(value)
+
+
 def device(value: object) -> str:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
 
@@ -148,15 +160,15 @@ def number(
 
 
 def flag(name: str, value: object) -> bool:
-    """True or False as it is; anything else is refused, since most texts count as true in Python.
+    """True or False, also numpy's; anything else is refused, since most texts count as true in Python.
 
     Raises
     ------
     UsageError
     """
-    if not isinstance(value, bool):
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy's are named one or the other, by its version
         raise UsageError(name, "must be True or False", got=repr(value))
-    return value
+    return bool(value)
 
 
 def text(name: str, value: object, fix: str | None = None) -> str:

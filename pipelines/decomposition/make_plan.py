@@ -52,7 +52,7 @@ def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOpti
     if plan is None:
         return DecomposeOptions(**{"speedup": None, **choices})
     if choices.get("speedup") is not None:
-        got = f"--speedup {choices['speedup']:g}x"
+        got = f"--speedup {choices['speedup']}"
         raise UsageError("--plan", "says the speed-up itself", got=got, fix="leave one of them out")
     of_plan = {
         "speedup": plan.speedup, "steps": plan.steps, "allocation": plan.allocation, "cost": plan.cost,

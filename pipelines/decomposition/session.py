@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -112,6 +113,7 @@ def open_run(
     *,
     memory: int | None = None,
     batch_size: int = 100,
+    start_over: bool = False,
 ) -> Iterator[OpenedRun]:
     """Open a run for the length of the block.
 
@@ -123,6 +125,8 @@ def open_run(
         Limit in bytes, see :func:`decomp.pipelines.decomposition.memory.set_limits`.
     batch_size : int
         Upper limit of the images at a time.
+    start_over : bool
+        Layers that are solved already will be solved anew, so that the limits they were solved with do not matter.
 
     Raises
     ------
@@ -143,7 +147,11 @@ def open_run(
                 raise FileError(run.frozen, rule, got="a file of an earlier version", fix="run freeze again")
         cost = count_cost(network, shape)
         network.to(device)
-        stage_memory = _stage_memory(run, graph, frozen, memory, batch_size, folder)
+        # Layers that are solved already were fitted within these limits; within others the rest would not have the
+        # same bytes.
+        solved = run.layers_dir.is_dir() and not start_over
+        before = (run.config("decompose") or {}).get("limits") if solved else None
+        stage_memory = _stage_memory(graph, frozen, memory, batch_size, folder, before)
         yield OpenedRun(run, frozen, original, graph, cost, stage_memory, device)
 
 
@@ -204,7 +212,7 @@ def survey(opened: OpenedRun, narrowed: NarrowedRun, *, sampler: bool = True, re
 
 
 def _stage_memory(
-    run: RunDirectory, graph: NetworkGraph, frozen: FrozenFile, memory: int | None, batch_size: int, folder: Path
+    graph: NetworkGraph, frozen: FrozenFile, memory: int | None, batch_size: int, folder: Path, before: Any
 ) -> StageMemory:
     assert isinstance(graph.module, fx.GraphModule)
     foot = measure(graph.module, frozen.images(0, 1))
@@ -214,7 +222,6 @@ def _stage_memory(
         graph.module, foot, memory=memory, batch_size=batch_size, folder=folder,
         solver=max((problem_bytes(layer, frozen.n_images, n_points) for layer in fitted), default=0),
         rows=max((row_bytes(layer, n_points) for layer in fitted), default=0),
-        # Committed layers were fitted with these limits; with others the rest would not have the same bytes.
-        before=(run.config("decompose") or {}).get("limits") if run.layers_dir.is_dir() else None,
+        before=before,
     )  # fmt: skip
     return StageMemory(graph.module, foot, limits, folder)

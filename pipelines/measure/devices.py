@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decomp.errors import UsageError
+from decomp.errors import UsageError, near_miss
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -25,10 +25,11 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UsageError("device", "must be auto, cpu, cuda or cuda:N", got=device) from None
+        fix = near_miss(device, ("auto", "cpu", "cuda"))
+        raise UsageError("--device", "must be auto, cpu, cuda or cuda:N", got=repr(device), fix=fix) from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            "device", f"there are {torch.cuda.device_count()} CUDA devices here", got=device, fix="give cpu or auto"
+            "--device", f"there are {torch.cuda.device_count()} CUDA devices here", got=device, fix="give cpu or auto"
         )
     return chosen
 

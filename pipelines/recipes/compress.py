@@ -16,9 +16,10 @@ from ...data import given
 from ...data.formats import network_file
 from ...data.models import LoadedModel
 from ...data.weights import check_finite, digest_state_dict
+from ..console import parse
 from ..console.options import FreezeOptions
 from ..console.reporter import Reporter
-from ..decomposition.make_plan import decompose_options
+from ..decomposition.make_plan import decompose_options, read_plan
 from ..reporting.summary import Summary, summarise
 from ..run.directory import RunDirectory
 from ..stages.decompose import decompose
@@ -28,14 +29,14 @@ from ..stages.freeze import freeze_loaded
 def compress(
     model: nn.Module,
     images: Any,
-    speedup: float | str = 4.0,
+    speedup: float | str | None = 4.0,
     *,
     n_images: int = 5000,
     n_points: int = 10,
     seed: int = 0,
     device: str = "auto",
     batch_size: int = 100,
-    memory: int | None = None,
+    memory: int | str | None = None,
     quiet: bool = True,
     **options: Any,
 ) -> tuple[nn.Module, Summary]:
@@ -91,7 +92,10 @@ def compress(
     frozen = FreezeOptions(
         model=f"{type(model).__name__} in memory", data=given.NAME, n_images=n_images, n_points=n_points, seed=seed
     )
-    decompose_options(speedup=speedup, **options)
+    choices = {name: value for name, value in options.items() if name != "plan"}
+    plan = None if options.get("plan") is None else read_plan(options["plan"])
+    decompose_options(plan, speedup=speedup, **choices)
+    memory = None if memory is None else parse.memory_bytes(memory)
     source = given.source_of(images, n_images)
     reporter = Reporter(quiet=quiet)
     with tempfile.TemporaryDirectory(prefix="decomp-") as folder:

@@ -9,6 +9,7 @@ from typing import Any
 
 from decomp.errors import UsageError
 
+from ..console import parse
 from ..console.program import program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
@@ -56,7 +57,7 @@ def family(
     reporter: Reporter | None = None,
     device: str = "auto",
     batch_size: int = 100,
-    memory: int | None = None,
+    memory: int | str | None = None,
     plan_only: bool = False,
     redo: bool = False,
     **options: Any,
@@ -98,11 +99,11 @@ def family(
     members = [RunDirectory(f"{RunDirectory(run)}-{member.speedup:g}x") for member in all_options]
     highest = max(all_options, key=lambda member: member.speedup)
     if highest.coupled is None:  # otherwise each member is planned on a narrower network of its own
-        chosen = pick_device(device)
+        chosen, limit = pick_device(device), None if memory is None else parse.memory_bytes(memory)
         with (
             base.lock(),
             reporter.stage("family"),
-            open_run(base, chosen, memory=memory, batch_size=batch_size) as opened,
+            open_run(base, chosen, memory=limit, batch_size=batch_size) as opened,
         ):
             surveyed = survey(opened, narrow(opened, {}, reporter=reporter), sampler=highest.sampler, reporter=reporter)
             require_reachable(highest, surveyed)

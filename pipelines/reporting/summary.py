@@ -12,13 +12,12 @@ from torch import nn
 
 from decomp.allocation.plan import Plan
 from decomp.cost.count import FUNCTIONAL, cost
-from decomp.errors import FileError
 
 from ...data.formats import network_file
 from ...data.formats.json_files import read_json
-from ..console.program import program
 from ..console.text_table import html_table, text_table
 from ..run import loading
+from ..run.conditions import no_decomposed_network
 from ..run.directory import RunDirectory
 
 
@@ -129,8 +128,7 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     run = RunDirectory.open(run)
     facts = run.config("decompose") or {}
     if "macs_after" not in facts or not (run.model_dir / "structure.json").is_file():
-        fix = f"run `{program()} decompose --run {run.path} --speedup 4x`"
-        raise FileError(run.path, "there is no decomposed network yet", fix=fix)
+        raise no_decomposed_network(run)
     original, network = (loading.load_network(run, path) for path in (run.original_dir, run.model_dir))
     shape = network_file.read_structure(run.original_dir)["input_shape"]
     plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json), renew="make it anew with decompose --redo")

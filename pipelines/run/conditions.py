@@ -11,6 +11,7 @@ from typing import Any
 from decomp.errors import FileError, UsageError
 
 from ..console.options import FreezeOptions, Options, StageOptions
+from ..console.program import program
 from .directory import RunDirectory
 
 
@@ -52,6 +53,16 @@ def freeze_options(run: RunDirectory) -> FreezeOptions:
     if options is None:
         raise UsageError(run.path, "holds no frozen points", fix=f"run freeze --run {run.path} first")
     return options
+
+
+def no_decomposed_network(run: RunDirectory) -> FileError:
+    """The error for a run that is not decomposed, with the command that begins it, or shows how to continue it."""
+    command = f"decompose --run {run.path} --speedup 4x"
+    rule = "there is no decomposed network yet"
+    if run.config("decompose") is not None:
+        rule, command = "the decomposition is not finished", f"status --run {run.path}"
+        return FileError(run.path, rule, fix=f"run `{program()} {command}` for the command that continues it")
+    return FileError(run.path, rule, fix=f"run `{program()} {command}`")
 
 
 def require_same_options(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from decomp.errors import FileError
+from decomp.errors import FileError, UsageError
 
 from ...data.formats.atomic import sweep
 from ...data.formats.json_files import read_json, write_json
@@ -49,6 +49,8 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str] | RunDirectory) -> None:
+        if not isinstance(path, (str, os.PathLike, RunDirectory)):
+            raise UsageError("--run", "must be the path of a run directory", got=repr(path))
         self.path: Path = Path(path.path if isinstance(path, RunDirectory) else path)
         self._lock: RunLock = path._lock if isinstance(path, RunDirectory) else RunLock(self.path)
 

@@ -19,7 +19,7 @@ from ..console.program import program
 from ..console.reporter import Reporter
 from .conditions import recorded_options
 from .directory import RunDirectory
-from .networks import existing
+from .networks import NETWORKS
 
 
 def open_frozen(run: str | os.PathLike[str] | RunDirectory) -> tuple[FrozenFile, fx.GraphModule]:
@@ -87,15 +87,20 @@ def load(
     FileError
         The files are missing, broken, or do not fit the given module.
     """
+    if into is not None and not isinstance(into, nn.Module):
+        got, fix = f"a {type(into).__name__}", "give an instance, such as build()"
+        raise UsageError("into", "must be a module of the original class", got=got, fix=fix)
     folder = Path(os.fspath(path))
+    if not folder.exists():
+        raise FileError(folder, "there is no such network or run directory", fix="give for example runs/mine/model")
     if (folder / "structure.json").is_file() or not (folder / "run.json").is_file():
         return network_file.load(folder, into, leaves_of=leaves_of)
     run = RunDirectory(folder)
-    made = [network for network in existing(run) if network.made_from is not None]
-    if not made:
+    made = next((network for network in reversed(NETWORKS) if network.made_from and network.exists(run)), None)
+    if made is None:
         fix = f"run: {program()} decompose --run {folder} --speedup 4x"
         raise FileError(folder, "this run holds no compressed network yet", fix=fix)
-    return network_file.load(made[-1].path(run), into, leaves_of=leaves_of)
+    return network_file.load(made.path(run), into, leaves_of=leaves_of)
 
 
 def load_network(run: RunDirectory, path: Path) -> fx.GraphModule:

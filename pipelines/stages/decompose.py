@@ -18,6 +18,7 @@ from decomp.graph.network_graph import NetworkGraph
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
 from ...data.formats.json_files import write_json
+from ..console import parse
 from ..console.options import DecomposeOptions
 from ..console.program import program
 from ..console.reporter import Reporter
@@ -107,7 +108,7 @@ def decompose(
     source_run: PathLike | None = None,
     redo: bool = False,
     batch_size: int = 100,
-    memory: int | None = None,
+    memory: int | str | None = None,
     reporter: Reporter | None = None,
 ) -> DecomposeResult:
     """Make the network ``speedup`` times cheaper and emit it.
@@ -160,8 +161,9 @@ def decompose(
         Delete an earlier decomposition of this run.
     batch_size : int
         Upper limit of the images at a time; fewer where memory is short.
-    memory : int, optional
-        Memory limit in bytes, see :mod:`decomp.pipelines.decomposition.memory`; half of the machine's by default.
+    memory : int or str, optional
+        Memory limit in bytes, or as text such as ``8GiB``; half of the machine's memory where not given. See
+        :mod:`decomp.pipelines.decomposition.memory`.
     reporter : Reporter, optional
 
     Raises
@@ -178,15 +180,17 @@ def decompose(
         latency_layout=latency_layout, activation_aware=activation_aware, refine=refine, recovery=recovery,
         sampler=sampler, coupled=coupled,
     )  # fmt: skip
+    target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
     with directory.lock(), reporter.stage("decompose"):
-        if redo:
-            reuse.clear(directory, options)
-        before = _done_before(directory, options)
+        before = None if redo else _done_before(directory, options)
         if before is not None:
             return before
         loading.warn_of_other_versions(directory, "decompose" if directory.layers_dir.is_dir() else "freeze", reporter)
-        with open_run(directory, pick_device(device), memory=memory, batch_size=batch_size) as opened:
+        with open_run(directory, target, memory=memory, batch_size=batch_size, start_over=redo) as opened:
+            if redo:
+                # Not earlier: what stops a run from being opened must not cost the result that is there.
+                reuse.clear(directory, options)
             surveyed, plan_of_run = _plan(options, given, opened, reporter)
             if plan_only:
                 return DecomposeResult(directory, False, {"asked": options.to_json(), "plan_only": True})
@@ -203,7 +207,8 @@ def _done_before(run: RunDirectory, options: DecomposeOptions) -> DecomposeResul
     if before is None or not (run.plan_json.is_file() or "macs_after" in before):
         return None
     fix = f"use --redo to replace it, or --run OTHER --from {run.path} to keep both"
-    require_same_options(run, "decomposed", options, before["asked"], fix, _shown)
+    done = "decomposed" if "macs_after" in before else "begun"
+    require_same_options(run, done, options, before["asked"], fix, _shown)
     if "macs_after" in before and (run.model_dir / "structure.json").is_file():
         loading.load_network(run, run.model_dir)
         return DecomposeResult(run, True, before)

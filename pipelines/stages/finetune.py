@@ -18,7 +18,7 @@ from ..console.options import FinetuneOptions
 from ..console.program import program
 from ..console.reporter import Reporter
 from ..measure.devices import pick_device
-from ..run.conditions import require_same_options
+from ..run.conditions import no_decomposed_network, require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import load_network, require_whole, warn_of_other_versions
 from ..training import tensorboard
@@ -118,6 +118,7 @@ def finetune(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule, labels=labels,
         distill=distill, weight_decay=weight_decay, seed=seed,
     )  # fmt: skip
+    target = pick_device(device)
     directory = RunDirectory.open(run)
     reporter = reporter or Reporter()
     require_whole(directory)
@@ -130,13 +131,12 @@ def finetune(
             return finished
         begun = checkpoint_file(directory).exists() and directory.config("finetune") is not None
         warn_of_other_versions(directory, "finetune" if begun else "decompose", reporter)
-        return _finetune(directory, options, network_digest, pick_device(device), reporter)
+        return _finetune(directory, options, network_digest, target, reporter)
 
 
 def _network_digest(run: RunDirectory) -> str:
     if not (run.model_dir / "structure.json").is_file():
-        fix = f"run `{program()} decompose --run {run.path} --speedup 4x`"
-        raise FileError(run.path, "there is no decomposed network yet", fix=fix)
+        raise no_decomposed_network(run)
     return digest_file(run.model_dir / "structure.json")
 
 

@@ -28,6 +28,7 @@ from ...data.formats.frozen_file import FrozenFile
 from ...data.models import LoadedModel
 from ...data.sources import open_source
 from ...data.splits import ImageSource
+from ..console import parse
 from ..console.options import LEAST_IMAGES, FreezeOptions
 from ..console.program import program
 from ..console.reporter import Reporter
@@ -88,7 +89,7 @@ def freeze(
     batch_size: int = 100,
     device: str = "auto",
     skip_bad: bool = False,
-    memory: int | None = None,
+    memory: int | str | None = None,
     reporter: Reporter | None = None,
 ) -> FreezeResult:
     """Sample the responses of every layer of the original network into one HDF5 file.
@@ -115,9 +116,9 @@ def freeze(
     device : {'auto', 'cpu', 'cuda', 'cuda:N'}
     skip_bad : bool
         Leave out unreadable images instead of stopping.
-    memory : int, optional
-        Memory limit in bytes, see :mod:`decomp.pipelines.decomposition.memory`; half of the machine's memory where
-        not given.
+    memory : int or str, optional
+        Memory limit in bytes, or as text such as ``8GiB``; half of the machine's memory where not given. See
+        :mod:`decomp.pipelines.decomposition.memory`.
     reporter : Reporter, optional
 
     Returns
@@ -133,6 +134,8 @@ def freeze(
         model=model, weights=weights, data=data, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
         skip_bad=skip_bad, part=part, leaves=tuple(leaves) if not isinstance(leaves, str) else (leaves,),
     )  # fmt: skip
+    pick_device(device)
+    memory = None if memory is None else parse.memory_bytes(memory)
     run, reporter = RunDirectory(run), reporter or Reporter()
     with reporter.stage("freeze"), ExitStack() as locked:
         if run.run_json.exists():

@@ -5,9 +5,10 @@ import inspect
 import io
 
 import pytest
+import torch
 
 import decomp
-from decomp.errors import FileError
+from decomp.errors import DecompError, FileError
 from decomp.pipelines import api
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.recipes import compress
@@ -78,3 +79,29 @@ def test_comparing_runs_prints_its_steps_only_with_a_reporter(tmp_path, capfd):
         with pytest.raises(FileError, match="none of these runs was evaluated"):
             decomp.compare(runs, **options)
     assert stream.getvalue() == "comparing 2 runs\n" and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "call, line",
+    [
+        (lambda run: decomp.freeze(run, model="a:b", data="digits", images=20), "did you mean n_images."),
+        (lambda run: decomp.finetune(run, lr=0.1), "lr: is no option of finetune; did you mean learning_rate."),
+        (lambda run: decomp.export(run, format="pt2"), "format: is no option of export; did you mean formats."),
+        (lambda run: decomp.decompose(run, speed_up=4), "speed_up: is no option of decompose; did you mean speedup."),
+        (lambda run: decomp.freeze(run, model="zoo:vgg-digits"), "--data: must be a text that is not empty, got None"),
+        (lambda run: decomp.freeze(run, model=torch.nn.ReLU()), "decomp.compress(model, images) takes a module"),
+        (lambda run: decomp.freeze(run, model="a:b", data="digits", memory="much"), "--memory: must be an amount"),
+        (lambda run: decomp.freeze(run, model="a:b", data="digits", device="gpu"), "--device: must be auto, cpu, cuda"),
+        (lambda run: decomp.decompose(None, speedup=2), "--run: must be the path of a run directory, got None"),
+        (
+            lambda run: decomp.load(run, into=torch.nn.Linear),
+            "into: must be a module of the original class",
+        ),
+        (lambda run: decomp.load(run), "there is no such network or run directory"),
+    ],
+)
+def test_mistakes_from_python_end_in_one_line(call, line, tmp_path):
+    with pytest.raises(DecompError) as caught:
+        call(tmp_path / "none")
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "none").exists()

@@ -4,7 +4,9 @@ import dataclasses
 import json
 from inspect import signature
 
+import numpy as np
 import pytest
+import torch
 
 from decomp.allocation.plan import SIZES
 from decomp.errors import UsageError
@@ -176,3 +178,26 @@ def test_formats_come_in_the_order_given():
 
 def test_all_options_are_of_one_kind():
     assert all(isinstance(made, StageOptions) for made in MADE)
+
+
+def test_skip_takes_any_names_and_sets_have_one_order():
+    for given in ({"b", "a"}, {"a": 1, "b": 2}.keys(), (name for name in "ab"), np.array(["a", "b"])):
+        assert DecomposeOptions(speedup=2, skip=given).skip == ("a", "b")
+
+
+def test_numbers_and_flags_of_other_libraries_are_taken():
+    made = DecomposeOptions(speedup=torch.tensor(2.5), keep_first=np.bool_(True), multiple=np.int64(4))
+    assert (made.speedup, made.keep_first, made.multiple) == (2.5, True, 4)
+    assert json.dumps(made.to_json())
+
+
+def test_values_that_mean_the_same_are_no_difference():
+    record = DecomposeOptions(speedup=4, max_layer_speedup=3).to_json()
+    record.update(steps=["prune", "spatial", "channel"], max_layer_speedup=3)
+    del record["sampler"]
+    assert DecomposeOptions(speedup="4x", max_layer_speedup=3.0).differences(record) == []
+
+
+def test_with_a_given_plan_the_conditions_of_latency_are_those_of_the_plan():
+    made = DecomposeOptions(speedup=2.0, cost="latency", plan="0" * 64, latency_batch=32)
+    assert (made.latency_batch, made.latency_layout) == (None, None)

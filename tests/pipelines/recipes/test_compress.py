@@ -89,6 +89,23 @@ def test_a_class_that_does_not_take_the_edits_gives_a_traced_network(tmp_path):
     assert torch.equal(alone(images(2)), network(images(2)))
 
 
+def test_a_plan_from_a_file_decides_the_sizes(tmp_path, monkeypatch):
+    plan, real = tmp_path / "plan.json", recipe.summarise
+
+    def summarise(run):
+        plan.write_bytes(run.plan_json.read_bytes())
+        return real(run)
+
+    monkeypatch.setattr(recipe, "summarise", summarise)
+    _, report = decomp.compress(block(), images(), speedup=1.5, n_points=5)
+    _, planned = decomp.compress(block(), images(), speedup=None, plan=plan, n_points=5)
+    assert planned.macs_after == report.macs_after and [la.becomes for la in planned.layers] == [
+        la.becomes for la in report.layers
+    ]
+    with pytest.raises(UsageError, match="--plan: says the speed-up itself, got --speedup 4x"):
+        decomp.compress(block(), images(), speedup="4x", plan=plan)
+
+
 def test_mistakes_are_one_line_each():
     with pytest.raises(UsageError, match="torch.nn.Module, got str"):
         decomp.compress("zoo:vgg-digits", images())

@@ -44,7 +44,7 @@ def test_each_member_has_the_bytes_of_a_run_of_its_own_and_shares_points_and_cur
     decompose(alone, speedup=3.0, source_run=vgg_run.path, reporter=Collected())
     assert bytes_of(alone) == bytes_of(members[1])
     lines = list(result.lines())
-    assert lines[0].split()[:2] == ["run", "asked"]
+    assert lines[0].split()[:2] == ["run", "target"]
     assert [line.split()[1] for line in lines[1:3]] == ["2x", "3x"] and str(members[0]) in lines[1]
     assert vgg_run.config("decompose") is None and not vgg_run.model_dir.exists()
 

@@ -20,9 +20,11 @@ from decomp.execution import sampled_rows
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.operations import SUMS
 from decomp.graph.tracing import trace
+from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages import decompose as stage
 from decomp.pipelines.stages.decompose import decompose
+from decomp.pipelines.stages.finetune import finetune
 from decomp.pipelines.stages.freeze import freeze
 from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, bytes_of, make_run
 
@@ -289,3 +291,29 @@ def test_a_network_that_does_not_cost_what_was_planned_is_not_emitted(run, monke
     with pytest.raises(DecompError, match=r"must have the planned \d+ parameters, got \d+; please report this"):
         decompose(run, speedup=2, reporter=Collected())
     assert not run.model_dir.exists()
+
+
+@pytest.mark.parametrize("mistake", [{"device": "cuda:99"}, {"device": "gpu"}, {"memory": 1}, {"memory": "4 apples"}])
+def test_starting_over_deletes_nothing_where_device_or_memory_are_refused(run, mistake):
+    decompose(run, speedup=2, reporter=Collected())
+    before = bytes_of(run)
+    with pytest.raises(UsageError, match="^--(device|memory): "):
+        decompose(run, speedup=3, redo=True, reporter=Collected(), **mistake)
+    assert bytes_of(run) == before and run.plan_json.is_file() and run.config("decompose")["macs_after"]
+
+
+def test_starting_over_is_not_bound_to_the_limits_of_before(run):
+    decompose(run, speedup=2, memory="3GiB", reporter=Collected())
+    decompose(run, speedup=3, redo=True, memory=4 << 30, batch_size=50, reporter=Collected())
+    assert run.config("decompose")["limits"]["batch_size"] == 50
+
+
+def test_what_was_begun_is_said_to_be_begun_and_other_stages_name_the_way_on(run):
+    decompose(run, speedup=2, plan_only=True, reporter=Collected())
+    with pytest.raises(UsageError, match="was begun with speedup = 2.0, got speedup = 4.0"):
+        decompose(run, speedup=4, reporter=Collected())
+    for call in (finetune, summarise):
+        with pytest.raises(
+            FileError, match="the decomposition is not finished; run `.* status --run .*` for the command"
+        ):
+            call(run)

@@ -131,7 +131,7 @@ def test_a_fine_tuning_that_only_harms_keeps_the_network_as_it_was(run):
     assert result.facts["best_epoch"] == 0
     assert_same(weights(run.finetune_dir / "best"), network.state_dict())
     assert not torch.equal(weights(run.finetune_dir / "last")["7.weight"], network.state_dict()["7.weight"])
-    assert any("no epoch was better" in line for line in result.lines())
+    assert any("no epoch improved the network" in line for line in result.lines())
 
 
 def test_last_and_best_load_by_themselves_and_into_the_original_class(run):
