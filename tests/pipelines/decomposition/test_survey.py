@@ -28,7 +28,7 @@ def test_a_damaged_survey_is_made_again_with_a_warning_and_an_intact_one_is_read
         assert reporter.messages == [] and vgg_run.curves.read_bytes() == before
         vgg_run.curves.write_bytes(before[:-100])
         second = survey_run(opened, narrowed, reporter=reporter).survey
-    assert "curves.npz" in reporter.messages[0] and "made again" in reporter.messages[0]
+    assert "curves.npz" in reporter.messages[0] and "computed again" in reporter.messages[0]
     assert first.own.keys() == second.own.keys()
     for name in first.own:
         assert np.allclose(first.own[name].spatial, second.own[name].spatial) if first.own[name].ranked else True
