@@ -232,7 +232,8 @@ def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Mo
 def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> nn.Module:
     """Apply the edits and load the weights, in the whole model or in the part of it that the network was."""
     part = structure.get("part")
-    module = whole.get_submodule(part) if part and part in dict(whole.named_modules()) else whole
+    part = part if part and part in dict(whole.named_modules(remove_duplicate=False)) else ""
+    module = whole.get_submodule(part)
     for edit in structure["edits"]:
         name, spec = edit["module"], edit["becomes"]
         try:
@@ -242,7 +243,7 @@ def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[st
         new = foreign_batchnorm.as_batchnorm(old) if spec.get("type") == FOREIGN_BATCHNORM else build_module(spec, name)
         if new is None:
             raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
-        set_module(module, name, new)
+        set_module(whole, f"{part}.{name}" if part else name, new)
     missing, unexpected = module.load_state_dict(state, strict=False)
     used = set(structure["graph"]["modules"])
     missing = [k for k in missing if k.rpartition(".")[0] in used]

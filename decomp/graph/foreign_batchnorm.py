@@ -34,18 +34,13 @@ def replace_foreign_batchnorms(model: nn.Module, leaves: Iterable[str] = ()) -> 
     Returns
     -------
     list of str
-        Paths of the modules that were exchanged.
+        Paths of the modules that were exchanged, the first one of a module that has several.
     """
     leaves = tuple(leaves)
-    within_leaves = tuple(f"{leaf}." for leaf in leaves)
-    replacements: dict[int, nn.Module | None] = {}  # by identity: a module may be there under several paths
+    in_leaves = {id(module) for leaf in leaves for module in model.get_submodule(leaf).modules()}
     exchanged = []
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if not path or path in leaves or path.startswith(within_leaves):
-            continue
-        if id(module) not in replacements:
-            replacements[id(module)] = as_batchnorm(module)
-        replacement = replacements[id(module)]
+    for path, module in list(model.named_modules()):
+        replacement = None if not path or id(module) in in_leaves else as_batchnorm(module)
         if replacement is not None:
             set_module(model, path, replacement)
             exchanged.append(path)
@@ -65,7 +60,7 @@ def as_batchnorm(module: nn.Module) -> nn.BatchNorm2d | nn.Sequential | None:
     if not _has_batchnorm_tensors(module) or NORM in module._modules:
         return None
     norm = _batchnorm_with_tensors_of(module)
-    children = OrderedDict(copy.deepcopy(module).named_children())
+    children = OrderedDict((k, v) for k, v in copy.deepcopy(module)._modules.items() if v is not None)
     candidate = nn.Sequential(OrderedDict({NORM: norm, **children})) if children else norm
     candidate.eval()
     mean, variance = _tensor(module, "running_mean"), _tensor(module, "running_var")

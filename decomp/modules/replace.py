@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,13 +11,43 @@ Weighted = TypeVar("Weighted", nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.PReL
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of the one at a path."""
-    parent, _, name = path.rpartition(".")
-    holder = root.get_submodule(parent) if parent else root
-    if isinstance(holder, (nn.Sequential, nn.ModuleList)):
-        holder[int(name) if name.isdigit() else list(holder._modules).index(name)] = module
-    else:
-        setattr(holder, name, module)
+    """Put a module in the place of the one at a path.
+
+    A network may hold one module under several names, and in lists, tuples or dicts that torch does not know of. The
+    module is exchanged in all of them: otherwise a forward pass that reads another of them would still run the old one.
+
+    Raises
+    ------
+    AttributeError
+        There is no module at the path.
+    """
+    old = root.get_submodule(path)
+    # The new module may hold the old one, so all holders are found before the first exchange.
+    for holder in list(root.modules()):
+        _exchange_within(holder._modules, old, module, set())
+        _exchange_within(vars(holder), old, module, {id(holder._modules)})
+
+
+def _exchange_within(holder: Any, old: nn.Module, new: nn.Module, seen: set[int]) -> Any:
+    """Exchange a module in a dict or list, in place, and in what these hold; a tuple is made anew.
+
+    Returns
+    -------
+    object
+        What stands for `holder` afterwards: the new module, the new tuple, or `holder` itself.
+    """
+    if holder is old:
+        return new
+    if not isinstance(holder, (dict, list, tuple)) or id(holder) in seen:
+        return holder
+    seen.add(id(holder))
+    items = list(holder.items()) if isinstance(holder, dict) else list(enumerate(holder))
+    changed = {key: value for key, item in items if (value := _exchange_within(item, old, new, seen)) is not item}
+    if isinstance(holder, tuple):
+        return tuple(changed.get(key, item) for key, item in items) if changed and type(holder) is tuple else holder
+    for key, value in changed.items():
+        holder[key] = value
+    return holder
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

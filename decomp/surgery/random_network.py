@@ -31,12 +31,34 @@ def random_network(graph: NetworkGraph, plans: Mapping[str, LayerPlan]) -> nn.Mo
         In evaluation mode, on the device of the original. The first channels stay.
     """
     network = copy.deepcopy(graph.module).eval()
+    put_random_layers(network, graph, plans)
+    return network
+
+
+def put_random_layers(network: nn.Module, graph: NetworkGraph, plans: Mapping[str, LayerPlan]) -> list[str]:
+    """Exchange the layers of a network for random ones of the planned sizes, in place.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Has the module paths of ``graph``.
+    graph : NetworkGraph
+        Of a network that was not changed yet.
+    plans : dict of str to LayerPlan
+
+    Returns
+    -------
+    list of str
+        Paths of the modules that were exchanged.
+    """
+    exchanged: dict[str, None] = {}
     for layer in graph.layers:
         if layer.fitted:
             plan = plans[layer.name]
             selection = None if plan.keep is None else Selection(torch.arange(plan.keep), layer.input_width)
-            apply_solution(network, graph, LayerSolution(layer.name, selection, random_factors(graph, layer, plan)))
-    return network
+            solution = LayerSolution(layer.name, selection, random_factors(graph, layer, plan))
+            exchanged |= dict.fromkeys(apply_solution(network, graph, solution))
+    return list(exchanged)
 
 
 def random_factors(graph: NetworkGraph, layer: Layer, plan: LayerPlan) -> FactoredConv:

@@ -1,18 +1,24 @@
 """Network directory: it loads alone and into the original class bit by bit, and broken files are refused by name."""
 
+import copy
 import json
 
 import pytest
 import torch
+from named_networks import INPUT, NETWORKS, make
 from networks import CHAIN_INPUT, block, chain
+from plans import halved
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import decomp
 from decomp.data.formats import network_file
 from decomp.data.formats.json_files import SEAL, write_json
 from decomp.errors import DecompError, FileError
+from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.surgery import batchnorm
+from decomp.surgery.random_network import put_random_layers
 
 
 @pytest.fixture
@@ -34,6 +40,38 @@ def test_networks_load_alone_and_into_the_original_class_bit_for_bit(saved):
     assert type(into) is type(original) and torch.equal(into(x), network(x))
     assert all(torch.equal(v, before[k]) for k, v in original.state_dict().items())
     alone.load_state_dict(load_file(str(path / "weights.safetensors")))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_edits_go_by_name_into_any_container_of_the_original_class(kind, tmp_path):
+    network, images = trace(make(kind)), torch.randn(2, *INPUT)
+    graph = NetworkGraph(copy.deepcopy(network), INPUT)
+    edited = put_random_layers(network, graph, halved(graph))
+    assert len(edited) == 5
+    network_file.save(network, tmp_path / "net", edited=edited, input_shape=INPUT)
+    into = decomp.load(tmp_path / "net", into=kind())
+    assert type(into) is kind and torch.equal(into(images), network(images))
+    assert torch.equal(decomp.load(tmp_path / "net")(images), network(images))
+    assert "verified, standing alone and in" in network_file.verify_into_original(tmp_path / "net", kind)
+
+
+def test_a_part_shares_its_exchanged_modules_with_the_whole(tmp_path):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = make(NETWORKS[0])
+            self.same, self.again = self.part, [self.part.low]
+
+        def forward(self, x):
+            return self.part.head(self.same.high(self.again[0](x)).mean((2, 3)))
+
+    network, images = trace(make(NETWORKS[0])), torch.randn(2, *INPUT)
+    graph = NetworkGraph(copy.deepcopy(network), INPUT)
+    edited = put_random_layers(network, graph, halved(graph))
+    for part in ("part", "same"):
+        network_file.save(network, tmp_path / "net", edited=edited, input_shape=INPUT, part=part)
+        whole = decomp.load(tmp_path / "net", into=Whole())
+        assert torch.equal(whole(images), network(images))
 
 
 def test_another_class_is_refused(saved):
@@ -99,8 +137,6 @@ def test_broken_files_are_named(saved, spoil, words):
 
 
 def test_a_network_that_data_cannot_name_is_refused_before_anything_is_written(tmp_path):
-    from torch import nn
-
     class Mine(nn.Module):
         def forward(self, x):
             return torch.special.expit(x)

@@ -113,7 +113,10 @@ def test_a_leaf_keeps_all_that_is_in_it_and_a_shared_module_stays_shared():
     assert replace_foreign_batchnorms(module, ["bn1"]) == ["bn2"] and type(module.bn1) is NormAct
     module = network(NormAct)
     module.bn3 = module.bn2
-    assert replace_foreign_batchnorms(module) == ["bn1", "bn2", "bn3"] and module.bn2 is module.bn3
+    assert replace_foreign_batchnorms(module) == ["bn1", "bn2"] and module.bn2 is module.bn3
+    module = network(NormAct)
+    module.copy = nn.Sequential(module.bn1)
+    assert replace_foreign_batchnorms(module, ["copy"]) == ["bn2"] and type(module.bn1) is NormAct
     assert replace_foreign_batchnorms(nn.Sequential(nn.Sequential(NormAct(3))), ["0"]) == []
 
 

@@ -2,6 +2,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from named_networks import INPUT, NETWORKS, make
 from torch import nn
 
 from decomp.modules.replace import linear, set_module, with_parameters
@@ -24,9 +25,45 @@ def test_the_module_at_a_path_is_exchanged_and_no_other(path):
     assert sum(isinstance(module, nn.Tanh) for module in root.modules()) == 1
 
 
-def test_a_path_that_is_not_there_is_refused():
+@pytest.mark.parametrize("path", ["nowhere.0", "chain.5", "parts.-1", "named.y", "two"])
+def test_a_path_that_is_not_there_is_refused(path):
+    root = Holder()
+    before = [name for name, _ in root.named_modules()]
     with pytest.raises(AttributeError):
-        set_module(Holder(), "nowhere.0", nn.Tanh())
+        set_module(root, path, nn.Tanh())
+    assert [name for name, _ in root.named_modules()] == before
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_names_are_no_places_and_one_module_is_exchanged_wherever_it_is(kind):
+    images = torch.randn(2, *INPUT)
+    for path in [name for name, part in kind().named_modules() if isinstance(part, nn.Conv2d)]:
+        network, expected = make(kind), make(kind)
+        new = nn.Conv2d(*network.get_submodule(path).weight.shape[1::-1], 3, padding=1)
+        set_module(network, path, new)
+        assert network.get_submodule(path) is new
+        # The forward pass runs the new one, and all others are as they were.
+        with torch.no_grad():
+            expected.get_submodule(path).weight.copy_(new.weight)
+            expected.get_submodule(path).bias.copy_(new.bias)
+            assert torch.equal(network(images), expected(images))
+
+
+def test_a_module_that_holds_the_old_one_can_take_its_place():
+    root, old = Holder(), nn.ReLU()
+    root.one, root.again = old, old
+    new = nn.Sequential(old, nn.Tanh())
+    set_module(root, "one", new)
+    assert root.one is new and root.again is new and new[0] is old
+
+
+def test_values_beside_modules_keep_their_identity():
+    root = Holder()
+    root.sizes, root.table = (1, (2, 3)), {"a": [nn.Tanh(), (root.one, 1)]}
+    root.table["self"] = root.table
+    sizes, table, tanh, new = root.sizes, root.table, root.table["a"][0], nn.Sigmoid()
+    set_module(root, "one", new)
+    assert root.sizes is sizes and root.table is table and table["a"][0] is tanh and table["a"][1] == (new, 1)
 
 
 @pytest.mark.parametrize("bias", [torch.randn(3), None])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from networks import CHAIN_INPUT, block, chain
+from plans import halved
 from torch import nn
 
-from decomp.allocation.plan import LayerPlan, limits
+from decomp.allocation.plan import LayerPlan
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.surgery.batchnorm import fold_bn
@@ -16,17 +17,6 @@ def graph_of(make, shape):
     network = trace(make())
     fold_bn(network)
     return NetworkGraph(network, shape)
-
-
-def halved(graph):
-    """Every step of every layer at half of its largest size."""
-    plans = {}
-    for layer in graph.layers:
-        plan = plans[layer.name] = LayerPlan(layer.name)
-        for step, (field, largest, _) in limits(layer).items():
-            if step not in layer.left_alone:
-                setattr(plan, field, max(1, largest // 2))
-    return plans
 
 
 @pytest.mark.parametrize(("make", "shape"), [(chain, CHAIN_INPUT), (block, (3, 8, 8))])

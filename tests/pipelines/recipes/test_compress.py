@@ -6,6 +6,7 @@ import tempfile
 
 import pytest
 import torch
+from named_networks import INPUT, Slices, TwoNames, make
 from networks import Block, block, chain
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -87,6 +88,14 @@ def test_a_class_that_does_not_take_the_edits_gives_a_traced_network(tmp_path):
     hooked.register_forward_hook(lambda module, inputs, output: output * 2)
     alone = recipe._in_class_of(hooked, tmp_path / "net", SHAPE)
     assert torch.equal(alone(images(2)), network(images(2)))
+
+
+@pytest.mark.parametrize("kind", [Slices, TwoNames])
+def test_slices_and_modules_of_several_names_come_back_in_their_class(kind):
+    model, x = make(kind), torch.randn(60, *INPUT, generator=torch.Generator().manual_seed(0))
+    network, report = decomp.compress(model, x, speedup=2.0, n_points=5)
+    assert type(network) is kind and cost.cost(network, INPUT).macs == report.macs_after
+    assert network(x).shape == (60, 5)
 
 
 def test_a_plan_from_a_file_decides_the_sizes(tmp_path, monkeypatch):
