@@ -27,6 +27,7 @@ from ..console.options import EvaluateOptions, FreezeOptions
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..measure.accuracy import check_labels, logits_of
+from ..measure.class_counts import ClassCounts
 from ..measure.devices import pick_device
 from ..run import loading
 from ..run.conditions import freeze_options
@@ -75,6 +76,9 @@ class EvaluationResult:
         ``batch_size``, ``device``, ``threads``, ``rounds``, ``data``, ``n_images``, ``versions``.
     notes : list of str
         Reasons for empty columns, and warnings.
+    classes : dict
+        Correct images of each class, see :meth:`decomp.pipelines.measure.class_counts.ClassCounts.to_json`; empty
+        without labels.
     done_before : bool
         The report existed already, of the same networks under the same conditions.
     """
@@ -82,6 +86,7 @@ class EvaluationResult:
     rows: list[Row]
     conditions: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    classes: dict[str, Any] = field(default_factory=dict)
     done_before: bool = False
 
     def table(self) -> str:
@@ -108,7 +113,8 @@ class EvaluationResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
-        return {"rows": [asdict(row) for row in self.rows], "conditions": self.conditions, "notes": list(self.notes)}
+        rows = [asdict(row) for row in self.rows]
+        return {"rows": rows, "conditions": self.conditions, "notes": list(self.notes), "classes": self.classes}
 
 
 def evaluate(
@@ -173,8 +179,9 @@ def evaluate(
         }
         channels, height, width = network_file.read_structure(run.original_dir)["input_shape"]
         shape = (channels, height, width)
-        test, data, notes = _test_images(freeze_options(run), shape)
-        shares = _shares(networks, test, data, target, reporter) if test is not None else {}
+        test, data, notes, names = _test_images(freeze_options(run), shape)
+        counts = ClassCounts(names)
+        shares = _shares(networks, test, data, target, reporter, counts) if test is not None else {}
         reporter.step(f"measuring latency of {len(networks)} networks, batch size {options.batch_size}")
         batch, runtime = (options.batch_size, *shape), Eager(options.layout)
         example = random_images(batch, target, options.layout)
@@ -186,13 +193,19 @@ def evaluate(
             "threads": identity["threads"], "rounds": len(times["original"]), "data": data,
             "n_images": 0 if test is None else len(test), "versions": identity["versions"],
         }  # fmt: skip
-        result = EvaluationResult(rows, conditions, notes + _missing(run, paths) + _unsteady(rows))
+        notes += _missing(run, paths) + _unsteady(rows)
+        result = EvaluationResult(rows, conditions, notes, counts.to_json())
         write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
         return result
 
 
 def topk_hits(logits: Tensor, labels: Tensor, k: int) -> int:
-    """Number of rows whose label is among the `k` highest logits; a tie goes to the lower class number.
+    """Number of rows whose label is among the `k` highest logits, see :func:`topk_correct`."""
+    return int(topk_correct(logits, labels, k).sum())
+
+
+def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Rows whose label is among the `k` highest logits; a tie goes to the lower class number.
 
     Parameters
     ----------
@@ -200,12 +213,16 @@ def topk_hits(logits: Tensor, labels: Tensor, k: int) -> int:
         A row with NaN has no hit.
     labels : LongTensor (m,)
     k : int
+
+    Returns
+    -------
+    BoolTensor (m,)
     """
     own = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1])
     # Written so that NaN counts as ahead of everything.
     ahead = ~(logits <= own) | ((logits == own) & (classes < labels[:, None]))
-    return int((ahead.sum(1) < k).sum())
+    return ahead.sum(1) < k
 
 
 def device_name(device: torch.device) -> str:
@@ -264,33 +281,46 @@ def _measured_before(run: RunDirectory, identity: Mapping[str, Any]) -> Evaluati
         if report["identity"] != identity:
             return None
         rows = [Row(**{**row, "latency_quartiles_ms": tuple(row["latency_quartiles_ms"])}) for row in report["rows"]]
-        return EvaluationResult(rows, report["conditions"], report["notes"], done_before=True)
+        classes = report.get("classes") or {}  # reports of earlier versions have none
+        return EvaluationResult(rows, report["conditions"], report["notes"], classes, done_before=True)
     except (FileError, KeyError, TypeError):
         return None  # no report, or one that cannot be used: it is made anew
 
 
-def _test_images(options: FreezeOptions, shape: tuple[int, int, int]) -> tuple[Split | None, str, list[str]]:
-    """The test split (None where there is none), the source's name, and the reasons for empty columns."""
+def _test_images(
+    options: FreezeOptions, shape: tuple[int, int, int]
+) -> tuple[Split | None, str, list[str], Sequence[str] | None]:
+    """The test split (None where there is none), the source's name, reasons for empty columns, names of classes."""
     source = open_source(options.data, input_shape=shape, skip_bad=options.skip_bad)
     if source.test is None or len(source.test) == 0:
-        return None, options.data, [f"no accuracy: {options.data} has no test images"]
+        return None, options.data, [f"no accuracy: {options.data} has no test images"], None
     notes = [] if source.test.has_labels else [f"no accuracy: the test images of {options.data} have no labels"]
-    return source.test, options.data, notes
+    return source.test, options.data, notes, source.class_names
 
 
 def _shares(
-    networks: Mapping[str, nn.Module], test: Split, data: str, device: torch.device, reporter: Reporter
+    networks: Mapping[str, nn.Module],
+    test: Split,
+    data: str,
+    device: torch.device,
+    reporter: Reporter,
+    counts: ClassCounts,
 ) -> dict[str, dict[str, float | None]]:
     """Per network: top-1, top-5 (None without labels), agreement with the original and divergence from it."""
     sums = {name: dict.fromkeys(SHARES, 0.0) for name in networks}
     with reporter.progress(len(test), "test", "images") as progress:
         for images, labels in test.batches(torch.arange(len(test)), IMAGES_AT_A_TIME):
             reference: Tensor | None = None
+            correct: dict[str, Tensor] = {}
             for name, network in networks.items():
                 logits = logits_of(network, images, device)
                 reference = logits if reference is None else reference
                 for key, value in _batch_sums(logits, reference, labels, data).items():
                     sums[name][key] += value
+                if labels is not None:
+                    correct[name] = topk_correct(logits, labels, 1)
+            if labels is not None:
+                counts.add(labels, correct)
             progress.update(len(images))
     scale = 1 / len(test)
     without = () if test.has_labels else ("top1", "top5")

@@ -91,6 +91,26 @@ def test_the_rows_are_the_networks_with_their_measured_shares_and_costs(run):
     assert result.rows[0].top1 > result.rows[1].top1
 
 
+def test_correct_images_are_counted_by_class_and_against_the_original(run):
+    result = measure(run)
+    test = open_source("digits").test
+    images, labels = test.images(torch.arange(len(test))), test.labels(torch.arange(len(test)))
+    hits = {}
+    with torch.no_grad():
+        for name, path in (("original", run.original_dir), ("decomposed", run.model_dir)):
+            hits[name] = (network_file.load(path)(images).argmax(1) == labels).tolist()
+    of_class = [[hit for hit, label in zip(hits["decomposed"], labels) if label == c] for c in range(10)]
+    assert result.classes["names"] == [str(c) for c in range(10)]
+    assert result.classes["images"] == [len(hits) for hits in of_class]
+    assert result.classes["correct"]["decomposed"] == [sum(hits) for hits in of_class]
+    pairs = list(zip(hits["original"], hits["decomposed"]))
+    assert result.classes["changed"]["decomposed"] == {
+        "lost": pairs.count((True, False)), "won": pairs.count((False, True)),
+    }  # fmt: skip
+    assert sum(result.classes["correct"]["original"]) == round(result.rows[0].top1 * len(test))
+    assert measure(run).done_before and measure(run).classes == result.classes
+
+
 def test_a_cheaper_network_shows_its_counted_speedup(run):
     small = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.Flatten(), nn.Linear(18, 10)).eval())
     shutil.rmtree(run.finetune_dir)
@@ -103,7 +123,9 @@ def test_a_cheaper_network_shows_its_counted_speedup(run):
 def test_the_report_holds_the_same_as_the_table(run):
     result = measure(run)
     report = json.loads(run.report_json.read_text(encoding="utf-8"))
-    assert {key: report[key] for key in ("rows", "conditions", "notes")} == json.loads(json.dumps(result.to_json()))
+    assert {key: report[key] for key in ("rows", "conditions", "notes", "classes")} == json.loads(
+        json.dumps(result.to_json())
+    )
     assert result.conditions["batch_size"] == 2 and result.conditions["threads"] == torch.get_num_threads()
     assert result.conditions["rounds"] == 2 and result.conditions["n_images"] == len(open_source("digits").test)
     lines = list(result.lines())
