@@ -215,7 +215,7 @@ def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Mo
     try:
         original = build()
     except DecompError as error:
-        return f"{path}: stands alone; the original class cannot be built here ({error})"
+        return f"network read back from its files: stands alone; the original class cannot be built here ({error})"
     part = structure.get("part")
     inner = original.get_submodule(part) if part else original
     module, alone = load(path, into=original), load(path, leaves_of=inner)
@@ -226,7 +226,7 @@ def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Mo
     worst = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
     if not worst < 1e-5:
         raise DecompError(path, "the original class with the edits gives other outputs", got=f"off by {worst:.2g}")
-    return f"{path}: verified, standing alone and in the original class"
+    return "network read back from its files: verified, standing alone and in the original class"
 
 
 def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> nn.Module:

@@ -106,8 +106,9 @@ def compress(
                 run, loaded, source, frozen, batch_size=batch_size, device=device, memory=memory, reporter=reporter
             )
         decompose(
-            run, speedup=speedup, device=device, batch_size=batch_size, memory=memory, reporter=reporter, **options
-        )
+            run, speedup=speedup, device=device, batch_size=batch_size, memory=memory, original=loaded.module,
+            reporter=reporter, **options,
+        )  # fmt: skip
         network = _in_class_of(loaded.module, run.model_dir, source.input_shape)
         parameter = next(model.parameters(), None)
         return network.to(parameter.device if parameter is not None else "cpu"), summarise(run)
