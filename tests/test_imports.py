@@ -44,7 +44,7 @@ LIBRARIES = {
     "sklearn": {"decomp/solvers/lasso.py", "data/standard.py"},
     "click": {"pipelines/commands/"},
     "matplotlib": {"pipelines/reporting/figures.py"},
-    "tqdm": {"pipelines/console/reporter.py"},
+    "tqdm": {"pipelines/console/"},
     "onnxruntime": {"data/formats/exported.py", "decomp/runtimes/"},
     "torch.distributed": {"pipelines/training/distributed.py"},
 }

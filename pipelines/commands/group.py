@@ -19,6 +19,7 @@ from ..console.program import program
 
 COMMAND_KEY = "decomp.command"  # under which click's context keeps the command line as given
 JSON_KEY = "decomp.json"  # under which it keeps whether the result is printed as JSON
+VERBOSE_KEY = "decomp.verbose"  # under which it keeps whether details are printed
 COMMANDS = (
     "inspect", "freeze", "decompose", "finetune", "evaluate", "export", "report", "compare", "status", "demo", "train",
 )  # fmt: skip

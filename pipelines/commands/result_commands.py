@@ -14,13 +14,13 @@ from .shared import (
     DATA_HELP,
     MODEL_HELP,
     Choice,
+    begin,
     default_of,
     number,
     open_run,
     reporter_without_run,
     shared_options,
     show,
-    use_threads,
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def inspect(threads: int | None, quiet: bool, model: str, **options: Any) -> Non
 
     Layers that stay unchanged are listed with the reason.
     """
-    use_threads(threads)
+    begin(threads)
     from ..stages.inspection import inspect as stage
 
     show(stage(model, **options))
@@ -74,10 +74,10 @@ Examples:
     "--layout", type=Choice(LAYOUTS), default=default_of(EvaluateOptions, "layout"), show_default=True,
     help="Memory layout of images and weights in the latency measurement.",
 )  # fmt: skip
-@shared_options("redo", "device", "common")
+@shared_options("redo", "device", "verbose", "common")
 def evaluate(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
     """Measure accuracy and latency of a run's networks."""
-    use_threads(threads)
+    begin(threads)
     from ..stages.evaluate import evaluate as stage
 
     directory, reporter = open_run(run, quiet)
@@ -98,13 +98,13 @@ Examples:
 )  # fmt: skip
 @click.option("--which", type=Choice(NETWORK_NAMES), help="Network to export.  [default: the most advanced one]")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: export/ in the run]")
-@shared_options("common")
+@shared_options("verbose", "common")
 def export(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
     """Export a network for use without this package.
 
     Each file is checked against the network.
     """
-    use_threads(threads)
+    begin(threads)
     from ..stages.export import export as stage
 
     directory, reporter = open_run(run, quiet)
@@ -119,10 +119,10 @@ Examples:
 )
 @shared_options("run")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: the run]")
-@shared_options("common")
+@shared_options("verbose", "common")
 def report(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
     """Write the report of a run: HTML, PNG and CSV."""
-    use_threads(threads)
+    begin(threads)
     from ..stages.report import report as stage
 
     directory, reporter = open_run(run, quiet)
@@ -139,10 +139,10 @@ Examples:
 @click.option(
     "--out", type=click.Path(), metavar="DIR", default="comparison", show_default=True, help="Folder to write to."
 )
-@shared_options("common")
+@shared_options("verbose", "common")
 def compare(runs: tuple[str, ...], threads: int | None, quiet: bool, **options: Any) -> None:
     """Compare evaluated runs on one HTML page."""
-    use_threads(threads)
+    begin(threads)
     from ..stages.report import compare as stage
 
     show(stage(runs, reporter=reporter_without_run(quiet), **options))

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+import decomp
 from decomp.errors import UsageError, check_choice
 
 from ..console import parse
-from .group import COMMAND_KEY, JSON_KEY
+from .group import COMMAND_KEY, JSON_KEY, VERBOSE_KEY
 
 if TYPE_CHECKING:
     from ..console.reporter import Reporter
@@ -65,6 +66,11 @@ _json = click.option(
     callback=lambda ctx, _, given: ctx.meta.update({JSON_KEY: given}),
 )  # fmt: skip
 
+_verbose = click.option(
+    "-v", "--verbose", is_flag=True, expose_value=False, help="Print more, such as a line for each layer.",
+    callback=lambda ctx, _, given: ctx.meta.update({VERBOSE_KEY: given}),
+)  # fmt: skip
+
 _SHARED: dict[str, Decorator] = {
     "run": click.option(
         "--run", required=True, type=click.Path(), metavar="DIR", help="Run directory: all files of one experiment."
@@ -87,6 +93,7 @@ _SHARED: dict[str, Decorator] = {
         help="Do not trace this module and leave it unchanged; can be given several times.",
     ),
     "redo": click.option("--redo", is_flag=True, help="Start over; drop what this command did in the run before."),
+    "verbose": _verbose,
     "json": _json,
     "debug": _debug,
 }  # fmt: skip
@@ -106,8 +113,10 @@ def shared_options(*names: str) -> Decorator:
     return add
 
 
-def use_threads(threads: int | None) -> None:
-    """Limit the CPU threads of torch and of the libraries below it."""
+def begin(threads: int | None) -> None:
+    """Say that the command has begun, before the libraries load, and limit the CPU threads that they will use."""
+    if not wants_json() and not click.get_current_context().params.get("quiet"):
+        click.echo(f"decomp {decomp.__version__}: loading …", err=True)
     if threads is None:
         return
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -123,15 +132,18 @@ def open_run(run: str, quiet: bool) -> tuple[RunDirectory, Reporter]:
     from ..run.directory import RunDirectory
 
     directory = RunDirectory(run)
-    command = click.get_current_context().meta.get(COMMAND_KEY)
-    return directory, Reporter.for_run(directory, quiet=quiet or wants_json(), command=command)
+    context = click.get_current_context()
+    command = context.meta.get(COMMAND_KEY)
+    quiet, verbose = quiet or wants_json(), bool(context.meta.get(VERBOSE_KEY))
+    return directory, Reporter.for_run(directory, quiet=quiet, command=command, verbose=verbose)
 
 
 def reporter_without_run(quiet: bool) -> Reporter:
     """A reporter that logs nowhere."""
     from ..console.reporter import Reporter
 
-    return Reporter(quiet=quiet or wants_json())
+    verbose = bool(click.get_current_context().meta.get(VERBOSE_KEY))
+    return Reporter(quiet=quiet or wants_json(), verbose=verbose)
 
 
 def wants_json() -> bool:

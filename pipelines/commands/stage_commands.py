@@ -25,6 +25,7 @@ from .shared import (
     DATA_HELP,
     MODEL_HELP,
     Choice,
+    begin,
     default_of,
     given,
     number,
@@ -33,7 +34,6 @@ from .shared import (
     reporter_without_run,
     shared_options,
     show,
-    use_threads,
 )  # fmt: skip
 
 
@@ -67,13 +67,13 @@ Examples:
     help="Sampled output positions per image and layer.",
 )  # fmt: skip
 @number("--batch-size", default=100, show_default=True, help="Largest number of images per batch.")
-@shared_options("memory", "seed", "device", "skip-bad", "common")
+@shared_options("memory", "seed", "device", "skip-bad", "verbose", "common")
 def freeze(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
     """Record the layer outputs of the original network.
 
     The outputs at sampled positions (frozen points) are the targets of all later fits. Weights are not changed.
     """
-    use_threads(threads)
+    begin(threads)
     from ..stages.freeze import freeze as stage
 
     directory, reporter = open_run(run, quiet)
@@ -146,7 +146,7 @@ Examples:
 @click.option("--plan-only", is_flag=True, help="Stop after writing plan.json, which can be edited.")
 @click.option("--plan", metavar="FILE", help="Use this plan; it contains speed-up, steps, allocation and cost.")
 @click.option("--from", "source_run", metavar="DIR", help="Use the frozen points of another run.")
-@shared_options("redo", "memory", "device", "common")
+@shared_options("redo", "memory", "device", "verbose", "common")
 def decompose(
     run: str, threads: int | None, quiet: bool, linear: bool, speedup: tuple[float, ...] | None, **options: Any
 ) -> None:
@@ -154,15 +154,15 @@ def decompose(
 
     Layer by layer from the input, each fitted by least squares to the recorded outputs of the original.
     """
-    use_threads(threads)
+    if options["plan"] is not None:
+        refuse_beside("--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled"))
+    begin(threads)
     from ..stages.decompose import decompose as stage
 
     directory, reporter = open_run(run, quiet)
     options.update(activation_aware=not linear, reporter=reporter)
     for name in ("refine", "recovery", "sampler"):
         options[name] = not options.pop(f"no_{name}")
-    if options["plan"] is not None:
-        refuse_beside("--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled"))
     if speedup is not None and len(speedup) > 1:
         from ..recipes.family import family
 
@@ -205,13 +205,13 @@ Examples:
     "--weight-decay", least=0, kind=float, default=default_of(FinetuneOptions, "weight_decay"), show_default=True,
     help="Weight decay of kernels and matrices.",
 )  # fmt: skip
-@shared_options("redo", "seed", "device", "common")
+@shared_options("redo", "seed", "device", "verbose", "common")
 def finetune(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
     """Fine-tune the decomposed network.
 
     An interrupted training continues after the last finished epoch.
     """
-    use_threads(threads)
+    begin(threads)
     from ..stages.finetune import finetune as stage
 
     directory, reporter = open_run(run, quiet)
@@ -237,10 +237,10 @@ Examples:
     help="Highest learning rate.  [default: the zoo's recipe, otherwise 0.05]",
 )  # fmt: skip
 @number("--batch-size", help="Images per batch.  [default: the zoo's recipe, otherwise 128]")
-@shared_options("seed", "device", "common")
+@shared_options("seed", "device", "verbose", "common")
 def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
     """Train a network from scratch."""
-    use_threads(threads)
+    begin(threads)
     from ..stages.train import train as stage
 
     show(stage(model, reporter=reporter_without_run(quiet), **given(options)))
@@ -248,13 +248,13 @@ def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
 
 @main.command()
 @click.option("--run", default="runs/demo", show_default=True, metavar="DIR", help="Run directory for its files.")
-@shared_options("common")
+@shared_options("verbose", "common")
 def demo(run: str, threads: int | None, quiet: bool) -> None:
     """Run all stages on a small shipped network.
 
     Nothing is downloaded.
     """
-    use_threads(threads)
+    begin(threads)
     from ..recipes.demo import demo as recipe
 
     directory, reporter = open_run(run, quiet)

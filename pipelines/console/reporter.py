@@ -1,18 +1,28 @@
-"""Progress lines and bars of a running stage, and its log file log.jsonl."""
+"""Progress lines and bars of a running stage, and its log file log.jsonl.
+
+Whatever a stage does, a line is written at least every half minute: a thread repeats the state of the current step
+where nothing else was said.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
+
+from .progress import Progress, Work, format_seconds, in_notebook, make_bar, rough_time
+
+#: Longest silence of a running stage, in seconds.
+SILENCE = 30.0
 
 
 class LoggedRun(Protocol):
@@ -44,6 +54,8 @@ class Reporter:
         is no run directory.
     command : str, optional
         The command line, recorded at the begin of each stage, for resuming a stage that was stopped.
+    verbose : bool
+        Print details too, such as a line for each layer; the log has them in any case.
     """
 
     def __init__(
@@ -53,24 +65,37 @@ class Reporter:
         stream: TextIO | None = None,
         needs: str | os.PathLike[str] | None = None,
         command: str | None = None,
+        verbose: bool = False,
     ) -> None:
         self.log_path = None if run_log_path is None else Path(run_log_path)
         self.quiet = quiet
         self.stream: TextIO = sys.stderr if stream is None else stream
         self.command = command
+        self.verbose = verbose
         self._needs = None if needs is None else Path(needs)
         self._stage: str | None = None
         self._start = time.monotonic()
         self._waiting: list[str] = []
         self._bars = 0
         self._checked_last_line = False
+        self._phases: tuple[str, ...] = ()
+        self._phase: str | None = None
+        self._work: Work | None = None
+        self._steps: list[Progress] = []
+        self._shown = self._start
+        self._writing = threading.RLock()
 
     @classmethod
     def for_run(
-        cls, run: LoggedRun, quiet: bool = False, stream: TextIO | None = None, command: str | None = None
+        cls,
+        run: LoggedRun,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        command: str | None = None,
+        verbose: bool = False,
     ) -> Reporter:
         """A reporter that logs into `run` as soon as that is a run directory."""
-        return cls(run.log, quiet=quiet, stream=stream, needs=run.run_json, command=command)
+        return cls(run.log, quiet=quiet, stream=stream, needs=run.run_json, command=command, verbose=verbose)
 
     @property
     def seconds(self) -> float:
@@ -82,19 +107,36 @@ class Reporter:
         self._show(message)
         self._log(message, fields)
 
+    def detail(self, message: str, **fields: Any) -> None:
+        """The same, printed only with ``--verbose``."""
+        if self.verbose:
+            self._show(message)
+        self._log(message, fields)
+
     def warn(self, message: str, **fields: Any) -> None:
         """Print a warning; the work goes on."""
         self._show(f"warning: {message}")
         self._log(message, {"level": "warning", **fields})
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Reporter]:
+    def stage(self, name: str, phases: Sequence[str] = ()) -> Iterator[Reporter]:
         """Log all steps of the block under stage `name`, and its duration and peak memory at the end.
 
         The memory is the peak of this process so far, in MiB.
+
+        Parameters
+        ----------
+        name : str
+        phases : sequence of str
+            The parts of the stage, in order; :meth:`phase` begins one.
         """
         outer, self._stage, start = self._stage, name, time.monotonic()
+        outer_phases, self._phases, self._phase, self._work = self._phases, tuple(phases), None, None
         self._log(f"{name} begins", {"event": "begin", "command": self.command})
+        self._shown, ended = time.monotonic(), threading.Event()
+        speaker = threading.Thread(target=self._break_silence, args=(ended, start), daemon=True)
+        if outer is None and not self.quiet:
+            speaker.start()
         try:
             yield self
         except BaseException as error:
@@ -105,38 +147,79 @@ class Reporter:
             seconds = round(time.monotonic() - start, 3)
             self._log(f"{name} ends", {"event": "end", "took": seconds, "peak_memory_mib": peak_memory_mib()})
         finally:
-            self._stage = outer
+            self._stage, self._phases, self._phase, self._work = outer, outer_phases, None, None
+            ended.set()
+            if speaker.is_alive():
+                speaker.join()
+
+    def phase(self, name: str) -> None:
+        """Begin a part of the stage: a line with its number, and the time left of all parts where that is known."""
+        self._phase = name
+        left = self.time_left()
+        number = f"{self._phases.index(name) + 1} of {len(self._phases)}: " if name in self._phases else ""
+        self.step(f"{self._stage} {number}{name}{left}", event="phase")
+
+    def expect(self, work: Mapping[str, float]) -> None:
+        """Name the long steps that follow, by the labels of their progress, with their weights.
+
+        The time left that is shown is that of all of them.
+        """
+        self._work = Work(work)
+
+    def time_left(self) -> str:
+        """The time left of all expected steps as ``', about 3 min left'``; empty where it is not known."""
+        left = None if self._work is None else self._work.seconds_left()
+        return "" if left is None else f", {rough_time(left)} left"
 
     @contextmanager
-    def progress(self, total: int | None, label: str, unit: str = "it") -> Iterator[Progress]:
-        """Show the progress of a long step: a bar with rate and time left on a terminal, one line at the end elsewhere.
+    def progress(
+        self,
+        total: int | None,
+        label: str,
+        unit: str = "units",
+        *,
+        work: Sequence[float] | None = None,
+        summary: bool = True,
+    ) -> Iterator[Progress]:
+        """Show the progress of a long step: a bar with pace and time left on a terminal and in a notebook.
+
+        Elsewhere there is a line every half minute. At the end there is one in any case.
 
         Parameters
         ----------
         total : int or None
             Number of units to process.
         label, unit : str
-            Name of the step, and of its units (``'images'``).
+            Name of the step, and of its units in the plural (``'images'``).
+        work : sequence of float, optional
+            Relative work of each unit, where it differs.
+        summary : bool
+            Whether a line at the end says what was done.
 
         Yields
         ------
         progress : Progress
             To be updated with ``.update(n)``.
         """
-        terminal = not self.quiet and getattr(self.stream, "isatty", lambda: False)()
-        bar = None
-        if terminal:
-            bar = tqdm(total=total, desc=label, unit=" " + unit, file=self.stream, leave=False, dynamic_ncols=True)
-        progress = Progress(bar)
-        self._bars += terminal
-        start = time.monotonic()
+        progress = Progress(label, total, unit, work)
+        drawn = not self.quiet and (in_notebook() or getattr(self.stream, "isatty", lambda: False)())
+        if self._work is not None:
+            self._work.begin(progress)
+        if drawn:
+            progress.draw(make_bar(progress, self._work, self.stream))
+        self._bars += drawn
+        self._steps.append(progress)
         try:
             yield progress
         finally:
-            self._bars -= terminal
-            if bar is not None:
-                bar.close()
-        took = time.monotonic() - start
+            self._steps.remove(progress)
+            self._bars -= drawn
+            progress.close()
+        if self._work is not None:
+            self._work.end(progress)
+        if not summary:
+            return
+        took = time.monotonic() - progress.start
         message = f"{label}: {progress.done:,} {unit} in {format_seconds(took)}"
         if took >= 1 and progress.done > 9 * took:
             message += f", {progress.done / took:,.0f} {unit}/s"
@@ -145,11 +228,28 @@ class Reporter:
     def _show(self, message: str) -> None:
         if self.quiet:
             return
-        if self._bars:
-            tqdm.write(message, file=self.stream)
-        else:
-            self.stream.write(message + "\n")
-            self.stream.flush()
+        with self._writing:
+            self._shown = time.monotonic()
+            if self._bars:
+                tqdm.write(message, file=self.stream)
+            else:
+                self.stream.write(message + "\n")
+                self.stream.flush()
+
+    def _break_silence(self, ended: threading.Event, start: float) -> None:
+        """Repeat the state of the stage after each :data:`SILENCE`, until it has ended; a bar speaks for itself."""
+        while not ended.wait(max(0.01, self._shown + SILENCE - time.monotonic())):
+            if self._bars:
+                self._shown = time.monotonic()
+            elif time.monotonic() - self._shown >= SILENCE:
+                self._show(self._state(start))
+
+    def _state(self, start: float) -> str:
+        steps = list(self._steps)
+        if steps:
+            return steps[-1].words() + self.time_left()
+        phase = "" if self._phase is None else f", {self._phase}"
+        return f"{self._stage}{phase}: {format_seconds(time.monotonic() - start)} so far{self.time_left()}"
 
     def _log(self, message: str, fields: dict[str, Any]) -> None:
         if self.log_path is None:
@@ -180,37 +280,6 @@ class Reporter:
                     text = "\n" + text
             file.write(text.encode("utf-8", errors="replace"))
         self._checked_last_line = True
-
-
-class Progress:
-    """Progress of one step; made by `Reporter.progress`."""
-
-    def __init__(self, bar: Any = None) -> None:
-        self.done = 0
-        self._bar = bar
-
-    def update(self, n: int = 1) -> None:
-        """Count `n` more units as done."""
-        self.done += n
-        if self._bar is not None:
-            self._bar.update(n)
-
-    def note(self, **values: Any) -> None:
-        """Show a few current values, such as a loss, beside the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix(values, refresh=False)
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration in words: ``'0.4 s'``, ``'12 s'``, ``'3 min 20 s'``, ``'2 h 5 min'``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 def peak_memory_mib() -> float | None:

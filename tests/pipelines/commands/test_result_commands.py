@@ -54,7 +54,7 @@ def in_a_checkout(monkeypatch, tmp_path):
 @pytest.mark.parametrize("command", FULL)
 def test_every_option_reaches_the_argument_of_its_stage(monkeypatch, command):
     threads, shared = [], [] if command == "status" else ["--threads", "3", "--quiet"]
-    monkeypatch.setattr(result_commands, "use_threads", threads.append)
+    monkeypatch.setattr(result_commands, "begin", threads.append)
     stage, (line, arguments, options) = Recorded(monkeypatch, STAGES[command]), FULL[command]
     assert decomp_command(command, *line.split(), *shared) == Result(0, f"{PRINTED}\n", "")
     assert stage.calls == [(arguments, options)] and threads == [3][: len(shared)]
@@ -67,7 +67,8 @@ def test_every_option_reaches_the_argument_of_its_stage(monkeypatch, command):
 def test_the_full_line_has_all_options_of_the_command(command):
     declared = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
     missing = {option.opts[0] for option in declared} - set(FULL[command][0].split())
-    assert missing == ({"--json", "--debug"} | (set() if command == "status" else {"--threads", "--quiet"}))
+    common = {"status": set(), "inspect": {"--threads", "--quiet"}}.get(command, {"--threads", "--quiet", "-v"})
+    assert missing == {"--json", "--debug"} | common
 
 
 @pytest.mark.parametrize("command", LEAST)

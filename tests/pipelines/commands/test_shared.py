@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import decomp
 from decomp.errors import UsageError
 from decomp.pipelines.commands import shared
 from decomp.pipelines.commands.group import JSON_KEY
@@ -80,10 +81,36 @@ def test_threads_are_set_in_torch_and_for_the_libraries_below_it_only_where_give
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
     for name in names:
         monkeypatch.setenv(name, "1")
-    shared.use_threads(None)
-    assert calls == [] and [os.environ[name] for name in names] == ["1"] * 3
-    shared.use_threads(3)
+    with click.Context(click.Command("c")):
+        shared.begin(None)
+        assert calls == [] and [os.environ[name] for name in names] == ["1"] * 3
+        shared.begin(3)
     assert calls == [3] and [os.environ[name] for name in names] == ["3"] * 3
+
+
+@pytest.mark.parametrize(("line", "shown"), [("", True), ("--quiet", False), ("--json", False), ("-v", True)])
+def test_a_command_says_at_once_that_it_has_begun(line, shown):
+    @click.command
+    @shared.shared_options("verbose", "common")
+    def command(threads, quiet):
+        shared.begin(threads)
+
+    result = CliRunner().invoke(command, line.split())
+    assert result.exit_code == 0 and result.stdout == ""
+    assert result.stderr == (f"decomp {decomp.__version__}: loading …\n" if shown else "")
+
+
+@pytest.mark.parametrize("line", ["", "-v", "--verbose"])
+def test_details_are_asked_for_by_verbose(tmp_path, line):
+    reporters = []
+
+    @click.command
+    @shared.shared_options("verbose", "common")
+    def command(threads, quiet):
+        reporters.extend([shared.open_run(str(tmp_path / "r"), quiet)[1], shared.reporter_without_run(quiet)])
+
+    CliRunner().invoke(command, line.split(), catch_exceptions=False)
+    assert [reporter.verbose for reporter in reporters] == [bool(line)] * 2
 
 
 @pytest.mark.parametrize(

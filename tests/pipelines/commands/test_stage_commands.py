@@ -68,7 +68,7 @@ LEAST = {
 def threads(monkeypatch):
     """The numbers of threads that commands set."""
     calls = []
-    monkeypatch.setattr(stage_commands, "use_threads", calls.append)
+    monkeypatch.setattr(stage_commands, "begin", calls.append)
     return calls
 
 
@@ -86,7 +86,7 @@ def test_every_option_reaches_the_argument_of_its_stage(monkeypatch, tmp_path, t
 @pytest.mark.parametrize("command", FULL)
 def test_the_full_line_has_all_options_of_the_command(command):
     declared = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
-    elsewhere = {"--threads", "--quiet", "--json", "--debug", "--plan"}  # refused beside others, see below
+    elsewhere = {"--threads", "--quiet", "-v", "--json", "--debug", "--plan"}  # refused beside others, see below
     missing = {option.opts[0] for option in declared} - elsewhere - set(FULL[command][0].split())
     assert missing == set()
 

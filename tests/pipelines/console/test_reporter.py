@@ -2,10 +2,12 @@
 
 import io
 import json
+import time
 
 import pytest
 
-from decomp.pipelines.console.reporter import Reporter, format_seconds
+from decomp.pipelines.console import reporter as module
+from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.record import read_log
 
@@ -113,9 +115,90 @@ def test_events_are_plain_json_whatever_the_fields(tmp_path):
     assert event["error"] == 0.5 and event["where"] == str(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "seconds, text",
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
-)
-def test_durations_are_said_as_a_person_would(seconds, text):
-    assert format_seconds(seconds) == text
+def test_details_are_printed_only_where_asked_for_and_always_logged(tmp_path):
+    for verbose, shown in ((False, ""), (True, "conv1\n")):
+        stream = io.StringIO()
+        reporter = Reporter(tmp_path / f"{verbose}.jsonl", stream=stream, verbose=verbose)
+        reporter.detail("conv1", rank=3)
+        assert stream.getvalue() == shown
+        assert [event["rank"] for event in read_log(reporter.log_path)] == [3]
+
+
+def test_a_stage_numbers_its_phases():
+    stream = io.StringIO()
+    reporter = Reporter(stream=stream)
+    with reporter.stage("decompose", ["survey", "plan"]):
+        reporter.phase("survey")
+        reporter.phase("plan")
+        reporter.phase("unannounced")
+    assert stream.getvalue() == "decompose 1 of 2: survey\ndecompose 2 of 2: plan\ndecompose unannounced\n"
+
+
+def test_a_phase_says_the_time_left_of_all_expected_steps(monkeypatch):
+    stream = io.StringIO()
+    reporter = Reporter(stream=stream)
+    with reporter.stage("decompose", ["survey", "fit"]):
+        reporter.expect({"curves": 1, "layers": 1})
+        with reporter.progress(10, "curves", "layers", summary=False) as progress:
+            progress.start -= 240
+            reporter._work.start -= 240
+            progress.update(10)
+        reporter.phase("fit")
+    assert stream.getvalue() == "decompose 2 of 2: fit, about 4 min left\n"
+
+
+def test_a_long_step_is_never_silent_for_long(monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    stream = io.StringIO()
+    reporter = Reporter(stream=stream)
+    with reporter.stage("decompose", ["fit"]):
+        time.sleep(0.25)
+        with reporter.progress(24, "layers", "layers", summary=False) as progress:
+            progress.update(3)
+            time.sleep(0.25)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("decompose: 0.") and "so far" in lines[0]
+    assert any(line.startswith("layers: 3 of 24 layers, 0.") for line in lines)
+    assert 2 <= len(lines) <= 5
+
+
+def test_lines_of_its_own_postpone_the_repetition_and_quiet_prevents_it(monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.3)
+    spoken, quiet = io.StringIO(), io.StringIO()
+    with Reporter(stream=spoken).stage("a") as reporter, Reporter(stream=quiet, quiet=True).stage("a"):
+        for _ in range(4):
+            time.sleep(0.1)
+            reporter.step("line")
+    assert spoken.getvalue() == "line\n" * 4 and quiet.getvalue() == ""
+
+
+def test_nothing_is_said_after_the_end(monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.05)
+    stream = io.StringIO()
+    with pytest.raises(ZeroDivisionError), Reporter(stream=stream).stage("a"):
+        raise ZeroDivisionError
+    time.sleep(0.15)
+    assert stream.getvalue() == ""
+
+
+def test_in_a_notebook_progress_is_a_bar_and_lines_are_not_repeated(monkeypatch):
+    made = []
+
+    class Widget:
+        n = 0
+
+        def update(self, n):
+            self.n += n
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(module, "SILENCE", 0.05)
+    monkeypatch.setattr(module, "in_notebook", lambda: True)
+    monkeypatch.setattr(module, "make_bar", lambda *arguments: made.append(Widget()) or made[-1])
+    stream = io.StringIO()
+    reporter = Reporter(stream=stream)
+    with reporter.stage("a"), reporter.progress(3, "b", summary=False) as progress:
+        progress.update(2)
+        time.sleep(0.15)
+    assert stream.getvalue() == "" and (made[0].n, made[0].closed) == (2, True)
