@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         compare,
         compress,
         decompose,
+        decompose_within,
         evaluate,
         export,
         finetune,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "compare", "compress", "decompose", "evaluate", "export", "finetune", "freeze", "load", "report", "summarise",
+    "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "freeze", "load",
+    "report", "summarise",
 ]  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from decomp.errors import UsageError, near_miss
 
 from .console.reporter import Reporter
 from .recipes.compress import compress
+from .recipes.loss_budget import BudgetResult
+from .recipes.loss_budget import decompose_within as _decompose_within
 from .reporting.summary import summarise
 from .run.directory import RunDirectory
 from .stages.decompose import decompose as _decompose
@@ -26,7 +28,10 @@ from .stages.report import ReportResult
 from .stages.report import compare as _compare
 from .stages.report import report as _report
 
-__all__ = ["compare", "compress", "decompose", "evaluate", "export", "finetune", "freeze", "report", "summarise"]
+__all__ = [
+    "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "freeze", "report",
+    "summarise",
+]  # fmt: skip
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -73,6 +78,15 @@ finetune = _without_output(_finetune)
 evaluate = _without_output(_evaluate)
 export = _without_output(_export)
 report = _without_output(_report)
+
+
+@functools.wraps(_decompose_within)
+def decompose_within(
+    run: str | os.PathLike[str] | RunDirectory, *, reporter: Reporter | None = None, **options: Any
+) -> BudgetResult:
+    _check_names(_decompose, {name: value for name, value in options.items() if name != "max_drop"})
+    reporter = reporter or Reporter.for_run(RunDirectory(run), quiet=True)
+    return _decompose_within(run, reporter=reporter, **{"max_drop": None, **options})
 
 
 @functools.wraps(_compare)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
+from decomp.errors import UsageError
 from decomp.solvers.selectors import SELECTORS
 
 from ..console import parse
@@ -35,6 +36,9 @@ from .shared import (
     shared_options,
     show,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from ..run.directory import RunDirectory
 
 
 @main.command(
@@ -85,7 +89,8 @@ def freeze(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
 Examples:
   decomp decompose --run runs/vgg --speedup 4x
   decomp decompose --run runs/vgg --speedup 4x --plan-only
-  decomp decompose --run runs/vgg --speedup 2x,3x,4x,5x
+  decomp decompose --run runs/vgg --speedup 2x,3x,4x,5x --evaluate
+  decomp decompose --run runs/vgg --max-drop 1%
   decomp decompose --run runs/fast --from runs/vgg --speedup 2x --cost latency --batch-size 1
   decomp decompose --run runs/mine --from runs/vgg --plan plan.json
   decomp decompose --run runs/vgg-spatial --from runs/vgg --speedup 2.5x --steps spatial
@@ -96,6 +101,11 @@ Examples:
     "--speedup", type=parse.speedups, metavar="TIMES",
     help="Cost of the original over cost of the result: 4x, 4 or 2.5x. Several, such as 2x,3x,4x, make a run directory "
     "for each beside --run, all from its frozen points.",
+)  # fmt: skip
+@click.option(
+    "--max-drop", type=parse.loss_budget, metavar="SHARE",
+    help="Instead of --speedup: the largest speed-up that loses at most this much, such as 1%, of the accuracy on "
+    "held-out training images, or without labels of the first classes.",
 )  # fmt: skip
 @click.option(
     "--cost", type=Choice(COSTS), default=default_of(DecomposeOptions, "cost"), show_default=True,
@@ -143,32 +153,58 @@ Examples:
     help="Keep only this share, such as 0.75, of the channels in residual streams and other channel spaces that "
     "several layers write or read.  [default: all of them]",
 )  # fmt: skip
+@click.option(
+    "--evaluate", "then_evaluate", is_flag=True,
+    help="Evaluate the result; of several, write one page that compares them.",
+)  # fmt: skip
 @click.option("--plan-only", is_flag=True, help="Stop after writing plan.json, which can be edited.")
 @click.option("--plan", metavar="FILE", help="Use this plan; it contains speed-up, steps, allocation and cost.")
 @click.option("--from", "source_run", metavar="DIR", help="Use the frozen points of another run.")
 @shared_options("redo", "memory", "device", "verbose", "common")
 def decompose(
-    run: str, threads: int | None, quiet: bool, linear: bool, speedup: tuple[float, ...] | None, **options: Any
-) -> None:
+    run: str, threads: int | None, quiet: bool, linear: bool, speedup: tuple[float, ...] | None,
+    max_drop: float | None, then_evaluate: bool, **options: Any,
+) -> None:  # fmt: skip
     """Replace convolutions by cheaper ones.
 
     Layer by layer from the input, each fitted by least squares to the recorded outputs of the original.
     """
     if options["plan"] is not None:
         refuse_beside("--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled"))
+    if then_evaluate and options["plan_only"]:
+        raise UsageError("--evaluate", "needs a finished network", got="--plan-only", fix="leave one of them out")
     begin(threads)
-    from ..stages.decompose import decompose as stage
-
     directory, reporter = open_run(run, quiet)
     options.update(activation_aware=not linear, reporter=reporter)
     for name in ("refine", "recovery", "sampler"):
         options[name] = not options.pop(f"no_{name}")
-    if speedup is not None and len(speedup) > 1:
+    result, runs = _decompose(directory, speedup, max_drop, options)
+    if then_evaluate and runs:
+        from ..recipes.evaluated import evaluated
+
+        out = f"{directory}-comparison"
+        result = evaluated(result, runs, out=out, device=options["device"], reporter=reporter)
+    show(result)
+
+
+def _decompose(
+    run: RunDirectory, speedups: tuple[float, ...] | None, max_drop: float | None, options: dict[str, Any]
+) -> tuple[Any, list[RunDirectory]]:
+    """Result of a decomposition for one speed-up, several, or a loss budget, and the runs that were made."""
+    if max_drop is not None:
+        from ..recipes.loss_budget import decompose_within
+
+        within = decompose_within(run, max_drop=max_drop, speedup=speedups, **options)
+        return within, within.runs()
+    if speedups is not None and len(speedups) > 1:
         from ..recipes.family import family
 
-        show(family(directory, speedups=speedup, **options))
-    else:
-        show(stage(directory, speedup=None if speedup is None else speedup[0], **options))
+        members = family(run, speedups=speedups, **options)
+        return members, [member.run for member in members.members]
+    from ..stages.decompose import decompose as stage
+
+    single = stage(run, speedup=None if speedups is None else speedups[0], **options)
+    return single, [single.run]
 
 
 @main.command(

@@ -47,6 +47,21 @@ def speedups(text: object) -> tuple[float, ...]:
     return tuple(ratios)
 
 
+def loss_budget(value: object) -> float:
+    """``'1%'``, ``'0.5 %'`` or ``0.01`` as a share between 0 and 1.
+
+    Raises
+    ------
+    UsageError
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", str(value))
+    share = float(match[1]) / (100 if match[2] else 1) if match else math.nan
+    if isinstance(value, bool) or not 0 < share < 1:
+        fix = f"write {match[1]}%" if match and not match[2] and 1 <= share < 100 else "give for example 1% or 0.01"
+        raise UsageError("--max-drop", "must be a loss above 0 % and below 100 %", got=repr(value), fix=fix)
+    return share
+
+
 def several(name: str, value: object, possible: tuple[str, ...], fix: str, *, ordered: bool = True) -> tuple[str, ...]:
     """Entries of `possible`, from a text with commas or from a sequence, each once.
 
