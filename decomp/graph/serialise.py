@@ -7,75 +7,19 @@ here: no code comes out of a file.
 from __future__ import annotations
 
 import copy
-import functools
-import importlib
 import inspect
-import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
-from torch.overrides import get_overridable_functions
 
 from decomp.errors import DecompError, FileError
+from decomp.graph.functions import ATTRIBUTES, full_name, function_of, name_of
 from decomp.modules.select import Select
 
-_OPERATORS = (
-    "add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "pow", "matmul", "getitem", "iadd", "isub", "imul",
-    "itruediv", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
-)  # fmt: skip
 OWN_MODULES = {"Select": Select}  # the only ones beside torch.nn that a file may name
-# Functions that torchvision keeps whole in a trace (torch.fx.wrap); imported only where a network calls one.
-_WRAPPED = (
-    "torchvision.models.swin_transformer._get_relative_position_bias",
-    "torchvision.models.swin_transformer._patch_merging_pad",
-    "torchvision.models.swin_transformer.shifted_window_attention",
-)
-_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")
-
-
-@functools.cache
-def _functions() -> dict[str, Callable[..., Any]]:
-    """Names of the tensor functions a file may call, and the functions."""
-    names: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
-    overridable = set(get_overridable_functions().get(torch, ()))
-    for name in dir(torch):
-        function = getattr(torch, name)
-        if not name.startswith("_") and callable(function) and function in overridable:
-            names[f"torch.{name}"] = function
-    for name in dir(F):
-        function = getattr(F, name)
-        if not name.startswith("_") and callable(function) and not inspect.isclass(function):
-            names[f"torch.nn.functional.{name}"] = function
-    names["builtins.getattr"] = getattr
-    names["torch._assert"] = torch._assert
-    return names
-
-
-@functools.cache
-def _names() -> dict[Callable[..., Any], str]:
-    """The first name of every allowed function."""
-    names: dict[Callable[..., Any], str] = {}
-    for name, function in _functions().items():
-        names.setdefault(function, name)
-    return names
-
-
-def _name_of(function: Any) -> str | None:
-    """The name of a function, or None where it is not allowed."""
-    full = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
-    return _names().get(function) or (full if full in _WRAPPED else None)
-
-
-def _function_of(name: str) -> Callable[..., Any] | None:
-    """The function of a name, or None where it is not allowed."""
-    if name in _WRAPPED:
-        module, _, function = name.rpartition(".")
-        return getattr(importlib.import_module(module), function)
-    return _functions().get(name)
 
 
 # -- modules -----------------------------------------------------------------------------------------------
@@ -226,9 +170,9 @@ def describe_graph(graph_module: fx.GraphModule, leaves: Iterable[str] = ()) -> 
     for node in graph_module.graph.nodes:
         target = node.target
         if node.op == "call_function":
-            target = _name_of(node.target)
+            target = name_of(node.target)
             if target is None:
-                raise DecompError(node.name, "calls a function that data cannot name", got=str(node.target))
+                raise _not_in_the_list(node)
         elif node.op == "call_module":
             if target in leaves:
                 modules[target] = {"type": "leaf", "class": type(named[target]).__qualname__}
@@ -246,6 +190,15 @@ def describe_graph(graph_module: fx.GraphModule, leaves: Iterable[str] = ()) -> 
             }  # fmt: skip
         )
     return {"nodes": nodes, "modules": modules, "tensors": tensors}
+
+
+def _not_in_the_list(node: fx.Node) -> DecompError:
+    # The stack has an entry for every module whose forward was running, the deepest last.
+    path = next((path for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values())) if path), "")
+    fix = f"leave this module as it is (option leaf: {path})"
+    if not path:
+        fix = "move the call into a submodule and leave that as it is (option leaf)"
+    return DecompError(path or "forward", "calls a function that data cannot name", full_name(node.target), fix)
 
 
 def build_graph(
@@ -313,10 +266,10 @@ def _build_nodes(described: Iterable[Mapping[str, Any]]) -> fx.Graph:
         args = tuple(decode(v, nodes) for v in item["args"])
         kwargs = {k: decode(v, nodes) for k, v in item["kwargs"].items()}
         if op == "call_function":
-            function = _function_of(target)
+            function = function_of(target)
             if function is None:
                 raise ValueError(f"function {target} is not allowed")
-            if target == "builtins.getattr" and args[1] not in _ATTRIBUTES:
+            if target == "builtins.getattr" and args[1] not in ATTRIBUTES:
                 raise ValueError(f"attribute {args[1]} is not allowed")
             target = function
         elif op == "call_method" and (target.startswith("_") or not hasattr(torch.Tensor, target)):

@@ -1,0 +1,348 @@
+"""Symbolic tracer that looks into all modules except torch.nn's, and answers questions that the image size decides."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import operator
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.fx.proxy import Attribute
+
+from decomp.graph.size_branches import SizeBranches
+from decomp.modules.entries import with_entries
+
+# Functions that make a tensor of sizes. Torch does not dispatch `torch.zeros(n, 3)` on its arguments where these are
+# proxies, so that the names are exchanged while a network is traced.
+FACTORIES = (
+    "arange", "eye", "empty", "full", "linspace", "logspace", "ones", "rand", "randn", "tensor", "tril_indices",
+    "triu_indices", "zeros",
+)  # fmt: skip
+# Results that share the memory of their input.
+VIEWS = (
+    getattr, operator.getitem, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
+    torch.flatten, torch.chunk, torch.split, torch.unbind, torch.narrow, torch.movedim, "view", "reshape", "permute",
+    "transpose", "squeeze", "unsqueeze", "flatten", "chunk", "split", "unbind", "narrow", "movedim", "expand",
+    "expand_as", "view_as", "detach", "contiguous", "t", "select", "to", "float", "unfold",
+)  # fmt: skip
+
+
+class SizedProxy(fx.Proxy):
+    """Proxy that is also a number, or has a length, where the size of the images decides that."""
+
+    tracer: SizedTracer
+
+    def __getattr__(self, name: str) -> Attribute:
+        if name.startswith("__array"):  # numpy asks for these and takes whatever it gets
+            raise AttributeError(name)
+        return SizedAttribute(self, name)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.set_entries(self, index, value)
+
+    def __len__(self) -> int:
+        return self.tracer.length(self.node)
+
+    def __int__(self) -> int:
+        return int(self.tracer.number(self.node, "int"))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number(self.node, "float"))
+
+    def __index__(self) -> int:
+        number = self.tracer.number(self.node, "range or an index", asked_by=sys._getframe(1))
+        if not isinstance(number, int):
+            raise TypeError(f"{number} cannot be used as an index")
+        return number
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.tracer.number(self.node, "numpy"), dtype=dtype)
+
+    def __round__(self, digits: int | None = None) -> fx.Proxy:
+        args = (self,) if digits is None else (self, digits)
+        return self.tracer.create_proxy("call_function", round, args, {})
+
+    def __floor__(self) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __ceil__(self) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __trunc__(self) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", math.trunc, (self,), {})
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        orig_method: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> fx.Proxy:
+        # Torch has asked the arguments for integers to find out whether they are some; the graph keeps the proxies.
+        asked_by = sys._getframe(1)
+        for tracer in {p.tracer for p in _proxies((args, kwargs))}:
+            tracer.forget_integers(asked_by)
+        return fx.Proxy.__torch_function__(orig_method, types, args, kwargs)
+
+
+class SizedAttribute(SizedProxy, Attribute):
+    """The same for an attribute of a proxy, such as `x.shape`."""
+
+
+def _proxies(value: Any) -> Iterator[SizedProxy]:
+    if isinstance(value, SizedProxy):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _proxies(part)
+    elif isinstance(value, dict):
+        yield from _proxies(list(value.values()))
+    elif isinstance(value, slice):
+        yield from _proxies([value.start, value.stop, value.step])
+
+
+class SizedTracer(fx.Tracer):
+    """Tracer whose leaves are the modules of torch.nn and the named ones; it looks into all others.
+
+    Parameters
+    ----------
+    leaves : iterable of str
+    shape : sequence of int, optional
+        (C, H, W) of the images. With it, branches, numbers and numbers of parts that depend on sizes are those of
+        images of that shape.
+
+    Attributes
+    ----------
+    branches : dict of str
+        Places in the source ('file.py:line') where a size has decided.
+    within : list of str
+        Paths of the modules whose forward runs; after an exception, of those that it occurred in.
+    """
+
+    def __init__(self, leaves: Iterable[str], shape: Sequence[int] | None):
+        super().__init__(param_shapes_constant=True)
+        self.leaves, self.shape = frozenset(leaves), shape
+        self.branches: dict[str, None] = {}
+        self.within: list[str] = []
+        self._integers: dict[tuple[object, int], str] = {}
+        self._sizes: SizeBranches | None = None
+        self._evaluating = False
+        self._exchanged_names = ExitStack()
+        self._autocast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """The graph of the calls of a module."""
+        with _factories_recorded(self), self._exchanged_names:
+            self._answer_isinstance(root)
+            self._exchanged_names.callback(setattr, torch, "is_tensor", torch.is_tensor)
+            torch.is_tensor = lambda value: self._isinstance(value, torch.Tensor)  # type: ignore[assignment]
+            graph = super().trace(root, concrete_args)
+        self.branches.update(dict.fromkeys(self._integers.values()))
+        return graph
+
+    def proxy(self, node: fx.Node) -> SizedProxy:
+        """A proxy of this tracer's kind."""
+        return SizedProxy(node, self)
+
+    # -- questions that the image size decides -------------------------------------------------------------
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The answer to a condition."""
+        answer = self._asked(lambda sizes: sizes.evaluate(obj.node))
+        if answer is None:
+            return super().to_bool(obj)
+        self._note(obj.node)
+        return answer
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The parts of a value, each as a call of getitem."""
+        return iter([obj[i] for i in range(self.length(obj.node))])  # type: ignore[index]
+
+    def length(self, node: fx.Node) -> int:
+        """The number of parts of a value.
+
+        Raises
+        ------
+        RuntimeError
+            It depends on values, or on the number of images.
+        """
+        length = self._asked(lambda sizes: sizes.length(node))
+        if length is None:
+            raise RuntimeError(f"the number of parts of '{node.name}' is not fixed by the size of the images")
+        if self._sizes is not None and self._sizes.length_depends_on_size(node):
+            self.branches[source_place(traceback.extract_stack())] = None
+        return length
+
+    def number(self, node: fx.Node, use: str, asked_by: FrameType | None = None) -> Any:
+        """The number, or tuple of numbers, that a value is.
+
+        Parameters
+        ----------
+        node : torch.fx.Node
+        use : str
+            For the message.
+        asked_by : frame, optional
+            Of the call that asks for an integer, see :meth:`forget_integers`.
+
+        Raises
+        ------
+        TypeError
+            It depends on values, or on the number of images.
+        """
+        number = self._asked(lambda sizes: sizes.number(node))
+        if number is None:
+            raise TypeError(f"'{node.name}', taken as a number by {use}, is not fixed by the size of the images")
+        if asked_by is None:
+            self._note(node)
+        elif self._sizes is not None and self._sizes.depends_on_size(node):
+            self._integers[asked_by.f_code, asked_by.f_lasti] = source_place(traceback.extract_stack())
+        return number
+
+    def _note(self, node: fx.Node) -> None:
+        """Note the place in the source where an answer holds for images of this size only."""
+        if self._sizes is not None and self._sizes.depends_on_size(node):
+            self.branches[source_place(traceback.extract_stack())] = None
+
+    def _isinstance(self, value: object, classes: Any) -> bool:
+        """`isinstance` of what a proxy stands for."""
+        node = value.node if isinstance(value, SizedProxy) else None
+        found = None if node is None else self._asked(lambda sizes: sizes.type_of(node))
+        return isinstance(value, classes) if found is None else issubclass(found, classes)
+
+    def _answer_isinstance(self, module: nn.Module) -> None:
+        """Exchange the name in the file of a module's forward: the class of a proxy itself must stay what it is."""
+        names = getattr(inspect.unwrap(type(module).forward), "__globals__", {})
+        if "isinstance" not in names:
+            names["isinstance"] = self._isinstance
+            self._exchanged_names.callback(names.pop, "isinstance")
+
+    def forget_integers(self, asked_by: FrameType) -> None:
+        """The integers that this call has asked for are not in the graph."""
+        self._integers.pop((asked_by.f_code, asked_by.f_lasti), None)
+
+    def _asked(self, question: Callable[[SizeBranches], Any]) -> Any:
+        if self.shape is None or self._evaluating:
+            return None
+        self._sizes = self._sizes or SizeBranches(self.root, self.shape)
+        self._evaluating = True
+        try:
+            return question(self._sizes)
+        finally:
+            self._evaluating = False
+
+    # -- recording -----------------------------------------------------------------------------------------
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        """A recorded call; refused under autocast, which the graph does not hold."""
+        for device, before in self._autocast.items():
+            if torch.is_autocast_enabled(device) and not before and self._has_weights_on(device):
+                raise RuntimeError("torch.autocast in forward is not kept; put it around the call of the network")
+        return super().create_proxy(*args, **kwargs)
+
+    def _has_weights_on(self, device: str) -> bool:
+        return next((p.device.type for p in self.root.parameters()), "cpu") == device
+
+    def set_entries(self, proxy: SizedProxy, index: Any, value: Any) -> None:
+        """`x[index] = value`: from here on, the proxy stands for the changed tensor.
+
+        Raises
+        ------
+        RuntimeError
+            Other values of the graph may share its memory; they would change with it.
+        """
+        node = proxy.node
+        if any(one.target in VIEWS for one in (node, *node.users)) or isinstance(proxy, SizedAttribute):
+            raise RuntimeError("entries of a view, or of a tensor with views, are set in place")
+        proxy.node = self.create_proxy("call_function", with_entries, (proxy, index, value), {}).node
+
+    def create_arg(self, a: Any) -> Any:
+        """An argument as the graph holds it: containers of other classes become tuples and dicts."""
+        if type(a) in (SizedProxy, SizedAttribute):
+            return a.node
+        if isinstance(a, tuple) and type(a) is not tuple:  # namedtuple, torch.Size
+            a = tuple(a)
+        elif dataclasses.is_dataclass(a) and not isinstance(a, (type, Mapping)):
+            a = {field.name: getattr(a, field.name) for field in dataclasses.fields(a)}
+        elif isinstance(a, range):
+            a = list(a)
+        elif isinstance(a, np.generic):
+            a = a.item()
+        return super().create_arg(a)
+
+    # While a question is answered, modules run and are not recorded.
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The recorded call of a leaf, or what forward gives for another module."""
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        self.within.append(self.path_of_module(m))
+        if not self.is_leaf_module(m, self.within[-1]):
+            self._answer_isinstance(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.within.pop()
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A parameter that forward reads as a proxy."""
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """Only parameters without a default become inputs: the others take their defaults while tracing.
+
+        With an input in their place, `if mask is None` would be answered for a mask that nobody gives.
+        """
+        parameters = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())[1:]
+        if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters):
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        names = [p.name for p in parameters if p.default is p.empty]
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is called as it is."""
+        return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
+
+
+@contextmanager
+def _factories_recorded(tracer: SizedTracer) -> Iterator[None]:
+    """Tensor factories that get a proxy, and `Tensor.expand` to one, become calls of the graph."""
+    originals: dict[tuple[Any, str], Callable[..., Any]] = {(torch, name): getattr(torch, name) for name in FACTORIES}
+    originals[torch.Tensor, "expand"] = torch.Tensor.expand
+
+    def recorder(original: Callable[..., Any], owner: object) -> Callable[..., Any]:
+        op, target = ("call_function", original) if owner is torch else ("call_method", original.__name__)
+
+        def factory(*args: Any, **kwargs: Any) -> Any:
+            if any(p.tracer is tracer for p in _proxies((args, kwargs))):
+                return tracer.create_proxy(op, target, args, kwargs)
+            return original(*args, **kwargs)
+
+        return factory
+
+    for (owner, name), original in originals.items():
+        setattr(owner, name, recorder(original, owner))
+    try:
+        yield
+    finally:
+        for (owner, name), original in originals.items():
+            setattr(owner, name, original)
+
+
+def source_place(stack: Iterable[traceback.FrameSummary]) -> str:
+    """'file.py:line' of the deepest frame that is neither torch's nor of this folder, or ''."""
+    own = os.path.dirname(__file__)
+    frames = [f for f in stack if "/torch/" not in f.filename.replace("\\", "/")]
+    frames = [f for f in frames if os.path.dirname(f.filename) != own and not f.filename.startswith("<")]
+    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
