@@ -1,4 +1,4 @@
-"""Coverage of the classifiers of torchvision and timm: trace, narrowing, factors, writing, reading.
+"""Coverage of known families of networks: trace, narrowing, factors, writing, reading.
 
 ``python -m benchmarks.coverage`` writes docs/coverage.md. Weights are random and normalisation statistics
 randomised, so this says nothing of accuracy: it says what is understood, that nothing is changed where nothing is
@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 import decomp
+from benchmarks.coverage_networks import build, listed
 from decomp.allocation.allocator import Allocator
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.cost import models
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
 from decomp.errors import DecompError
-from decomp.execution.outputs import as_tensor
+from decomp.execution.outputs import difference, leaves
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.modules import convolution
@@ -36,41 +37,6 @@ from decomp.surgery.apply_solution import apply_solution
 
 TOLERANCE, ASKED = 1e-4, 2.0
 ROOT = Path(__file__).resolve().parent.parent
-TIMM = (
-    "resnet18", "resnet50d", "seresnet50", "resnext50_32x4d", "regnety_004", "efficientnet_b0", "mobilenetv3_small_100",
-    "mobilenetv2_100", "densenet121", "convnext_atto", "ghostnet_100", "hrnet_w18_small", "res2net50_26w_4s",
-    "dla34", "repvgg_a0", "vgg11_bn", "inception_v4", "xception41", "nfnet_l0", "vit_tiny_patch16_224",
-)  # fmt: skip
-
-
-def build(name):
-    """A network with random weights and statistics, and its small input shape."""
-    size, options = 64, {}
-    if name.startswith("timm:"):
-        import timm
-
-        module = timm.create_model(name[5:], pretrained=False)
-        size = 224 if "vit" in name else 96 if "inception" in name else 64
-    else:
-        from torchvision import models
-
-        if name.startswith("vit"):
-            size = options["image_size"] = 28 if "14" in name else 32
-        elif name.startswith("maxvit"):
-            size = 224
-        elif name.startswith("inception"):
-            size = 96
-        if name in ("googlenet", "inception_v3"):
-            options["init_weights"] = False
-        module = models.get_model(name, weights=None, **options)
-    generator = torch.Generator().manual_seed(0)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean = torch.randn(layer.running_mean.shape, generator=generator) * 0.1
-            layer.running_var = torch.rand(layer.running_var.shape, generator=generator) + 0.5
-        elif isinstance(layer, nn.Linear):  # some begin at zero, which would hide every difference
-            layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * layer.in_features**-0.5
-    return module.eval(), (3, size, size)
 
 
 def factored(layer, module, keep, item):
@@ -146,10 +112,6 @@ def flat_curves(view):
     return found
 
 
-def off(wanted, got):
-    return ((as_tensor(wanted) - as_tensor(got)).abs().max() / as_tensor(wanted).abs().max()).item()
-
-
 def run_one(name, speedup=ASKED):
     """The facts of one network, as a row of the table."""
     torch.manual_seed(0)
@@ -174,7 +136,7 @@ def run_one(name, speedup=ASKED):
         with torch.no_grad():
             wanted = module(x)
             apply(network, view, full_sizes(view))
-            row["exact"] = off(wanted, network(x))
+            row["exact"] = difference(wanted, network(x))
         network = trace(module, name, shape=shape)
         del module
         batchnorm.fold_bn(network)
@@ -198,15 +160,16 @@ def loads_elsewhere(network, edited, shape, x):
     with tempfile.TemporaryDirectory() as folder:
         network_file.save(network, Path(folder) / "net", edited=edited, input_shape=shape)
         with torch.no_grad():
-            y = as_tensor(network(x))
-        torch.save((x, y), f"{folder}/xy.pt")
+            y = network(x)
+        finite = all(bool(torch.isfinite(value).all()) for _, value in leaves(y) if isinstance(value, torch.Tensor))
+        torch.save((x, [value for _, value in leaves(y)]), f"{folder}/xy.pt")
         code = (
-            "import sys, torch, decomp; from decomp.execution.outputs import as_tensor; "
+            "import sys, torch, decomp; from decomp.execution.outputs import difference, leaves; "
             "x, y = torch.load(sys.argv[1] + '/xy.pt'); torch.set_grad_enabled(False);"  # attention has a path for that
-            "z = as_tensor(decomp.load(sys.argv[1] + '/net')(x)); print(bool(torch.equal(y, z)))"
+            "z = [value for _, value in leaves(decomp.load(sys.argv[1] + '/net')(x))]; print(difference(y, z) == 0)"
         )
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=ROOT)
-        return bool(torch.isfinite(y).all()) and done.stdout.strip() == "True"
+        return finite and done.stdout.strip() == "True"
 
 
 def table(rows, names):
@@ -215,7 +178,7 @@ def table(rows, names):
         "# Coverage", "",
         "Written by `python -m benchmarks.coverage`: random weights and normalisation statistics, small inputs,",
         "factors from the weights alone, so the page contains nothing about accuracy. *exact*: largest difference of",
-        "the output, over its largest entry, with every step at full size. *2x*: counted speed-up of the network for",
+        "an output, over its largest entry, with every step at full size. *2x*: counted speed-up of the network for",
         "a target of 2x; it has the planned cost and loads in a fresh process with the same output. If 2x is out of",
         "reach, the cheapest network is shown: the cost of transformers outside their convolutions remains. *left",
         "alone*: grouped and depthwise convolutions, which are not fitted; *narrowed*: layers that lose channels",
@@ -241,18 +204,6 @@ def table(rows, names):
         lines.append(f"| {row['name']} | {row['convs']} | {row['alone']} | {row['own']} | {row['sampled']} | "
                      f"{row['recovers']} | {row['seconds']:.1f} s | {exact} | {end} |")  # fmt: skip
     return "\n".join([*lines, ""])
-
-
-def listed():
-    """Names of all networks to go through, and a line about what is not there."""
-    from torchvision import models
-
-    names = models.list_models(module=models)
-    try:
-        import timm  # noqa: F401
-    except ImportError:
-        return names, "timm is not installed: its networks are skipped"
-    return names + [f"timm:{name}" for name in TIMM], ""
 
 
 def main():

@@ -4,6 +4,7 @@ import pytest
 from small_graphs import GRAPHS, INPUT, make
 
 from benchmarks import coverage
+from benchmarks.coverage_networks import TIMM
 
 UNMARKED = ("squeezenet1_1", "resnet18", "mobilenet_v2", "regnet_x_400mf")
 SLOW = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "densenet121", "googlenet", "inception_v3", "efficientnet_b0",
@@ -23,7 +24,7 @@ OTHERWISE = ("nfnet_l0", "vit_tiny_patch16_224")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", coverage.TIMM)
+@pytest.mark.parametrize("name", TIMM)
 def test_networks_of_timm(name):
     pytest.importorskip("timm", reason="timm is not installed: its networks are skipped")
     row = coverage.run_one(f"timm:{name}")
