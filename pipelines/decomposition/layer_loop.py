@@ -7,6 +7,7 @@ from typing import Any
 
 from decomp import seeds
 from decomp.allocation.plan import Plan
+from decomp.graph.layer import Layer
 from decomp.solvers.solve_layer import solve_layer
 from decomp.surgery.apply_solution import apply_solution
 
@@ -66,7 +67,8 @@ def solve_layers(
     """
     graph, result = gatherer.graph, SolvedLayers()
     seed = gatherer.frozen.meta["seed"]
-    with reporter.progress(len(graph.layers), "layers", "layers") as progress:
+    work = [_work(layer, plan, run) for layer in graph.layers]
+    with reporter.progress(len(graph.layers), "fit", "layers", work=work) as progress:
         for layer in graph.layers:
             if not layer.fitted:
                 progress.update(1)
@@ -84,7 +86,7 @@ def solve_layers(
                 write_layer(path, solution, report, parent)
                 # Applied as read, like in a resumed run: the bytes of both are the same.
                 solution, report = read_layer(path, parent, layer.name)
-                reporter.step(layer_words(layer, sizes, report), layer=layer.name, errors=report["errors"])
+                reporter.detail(layer_words(layer, sizes, report), layer=layer.name, errors=report["errors"])
             parent = digest_file(path)
             exchanged = apply_solution(graph.module, graph, solution)
             result.edited += [name for name in exchanged if name not in result.edited]
@@ -94,3 +96,11 @@ def solve_layers(
             result.reports.append(report)
             progress.update(1)
     return result
+
+
+def _work(layer: Layer, plan: Plan, run: RunDirectory) -> float:
+    """Expected work of a layer for the time left: roughly as its columns, a tenth where only its weights are fitted."""
+    if not layer.fitted or run.layer_file(layer.index, layer.name).is_file():
+        return 0.0
+    columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
+    return columns if plan.layer(layer.name).treated else columns / 10

@@ -5,27 +5,55 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from decomp.allocation.plan import LayerPlan, Plan
+from decomp.allocation.choices import number
+from decomp.allocation.plan import STEP_TABLE, LayerPlan, Plan, columns, widths_written
+from decomp.cost.models import counted_model
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 
+from ..console.layer_table import LayerSummary
 from ..console.reporter import Reporter
+from .session import SurveyedRun
 
 
 def announce(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> None:
-    """List before any work the sizes of each layer, and the steps that cannot be applied with their reasons."""
+    """Say what the plan reaches; as details the sizes of each layer, and the steps that cannot be applied and why."""
     width = max(len(layer.name) for layer in graph.layers)
-    reporter.step(f"plan: {plan.words()}")
+    changed = sum(item.treated for item in plan.layers)
+    reporter.step(f"plan: {plan.words()}; changes {changed} of {len(plan.layers)} layers")
     for item in plan.layers:
         reasons = "; ".join(f"no {step}: {why}" for step, why in item.left_alone.items())
         option = f"  [{item.limits['skip']}]" if "skip" in item.limits else ""
-        reporter.step(f"  {item.layer:<{width}}  {item.words()}{option}" + (f"  ({reasons})" if reasons else ""))
+        reporter.detail(f"  {item.layer:<{width}}  {item.words()}{option}" + (f"  ({reasons})" if reasons else ""))
     for name in graph.functional_convs:
-        reporter.step(f"  {name:<{width}}  unchanged: a functional convolution, not a module")
+        reporter.detail(f"  {name:<{width}}  unchanged: a functional convolution, not a module")
+
+
+def planned_layers(plan: Plan, surveyed: SurveyedRun) -> list[LayerSummary]:
+    """Each layer before and after a plan; depthwise convolutions are counted with the layer that reads them."""
+    graph, plans = surveyed.graph, {item.layer: item for item in plan.layers}
+    macs, params = (
+        counted_model(name, graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost) for name in ("macs", "params")
+    )
+    written, layers = widths_written(graph, plans), []
+    for layer in graph.layers:
+        item = plans[layer.name]
+        after = (layer, columns(layer, item.keep), written[layer.name], *item.ranks)
+        before = (layer, layer.in_channels, layer.out_channels)
+        ranks = {
+            step.name: (size, step.largest(layer))
+            for step in STEP_TABLE
+            if step.is_rank and (size := getattr(item, step.size)) is not None
+        }
+        costs = [round(number(model.layer(*sizes))) for model in (macs, params) for sizes in (before, after)]
+        if any(costs):
+            widths = (after[1], layer.in_channels), (written[layer.name], layer.out_channels)
+            layers.append(LayerSummary(layer.name, layer.kind, *widths, ranks, *costs))
+    return layers
 
 
 def layer_words(layer: Layer, sizes: LayerPlan, report: Mapping[str, Any]) -> str:
-    """One line about a solved layer: its sizes, and the error of its responses after the last step."""
+    """One line about a solved layer: its sizes, and the error of its outputs after the last step."""
     errors = list(report["errors"].values())[-1]
-    words = f"{layer.name}: {sizes.words()}; response error {errors['fitted']:.2%}"
-    return words + (f", held out {errors['held_out']:.2%}" if "held_out" in errors else "")
+    words = f"{layer.name}: {sizes.words()}; error of its outputs {100 * errors['fitted']:.2f} %"
+    return words + (f", on held-out images {100 * errors['held_out']:.2f} %" if "held_out" in errors else "")

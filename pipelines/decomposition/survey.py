@@ -117,7 +117,8 @@ def _all_curves(
     def size_of(layer: Layer) -> int:
         return problem_bytes(layer, frozen.n_images, frozen.meta["n_points"])
 
-    with reporter.progress(len(layers), "error curves", "layers") as progress:
+    work = [(la.in_channels * la.kernel[0] * la.kernel[1] if _steps(la) else 0) for la in layers]
+    with reporter.progress(len(layers), "error curves", "layers", work=work) as progress:
         # Rows are gathered in execution order; the curves of several layers are then computed at a time.
         for batch in in_batches(layers, size_of, torch.get_num_threads(), memory.limits.fit_bytes):
             gathered = {la.name: (_steps(la), *gatherer.problem(la)) for la in batch if _steps(la)}

@@ -162,7 +162,7 @@ def render_page(
         image = f'<img alt="{html.escape(TITLES[name])}" src="data:image/png;base64,{data}">'
         parts += [f"<h2>{TITLES[name]}</h2>", f"<figure>{image}<figcaption>{caption}</figcaption></figure>"]
     if summary is not None:
-        parts += ["<h2>Layers</h2>", f'<div class="wide">{html_table(summary.rows(), left=2)}</div>']
+        parts += ["<h2>Layers</h2>", f'<div class="wide">{html_table(summary.rows())}</div>']
         parts.append(f'<p class="note">{html.escape(LAYERS_NOTE)}</p>')
     head = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',

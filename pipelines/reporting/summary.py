@@ -10,44 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from decomp.allocation.plan import Plan
+from decomp.allocation.plan import LayerPlan, Plan
 from decomp.cost.count import FUNCTIONAL, cost
 
 from ...data.formats import network_file
 from ...data.formats.json_files import read_json
-from ..console.text_table import html_table, text_table
+from ..console.layer_table import LayerSummary, layer_lines, layer_rows
+from ..console.text_table import html_table
 from ..run import loading
 from ..run.conditions import no_decomposed_network
 from ..run.directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class LayerSummary:
-    """One layer of the original network and its replacement.
-
-    Attributes
-    ----------
-    layer : str
-        Path of the module.
-    kind : {'conv', 'linear'}
-    becomes : str
-        Description of the replacement.
-    macs_before, macs_after : int
-        Multiply-accumulates for one image.
-    params_before, params_after : int
-    error : float or None
-        Relative squared error of the layer's responses after its last step, on held-out images; None where nothing was
-        fitted.
-    """
-
-    layer: str
-    kind: str
-    becomes: str
-    macs_before: int
-    macs_after: int
-    params_before: int
-    params_after: int
-    error: float | None
 
 
 @dataclass(frozen=True)
@@ -86,23 +58,14 @@ class Summary:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table of layers as texts, the header first."""
-        rows: list[tuple[str, ...]] = [
-            ("layer", "becomes", "MACs before", "after", "ratio", "parameters before", "after", "error")
-        ]
-        for item in self.layers:
-            ratio = f"{item.macs_before / item.macs_after:.2f}x" if item.macs_after else "-"
-            error = "-" if item.error is None else f"{item.error:.2%}"
-            macs = [f"{value:,}" for value in (item.macs_before, item.macs_after)]
-            params = [f"{value:,}" for value in (item.params_before, item.params_after)]
-            rows.append((item.layer, item.becomes, *macs, ratio, *params, error))
-        return rows
+        return layer_rows(self.layers)
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
         yield f"{self.model}: {self.costs()}"
         if self.fidelity:
             yield self.fidelity["words"]
-        yield from text_table(self.rows(), left=2).split("\n")
+        yield from layer_lines(self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -114,7 +77,7 @@ class Summary:
     def _repr_html_(self) -> str:
         words = [f"<b>{html.escape(self.model)}</b>: {html.escape(self.costs())}"]
         words += [html.escape(self.fidelity["words"])] if self.fidelity else []
-        return f"<div><p>{'<br>'.join(words)}</p>{html_table(self.rows(), left=2)}</div>"
+        return f"<div><p>{'<br>'.join(words)}</p>{html_table(self.rows())}</div>"
 
 
 def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
@@ -133,7 +96,7 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     shape = network_file.read_structure(run.original_dir)["input_shape"]
     plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json), renew="make it anew with decompose --redo")
     before, after = cost(original, shape).per_layer, cost(network, shape).per_layer
-    words = {item.layer: item.words() for item in plan.layers}
+    planned = {item.layer: item for item in plan.layers}
     errors = {report["layer"]: _last_error(report) for report in facts["layers"]}
     layers = []
     for name, macs in before.items():
@@ -144,7 +107,9 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
             LayerSummary(
                 layer=name,
                 kind="linear" if isinstance(old, nn.Linear) else "conv",
-                becomes=becomes(words.get(name, "unchanged"), old, new),
+                reads=(width(new, "in", first=True), width(old, "in", first=True)),
+                writes=(width(new, "out"), width(old, "out")),
+                ranks=ranks(planned.get(name), old),
                 macs_before=macs,
                 macs_after=sum(v for path, v in after.items() if path == name or path.startswith(name + ".")),
                 params_before=_params(old),
@@ -160,14 +125,21 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     )  # fmt: skip
 
 
-def becomes(planned: str, old: nn.Module, new: nn.Module) -> str:
-    """Description of a layer's replacement: its plan, and its outputs where the next layer reads fewer of them."""
-    last = list(new.modules())[-1]
-    width = "out_features" if isinstance(old, nn.Linear) else "out_channels"
-    if getattr(last, width, None) in (None, getattr(old, width)):
-        return planned
-    written = f"writes {getattr(last, width)} of {getattr(old, width)} channels"
-    return written if planned == "unchanged" else f"{planned}, {written}"
+def width(module: nn.Module, side: str, first: bool = False) -> int:
+    """Channels on one side, 'in' or 'out', of the first or last layer of a chain."""
+    parts = [part for part in module.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    part = parts[0 if first else -1]
+    return int(getattr(part, f"{side}_features" if isinstance(part, nn.Linear) else f"{side}_channels"))
+
+
+def ranks(planned: LayerPlan | None, old: nn.Module) -> dict[str, tuple[int, int]]:
+    """The ranks in the plan of a convolution, and those at which its splits would be exact."""
+    if planned is None or not planned.factored or not isinstance(old, nn.Conv2d):
+        return {}
+    height, breadth = old.kernel_size
+    exact = {"spatial": min(old.in_channels * height, old.out_channels * breadth), "channel": old.out_channels}
+    sizes = {"spatial": planned.spatial_rank, "channel": planned.channel_rank}
+    return {step: (size, exact[step]) for step, size in sizes.items() if size is not None}
 
 
 def _last_error(report: Mapping[str, Any]) -> float:

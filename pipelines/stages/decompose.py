@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,20 +20,25 @@ from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
 from ...data.formats.json_files import write_json
 from ..console import parse
+from ..console.layer_table import excluded_lines, layer_lines, layer_rows, table_lines
 from ..console.options import DecomposeOptions
 from ..console.program import program
 from ..console.reporter import Reporter
 from ..decomposition.gather import ProblemGatherer, fitted_images
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
-from ..decomposition.layer_reports import announce
+from ..decomposition.layer_reports import announce, planned_layers
 from ..decomposition.make_plan import check_plan, decompose_options, make_plan, read_plan, space_widths
 from ..decomposition.session import OpenedRun, SurveyedRun, narrow, open_run, survey
 from ..measure import fidelity
 from ..measure.devices import pick_device
+from ..reporting.summary import summarise
 from ..run import loading, reuse
 from ..run.conditions import freeze_options, require_same_options
 from ..run.directory import RunDirectory
 
+SURVEY, PLAN, FIT, CHECK = PHASES = ("survey of all sizes", "plan", "fit of the layers", "check of the result")
+#: Steps that take time, by the labels of their progress, with their expected shares of it.
+WORK = {"output metric": 0.1, "error curves": 0.35, "fit": 0.55}
 PathLike = str | os.PathLike[str]
 
 
@@ -57,13 +63,19 @@ class DecomposeResult:
         """Human-readable summary lines."""
         f = self.facts
         if f.get("plan_only"):
-            return [f"plan in {self.run.plan_json}; edit it, then run decompose again without --plan-only"]
+            return [
+                *table_lines(f["table"]),
+                f"plan: {self.run.plan_json}, which can be edited",
+                f"next: {program()} {f['again']}",
+            ]
         if self.done_before:
             first = f"{self.run.model_dir}: already decomposed at {f['asked']['speedup']:g}x, nothing to do"
         else:
             first = f"{self.run.model_dir}: decomposed"
         lines = [
             first,
+            *layer_lines(summarise(self.run).layers),
+            *excluded_lines(f.get("left_alone") or {}, len(STEPS)),
             f"{f['macs_before'] / 1e6:,.2f} M → {f['macs_after'] / 1e6:,.2f} M multiply-accumulates "
             f"({f['macs_before'] / f['macs_after']:.2f}x), "
             f"{f['params_before'] / 1e6:,.3f} M → {f['params_after'] / 1e6:,.3f} M parameters",
@@ -186,19 +198,22 @@ def decompose(
     )  # fmt: skip
     target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
-    with directory.lock(), reporter.stage("decompose"):
+    with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES):
         before = None if redo else _done_before(directory, options)
         if before is not None:
             return before
         loading.warn_of_other_versions(directory, "decompose" if directory.layers_dir.is_dir() else "freeze", reporter)
+        reporter.expect(WORK)
         with open_run(directory, target, memory=memory, batch_size=batch_size, start_over=redo) as opened:
             if redo:
                 # Not earlier: what stops a run from being opened must not cost the result that is there.
                 reuse.clear(directory, options)
             surveyed, plan_of_run = _plan(options, given, opened, reporter)
             if plan_only:
-                return DecomposeResult(directory, False, {"asked": options.to_json(), "plan_only": True})
+                return _planned(options, plan_of_run, surveyed, reporter)
+            reporter.phase(FIT)
             solved = _solve(options, plan_of_run, surveyed, reporter)
+            reporter.phase(CHECK)
             after = _checked_cost(plan_of_run, surveyed.graph)
             close = _compare(surveyed)
             _emit(plan_of_run, surveyed, solved, after, reporter, original)
@@ -235,8 +250,10 @@ def _plan(
     run.update_config("decompose", record)
     try:
         widths = space_widths(run, options, given, opened.graph)
+        reporter.phase(SURVEY)
         narrowed = narrow(opened, widths, reporter=reporter)
         surveyed = survey(opened, narrowed, sampler=options.sampler, reporter=reporter)
+        reporter.phase(PLAN)
         if given is not None and is_new:
             write_json(run.plan_json, check_plan(given, surveyed, "the plan", reporter).to_json())
         plan = make_plan(run, options, surveyed, reporter=reporter)
@@ -251,6 +268,16 @@ def _plan(
         run.update_config("decompose", {**record, "plan_digest": digest_file(run.plan_json) if is_new else ""})
     announce(plan, surveyed.graph, reporter)
     return surveyed, plan
+
+
+def _planned(options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, reporter: Reporter) -> DecomposeResult:
+    """Result of a call that ends with the plan, with its table and the command that continues."""
+    run = surveyed.opened.run
+    again = f"decompose --run {shlex.quote(str(run))} --speedup {options.speedup:g}x"
+    if reporter.command:
+        again = shlex.join(word for word in shlex.split(reporter.command) if word != "--plan-only")
+    table = layer_rows(planned_layers(plan, surveyed))
+    return DecomposeResult(run, False, {"asked": options.to_json(), "plan_only": True, "table": table, "again": again})
 
 
 def _solve(options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, reporter: Reporter) -> SolvedLayers:

@@ -20,7 +20,8 @@ from torch import nn
 from decomp import seeds
 from decomp.errors import NumericalError, check_choice
 
-from ..console.reporter import Progress, Reporter
+from ..console.progress import Progress
+from ..console.reporter import Reporter
 from ..measure.devices import autocast, pick_device, to_device
 from . import checkpoints
 from .hooks import Hooks, call_hooks, state_names

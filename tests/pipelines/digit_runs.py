@@ -23,6 +23,9 @@ class Collected(Reporter):
     def step(self, message, **fields):
         self.messages.append(message)
 
+    def detail(self, message, **fields):
+        self.messages.append(message)
+
     def warn(self, message, **fields):
         self.messages.append(message)
 

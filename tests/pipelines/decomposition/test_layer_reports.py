@@ -37,6 +37,8 @@ def test_a_convolution_without_a_module_is_announced_as_left_alone():
 def test_a_solved_layer_is_reported_with_the_errors_after_its_last_step():
     layer = NetworkGraph(trace(chain()), CHAIN_INPUT).layers[1]
     sizes, errors = LayerPlan(layer.name, keep=5), {"before": {"fitted": 0.5}, "prune": {"fitted": 0.031}}
-    assert layer_words(layer, sizes, {"errors": errors}) == "3: reads 5 channels; response error 3.10%"
+    assert layer_words(layer, sizes, {"errors": errors}) == "3: reads 5 channels; error of its outputs 3.10 %"
     errors["prune"]["held_out"] = 0.04
-    assert layer_words(layer, sizes, {"errors": errors}).endswith("response error 3.10%, held out 4.00%")
+    assert layer_words(layer, sizes, {"errors": errors}).endswith(
+        "error of its outputs 3.10 %, on held-out images 4.00 %"
+    )

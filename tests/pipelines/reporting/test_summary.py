@@ -7,7 +7,8 @@ from decomp.allocation.plan import LayerPlan, Plan
 from decomp.data.formats import network_file
 from decomp.data.formats.json_files import write_json
 from decomp.errors import FileError
-from decomp.pipelines.reporting.summary import LayerSummary, Summary, becomes, summarise
+from decomp.pipelines.console.layer_table import LayerSummary, layer_rows
+from decomp.pipelines.reporting.summary import Summary, ranks, summarise, width
 from decomp.pipelines.run.directory import RunDirectory
 from tests.pipelines.small_runs import SHAPE, network
 
@@ -38,7 +39,7 @@ def test_each_layer_has_its_costs_before_and_after(run):
     assert (second.macs_before, second.macs_after) == (16 * 8 * 9 * 4, 8 * 4 * 9 * 4)
     assert (last.kind, last.params_before, last.params_after) == ("linear", 10 * (64 + 1), 10 * (32 + 1))
     assert [layer.becomes for layer in summary.layers] == [
-        "writes 4 of 8 channels", "reads 4 channels, writes 8 of 16 channels", "reads 8 channels",
+        "writes 4 of 8 channels", "reads 4 of 8 channels, writes 8 of 16 channels", "reads 32 of 64 channels",
     ]  # fmt: skip
 
 
@@ -52,21 +53,26 @@ def test_a_run_that_is_not_decomposed_names_the_command(tmp_path):
         summarise(run)
 
 
-def test_a_chain_is_described_by_its_last_convolution():
-    old = nn.Conv2d(4, 8, 3)
-    chain = nn.Sequential(nn.Conv2d(4, 2, (3, 1)), nn.Conv2d(2, 6, (1, 3)))
-    assert becomes("spatial rank 2", old, chain) == "spatial rank 2, writes 6 of 8 channels"
-    assert becomes("unchanged", old, nn.Conv2d(4, 8, 3)) == "unchanged"
+def test_a_chain_reads_at_its_first_and_writes_at_its_last_layer():
+    chain = nn.Sequential(nn.Conv2d(4, 2, (3, 1)), nn.ReLU(), nn.Conv2d(2, 6, (1, 3)))
+    assert (width(chain, "in", first=True), width(chain, "out")) == (4, 6)
+    assert (width(nn.Linear(7, 3), "in", first=True), width(nn.Linear(7, 3), "out")) == (7, 3)
 
 
-def test_the_lines_give_ratios_and_dashes_for_missing_values():
-    layers = [LayerSummary("a", "conv", "reads 2 channels", 4000, 1000, 40, 10, 0.125)]
-    layers.append(LayerSummary("<b>", "linear", "unchanged", 5, 0, 5, 5, None))
+def test_ranks_are_told_beside_those_that_change_nothing():
+    old = nn.Conv2d(4, 8, (3, 2))
+    assert ranks(LayerPlan("a", keep=2, spatial_rank=5, channel_rank=3), old) == {"spatial": (5, 12), "channel": (3, 8)}
+    assert ranks(LayerPlan("a", channel_rank=3), nn.Conv2d(9, 5, 1)) == {"channel": (3, 5)}
+    assert ranks(LayerPlan("a", keep=2), old) == ranks(None, old) == {}
+
+
+def test_the_lines_give_costs_closeness_and_the_table():
+    layers = [LayerSummary("<b>", "conv", (2, 4), (8, 8), {}, 4000, 1000, 40, 10, 0.125)]
     summary = Summary("m", 4.0, 4_000_000, 1_000_000, 2000, 500, {"words": "close"}, layers)
     assert summary.costs() == "4.00 M → 1.00 M multiply-accumulates (4.00x, target 4x), 0.002 M → 0.001 M parameters"
-    header, one, other = summary.rows()
-    assert len(header) == len(one) == len(other)
-    assert one == ("a", "reads 2 channels", "4,000", "1,000", "4.00x", "40", "10", "12.50%")
-    assert other[4] == other[-1] == "-"
-    assert list(summary.lines())[:2] == [f"m: {summary.costs()}", "close"]
+    assert summary.rows() == layer_rows(layers)
+    first, second, header, row = summary.lines()
+    assert (first, second) == (f"m: {summary.costs()}", "close")
+    assert header.split() == ["layer", "reads", "writes", "MACs", "parameters", "error"]
+    assert row.split() == "<b> 2 of 4 8 4 → 1 k (4.0x) 40 → 10 12.5 %".split()
     assert "&lt;b&gt;" in summary._repr_html_() and summary.to_json()["layers"][0]["macs_after"] == 1000

@@ -20,6 +20,7 @@ from decomp.execution import sampled_rows
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.operations import SUMS
 from decomp.graph.tracing import trace
+from decomp.pipelines.console.layer_table import layer_lines, layer_rows
 from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages import decompose as stage
@@ -47,9 +48,31 @@ def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
         assert used <= (step in steps)
     assert torch.isfinite(network(torch.randn(2, *SHAPE))).all()
     # Before any layer was solved, each was listed with what it gets or why it is left alone.
-    first_solved = next(i for i, line in enumerate(told.messages) if "response error" in line)
+    first_solved = next(i for i, line in enumerate(told.messages) if "error of its outputs" in line)
     listed = "\n".join(told.messages[:first_solved])
     assert all(layer["layer"] in listed for layer in plan["layers"]) and "reads the image itself" in listed
+
+
+@pytest.mark.parametrize("run", ["plain", "residual"], indirect=True)
+def test_the_plan_alone_is_shown_with_the_sizes_and_costs_that_the_result_has(run):
+    reporter = Collected()
+    reporter.command = "decompose --run 'my run' --plan-only --speedup 2x --keep-first"
+    planned = decompose(run, speedup=1.5, plan_only=True, reporter=reporter)
+    done = decompose(run, speedup=1.5, reporter=Collected())
+    rows = layer_rows(summarise(run).layers)
+    of_plan, of_result = ([dict(zip(table[0], row)) for row in table] for table in (planned.facts["table"], rows))
+    for wanted, got in zip(of_result, of_plan, strict=True):
+        # Parameters between two layers are counted with the reader in a plan; errors are not known there.
+        for column in ("layer", "reads", "rank", "writes", "MACs", ""):
+            assert got.get(column) == wanted.get(column), column
+    *table, file, following = planned.lines()
+    assert len(table) == len(rows) and str(run.plan_json) in file
+    assert following == "next: decomp decompose --run 'my run' --speedup 2x --keep-first"
+    shown = list(done.lines())
+    assert shown[1 : 1 + len(rows)] == layer_lines(summarise(run).layers)
+    assert [line for line in reporter.messages if " of 2: " in line] == [
+        "decompose 1 of 2: survey of all sizes", "decompose 2 of 2: plan",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("run", ["inverted"], indirect=True)
