@@ -32,23 +32,23 @@ def announce(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> None:
 def planned_layers(plan: Plan, surveyed: SurveyedRun) -> list[LayerSummary]:
     """Each layer before and after a plan; depthwise convolutions are counted with the layer that reads them."""
     graph, plans = surveyed.graph, {item.layer: item for item in plan.layers}
-    macs, params = (
+    models = [
         counted_model(name, graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost) for name in ("macs", "params")
-    )
+    ]
     written, layers = widths_written(graph, plans), []
     for layer in graph.layers:
         item = plans[layer.name]
-        after = (layer, columns(layer, item.keep), written[layer.name], *item.ranks)
-        before = (layer, layer.in_channels, layer.out_channels)
-        ranks = {
+        reads, writes = (columns(layer, item.keep), layer.in_channels), (written[layer.name], layer.out_channels)
+        ranks: dict[str, tuple[int, int]] = {
             step.name: (size, step.largest(layer))
             for step in STEP_TABLE
             if step.is_rank and (size := getattr(item, step.size)) is not None
         }
-        costs = [round(number(model.layer(*sizes))) for model in (macs, params) for sizes in (before, after)]
-        if any(costs):
-            widths = (after[1], layer.in_channels), (written[layer.name], layer.out_channels)
-            layers.append(LayerSummary(layer.name, layer.kind, *widths, ranks, *costs))
+        before = [round(number(model.layer(layer, reads[1], writes[1]))) for model in models]
+        after = [round(number(model.layer(layer, reads[0], writes[0], *item.ranks))) for model in models]
+        if any(before):
+            costs = (before[0], after[0], before[1], after[1])
+            layers.append(LayerSummary(layer.name, layer.kind, reads, writes, ranks, *costs))
     return layers
 
 
