@@ -12,7 +12,8 @@ Fletcher-32 checksums, so that a flipped bit is an error and not another result.
 ==========================  ===================  =================================================================
 
 ``grids`` and ``layers`` list names in order, each with its dataset (a layer's name may hold a slash). A layer whose
-output is added to another value has a second entry ``NAME: shortcut``, that value at the same positions.
+output is added to another value has a second entry ``NAME: shortcut``, that value at the same positions. A layer that
+is called several times has an entry for each call, ``NAME``, ``NAME: call 2``, ...
 
 ``meta`` is the caller's. The freeze stage writes:
 
@@ -384,13 +385,3 @@ class FrozenFile:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-
-def grid_key(hw: tuple[int, int]) -> str:
-    """Name of an output grid (height, width) in the frozen file. Layers of one grid share their positions."""
-    return f"{hw[0]}x{hw[1]}"
-
-
-def shortcut_key(layer: str) -> str:
-    """Name of the value that a layer's output is added to, among the layers of the frozen file."""
-    return f"{layer}: shortcut"

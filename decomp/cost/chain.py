@@ -30,7 +30,9 @@ class ChainLink:
         (kh, kw).
     geometry : decomp.problem.factors.Geometry
     in_hw, out_hw : tuple of int
-        Height and width of its input and output.
+        Height and width of its input and output, at the layer's first call.
+    places : int
+        Output positions of all calls.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ChainLink:
     geometry: Geometry
     in_hw: tuple[int, int]
     out_hw: tuple[int, int]
+    places: int
 
     @property
     def weights(self) -> Size:
@@ -48,8 +51,8 @@ class ChainLink:
 
     @property
     def macs(self) -> Size:
-        """Multiply-accumulates for one image: each output place sums up one kernel."""
-        return self.weights * (self.out_hw[0] * self.out_hw[1])
+        """Multiply-accumulates for one image, all calls: each output place sums up one kernel."""
+        return self.weights * self.places
 
 
 def chain(
@@ -80,19 +83,20 @@ def chain(
         The vertical filters give an output that is already as high as the layer's but still as wide as its input.
     """
     (kh, kw), in_hw, out_hw = layer.kernel, layer.in_hw, layer.out_hw
+    places = sum(out[0] * out[1] for _, out in layer.calls)
     filters = width_out if channel_rank is None else channel_rank
     if spatial_rank is None:
         name = "dense" if channel_rank is None else "filters"
-        links = [ChainLink(name, width_in, filters, (kh, kw), geometry, in_hw, out_hw)]
+        links = [ChainLink(name, width_in, filters, (kh, kw), geometry, in_hw, out_hw, places)]
     else:
         vertical, horizontal = _halves(geometry)
-        between = out_hw[0], in_hw[1]
+        between, places_between = (out_hw[0], in_hw[1]), sum(out[0] * in_[1] for in_, out in layer.calls)
         links = [
-            ChainLink("vertical", width_in, spatial_rank, (kh, 1), vertical, in_hw, between),
-            ChainLink("horizontal", spatial_rank, filters, (1, kw), horizontal, between, out_hw),
+            ChainLink("vertical", width_in, spatial_rank, (kh, 1), vertical, in_hw, between, places_between),
+            ChainLink("horizontal", spatial_rank, filters, (1, kw), horizontal, between, out_hw, places),
         ]
     if channel_rank is not None:
-        links.append(ChainLink("pointwise", channel_rank, width_out, (1, 1), _POINT, out_hw, out_hw))
+        links.append(ChainLink("pointwise", channel_rank, width_out, (1, 1), _POINT, out_hw, out_hw, places))
     return links
 
 

@@ -139,11 +139,13 @@ class LatencyCost:
         self._times = {key: _interpolator(*table) for key, table in tables.items()}
         fitted = [layer for layer in graph.layers if layer.fitted]
         self._scale, self._beside = dict.fromkeys(parts, 1.0), dict.fromkeys(parts, 0.0)
-        numbers = sum(layer.out_channels * layer.out_hw[0] * layer.out_hw[1] for layer in fitted)
+        # The factors are timed at the first call; `parts` has the time of all calls.
+        places = {layer.name: sum(out[0] * out[1] for _, out in layer.calls) for layer in fitted}
+        numbers = sum(layer.out_channels * places[layer.name] for layer in fitted)
         for layer in fitted:
             alone = float(self.layer(layer, layer.in_channels, layer.out_channels))
             self._scale[layer.name] = parts[layer.name] / alone
-            self._beside[layer.name] = beside * layer.out_hw[0] * layer.out_hw[1] / numbers
+            self._beside[layer.name] = beside * places[layer.name] / numbers
 
     def layer(
         self,

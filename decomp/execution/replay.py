@@ -133,11 +133,31 @@ class Replay:
         With ``beside``, a node in front of this one whose value a later node reads, the value is a pair: that of the
         input and that of ``beside``.
         """
-        target = self._place[node]
+        for start, stop, _, value, other in self.call_inputs([node], {} if beside is None else {node: beside}):
+            yield start, stop, value if beside is None else (value, other)
+
+    def call_inputs(
+        self, calls: Sequence[fx.Node], beside: Mapping[fx.Node, fx.Node] | None = None
+    ) -> Iterator[tuple[int, int, fx.Node, Any, Any]]:
+        """Iterate (start, stop, node, value of its first input, other) over all batches and, within each, the calls.
+
+        Each value is yielded before a later node can change it in place. ``other`` is the value of the node that
+        ``beside`` names for this one, or None.
+
+        Parameters
+        ----------
+        calls : sequence of torch.fx.Node
+            In execution order, none before the place that :meth:`advance` has reached.
+        beside : mapping of torch.fx.Node to torch.fx.Node, optional
+        """
+        others, stops = beside or {}, [self._place[node] for node in calls]
         for start, stop in self.batches():
-            values = self._run(start, stop, target)
-            value = values[_first_input(node)]
-            yield start, stop, value if beside is None else (value, values[beside])
+            interpreter, place = self._interpreter(start, self._stored_at), self._stored_at
+            for node, target in zip(calls, stops):
+                self._run_between(interpreter, start, stop, place, target)
+                place, other = target, others.get(node)
+                value = interpreter.env[_first_input(node)]
+                yield start, stop, node, value, None if other is None else interpreter.env[other]
 
     def visit(
         self, wanted: Collection[fx.Node], beside: Mapping[fx.Node, fx.Node] | None = None
@@ -213,11 +233,15 @@ class Replay:
 
     def _run(self, start: int, stop: int, target: int) -> Values:
         interpreter = self._interpreter(start, self._stored_at)
-        for place in range(self._stored_at, target):
+        self._run_between(interpreter, start, stop, self._stored_at, target)
+        return interpreter.env
+
+    def _run_between(self, interpreter: fx.Interpreter, start: int, stop: int, first: int, target: int) -> None:
+        """Run the nodes from one place up to another, that one not."""
+        for place in range(first, target):
             interpreter.env[self.nodes[place]] = self._run_node(interpreter, self.nodes[place], start, stop)
             self._forget(interpreter.env, place)
-        self.forward_images += (stop - start) * sum(self.work[self._stored_at : target])
-        return interpreter.env
+        self.forward_images += (stop - start) * sum(self.work[first:target])
 
     def _forget(self, env: Values, place: int) -> None:
         """Drop values that no later node reads."""

@@ -12,6 +12,27 @@ from decomp.graph.layer import InputSpace
 from decomp.modules.convolution import geometry
 
 
+def points_of_calls(n_points: int, grids: Sequence[tuple[int, int]]) -> list[int]:
+    """Output positions per image at each call of a layer: ``n_points`` a call on average, in proportion to its grid.
+
+    So each position of any call counts alike in the layer's fit.
+
+    Parameters
+    ----------
+    n_points : int
+    grids : sequence of tuple of int
+        Height and width of the output at each call.
+
+    Returns
+    -------
+    list of int
+        At least one each, and at most all positions of the grid.
+    """
+    areas = [height * width for height, width in grids]
+    total = n_points * len(areas)
+    return [min(area, max(1, round(total * area / sum(areas)))) for area in areas]
+
+
 def draw_positions(n_images: int, n_points: int, out_hw: Sequence[int], generator: torch.Generator) -> Tensor:
     """Output positions for every image, drawn without replacement, borders included.
 

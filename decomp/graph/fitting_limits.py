@@ -14,7 +14,7 @@ class FittingLimits:
     Attributes
     ----------
     n_images : int
-        Calibration images; a linear layer has one row for each.
+        Calibration images; a linear layer has one row for each of them at each of its calls.
     most_columns : int
         Columns p of a layer's patch (c·kh·kw) up to which it is fitted: its moments take 8·p² bytes.
     """
@@ -31,9 +31,9 @@ class FittingLimits:
             All steps where the layer has more than `most_columns` columns; 'prune' where it is linear and has fewer
             than two rows for each column to choose from; otherwise empty.
         """
-        columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
+        columns, rows = layer.in_channels * layer.kernel[0] * layer.kernel[1], self.n_images * len(layer.calls)
         if columns > self.most_columns:
             return every_step(f"{columns:,} columns a row are more than the {self.most_columns:,} that are fitted")
-        if layer.kind == "linear" and self.n_images < 2 * columns and layer.fitted:
-            return {"prune": f"{self.n_images:,} rows are too few to choose among {columns:,} columns"}
+        if layer.kind == "linear" and rows < 2 * columns and layer.fitted:
+            return {"prune": f"{rows:,} rows are too few to choose among {columns:,} columns"}
         return {}

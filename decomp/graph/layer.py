@@ -58,19 +58,22 @@ class Layer:
     index : int
         Place in execution order among all convolution and linear layers.
     in_hw, out_hw : tuple of int
-        Height and width of its input and output; (1, 1) for a linear layer.
+        Height and width of its input and output; (1, 1) for a linear layer. Of its first call where it is called
+        several times.
     activation : str
         The operation on its output: 'relu', 'relu6', 'identity' (directly read by another layer, a sum or the
-        output) or the name of another operation.
+        output) or the name of another operation; 'several' where its calls are followed by different ones.
     input_space : InputSpace or None
         The channels it reads, where some of them can be dropped.
     left_alone : mapping of str to str, read-only
         For each of the steps 'spatial', 'channel', 'prune' that cannot be applied here, the reason.
     fitted : bool
-        False where not even the weights may be fitted: grouped, called several times, of another class, too large.
+        False where not even the weights may be fitted: grouped, of another class, too large.
     recovers : str or None
         Name of the node whose value is added to this layer's output and is computed before it: the layer can
-        correct that value's errors.
+        correct that value's errors. With several calls, that of the first one; each has such a value, or it is None.
+    more_calls : tuple of (in_hw, out_hw)
+        Sizes of the calls after the first.
     """
 
     name: str
@@ -87,9 +90,15 @@ class Layer:
     left_alone: Mapping[str, str] = field(default_factory=dict)
     fitted: bool = True
     recovers: str | None = None
+    more_calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "left_alone", MappingProxyType(dict(self.left_alone)))
+
+    @property
+    def calls(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+        """Height and width of the input and of the output at each call, in execution order."""
+        return ((self.in_hw, self.out_hw), *self.more_calls)
 
     @property
     def input_width(self) -> int:

@@ -84,6 +84,7 @@ class NetworkGraph:
             for node in module.graph.nodes
             if node.op == "call_function" and node.target in (F.conv2d, torch.conv2d)
         )
+        self._shortcuts: dict[str, dict[fx.Node, fx.Node]] = {}
         found = self._find_layers()
         if fitting is not None:
             found = [_without(layer, fitting.excluded_steps(layer)) for layer in found]
@@ -95,12 +96,16 @@ class NetworkGraph:
         return self._by_name[name]
 
     def node(self, layer: Layer) -> fx.Node:
-        """The graph node that calls this layer."""
+        """The graph node that calls this layer first."""
         return self._calls[layer.name][0]
 
-    def shortcut_node(self, layer: Layer) -> fx.Node | None:
-        """The node whose value is added to the layer's output, or None."""
-        return None if layer.recovers is None else self._nodes[layer.recovers]
+    def calls(self, layer: Layer) -> Sequence[fx.Node]:
+        """The graph nodes that call this layer, in execution order."""
+        return self._calls[layer.name]
+
+    def shortcuts(self, layer: Layer) -> dict[fx.Node, fx.Node]:
+        """For each call of a layer that recovers, the node whose value is added to its output; otherwise empty."""
+        return {} if layer.recovers is None else self._shortcuts[layer.name]
 
     def own_space(self, layer: Layer) -> ChannelSpace:
         """The channel space that this layer alone reads; only where its input space is not sampled."""
@@ -129,21 +134,27 @@ class NetworkGraph:
         layers: list[Layer] = []
         for path, calls in self._calls.items():
             node, module = calls[0], self._modules[path]
+            activations = {self._activation_after(call) for call in calls}
+            activation = activations.pop() if len(activations) == 1 else "several"
             if isinstance(module, nn.Conv2d):
+                first, *more = [self._sizes(call) for call in calls]
                 layer = Layer(
                     path, node.name, "conv", len(layers), module.in_channels, module.out_channels,
-                    pair(module.kernel_size), pair(self._shapes[node.all_input_nodes[0]][-2:]),
-                    pair(self._shapes[node][-2:]), self._activation_after(node),
+                    pair(module.kernel_size), *first, activation, more_calls=tuple(more),
                 )  # fmt: skip
-            elif isinstance(module, nn.Linear) and len(self._shapes[node]) == 2:
+            elif isinstance(module, nn.Linear) and all(len(self._shapes[call]) == 2 for call in calls):
                 layer = Layer(
                     path, node.name, "linear", len(layers), module.in_features, module.out_features,
-                    (1, 1), (1, 1), (1, 1), self._activation_after(node),
+                    (1, 1), (1, 1), (1, 1), activation, more_calls=(((1, 1), (1, 1)),) * (len(calls) - 1),
                 )  # fmt: skip
             else:
                 continue
-            layers.append(_without(layer, _steps_ruled_out(module, len(calls))))
+            layers.append(_without(layer, _steps_ruled_out(module, {self._shapes[call][0] for call in calls})))
         return layers
+
+    def _sizes(self, call: fx.Node) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of the input and of the output of a convolution's call."""
+        return pair(self._shapes[call.all_input_nodes[0]][-2:]), pair(self._shapes[call][-2:])
 
     def _module_called(self, node: fx.Node) -> nn.Module | None:
         return self._modules[str(node.target)] if node.op == "call_module" else None
@@ -176,11 +187,19 @@ class NetworkGraph:
             return "identity"
         return getattr(user.target, "__name__", str(user.target))
 
-    def _shortcut(self, layer: Layer) -> str | None:
-        """Name of the node that is added to the layer's output, if its value is there before the layer runs."""
-        node = self.node(layer)
+    def _recovers(self, layer: Layer) -> str | None:
+        """Name of the node that is added to the layer's output at its first call, if there is one at each call."""
+        found = {call: self._shortcut(call) for call in self.calls(layer)} if layer.fitted else {}
+        shortcuts = {call: node for call, node in found.items() if node is not None}
+        if not shortcuts or len(shortcuts) < len(found):
+            return None
+        self._shortcuts[layer.name] = shortcuts
+        return shortcuts[self.node(layer)].name
+
+    def _shortcut(self, node: fx.Node) -> fx.Node | None:
+        """The node that is added to the output of a layer's call, if its value is there before the layer runs."""
         users = self._users(node)
-        if not layer.fitted or len(users) != 1 or users[0].target not in SUMS or users[0].kwargs:
+        if len(users) != 1 or users[0].target not in SUMS or users[0].kwargs:
             return None
         total = users[0]
         others = [s for s in total.args if isinstance(s, fx.Node) and s is not node and s in self._shapes]
@@ -190,7 +209,7 @@ class NetworkGraph:
             others = [source for source in others if source not in behind]
         others = [self._before(source, node) for source in others]
         same = [o for o in others if self._shapes[o] == self._shapes[node] == self._shapes[total]]
-        return same[0].name if same and self._place[same[0]] < self._place[node] else None
+        return same[0] if same and self._place[same[0]] < self._place[node] else None
 
     # -- input spaces ------------------------------------------------------------------------------------
 
@@ -208,7 +227,7 @@ class NetworkGraph:
                     space = InputSpace(None, layer.name, layer.in_channels)
                 else:
                     left_alone["prune"] = found
-            linked.append(replace(layer, input_space=space, left_alone=left_alone, recovers=self._shortcut(layer)))
+            linked.append(replace(layer, input_space=space, left_alone=left_alone, recovers=self._recovers(layer)))
         return tuple(linked)
 
     def _private(self, layer: Layer, by_name: Mapping[str, Layer]) -> InputSpace | str:
@@ -276,12 +295,12 @@ def _propagate_shapes(module: fx.GraphModule, input_shape: Sequence[int], name: 
     return shapes
 
 
-def _steps_ruled_out(module: nn.Conv2d | nn.Linear, n_calls: int) -> dict[str, str]:
-    """Steps that a layer's class, its calls and its kernel rule out, each with the reason."""
+def _steps_ruled_out(module: nn.Conv2d | nn.Linear, batches: set[int]) -> dict[str, str]:
+    """Steps that a layer's class, its batches (for two images) and its kernel rule out, each with the reason."""
     if type(module) not in (nn.Conv2d, nn.Linear):
         return every_step(f"{type(module).__name__} is not a plain layer")
-    if n_calls > 1:
-        return every_step(f"called {n_calls} times")
+    if batches != {2}:
+        return every_step("its input is not one map for each image")
     if isinstance(module, nn.Linear):
         return {
             "spatial": "a linear layer has no kernel to split",

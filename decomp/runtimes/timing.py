@@ -115,7 +115,7 @@ def times_within(
     network : torch.nn.Module
         Prepared as for :func:`latencies`.
     names : sequence of str
-        Paths of modules that are called once.
+        Paths of modules; of one that is called several times, the time of all calls.
     shape, device, rounds, layout, max_seconds
         As for :func:`latencies`.
 
@@ -142,6 +142,7 @@ def times_within(
         for hook in hooks:
             hook.remove()
     whole = np.array(times[""])
-    within = {name: np.array(values[WARM_UP:]) for name, values in parts.items()}
+    n_runs = WARM_UP + len(whole)
+    within = {name: np.array(values).reshape(n_runs, -1).sum(1)[WARM_UP:] for name, values in parts.items()}
     rest = np.median(whole - sum(within.values()))
     return {name: float(np.median(values)) for name, values in within.items()}, max(0.0, float(rest))

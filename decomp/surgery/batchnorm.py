@@ -7,7 +7,7 @@ Before and after it the network computes the same without them: no emitted netwo
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -116,7 +116,8 @@ def fold_bn(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
     """Fold every batch normalisation that directly follows a convolution or linear layer into it.
 
     Works in place on a traced network in evaluation mode; the normalisation becomes an ``nn.Identity``. The
-    layer's own eps is used. A layer or normalisation that is called several times is left as it is.
+    layer's own eps is used. Where a layer is called several times, the same normalisation must follow each call and
+    nothing else; otherwise both are left as they are.
 
     Parameters
     ----------
@@ -128,13 +129,17 @@ def fold_bn(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
         Paths (layer, normalisation) that were folded.
     """
     modules = dict(graph_module.named_modules())
-    calls = Counter(node.target for node in graph_module.graph.nodes if node.op == "call_module")
-    folded = []
+    calls: dict[object, list[fx.Node]] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(node.target, []).append(node)
+    folded: list[tuple[str, str]] = []
     for node in graph_module.graph.nodes:
         if node.op != "call_module" or not node.args or getattr(node.args[0], "op", None) != "call_module":
             continue
         before, bn = node.args[0], modules[node.target]
-        if len(before.users) > 1 or calls[before.target] > 1 or calls[node.target] > 1:
+        users = {user for call in calls[before.target] for user in call.users}
+        if users != set(calls[node.target]) or (before.target, node.target) in folded:
             continue
         fused = _fused(modules[before.target], bn)
         if fused is not None:

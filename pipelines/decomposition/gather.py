@@ -19,7 +19,8 @@ from decomp.problem.factors import Geometry
 from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import TILE_ROWS, Moments
 
-from ...data.formats.frozen_file import FrozenFile, shortcut_key
+from ...data.formats.frozen_file import FrozenFile
+from ...data.formats.frozen_keys import keys_of, shortcut_key
 from .memory import StageMemory
 from .spill_store import SpillStore
 
@@ -106,7 +107,8 @@ class ProblemGatherer:
         held_out = Moments.zeros(p, len(weight), device=self.device)
         # Stored where there is room: activation-aware fits read the rows several times.
         self._row_store.clear()
-        store = self._row_store.admits(4 * (p + len(weight)) * self.n_fit * self._points(layer))
+        points = sum(points for _, _, points in keys_of(layer, self.frozen.meta["n_points"]))
+        store = self._row_store.admits(4 * (p + len(weight)) * self.n_fit * points)
         self._stored_rows, n_tiles = None, 0
         for fitted, rows in self._tiles(layer, module):
             (fit if fitted else held_out).update(*rows)
@@ -139,12 +141,6 @@ class ProblemGatherer:
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         return module
 
-    def _inputs(self, layer: Layer) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-        """(start, stop, input of the layer, value that its output is added to or None) of every batch."""
-        node, shortcut = self.graph.node(layer), self.graph.shortcut_node(layer) if self.recovery else None
-        for start, stop, value in self.replay.inputs(node, shortcut):
-            yield (start, stop, value, None) if shortcut is None else (start, stop, *value)
-
     def _fitted_rows(self, layer: Layer, module: nn.Conv2d | nn.Linear) -> Iterator[Rows]:
         if self._stored_rows is not None and self._stored_rows[0] == layer.name:
             stored = (self._row_store.get(i, copy=False) for i in range(self._stored_rows[1]))
@@ -154,39 +150,46 @@ class ProblemGatherer:
     def _tiles(self, layer: Layer, module: nn.Conv2d | nn.Linear) -> Iterator[tuple[bool, Rows]]:
         """(fitted or held out, rows), TILE_ROWS at a time for any batch size, so that the fit is the same."""
         tiles = _Tiles()
-        for start, stop, x, shortcut in self._inputs(layer):
-            _require_finite(layer, x, start, stop)
-            for part, fitted in (
-                (slice(start, min(stop, self.n_fit)), True),
-                (slice(max(start, self.n_fit), stop), False),
-            ):
-                if part.start < part.stop:
-                    yield from tiles.add(fitted, self._rows(layer, module, x, shortcut, start, part))
+        for start, stop, (X, Y) in self._batches(layer, module):
+            end = max(start, min(stop, self.n_fit)) - start
+            for part, fitted in ((slice(end), True), (slice(end, None), False)):
+                if len(Y[part]):
+                    yield from tiles.add(fitted, (X[part].flatten(0, 1), Y[part].flatten(0, 1)))
         yield from tiles.rest()
 
-    def _points(self, layer: Layer) -> int:
-        """Rows per image."""
-        height, width = self.frozen.grid_size(self.frozen.grid_of(layer.name))
-        return min(self.frozen.meta["n_points"], height * width)
+    def _batches(self, layer: Layer, module: nn.Conv2d | nn.Linear) -> Iterator[tuple[int, int, Rows]]:
+        """(start, stop, rows X (m, P, c, kh, kw) and Y (m, P, n)) of every batch: P points of all calls an image."""
+        calls, shortcuts = self.graph.calls(layer), self.graph.shortcuts(layer) if self.recovery else {}
+        keys = {node: key for node, (key, _, _) in zip(calls, keys_of(layer, self.frozen.meta["n_points"]))}
+        found: list[Rows] = []
+        for start, stop, node, x, shortcut in self.replay.call_inputs(calls, shortcuts):
+            _require_finite(layer, x, start, stop)
+            X, Y = self._rows(layer, module, keys[node], start, stop, x, shortcut)
+            # A linear layer's rows are its input itself, which the nodes before the next call may change in place.
+            found.append((X.clone() if len(calls) > 1 else X, Y))
+            if len(found) == len(calls):
+                rows = tuple(torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*found))
+                found = []
+                yield start, stop, (rows[0], rows[1])
 
     def _rows(
-        self, layer: Layer, module: nn.Module, x: Tensor, shortcut: Tensor | None, first: int, part: slice
+        self, layer: Layer, module: nn.Module, key: str, start: int, stop: int, x: Tensor, shortcut: Tensor | None
     ) -> Rows:
-        """Rows of the images ``part``; ``x`` and ``shortcut`` are of the batch that begins with image ``first``."""
-        key, inside = self.frozen.grid_of(layer.name), slice(part.start - first, part.stop - first)
-        if key not in self._positions:
-            self._positions[key] = self.frozen.positions(key)
-        positions = self._positions[key][part]
-        X = sampled_rows.layer_rows(module, layer.input_space, x[inside], positions)
-        Y = self._wanted(layer, layer.name, part).to(x.device)
+        """Rows X (m, P, c, kh, kw) and Y (m, P, n) at one call, whose responses are named ``key``."""
+        grid = self.frozen.grid_of(key)
+        if grid not in self._positions:
+            self._positions[grid] = self.frozen.positions(grid)
+        positions = self._positions[grid][start:stop]
+        X = sampled_rows.layer_rows(module, layer.input_space, x, positions)
+        Y = self._wanted(layer, key, start, stop).to(x.device)
         if shortcut is not None:
-            wanted = self._wanted(layer, shortcut_key(layer.name), part).to(x.device)
-            Y = Y + (wanted - sampled_rows.responses(shortcut[inside], positions))
-        return X, Y.flatten(0, 1)
+            wanted = self._wanted(layer, shortcut_key(key), start, stop).to(x.device)
+            Y = Y + (wanted - sampled_rows.responses(shortcut, positions))
+        return X.unflatten(0, (stop - start, -1)), Y
 
-    def _wanted(self, layer: Layer, key: str, part: slice) -> Tensor:
+    def _wanted(self, layer: Layer, key: str, start: int, stop: int) -> Tensor:
         """Responses of the original network, in the channels that the layer still writes."""
-        values = self.frozen.responses(key, part.start, part.stop)
+        values = self.frozen.responses(key, start, stop)
         remaining = self.remaining_outputs.get(layer.name)
         return values if remaining is None else values[..., remaining]
 

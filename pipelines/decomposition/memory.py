@@ -17,6 +17,7 @@ from decomp.errors import UsageError
 from decomp.execution import footprint
 from decomp.execution.footprint import Footprint
 from decomp.execution.replay import Replay
+from decomp.execution.sampled_rows import points_of_calls
 from decomp.graph.layer import Layer
 from decomp.problem.moments import TILE_ROWS
 
@@ -87,7 +88,7 @@ def row_bytes(layer: Layer, n_points: int) -> int:
 
 
 def _points(layer: Layer, n_points: int) -> int:
-    return min(n_points, layer.out_hw[0] * layer.out_hw[1])
+    return sum(points_of_calls(n_points, [out_hw for _, out_hw in layer.calls]))
 
 
 def set_limits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from decomp import seeds
 from decomp.errors import NumericalError
@@ -13,7 +13,8 @@ from decomp.execution.replay import Replay
 from decomp.execution.sampled_rows import draw_positions, responses
 from decomp.graph.network_graph import NetworkGraph
 
-from ...data.formats.frozen_file import FrozenFile, FrozenWriter, grid_key, shortcut_key
+from ...data.formats.frozen_file import FrozenFile, FrozenWriter
+from ...data.formats.frozen_keys import keys_of, shortcut_key
 from ...data.splits import ImageSource
 from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
@@ -36,7 +37,12 @@ class ResponseRecording:
 
     def __init__(self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor) -> None:
         self.graph, self.n_points, self.seed, self.indices = graph, n_points, seed, indices
-        self.layers = {graph.node(layer): layer for layer in graph.layers if layer.fitted}
+        self.layers = [layer for layer in graph.layers if layer.fitted]
+        # For every call of these layers: names of its responses and of its grid.
+        self.keys: dict[fx.Node, tuple[str, str]] = {}
+        for layer in self.layers:
+            for node, (name, grid, _) in zip(graph.calls(layer), keys_of(layer, n_points)):
+                self.keys[node] = name, grid
         self.positions: dict[str, Tensor] = {}
 
     def write(
@@ -82,16 +88,14 @@ class ResponseRecording:
                 return batch
 
             replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
-            nodes = {node: self.graph.shortcut_node(layer) for node, layer in self.layers.items()}
-            shortcuts = {node: shortcut for node, shortcut in nodes.items() if shortcut is not None}
+            shortcuts = {call: other for la in self.layers for call, other in self.graph.shortcuts(la).items()}
             with reporter.progress(n_images, "recording outputs", "images") as progress:
                 done = 0
-                for start, stop, node, value, shortcut in replay.visit(self.layers, shortcuts):
-                    layer = self.layers[node]
-                    self._write_rows(writer, layer.name, grid_key(layer.out_hw), start, stop, value)
+                for start, stop, node, value, shortcut in replay.visit(self.keys, shortcuts):
+                    name, grid = self.keys[node]
+                    self._write_rows(writer, name, grid, start, stop, value)
                     if shortcut is not None:
-                        key = shortcut_key(layer.name)
-                        self._write_rows(writer, key, grid_key(layer.out_hw), start, stop, shortcut)
+                        self._write_rows(writer, shortcut_key(name), grid, start, stop, shortcut)
                     if stop != done:
                         progress.update(stop - done)
                         done = stop
@@ -99,15 +103,15 @@ class ResponseRecording:
             return frozen.content
 
     def _declare(self, writer: FrozenWriter) -> None:
-        for layer in self.layers.values():
-            key = grid_key(layer.out_hw)
-            if key not in self.positions:
-                generator = seeds.generator(self.seed, "freeze", "positions", key)
-                self.positions[key] = draw_positions(len(self.indices), self.n_points, layer.out_hw, generator)
-                writer.declare_grid(key, layer.out_hw, self.positions[key])
-            writer.declare_layer(layer.name, key, layer.out_channels)
-            if layer.recovers is not None:
-                writer.declare_layer(shortcut_key(layer.name), key, layer.out_channels)
+        for layer in self.layers:
+            for (name, grid, points), (_, hw) in zip(keys_of(layer, self.n_points), layer.calls):
+                if grid not in self.positions:
+                    generator = seeds.generator(self.seed, "freeze", "positions", grid)
+                    self.positions[grid] = draw_positions(len(self.indices), points, hw, generator)
+                    writer.declare_grid(grid, hw, self.positions[grid])
+                writer.declare_layer(name, grid, layer.out_channels)
+                if layer.recovers is not None:
+                    writer.declare_layer(shortcut_key(name), grid, layer.out_channels)
 
     def _write_rows(self, writer: FrozenWriter, name: str, grid: str, start: int, stop: int, values: Tensor) -> None:
         rows = responses(values, self.positions[grid][start:stop])

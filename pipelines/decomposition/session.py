@@ -23,7 +23,8 @@ from decomp.surgery.narrow_network import shrink
 
 from ...data.formats.atomic import scratch
 from ...data.formats.curves_file import Survey
-from ...data.formats.frozen_file import FrozenFile, shortcut_key
+from ...data.formats.frozen_file import FrozenFile
+from ...data.formats.frozen_keys import keys_of, shortcut_key
 from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
 from ..run.loading import open_frozen
@@ -141,10 +142,7 @@ def open_run(
         shape, name = tuple(frozen.meta["input_shape"]), frozen.meta["model"]
         network = trace(original, name, frozen.meta.get("leaves") or ())
         graph = NetworkGraph(network, shape, name, fitting=FittingLimits(frozen.n_images))
-        for layer in graph.layers:
-            if layer.recovers is not None and shortcut_key(layer.name) not in frozen.layers:
-                rule = f"must hold the values that the output of {layer.name} is added to"
-                raise FileError(run.frozen, rule, got="a file of an earlier version", fix="run freeze again")
+        _require_entries(graph, frozen, run)
         cost = count_cost(network, shape)
         network.to(device)
         # Layers that are solved already were fitted within these limits; within others the rest would not have the
@@ -209,6 +207,16 @@ def survey(opened: OpenedRun, narrowed: NarrowedRun, *, sampler: bool = True, re
         fitting = FittingLimits(opened.frozen.n_images)
         graph = NetworkGraph(graph.module, graph.input_shape, graph.name, fitting=fitting, sampler=False)
     return SurveyedRun(opened, narrowed, graph, result)
+
+
+def _require_entries(graph: NetworkGraph, frozen: FrozenFile, run: RunDirectory) -> None:
+    """Refuse frozen points of an earlier version, in which fewer calls and shortcuts were recorded."""
+    for layer in graph.layers:
+        for name, _, _ in keys_of(layer, frozen.meta["n_points"]) if layer.fitted else ():
+            for key in (name,) if layer.recovers is None else (name, shortcut_key(name)):
+                if key not in frozen.layers:
+                    got = "a file of an earlier version"
+                    raise FileError(run.frozen, f"must hold the responses '{key}'", got=got, fix="run freeze again")
 
 
 def _stage_memory(

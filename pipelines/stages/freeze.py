@@ -15,6 +15,7 @@ from decomp import seeds
 from decomp.cost.count import cost
 from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.execution.outputs import as_tensor
+from decomp.execution.sampled_rows import points_of_calls
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.size_branches import size_branch_message
 from decomp.graph.tracing import trace
@@ -336,7 +337,7 @@ def _bytes_needed(graph: NetworkGraph, n_images: int, n_points: int) -> int:
     channels, height, width = graph.input_shape
     numbers = n_images * channels * height * width
     for layer in graph.layers:
-        points = min(n_points, layer.out_hw[0] * layer.out_hw[1])
+        points = sum(points_of_calls(n_points, [out_hw for _, out_hw in layer.calls]))
         numbers += n_images * points * (layer.out_channels * (1 if layer.recovers is None else 2) + 2)
     numbers += sum(p.numel() for p in graph.module.parameters())
     return int(numbers * 4 * 1.05) + (1 << 20)

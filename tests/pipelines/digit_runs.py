@@ -102,7 +102,35 @@ class Grouped(nn.Module):
         return self.head(torch.relu(x).mean((2, 3)))
 
 
-NETWORKS = {"plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense, "grouped": Grouped}
+class Mirrored(nn.Module):
+    """One encoder on every image and its mirror image, and a layer at two sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.level = Encoder(), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.encoder(x) - self.encoder(x.flip(3))
+        parts = [torch.relu(self.level(part)).mean((2, 3)) for part in (x, nn.functional.avg_pool2d(x, 2))]
+        return self.head(torch.cat(parts, 1))
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.conv1 = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3)
+        self.conv2, self.relu = nn.Conv2d(12, 8, 3, padding=2), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.stem(x)))
+        return self.relu(self.conv2(self.relu(self.conv1(x))) + x)
+
+
+NETWORKS = {
+    "plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense, "grouped": Grouped,
+    "mirrored": Mirrored,
+}  # fmt: skip
 
 
 def planned(run, **options):

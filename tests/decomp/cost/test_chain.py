@@ -1,9 +1,11 @@
 """Chain formula against networks that are built and counted."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
+import shared_layers
 from networks import CHAIN_INPUT, block, chain, randomise
 from small_graphs import INPUT, DepthwiseSeparable
 from torch import nn
@@ -34,6 +36,7 @@ NETWORKS = {
     "chain": (chain, CHAIN_INPUT),  # oblong kernels, stride in one direction, dilation, 'same'
     "block": (block, (3, 8, 8)),
     "depthwise": (lambda: randomise(DepthwiseSeparable()), INPUT),
+    **{name: (partial(shared_layers.make, name), shared_layers.INPUT) for name in shared_layers.SHARED},
 }
 
 

@@ -1,4 +1,5 @@
 import pytest
+import shared_layers
 import torch
 from networks import CHAIN_INPUT, block, chain
 from torch import nn
@@ -184,3 +185,23 @@ def test_channels_narrowed_twice_are_those_of_both_selections():
     replay.narrow({node: torch.tensor([0, 2])})
     after = torch.cat([x for _, _, x in replay.inputs(view.node(layer))])
     assert torch.equal(after, before[:, [1, 4]])
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+@pytest.mark.parametrize("name", shared_layers.SHARED)
+def test_the_inputs_of_all_calls_are_those_of_a_forward_pass(name, budget):
+    images, view, replay = replay_of(shared_layers.make(name), shared_layers.INPUT, budget=budget)
+    for layer in view.layers:
+        seen, module = [], view.module.get_submodule(layer.name)
+        hook = module.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0].clone()))
+        with torch.no_grad():
+            view.module(images)
+        hook.remove()
+        replay.advance(view.node(layer))
+        got = {node: [] for node in view.calls(layer)}
+        for _, _, node, x, other in replay.call_inputs(view.calls(layer)):
+            assert other is None
+            got[node].append(x.clone())
+        assert len(seen) == len(got) == len(layer.calls)
+        for parts, wanted in zip(got.values(), seen):
+            assert torch.allclose(torch.cat(parts), wanted, atol=1e-5)

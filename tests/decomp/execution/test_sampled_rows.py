@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from decomp.execution import sampled_rows
+from decomp.execution.sampled_rows import points_of_calls
 from decomp.graph.layer import InputSpace
 
 
@@ -84,3 +85,10 @@ def test_draws_depend_on_the_generator_alone():
     assert torch.equal(draw(3), first) and not torch.equal(draw(4), first)
     flat = first[..., 0].long() * 30 + first[..., 1]
     assert (flat[:, 1:] > flat[:, :-1]).all(), "positions ascend within an image"
+
+
+def test_points_of_several_calls_are_in_proportion_to_their_grids():
+    assert points_of_calls(10, [(8, 8)]) == [10] and points_of_calls(10, [(2, 3)]) == [6]
+    assert points_of_calls(10, [(8, 8), (8, 8)]) == [10, 10]
+    assert points_of_calls(10, [(16, 16), (8, 8), (4, 4), (1, 1)]) == [30, 8, 2, 1]
+    assert points_of_calls(1000, [(4, 4), (2, 2)]) == [16, 4]

@@ -1,4 +1,5 @@
 import pytest
+import shared_layers
 import torch
 from networks import CHAIN_INPUT, block, chain
 from torch import nn
@@ -49,12 +50,12 @@ def test_inner_spaces_of_branches_are_narrowed_and_shared_ones_sampled():
 
 def test_the_last_layer_before_a_sum_makes_up_for_the_shortcut():
     graph = view(block(), (3, 8, 8))
-    found = {layer.name: graph.shortcut_node(layer) for layer in graph.layers}
+    found = {layer.name: graph.shortcuts(layer).get(graph.node(layer)) for layer in graph.layers}
     assert [name for name, node in found.items() if node is not None] == []  # the normalisation lies between
     network = trace(block())
     fold_bn(network)
     graph = NetworkGraph(network, (3, 8, 8))
-    found = {layer.name: graph.shortcut_node(layer) for layer in graph.layers}
+    found = {layer.name: graph.shortcuts(layer).get(graph.node(layer)) for layer in graph.layers}
     assert {name for name, node in found.items() if node is not None} == {"conv2"}
     assert found["conv2"].target is F.relu
 
@@ -74,10 +75,10 @@ def test_a_shortcut_that_does_nothing_may_be_called_after_the_branch():
             return first + self.last(x)
 
     graph = view(Block(), (3, 8, 8))
-    assert graph.shortcut_node(graph.layer("conv")).op == "placeholder"
+    assert graph.shortcuts(graph.layer("conv"))[graph.node(graph.layer("conv"))].op == "placeholder"
     assert graph.layer("other").recovers is None  # the other value is made after it
     # Not where it was first made: what nobody reads any more is no longer held while the network runs.
-    assert graph.shortcut_node(graph.layer("last")).target == "shortcut.1"
+    assert graph.shortcuts(graph.layer("last"))[graph.node(graph.layer("last"))].target == "shortcut.1"
 
 
 def test_depthwise_convolutions_are_carried_between_expansion_and_projection():
@@ -89,18 +90,43 @@ def test_depthwise_convolutions_are_carried_between_expansion_and_projection():
     assert layer.input_space.producer == "1" and layer.input_space.carriers == ("3",)
 
 
-def test_a_layer_called_twice_is_left_alone():
-    class Twice(nn.Module):
+def test_a_layer_called_several_times_has_the_sizes_of_all_calls_and_all_steps_that_one_call_has():
+    graph = view(shared_layers.make("pyramid"), shared_layers.INPUT)
+    tower, out = graph.layer("tower"), graph.layer("out")
+    assert [hw for _, hw in tower.calls] == [(6, 6), (3, 3), (2, 2)] and len(graph.calls(tower)) == 3
+    assert graph.calls(tower)[0].name == tower.node and tower.fitted and "channel" not in tower.left_alone
+    # The tower's input is shared by the levels; what it writes is the head's alone.
+    assert tower.input_space.sampled and out.input_space.producer == "tower" and out.input_space.width == 14
+
+
+def test_a_shared_encoder_is_pruned_like_one_that_is_called_once():
+    graph = view(shared_layers.make("siamese"), shared_layers.INPUT)
+    b = graph.layer("b")
+    assert b.input_space.producer == "a" and graph.layer("a").input_space.sampled
+    assert [node.name for node in graph.shortcuts(b)] == [node.name for node in graph.calls(b)]
+    assert graph.shortcuts(b)[graph.calls(b)[0]] is not graph.shortcuts(b)[graph.calls(b)[1]]
+    assert "image" in graph.layer("stem").left_alone["prune"]
+
+
+def test_a_layer_that_reads_its_own_output_keeps_those_channels_for_itself():
+    graph = view(shared_layers.make("recursive"), shared_layers.INPUT)
+    again, hidden = graph.layer("again"), graph.layer("hidden")
+    assert again.activation == "relu" and again.input_space.sampled and "channel" not in again.left_alone
+    assert hidden.activation == "several" and "also read by" in hidden.left_alone["prune"]
+
+
+def test_a_layer_on_other_batches_than_the_images_is_left_alone():
+    class Parts(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.out = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+            self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(8, 2, 1)
 
         def forward(self, x):
-            return self.out(self.conv(self.conv(x)))
+            x = self.conv(torch.cat([x[:, :3], x[:, 3:]]))
+            return self.out(torch.cat(x.chunk(2), 1))
 
-    layers = view(Twice(), (3, 6, 6)).layers
-    assert layers[0].left_alone["spatial"] == "called 2 times"
-    assert "prune" in layers[1].left_alone
+    layers = view(Parts(), (6, 8, 8)).layers
+    assert layers[0].left_alone["channel"] == "its input is not one map for each image" and layers[1].fitted
 
 
 @pytest.mark.parametrize(

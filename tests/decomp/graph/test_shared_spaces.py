@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.shared_spaces import kept_outputs, members_of, readers_of, whole_spaces
 from decomp.graph.tracing import trace
@@ -38,6 +39,10 @@ def test_spaces_that_all_readers_are_fitted_for_can_be_narrowed_and_the_others_s
     assert reasons == {}
     twice = trace(nn.Sequential(nn.Conv2d(1, 4, 3), *[nn.Conv2d(4, 4, 1)] * 2, nn.Conv2d(4, 2, 1)))
     able, reasons = whole_spaces(NetworkGraph(twice, (1, 4, 4)))
+    assert {name: space.producers for name, space in able.items()} == {"0": ("0", "1")} and reasons == {}
+    large = trace(nn.Sequential(nn.Conv2d(1, 4, 3), *[nn.Conv2d(4, 4, 3, padding=1)] * 2, nn.Conv2d(4, 2, 1)))
+    fitting = FittingLimits(100, most_columns=20)
+    able, reasons = whole_spaces(NetworkGraph(large, (1, 4, 4), fitting=fitting))
     assert able == {} and list(reasons.values()) == ["is read by 1, which is not fitted"]
 
 

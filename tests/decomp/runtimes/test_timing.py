@@ -80,3 +80,11 @@ def test_times_within_a_network_are_its_parts_and_the_rest(monkeypatch):
     # Six looks a round: start, 0 in, 0 out, 2 in, 2 out, stop.
     assert parts == {"0": 1000.0, "2": 1000.0} and rest == 3000.0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_the_time_of_a_module_is_that_of_all_its_calls(monkeypatch):
+    clock = iter(np.cumsum(np.r_[0.0, np.ones(10_000)]))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    conv = nn.Conv2d(1, 1, 3)
+    parts, rest = times_within(nn.Sequential(conv, nn.ReLU(), conv).eval(), ["0"], (1, *SHAPE), CPU, 4)
+    assert parts == {"0": 2000.0} and rest == 3000.0

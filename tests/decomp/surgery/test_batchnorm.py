@@ -1,6 +1,7 @@
 """Batch normalisations are folded, and inserted for a training, without a change of the outputs."""
 
 import pytest
+import shared_layers
 import torch
 from networks import CHAIN_INPUT, block, chain, randomise
 from torch import nn
@@ -111,3 +112,13 @@ def test_a_layer_or_normalisation_called_twice_is_not_folded(repeated):
             return self.conv(x) if repeated == "conv" else self.bn(self.other(x))
 
     assert batchnorm.fold_bn(trace(randomise(Twice()))) == []
+
+
+def test_a_normalisation_behind_every_call_of_a_layer_is_folded_once():
+    network = trace(shared_layers.make("siamese"))
+    images = torch.randn(4, *shared_layers.INPUT, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = network(images)
+        assert batchnorm.fold_bn(network) == [("stem", "norm")]
+        assert torch.allclose(network(images), before, atol=1e-5)
+    assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -1,18 +1,26 @@
 """Gatherer of layer problems: moments, rows, held-out images, recovery."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from networks import randomise
 
+from decomp.data.formats.frozen_file import FrozenFile
+from decomp.data.formats.frozen_keys import keys_of
 from decomp.errors import NumericalError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.shared_spaces import kept_outputs
 from decomp.graph.tracing import trace
+from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition import gather
 from decomp.pipelines.decomposition.gather import ProblemGatherer
+from decomp.pipelines.decomposition.record_responses import ResponseRecording
+from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import open_frozen
 from decomp.problem.moments import TILE_ROWS, Moments
 from decomp.surgery.narrow_network import shrink
-from tests.pipelines.digit_runs import SHAPE
+from tests.pipelines.digit_runs import SHAPE, Mirrored
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 
@@ -24,17 +32,22 @@ def opened(run):
         yield frozen, NetworkGraph(trace(original), SHAPE)
 
 
+def run_name(frozen):
+    return frozen.meta["model"]
+
+
 def rows_of(problem):
     return tuple(torch.cat(parts) for parts in zip(*problem.rows()))
 
 
-@pytest.mark.parametrize("run", ["plain", "residual"], indirect=True)
+@pytest.mark.parametrize("run", ["plain", "residual", "mirrored"], indirect=True)
 def test_the_weights_of_the_original_solve_the_normal_equations_of_every_layer(opened):
     frozen, graph = opened
     gatherer = ProblemGatherer(frozen, graph)
     for layer in graph.layers:
         problem, held_out = gatherer.problem(layer)
-        n_points = min(frozen.meta["n_points"], layer.out_hw[0] * layer.out_hw[1])
+        n_points = sum(points for _, _, points in keys_of(layer, frozen.meta["n_points"]))
+        assert len(layer.calls) == (1 if run_name(frozen) != "mirrored" or layer.name == "head" else 2)
         assert (problem.moments.n_rows, held_out.n_rows) == (360 * n_points, 40 * n_points)
         weight = problem.weight.flatten(1).double()
         for moments in (problem.moments, held_out):
@@ -126,3 +139,46 @@ def test_one_image_in_ten_is_held_out_and_at_least_one():
     sizes = {10: 9, 11: 10, 19: 18, 20: 18, 5000: 4500}
     for n_images, n_fit in sizes.items():
         assert gather.fitted_images(type("Frozen", (), {"n_images": n_images})) == n_fit
+
+
+def frozen_points(folder, network, images):
+    """A frozen file with all positions of all layers, and the graph."""
+    run, graph = RunDirectory.create(folder), NetworkGraph(trace(network), SHAPE)
+    source = SimpleNamespace(train=SimpleNamespace(images=lambda indices: images[indices]))
+    recording = ResponseRecording(graph, 100, 0, torch.arange(len(images)))
+    recording.write(run, {"n_points": 100}, source, 8, torch.device("cpu"), Reporter(quiet=True))
+    return FrozenFile(run.frozen), graph
+
+
+def test_an_encoder_called_twice_is_fitted_as_the_encoder_by_itself_on_all_that_it_reads(tmp_path):
+    network = randomise(Mirrored())
+    images = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(0))
+    pairs = torch.stack([images, images.flip(3)], 1).flatten(0, 1)
+    frozen, graph = frozen_points(tmp_path / "twice", network, images)
+    alone, encoder = frozen_points(tmp_path / "alone", network.encoder, pairs)
+    with frozen, alone:
+        for recovery in (False, True):
+            routes = (frozen, graph, "encoder."), (alone, encoder, "")
+            gatherers = [ProblemGatherer(points, g, recovery=recovery, batch_size=7) for points, g, _ in routes]
+            for name in ("stem", "conv1", "conv2"):
+                found = [
+                    gatherer.problem(g.layer(prefix + name)) for gatherer, (_, g, prefix) in zip(gatherers, routes)
+                ]
+                (a, held_a), (b, held_b) = found
+                assert torch.equal(a.weight, b.weight) and a.activation == b.activation
+                for one, other in ((a.moments, b.moments), (held_a, held_b)):
+                    assert one.n_rows == other.n_rows and torch.allclose(one.K, other.K, rtol=1e-5)
+                    assert torch.allclose(one.C, other.C, rtol=1e-4, atol=1e-4 * other.C.abs().max())
+                # A coarser layer, so that the next one is fitted to changed inputs, and its shortcut is off.
+                for g, prefix in ((graph, "encoder."), (encoder, "")):
+                    g.module.get_submodule(prefix + name).weight.data.mul_(0.9)
+
+
+@pytest.mark.parametrize("run", ["mirrored"], indirect=True)
+def test_the_rows_of_a_layer_called_several_times_are_the_same_for_any_batch(opened):
+    frozen, graph = opened
+    first, second = (ProblemGatherer(frozen, graph, batch_size=batch) for batch in (400, 11))
+    for layer in graph.layers:
+        (a, _), (b, _) = first.problem(layer), second.problem(layer)
+        for one, other in zip(rows_of(a), rows_of(b)):
+            assert torch.allclose(one, other, atol=1e-5)

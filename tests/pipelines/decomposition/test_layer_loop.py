@@ -74,7 +74,7 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize(("run", "place"), [("plain", i) for i in range(5)] + [("mirrored", 3)], indirect=["run"])
 def test_stopped_at_any_commit_and_resumed_ends_in_the_same_bytes(run, tmp_path, monkeypatch, place):
     shutil.copytree(run.path, tmp_path / "whole")
     whole = RunDirectory.open(tmp_path / "whole")

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from networks import randomise
+from torch import nn
 
-from decomp.data.formats.frozen_file import FrozenFile, shortcut_key
+from decomp.data.formats.frozen_file import FrozenFile
+from decomp.data.formats.frozen_keys import shortcut_key
 from decomp.data.sources import open_source
 from decomp.errors import NumericalError
 from decomp.graph.network_graph import NetworkGraph
@@ -62,3 +64,32 @@ def test_a_value_that_is_not_finite_is_refused_and_leaves_no_file(tmp_path, netw
     with pytest.raises(NumericalError, match=r"conv1: the responses must be finite, got \d+ NaN or infinite values"):
         record(tmp_path / "run", network)
     assert not (tmp_path / "run" / "frozen.h5").exists()
+
+
+class Levels(nn.Module):
+    """A layer that is called at two sizes, and twice at the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 5, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        small = nn.functional.max_pool2d(x, 2)
+        return torch.cat([self.head(part).flatten(1) for part in (x, small, 1 - x)], 1)
+
+
+def test_every_call_of_a_layer_is_recorded_at_its_own_positions(tmp_path):
+    network = randomise(Levels()).eval()
+    run, source = record(tmp_path / "run", network)
+    with torch.no_grad():
+        stem = network.stem(source.train.images(torch.arange(20))).relu()
+        parts = [stem, nn.functional.max_pool2d(stem, 2), 1 - stem]
+        values = dict(zip(("head", "head: call 2", "head: call 3"), map(network.head, parts)))
+    with FrozenFile(run.frozen) as frozen:
+        assert set(frozen.layers) == {"stem", *values}
+        for name, wanted in values.items():
+            positions = frozen.positions(frozen.grid_of(name))
+            # Nine points an image in proportion to 64, 16 and 64 positions.
+            assert positions.shape[1] == (1 if name == "head: call 2" else 4)
+            assert torch.allclose(frozen.responses(name), at(wanted, positions), atol=1e-6), name

@@ -35,7 +35,9 @@ def test_an_opened_run_holds_the_original_and_a_copy_for_the_changes(run):
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_points_without_the_values_of_shortcuts_are_refused(run, monkeypatch):
     monkeypatch.setattr(session, "shortcut_key", lambda name: f"{name}: in a file of an earlier version")
-    with pytest.raises(FileError, match="must hold the values that the output of conv2 is added to.*run freeze again"):
+    with pytest.raises(
+        FileError, match="must hold the responses 'conv2: in a file of an earlier version'.*run freeze again"
+    ):
         with open_run(run, CPU):
             pass
 

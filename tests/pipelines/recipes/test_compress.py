@@ -5,6 +5,7 @@ import json
 import tempfile
 
 import pytest
+import shared_layers
 import torch
 from named_networks import INPUT, Slices, TwoNames, make
 from networks import Block, block, chain
@@ -138,3 +139,15 @@ def test_a_run_without_a_decomposition_has_no_summary(tmp_path):
     RunDirectory.create(tmp_path / "run")
     with pytest.raises(FileError, match="no decomposed network yet"):
         decomp.summarise(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", shared_layers.SHARED)
+def test_layers_that_are_called_several_times_are_compressed_and_counted_at_every_call(name):
+    model = shared_layers.make(name)
+    images = torch.randn(60, *shared_layers.INPUT, generator=torch.Generator().manual_seed(0))
+    network, report = decomp.compress(model, images, speedup=2.0)
+    before, after = (cost.cost(module, shared_layers.INPUT) for module in (model, network))
+    assert type(network) is type(model) and (report.macs_before, report.macs_after) == (before.macs, after.macs)
+    assert 2.0 <= before.macs / after.macs < 2.3
+    shared = {"siamese": "b", "pyramid": "tower", "recursive": "again"}[name]
+    assert next(item for item in report.layers if item.layer == shared).becomes != "unchanged"

@@ -27,12 +27,12 @@ from decomp.pipelines.stages import decompose as stage
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.finetune import finetune
 from decomp.pipelines.stages.freeze import freeze
-from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, bytes_of, make_run
+from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, bytes_of, make_run, planned
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 
 
-@pytest.mark.parametrize("run", ["plain", "residual"], indirect=True)
+@pytest.mark.parametrize("run", ["plain", "residual", "mirrored"], indirect=True)
 @pytest.mark.parametrize("steps", [("spatial",), ("channel",), ("prune",), ("spatial", "channel", "prune")])
 def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
     told = Collected()
@@ -152,6 +152,24 @@ def test_nothing_is_lost_at_full_sizes(run):
     decompose(run, speedup=2, reporter=Collected(), activation_aware=True)
     x = sources.open_source("digits").train.images(torch.arange(200))
     wanted, got = network_file.load(run.original_dir)(x), network_file.load(run.model_dir)(x)
+    assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("run", ["mirrored"], indirect=True)
+def test_nothing_is_lost_at_full_sizes_of_layers_that_are_called_several_times(run):
+    plan = planned(run)
+    sizes = {"encoder.conv1": (8, 24, 12), "encoder.conv2": (12, 24, 8), "level": (8, 24, 8)}
+    for layer in plan["layers"]:
+        keep, spatial, channel = sizes.get(layer["layer"], (None, None, None))
+        layer.update(keep=keep, spatial_rank=spatial, channel_rank=channel)
+    run.plan_json.write_text(json.dumps(plan))
+    decompose(run, speedup=2, reporter=Collected())
+    x = sources.open_source("digits").train.images(torch.arange(200))
+    network = network_file.load(run.model_dir)
+    wanted, got = network_file.load(run.original_dir)(x), network(x)
+    assert len(network.get_submodule("encoder.conv2")) == 3 and not hasattr(
+        network.get_submodule("encoder.norm"), "bias"
+    )
     assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
