@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from decomp.errors import FileError, UsageError
 
-from .splits import ImageSource, Indices, Split, batches_of
-from .transforms import Normalisation, Shape, adapt, check_shape, draw
+from .image_options import ImageOptions
+from .pictures import PictureSplit, Preparation, thread_pool
+from .preparation import prepare
+from .preprocessing import NetworkInput, Sides
+from .splits import ImageSource
 
-IMAGENET = Normalisation(255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-NATIVE_SHAPE = (3, 224, 224)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-# The usual evaluation of ImageNet classifiers: short side to 256, the middle 224x224.
-_MARGIN = 256 / 224
-# A narrow strip enlarged until its short side fits would fill the memory: beyond this ratio, the sides are cropped.
-_LONGEST = 16
 _N_NAMED = 3
-_AUGMENTATION = "crop at a random place of the resized image, mirrored with probability 1/2"
+_SAMPLED = 500
 
 
 def read_image(path: str | os.PathLike[str], *, fast: bool = False) -> Image.Image:
@@ -62,21 +58,8 @@ def read_image(path: str | os.PathLike[str], *, fast: bool = False) -> Image.Ima
         return image.convert("RGB")
 
 
-def _covering(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """Resize to cover height x width with the usual margin: uint8, shape (H', W', 3)."""
-    longest = _LONGEST * min(image.size)
-    if max(image.size) > longest:
-        image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
-    to_height, to_width = round(height * _MARGIN), round(width * _MARGIN)
-    if to_height * image.width >= to_width * image.height:
-        size = (max(to_width, int(to_height * image.width / image.height)), to_height)
-    else:
-        size = (to_width, max(to_height, int(to_width * image.height / image.width)))
-    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-
-
-class FolderSplit(Split):
-    """Split of image files: resized to 256/224 of the target size, then a centre crop, or a random crop and mirroring.
+class FolderSplit(PictureSplit):
+    """Split of image files.
 
     Parameters
     ----------
@@ -86,12 +69,12 @@ class FolderSplit(Split):
     files : list of str
         Relative to ``root``.
     labels : Tensor of int64, shape (N,), or None
-    shape : (C, H, W)
+    preparation : Preparation
     """
 
-    def __init__(self, name: str, root: Path, files: list[str], labels: Tensor | None, shape: Shape):
-        self._name, self._root, self._files, self._labels, self._shape = name, root, files, labels, shape
-        self._normalisation = IMAGENET.on_channels(shape[0])
+    def __init__(self, name: str, root: Path, files: list[str], labels: Tensor | None, preparation: Preparation):
+        super().__init__(name, labels, preparation)
+        self._root, self._files = root, files
 
     def __len__(self) -> int:
         return len(self._files)
@@ -104,92 +87,48 @@ class FolderSplit(Split):
             sha.update(f"{file}\0{os.stat(self._root / file).st_size}\0{label}\n".encode())
         return sha.hexdigest()
 
-    def batches(
-        self, order: Indices, batch_size: int, *, augment_seed: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """As :meth:`Split.batches`; the files of the next batch are decoded while a batch is in use."""
-        with _pool() as pool:
-            pending = None
-            for indices in batches_of(order, batch_size):
-                submitted = (indices, self._submit(pool, indices))
-                if pending is not None:
-                    yield self._finish(*pending, augment_seed), self.labels(pending[0])
-                pending = submitted
-            if pending is not None:
-                yield self._finish(*pending, augment_seed), self.labels(pending[0])
+    def picture(self, index: int, mode: str) -> Image.Image:
+        """One picture in mode L or RGB; raises anything for a file that cannot be read."""
+        image = read_image(self._root / self._files[index])
+        return image if image.mode == mode else image.convert(mode)
 
-    def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
-        with _pool() as pool:
-            return self._finish(indices, self._submit(pool, indices), augment_seed)
-
-    def _submit(self, pool: ThreadPoolExecutor, indices: Tensor) -> list[_Decoding]:
-        return [pool.submit(self._decode, self._files[index]) for index in indices.tolist()]
-
-    def _decode(self, file: str) -> np.ndarray | _Unreadable:
-        try:
-            return _covering(read_image(self._root / file), *self._shape[1:])
-        except Exception as error:  # PIL's readers raise anything on a broken file: OSError, SyntaxError, struct.error
-            return _Unreadable(file, error)
-
-    def _finish(self, indices: Tensor, decoding: list[_Decoding], augment_seed: int | None) -> Tensor:
-        results = [future.result() for future in decoding]
-        bad = [item for item in results if isinstance(item, _Unreadable)]
-        if bad:
-            raise _unreadable(self._name, bad)
-        resized = [item for item in results if not isinstance(item, _Unreadable)]
-        height, width = self._shape[1:]
-        sizes = torch.tensor([item.shape[:2] for item in resized]).reshape(-1, 2)
-        room = sizes - torch.tensor([height, width])
-        if augment_seed is None:
-            top, left = (torch.tensor([round(r / 2) for r in side.tolist()], dtype=torch.int64) for side in room.T)
-            flip = torch.zeros(len(indices), dtype=torch.bool)
-        else:
-            top, left = (draw(augment_seed, indices, stream, room[:, stream] + 1) for stream in (0, 1))
-            flip = draw(augment_seed, indices, 2, 2).bool()
-        pixels = np.empty((len(resized), height, width, 3), np.uint8)
-        for i, (image, y, x, mirror) in enumerate(zip(resized, top.tolist(), left.tolist(), flip.tolist())):
-            window = image[y : y + height, x : x + width]
-            pixels[i] = window[:, ::-1] if mirror else window
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(IMAGENET.scale)
-        return self._normalisation.shift(adapt(images, self._shape))
+    def title(self, index: int) -> str:
+        """The file's path below the folder of the split."""
+        return self._files[index]
 
     def without_unreadable(self) -> tuple[FolderSplit, int]:
         """Read every file once; returns a split of the readable files, and the number of unreadable ones."""
-        with _pool() as pool:
+        with thread_pool() as pool:
             readable = torch.tensor(list(pool.map(self._can_be_read, self._files)), dtype=torch.bool)
         keep = readable.nonzero().flatten()
         files = [self._files[i] for i in keep.tolist()]
-        split = FolderSplit(self._name, self._root, files, self.labels(keep), self._shape)
+        split = FolderSplit(self._name, self._root, files, self.labels(keep), self.preparation)
         return split, len(self) - len(split)
 
     def _can_be_read(self, file: str) -> bool:
         try:
             read_image(self._root / file, fast=True)
-        except Exception:  # as in _decode
+        except Exception:  # as in PictureSplit
             return False
         return True
 
 
-class _Unreadable:
-    """A file that cannot be decoded, and the reason."""
-
-    def __init__(self, file: str, error: Exception):
-        self.file, self.reason = file, " ".join(str(error).split())[:80] or type(error).__name__
-
-
-_Decoding = Future[np.ndarray | _Unreadable]
-
-
-def _unreadable(name: str, bad: list[_Unreadable]) -> FileError:
-    named = ", ".join(f"{item.file} ({item.reason})" for item in bad[:_N_NAMED])
-    more = f" and {len(bad) - _N_NAMED} more" if len(bad) > _N_NAMED else ""
-    fix = "mend or remove them, or leave unreadable images out with --skip-bad"
-    return FileError(name, f"image files cannot be read: {named}{more}", fix=fix)
+def size_of(path: str | os.PathLike[str]) -> Sides | None:
+    """Height and width of an image file as it is shown, from its header; None where that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return image.size if turned else (image.height, image.width)
+    except Exception:  # as in PictureSplit
+        return None
 
 
-def _pool() -> ThreadPoolExecutor:
-    # Threads, not processes: PIL releases the interpreter lock while it decodes and resizes.
-    return ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+def common_size(root: Path, files: list[str]) -> Sides | None:
+    """Height and width of all image files, of at most 500 of them; None where they differ."""
+    sample = files[:: max(1, len(files) // _SAMPLED)]
+    with thread_pool() as pool:
+        sizes = {size for size in pool.map(lambda file: size_of(root / file), sample) if size is not None}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _images_below(folder: Path, root: Path) -> list[str]:
@@ -225,14 +164,15 @@ def _scan(name: str, folder: Path, classes: list[str]) -> tuple[list[str], Tenso
     return files, labels
 
 
-def open_folder(name: str, root: Path, input_shape: Sequence[int] | None, skip_bad: bool) -> ImageSource:
+def open_folder(
+    name: str, root: Path, network: NetworkInput, options: ImageOptions, skip_bad: bool, recorded: Any = None
+) -> ImageSource:
     """Open ``root/train`` and ``root/val``; see :func:`decomp.data.sources.open_source`."""
     if not root.is_dir():
         raise UsageError(name, "the folder must exist", fix="give the folder that holds train/ and val/")
     if not (root / "train").is_dir():
         rule = "the folder must hold train/ (and val/ for evaluation)"
         raise FileError(name, rule, fix="calibration images are taken from train/ alone")
-    shape = check_shape(name, NATIVE_SHAPE, input_shape)
     has_test = (root / "val").is_dir()
     classes = _class_folders(root / "train")
     empty = [c for c in classes if not _images_below(root / "train" / c, root)]
@@ -241,8 +181,24 @@ def open_folder(name: str, root: Path, input_shape: Sequence[int] | None, skip_b
         raise FileError(name, rule, fix="put images into it or remove it")
     # Unlabelled training images may still come with a labelled test split.
     test_classes = classes or (_class_folders(root / "val") if has_test else [])
-    train = FolderSplit(name, root / "train", *_scan(name, root / "train", classes), shape)
-    test = FolderSplit(name, root / "val", *_scan(name, root / "val", test_classes), shape) if has_test else None
+    scanned = _scan(name, root / "train", classes)
+
+    def first() -> Image.Image:
+        for file in scanned[0]:
+            try:
+                return read_image(root / "train" / file)
+            except Exception:  # as in PictureSplit; where all are broken, the last one's error is as good as any
+                if file == scanned[0][-1] or not skip_bad:
+                    raise
+        raise AssertionError
+
+    prepared = prepare(
+        name, options, network, lambda: common_size(root / "train", scanned[0]), first, recorded=recorded
+    )
+    train = FolderSplit(name, root / "train", *scanned, prepared.preparation)
+    test = None
+    if has_test:
+        test = FolderSplit(name, root / "val", *_scan(name, root / "val", test_classes), prepared.preparation)
     skipped = 0
     if skip_bad:
         train, skipped = train.without_unreadable()
@@ -254,12 +210,14 @@ def open_folder(name: str, root: Path, input_shape: Sequence[int] | None, skip_b
                 raise FileError(name, f"no image of {split_name} can be read", fix="mend the files")
     return ImageSource(
         name=name,
-        input_shape=shape,
+        input_shape=prepared.shape,
         n_classes=len(test_classes) or None,
         class_names=tuple(test_classes) or None,
         train=train,
         test=test,
-        normalisation=IMAGENET,
-        augmentation=_AUGMENTATION,
+        normalisation=prepared.normalisation,
+        augmentation=prepared.augmentation,
+        preprocessing=prepared.description,
+        prepared=prepared.record,
         skipped=skipped,
     )

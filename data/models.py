@@ -27,6 +27,8 @@ from torch import nn
 from decomp.errors import FileError, UsageError
 
 from . import user_code
+from .own_preprocessing import of_weights
+from .preprocessing import NetworkInput, Preprocessing
 from .transforms import Shape
 from .weights import check_finite, digest_state_dict, load_into, read_shape, read_state_dict
 
@@ -51,6 +53,10 @@ class LoadedModel:
         Description of the origin of the weights.
     n_classes : int or None
         Number of classes that the classifier was built for; None for the network's own number.
+    preprocessing : Preprocessing or None
+        Of the images that the weights were trained with, where they bring it.
+    fixed_size : bool
+        ``input_shape`` was given by a person, with the weights, or by the class; otherwise it is only the usual one.
     """
 
     module: nn.Module
@@ -59,6 +65,23 @@ class LoadedModel:
     weights_digest: str
     weights_name: str
     n_classes: int | None = None
+    preprocessing: Preprocessing | None = None
+    fixed_size: bool = True
+
+    def takes(self, part: nn.Module | None = None) -> NetworkInput:
+        """The input that the network, or a part of it, takes, as far as it is known."""
+        module = self.module if part is None else part
+
+        def runs_on(shape: Shape) -> bool:
+            try:
+                with torch.no_grad():
+                    module(torch.zeros(1, *shape))
+            except Exception:  # anything, of another's code
+                return False
+            return True
+
+        channels = None if (conv := _first_convolution(module)) is None else conv.in_channels
+        return NetworkInput(self.input_shape, self.fixed_size, channels, self.preprocessing, runs_on)
 
 
 #: Number of channels (None where not given), height, width.
@@ -122,7 +145,13 @@ def load_model(
         shape = _full_shape(name, size, module)
     state = module.state_dict()
     check_finite(state, name)
-    return LoadedModel(module, name, shape, digest_state_dict(state), weights_name, n_classes)
+    own = of_weights(kind, rest, weights, module)
+    fixed = size is not None or kind == "zoo" or weights_name not in ("random", str(weights))
+    return LoadedModel(module, name, shape, digest_state_dict(state), weights_name, n_classes, own, fixed)
+
+
+def _first_convolution(module: nn.Module) -> nn.modules.conv._ConvNd | None:
+    return next((m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
 
 
 def parse_input_size(size: str | int | Sequence[int]) -> Size:
@@ -146,8 +175,7 @@ def parse_input_size(size: str | int | Sequence[int]) -> Size:
 
 def _full_shape(name: str, size: Size, module: nn.Module) -> Shape:
     """Complete ``size`` with the channels of the first convolution, or check that they are equal."""
-    convs = (m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd))
-    n_channels = next((conv.in_channels for conv in convs), None)
+    n_channels = None if (conv := _first_convolution(module)) is None else conv.in_channels
     channels, height, width = size
     if channels is None:
         if n_channels is None:

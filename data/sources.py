@@ -19,24 +19,36 @@ Fashion-MNIST also where Debian's package installs it) and downloaded there when
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from decomp.errors import UsageError
 
 from . import arrays, folders, standard, user_code
+from .image_options import ImageOptions, shown
+from .preprocessing import SMALL, NetworkInput, by, channel_values
 from .splits import ImageSource, MemorySplit, Split
 from .standard import Arrays
-from .transforms import check_shape
+from .transforms import Augmentation, Normalisation, Shape, shape_of
 
 __all__ = ["ImageSource", "Split", "open_source"]
 
 NAMES = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagefolder", "npz")
 
 
-def open_source(name: str, *, input_shape: Sequence[int] | None = None, skip_bad: bool = False) -> ImageSource:
+def open_source(
+    name: str,
+    *,
+    input_shape: Sequence[int] | None = None,
+    skip_bad: bool = False,
+    network: NetworkInput | None = None,
+    options: ImageOptions | None = None,
+    recorded: Mapping[str, Any] | None = None,
+) -> ImageSource:
     """Open a source of images by its name (see the module's table).
 
     Parameters
@@ -47,6 +59,12 @@ def open_source(name: str, *, input_shape: Sequence[int] | None = None, skip_bad
         of another size are resized by bilinear interpolation with antialiasing. Default: the images' own shape.
     skip_bad : bool
         Leave unreadable image files out, counted in ``source.skipped``, instead of raising.
+    network : NetworkInput, optional
+        Instead of `input_shape`: where the network takes several shapes, one is chosen that suits the images.
+    options : ImageOptions, optional
+        Transforms of the images that a person asks for.
+    recorded : dict, optional
+        ``source.prepared`` of an earlier call: the same preparation of pictures again, in `input_shape`.
 
     Returns
     -------
@@ -59,26 +77,29 @@ def open_source(name: str, *, input_shape: Sequence[int] | None = None, skip_bad
     FileError
         Files that are missing or cannot be read.
     """
+    options = options or ImageOptions()
+    if network is None:
+        network = NetworkInput(None if input_shape is None else shape_of(name, input_shape))
     kind, _, argument = name.partition(":")
     folder = Path(argument).expanduser() if argument else None
     if kind == "digits":
         if argument:
             raise UsageError(name, "digits takes no folder", fix="write digits")
-        return _in_memory(name, standard.digits(), input_shape)
+        return _in_memory(name, standard.digits(), network, options)
     if kind == "fashion-mnist":
-        return _in_memory(name, standard.fashion_mnist(folder), input_shape)
+        return _in_memory(name, standard.fashion_mnist(folder), network, options)
     if kind == "mnist":
-        return _in_memory(name, standard.mnist(folder), input_shape)
+        return _in_memory(name, standard.mnist(folder), network, options)
     if kind in ("cifar10", "cifar100"):
-        return _in_memory(name, standard.cifar(kind, folder), input_shape)
+        return _in_memory(name, standard.cifar(kind, folder), network, options)
     if kind in ("imagefolder", "npz"):
         if folder is None:
             raise UsageError(name, f"{kind} needs a path", fix=f"write {kind}:PATH")
         if kind == "imagefolder":
-            return folders.open_folder(name, folder, input_shape, skip_bad)
-        return _in_memory(name, arrays.from_npz(name, folder), input_shape)
+            return folders.open_folder(name, folder, network, options, skip_bad, recorded)
+        return _in_memory(name, arrays.from_npz(name, folder), network, options)
     if user_code.names_user_code(name) and not _close_names(kind):
-        return _in_memory(name, arrays.from_function(name), input_shape)
+        return _in_memory(name, arrays.from_function(name), network, options)
     raise _unknown(name)
 
 
@@ -93,12 +114,24 @@ def _unknown(name: str) -> UsageError:
     return UsageError(f"--data {name}", "not a known source of images", fix=fix)
 
 
-def _in_memory(name: str, content: Arrays, input_shape: Sequence[int] | None) -> ImageSource:
-    channels, height, width = content.train[0].shape[1:]
-    shape = check_shape(name, (channels, height, width), input_shape)
+def _in_memory(name: str, content: Arrays, network: NetworkInput, options: ImageOptions) -> ImageSource:
+    channels, height, width = native = (*content.train[0].shape[1:],)
+    unused = options.given("resize", "crop", "transforms")
+    if unused:
+        rule = "is for image files and for data sets of pictures"
+        raise UsageError(unused[0], rule, got=name, fix="transform the images before, or give --input-size")
+    usual = network.shape[1:] if network.shape is not None else (height, width)
+    sizes = [(height, width)] if max(height, width) <= SMALL else []
+    shape = network.choose_shape(name, native, [*sizes, usual])
+    normalisation, augmentation = content.normalisation, content.augmentation
+    if options.mean is not None:
+        mean, std = channel_values(options, channels)
+        normalisation = Normalisation(normalisation.scale, mean, std)
+    if not options.flip:
+        augmentation = replace(augmentation, flip=False)
 
     def split(pixels: Tensor, labels: Tensor | None) -> MemorySplit:
-        return MemorySplit(pixels, labels, shape, content.normalisation, content.augmentation)
+        return MemorySplit(pixels, labels, shape, normalisation, augmentation)
 
     return ImageSource(
         name=name,
@@ -107,6 +140,21 @@ def _in_memory(name: str, content: Arrays, input_shape: Sequence[int] | None) ->
         class_names=content.class_names,
         train=split(*content.train),
         test=None if content.test is None else split(*content.test),
-        normalisation=content.normalisation,
-        augmentation=content.augmentation.describe(),
+        normalisation=normalisation,
+        augmentation=augmentation.describe(),
+        preprocessing=_described(native, shape, normalisation, augmentation),
+        labels_ignored=content.labels_ignored,
     )
+
+
+def _described(native: Shape, shape: Shape, normalisation: Normalisation, augmentation: Augmentation) -> str:
+    """Steps from pixels in memory to the network's input, in one line."""
+    steps = [by(native[1:]) if native[1:] == shape[1:] else f"{by(native[1:])} resized to {by(shape[1:])} (bilinear)"]
+    if native[0] != shape[0]:
+        steps.append(f"{native[0]} channels made {shape[0]}")
+    if normalisation.scale != 1:
+        steps.append(f"divided by {normalisation.scale:g}")
+    steps.append(f"mean {shown(normalisation.mean)}, std {shown(normalisation.std)}" if normalisation.mean else
+                 "not normalised")  # fmt: skip
+    training = augmentation.describe()
+    return f"{', '.join(steps)}; in training {training if training != 'none' else 'the same'}"

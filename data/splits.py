@@ -148,6 +148,12 @@ class ImageSource:
         Description of the policy of ``batches(..., augment_seed=...)``.
     skipped : int
         Unreadable images left out (``skip_bad=True``).
+    preprocessing : str
+        What is done to the images, in one line.
+    prepared : dict or None
+        Preparation of pictures as plain data, for opening the source in the same way again.
+    labels_ignored : str or None
+        Description of labels that are not class numbers, and are ignored.
     """
 
     name: str
@@ -159,6 +165,9 @@ class ImageSource:
     normalisation: Normalisation
     augmentation: str = "none"
     skipped: int = 0
+    preprocessing: str = "as they are"
+    prepared: dict[str, Any] | None = None
+    labels_ignored: str | None = None
     _digests: dict[str, str | None] = field(default_factory=dict, repr=False)
 
     def digest(self, split: str = "train") -> str | None:
@@ -180,5 +189,8 @@ class ImageSource:
             "normalisation": self.normalisation.describe(),
             "augmentation": self.augmentation,
             "skipped": self.skipped,
+            "preprocessing": self.preprocessing,
+            "prepared": self.prepared,
+            "labels_ignored": self.labels_ignored,
             "digest": self.digest("train"),
         }

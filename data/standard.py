@@ -23,6 +23,17 @@ from .transforms import Augmentation, Normalisation
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+#: Mean and deviation of each set, for the values that it is divided by.
+NORMALISATIONS = {
+    # pixels run from 0 to 16; mean and deviation are those of the training split
+    "digits": Normalisation(16.0, (0.3052,), (0.3760,)),
+    "fashion-mnist": Normalisation(255.0, (0.2860,), (0.3530,)),
+    "mnist": Normalisation(255.0, (0.1307,), (0.3081,)),
+    "cifar10": Normalisation(255.0, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Normalisation(255.0, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+#: A mirrored digit is another sign.
+NOT_MIRRORED = ("digits", "mnist")
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
 
 
@@ -35,6 +46,7 @@ class Arrays:
     normalisation: Normalisation
     augmentation: Augmentation
     class_names: tuple[str, ...] | None
+    labels_ignored: str | None = None
 
 
 def cache_folder() -> Path:
@@ -54,8 +66,7 @@ def digits() -> Arrays:
     return Arrays(
         train=(pixels[train], labels[train]),
         test=(pixels[test], labels[test]),
-        # pixels run from 0 to 16; mean and deviation are those of the training split
-        normalisation=Normalisation(16.0, (0.3052,), (0.3760,)),
+        normalisation=NORMALISATIONS["digits"],
         augmentation=Augmentation(pad=1),
         class_names=tuple(str(i) for i in range(10)),
     )
@@ -71,7 +82,7 @@ def fashion_mnist(folder: Path | None) -> Arrays:
         [folder] if folder else [cache_folder(), cache_folder().parent, DEBIAN_FASHION],
         explicit=folder is not None,
         fix="apt-get install dataset-fashion-mnist, or give the folder of the four files: fashion-mnist:DIR",
-        normalisation=Normalisation(255.0, (0.2860,), (0.3530,)),
+        normalisation=NORMALISATIONS["fashion-mnist"],
         augmentation=Augmentation(pad=2, flip=True),
     )
 
@@ -86,8 +97,7 @@ def mnist(folder: Path | None) -> Arrays:
         [folder] if folder else [cache_folder(), cache_folder().parent],
         explicit=folder is not None,
         fix="give the folder of the four files: mnist:DIR",
-        normalisation=Normalisation(255.0, (0.1307,), (0.3081,)),
-        # a mirrored digit is another sign: shifts only
+        normalisation=NORMALISATIONS["mnist"],
         augmentation=Augmentation(pad=2),
     )
 
@@ -102,17 +112,11 @@ def cifar(name: str, folder: Path | None) -> Arrays:
         # torchvision compares each file's MD5 with the published one before it unpickles it
         with _one_line(f"{name} in {root}", fix):
             splits = [reader(root, train=train) for train in (True, False)]
-    means, stds = {
-        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    }[name]
     train, test = (
         (torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets, dtype=torch.int64))
         for s in splits
     )
-    return Arrays(
-        train, test, Normalisation(255.0, means, stds), Augmentation(pad=4, flip=True), tuple(splits[0].classes)
-    )
+    return Arrays(train, test, NORMALISATIONS[name], Augmentation(pad=4, flip=True), tuple(splits[0].classes))
 
 
 @contextmanager

@@ -187,10 +187,7 @@ def check_shape(name: str, native: Shape, requested: Sequence[int] | None) -> Sh
     """
     if requested is None:
         return native
-    if len(requested) != 3 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in requested):
-        rule = "an input shape is three positive whole numbers (channels, height, width)"
-        raise UsageError(name, rule, got=requested)
-    shape = (requested[0], requested[1], requested[2])
+    shape = shape_of(name, requested)
     if shape[0] != native[0] and {shape[0], native[0]} != {1, 3}:
         raise UsageError(
             name,
@@ -200,3 +197,17 @@ def check_shape(name: str, native: Shape, requested: Sequence[int] | None) -> Sh
             fix="choose a data source that fits the model",
         )
     return shape
+
+
+def shape_of(name: str, requested: Sequence[int]) -> Shape:
+    """A requested shape as a tuple.
+
+    Raises
+    ------
+    UsageError
+        It is not three positive whole numbers.
+    """
+    if len(requested) != 3 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in requested):
+        rule = "an input shape is three positive whole numbers (channels, height, width)"
+        raise UsageError(name, rule, got=requested)
+    return requested[0], requested[1], requested[2]

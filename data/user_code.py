@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -45,22 +46,73 @@ def call(name: str) -> Any:
         The user's code raised an error; its file and line are named.
     """
     place, _, attribute = name.rpartition(":")
-    with _importable(place):
-        module = _load_file(name, place) if place.endswith(".py") else _load_module(name, place)
-        function = getattr(module, attribute, None)
-        if function is None:
-            close = difflib.get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], n=3)
-            fix = f"did you mean {' or '.join(close)}" if close else "define it there or give another name"
-            raise UsageError(name, f"there is no {attribute} in {place}", fix=fix)
+    with importable(place):
+        function = find(name)
         if isinstance(function, ModuleType) or not callable(function):
             raise UsageError(name, f"{attribute} must be a function", got=f"a {type(function).__name__}")
         _check_no_arguments(name, function)
-        with _errors_in_one_line(name):
+        with errors_in_one_line(name):
             return function()
 
 
+def find(name: str) -> Any:
+    """Import the object called ``name``; folders are searched as for :func:`call`.
+
+    Raises
+    ------
+    UsageError, DecompError
+        As for :func:`call`.
+    """
+    place, _, attribute = name.rpartition(":")
+    with importable(place):
+        module = _load_file(name, place) if place.endswith(".py") else _load_module(name, place)
+    found = getattr(module, attribute, None)
+    if found is None:
+        close = difflib.get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], n=3)
+        fix = f"did you mean {' or '.join(close)}" if close else "define it there or give another name"
+        raise UsageError(name, f"there is no {attribute} in {place}", fix=fix)
+    return found
+
+
+def needed_arguments(function: Callable[..., Any]) -> list[str]:
+    """Names of the arguments without which ``function`` cannot be called."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature; the call itself will raise
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def functions_of_file(place: str) -> list[str]:
+    """Names of the public functions and classes at the top of a Python file that can be called without arguments.
+
+    The file is not run. Where none is of this kind, or the file cannot be read, there are none.
+    """
+    try:
+        tree = ast.parse(Path(place).expanduser().read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [
+        node.name for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and _takes_nothing(node)
+    ]  # fmt: skip
+
+
+def _takes_nothing(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    if isinstance(node, ast.ClassDef):
+        made = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        return made is not None and _n_needed(made) == 1
+    return _n_needed(node) == 0
+
+
+def _n_needed(node: ast.FunctionDef) -> int:
+    arguments = node.args
+    by_place = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
+    return by_place + sum(default is None for default in arguments.kw_defaults)
+
+
 @contextmanager
-def _importable(place: str) -> Iterator[None]:
+def importable(place: str) -> Iterator[None]:
     """Put the current folder, and that of a file, at the end of ``sys.path`` for the length of the block."""
     folders = [str(Path.cwd())]
     if place.endswith(".py"):
@@ -89,7 +141,7 @@ def _load_file(name: str, place: str) -> ModuleType:
     # Registered before it runs: dataclasses and torch.fx look up the module of a class by its name.
     sys.modules[module_name] = module
     try:
-        with _errors_in_one_line(name):
+        with errors_in_one_line(name):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[module_name]
@@ -99,7 +151,7 @@ def _load_file(name: str, place: str) -> ModuleType:
 
 def _load_module(name: str, place: str) -> ModuleType:
     try:
-        with _errors_in_one_line(name):
+        with errors_in_one_line(name):
             return importlib.import_module(place)
     except DecompError as error:
         cause = error.__cause__
@@ -110,18 +162,14 @@ def _load_module(name: str, place: str) -> ModuleType:
 
 
 def _check_no_arguments(name: str, function: Callable[..., Any]) -> None:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature; the call itself will raise
-        return
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = needed_arguments(function)
     if needed:
         fix = "write a function without arguments that calls it with yours"
         raise UsageError(name, "is called without arguments", got=f"one that needs {', '.join(needed)}", fix=fix)
 
 
 @contextmanager
-def _errors_in_one_line(name: str) -> Iterator[None]:
+def errors_in_one_line(name: str) -> Iterator[None]:
     """Turn any error of user code, also SystemExit, into one line with its file and line number."""
     try:
         yield

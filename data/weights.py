@@ -88,11 +88,26 @@ def read_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int] | Non
     return (shape, n_classes) if whole and len(shape) == 3 else (None, None)
 
 
+def read_preprocessing(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read the preprocessing of the training images that a file of :func:`write` records; None where it has none."""
+    try:
+        with safetensors.safe_open(Path(path).expanduser(), "pt") as file:
+            record = json.loads((file.metadata() or {}).get(_RECORD, "null"))
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return None
+    found = record.get("preprocessing") if isinstance(record, dict) else None
+    return found if isinstance(found, dict) and "crop" in found else None
+
+
 def write(
-    state: Mapping[str, Tensor], path: str | os.PathLike[str], *, input_shape: Sequence[int], n_classes: int
-) -> None:
-    """Write a state dict as safetensors, with the shape of the network for :func:`read_shape`."""
-    record = json.dumps({"input_shape": list(input_shape), "n_classes": n_classes})
+    state: Mapping[str, Tensor], path: str | os.PathLike[str], *, input_shape: Sequence[int], n_classes: int,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a state dict as safetensors, with the shape of the network for :func:`read_shape`.
+
+    `preprocessing` of the training images, as plain data, is for :func:`read_preprocessing`.
+    """
+    record = json.dumps({"input_shape": list(input_shape), "n_classes": n_classes, "preprocessing": preprocessing})
     safetensors.torch.save_file(dict(state), path, metadata={_RECORD: record})
 
 

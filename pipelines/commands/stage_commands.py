@@ -10,6 +10,7 @@ from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.errors import UsageError
 from decomp.solvers.selectors import SELECTORS
 
+from ...data import image_options
 from ..console import parse
 from ..console.options import (
     LABELS,
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 Examples:
   decomp freeze --model zoo:vgg-digits --data digits --run runs/vgg
   decomp freeze --model torchvision:vgg16 --weights DEFAULT --data imagefolder:photos --run runs/vgg16
-  decomp freeze --model nets.py:build --weights net.safetensors --data npz:images.npz --run runs/mine
+  decomp freeze --model nets.py:build --weights net.pth --data imagefolder:photos --run runs/mine \
+      --resize 256 --crop 224 --mean 0.5 --std 0.5
+  decomp freeze --model nets.py:build --weights net.pth --data nets.py:images --run runs/mine
 """
 )
 @click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
@@ -60,6 +63,32 @@ Examples:
 @click.option(
     "--input-size", metavar="[CxHx]W",
     help="Size of one image where neither model nor data give it: 224, 28x28 or 3x224x224.",
+)  # fmt: skip
+@click.option(
+    "--mean", metavar="X,…", type=lambda text: image_options.numbers("--mean", text),
+    help="Mean of each channel, for pixel values from 0 to 1, such as 0.485,0.456,0.406; one number for all. Needs "
+    "--std.  [default: the weights' own, else ImageNet's]",
+)  # fmt: skip
+@click.option(
+    "--std", metavar="X,…", type=lambda text: image_options.numbers("--std", text),
+    help="Standard deviation of each channel.  [default: as for --mean]",
+)  # fmt: skip
+@click.option(
+    "--resize", metavar="S|HxW", type=lambda text: image_options.sides("--resize", text),
+    help="Image files: resize the short side to S, or both sides to HxW.  [default: the weights' own, else none for "
+    "images of one small size, else 256/224 of the input size]",
+)  # fmt: skip
+@click.option(
+    "--crop", metavar="S|HxW", type=lambda text: image_options.sides("--crop", text),
+    help="Image files: cut this size out of the middle, after --resize.  [default: the network's input size]",
+)  # fmt: skip
+@click.option(
+    "--no-flip", "flip", flag_value=False, is_flag=True, default=True, show_default=False,
+    help="Never mirror images, also in a later finetune.",
+)  # fmt: skip
+@click.option(
+    "--transforms", metavar="FILE.py:FUNCTION",
+    help="Image files: a function that returns your own transform (PIL image to tensor), in place of all these.",
 )  # fmt: skip
 @shared_options("part", "leaf")
 @number(

@@ -15,6 +15,8 @@ from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.errors import UsageError
 from decomp.solvers.selectors import SELECTORS
 
+from ...data import image_options
+from ...data.image_options import ImageOptions
 from . import parse
 
 LAYOUTS = ("contiguous", "channels-last")
@@ -111,6 +113,8 @@ class FreezeOptions(StageOptions):
         Path of the submodule that is treated.
     leaves : tuple of str
         Paths of modules that are not traced.
+    mean, std, resize, crop, flip, transforms
+        Transforms of the images, see :class:`decomp.data.image_options.ImageOptions`.
     """
 
     model: str = _needed(lambda value: parse.text("--model", value, _MODEL))
@@ -123,6 +127,21 @@ class FreezeOptions(StageOptions):
     skip_bad: bool = _flag("--skip-bad", False)
     part: str | None = _checked(lambda value: parse.text("--module", value), None, optional=True)
     leaves: tuple[str, ...] = _checked(_names("--leaf"), ())
+    mean: tuple[float, ...] | None = _checked(lambda v: image_options.numbers("--mean", v), None, optional=True)
+    std: tuple[float, ...] | None = _checked(lambda v: image_options.numbers("--std", v), None, optional=True)
+    resize: tuple[int, ...] | None = _checked(lambda v: image_options.sides("--resize", v), None, optional=True)
+    crop: tuple[int, ...] | None = _checked(lambda v: image_options.sides("--crop", v), None, optional=True)
+    flip: bool = _flag("flip", True)
+    transforms: str | None = _checked(lambda v: parse.text("--transforms", v), None, optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.image_options
+
+    @property
+    def image_options(self) -> ImageOptions:
+        """The transforms of the images; checked together."""
+        return ImageOptions(self.mean, self.std, self.resize, self.crop, self.flip, self.transforms)
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,16 @@ from decomp.runtimes.timing import latencies, random_images
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json, write_json
-from ...data.sources import open_source
 from ...data.splits import Split
-from ..console.options import EvaluateOptions, FreezeOptions
+from ..console.options import EvaluateOptions
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..measure.accuracy import check_labels, logits_of
 from ..measure.class_counts import ClassCounts
 from ..measure.devices import pick_device
 from ..run import loading
-from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
+from ..run.images import open_images
 from ..run.networks import NETWORKS, existing
 from ..run.record import library_versions
 
@@ -179,7 +178,7 @@ def evaluate(
         }
         channels, height, width = network_file.read_structure(run.original_dir)["input_shape"]
         shape = (channels, height, width)
-        test, data, notes, names = _test_images(freeze_options(run), shape)
+        test, data, notes, names = _test_images(run)
         counts = ClassCounts(names)
         shares = _shares(networks, test, data, target, reporter, counts) if test is not None else {}
         reporter.step(f"measuring latency of {len(networks)} networks, batch size {options.batch_size}")
@@ -287,15 +286,13 @@ def _measured_before(run: RunDirectory, identity: Mapping[str, Any]) -> Evaluati
         return None  # no report, or one that cannot be used: it is made anew
 
 
-def _test_images(
-    options: FreezeOptions, shape: tuple[int, int, int]
-) -> tuple[Split | None, str, list[str], Sequence[str] | None]:
+def _test_images(run: RunDirectory) -> tuple[Split | None, str, list[str], Sequence[str] | None]:
     """The test split (None where there is none), the source's name, reasons for empty columns, names of classes."""
-    source = open_source(options.data, input_shape=shape, skip_bad=options.skip_bad)
+    source = open_images(run)
     if source.test is None or len(source.test) == 0:
-        return None, options.data, [f"no accuracy: {options.data} has no test images"], None
-    notes = [] if source.test.has_labels else [f"no accuracy: the test images of {options.data} have no labels"]
-    return source.test, options.data, notes, source.class_names
+        return None, source.name, [f"no accuracy: {source.name} has no test images"], None
+    notes = [] if source.test.has_labels else [f"no accuracy: the test images of {source.name} have no labels"]
+    return source.test, source.name, notes, source.class_names
 
 
 def _shares(

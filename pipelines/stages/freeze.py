@@ -84,6 +84,12 @@ def freeze(
     input_size: Any = None,
     part: str | None = None,
     leaves: Sequence[str] = (),
+    mean: Any = None,
+    std: Any = None,
+    resize: Any = None,
+    crop: Any = None,
+    flip: bool = True,
+    transforms: str | None = None,
     n_images: int = 5000,
     n_points: int = 10,
     seed: int = 0,
@@ -107,6 +113,17 @@ def freeze(
         Path of a submodule that takes the images; only this submodule is compressed.
     leaves : sequence of str
         Paths of modules, in the part, that are not traced and stay unchanged.
+    mean, std : float or sequence of float, optional
+        For pixel values from 0 to 1, of image files (other images: for the values that their source gives). Default:
+        those that the weights bring, otherwise ImageNet's.
+    resize : int or (H, W), optional
+        Of image files: the short side, or exactly this size.
+    crop : int or (H, W), optional
+        The middle of the resized image files.
+    flip : bool
+        False: no mirroring in later training.
+    transforms : str, optional
+        A function of your own in place of these, see :mod:`decomp.data.user_transforms`.
     n_images : int
         Calibration images, drawn from the training split; all of them where there are fewer.
     n_points : int
@@ -134,6 +151,7 @@ def freeze(
     options = FreezeOptions(
         model=model, weights=weights, data=data, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
         skip_bad=skip_bad, part=part, leaves=tuple(leaves) if not isinstance(leaves, str) else (leaves,),
+        mean=mean, std=std, resize=resize, crop=crop, flip=flip, transforms=transforms,
     )  # fmt: skip
     pick_device(device)
     memory = None if memory is None else parse.memory_bytes(memory)
@@ -145,8 +163,10 @@ def freeze(
         else:
             run.check_free()
         before = _frozen_before(run, options)
-        loaded = models.load_model(model, weights=weights, input_size=input_size)
-        source = open_source(data, input_shape=loaded.input_shape, skip_bad=skip_bad)
+        images = options.image_options
+        loaded = models.load_model(model, weights=weights, input_size=input_size or images.size)
+        takes = loaded.takes(part_of(loaded.module, part, loaded.name))
+        source = open_source(data, network=takes, options=images, skip_bad=skip_bad)
         if before is not None:
             _require_unchanged(run, before, loaded, source)
             return FreezeResult(run, True, before.get("facts", {}))
@@ -184,6 +204,7 @@ def freeze_loaded(
     batch_size, device, memory, reporter
         As for :func:`freeze`.
     """
+    reporter.step(f"images: {source.preprocessing}")
     network, folded = _prepare(loaded, source, options)
     graph = NetworkGraph(network, source.input_shape, loaded.name)
     if not any(layer.kind == "conv" for layer in graph.layers):

@@ -155,7 +155,7 @@ def inspect(
     loaded = models.load_model(model, weights="random", input_size=input_size)
     shape = loaded.input_shape
     if data is not None:
-        source = sources.open_source(data, input_shape=shape)
+        source = sources.open_source(data, network=loaded.takes(part_of(loaded.module, part, model)))
         shape, n_images = source.input_shape, min(n_images, len(source.train))
     if shape is None:
         raise UsageError(model, "does not define its image size", fix="give --input-size CxHxW or --data")

@@ -123,7 +123,10 @@ def train(
         accuracies["test"] = accuracy(module, source.test, torch.arange(len(source.test)), chosen)
     assert source.n_classes is not None  # the training split has labels
     with commit(weights_file) as part:
-        weights.write(copy_state(module), part, input_shape=source.input_shape, n_classes=source.n_classes)
+        weights.write(
+            copy_state(module), part, input_shape=source.input_shape, n_classes=source.n_classes,
+            preprocessing=source.prepared,
+        )  # fmt: skip
     record = _write_record(weights_file, record_options, accuracies, n_images, training)
     checkpoint.unlink(missing_ok=True)
     return TrainingResult(weights_file, record)

@@ -13,11 +13,9 @@ from decomp.errors import UsageError
 from decomp.execution.outputs import output_divergence
 
 from ...data.formats.frozen_file import FrozenFile
-from ...data.formats.network_file import read_structure
-from ...data.sources import open_source
 from ..measure.accuracy import check_labels, logits_of
-from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
+from ..run.images import open_images
 from ..run.loading import open_frozen
 from .hold_out import hold_out
 
@@ -67,12 +65,12 @@ class LabelledTask:
     metric, description, uses_batchnorm = "validation_accuracy", "labelled training images", True
 
     def __init__(self, run: RunDirectory, seed: int) -> None:
-        frozen_with = freeze_options(run)
-        shape = read_structure(run.original_dir)["input_shape"]
-        source = open_source(frozen_with.data, input_shape=tuple(shape), skip_bad=frozen_with.skip_bad)
-        self.split, self.data = source.train, frozen_with.data
+        source = open_images(run)
+        self.split, self.data = source.train, source.name
         if not self.split.has_labels:
-            raise UsageError("labels", "the training images must be labelled", got=self.data, fix="--labels none")
+            ignored = f", whose labels are not class numbers: {source.labels_ignored}" if source.labels_ignored else ""
+            rule, fix = "the training images must be labelled", "give --labels none"
+            raise UsageError("--labels train", rule, got=f"{self.data}{ignored}", fix=fix)
         self.train, self.held_out = hold_out(len(self.split), seed)
 
     def batches(

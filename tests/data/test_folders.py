@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 
 from decomp.data.folders import read_image
+from decomp.data.image_options import ImageOptions
+from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
+from tests.data.idx_files import write_idx_set
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -116,9 +119,10 @@ def test_other_shapes_are_covered_by_the_image(folder, shape):
 def test_a_grey_model_sees_luminance(folder):
     Image.new("RGB", (40, 40), RED).save(folder / "train" / "cat" / "0.png")
     value = open_source(f"imagefolder:{folder}", input_shape=(1, 8, 8)).train.images([0])
+    grey = 76 / 255  # 255 · 0.299 rounded, as torchvision's Grayscale gives it
     mean = 0.299 * 0.485 + 0.587 * 0.456 + 0.114 * 0.406
     std = 0.299 * 0.229 + 0.587 * 0.224 + 0.114 * 0.225
-    assert torch.allclose(value, torch.full((1, 1, 8, 8), (0.299 - mean) / std), atol=1e-5)
+    assert torch.allclose(value, torch.full((1, 1, 8, 8), (grey - mean) / std), atol=1e-5)
 
 
 def test_every_mode_becomes_eight_bit_rgb(tmp_path):
@@ -262,3 +266,44 @@ def test_the_digest_follows_names_sizes_and_labels(folder):
     (folder / "train" / "dog" / "33.png").write_bytes(b"x" * random.Random(0).randrange(1, 50))
     digests.append(digest())
     assert len(set(digests)) == 3
+
+
+def test_pictures_of_a_standard_set_give_a_network_of_the_zoo_the_sets_own_values(tmp_path):
+    write_idx_set(tmp_path / "set", packed=False)
+    own = open_source(f"fashion-mnist:{tmp_path / 'set'}")
+    for split, name in ((own.train, "train"), (own.test, "val")):
+        values, labels = split.images(torch.arange(len(split))), split.labels(torch.arange(len(split)))
+        pixels = (values[:, 0] * 0.3530 + 0.2860).mul(255).round().to(torch.uint8).numpy()
+        for index, (image, label) in enumerate(zip(pixels, labels.tolist())):
+            folder = tmp_path / "photos" / name / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{index:04}.png")
+    network = load_model("zoo:vgg-fashion").takes()
+    source = open_source(f"imagefolder:{tmp_path / 'photos'}", network=network)
+    assert source.preprocessing.endswith("(as zoo:vgg-fashion was trained)") and source.input_shape == (1, 28, 28)
+    for split, of_set in ((source.train, own.train), (source.test, own.test)):
+        order = of_set.labels(torch.arange(len(of_set))).argsort(stable=True)
+        assert torch.equal(split.images(torch.arange(len(split))), of_set.images(order))
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tiff", "bmp", "ppm"])
+def test_folders_with_names_of_any_script_and_files_of_any_format(tmp_path, suffix):
+    for c, name in enumerate(("猫", "собака", "æble og brød")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 7), (60 * c, 20, 30)).save(tmp_path / "train" / name / f"été {c}.{suffix}", lossless=True)
+    source = open_source(f"imagefolder:{tmp_path}", options=ImageOptions(mean=(0.0,), std=(1.0,)))
+    assert source.class_names == ("æble og brød", "собака", "猫") and source.input_shape == (3, 7, 9)
+    values = source.train.images([0, 1, 2])[:, :, 3, 3] * 255
+    assert torch.allclose(values, torch.tensor([[120.0, 20, 30], [60, 20, 30], [0, 20, 30]]), atol=2)
+
+
+def test_the_common_size_is_that_of_pictures_as_they_are_shown(tmp_path):
+    (tmp_path / "train").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 8)).save(tmp_path / "train" / "a.jpg", exif=exif)
+    Image.new("L", (8, 12)).save(tmp_path / "train" / "b.png")
+    (tmp_path / "train" / "c.png").write_text("broken")
+    assert open_source(f"imagefolder:{tmp_path}").input_shape == (3, 12, 8)
+    Image.new("L", (12, 8)).save(tmp_path / "train" / "d.png")
+    assert open_source(f"imagefolder:{tmp_path}").input_shape == (3, 224, 224)

@@ -72,7 +72,8 @@ def test_a_source_describes_its_training_split_and_counts_both():
     assert source.describe() == {
         "name": "mine", "input_shape": [2, 3, 2], "n_train": 5, "n_test": 2, "n_classes": 4, "labelled": True,
         "normalisation": {"scale": 10.0, "mean": [1.0, 2.0], "std": [0.5, 4.0]}, "augmentation": "shifted",
-        "skipped": 3, "digest": train.digest(),
+        "skipped": 3, "preprocessing": "as they are", "prepared": None, "labels_ignored": None,
+        "digest": train.digest(),
     }  # fmt: skip
     assert source.digest("test") == test.digest()
     source.train = test

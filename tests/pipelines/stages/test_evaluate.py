@@ -12,6 +12,7 @@ from decomp.data.formats import network_file
 from decomp.data.formats.digests import digest_file
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
+from decomp.pipelines.run import images as run_images
 from decomp.pipelines.stages import evaluate as stage
 from decomp.pipelines.stages.evaluate import evaluate, topk_hits
 from tests.pipelines.small_runs import SHAPE, Watched, disturbed, make_run, quiet
@@ -43,7 +44,7 @@ def with_source(monkeypatch, change):
         change(source)
         return source
 
-    monkeypatch.setattr(stage, "open_source", changed)
+    monkeypatch.setattr(run_images, "open_source", changed)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 7, 20])

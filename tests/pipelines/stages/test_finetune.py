@@ -12,9 +12,10 @@ from decomp.data.formats import network_file
 from decomp.data.sources import open_source
 from decomp.errors import FileError, NumericalError, UsageError
 from decomp.execution.outputs import output_divergence
+from decomp.pipelines.run import images as run_images
 from decomp.pipelines.stages import finetune as stage
 from decomp.pipelines.stages.finetune import finetune
-from decomp.pipelines.training import loop, outputs, tasks
+from decomp.pipelines.training import loop, outputs
 from decomp.pipelines.training.hold_out import hold_out
 from tests.pipelines.small_runs import SHAPE, Watched, make_run, quiet
 
@@ -85,7 +86,7 @@ def test_fine_tuning_with_labels_helps_on_images_it_has_not_seen(run):
 
 def test_fine_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
     # No source may even be opened: the frozen images are all there is.
-    monkeypatch.setattr(tasks, "open_source", None)
+    monkeypatch.setattr(run_images, "open_source", None)
     result = tune(run, labels="none", epochs=3, batch_size=16)
     assert result.facts["after"] < 0.7 * result.facts["before"]
     images = open_source("digits").train.images(torch.arange(300))
@@ -113,7 +114,7 @@ def test_the_test_split_is_never_read_and_held_out_images_are_not_trained_on(run
         sources.append(source)
         return source
 
-    monkeypatch.setattr(tasks, "open_source", watched)
+    monkeypatch.setattr(run_images, "open_source", watched)
     tune(run, epochs=2)
     (source,) = sources
     kept, held_out = hold_out(1347, 0)
@@ -286,7 +287,7 @@ def test_a_mistake_is_one_line_that_names_the_option(run, monkeypatch):
         source.train = Watched(source.train, labels=False)
         return source
 
-    monkeypatch.setattr(tasks, "open_source", unlabelled)
+    monkeypatch.setattr(run_images, "open_source", unlabelled)
     with pytest.raises(UsageError, match="must be labelled, got digits; .*--labels none"):
         tune(run, redo=True)
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
+from decomp.pipelines.run import images as run_images
 from decomp.pipelines.run.loading import load_network
 from decomp.pipelines.training import tasks
 from decomp.pipelines.training.hold_out import hold_out
@@ -68,8 +69,8 @@ def test_a_source_without_labels_is_refused_with_the_way_out(run, monkeypatch):
         source.train = Watched(source.train, labels=False)
         return source
 
-    monkeypatch.setattr(tasks, "open_source", unlabelled)
-    with pytest.raises(UsageError, match="must be labelled, got digits; --labels none"):
+    monkeypatch.setattr(run_images, "open_source", unlabelled)
+    with pytest.raises(UsageError, match="must be labelled, got digits; give --labels none"):
         LabelledTask(run, 0)
 
 
