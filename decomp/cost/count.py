@@ -1,7 +1,8 @@
 """Counted cost of a network: multiply-accumulates and parameters of the network as it stands.
 
-One multiply-accumulate is one multiplication and one addition. Counted are convolutions (also transposed) and
-linear layers, for one image; biases, normalisation, activations and pooling are not counted.
+One multiply-accumulate is one multiplication and one addition. Counted are convolutions (also transposed), linear,
+bilinear and recurrent layers, and products of two activations as in attention, for one image; biases, normalisation,
+activations, elementwise products and pooling are not counted.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
+
+from decomp.cost.products import ATTENTION, ProductCounter
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FUNCTIONAL = "(functional convolutions)"
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
+# Each weight is multiplied once for each position (step of a sequence) of the input.
+_ONCE_A_POSITION = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear, *_ONCE_A_POSITION)
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,13 @@ class Cost:
     Attributes
     ----------
     macs : int
-        Multiply-accumulates of all convolutions and linear layers.
+        Multiply-accumulates of all that is counted.
     params : int
         Number of parameters, each counted once.
     per_layer : dict of str to int
         Multiply-accumulates by module path; of convolutions that belong to no module (weights that are computed in
-        the forward pass, such as standardised ones), under `FUNCTIONAL`.
+        the forward pass, such as standardised ones), under `FUNCTIONAL`; of products outside of such modules, under
+        `PRODUCTS` and `LINEAR_CALLS` of :mod:`decomp.cost.products`.
     """
 
     macs: int
@@ -59,19 +66,26 @@ def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     def counter(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
             functional.inside -= 1
+            products.inside -= 1
             x = inputs[0] if inputs else named["input"]
             per_layer[name] = per_layer.get(name, 0) + module_macs(layer, x, output)
 
         return hook
 
-    functional = _FunctionalConvolutions(per_layer)
+    def enter(*_: object) -> None:
+        functional.inside += 1
+        products.inside += 1
+
+    functional, products = _FunctionalConvolutions(per_layer), ProductCounter(per_layer, module.parameters())
     layers = {name: m for name, m in module.named_modules() if isinstance(m, COUNTED)}
     hooks = [m.register_forward_hook(counter(name), with_kwargs=True) for name, m in layers.items()]
-    hooks += [m.register_forward_pre_hook(functional.enter) for m in layers.values()]
+    hooks += [m.register_forward_pre_hook(enter) for m in layers.values()]
+    for name, m in module.named_modules():
+        hooks += products.scope(name, m) if isinstance(m, ATTENTION) else []
     was_training = module.training
     parameter = next(module.parameters(), torch.zeros(()))
     try:
-        with torch.no_grad(), functional:
+        with torch.no_grad(), functional, products:
             module.eval()(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
     finally:
         module.train(was_training)
@@ -90,9 +104,6 @@ class _FunctionalConvolutions(TorchFunctionMode):
         self.per_layer, self.inside = per_layer, 0
         self.functions = {getattr(place, name) for place in (F, torch) for name in self.names}
 
-    def enter(self, *_: object) -> None:
-        self.inside += 1
-
     def __torch_function__(
         self, function: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
@@ -108,9 +119,13 @@ class _FunctionalConvolutions(TorchFunctionMode):
 
 
 def module_macs(layer: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Multiply-accumulates of a convolution or linear layer for input x and output y, all images together."""
+    """Multiply-accumulates of a module of `COUNTED` for input x and output y, all images together."""
     if isinstance(layer, nn.Linear):
         return y.numel() * layer.in_features
+    if isinstance(layer, _ONCE_A_POSITION):
+        x = x.data if isinstance(x, PackedSequence) else x
+        weights = sum(p.numel() for name, p in layer.named_parameters() if name.startswith("weight"))
+        return weights * (x.numel() // x.shape[-1])
     assert isinstance(layer, (*_CONVS, *_TRANSPOSED))
     kernel = 1
     for size in layer.kernel_size:

@@ -16,9 +16,10 @@ class LayerSummary:
     ----------
     layer : str
         Path of the module.
-    kind : {'conv', 'linear'}
+    kind : {'conv', 'linear', 'other'}
+        'other' is a module of another class, or calls of functions such as the products of attention.
     reads, writes : tuple of (int, int)
-        Channels after and before.
+        Channels after and before; zeros for another kind.
     ranks : dict of str to (int, int)
         Rank of each split by the name of its step, and the rank at which that split would be exact.
     macs_before, macs_after : int
@@ -39,6 +40,11 @@ class LayerSummary:
     params_before: int
     params_after: int
     error: float | None = None
+
+    @classmethod
+    def unchanged(cls, name: str, macs: int, params: int) -> LayerSummary:
+        """What is neither a convolution nor a linear layer, and keeps its cost."""
+        return cls(name, "other", (0, 0), (0, 0), {}, macs, macs, params, params)
 
     @property
     def becomes(self) -> str:
@@ -92,7 +98,7 @@ _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def _of(now: int, before: int) -> str:
-    return f"{now}" if now == before else f"{now} of {before}"
+    return ("" if now == 0 else f"{now}") if now == before else f"{now} of {before}"
 
 
 def excluded_lines(left_alone: Mapping[str, Mapping[str, str]], n_steps: int) -> list[str]:

@@ -49,6 +49,11 @@ def planned_layers(plan: Plan, surveyed: SurveyedRun) -> list[LayerSummary]:
         if any(before):
             costs = (before[0], after[0], before[1], after[1])
             layers.append(LayerSummary(layer.name, layer.kind, reads, writes, ranks, *costs))
+    modules, names = dict(graph.module.named_modules()), {layer.name for layer in graph.layers}
+    for name, macs in surveyed.narrowed.macs_by_layer.items():
+        if name not in names:
+            params = sum(p.numel() for p in modules[name].parameters()) if name in modules else 0
+            layers.append(LayerSummary.unchanged(name, macs, params))
     return layers
 
 

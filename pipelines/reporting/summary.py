@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from decomp.allocation.plan import LayerPlan, Plan
-from decomp.cost.count import FUNCTIONAL, cost
+from decomp.cost.count import cost
 
 from ...data.formats import network_file
 from ...data.formats.json_files import read_json
@@ -100,7 +100,9 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     errors = {report["layer"]: _last_error(report) for report in facts["layers"]}
     layers = []
     for name, macs in before.items():
-        if name == FUNCTIONAL:
+        if not has_channels(original, name):
+            module = dict(original.named_modules()).get(name)
+            layers.append(LayerSummary.unchanged(name, macs, 0 if module is None else _params(module)))
             continue
         old, new = original.get_submodule(name), network.get_submodule(name)
         layers.append(
@@ -125,9 +127,17 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     )  # fmt: skip
 
 
+_WITH_CHANNELS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+def has_channels(network: nn.Module, name: str) -> bool:
+    """Whether an entry of a cost is a convolution or linear layer, and not another module or a call of a function."""
+    return isinstance(dict(network.named_modules()).get(name), _WITH_CHANNELS)
+
+
 def width(module: nn.Module, side: str, first: bool = False) -> int:
     """Channels on one side, 'in' or 'out', of the first or last layer of a chain."""
-    parts = [part for part in module.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    parts = [part for part in module.modules() if isinstance(part, _WITH_CHANNELS)]
     part = parts[0 if first else -1]
     return int(getattr(part, f"{side}_features" if isinstance(part, nn.Linear) else f"{side}_channels"))
 

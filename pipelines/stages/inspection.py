@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from decomp.allocation.plan import STEP_TABLE, STEPS
-from decomp.cost.count import Cost, cost
+from decomp.cost.count import FUNCTIONAL, Cost, cost
 from decomp.errors import UsageError
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import Layer
@@ -229,12 +229,13 @@ def _others(graph: NetworkGraph, counted: Cost, leaves: Sequence[str]) -> dict[s
     other = {}
     for name, macs in counted.per_layer.items():
         if name not in layers and not any(name == leaf or name.startswith(f"{leaf}.") for leaf in leaves):
-            kind = (
-                type(modules[name]).__name__
-                if name in modules
-                else f"{len(graph.functional_convs)} that no module makes"
-            )
-            other[name] = f"left alone: {kind}, {macs / max(counted.macs, 1):.1%} of the cost"
+            share = f"{macs / max(counted.macs, 1):.1%} of the cost"
+            if name in modules:
+                other[name] = f"left alone: {type(modules[name]).__name__}, {share}"
+            elif name == FUNCTIONAL:
+                other[name] = f"left alone: {len(graph.functional_convs)} that no module makes, {share}"
+            else:
+                other[name.strip("()")] = f"{macs / 1e6:,.3g} M multiply-accumulates, {share}, stay"
     other.update({leaf: "left alone: given as --leaf" for leaf in leaves})
     return other
 

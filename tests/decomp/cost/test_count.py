@@ -50,3 +50,25 @@ def test_a_total_of_another_network_changes_the_target_and_not_the_rest():
     for whole, own in ((models.MacsCost(view, counted.per_layer, 10_000), models.MacsCost(view, counted.per_layer)),
                        (models.ParamsCost(view, 10_000), models.ParamsCost(view))):  # fmt: skip
         assert whole.total == 10_000 and own.total < 10_000 and whole.rest == own.rest
+
+
+class Sequence(nn.Module):
+    """The columns of a map as steps of a sequence."""
+
+    def __init__(self, layer, inputs=1):
+        super().__init__()
+        self.layer, self.inputs = layer, inputs
+
+    def forward(self, x):
+        return self.layer(*[x.flatten(1, 2).transpose(1, 2)] * self.inputs)
+
+
+def test_recurrent_and_bilinear_layers_are_counted_by_their_sums_at_each_step():
+    lstm = nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True)
+    gru, projected = nn.GRU(6, 5, batch_first=True), nn.LSTM(6, 5, proj_size=2, batch_first=True)
+    bilinear = nn.Bilinear(6, 6, 3)
+    # Four gates of an LSTM and three of a GRU; the second layer reads both directions of the first.
+    assert cost.cost(Sequence(lstm).eval(), (2, 3, 7)).per_layer == {"layer": 7 * 2 * 4 * 5 * ((6 + 5) + (10 + 5))}
+    assert cost.cost(Sequence(gru).eval(), (2, 3, 7)).per_layer == {"layer": 7 * 3 * 5 * (6 + 5)}
+    assert cost.cost(Sequence(projected).eval(), (2, 3, 7)).per_layer == {"layer": 7 * (4 * 5 * (6 + 2) + 5 * 2)}
+    assert cost.cost(Sequence(bilinear, 2).eval(), (2, 3, 7)).per_layer == {"layer": 7 * 3 * 6 * 6}

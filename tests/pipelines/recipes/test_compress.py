@@ -9,6 +9,7 @@ import shared_layers
 import torch
 from named_networks import INPUT, Slices, TwoNames, make
 from networks import Block, block, chain
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import decomp
@@ -151,3 +152,35 @@ def test_layers_that_are_called_several_times_are_compressed_and_counted_at_ever
     assert 2.0 <= before.macs / after.macs < 2.3
     shared = {"siamese": "b", "pyramid": "tower", "recursive": "again"}[name]
     assert next(item for item in report.layers if item.layer == shared).becomes != "unchanged"
+
+
+class Hybrid(nn.Module):
+    """Convolutions and an attention over positions, which is half of the cost."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.out = nn.Linear(12, 4)
+
+    def forward(self, x):
+        t = self.b(self.a(x).relu()).relu().flatten(2).transpose(1, 2)
+        t = torch.softmax(t @ t.transpose(1, 2), -1) @ t
+        return self.out(t.mean(1))
+
+
+def test_products_of_activations_count_as_cost_that_stays():
+    model = Hybrid().eval()
+    counted = cost.cost(model, SHAPE).per_layer
+    stays = {"(products of activations)": 2 * 64 * 64 * 12}
+    assert counted.items() >= stays.items()
+    network, report = decomp.compress(model, images(), speedup=1.5)
+    after = cost.cost(network, SHAPE)
+    assert 1.5 <= sum(counted.values()) / after.macs < 1.7 and after.macs == report.macs_after
+    unchanged = {item.layer: item for item in report.layers if item.kind == "other"}
+    assert {name: (item.macs_before, item.becomes) for name, item in unchanged.items()} == {
+        name: (macs, "unchanged") for name, macs in stays.items()
+    }
+    assert sum(item.macs_after for item in report.layers) == report.macs_after
+    most = sum(counted.values()) / sum(stays.values())
+    with pytest.raises(TargetError, match=r"at most \d\.\d+x can be reached.*outside the layers"):
+        decomp.compress(model, images(), speedup=most)

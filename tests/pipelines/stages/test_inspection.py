@@ -77,3 +77,29 @@ def test_inspection_assumes_the_images_that_freeze_takes_by_default_and_the_data
     assert signature(inspect).parameters["n_images"].default == default
     assert inspect("wide").network["n_images"] == default
     assert inspect("wide", data="digits").network["n_images"] == len(open_source("digits").train) < default
+
+
+def test_products_of_activations_are_listed_with_their_cost(monkeypatch):
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.heads = torch.nn.Conv2d(1, 6, 3), torch.nn.MultiheadAttention(6, 2, batch_first=True)
+
+        def forward(self, x):
+            t = self.conv(x).flatten(2).transpose(1, 2)
+            t = self.heads(t, t, t)[0]
+            return t @ t.transpose(1, 2)
+
+    loaded = models.LoadedModel(Attention().eval(), "attention", SHAPE, "0" * 64, "random")
+    monkeypatch.setattr(models, "load_model", lambda name, **options: loaded)
+    found = inspect("attention")
+    n, height, width = 6, SHAPE[1] - 2, SHAPE[2] - 2
+    conv, product = 9 * n * height * width, n * (height * width) ** 2
+    heads = 4 * n * n * height * width + 2 * product
+    assert found.network["macs"] == conv + product + heads
+    assert found.other == {
+        "products of activations": f"{product / 1e6:,.3g} M multiply-accumulates, "
+        f"{product / (conv + product + heads):.1%} of the cost, stay",
+        "heads": f"left alone: MultiheadAttention, {heads / (conv + product + heads):.1%} of the cost",
+    }
+    assert any("products of activations: " in line and line.endswith("stay") for line in found.lines())
