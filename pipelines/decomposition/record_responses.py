@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class ResponseRecording:
         batch_size: int,
         device: torch.device,
         reporter: Reporter,
+        watch: Callable[[Any], None] | None = None,
     ) -> str:
         """Write the frozen file of a run.
 
@@ -66,6 +68,8 @@ class ResponseRecording:
         device : torch.device
             The network is moved there.
         reporter : Reporter
+        watch : callable, optional
+            Called with the network's output for each batch, in order.
 
         Returns
         -------
@@ -90,15 +94,17 @@ class ResponseRecording:
             replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
             shortcuts = {call: other for la in self.layers for call, other in self.graph.shortcuts(la).items()}
             with reporter.progress(n_images, "recording outputs", "images") as progress:
-                done = 0
-                for start, stop, node, value, shortcut in replay.visit(self.keys, shortcuts):
+                last = replay.nodes[-1]
+                for start, stop, node, value, shortcut in replay.visit({*self.keys, last}, shortcuts):
+                    if node is last:
+                        if watch is not None:
+                            watch(value)
+                        progress.update(stop - start)
+                        continue
                     name, grid = self.keys[node]
                     self._write_rows(writer, name, grid, start, stop, value)
                     if shortcut is not None:
                         self._write_rows(writer, shortcut_key(name), grid, start, stop, shortcut)
-                    if stop != done:
-                        progress.update(stop - done)
-                        done = stop
         with FrozenFile(run.frozen) as frozen:
             return frozen.content
 

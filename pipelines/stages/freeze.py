@@ -35,6 +35,7 @@ from ..console.program import program
 from ..console.reporter import Reporter
 from ..decomposition.memory import measure, set_limits
 from ..decomposition.record_responses import ResponseRecording
+from ..measure import sanity
 from ..measure.devices import pick_device
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
@@ -69,6 +70,7 @@ class FreezeResult:
             f"{f['model']}: {f['n_convs']} convolutions and {f['n_linears']} linear layers, "
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
             f"{f['n_folded']} batch normalisations folded; {f['n_images']:,} images × up to {f['n_points']} points",
+            *(sanity.lines(f["sanity"]) if "sanity" in f else []),
             *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),
             f"recorded outputs (frozen points): {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
             f"next: {program()} decompose --run {self.run.path} --speedup 4x",
@@ -232,12 +234,14 @@ def freeze_loaded(
         "network": digest_file(run.original_dir / "structure.json"),
     }  # fmt: skip
     recording = ResponseRecording(graph, options.n_points, options.seed, indices)
-    content = recording.write(run, meta, source, batch_size, pick_device(device), reporter)
+    check = sanity.Sanity()
+    content = recording.write(run, meta, source, batch_size, pick_device(device), reporter, watch=check.add)
     facts = {
         "model": options.model, "n_convs": sum(layer.kind == "conv" for layer in graph.layers),
         "n_linears": sum(layer.kind == "linear" for layer in graph.layers), "macs": whole.macs,
         "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": options.n_points,
         "bytes": run.frozen.stat().st_size, "branches": network.meta["branches"], "shape": source.input_shape,
+        "preprocessing": source.preprocessing, "sanity": check.facts(source.train.labels(indices), source.class_names),
     }  # fmt: skip
     record = {"asked": options.to_json(), "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
     run.update_config("freeze", {**record, "source": source.describe()})

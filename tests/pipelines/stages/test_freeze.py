@@ -6,9 +6,10 @@ from networks import randomise
 
 from decomp.data import sources
 from decomp.data.formats.frozen_file import FrozenFile
+from decomp.data.models import load_model
 from decomp.errors import NumericalError, UsageError
 from decomp.pipelines.decomposition import record_responses
-from decomp.pipelines.stages.freeze import freeze
+from decomp.pipelines.stages.freeze import draw_images, freeze
 from tests.pipelines.digit_runs import NETWORKS, Collected, make_run, plain
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
@@ -73,3 +74,22 @@ def test_numbers_that_are_none_are_found_with_their_layer(tmp_path, monkeypatch)
     with pytest.raises(NumericalError, match="9: the responses must be finite"):
         make_run(tmp_path / "bad", "poisoned", n_images=20)
     assert not (tmp_path / "bad" / "frozen.h5").exists()
+
+
+def test_the_original_is_checked_on_the_calibration_images(tmp_path):
+    result = freeze(tmp_path / "a", model="zoo:vgg-digits", data="digits", n_images=120, reporter=Collected())
+    source, network = sources.open_source("digits"), load_model("zoo:vgg-digits").module
+    indices = draw_images(source, 120, 0)
+    with torch.no_grad():
+        right = network(source.train.images(indices)).argmax(1) == source.train.labels(indices)
+    facts = result.run.config("freeze")["facts"]["sanity"]
+    assert facts["accuracy"] == right.double().mean().item() > 0.9 and facts["n_images"] == 120
+    assert any(line.startswith("accuracy of the original on the 120 calibration images") for line in result.lines())
+    assert not any("warning" in line for line in result.lines())
+
+
+def test_an_original_with_random_weights_is_warned_of(run):
+    lines = freeze(run, model="plain", data="digits", n_images=400, reporter=Collected()).lines()
+    assert lines == [f"{run.frozen}: already frozen, nothing to do"]
+    facts = run.config("freeze")["facts"]["sanity"]
+    assert facts["near_chance"] and facts["accuracy"] < 0.3

@@ -1,0 +1,204 @@
+"""Sanity check of the original network on the calibration images: accuracy, confidence, or spread of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decomp.execution.outputs import named_tensors
+
+from .intervals import wilson
+
+#: An accuracy is near chance below this part of the way from the share of the most frequent class to 1.
+NEAR_CHANCE = 0.25
+#: Values vary too little below this share of their root mean square.
+CONSTANT = 1e-4
+_CAUSES = "likely causes: other mean and std than in training, labels in another order, or weights that do not belong"
+
+
+class Sanity:
+    """Collector of the original's outputs, batch by batch.
+
+    Top class and confidence are kept where the output is one tensor of class scores (N, K) with K >= 2, range and
+    spread for all others.
+    """
+
+    def __init__(self) -> None:
+        self._top: list[Tensor] = []
+        self._confidence: list[Tensor] = []
+        self._n_classes: int | None = None
+        self._values: dict[str, _Spread] = {}
+
+    def add(self, output: Any) -> None:
+        """Take in the output for the next batch."""
+        tensors = {name: value.detach().float().cpu() for name, value in named_tensors(output).items()}
+        first = next(iter(tensors.values()))
+        if len(tensors) == 1 and first.dim() == 2 and first.shape[1] >= 2:
+            likely = _probabilities(first)
+            self._n_classes = first.shape[1]
+            self._confidence.append(likely.amax(1))
+            self._top.append(first.argmax(1))
+            return
+        for name, value in tensors.items():
+            self._values.setdefault(name, _Spread()).add(value)
+
+    def facts(self, labels: Tensor | None, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """What the outputs say, as plain data.
+
+        Parameters
+        ----------
+        labels : Tensor of int64, shape (N,), optional
+            Of the images in the order in which they were added.
+        class_names : sequence of str, optional
+
+        Returns
+        -------
+        dict
+            ``n_images``; for class scores ``n_classes``, ``confidence`` (mean probability of the top class) and
+            ``n_top_classes`` (different top classes); with labels ``accuracy``, its 95 % ``interval``, ``chance``
+            (share of the most frequent label), ``near_chance`` and ``order`` (see :func:`best_order`); for values
+            ``values``.
+        """
+        if self._n_classes is None:
+            return {"values": {name: spread.facts() for name, spread in self._values.items()}}
+        top, confidence = torch.cat(self._top), torch.cat(self._confidence)
+        facts: dict[str, Any] = {
+            "n_images": len(top), "n_classes": self._n_classes, "confidence": float(confidence.mean()),
+            "n_top_classes": len(top.unique()),
+        }  # fmt: skip
+        if labels is None or len(labels) != len(top):
+            return facts
+        correct = int((top == labels).sum())
+        accuracy = correct / len(top)
+        chance = float(labels.bincount().max()) / len(top)
+        near = accuracy < chance + NEAR_CHANCE * (1 - chance)
+        return {
+            **facts, "accuracy": accuracy, "interval": list(wilson(correct, len(top))), "chance": chance,
+            "near_chance": near, "largest_label": int(labels.max()),
+            "order": best_order(labels, top, self._n_classes) if near else None,
+            "numbered": numbered_out_of_order(class_names or ()),
+        }  # fmt: skip
+
+
+class _Spread:
+    """Range and deviation over the images of one output, over batches."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.low, self.high = float("inf"), float("-inf")
+        self.sum: Tensor | None = None
+        self.squares: Tensor | None = None
+
+    def add(self, value: Tensor) -> None:
+        value = value.double().flatten(1)
+        self.n += len(value)
+        self.low, self.high = min(self.low, float(value.min())), max(self.high, float(value.max()))
+        total, squares = value.sum(0), value.square().sum(0)
+        self.sum = total if self.sum is None else self.sum + total
+        self.squares = squares if self.squares is None else self.squares + squares
+
+    def facts(self) -> dict[str, float]:
+        assert self.sum is not None and self.squares is not None
+        mean, square = self.sum / self.n, self.squares / self.n
+        deviation = float((square - mean.square()).clamp_min(0).mean().sqrt())
+        return {"low": self.low, "high": self.high, "deviation": deviation, "size": float(square.mean().sqrt())}
+
+
+def _probabilities(scores: Tensor) -> Tensor:
+    """Probabilities of classes: the scores themselves where they are such, else their softmax."""
+    if bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-3).all()):
+        return scores
+    return scores.softmax(1)
+
+
+def best_order(labels: Tensor, top: Tensor, n_classes: int) -> dict[str, Any] | None:
+    """Whether the labels are the network's classes in another order.
+
+    The one-to-one assignment of labels to classes that makes most predictions right is found on a random half of the
+    images, and tried on the others.
+
+    Parameters
+    ----------
+    labels, top : Tensor of int64, shape (N,)
+        Labels, and classes that the network predicts.
+    n_classes : int
+
+    Returns
+    -------
+    dict or None
+        ``accuracy`` on the others, and ``classes``, for each label the network's class. None where the assignment is
+        right for less than half of them, or not for twice as many as without.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    size = max(n_classes, int(labels.max()) + 1)
+    fit, test = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).chunk(2)
+    counts = torch.bincount(labels[fit] * size + top[fit], minlength=size * size).reshape(size, size)
+    classes = torch.as_tensor(linear_sum_assignment(counts.numpy(), maximize=True)[1])
+    accuracy = float((classes[labels[test]] == top[test]).double().mean())
+    before = float((labels[test] == top[test]).double().mean())
+    if not accuracy >= max(0.5, 2 * before):
+        return None
+    return {"accuracy": accuracy, "classes": classes[: int(labels.max()) + 1].tolist()}
+
+
+def numbered_out_of_order(names: Sequence[str]) -> bool:
+    """Whether names of classes are numbers in alphabetical order, such as 0, 1, 10, 2."""
+    numbers = [int(name) for name in names if name.isdecimal()]
+    return len(numbers) == len(names) > 0 and numbers != sorted(numbers)
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """The facts in words, with a warning where they say that network and images do not belong together."""
+    if "values" in facts:
+        return [line for name, entry in facts["values"].items() for line in _value_lines(name, entry)]
+    if "accuracy" not in facts:
+        return _confidence_lines(facts)
+    low, high = facts["interval"]
+    said = (
+        f"accuracy of the original on the {facts['n_images']:,} calibration images: {facts['accuracy']:.2%} "
+        f"(95 % interval {low:.1%} to {high:.1%}; always the most frequent class: {facts['chance']:.1%})"
+    )
+    if not facts["near_chance"]:
+        return [said]
+    order = facts["order"]
+    if order is not None:
+        moved = [f"{label}→{to}" for label, to in enumerate(order["classes"]) if label != to]
+        fix = " (the folders are numbered 0, 1, 10, 2, …: name them 00, 01, 02, …)" if facts["numbered"] else ""
+        warning = (
+            f"the labels seem to be in another order than the network's classes: reordered, {order['accuracy']:.0%} "
+            f"of the predictions are right; label→class {', '.join(moved[:6])}{', …' if len(moved) > 6 else ''}{fix}"
+        )
+    elif facts["largest_label"] >= facts["n_classes"]:
+        warning = (
+            f"the labels go up to {facts['largest_label']}, the network has {facts['n_classes']} outputs: "
+            "are these the images that it was trained for?"
+        )
+    else:
+        warning = f"near chance; {_CAUSES} to this network"
+    return [said, f"warning: {warning}"]
+
+
+def _confidence_lines(facts: dict[str, Any]) -> list[str]:
+    n_top, n_classes, confidence = facts["n_top_classes"], facts["n_classes"], facts["confidence"]
+    said = (
+        f"the original on the {facts['n_images']:,} calibration images: mean probability of its top class "
+        f"{confidence:.1%}, {n_top:,} of {n_classes:,} classes are a top class"
+    )
+    if n_top == 1 or confidence < 1.5 / n_classes:
+        kind = "all images get the same class" if n_top == 1 else "the network does not decide for any class"
+        return [said, f"warning: {kind}; {_CAUSES.replace(' labels in another order,', '')} to this network"]
+    return [said]
+
+
+def _value_lines(name: str, entry: dict[str, float]) -> list[str]:
+    said = (
+        f"{name}: values from {entry['low']:.3g} to {entry['high']:.3g}, deviation over the images "
+        f"{entry['deviation']:.3g}"
+    )
+    if entry["deviation"] <= CONSTANT * entry["size"]:
+        return [said, f"warning: {name} is the same for all images; are weights and mean and std those of training?"]
+    return [said]
