@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from decomp.errors import NumericalError, UsageError
 
+from .models import parse_input_size
 from .splits import ImageSource, MemorySplit
-from .transforms import Augmentation, Normalisation
+from .transforms import Augmentation, Normalisation, Shape, check_shape
 
 NAME = "images in memory"
 
 
-def source_of(images: Tensor | np.ndarray | Iterable[Any], most: int) -> ImageSource:
+def source_of(images: Any, most: int, *, input_size: Any = None, skip_bad: bool = False, seed: int = 0) -> ImageSource:
     """Make a source whose training split holds the given images, without labels.
 
     Parameters
     ----------
-    images : Tensor or ndarray of shape (N, C, H, W), or an iterable of batches
-        As the network takes them: floating point, normalised. A batch is such a tensor, or a tuple, list or dict whose
-        first entry is one (as a DataLoader gives it; labels are ignored).
+    images : Tensor or ndarray of shape (N, C, H, W), a Dataset, or an iterable of batches
+        As the network takes them: floating point, normalised. A batch is such a tensor, or a tuple, list or dict with
+        one in it (as a DataLoader gives it; labels are ignored). An item of a Dataset is the same without the first
+        axis.
     most : int
-        Batches of an iterable are read until there are this many images. All images of a tensor are taken.
+        Batches of an iterable are read until there are this many images; of a Dataset so many are drawn. All images
+        of a tensor are taken.
+    input_size : str or sequence of int, optional
+        As for :func:`decomp.data.models.parse_input_size`; the images are resized to it.
+    skip_bad : bool
+        Leave out images with NaN or infinite values.
+    seed : int
+        Of the order in which images of a Dataset are drawn.
 
     Raises
     ------
@@ -36,26 +45,35 @@ def source_of(images: Tensor | np.ndarray | Iterable[Any], most: int) -> ImageSo
     NumericalError
         NaN or infinite values.
     """
-    pixels = gather(images, most)
-    bad = int((~torch.isfinite(pixels)).flatten(1).any(1).sum())
-    if bad:
-        raise NumericalError(NAME, "every value must be finite", got=f"{bad} images with NaN or infinite values")
+    pixels = gather(images, most, seed)
+    bad = (~torch.isfinite(pixels)).flatten(1).any(1)
+    n_bad = int(bad.sum())
+    if n_bad and not skip_bad:
+        got, fix = f"{n_bad} images with NaN or infinite values", "correct them, or leave them out with --skip-bad"
+        raise NumericalError(NAME, "every value must be finite", got=got, fix=fix)
+    pixels = pixels[~bad] if n_bad else pixels
     channels, height, width = pixels.shape[1:]
-    shape, identity = (channels, height, width), Normalisation(1.0)
+    shape: Shape = (channels, height, width)
+    if input_size is not None:
+        wanted = parse_input_size(input_size)
+        shape = check_shape(NAME, shape, (wanted[0] or channels, *wanted[1:]))
+    identity = Normalisation(1.0)
     split = MemorySplit(pixels, None, shape, identity, Augmentation())
-    return ImageSource(NAME, shape, None, None, train=split, test=None, normalisation=identity)
+    return ImageSource(NAME, shape, None, None, train=split, test=None, normalisation=identity, skipped=n_bad)
 
 
-def gather(images: Tensor | np.ndarray | Iterable[Any], most: int) -> Tensor:
+def gather(images: Any, most: int, seed: int = 0) -> Tensor:
     """The images as one float32 tensor (N, C, H, W) on the CPU."""
     if isinstance(images, (Tensor, np.ndarray)):
         return _checked(images)
-    if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
-        rule = "must be a tensor or array of shape (N, C, H, W), or give batches of such"
-        raise UsageError("images", rule, got=type(images).__name__, fix="open images by name with decomp.freeze")
+    if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
+        images = _drawn(images, most, seed)
+    if isinstance(images, (str, bytes, dict)) or not isinstance(images, Iterable):
+        rule = "must be a tensor or array of shape (N, C, H, W), a Dataset, or give batches of such"
+        raise UsageError("images", rule, got=f"a {type(images).__name__}", fix="open images by name with decomp.freeze")
     parts, count = [], 0
     for batch in images:
-        parts.append(_checked(_first(batch)))
+        parts.append(_checked(_images_in(batch)))
         count += len(parts[-1])
         if count >= most:
             break
@@ -63,24 +81,60 @@ def gather(images: Tensor | np.ndarray | Iterable[Any], most: int) -> Tensor:
         raise UsageError("images", "there must be at least one batch", got="none")
     shapes = sorted({tuple(part.shape[1:]) for part in parts})
     if len(shapes) > 1:
-        raise UsageError("images", "must all be of one shape", got=" and ".join(map(str, shapes[:3])))
+        fix = "resize or crop them to one size first"
+        raise UsageError("images", "must all be of one shape", got=" and ".join(map(str, shapes[:3])), fix=fix)
     return torch.cat(parts)[:most]
 
 
-def _first(batch: Any) -> Any:
-    if isinstance(batch, dict):
-        batch = list(itertools.islice(batch.values(), 1))
-    return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+def _drawn(dataset: Dataset[Any], most: int, seed: int) -> Iterator[Tensor]:
+    """Images of a Dataset in random order, each as a batch of one."""
+    size = len(dataset)  # type: ignore[arg-type]
+    for index in torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:most].tolist():
+        image = _images_in(dataset[index], n_axes=3)
+        if not isinstance(image, (Tensor, np.ndarray)):
+            fix = "give the Dataset the transform of the network's training, which ends in a tensor"
+            raise UsageError("images", "an item of a Dataset must have an image tensor (C, H, W)", got=image, fix=fix)
+        yield torch.as_tensor(image)[None]
+
+
+def _images_in(batch: Any, n_axes: int = 4) -> Any:
+    """The images in a batch: the first tensor in it with as many axes, or else its first entry.
+
+    A batch may begin with something else, such as its labels.
+    """
+    entries = _entries(batch)
+    fitting = (value for value in entries if isinstance(value, (Tensor, np.ndarray)) and value.ndim == n_axes)
+    return next(fitting, entries[0] if entries else batch)
+
+
+def _entries(batch: Any) -> list[Any]:
+    """Everything in nested dicts, lists and tuples, in order."""
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)):
+        return [entry for part in batch for entry in _entries(part)]
+    return [batch]
 
 
 def _checked(images: Any) -> Tensor:
     if not isinstance(images, (Tensor, np.ndarray)):
-        raise UsageError("images", "a batch must begin with a tensor (N, C, H, W)", got=type(images).__name__)
-    pixels = torch.as_tensor(images).detach().cpu()
+        rule = "a batch must be a tensor (N, C, H, W), or have one in it"
+        raise UsageError("images", rule, got=f"a {type(images).__name__}")
+    try:
+        pixels = torch.as_tensor(images).detach().cpu()
+    except TypeError as error:  # an array of texts or objects
+        raise UsageError("images", "must be an array of numbers", got=f"one of {images.dtype}") from error
     if pixels.dim() != 4:
-        fix = "add the missing axes, such as images[:, None] for grey ones"
-        raise UsageError("images", "must be of shape (N, C, H, W)", got=tuple(pixels.shape), fix=fix)
+        raise UsageError("images", "must be of shape (N, C, H, W)", got=tuple(pixels.shape), fix=_way_to_four(pixels))
     if not pixels.is_floating_point():
         fix = "divide and normalise them as for the network's training"
         raise UsageError("images", "must be floating point, as the network takes them", got=pixels.dtype, fix=fix)
     return pixels.float().contiguous()
+
+
+def _way_to_four(pixels: Tensor) -> str:
+    if pixels.dim() > 4:
+        return "networks on volumes and videos are not treated; a network on single images takes (N, C, H, W)"
+    if pixels.dim() == 3:
+        return "add the missing axis: images[:, None] for N grey images, images[None] for one image"
+    return "give the images as a tensor with the axes images, channels, height, width"

@@ -28,11 +28,14 @@ from decomp.errors import FileError, UsageError
 
 from . import user_code
 from .own_preprocessing import of_weights
+from .plain_network import dtype_of, plain_copy, unwrapped
 from .preprocessing import NetworkInput, Preprocessing
 from .transforms import Shape
 from .weights import check_finite, digest_state_dict, load_into, read_shape, read_state_dict
 
 KINDS = ("zoo", "torchvision", "timm")
+#: End of the names of networks that were given in memory.
+MEMORY = " in memory"
 
 
 @dataclass
@@ -57,6 +60,8 @@ class LoadedModel:
         Of the images that the weights were trained with, where they bring it.
     fixed_size : bool
         ``input_shape`` was given by a person, with the weights, or by the class; otherwise it is only the usual one.
+    dtype : torch.dtype
+        Floating-point type of the network before it was brought to float32, and of results that are given back.
     """
 
     module: nn.Module
@@ -67,6 +72,7 @@ class LoadedModel:
     n_classes: int | None = None
     preprocessing: Preprocessing | None = None
     fixed_size: bool = True
+    dtype: torch.dtype = torch.float32
 
     def takes(self, part: nn.Module | None = None) -> NetworkInput:
         """The input that the network, or a part of it, takes, as far as it is known."""
@@ -125,6 +131,9 @@ def load_model(
     DecompError
         The user's function raised an error; its file and line are named.
     """
+    if name.endswith(MEMORY):
+        fix = "load results of its run with decomp.load(RUN, into=model), where model is such a network"
+        raise UsageError(name, "was given as a module and cannot be built from its name", fix=fix)
     kind, _, rest = name.partition(":")
     size: Size | None = None if input_size is None else parse_input_size(input_size)
     if weights is not None:
@@ -140,14 +149,14 @@ def load_model(
             module, shape, weights_name = _open_factory(name, weights)
         else:
             raise _unknown(name)
-    module = module.cpu().float().eval()
+    dtype, module = dtype_of(module), plain_copy(module, name)
     if size is not None:
         shape = _full_shape(name, size, module)
     state = module.state_dict()
     check_finite(state, name)
     own = of_weights(kind, rest, weights, module)
     fixed = size is not None or kind == "zoo" or weights_name not in ("random", str(weights))
-    return LoadedModel(module, name, shape, digest_state_dict(state), weights_name, n_classes, own, fixed)
+    return LoadedModel(module, name, shape, digest_state_dict(state), weights_name, n_classes, own, fixed, dtype)
 
 
 def _first_convolution(module: nn.Module) -> nn.modules.conv._ConvNd | None:
@@ -333,6 +342,7 @@ def _open_factory(name: str, weights: Weights | None) -> Opened:
     module = user_code.call(name)
     if not isinstance(module, nn.Module):
         raise UsageError(name, "the factory must return a torch.nn.Module", got=f"a {type(module).__name__}")
+    module = unwrapped(module)
     if weights is None or _is_word(weights, "random"):
         return module, None, "as the factory returned them"
     return module, None, _load_file(module, weights)

@@ -29,6 +29,7 @@ from torch import Tensor
 from decomp.errors import UsageError
 
 from . import arrays, folders, standard, user_code
+from .given import NAME as GIVEN
 from .image_options import ImageOptions, shown
 from .preprocessing import SMALL, NetworkInput, by, channel_values
 from .splits import ImageSource, MemorySplit, Split
@@ -77,6 +78,9 @@ def open_source(
     FileError
         Files that are missing or cannot be read.
     """
+    if name == GIVEN:
+        fix = "stages that need images in files or with labels take a run that was frozen with --data NAME"
+        raise UsageError(name, "were given to decomp.compress and cannot be opened again", fix=fix)
     options = options or ImageOptions()
     if network is None:
         network = NetworkInput(None if input_shape is None else shape_of(name, input_shape))

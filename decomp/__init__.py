@@ -32,11 +32,12 @@ if TYPE_CHECKING:
         summarise,
     )
     from decomp.pipelines.run.loading import load
+    from decomp.pipelines.run.saving import save
 
 __version__ = "0.1.0"
 __all__ = [
     "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "freeze", "load",
-    "report", "summarise",
+    "report", "save", "summarise",
 ]  # fmt: skip
 
 
@@ -67,8 +68,8 @@ if (_checkout / "setup.py").exists() and (_checkout / "pipelines" / "__init__.py
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `decomp --help` answers without importing torch.
-    if name == "load":
-        return _import_module("decomp.pipelines.run.loading").load
+    if name in ("load", "save"):
+        return getattr(_import_module(f"decomp.pipelines.run.{'loading' if name == 'load' else 'saving'}"), name)
     if name in __all__:
         return getattr(_import_module("decomp.pipelines.api"), name)
     raise AttributeError(f"module 'decomp' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 Choice = TypeVar("Choice", bound=str)
@@ -39,6 +39,12 @@ class DecompError(Exception):
         if fix is not None:
             line += f"; {fix}"
         super().__init__(" ".join(line.split()) + ".")
+
+    def reword(self, change: Callable[[str], str]) -> None:
+        """Apply a function of texts to the parts of the message, in place."""
+        got = None if self.got is None else change(str(self.got))
+        fix = None if self.fix is None else change(self.fix)
+        DecompError.__init__(self, change(self.thing), change(self.rule), got, fix)
 
 
 class UsageError(DecompError):

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,20 +81,30 @@ def test_the_guide_works_as_written(name, place):
     assert run_document(DOCS / name) > 0
 
 
+def in_fresh_process(text):
+    """Run Python code in a process that knows only the files in the current folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_examples_of_the_readme_work(place):
     examples = [block.text for block in blocks(ROOT / "README.md") if block.language == "python"]
     examples = [text for text in examples if "runs/mine" not in text]  # that is the reader's own network
-    assert len(examples) == 2
-    names = [{"__name__": "__document__"} for _ in examples]
-    for text, namespace in zip(examples, names):
-        with contextlib.redirect_stdout(io.StringIO()) as shown:
-            exec(compile(text, "README.md", "exec"), namespace)
-        assert "MACs" in shown.getvalue()
-    assert Path("runs/python/report.html").is_file()
-    saved, compressed = torch.load("compressed.pth", weights_only=False), names[0]["network"]
-    images = names[0]["images"]
-    assert torch.equal(saved(images), compressed(images))
-    assert 4 <= cost(names[0]["model"], images.shape[1:]).macs / cost(saved, images.shape[1:]).macs < 4.1
+    in_one_call, loaded, in_stages = examples
+    names = {"__name__": "__document__"}
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.redirect_stderr(io.StringIO()):
+        exec(compile(in_one_call, "README.md", "exec"), names)
+    assert "MACs" in shown.getvalue()
+    network, images = names["network"], names["images"]
+    assert 4 <= cost(names["model"], images.shape[1:]).macs / cost(network, images.shape[1:]).macs < 4.1
+    torch.save((images, network(images)), "outputs.pt")
+    check = "import torch\nimages, outputs = torch.load('outputs.pt')\nassert torch.equal({}(images), outputs)\n"
+    with_alone = loaded.replace("network = decomp.load", "alone = decomp.load", 1)
+    in_fresh_process(with_alone + check.format("network") + check.format("alone"))
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        exec(compile(in_stages, "README.md", "exec"), {"__name__": "__document__"})
+    assert "MACs" in shown.getvalue() and Path("runs/python/report.html").is_file()
 
 
 def test_every_guide_is_listed_tested_and_found_by_its_links():

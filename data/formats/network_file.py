@@ -32,7 +32,7 @@ from torch import Tensor, fx, nn
 from decomp.errors import DecompError, FileError
 from decomp.execution.outputs import as_tensor
 from decomp.graph import foreign_batchnorm
-from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module
+from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module, match_dtypes
 from decomp.modules.replace import set_module
 
 from .atomic import commit_directory
@@ -110,6 +110,7 @@ def _verify(module: nn.Module, again: nn.Module, input_shape: tuple[int, int, in
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *input_shape, generator=generator)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    x = x.to(next((p.dtype for p in module.parameters()), x.dtype))
     with torch.no_grad():
         # Both on the CPU, so that equal weights give equal numbers.
         before = as_tensor((module if device.type == "cpu" else copy.deepcopy(module).cpu())(x))
@@ -244,6 +245,7 @@ def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[st
         if new is None:
             raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
         set_module(whole, f"{part}.{name}" if part else name, new)
+    match_dtypes(module, state)
     missing, unexpected = module.load_state_dict(state, strict=False)
     used = set(structure["graph"]["modules"])
     missing = [k for k in missing if k.rpartition(".")[0] in used]

@@ -239,8 +239,16 @@ def build_graph(
         raise FileError(path, f"the structure is broken ({type(error).__name__}: {error})") from error
     module = fx.GraphModule(root, graph)
     _check_state(module, state, path)
+    match_dtypes(module, state)
     module.load_state_dict(state)
     return module.eval()
+
+
+def match_dtypes(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Give parameters and buffers the floating-point types of a state dict, in place, before it is loaded."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in state and tensor.is_floating_point() and state[name].is_floating_point():
+            tensor.data = tensor.data.to(state[name].dtype)
 
 
 def _leaf(spec: Mapping[str, Any], path: str, leaves_of: nn.Module | None) -> nn.Module:

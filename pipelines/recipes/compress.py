@@ -1,29 +1,38 @@
-"""Compress a network and images held in memory in one call; leaves no run directory."""
+"""Compress a network and images held in memory in one call, in a temporary folder or in a run directory that stays."""
 
 from __future__ import annotations
 
-import copy
+import inspect
+import os
 import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from decomp.errors import DecompError, UsageError
+from decomp.errors import UsageError, near_miss
 
 from ...data import given
 from ...data.formats import network_file
-from ...data.models import LoadedModel
+from ...data.models import MEMORY, LoadedModel
+from ...data.plain_network import dtype_of, plain_copy, unwrapped
 from ...data.weights import check_finite, digest_state_dict
 from ..console import parse
-from ..console.options import FreezeOptions
+from ..console.options import DecomposeOptions, FreezeOptions
+from ..console.python_words import said_for_python
 from ..console.reporter import Reporter
 from ..decomposition.make_plan import decompose_options, read_plan
 from ..reporting.summary import Summary, summarise
 from ..run.directory import RunDirectory
+from ..run.saving import attach_record
 from ..stages.decompose import decompose
-from ..stages.freeze import freeze_loaded
+from ..stages.freeze import freeze_once
+from .give_back import as_it_came, in_class_of
+
+#: Names of this function's arguments, where options of the command line are named otherwise.
+ARGUMENTS = {"data": "images", "images": "n_images", "points": "n_points", "leaf": "leaves", "weights": "model"}
 
 
 def compress(
@@ -34,10 +43,16 @@ def compress(
     n_images: int = 5000,
     n_points: int = 10,
     seed: int = 0,
+    module: str | None = None,
+    leaves: Sequence[str] = (),
+    input_size: Any = None,
+    skip_bad: bool = False,
+    run: str | os.PathLike[str] | None = None,
+    redo: bool = False,
     device: str = "auto",
     batch_size: int = 100,
     memory: int | str | None = None,
-    quiet: bool = True,
+    quiet: bool = False,
     **options: Any,
 ) -> tuple[nn.Module, Summary]:
     """Make a network several times cheaper.
@@ -45,31 +60,45 @@ def compress(
     Parameters
     ----------
     model : torch.nn.Module
-        Trained; it is not changed.
-    images : Tensor or ndarray of shape (N, C, H, W), or an iterable of batches such as a DataLoader
+        Trained; it is not changed. DataParallel and torch.compile are taken off. A network in half or double precision
+        is fitted in float32 and comes back in its own precision.
+    images : Tensor or ndarray of shape (N, C, H, W), a Dataset, or an iterable of batches such as a DataLoader
         Training images of the network, in the form that it takes. Labels are not needed. An iterable should give
         them in random order.
-    speedup : float
-        Multiply-accumulates of the original over those of the result, above 1.
+    speedup : float or str
+        Multiply-accumulates of the original over those of the result, above 1: ``4`` or ``'4x'``.
     n_images : int
         Upper limit of the images, a tenth of them held out of every fit.
     n_points : int
         Output positions per image and layer.
     seed : int
+    module : str, optional
+        Path of the submodule that is compressed, such as ``'backbone'``; it must take the images.
+    leaves : sequence of str
+        Paths of modules, in that submodule, that are not traced and stay as they are.
+    input_size : str or sequence of int, optional
+        ``'224'``, ``'28x28'`` or ``(3, 224, 224)``: the images are resized to it.
+    skip_bad : bool
+        Leave out images with NaN or infinite values, instead of refusing them.
+    run : path, optional
+        Keep a run directory here, for the stages and commands that take one; the same call continues an interrupted
+        one. The network is not in it as code: load results with ``decomp.load(run, into=model)``.
+    redo : bool
+        Delete an earlier decomposition in `run`.
     device : {'auto', 'cpu', 'cuda'}
     batch_size, memory
         Of :func:`decomp.pipelines.stages.decompose.decompose`.
     quiet : bool
-        Without lines about each step.
+        Without lines and progress bars, which are written to standard error.
     **options
         Fields of :class:`decomp.pipelines.console.options.DecomposeOptions`: ``steps``, ``selector``,
-        ``allocation``, ...
+        ``allocation``, ... and ``plan``, the path of a plan.
 
     Returns
     -------
     network : torch.nn.Module
-        In evaluation mode, of the same class and on the same device as `model` where its modules can be exchanged
-        in a copy of it; otherwise a traced network that stands alone.
+        In evaluation mode, of the same class, device, precision and memory layout as `model` where its modules can be
+        exchanged in a copy of it; otherwise a traced network that stands alone. :func:`decomp.save` keeps it.
     report : decomp.pipelines.reporting.summary.Summary
         Costs, closeness of the outputs and a table of layers; ``print(report)``, or display it in a notebook.
 
@@ -80,57 +109,78 @@ def compress(
 
     Notes
     -----
-    Works in a temporary folder (``TMPDIR``), which takes about as much space as the images and the responses at the
-    points, and is removed.
+    Without `run` it works in a temporary folder (``TMPDIR``), which takes about as much space as the images and the
+    responses at the points, and is removed.
 
     Examples
     --------
     >>> network, report = decomp.compress(model, loader, speedup=4)  # doctest: +SKIP
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError("model", "must be a torch.nn.Module", got=type(model).__name__)
-    frozen = FreezeOptions(
-        model=f"{type(model).__name__} in memory", data=given.NAME, n_images=n_images, n_points=n_points, seed=seed
-    )
-    choices = {name: value for name, value in options.items() if name != "plan"}
-    plan = None if options.get("plan") is None else read_plan(options["plan"])
-    decompose_options(plan, speedup=speedup, **choices)
-    memory = None if memory is None else parse.memory_bytes(memory)
-    source = given.source_of(images, n_images)
-    reporter = Reporter(quiet=quiet)
-    with tempfile.TemporaryDirectory(prefix="decomp-") as folder:
-        run = RunDirectory.create(Path(folder) / "run")
-        loaded = _loaded(model, source.input_shape)
-        with run.lock(), reporter.stage("freeze"):
-            freeze_loaded(
-                run, loaded, source, frozen, batch_size=batch_size, device=device, memory=memory, reporter=reporter
-            )
-        decompose(
-            run, speedup=speedup, device=device, batch_size=batch_size, memory=memory, original=loaded.module,
-            reporter=reporter, **options,
+    with said_for_python(ARGUMENTS):
+        if not isinstance(model, nn.Module):
+            raise UsageError("model", "must be a torch.nn.Module", got=_described(model), fix=_way_to_a_module(model))
+        original = unwrapped(model)
+        name = f"{type(original).__name__}{MEMORY}"
+        frozen = FreezeOptions(
+            model=name, data=given.NAME, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
+            skip_bad=skip_bad, part=module, leaves=(leaves,) if isinstance(leaves, str) else tuple(leaves),
         )  # fmt: skip
-        network = _in_class_of(loaded.module, run.model_dir, source.input_shape)
-        parameter = next(model.parameters(), None)
-        return network.to(parameter.device if parameter is not None else "cpu"), summarise(run)
+        _check_options(options)
+        plan = None if options.get("plan") is None else read_plan(options["plan"])
+        choices = {key: value for key, value in options.items() if key != "plan"}
+        decompose_options(plan, speedup=speedup, **choices)
+        memory = None if memory is None else parse.memory_bytes(memory)
+        loaded = _loaded(original)
+        source = given.source_of(images, n_images, input_size=input_size, skip_bad=skip_bad, seed=seed)
+        loaded.input_shape = source.input_shape
+        reporter = Reporter(quiet=quiet) if run is None else Reporter.for_run(RunDirectory(run), quiet=quiet)
+        with ExitStack() as stack:
+            if run is None:
+                run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decomp-"))) / "run"
+            place = freeze_once(
+                RunDirectory(run), frozen, lambda: (loaded, source), batch_size=batch_size, device=device,
+                memory=memory, reporter=reporter,
+            ).run  # fmt: skip
+            decompose(
+                place, speedup=speedup, device=device, batch_size=batch_size, memory=memory, original=loaded.module,
+                redo=redo, reporter=reporter, **options,
+            )  # fmt: skip
+            network = in_class_of(loaded.module, place.model_dir, source.input_shape)
+            attach_record(network, network_file.read_structure(place.model_dir))
+            place.original = loaded.module
+            return as_it_came(network, original), summarise(place)
 
 
-def _loaded(model: nn.Module, shape: tuple[int, int, int]) -> LoadedModel:
+def _loaded(model: nn.Module) -> LoadedModel:
     """A float32 copy on the CPU, so that the caller's own network stays as it is."""
-    module = copy.deepcopy(model).cpu().float().eval()
-    name, state = type(model).__name__, module.state_dict()
+    name = type(model).__name__
+    module = plain_copy(model, name)
+    state = module.state_dict()
     check_finite(state, name)
-    return LoadedModel(module, name, shape, digest_state_dict(state), given.NAME)
+    return LoadedModel(module, name, None, digest_state_dict(state), given.NAME, dtype=dtype_of(model))
 
 
-def _in_class_of(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> nn.Module:
-    """The network in the class of the original where that gives the same outputs, else the traced one."""
-    alone = network_file.load(path)
-    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        network = network_file.load(path, into=model)
-        with torch.no_grad():
-            wanted, got = alone(x), network(x)
-        same = bool((got - wanted).abs().max() <= 1e-5 * wanted.abs().max())
-    except (DecompError, RuntimeError, TypeError):
-        return alone
-    return network if same else alone
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse options that there are not, with the closest one."""
+    own = [name for name in inspect.signature(compress).parameters if name not in ("model", "images", "options")]
+    known = [*own, *DecomposeOptions.__dataclass_fields__]
+    otherwise = {"part": "module", "leaf": "leaves", "points": "n_points"}
+    for name in options:
+        if name not in known:
+            close = f"did you mean {otherwise[name]}" if name in otherwise else near_miss(name, known)
+            raise UsageError(name, "is no option of compress", fix=close or f"there are {', '.join(known)}")
+
+
+def _described(value: object) -> str:
+    return repr(value) if isinstance(value, str) and len(value) < 80 else f"a {type(value).__name__}"
+
+
+def _way_to_a_module(value: object) -> str:
+    """What to do with a value that is given as a network and is none."""
+    if isinstance(value, dict):
+        return "build the network and give it these weights with load_state_dict"
+    if isinstance(value, (str, os.PathLike)):
+        return "give the network itself; decomp.freeze(run, model=NAME, data=NAME) takes names"
+    if isinstance(value, type):
+        return f"give an instance with trained weights, such as {value.__name__}()"
+    return "give the network itself"

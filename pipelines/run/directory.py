@@ -53,6 +53,8 @@ class RunDirectory:
             raise UsageError("--run", "must be the path of a run directory", got=repr(path))
         self.path: Path = Path(path.path if isinstance(path, RunDirectory) else path)
         self._lock: RunLock = path._lock if isinstance(path, RunDirectory) else RunLock(self.path)
+        #: The network in memory that was frozen here, a torch.nn.Module, where this process has it.
+        self.original: Any = path.original if isinstance(path, RunDirectory) else None
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"

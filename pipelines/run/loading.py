@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import fx, nn
 
 from decomp.errors import FileError, UsageError
@@ -20,6 +21,7 @@ from ..console.reporter import Reporter
 from .conditions import recorded_options
 from .directory import RunDirectory
 from .networks import NETWORKS
+from .saving import attach_record
 
 
 def open_frozen(run: str | os.PathLike[str] | RunDirectory) -> tuple[FrozenFile, fx.GraphModule]:
@@ -94,13 +96,22 @@ def load(
     if not folder.exists():
         raise FileError(folder, "there is no such network or run directory", fix="give for example runs/mine/model")
     if (folder / "structure.json").is_file() or not (folder / "run.json").is_file():
-        return network_file.load(folder, into, leaves_of=leaves_of)
+        return _with_record(folder, into, leaves_of)
     run = RunDirectory(folder)
     made = next((network for network in reversed(NETWORKS) if network.made_from and network.exists(run)), None)
     if made is None:
         fix = f"run: {program()} decompose --run {folder} --speedup 4x"
         raise FileError(folder, "this run holds no compressed network yet", fix=fix)
-    return network_file.load(made.path(run), into, leaves_of=leaves_of)
+    return _with_record(made.path(run), into, leaves_of)
+
+
+def _with_record(path: Path, into: nn.Module | None, leaves_of: nn.Module | None) -> nn.Module:
+    """The network in its own precision, with the record from which it can be saved."""
+    network, structure = network_file.load(path, into, leaves_of=leaves_of), network_file.read_structure(path)
+    compressed = attach_record(network, structure)
+    if "dtype" in structure["meta"]:
+        compressed.to(getattr(torch, structure["meta"]["dtype"]))
+    return network
 
 
 def load_network(run: RunDirectory, path: Path) -> fx.GraphModule:
@@ -115,7 +126,10 @@ def load_network(run: RunDirectory, path: Path) -> fx.GraphModule:
         One of its networks: ``run.original_dir``, ``run.model_dir``, ...
     """
     options = recorded_options(run, "freeze", FreezeOptions)
-    leaves_of = original_part(options) if options is not None and options.leaves else None
+    leaves_of = None
+    if options is not None and options.leaves:
+        in_memory = run.original is not None
+        leaves_of = part_of(run.original, options.part, options.model) if in_memory else original_part(options)
     network = network_file.load(path, leaves_of=leaves_of)
     assert isinstance(network, fx.GraphModule)  # what load() gives without `into`
     return network

@@ -198,6 +198,7 @@ def decompose(
     )  # fmt: skip
     target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
+    directory.original = original
     with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES):
         before = None if redo else _done_before(directory, options)
         if before is not None:
@@ -326,9 +327,12 @@ def _emit(
     """Write the compressed network, and verify that the class of the original takes it where it is at hand."""
     opened, run = surveyed.opened, surveyed.opened.run
     source = opened.frozen.meta
-    folded = [edit["module"] for edit in network_file.read_structure(run.original_dir)["edits"]]
+    structure = network_file.read_structure(run.original_dir)
+    folded = [edit["module"] for edit in structure["edits"]]
     edited = list(dict.fromkeys([*folded, *surveyed.narrowed.edited, *solved.edited]))
     meta = {"model": source["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": opened.cost.macs}
+    meta |= {"normalised": structure["meta"].get("normalised", [])}
+    meta |= {"dtype": source["dtype"]} if source.get("dtype") else {}
     channels, height, width = surveyed.graph.input_shape
     network_file.save(
         surveyed.graph.module.cpu(), run.model_dir, edited=edited, input_shape=(channels, height, width), meta=meta,

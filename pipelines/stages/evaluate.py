@@ -18,6 +18,7 @@ from decomp.execution.outputs import output_divergence
 from decomp.runtimes.eager import Eager
 from decomp.runtimes.timing import latencies, random_images
 
+from ...data import given
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json, write_json
@@ -29,6 +30,7 @@ from ..measure.accuracy import check_labels, logits_of
 from ..measure.class_counts import ClassCounts
 from ..measure.devices import pick_device
 from ..run import loading
+from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.networks import NETWORKS, existing
@@ -288,6 +290,9 @@ def _measured_before(run: RunDirectory, identity: Mapping[str, Any]) -> Evaluati
 
 def _test_images(run: RunDirectory) -> tuple[Split | None, str, list[str], Sequence[str] | None]:
     """The test split (None where there is none), the source's name, reasons for empty columns, names of classes."""
+    if freeze_options(run).data == given.NAME:
+        reason = "no accuracy: the images were given to decomp.compress, and none of them for tests"
+        return None, given.NAME, [reason], None
     source = open_images(run)
     if source.test is None or len(source.test) == 0:
         return None, source.name, [f"no accuracy: {source.name} has no test images"], None

@@ -157,7 +157,30 @@ def freeze(
     )  # fmt: skip
     pick_device(device)
     memory = None if memory is None else parse.memory_bytes(memory)
-    run, reporter = RunDirectory(run), reporter or Reporter()
+
+    def open_inputs() -> tuple[LoadedModel, ImageSource]:
+        images = options.image_options
+        loaded = models.load_model(model, weights=weights, input_size=input_size or images.size)
+        takes = loaded.takes(part_of(loaded.module, part, loaded.name))
+        return loaded, open_source(data, network=takes, options=images, skip_bad=skip_bad)
+
+    return freeze_once(
+        RunDirectory(run), options, open_inputs, batch_size=batch_size, device=device, memory=memory,
+        reporter=reporter or Reporter(),
+    )  # fmt: skip
+
+
+def freeze_once(
+    run: RunDirectory, options: FreezeOptions, open_inputs: Callable[[], tuple[LoadedModel, ImageSource]], *,
+    batch_size: int, device: str, memory: int | None, reporter: Reporter,
+) -> FreezeResult:  # fmt: skip
+    """The same for a network and images that a function returns; nothing is done where the run has them already.
+
+    Raises
+    ------
+    UsageError
+        The run was frozen with other options, weights or images.
+    """
     with reporter.stage("freeze"), ExitStack() as locked:
         if run.run_json.exists():
             run = RunDirectory.open(run)
@@ -165,10 +188,7 @@ def freeze(
         else:
             run.check_free()
         before = _frozen_before(run, options)
-        images = options.image_options
-        loaded = models.load_model(model, weights=weights, input_size=input_size or images.size)
-        takes = loaded.takes(part_of(loaded.module, part, loaded.name))
-        source = open_source(data, network=takes, options=images, skip_bad=skip_bad)
+        loaded, source = open_inputs()
         if before is not None:
             _require_unchanged(run, before, loaded, source)
             return FreezeResult(run, True, before.get("facts", {}))
@@ -224,15 +244,18 @@ def freeze_loaded(
         run = RunDirectory.create(run)
         locked.enter_context(run.lock())
     edited = [*network.meta["batchnorms"], *(path for pair in folded for path in pair)]
+    about = {"model": options.model, "normalised": [list(pair) for pair in folded]}
     network_file.save(
-        network, run.original_dir, edited=edited, input_shape=source.input_shape, meta={"model": options.model},
-        part=options.part, leaves=options.leaves,
+        network, run.original_dir, edited=edited, input_shape=source.input_shape, meta=about, part=options.part,
+        leaves=options.leaves,
     )  # fmt: skip
     meta = {
         **options.to_json(), "weights_digest": loaded.weights_digest, "data": source.describe(),
         "n_images": len(indices), "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
         "network": digest_file(run.original_dir / "structure.json"),
     }  # fmt: skip
+    if loaded.dtype != torch.float32:
+        meta["dtype"] = str(loaded.dtype).removeprefix("torch.")
     recording = ResponseRecording(graph, options.n_points, options.seed, indices)
     check = sanity.Sanity()
     content = recording.write(run, meta, source, batch_size, pick_device(device), reporter, watch=check.add)

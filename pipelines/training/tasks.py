@@ -12,8 +12,10 @@ from torch.nn import functional
 from decomp.errors import UsageError
 from decomp.execution.outputs import output_divergence
 
+from ...data import given
 from ...data.formats.frozen_file import FrozenFile
 from ..measure.accuracy import check_labels, logits_of
+from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import open_frozen
@@ -65,6 +67,10 @@ class LabelledTask:
     metric, description, uses_batchnorm = "validation_accuracy", "labelled training images", True
 
     def __init__(self, run: RunDirectory, seed: int) -> None:
+        if freeze_options(run).data == given.NAME:
+            rule, got = "the training images must be labelled", f"{given.NAME}, which were kept without labels"
+            fix = "--labels none trains towards the original's outputs"
+            raise UsageError("--labels train", rule, got=got, fix=fix)
         source = open_images(run)
         self.split, self.data = source.train, source.name
         if not self.split.has_labels:

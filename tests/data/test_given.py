@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from decomp.data import given
 from decomp.errors import DecompError, NumericalError
@@ -17,6 +18,8 @@ FORMS = {
     "loader with labels": DataLoader(TensorDataset(IMAGES, torch.arange(20)), batch_size=6),
     "list of arrays": [IMAGES[:7].numpy(), IMAGES[7:].numpy()],
     "dicts": [{"pixel_values": IMAGES[:7], "labels": None}, {"pixel_values": IMAGES[7:]}],
+    "label first": [{"label": torch.arange(7), "image": IMAGES[:7]}, (torch.arange(13), IMAGES[7:])],
+    "nested": [{"meta": {"id": [1, 2]}, "inputs": {"masks": IMAGES[:, 0], "pixels": IMAGES}}],
     "generator": (part for part in IMAGES.split(3)),
 }
 
@@ -44,10 +47,14 @@ def test_no_more_batches_are_read_than_are_needed():
     [
         ("digits", "str"),
         (7, "int"),
-        (IMAGES[0], r"\(N, C, H, W\), got \(2, 5, 4\)"),
+        ({"x": IMAGES}, "got a dict"),
+        (IMAGES[0], r"\(N, C, H, W\), got \(2, 5, 4\); add the missing axis: images\[:, None\]"),
+        (IMAGES[:, :, None], r"got \(20, 2, 1, 5, 4\); networks on volumes and videos are not treated"),
+        ([(torch.arange(7), torch.arange(7))], r"got \(7,\); give the images as a tensor with the axes"),
+        (np.array([["a"]]), "array of numbers, got one of <U1"),
         ((IMAGES * 10).to(torch.uint8), "floating point"),
         ([], "at least one batch"),
-        ([["a", "b"]], "begin with a tensor"),
+        ([["a", "b"]], "have one in it, got a str"),
         ([IMAGES, IMAGES[..., :3]], "of one shape"),
     ],
 )
@@ -62,3 +69,39 @@ def test_values_that_are_not_finite_are_counted():
     images[3, 0, 0, 0], images[5, 1, 2, 2] = np.nan, np.inf
     with pytest.raises(NumericalError, match="2 images"):
         given.source_of(images, 20)
+
+
+class Listed(Dataset):
+    """Items of a Dataset: a label, then an image."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"label": index, "image": self.images[index]}
+
+
+def test_images_of_a_dataset_are_drawn_at_random():
+    everything = given.source_of(Listed(IMAGES), 20).train.images(torch.arange(20))
+    assert not torch.equal(everything, IMAGES) and torch.equal(
+        everything.sum((1, 2, 3)).sort()[0], IMAGES.sum((1, 2, 3)).sort()[0]
+    )
+    drawn = given.source_of(TensorDataset(torch.arange(20), IMAGES), 6).train.images(torch.arange(6))
+    assert torch.equal(drawn, everything[:6])
+    other = given.source_of(Listed(IMAGES), 20, seed=1).train.images(torch.arange(20))
+    assert not torch.equal(other, everything)
+    with pytest.raises(DecompError, match="an item of a Dataset must have an image tensor .*, got 0"):
+        given.source_of(Listed(["a"]), 20)
+
+
+def test_images_are_resized_and_bad_ones_are_left_out():
+    images = IMAGES.clone()
+    images[4, 0, 0, 0] = np.nan
+    source = given.source_of(images, 20, input_size="10x4", skip_bad=True)
+    kept = torch.cat([IMAGES[:4], IMAGES[5:]])
+    assert source.input_shape == (2, 10, 4) and source.skipped == 1
+    wanted = functional.interpolate(kept, (10, 4), mode="bilinear", antialias=True)
+    assert torch.allclose(source.train.images(torch.arange(19)), wanted, atol=1e-6)

@@ -45,7 +45,7 @@ def used(place):
 
 
 def test_the_package_offers_these_functions_and_load():
-    assert set(decomp.__all__) == {*api.__all__, "load"} and len(decomp.__all__) == len(api.__all__) + 1
+    assert set(decomp.__all__) == {*api.__all__, "load", "save"} and len(decomp.__all__) == len(api.__all__) + 2
     assert all(getattr(decomp, name) is getattr(api, name) for name in api.__all__)
     assert api.compress is compress.compress and api.summarise is summary.summarise
 

@@ -8,13 +8,13 @@ import pytest
 import shared_layers
 import torch
 from named_networks import INPUT, Slices, TwoNames, make
-from networks import Block, block, chain
+from networks import Block, Detector, Gated, block
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import decomp
 from decomp.cost import count as cost
-from decomp.errors import FileError, NumericalError, TargetError, UsageError
+from decomp.errors import FileError, NumericalError, TargetError, TraceError, UsageError
 from decomp.pipelines.recipes import compress as recipe
 
 SHAPE = (3, 8, 8)
@@ -78,20 +78,6 @@ def test_the_report_is_text_html_and_json(made):
     assert json.loads(json.dumps(report.to_json()))["macs_after"] == report.macs_after
 
 
-def test_a_class_that_does_not_take_the_edits_gives_a_traced_network(tmp_path):
-    from decomp.data.formats import network_file
-    from decomp.graph.tracing import trace
-
-    network = trace(block())
-    network_file.save(network, tmp_path / "net", input_shape=SHAPE)
-    other = chain()
-    assert type(recipe._in_class_of(other, tmp_path / "net", SHAPE)) is not type(other)
-    hooked = block()
-    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
-    alone = recipe._in_class_of(hooked, tmp_path / "net", SHAPE)
-    assert torch.equal(alone(images(2)), network(images(2)))
-
-
 @pytest.mark.parametrize("kind", [Slices, TwoNames])
 def test_slices_and_modules_of_several_names_come_back_in_their_class(kind):
     model, x = make(kind), torch.randn(60, *INPUT, generator=torch.Generator().manual_seed(0))
@@ -113,16 +99,16 @@ def test_a_plan_from_a_file_decides_the_sizes(tmp_path, monkeypatch):
     assert planned.macs_after == report.macs_after and [la.becomes for la in planned.layers] == [
         la.becomes for la in report.layers
     ]
-    with pytest.raises(UsageError, match="--plan: says the speed-up itself, got --speedup 4x"):
+    with pytest.raises(UsageError, match="plan: says the speed-up itself, got speedup 4x"):
         decomp.compress(block(), images(), speedup="4x", plan=plan)
 
 
 def test_mistakes_are_one_line_each():
-    with pytest.raises(UsageError, match="torch.nn.Module, got str"):
+    with pytest.raises(UsageError, match="torch.nn.Module, got 'zoo:vgg-digits'"):
         decomp.compress("zoo:vgg-digits", images())
     with pytest.raises(UsageError, match="at least 10"):
         decomp.compress(block(), images(5))
-    with pytest.raises(UsageError, match="--points: must be a whole number from 1, got 0"):
+    with pytest.raises(UsageError, match="^n_points: must be a whole number from 1, got 0"):
         decomp.compress(block(), images(), n_points=0)
     with pytest.raises(TargetError, match="1000x"):
         decomp.compress(block(), images(20), speedup=1000, n_points=2)
@@ -130,8 +116,103 @@ def test_mistakes_are_one_line_each():
     bad.stem.weight.data[0] = float("nan")
     with pytest.raises(NumericalError, match="Block"):
         decomp.compress(bad, images(20))
-    with pytest.raises(UsageError, match="does not run on images of 3x8x6"):
+    with pytest.raises(UsageError, match="does not run on images of 3x8x6.*give input_size or other images"):
         decomp.compress(block(), images(20)[..., :6])
+    for speedup in ("two", None, [2], 1):
+        with pytest.raises(UsageError, match="^speedup: must be a number above 1"):
+            decomp.compress(block(), images(20), speedup)
+    for name, fix in {"part": "module", "points": "n_points", "step": "steps", "skipbad": "skip_bad"}.items():
+        with pytest.raises(UsageError, match=f"^{name}: is no option of compress; did you mean {fix}"):
+            decomp.compress(block(), images(20), **{name: 1})
+    weights = block().state_dict()
+    ways = {"load_state_dict": weights, r"such as Block\(\)": Block, "decomp.freeze": "zoo:vgg-digits"}
+    for way, model in ways.items():
+        with pytest.raises(UsageError, match=f"^model: must be a torch.nn.Module, got .*; .*{way}"):
+            decomp.compress(model, images(20))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The result for a network in float32."""
+    return decomp.compress(block(), images(40), 1.5, n_points=3, quiet=True)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_network_comes_back_in_the_precision_in_which_it_came(plain, dtype, tmp_path):
+    network, _ = decomp.compress(nn.DataParallel(block().to(dtype)), images(40), "1.5x", n_points=3, quiet=True)
+    assert type(network) is Block
+    assert all(value.dtype == dtype for value in network.state_dict().values())
+    x = images().to(dtype)
+    assert torch.allclose(network(x).float(), plain(images()), atol=0.02 if dtype == torch.float16 else 1e-5)
+    decomp.save(network, tmp_path / "net")
+    assert torch.equal(decomp.load(tmp_path / "net")(x), network(x))
+
+
+def test_a_network_with_channels_last_comes_back_so(plain):
+    model = block().to(memory_format=torch.channels_last)
+    network, _ = decomp.compress(model, images(40), 1.5, n_points=3, quiet=True)
+    assert network.stem.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name])
+
+
+def test_a_part_is_compressed_inside_the_bigger_model_and_leaves_stay(tmp_path):
+    torch.manual_seed(0)
+    grey = torch.randn(40, 1, 8, 8)
+    detector = Detector().eval()
+    network, report = decomp.compress(detector, grey, 1.5, module="backbone", n_points=3, quiet=True)
+    assert type(network) is Detector and torch.equal(network.head.weight, detector.head.weight)
+    assert cost.cost(network.backbone, (1, 8, 8)).macs == report.macs_after < report.macs_before
+    decomp.save(network, tmp_path / "part")
+    whole = decomp.load(tmp_path / "part", into=detector)
+    assert torch.equal(whole(grey), network(grey))
+    with pytest.raises(TraceError, match=r"Gated: .*\(leaves\).*\(module\)"):
+        decomp.compress(Gated(), grey, 1.3, quiet=True)
+    gated, _ = decomp.compress(Gated(), grey, 1.3, leaves="gate", n_points=3, quiet=True)
+    assert type(gated) is Gated and 1.3 <= cost.cost(Gated(), (1, 8, 8)).macs / cost.cost(gated, (1, 8, 8)).macs < 2
+    decomp.save(gated, tmp_path / "gated")
+    assert torch.equal(decomp.load(tmp_path / "gated", into=Gated())(grey), gated(grey))
+
+
+def test_images_are_resized_and_bad_ones_left_out():
+    x = images(40)
+    x[3, 0, 0, 0] = float("nan")
+    with pytest.raises(NumericalError, match="1 images with NaN .*leave them out with skip_bad=True"):
+        decomp.compress(block(), x, 1.5)
+    _, report = decomp.compress(block(), x[..., ::2, ::2], 1.5, input_size=8, skip_bad=True, n_points=3, quiet=True)
+    assert report.macs_before == cost.cost(block(), SHAPE).macs and report.fidelity["images"] == 3  # of 39
+    with pytest.raises(UsageError, match="^input_size: an input size is"):
+        decomp.compress(block(), images(), 1.5, input_size="big")
+
+
+def test_a_run_that_is_kept_is_continued_and_serves_the_stages(tmp_path, capsys):
+    model, run = block(), tmp_path / "run"
+    network, report = decomp.compress(model, images(), 1.5, n_points=5, run=run)
+    shown = capsys.readouterr()
+    assert "plan: " in shown.err and not shown.out
+    frozen = (run / "frozen.h5").stat().st_mtime_ns
+    again, _ = decomp.compress(model, images(), 1.5, n_points=5, run=run, quiet=True)
+    assert (run / "frozen.h5").stat().st_mtime_ns == frozen and not capsys.readouterr().err
+    assert torch.equal(network(images()), again(images()))
+    with pytest.raises(UsageError, match="with speedup = 1.5, got .*; use redo=True to replace it, or another run"):
+        decomp.compress(model, images(), 1.8, n_points=5, run=run)
+    with pytest.raises(UsageError, match="was frozen with other training images"):
+        decomp.compress(model, images() + 1, 1.5, n_points=5, run=run)
+    other, _ = decomp.compress(model, images(), 1.8, n_points=5, run=run, redo=True, quiet=True)
+    assert cost.cost(other, SHAPE).macs < cost.cost(network, SHAPE).macs
+    with pytest.raises(UsageError, match="labels none"):
+        decomp.finetune(run, epochs=1)
+    rows = decomp.evaluate(run, repeats=3).rows
+    assert [row.macs for row in rows] == [report.macs_before, cost.cost(other, SHAPE).macs]
+    assert torch.equal(decomp.load(run, into=Block())(images()), decomp.load(run)(images()))
+    with pytest.raises(UsageError, match=r"Block in memory: was given as a module.*into=model"):
+        decomp.data.models.load_model("Block in memory")
+
+
+def test_no_line_names_the_temporary_folder(capsys):
+    decomp.compress(block(), images(40), 1.5, n_points=3)
+    shown = capsys.readouterr().err
+    assert "in the original class" in shown and "tmp" not in shown and "cannot be built" not in shown
 
 
 def test_a_run_without_a_decomposition_has_no_summary(tmp_path):

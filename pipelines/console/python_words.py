@@ -1,0 +1,38 @@
+"""Messages in the words of a Python caller: arguments of functions in place of options of the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from decomp.errors import DecompError
+
+_FLAG = re.compile(r"(?<=\s)--(redo|skip-bad)\b")  # at the begin of a message it is the name of the argument
+_OTHER_RUN = re.compile(r"--run OTHER --from \S+")
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)|\boption (leaf|module)\b")
+
+
+@contextmanager
+def said_for_python(names: Mapping[str, str]) -> Iterator[None]:
+    """Reword the errors of a block: each option of the command line becomes the argument of its name.
+
+    Parameters
+    ----------
+    names : mapping of str to str
+        Arguments of options that are named otherwise, such as ``{"leaf": "leaves"}``; others have the option's name
+        with underscores.
+    """
+
+    def argument(match: re.Match[str]) -> str:
+        option = match[1] or match[2]
+        return names.get(option, option.replace("-", "_"))
+
+    def flag(match: re.Match[str]) -> str:
+        return f"{match[1].replace('-', '_')}=True"
+
+    try:
+        yield
+    except DecompError as error:
+        error.reword(lambda text: _OPTION.sub(argument, _FLAG.sub(flag, _OTHER_RUN.sub("another run", text))))
+        raise

@@ -1,0 +1,28 @@
+"""Messages for a Python caller: options become arguments, nothing else changes."""
+
+import pytest
+
+from decomp.errors import FileError, UsageError
+from decomp.pipelines.console.python_words import said_for_python
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UsageError("--points", "must be from 1", got=0), "n_points: must be from 1, got 0."),
+        (UsageError("net", "fails", fix="give --leaf or --input-size"), "net: fails; give leaves or input_size."),
+        (UsageError("net", "fails", fix="(option leaf, option module)"), "net: fails; (leaves, module)."),
+        (FileError("a--b", "is one - of -- many"), "a--b: is one - of -- many."),
+        (UsageError("--redo", "must be True", fix="use --redo"), "redo: must be True; use redo=True."),
+        (UsageError("r", "was", fix="or --run OTHER --from r to keep both"), "r: was; or another run to keep both."),
+    ],
+)  # fmt: skip
+def test_options_are_named_as_arguments(error, line):
+    with pytest.raises(type(error)) as caught, said_for_python({"points": "n_points", "leaf": "leaves"}):
+        raise error
+    assert str(caught.value) == line and caught.value.exit_code == error.exit_code
+
+
+def test_other_errors_pass():
+    with pytest.raises(KeyError, match="--points"), said_for_python({"points": "n_points"}):
+        raise KeyError("--points")

@@ -1,0 +1,70 @@
+"""Results in the form of the network that was given: class, precision, layout, trainability."""
+
+import pytest
+import torch
+from networks import Detector, block, chain
+from torch import nn
+
+from decomp.data.formats import network_file
+from decomp.graph.tracing import trace
+from decomp.pipelines.recipes.give_back import as_it_came, in_class_of
+
+SHAPE, GREY = (3, 8, 8), (1, 8, 8)
+
+
+def images(n):
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_class_that_does_not_take_the_edits_gives_a_traced_network(tmp_path):
+    network = trace(block())
+    network_file.save(network, tmp_path / "net", input_shape=SHAPE)
+    assert type(in_class_of(block(), tmp_path / "net", SHAPE)) is type(block())
+    other = chain()
+    assert type(in_class_of(other, tmp_path / "net", SHAPE)) is not type(other)
+    hooked = block()
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    alone = in_class_of(hooked, tmp_path / "net", SHAPE)
+    assert torch.equal(alone(images(2)), network(images(2)))
+
+
+def test_a_traced_part_goes_into_a_copy_of_the_bigger_model(tmp_path):
+    whole = nn.Sequential(block(), nn.Softmax(1)).eval()
+    other = block()
+    nn.init.normal_(other.head.weight)
+    network_file.save(trace(other), tmp_path / "net", input_shape=SHAPE, part="0")
+    whole[0].register_forward_hook(lambda module, inputs, output: output * 2)  # so that its class is not taken
+    result = in_class_of(whole, tmp_path / "net", SHAPE)
+    assert torch.allclose(result(images(2)), other(images(2)).softmax(1))
+    assert not torch.allclose(whole[0].head.weight, other.head.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_and_layout_are_those_of_the_original(dtype):
+    original = block().to(dtype).to(memory_format=torch.channels_last)
+    result = as_it_came(block(), original)
+    assert {value.dtype for value in result.parameters()} == {dtype}
+    assert result.conv1.weight.stride() == original.conv1.weight.stride() != block().conv1.weight.stride()
+    assert as_it_came(block(), block()).conv1.weight.is_contiguous()
+
+
+def test_layers_are_trainable_where_they_were():
+    original, network = block(), block()
+    original.conv1.requires_grad_(False)
+    original.conv2.weight.requires_grad_(False)
+    network.conv1 = nn.Sequential(nn.Conv2d(8, 3, 1, bias=False), nn.Conv2d(3, 12, 3, padding=1))
+    network.conv2 = nn.Sequential(nn.Conv2d(12, 3, 1), nn.Conv2d(3, 8, 3, padding=1))
+    as_it_came(network, original)
+    frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    assert {name for name in frozen if name.startswith("conv1")} == {"conv1.0.weight", "conv1.1.weight", "conv1.1.bias"}
+    assert {name for name in frozen if name.startswith("conv2")} == {
+        f"conv2.{n}.{p}" for n in (0, 1) for p in ("weight", "bias")
+    }
+    assert network.stem.weight.requires_grad
+    assert not any(value.requires_grad for value in as_it_came(block(), block().requires_grad_(False)).parameters())
+
+
+def test_the_backbone_of_a_detector_is_put_back(tmp_path):
+    detector = Detector().eval()
+    network_file.save(trace(detector.backbone), tmp_path / "net", input_shape=GREY, part="backbone")
+    assert type(in_class_of(detector, tmp_path / "net", GREY)) is Detector
