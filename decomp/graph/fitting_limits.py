@@ -29,11 +29,14 @@ class FittingLimits:
         -------
         dict of str to str
             All steps where the layer has more than `most_columns` columns; 'prune' where it is linear and has fewer
-            than two rows for each column to choose from; otherwise empty.
+            than two rows for each column to choose from; otherwise empty. A layer that is not fitted in any case, such
+            as a grouped convolution, keeps the reason it has.
         """
+        if not layer.fitted:
+            return {}
         columns, rows = layer.in_channels * layer.kernel[0] * layer.kernel[1], self.n_images * len(layer.calls)
         if columns > self.most_columns:
             return every_step(f"{columns:,} columns a row are more than the {self.most_columns:,} that are fitted")
-        if layer.kind == "linear" and rows < 2 * columns and layer.fitted:
+        if layer.kind == "linear" and rows < 2 * columns:
             return {"prune": f"{rows:,} rows are too few to choose among {columns:,} columns"}
         return {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from decomp.allocation.choices import number
-from decomp.allocation.plan import STEP_TABLE, LayerPlan, Plan, columns, widths_written
+from decomp.allocation.plan import STEP_TABLE, STEPS, LayerPlan, Plan, columns, widths_written
 from decomp.cost.models import counted_model
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
@@ -22,11 +22,21 @@ def announce(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> None:
     changed = sum(item.treated for item in plan.layers)
     reporter.step(f"plan: {plan.words()}; changes {changed} of {len(plan.layers)} layers")
     for item in plan.layers:
-        reasons = "; ".join(f"no {step}: {why}" for step, why in item.left_alone.items())
+        reasons = reason_words(item.left_alone)
         option = f"  [{item.limits['skip']}]" if "skip" in item.limits else ""
         reporter.detail(f"  {item.layer:<{width}}  {item.words()}{option}" + (f"  ({reasons})" if reasons else ""))
     for name in graph.functional_convs:
         reporter.detail(f"  {name:<{width}}  unchanged: a functional convolution, not a module")
+
+
+def reason_words(left_alone: Mapping[str, str]) -> str:
+    """The steps that cannot be applied to a layer, those of one reason together: ``no spatial, channel: ...``."""
+    steps_by_reason: dict[str, list[str]] = {}
+    for step, why in left_alone.items():
+        steps_by_reason.setdefault(why, []).append(step)
+    if len(steps_by_reason) == 1 and len(left_alone) == len(STEPS):
+        return f"left alone: {next(iter(steps_by_reason))}"
+    return "; ".join(f"no {', '.join(steps)}: {why}" for why, steps in steps_by_reason.items())
 
 
 def planned_layers(plan: Plan, surveyed: SurveyedRun) -> list[LayerSummary]:

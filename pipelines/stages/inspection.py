@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from decomp.allocation.plan import STEP_TABLE, STEPS
 from decomp.cost.count import FUNCTIONAL, Cost, cost
 from decomp.errors import UsageError
@@ -231,13 +233,21 @@ def _others(graph: NetworkGraph, counted: Cost, leaves: Sequence[str]) -> dict[s
         if name not in layers and not any(name == leaf or name.startswith(f"{leaf}.") for leaf in leaves):
             share = f"{macs / max(counted.macs, 1):.1%} of the cost"
             if name in modules:
-                other[name] = f"left alone: {type(modules[name]).__name__}, {share}"
+                other[name] = f"left alone: {_kind(modules[name])}, {share}"
             elif name == FUNCTIONAL:
                 other[name] = f"left alone: {len(graph.functional_convs)} that no module makes, {share}"
             else:
                 other[name.strip("()")] = f"{macs / 1e6:,.3g} M multiply-accumulates, {share}, stay"
     other.update({leaf: "left alone: given as --leaf" for leaf in leaves})
     return other
+
+
+def _kind(module: nn.Module) -> str:
+    """The class of a module that is no layer here, and what makes it none."""
+    if type(module) is nn.Linear:
+        return "a linear layer on more than two axes"
+    groups = getattr(module, "groups", 1)
+    return type(module).__name__ + (f" of {groups} groups" if groups > 1 else "")
 
 
 def _write(path: Path, text: str) -> str:

@@ -37,6 +37,10 @@ def test_a_linear_layer_is_pruned_only_with_two_rows_for_each_column(n_images, e
 
 def test_a_layer_that_is_not_fitted_keeps_its_own_reason():
     assert FittingLimits(10).excluded_steps(linear(40, fitted=False)) == {}
+    wide = nn.Sequential(nn.Conv2d(1, 40, 1), nn.Conv2d(40, 40, 3, groups=40), nn.Conv2d(40, 40, 3, groups=4))
+    layers = NetworkGraph(trace(wide), SHAPE, fitting=FittingLimits(100, most_columns=90)).layers
+    assert set(layers[1].left_alone.values()) == {"depthwise convolution"}
+    assert set(layers[2].left_alone.values()) == {"grouped (4 groups) convolution"}
 
 
 def wide():

@@ -5,7 +5,7 @@ from networks import CHAIN_INPUT, chain
 from decomp.allocation.plan import LayerPlan, Plan
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
-from decomp.pipelines.decomposition.layer_reports import announce, layer_words
+from decomp.pipelines.decomposition.layer_reports import announce, layer_words, reason_words
 from tests.pipelines.digit_runs import Collected
 
 
@@ -23,8 +23,16 @@ def test_every_layer_is_announced_with_its_sizes_its_option_and_the_reasons_agai
     assert first.startswith("plan: ") and len(lines) == len(graph.layers)
     for layer, item, line in zip(graph.layers, items, lines):
         assert line.split()[0] == layer.name and item.words() in line
-        assert all(f"no {step}: {why}" in line for step, why in layer.left_alone.items())
+        assert all(line.count(why) == 1 for why in layer.left_alone.values())
     assert "reads 5 channels, spatial rank 7" in lines[1] and "[--skip 5]" in lines[2] and "[" not in lines[3]
+
+
+def test_steps_of_one_reason_are_named_together():
+    assert reason_words({"prune": "reads the image itself"}) == "no prune: reads the image itself"
+    wide = {"spatial": "a 1×1 kernel has nothing to split", "prune": "too wide", "channel": "too wide"}
+    assert reason_words(wide) == "no spatial: a 1×1 kernel has nothing to split; no prune, channel: too wide"
+    depthwise = dict.fromkeys(("spatial", "channel", "prune"), "depthwise convolution")
+    assert reason_words(depthwise) == "left alone: depthwise convolution" and reason_words({}) == ""
 
 
 def test_a_convolution_without_a_module_is_announced_as_left_alone():
