@@ -13,7 +13,6 @@ import torch
 from decomp.errors import TargetError, UsageError
 
 from ...data.formats.digests import digest_file
-from ...data.sources import open_source
 from ..console import parse
 from ..console.program import program
 from ..console.reporter import Reporter
@@ -25,6 +24,7 @@ from ..measure.held_out_loss import HeldOutImages, HeldOutLoss, held_out_loss, i
 from ..run import loading
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
+from ..run.images import open_images
 from ..stages.decompose import DecomposeResult, decompose
 from ..stages.freeze import draw_images
 from ..training.hold_out import hold_out
@@ -247,8 +247,8 @@ def _held_out(base: RunDirectory) -> HeldOutImages:
     loading.require_whole(base)
     frozen, _ = loading.open_frozen(base)
     with frozen:
-        n_fit, shape = fitted_images(frozen), frozen.input_shape
-    source = open_source(options.data, input_shape=shape, skip_bad=options.skip_bad)
+        n_fit = fitted_images(frozen)
+    source = open_images(base)
     fitted = draw_images(source, options.n_images, options.seed)[:n_fit]
     _, unseen = hold_out(len(source.train), options.seed)
     return HeldOutImages(source.train, images_outside_fits(len(source.train), fitted, unseen), options.data)
