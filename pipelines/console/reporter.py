@@ -167,9 +167,9 @@ class Reporter:
         self._work = Work(work)
 
     def time_left(self) -> str:
-        """The time left of all expected steps as ``', about 3 min left'``; empty where it is not known."""
+        """The time left of all expected steps as ``', about 3 min left'``; empty where it is short or not known."""
         left = None if self._work is None else self._work.seconds_left()
-        return "" if left is None else f", {rough_time(left)} left"
+        return "" if left is None or left < SILENCE else f", {rough_time(left)} left"
 
     @contextmanager
     def progress(

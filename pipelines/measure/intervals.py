@@ -67,3 +67,12 @@ def share_words(share: float, n: int) -> str:
     # No more digits than the interval justifies.
     digits = 2 if high - low < 0.01 else 1 if high - low < 0.2 else 0
     return f"{100 * share:.{digits}f} % (95 % interval {100 * low:.{digits}f} to {100 * high:.{digits}f})"
+
+
+def short_share(share: float, n: int) -> str:
+    """The same for tables and lines with several of them: ``93.6 % (91.9–95.0)``; without `n`, the share alone."""
+    if n < 1:
+        return f"{100 * share:.1f} %"
+    low, high = wilson(round(share * n), n)
+    digits = 2 if high - low < 0.01 else 1 if high - low < 0.2 else 0
+    return f"{100 * share:.{digits}f} % ({100 * low:.{digits}f}–{100 * high:.{digits}f})"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from decomp.errors import FileError
+from decomp.errors import FileError, NumericalError
 
 from ...data.formats.digests import digest_file
 from ...data.formats.network_file import read_structure
@@ -18,6 +18,7 @@ from ..console.options import FinetuneOptions
 from ..console.program import program
 from ..console.reporter import Reporter
 from ..measure.devices import pick_device
+from ..measure.intervals import short_share
 from ..run.conditions import no_decomposed_network, require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import load_network, require_whole, warn_of_other_versions
@@ -31,6 +32,7 @@ from ..training.recipe import Recipe
 from ..training.tasks import CalibrationTask, LabelledTask, TrainingTask
 
 WARMUP_EPOCHS = 0.5
+DEFAULT_RATE = FinetuneOptions.learning_rate
 CLIP_NORM = 1.0
 
 
@@ -57,8 +59,12 @@ class FinetuneResult:
         f, best = self.facts, self.run.finetune_dir / "best"
         if self.done_before:
             return [f"{best}: already fine-tuned with these options, nothing to do"]
-        form = "{:.2%}" if f["metric"] == "validation accuracy" else "{:.4g}"
-        change = f"{form.format(f['before'])} before, {form.format(f['after'])} after epoch {f['best_epoch']}"
+
+        def shown(value: float) -> str:
+            accuracy = f["metric"].endswith("accuracy")
+            return short_share(value, f["n_validation"]) if accuracy else f"{value:.3g}"
+
+        change = f"{shown(f['before'])} before, {shown(f['after'])} after epoch {f['best_epoch']}"
         lines = [f"{f['metric']} on {f['n_validation']:,} held-out images: {change}"]
         if f["best_epoch"] == 0:
             lines.append("no epoch improved the network, so the one before fine-tuning is kept as best")
@@ -105,7 +111,7 @@ def finetune(
     UsageError
         An option is out of range, the network was fine-tuned with other options before, or the images have no labels.
     NumericalError
-        The loss became NaN or Inf.
+        The loss became NaN or infinite, or the training diverges; the best network so far is kept.
 
     Notes
     -----
@@ -182,26 +188,39 @@ def _finetune(
     writer, events = NetworkWriter(run, network_digest, network, batchnorm_paths), _event_writer(run, reporter)
     if options.labels == "none":
         disable_dropout(network)  # not in the files, whose network the writer has copied
-    training = fit(
-        network,
-        recipe,
-        stage="finetune",
-        n_images=len(task.train),
-        batches=task.batches,
-        loss=loss_for(options.labels, options.distill, original),
-        validate=lambda network: task.validate(network, original, device),
-        checkpoint=checkpoint_file(run),
-        identity={**options.to_json(), "network": network_digest, "normalised": batchnorm_paths},
-        hooks=[Hooks(after_save=writer), *([] if events is None else [Hooks(after_save=events)])],
-        device=device,
-        reporter=reporter,
-    )
+    try:
+        training = fit(
+            network,
+            recipe,
+            stage="finetune",
+            n_images=len(task.train),
+            batches=task.batches,
+            loss=loss_for(options.labels, options.distill, original),
+            validate=lambda network: task.validate(network, original, device),
+            n_validation=len(task.held_out),
+            checkpoint=checkpoint_file(run),
+            start_over="give --redo",
+            identity={**options.to_json(), "network": network_digest, "normalised": batchnorm_paths},
+            hooks=[Hooks(after_save=writer), *([] if events is None else [Hooks(after_save=events)])],
+            device=device,
+            reporter=reporter,
+        )
+    except NumericalError as error:
+        raise _stopped(error, run, options) from error
     if events is not None:
         events.close()
     facts = _facts(task, training)
     run.update_config("finetune", {"asked": options.to_json(), "network": network_digest, "facts": facts})
     checkpoint_file(run).unlink(missing_ok=True)
     return FinetuneResult(run, facts)
+
+
+def _stopped(error: NumericalError, run: RunDirectory, options: FinetuneOptions) -> NumericalError:
+    """The error of a training that diverged, with the network that is kept and the command line that goes on."""
+    best, rate = run.finetune_dir / "best", options.learning_rate
+    kept = f"the best network so far is in {best}; " if (best / "structure.json").is_file() else ""
+    lower = DEFAULT_RATE if rate > DEFAULT_RATE else rate / 10
+    return NumericalError(error.thing, error.rule, error.got, f"{kept}begin again with --lr {lower:g} --redo")
 
 
 def _insert_batchnorm(

@@ -98,7 +98,7 @@ def train(
         The source has no labels, an option is out of its range, or the file has weights that were trained with other
         options.
     NumericalError
-        The loss became NaN or Inf.
+        The loss became NaN or infinite, or the training diverges.
     """
     reporter = reporter or Reporter()
     options = TrainOptions(
@@ -192,8 +192,10 @@ def _fit(
         batches=lambda order, size, augment: source.train.batches(trained_on[order], size, augment_seed=augment),
         loss=classification_loss,
         validate=validate,
+        n_validation=len(held_out),
         keep_best=False,
         checkpoint=checkpoint,
+        start_over=f"remove {checkpoint}",
         identity=identity,
         device=device,
         reporter=reporter,

@@ -18,8 +18,8 @@ from .hooks import Hooks, hook_states, load_hook_states
 if TYPE_CHECKING:
     from .loop import Training
 
-VERSION = 3
-_KEYS = {"version", "digest", "identity", "module", "optimizers", "hooks", "epoch", "history", "best"}
+VERSION = 4
+_KEYS = {"version", "digest", "identity", "module", "optimizers", "hooks", "epoch", "history", "best", "first_loss"}
 #: Longer values are left out of messages.
 _LONGEST_VALUE = 60
 
@@ -44,13 +44,20 @@ def save(training: Training, path: str | Path, identity: Mapping[str, Any], hook
         "epoch": training.epoch,
         "history": training.history,
         "best": [training.best_epoch, training.best_score, training.best_state],
+        "first_loss": training.first_loss,
     }
     with commit(Path(path)) as part:
         torch.save({**content, "digest": digest(content)}, part)
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, start_over: str = "remove it") -> dict[str, Any]:
     """Read a checkpoint without running code from it.
+
+    Parameters
+    ----------
+    path : path
+    start_over : str
+        The way to train anew, for messages.
 
     Raises
     ------
@@ -58,7 +65,7 @@ def read(path: str | Path) -> dict[str, Any]:
         The file is not a checkpoint, holds Python objects beside tensors and plain values, is damaged, or is of another
         version.
     """
-    fix = "remove it, or give --redo, to train anew"
+    fix = f"{start_over} to train anew"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds on foreign bytes
@@ -77,7 +84,13 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def restore(training: Training, path: str | Path, identity: Mapping[str, Any], hooks: Iterable[Hooks] = ()) -> None:
+def restore(
+    training: Training,
+    path: str | Path,
+    identity: Mapping[str, Any],
+    hooks: Iterable[Hooks] = (),
+    start_over: str = "remove it",
+) -> None:
     """Put the state in a file into a training and its hooks, which must be those that were saved.
 
     Raises
@@ -85,20 +98,23 @@ def restore(training: Training, path: str | Path, identity: Mapping[str, Any], h
     FileError
         As `read`; or the file belongs to another training, or to another network.
     """
-    content = read(path)
-    _require_same(path, content["identity"], identity)
+    content = read(path, start_over)
+    _require_same(path, content["identity"], identity, start_over)
     try:
         training.module.load_state_dict(content["module"])
         for kind, optimizer in training.optimizers.items():
             optimizer.load_state_dict(content["optimizers"][kind])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise FileError(path, "does not fit the network that is to be trained", fix="start it over") from error
+        raise FileError(
+            path, "does not fit the network that is to be trained", fix=f"{start_over} to train anew"
+        ) from error
     load_hook_states(hooks, content["hooks"])
     training.epoch, training.history = content["epoch"], content["history"]
+    training.first_loss = content["first_loss"]
     training.best_epoch, training.best_score, training.best_state = content["best"]
 
 
-def _require_same(path: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _require_same(path: str | Path, before: Mapping[str, Any], now: Mapping[str, Any], start_over: str) -> None:
     differences = []
     for key in sorted({*now, *before}):
         if now.get(key) != before.get(key):
@@ -106,7 +122,7 @@ def _require_same(path: str | Path, before: Mapping[str, Any], now: Mapping[str,
             differences.append(key.replace("_", " ") + (values if len(values) <= _LONGEST_VALUE else ""))
     if differences:
         rule = f"belongs to another training: {', '.join(differences)}"
-        raise FileError(path, rule, fix="give the same options, or start it over")
+        raise FileError(path, rule, fix=f"give the same options, or {start_over} to train anew")
 
 
 def digest(value: Any) -> str:

@@ -24,6 +24,7 @@ from ..console.progress import Progress
 from ..console.reporter import Reporter
 from ..measure.devices import autocast, pick_device, to_device
 from . import checkpoints
+from .epochs import divergence, epoch_words
 from .hooks import Hooks, call_hooks, state_names
 from .optimizers import Optimizers, buffers_of, group_parameters, make_optimizers, named_groups, set_learning_rates
 from .recipe import BIASES, WEIGHTS, Recipe
@@ -53,6 +54,8 @@ class Training:
         step), ``seconds``, whatever ``validate`` returned, and ``learning_rate_NAME`` for groups of the recipe.
     best_epoch, best_score, best_state
         Of the highest ``score`` so far; epoch and state are None where none is kept.
+    first_loss : float or None
+        Loss of the very first step.
     stopped : bool
         Set by a hook before an epoch that shall not run.
     """
@@ -65,6 +68,7 @@ class Training:
     best_epoch: int | None = None
     best_score: float = -math.inf
     best_state: dict[str, torch.Tensor] | None = None
+    first_loss: float | None = None
     stopped: bool = False
 
     def group(self, name: str) -> dict[str, Any]:
@@ -92,6 +96,7 @@ class _Inputs:
     batches: Batches
     loss: Loss
     validate: Validate | None
+    n_validation: int
     keep_best: bool
     hooks: tuple[Hooks, ...]
     device: torch.device
@@ -107,8 +112,10 @@ def fit(
     batches: Batches,
     loss: Loss,
     validate: Validate | None = None,
+    n_validation: int = 0,
     keep_best: bool = True,
     checkpoint: str | Path | None = None,
+    start_over: str = "remove it",
     identity: Mapping[str, Any] | None = None,
     hooks: Iterable[Hooks] = (),
     device: str | torch.device = "cpu",
@@ -132,11 +139,15 @@ def fit(
         ``loss(module, images, labels)`` returns a scalar tensor; called in training mode under autocast.
     validate : callable, optional
         ``validate(module)`` returns a dict of numbers. Called in eval mode before the first epoch and after each.
+    n_validation : int
+        Images that `validate` counts accuracies on, for their intervals.
     keep_best : bool
         Keep a copy of the weights with the highest ``score`` among the numbers of `validate`, of equal ones the
         earliest.
     checkpoint : path, optional
         File that is rewritten after each epoch and read at the start.
+    start_over : str
+        The way to train anew where the checkpoint cannot be used, for messages.
     identity : mapping, optional
         Plain values that a checkpoint must share with this call besides the recipe (digests, options).
     hooks : iterable of Hooks
@@ -152,22 +163,44 @@ def fit(
     UsageError
         The groups of the recipe do not fit the module's parameters, or two hooks name their state alike.
     NumericalError
-        A loss was NaN or Inf; names the epoch and the step.
+        A loss was NaN or Inf, or the training diverges (:func:`decomp.pipelines.training.epochs.divergence`); names
+        the epoch. The module then has the best weights so far, where these are kept, and the hooks have saved them.
     FileError
         The checkpoint is unreadable or belongs to another training.
     """
     hooks = tuple(hooks)
-    inputs = _Inputs(stage, n_images, batches, loss, validate, keep_best, hooks, pick_device(device), reporter)
+    inputs = _Inputs(
+        stage, n_images, batches, loss, validate, n_validation, keep_best, hooks, pick_device(device), reporter
+    )  # fmt: skip
     module.to(inputs.device).to(memory_format=torch.channels_last)
     training = Training(module, make_optimizers(module, recipe), recipe)
     identity = {**_identity(module, recipe, inputs), **(identity or {})}
     if checkpoint is not None and Path(checkpoint).exists():
-        checkpoints.restore(training, checkpoint, identity, hooks)
+        checkpoints.restore(training, checkpoint, identity, hooks, start_over)
         if reporter is not None:
             reporter.step(f"resuming after epoch {training.epoch} of {recipe.epochs}")
         call_hooks(hooks, "after_save", training)
     elif validate is not None:
         _record(training, inputs, {"loss": None, "learning_rate": None}, started=time.perf_counter())
+    if reporter is not None:
+        reporter.expect({_label(epoch, recipe): 1.0 for epoch in range(training.epoch, recipe.epochs)})
+    try:
+        _train(training, inputs, checkpoint, identity)
+    except NumericalError as error:
+        if training.best_state is not None:
+            module.load_state_dict(training.best_state)
+            call_hooks(hooks, "after_save", training)
+        fix = f"lower the learning rate (now {recipe.learning_rate:g})"
+        fix += f" and {start_over}" if checkpoint is not None and Path(checkpoint).exists() else ""
+        raise NumericalError(error.thing, error.rule, error.got, fix) from error
+    module.to(memory_format=torch.contiguous_format)
+    module.eval()
+    return training
+
+
+def _train(training: Training, inputs: _Inputs, checkpoint: str | Path | None, identity: Mapping[str, Any]) -> None:
+    """Train until the last epoch, until a hook stops it, or until it diverges."""
+    recipe, reporter, hooks = training.recipe, inputs.reporter, inputs.hooks
     while training.epoch < recipe.epochs:
         started = time.perf_counter()
         call_hooks(hooks, "before_epoch", training)
@@ -177,24 +210,20 @@ def fit(
         training.epoch += 1
         call_hooks(hooks, "after_epoch", training)
         _record(training, inputs, line, started)
+        if reporter is not None:
+            line = training.history[-1]
+            words = epoch_words(line, inputs.n_validation)
+            reporter.step(f"{_label(training.epoch - 1, recipe)}: {words}{reporter.time_left()}", **line)
+        assert training.first_loss is not None
+        if sign := divergence(training.history, training.first_loss, inputs.n_validation):
+            raise NumericalError(f"epoch {training.epoch}", f"the training diverges: {sign}")
         if checkpoint is not None:
             checkpoints.save(training, checkpoint, identity, hooks)
         call_hooks(hooks, "after_save", training)
-        if reporter is not None:
-            line = training.history[-1]
-            reporter.step(f"epoch {training.epoch} of {recipe.epochs}: {describe(line)}", **line)
-    module.to(memory_format=torch.contiguous_format)
-    module.eval()
-    return training
 
 
-def describe(line: Mapping[str, Any]) -> str:
-    """One line of the history in words."""
-    parts = []
-    for key, value in line.items():
-        if key not in ("epoch", "score") and value is not None:
-            parts.append(f"{key.replace('_', ' ')} {value:.4g}")
-    return ", ".join(parts)
+def _label(epoch: int, recipe: Recipe) -> str:
+    return f"epoch {epoch + 1} of {recipe.epochs}"
 
 
 def copy_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -226,7 +255,7 @@ def _train_epoch(training: Training, inputs: _Inputs) -> dict[str, Any]:
     order = torch.randperm(inputs.n_images, generator=seeds.generator(recipe.seed, stage, "order", epoch))
     order = order[: steps * recipe.batch_size]
     augment_seed = seeds.derive_seed(recipe.seed, stage, "augment", epoch)
-    losses = _EpochLosses(epoch, recipe)
+    losses = _EpochLosses(epoch)
     module.train()
     with _seeded(seeds.derive_seed(recipe.seed, stage, "dropout", epoch), device), _bar(training, inputs, order) as bar:
         for step, (images, labels) in enumerate(inputs.batches(order, recipe.batch_size, augment_seed)):
@@ -247,7 +276,9 @@ def _train_epoch(training: Training, inputs: _Inputs) -> dict[str, Any]:
             losses.add(value.detach())
             if bar is not None:
                 bar.update(len(images))
-    return {"loss": losses.mean(), **_learning_rates(training)}
+    mean = losses.mean()
+    training.first_loss = losses.first if training.first_loss is None else training.first_loss
+    return {"loss": mean, **_learning_rates(training)}
 
 
 def _learning_rates(training: Training) -> dict[str, float]:
@@ -263,17 +294,17 @@ def _bar(training: Training, inputs: _Inputs, order: torch.Tensor) -> AbstractCo
     """The progress bar of an epoch; None inside where nothing is reported."""
     if inputs.reporter is None:
         return nullcontext()
-    label = f"epoch {training.epoch + 1} of {training.recipe.epochs}"
-    return inputs.reporter.progress(len(order), label, "images")
+    return inputs.reporter.progress(len(order), _label(training.epoch, training.recipe), "images", summary=False)
 
 
 class _EpochLosses:
     """Mean loss of an epoch; raises at the first NaN or Inf."""
 
-    def __init__(self, epoch: int, recipe: Recipe) -> None:
-        self.epoch, self.recipe = epoch, recipe
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
         self.pending: list[torch.Tensor] = []
         self.total, self.count = 0.0, 0
+        self.first: float | None = None
 
     def add(self, value: torch.Tensor) -> None:
         self.pending.append(value)
@@ -295,8 +326,8 @@ class _EpochLosses:
                 f"epoch {self.epoch + 1}, step {self.count + first + 1}",
                 "the loss must be finite",
                 got=float(values[first]),
-                fix=f"lower the learning rate (now {self.recipe.learning_rate:g})",
             )
+        self.first = float(values[0]) if self.first is None else self.first
         self.total += float(values.sum())
         self.count += len(self.pending)
         self.pending = []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from decomp.pipelines.measure.intervals import paired_difference, share_words, wilson
+from decomp.pipelines.measure.intervals import paired_difference, share_words, short_share, wilson
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 6), (6, 6), (1, 10), (81, 263), (15, 148), (4700, 5000)])
@@ -37,3 +37,18 @@ def test_words_have_as_many_digits_as_the_images_justify():
     assert share_words(1.0, 6) == "100 % (95 % interval 61 to 100)"
     assert share_words(0.936, 500).startswith("93.6 % (95 % interval 91.1 to 95.4")
     assert share_words(0.9431, 10000) == "94.31 % (95 % interval 93.84 to 94.75)"
+
+
+@pytest.mark.parametrize(
+    "count, n, text",
+    [(6, 6, "100 % (61–100)"), (448, 450, "99.6 % (98.4–99.9)"), (9431, 10_000, "94.31 % (93.84–94.75)")],
+)
+def test_the_short_form_has_the_same_numbers(count, n, text):
+    assert short_share(count / n, n) == text
+    bounds = share_words(count / n, n)
+    numbers = text.replace("–", " ").replace("(", " ").replace(")", " ").replace("%", " ").split()
+    assert len(numbers) == 3 and all(number in bounds for number in numbers)
+
+
+def test_a_share_of_an_unknown_number_of_images_stands_alone():
+    assert short_share(0.5, 0) == "50.0 %"

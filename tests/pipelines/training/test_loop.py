@@ -8,7 +8,7 @@ from torch import nn
 
 from decomp.errors import NumericalError
 from decomp.pipelines.training.hooks import Hooks
-from decomp.pipelines.training.loop import copy_state, describe, fit
+from decomp.pipelines.training.loop import copy_state, fit
 from decomp.pipelines.training.recipe import Recipe
 from tests.pipelines.training.small_training import (
     Blobs,
@@ -200,6 +200,42 @@ def test_frozen_parameters_stay_and_the_network_comes_back_as_it_was_laid_out():
     assert all(p.is_contiguous() for p in net.parameters())
 
 
-def test_a_line_of_the_history_is_put_in_words_without_the_score_and_what_is_missing():
-    line = {"epoch": 3, "loss": 0.123456, "learning_rate": None, "validation_accuracy": 0.75, "score": 0.7}
-    assert describe(line) == "loss 0.1235, validation accuracy 0.75"
+def exploding(first=0.5, epoch=2, factor=100.0):
+    """A loss that is `factor` times the first one from an epoch on; epochs have five steps."""
+    steps = []
+
+    def loss(module, images, labels):
+        steps.append(1)
+        wanted = first * (factor if len(steps) > 5 * (epoch - 1) else 1)
+        value = cross_entropy(module, images, labels)
+        return value * (wanted / value.detach())
+
+    return loss
+
+
+def test_a_diverging_training_is_stopped_with_the_best_weights_and_its_hooks_save_them(tmp_path):
+    net, data, saved, checkpoint = small_net(), Blobs(), [], tmp_path / "last.pt"
+    save = Hooks(after_save=lambda training: saved.append((training.epoch, copy_state(training.module))))
+    with pytest.raises(NumericalError) as caught:
+        train(
+            net, data, Recipe(epochs=4, learning_rate=0.01, batch_size=8), loss=exploding(), hooks=[save],
+            validate=validation(data), checkpoint=checkpoint, start_over="give --redo",
+        )  # fmt: skip
+    assert str(caught.value) == (
+        "epoch 2: the training diverges: its mean loss is 50, that of its first step was 0.5; "
+        "lower the learning rate (now 0.01) and give --redo."
+    )
+    assert [epoch for epoch, _ in saved] == [1, 2]
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+    assert_same(saved[1][1], saved[0][1])  # the first epoch is the best one: what the second did is gone
+    assert_same(net.state_dict(), saved[1][1])
+
+
+def test_the_first_loss_is_that_of_the_first_step_also_after_a_resume(tmp_path):
+    checkpoint = tmp_path / "last.pt"
+    with pytest.raises(Interrupted):
+        train(small_net(), loss=exploding(epoch=9), checkpoint=checkpoint, hooks=[stop_after(1)])
+    with pytest.raises(NumericalError, match=r"epoch 2: .* first step was 0.5; lower the learning rate \(now 0.1\) and"):
+        train(small_net(), loss=exploding(epoch=1), checkpoint=checkpoint)
+    with pytest.raises(NumericalError, match=r"epoch 1, step 1: .*lower the learning rate \(now 0.1\)\.$"):
+        train(small_net(), loss=lambda *_: cross_entropy(*_) * math.nan)
