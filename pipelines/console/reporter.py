@@ -156,8 +156,8 @@ class Reporter:
         """Begin a part of the stage: a line with its number, and the time left of all parts where that is known."""
         self._phase = name
         left = self.time_left()
-        number = f"{self._phases.index(name) + 1} of {len(self._phases)}: " if name in self._phases else ""
-        self.step(f"{self._stage} {number}{name}{left}", event="phase")
+        number = f" {self._phases.index(name) + 1} of {len(self._phases)}" if name in self._phases else ""
+        self.step(f"{self._stage}{number}: {name}{left}", event="phase")
 
     def expect(self, work: Mapping[str, float]) -> None:
         """Name the long steps that follow, by the labels of their progress, with their weights.

@@ -74,5 +74,5 @@ def short_share(share: float, n: int) -> str:
     if n < 1:
         return f"{100 * share:.1f} %"
     low, high = wilson(round(share * n), n)
-    digits = 2 if high - low < 0.01 else 1 if high - low < 0.2 else 0
+    digits = 2 if high - low < 0.004 else 1 if high - low < 0.2 else 0
     return f"{100 * share:.{digits}f} % ({100 * low:.{digits}f}–{100 * high:.{digits}f})"

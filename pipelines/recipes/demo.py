@@ -6,16 +6,19 @@ Also the shortest example of calling the stages from Python.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..console.program import program
 from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
 from ..stages.decompose import decompose
 from ..stages.evaluate import EvaluationResult, evaluate
 from ..stages.finetune import finetune
 from ..stages.freeze import freeze
+from ..stages.report import ReportResult, report
 
 MODEL, DATA, SPEEDUP, EPOCHS = "zoo:vgg-digits", "digits", 4.0, 3
 
@@ -30,20 +33,22 @@ class Result(Protocol):
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Result of the demo: the table of `evaluate`, and its run directory."""
+    """Result of the demo: the table of `evaluate`, its run directory and its report."""
 
     run: RunDirectory
     evaluation: EvaluationResult
+    report: ReportResult
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
-        yield from self.evaluation.lines()
+        yield from (line for line in self.evaluation.lines() if not line.startswith(("next:", "  or:")))
         yield f"the fine-tuned network: decomp.load({str(self.run.finetune_dir / 'best')!r})"
-        yield f"all of its files: {self.run.path}"
+        yield f"all of its files: {self.run.path}; `{program()} status --run {shlex.quote(str(self.run))}` lists them"
+        yield f"next: open {os.path.abspath(self.report.html)} in a browser"
 
 
 def demo(run: str | os.PathLike[str] = "runs/demo", *, reporter: Reporter | None = None) -> DemoResult:
-    """Freeze, decompose, fine-tune and evaluate; finished stages are not repeated.
+    """Freeze, decompose, fine-tune, evaluate and report; finished stages are not repeated.
 
     Parameters
     ----------
@@ -55,14 +60,16 @@ def demo(run: str | os.PathLike[str] = "runs/demo", *, reporter: Reporter | None
     DemoResult
     """
     reporter, directory = reporter or Reporter(), RunDirectory(run)
-    reporter.step(f"1 of 4: freeze {MODEL} on {DATA}")
+    reporter.step(f"demo 1 of 5: freeze {MODEL} on {DATA}")
     _report(freeze(directory, model=MODEL, data=DATA, reporter=reporter), reporter)
-    reporter.step(f"2 of 4: decompose, {SPEEDUP:g} times cheaper")
+    reporter.step(f"demo 2 of 5: decompose, {SPEEDUP:g} times cheaper")
     _report(decompose(directory, speedup=SPEEDUP, reporter=reporter), reporter)
-    reporter.step(f"3 of 4: finetune, {EPOCHS} epochs")
+    reporter.step(f"demo 3 of 5: finetune, {EPOCHS} epochs")
     _report(finetune(directory, epochs=EPOCHS, reporter=reporter), reporter)
-    reporter.step("4 of 4: evaluate on the test images")
-    return DemoResult(directory, evaluate(directory, reporter=reporter))
+    reporter.step("demo 4 of 5: evaluate on the test images")
+    evaluation = evaluate(directory, reporter=reporter)
+    reporter.step("demo 5 of 5: report")
+    return DemoResult(directory, evaluation, report(directory, reporter=reporter))
 
 
 def _report(result: Result, reporter: Reporter) -> None:

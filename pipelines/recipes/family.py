@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from decomp.errors import UsageError
 
 from ..console import parse
-from ..console.program import program
+from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..decomposition.make_plan import decompose_options, require_reachable
@@ -29,7 +30,9 @@ class FamilyResult:
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines: a table."""
         if any(member.facts.get("plan_only") for member in self.members):
-            yield from (f"plan in {member.run.plan_json}" for member in self.members)
+            for member in self.members:
+                yield f"plan: {member.run.plan_json}, which can be edited"
+                yield f"next: {program()} {member.facts['again']}"
             return
         rows = [["run", "target", "MACs", "counted", "parameters", "KL divergence", "agreement"]]
         for member in self.members:
@@ -45,7 +48,11 @@ class FamilyResult:
             rows[0].append("measured")
         yield from text_table(rows).split("\n")
         yield "divergence and agreement: to the original, on held-out calibration images"
-        yield f"next: {program()} finetune --run {self.members[0].run}, and so for each"
+        runs = " ".join(shlex.quote(str(member.run)) for member in self.members)
+        yield "to compare them, evaluate each and then all:"
+        for member in self.members:
+            yield f"next: {command_line('evaluate', member.run)}"
+        yield f"next: {program()} compare {runs}"
 
 
 def family(

@@ -14,7 +14,7 @@ from decomp.errors import TargetError, UsageError
 
 from ...data.formats.digests import digest_file
 from ..console import parse
-from ..console.program import program
+from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..decomposition.gather import fitted_images
@@ -116,7 +116,7 @@ class BudgetResult:
                 f"not sure: a loss of up to {100 * best.loss.high:.2f} % agrees with these {best.loss.n_images:,} "
                 "images; a smaller budget or more images make sure"
             )
-        yield f"next: {program()} finetune --run {best.result.run}"
+        yield f"next: {command_line('finetune', best.result.run)}"
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""

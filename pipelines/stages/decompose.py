@@ -22,7 +22,7 @@ from ...data.formats.json_files import write_json
 from ..console import parse
 from ..console.layer_table import excluded_lines, layer_lines, layer_rows, table_lines
 from ..console.options import DecomposeOptions
-from ..console.program import program
+from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..decomposition.gather import ProblemGatherer, fitted_images
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
@@ -63,11 +63,8 @@ class DecomposeResult:
         """Human-readable summary lines."""
         f = self.facts
         if f.get("plan_only"):
-            return [
-                *table_lines(f["table"]),
-                f"plan: {self.run.plan_json}, which can be edited",
-                f"next: {program()} {f['again']}",
-            ]
+            table, plan = table_lines(f["table"]), f"plan: {self.run.plan_json}, which can be edited"
+            return [*table, plan, f"next: {program()} {f['again']}"]
         if self.done_before:
             first = f"{self.run.model_dir}: already decomposed at {f['asked']['speedup']:g}x, nothing to do"
         else:
@@ -91,7 +88,8 @@ class DecomposeResult:
                 f"next: decomp.load({str(self.run.model_dir)!r}, into=model) puts {f['part']} back into its model"
             )
         else:
-            lines.append(f"next: {program()} finetune --run {self.run.path}")
+            labelled = ((self.run.config("freeze") or {}).get("source") or {}).get("labelled", True)
+            lines.append(f"next: {command_line('finetune', self.run.path, '' if labelled else '--labels none')}")
         return lines
 
 

@@ -24,11 +24,13 @@ from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json, write_json
 from ...data.splits import Split
 from ..console.options import EvaluateOptions
+from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..measure.accuracy import check_labels, logits_of
 from ..measure.class_counts import ClassCounts
 from ..measure.devices import pick_device
+from ..measure.intervals import short_share
 from ..run import loading
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
@@ -80,6 +82,7 @@ class EvaluationResult:
     classes : dict
         Correct images of each class, see :meth:`decomp.pipelines.measure.class_counts.ClassCounts.to_json`; empty
         without labels.
+    run : RunDirectory, optional
     done_before : bool
         The report existed already, of the same networks under the same conditions.
     """
@@ -88,13 +91,15 @@ class EvaluationResult:
     conditions: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     classes: dict[str, Any] = field(default_factory=dict)
+    run: RunDirectory | None = None
     done_before: bool = False
 
     def table(self) -> str:
         """The table as text."""
         rows = [["network", "top-1", "top-5", "MACs", "parameters", "latency", "counted", "measured"]]
         for row in self.rows:
-            shares = ["-" if value is None else f"{value:.2%}" for value in (row.top1, row.top5)]
+            n_images = self.conditions["n_images"]
+            shares = ["-" if value is None else short_share(value, n_images) for value in (row.top1, row.top5)]
             sizes = [f"{row.macs / 1e6:,.2f} M", f"{row.params / 1e6:,.3f} M", f"{row.latency_ms:,.2f} ms"]
             rows.append([row.network, *shares, *sizes, f"{row.counted_speedup:.2f}x", f"{row.measured_speedup:.2f}x"])
         return text_table(rows)
@@ -103,7 +108,11 @@ class EvaluationResult:
         """Human-readable summary lines."""
         c = self.conditions
         yield from self.table().split("\n")
-        tested = f"top-1 and top-5 on {c['n_images']:,} test images of {c['data']}; " if c["n_images"] else ""
+        tested = (
+            f"top-1 and top-5 with 95 % intervals, on {c['n_images']:,} test images of {c['data']}; "
+            if c["n_images"]
+            else ""
+        )
         yield (
             f"{tested}latency: median of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, float32, "
             f"{c['layout']}, {c['device']}{_threads(c)}; speed-ups are relative to the original"
@@ -111,6 +120,11 @@ class EvaluationResult:
         yield from self.notes
         if self.done_before:
             yield "measured earlier; use --redo to measure again"
+        if self.run is not None and len(self.rows) > 1:
+            yield f"next: {command_line('report', self.run)}"
+            yield f"  or: {command_line('export', self.run)}"
+        elif self.run is not None:
+            yield f"next: {command_line('decompose', self.run, '--speedup 4x')}"
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -192,10 +206,11 @@ def evaluate(
         conditions = {
             "batch_size": options.batch_size, "layout": options.layout, "device": device_name(target),
             "threads": identity["threads"], "rounds": len(times["original"]), "data": data,
-            "n_images": 0 if test is None else len(test), "versions": identity["versions"],
+            "n_images": 0 if test is None else len(test),
+            "test_digest": None if test is None else test.digest(), "versions": identity["versions"],
         }  # fmt: skip
         notes += _missing(run, paths) + _unsteady(rows)
-        result = EvaluationResult(rows, conditions, notes, counts.to_json())
+        result = EvaluationResult(rows, conditions, notes, counts.to_json(), run)
         write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
         return result
 
@@ -283,7 +298,7 @@ def _measured_before(run: RunDirectory, identity: Mapping[str, Any]) -> Evaluati
             return None
         rows = [Row(**{**row, "latency_quartiles_ms": tuple(row["latency_quartiles_ms"])}) for row in report["rows"]]
         classes = report.get("classes") or {}  # reports of earlier versions have none
-        return EvaluationResult(rows, report["conditions"], report["notes"], classes, done_before=True)
+        return EvaluationResult(rows, report["conditions"], report["notes"], classes, run, done_before=True)
     except (FileError, KeyError, TypeError):
         return None  # no report, or one that cannot be used: it is made anew
 

@@ -34,13 +34,21 @@ from ..console.options import formats as checked_formats
 from ..console.reporter import Reporter
 from ..run import loading
 from ..run.directory import RunDirectory
-from ..run.networks import find_network
+from ..run.networks import NETWORKS, find_network
 from ..run.record import library_versions
 
 #: Largest difference to the module's outputs, relative to the largest of them.
 TOLERANCE = 1e-4
 #: Batch size of the traced example, and batch sizes with which the written file is checked.
 TRACED_BATCH, CHECKED_BATCHES = 3, (1, 5)
+#: Python code that loads a file of each format.
+LOADED_BY = {
+    "pt2": "torch.export.load({file!r}).module()",
+    "onnx": "onnxruntime.InferenceSession({file!r})",
+    "torchscript": "torch.jit.load({file!r})",
+    "state-dict": "decomp.load('{network}').load_state_dict(torch.load({file!r}, weights_only=True))",
+    "safetensors": "decomp.load('{network}').load_state_dict(safetensors.torch.load_file({file!r}))",
+}
 EXTRA = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -81,6 +89,9 @@ class ExportResult:
             )
         batches = " and ".join(map(str, CHECKED_BATCHES))
         yield f"{self.network} network of {self.run}; each file checked on random inputs, batch sizes {batches}"
+        source = self.run.path / next(entry.folder for entry in NETWORKS if entry.name == self.network)
+        for item in self.exported:
+            yield f"next, in Python: {LOADED_BY[item.format].format(file=item.path, network=source)}"
 
 
 def export(

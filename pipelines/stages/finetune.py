@@ -15,7 +15,7 @@ from decomp.errors import FileError, NumericalError
 from ...data.formats.digests import digest_file
 from ...data.formats.network_file import read_structure
 from ..console.options import FinetuneOptions
-from ..console.program import program
+from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
@@ -57,8 +57,9 @@ class FinetuneResult:
     def lines(self) -> list[str]:
         """Human-readable summary lines."""
         f, best = self.facts, self.run.finetune_dir / "best"
+        following = f"next: {command_line('evaluate', self.run.path)}"
         if self.done_before:
-            return [f"{best}: already fine-tuned with these options, nothing to do"]
+            return [f"{best}: already fine-tuned with these options, nothing to do", following]
 
         def shown(value: float) -> str:
             accuracy = f["metric"].endswith("accuracy")
@@ -69,8 +70,7 @@ class FinetuneResult:
         if f["best_epoch"] == 0:
             lines.append("no epoch improved the network, so the one before fine-tuning is kept as best")
         lines.append(f"best network: {best}, last: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
-        lines.append(f"next: {program()} evaluate --run {self.run.path}")
-        return lines
+        return [*lines, following]
 
 
 def finetune(

@@ -31,8 +31,9 @@ from ...data.sources import open_source
 from ...data.splits import ImageSource
 from ..console import parse
 from ..console.options import LEAST_IMAGES, FreezeOptions
-from ..console.program import program
+from ..console.program import command_line
 from ..console.reporter import Reporter
+from ..console.words import counted
 from ..decomposition.memory import measure, set_limits
 from ..decomposition.record_responses import ResponseRecording
 from ..measure import sanity
@@ -41,6 +42,7 @@ from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
 
+OPEN, RECORD = PHASES = ("network and images", "recording of the outputs")
 FOLD_TOLERANCE = 1e-4
 
 
@@ -64,17 +66,21 @@ class FreezeResult:
     def lines(self) -> list[str]:
         """Human-readable summary lines."""
         if self.done_before:
-            return [f"{self.run.frozen}: already frozen, nothing to do"]
+            return [f"{self.run.frozen}: already frozen, nothing to do", self._next()]
         f = self.facts
         return [
-            f"{f['model']}: {f['n_convs']} convolutions and {f['n_linears']} linear layers, "
+            f"{f['model']}: {counted(f['n_convs'], 'convolution')} and {counted(f['n_linears'], 'linear layer')}, "
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
-            f"{f['n_folded']} batch normalisations folded; {f['n_images']:,} images × up to {f['n_points']} points",
+            f"{counted(f['n_folded'], 'batch normalisation')} folded into the layers before; "
+            f"{counted(f['n_images'], 'image')} × up to {counted(f['n_points'], 'point')}",
             *(sanity.lines(f["sanity"]) if "sanity" in f else []),
             *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),
             f"recorded outputs (frozen points): {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
-            f"next: {program()} decompose --run {self.run.path} --speedup 4x",
+            self._next(),
         ]
+
+    def _next(self) -> str:
+        return f"next: {command_line('decompose', self.run.path, '--speedup 4x')}"
 
 
 def freeze(
@@ -181,13 +187,14 @@ def freeze_once(
     UsageError
         The run was frozen with other options, weights or images.
     """
-    with reporter.stage("freeze"), ExitStack() as locked:
+    with reporter.stage("freeze", PHASES), ExitStack() as locked:
         if run.run_json.exists():
             run = RunDirectory.open(run)
             locked.enter_context(run.lock())
         else:
             run.check_free()
         before = _frozen_before(run, options)
+        reporter.phase(OPEN)
         loaded, source = open_inputs()
         if before is not None:
             _require_unchanged(run, before, loaded, source)
@@ -256,6 +263,8 @@ def freeze_loaded(
     }  # fmt: skip
     if loaded.dtype != torch.float32:
         meta["dtype"] = str(loaded.dtype).removeprefix("torch.")
+    reporter.phase(RECORD)
+    reporter.expect({"recording outputs": 1.0})
     recording = ResponseRecording(graph, options.n_points, options.seed, indices)
     check = sanity.Sanity()
     content = recording.write(run, meta, source, batch_size, pick_device(device), reporter, watch=check.add)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from decomp.surgery.batchnorm import fold_bn
 
 from ...data import models, sources
 from ...data.formats.atomic import commit
+from ...data.formats.paths import safe_name
 from ..console.options import FreezeOptions
+from ..console.program import command_line
 from ..reporting.graphviz import as_dot, draw, require_dot
 from ..run.loading import part_of
 
@@ -81,6 +84,8 @@ class InspectResult:
         yield ""
         yield from self._left_alone()
         yield from (f"written: {path}" for path in self.written)
+        if self.network.get("next"):
+            yield f"next: {self.network['next']}"
 
     def _left_alone(self) -> Iterator[str]:
         counts = {step: sum(step not in layer["left_alone"] for layer in self.layers) for step in STEPS}
@@ -171,8 +176,18 @@ def inspect(
         written.append(draw(png, drawn))
     facts = {"name": model + (f", {part}" if part else ""), "input_shape": list(shape), "macs": counted.macs,
              "params": counted.params, "branches": network.meta["branches"], "n_images": n_images}  # fmt: skip
+    facts["next"] = _next(model, data, part, leaves)
     layers = [_layer_facts(graph, layer, counted) for layer in graph.layers]
     return InspectResult(facts, layers, _space_facts(graph), _others(graph, counted, leaves), written)
+
+
+def _next(model: str, data: str | None, part: str | None, leaves: Sequence[str]) -> str | None:
+    """The command that freezes the network; None where no images are named."""
+    if data is None:
+        return None
+    options = ["--model", model, "--data", data, *(["--module", part] if part else [])]
+    options += [word for leaf in leaves for word in ("--leaf", leaf)]
+    return command_line("freeze", Path("runs", safe_name(model.rpartition(":")[2])), shlex.join(options))
 
 
 def _layer_facts(graph: NetworkGraph, layer: Layer, counted: Cost) -> dict[str, Any]:

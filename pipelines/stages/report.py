@@ -44,6 +44,7 @@ class ReportResult:
         yield f"{self.html}: {len(self.figures)} figures; each as PNG and its numbers as CSV in {self.folder}"
         for why, command in self.missing:
             yield f"missing: {why}; run: {command}"
+        yield f"next: open {os.path.abspath(self.html)} in a browser"
 
 
 def report(

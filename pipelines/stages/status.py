@@ -18,6 +18,8 @@ from ..run.directory import RunDirectory
 from ..run.networks import existing
 from ..run.record import read_log
 
+#: The end of the message of a fine-tuning that was stopped, as stages/finetune.py writes it.
+AGAIN = re.compile(r"begin again with (--lr \S+ --redo)")
 DONE, PARTLY, OPEN = "done", "partly", "not yet"
 
 
@@ -97,6 +99,8 @@ def status(run: str | os.PathLike[str] | RunDirectory, *, program: str = "decomp
         _decompose(run, config.get("decompose")),
         _finetune(run, config.get("finetune")),
         _evaluate(run),
+        _report(run),
+        _export(run),
     ]
     return StatusResult(str(run), stages, _next(run, stages, program), _files(run), run.current_owner())
 
@@ -153,10 +157,22 @@ def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
         kind = "without labels" if asked.get("labels") == "none" else "with labels"
         detail = f"{asked.get('epochs', '?')} epochs {kind}"
         if isinstance(facts.get("before"), float) and isinstance(facts.get("after"), float):
-            detail += f"; {facts.get('metric', 'score')} {facts['before']:.4g} before, {facts['after']:.4g} after"
+            percent = str(facts.get("metric")).endswith("accuracy")
+            before, after = (f"{100 * x:.1f} %" if percent else f"{x:.3g}" for x in (facts["before"], facts["after"]))
+            detail += f"; {facts.get('metric', 'score')} {before} before, {after} after"
         return StageStatus("finetune", DONE, detail)
+    if stopped := _diverged(run):
+        return StageStatus("finetune", PARTLY, stopped)
     epochs = _last_epoch(run)
     return StageStatus("finetune", OPEN) if epochs is None else StageStatus("finetune", PARTLY, epochs)
+
+
+def _diverged(run: RunDirectory) -> str | None:
+    """Why the last fine-tuning was stopped, where that ends with the options to begin it again with."""
+    events = [event for event in read_log(run.log) if event.get("stage") == "finetune"]
+    why = str(events[-1].get("message")).removeprefix("finetune stopped: ") if events else ""
+    again = AGAIN.search(why)
+    return f"{why.split(';')[0]}; {again[0]}" if again else None
 
 
 def _last_epoch(run: RunDirectory) -> str | None:
@@ -183,6 +199,21 @@ def _evaluate(run: RunDirectory) -> StageStatus:
     return StageStatus("evaluate", DONE, ", ".join(measured))
 
 
+def _report(run: RunDirectory) -> StageStatus:
+    if not run.report_html.is_file():
+        return StageStatus("report", OPEN)
+    made = run.report_html.stat().st_mtime_ns
+    sources = [network.path(run) / "structure.json" for network in existing(run)] + [run.report_json]
+    if any(path.is_file() and path.stat().st_mtime_ns > made for path in sources):
+        return StageStatus("report", PARTLY, "older than the results")
+    return StageStatus("report", DONE, str(run.report_html))
+
+
+def _export(run: RunDirectory) -> StageStatus:
+    files = sorted(path.name for path in run.export_dir.glob("*")) if run.export_dir.is_dir() else []
+    return StageStatus("export", DONE if files else OPEN, ", ".join(files))
+
+
 def _digest(network: Path) -> str | None:
     structure = network / "structure.json"
     return digest_file(structure) if structure.is_file() else None
@@ -193,6 +224,8 @@ def _next(run: RunDirectory, stages: Sequence[StageStatus], program: str) -> str
     stage = next((stage for stage in stages if stage.state != DONE), None)
     if stage is None:
         return None
+    if again := AGAIN.search(stage.detail):
+        return f"{program} finetune --run {shlex.quote(str(run))} {again[1]}"
     if stage.state == PARTLY and (command := _begun(run, stage.name)):
         redo = " --redo" if "--redo" in stage.detail and "--redo" not in command else ""
         return f"{program} {command}{redo}"
@@ -216,6 +249,8 @@ def _files(run: RunDirectory) -> list[tuple[str, str]]:
         (run.model_dir, "the decomposed network"),
         (run.finetune_dir / "best", "the fine-tuned network"),
         (run.report_json, "the table of evaluate"),
+        (run.report_html, "the report; open it in a browser"),
+        (run.export_dir, "the network for use without this package"),
         (run.log, "log of all steps"),
     ]
     return [(str(path), f"{what}{_size(path)}") for path, what in known if path.exists()]

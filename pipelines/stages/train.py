@@ -24,9 +24,11 @@ from ...data.formats.paths import safe_name
 from ...data.models import load_model
 from ...data.sources import ImageSource, open_source
 from ..console.options import TrainOptions
+from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..measure.accuracy import accuracy
 from ..measure.devices import pick_device
+from ..measure.intervals import short_share
 from ..run.record import library_versions
 from ..training.hold_out import hold_out
 from ..training.loop import Training, copy_state, fit
@@ -56,8 +58,11 @@ class TrainingResult:
             yield f"{self.weights} is already there, trained with these options; nothing to do"
         for name, value in self.record["accuracy"].items():
             if value is not None:
-                yield f"top-1 on the {name} images: {value:.2%}"
+                yield f"top-1 on the {name} images: {short_share(value, self.record['images'][name])}"
         yield f"weights: {self.weights} ({self.weights.stat().st_size / 2**20:.2f} MiB)"
+        model, data = (shlex.quote(self.record["options"][name]) for name in ("model", "data"))
+        options = f"--model {model} --weights {shlex.quote(str(self.weights))} --data {data}"
+        yield f"next: {command_line('freeze', Path('runs', self.weights.stem), options)}"
 
 
 def train(

@@ -85,6 +85,9 @@ class Watched:
     def has_labels(self):
         return self.labelled
 
+    def digest(self):
+        return self.split.digest()
+
     def batches(self, order, batch_size, *, augment_seed=None):
         assert not self.forbidden, "this split must not be read"
         self.seen.update((augment_seed is not None, index) for index in order.tolist())

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from decomp.pipelines.console.program import program
+from decomp.pipelines.console.program import command_line, program
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,9 @@ from decomp.pipelines.console.program import program
 def test_the_name_is_that_of_the_file_that_was_started(monkeypatch, started, name):
     monkeypatch.setattr(sys, "argv", [started, "status"])
     assert program() == name
+
+
+def test_a_command_on_a_run_can_be_typed_as_it_stands(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["decomp"])
+    assert command_line("evaluate", "runs/vgg") == "decomp evaluate --run runs/vgg"
+    assert command_line("finetune", "my run", "--lr 1") == "decomp finetune --run 'my run' --lr 1"

@@ -131,7 +131,7 @@ def test_a_stage_numbers_its_phases():
         reporter.phase("survey")
         reporter.phase("plan")
         reporter.phase("unannounced")
-    assert stream.getvalue() == "decompose 1 of 2: survey\ndecompose 2 of 2: plan\ndecompose unannounced\n"
+    assert stream.getvalue() == "decompose 1 of 2: survey\ndecompose 2 of 2: plan\ndecompose: unannounced\n"
 
 
 def test_a_phase_says_the_time_left_of_all_expected_steps(monkeypatch):

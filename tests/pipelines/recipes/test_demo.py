@@ -1,5 +1,7 @@
 """Demo: its stages in order, and the lines of its result."""
 
+from pathlib import Path
+
 from decomp.pipelines.recipes import demo as recipe
 from decomp.pipelines.recipes.demo import demo
 from tests.pipelines.digit_runs import Collected
@@ -12,6 +14,10 @@ class Result:
     def lines(self):
         return [f"{self.name} done", "next: another command"]
 
+    @property
+    def html(self):
+        return f"{self.name}.html"
+
 
 def test_the_stages_run_in_order_on_one_run_and_their_lines_are_reported(tmp_path, monkeypatch):
     calls = []
@@ -23,7 +29,7 @@ def test_the_stages_run_in_order_on_one_run_and_their_lines_are_reported(tmp_pat
 
         return call
 
-    for name in ("freeze", "decompose", "finetune", "evaluate"):
+    for name in ("freeze", "decompose", "finetune", "evaluate", "report"):
         monkeypatch.setattr(recipe, name, stage(name))
     reporter = Collected()
     lines = list(demo(tmp_path / "run", reporter=reporter).lines())
@@ -32,9 +38,12 @@ def test_the_stages_run_in_order_on_one_run_and_their_lines_are_reported(tmp_pat
         ("decompose", tmp_path / "run", {"speedup": 4.0}),
         ("finetune", tmp_path / "run", {"epochs": 3}),
         ("evaluate", tmp_path / "run", {}),
+        ("report", tmp_path / "run", {}),
     ]
     assert [line for line in reporter.messages if line.startswith("  ")] == [
         "  freeze done", "  decompose done", "  finetune done",
     ]  # fmt: skip
-    assert lines[0] == "evaluate done" and lines[-1] == f"all of its files: {tmp_path / 'run'}"
-    assert f"decomp.load({str(tmp_path / 'run' / 'finetune' / 'best')!r})" in lines[-2]
+    done, network, files, following = lines
+    assert done == "evaluate done" and files.startswith(f"all of its files: {tmp_path / 'run'}; `decomp status --run ")
+    assert f"decomp.load({str(tmp_path / 'run' / 'finetune' / 'best')!r})" in network
+    assert following == f"next: open {Path('report.html').absolute()} in a browser"

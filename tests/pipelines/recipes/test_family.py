@@ -46,6 +46,10 @@ def test_each_member_has_the_bytes_of_a_run_of_its_own_and_shares_points_and_cur
     lines = list(result.lines())
     assert lines[0].split()[:2] == ["run", "target"]
     assert [line.split()[1] for line in lines[1:3]] == ["2x", "3x"] and str(members[0]) in lines[1]
+    assert lines[-3:] == [
+        *(f"next: decomp evaluate --run {member}" for member in members),
+        f"next: decomp compare {members[0]} {members[1]}",
+    ]
     assert vgg_run.config("decompose") is None and not vgg_run.model_dir.exists()
 
 

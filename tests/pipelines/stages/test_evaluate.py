@@ -12,6 +12,7 @@ from decomp.data.formats import network_file
 from decomp.data.formats.digests import digest_file
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
+from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run import images as run_images
 from decomp.pipelines.stages import evaluate as stage
 from decomp.pipelines.stages.evaluate import evaluate, topk_hits
@@ -131,7 +132,9 @@ def test_the_report_holds_the_same_as_the_table(run):
     assert result.conditions["rounds"] == 2 and result.conditions["n_images"] == len(open_source("digits").test)
     lines = list(result.lines())
     assert lines[0].split() == ["network", "top-1", "top-5", "MACs", "parameters", "latency", "counted", "measured"]
-    assert f"{result.rows[1].top1:.2%}" in lines[2]
+    assert short_share(result.rows[1].top1, 450) in lines[2]
+    assert lines[-2:] == [f"next: decomp report --run {run}", f"  or: decomp export --run {run}"]
+    assert result.conditions["test_digest"] == open_source("digits").test.digest()
     said = lines[4]
     assert "batch of 2" in said and "2 interleaved rounds" in said and "450 test images" in said
     assert f"{torch.get_num_threads()} thread" in said and "contiguous" in said
@@ -197,7 +200,7 @@ def test_without_test_images_there_is_still_a_table(run, monkeypatch):
     with_source(monkeypatch, lambda source: setattr(source, "test", None))
     result = measure(run)
     assert {(row.top1, row.agreement) for row in result.rows} == {(None, None)}
-    assert result.rows[0].latency_ms > 0
+    assert result.rows[0].latency_ms > 0 and result.conditions["test_digest"] is None
     assert any("no test images" in line for line in result.lines())
 
 

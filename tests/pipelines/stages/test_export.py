@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 
@@ -98,6 +99,16 @@ def test_the_result_names_each_file_with_its_size_and_difference(run, exported):
         assert os.path.getsize(item.path) == item.bytes and item.difference <= 1e-6
     text = "\n".join(exported.lines())
     assert "decomposed.pt2" in text and "batch sizes 1 and 5" in text
+
+
+def test_the_code_that_loads_each_file_works_as_written(exported):
+    codes = [
+        line.removeprefix("next, in Python: ") for line in exported.lines() if line.startswith("next, in Python: ")
+    ]
+    assert len(codes) == len(exported.exported)
+    for item, code in zip(exported.exported, codes):
+        assert item.path in code
+        eval(code, {"torch": torch, "decomp": decomp, "safetensors": safetensors})
 
 
 @needs_onnx

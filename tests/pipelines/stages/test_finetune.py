@@ -12,10 +12,11 @@ from decomp.data.formats import network_file
 from decomp.data.sources import open_source
 from decomp.errors import FileError, NumericalError, UsageError
 from decomp.execution.outputs import output_divergence
+from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run import images as run_images
 from decomp.pipelines.stages import finetune as stage
 from decomp.pipelines.stages.finetune import finetune
-from decomp.pipelines.training import loop, outputs
+from decomp.pipelines.training import epochs, loop, outputs
 from decomp.pipelines.training.hold_out import hold_out
 from tests.pipelines.small_runs import SHAPE, Watched, make_run, quiet
 
@@ -81,7 +82,9 @@ def test_fine_tuning_with_labels_helps_on_images_it_has_not_seen(run):
     assert after > before
     assert result.facts["before"] == pytest.approx(before) and result.facts["after"] == pytest.approx(after)
     assert result.facts["n_train"] + result.facts["n_validation"] == 1347
-    assert any(f"{after:.2%}" in line for line in result.lines())
+    lines = result.lines()
+    assert any(short_share(after, len(held_out)) in line for line in lines)
+    assert lines[-1] == f"next: decomp evaluate --run {run}"
 
 
 def test_fine_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):

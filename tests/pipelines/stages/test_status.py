@@ -1,12 +1,13 @@
 """What status says at each point of a run, from the files alone."""
 
 import json
+import os
 
 import pytest
 
 from decomp.data.formats.digests import digest_file
 from decomp.data.formats.json_files import write_json
-from decomp.errors import FileError
+from decomp.errors import FileError, NumericalError
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.status import status
@@ -89,33 +90,79 @@ def played(tmp_path):
 
 def test_the_way_of_a_run(played):
     where = f"'{played.run.path}'"
-    assert played.look()[::2] == ("nnnn", f"decomp freeze --run {where} --model … --data …")
+    assert played.look()[::2] == ("nnnnnn", f"decomp freeze --run {where} --model … --data …")
     played.freeze()
     states, details, following = played.look()
-    assert (states, following) == ("dnnn", f"decomp decompose --run {where} --speedup 4x")
+    assert (states, following) == ("dnnnnn", f"decomp decompose --run {where} --speedup 4x")
     assert details["freeze"] == "zoo:vgg on digits: 5,000 images, 10 points each"
     played.plan()
     states, details, following = played.look()
-    assert states == "dpnn" and "plan.json" in details["decompose"]
+    assert states == "dpnnnn" and "plan.json" in details["decompose"]
     assert following == "decomp decompose --run 'a b' --speedup 4x --steps spatial,prune"
     played.layer(0)
     assert "1 of 2 layers" in played.look()[1]["decompose"]
     played.decompose()
     states, details, following = played.look()
-    assert states == "ddnn" and following == f"decomp finetune --run {where}"
+    assert states == "ddnnnn" and following == f"decomp finetune --run {where}"
     assert details["decompose"].startswith("4.05x (8.10 M to 2.00 M multiply-accumulates); target 4x by spatial, prune")
     played.epoch(0)
     assert played.look()[1]["finetune"] == "no epoch yet"
     played.epoch(3)
     states, details, following = played.look()
-    assert (states, details["finetune"]) == ("ddpn", "epoch 3 of 5")
+    assert (states, details["finetune"]) == ("ddpnnn", "epoch 3 of 5")
     assert following == "decomp finetune --run r --epochs 5 --lr 0.1"
     played.finetune()
     states, details, following = played.look()
-    assert states == "dddn" and following == f"decomp evaluate --run {where}"
+    assert states == "dddnnn" and following == f"decomp evaluate --run {where}"
     assert details["finetune"] == "5 epochs without labels"
     played.evaluate()
-    assert played.look()[::2] == ("dddd", None)
+    assert played.look()[::2] == ("ddddnn", f"decomp report --run {where}")
+    played.run.report_html.write_text("page")
+    assert played.look()[::2] == ("dddddn", f"decomp export --run {where}")
+    played.run.export_dir.mkdir()
+    (played.run.export_dir / "finetuned.pt2").write_bytes(b"x")
+    states, details, following = played.look()
+    assert (states, following, details["export"]) == ("dddddd", None, "finetuned.pt2")
+    assert details["report"] == str(played.run.report_html)
+    files = dict(status(played.run).files)
+    assert "browser" in files[str(played.run.report_html)] and str(played.run.export_dir) in files
+
+
+def test_a_report_that_is_older_than_the_results_is_to_be_written_again(played):
+    played.freeze()
+    played.decompose()
+    played.run.report_html.write_text("page")
+    os.utime(played.run.report_html, (1, 1))
+    states, details, _ = played.look()
+    assert (states[4], details["report"]) == ("p", "older than the results")
+
+
+def test_a_fine_tuning_that_diverged_is_begun_again_as_its_message_says(played):
+    played.freeze()
+    played.decompose()
+    reporter = Reporter.for_run(played.run, quiet=True, command="finetune --run r --lr 100")
+    with pytest.raises(NumericalError), reporter.stage("finetune"):
+        reporter.step("epoch 1 of 5: loss 379")
+        raise NumericalError("epoch 1", "diverges", fix="the best is in x; begin again with --lr 0.01 --redo")
+    _, details, following = played.look()
+    assert details["finetune"] == "epoch 1: diverges; begin again with --lr 0.01 --redo"
+    assert following == f"decomp finetune --run '{played.run.path}' --lr 0.01 --redo"
+    played.epoch(2)
+    assert played.look()[1]["finetune"] == "epoch 2 of 5"
+
+
+def test_accuracies_are_shares_and_other_values_numbers(played):
+    played.freeze()
+    played.decompose()
+    for metric, before, after, words in (
+        ("validation accuracy", 1.0, 0.987, "validation accuracy 100.0 % before, 98.7 % after"),
+        ("validation divergence", 0.02, 0.01234, "validation divergence 0.02 before, 0.0123 after"),
+    ):
+        played.finetune()
+        record = played.run.config("finetune")
+        record["facts"] = {"metric": metric, "before": before, "after": after}
+        played.run.update_config("finetune", record)
+        assert played.look()[1]["finetune"].endswith(words)
 
 
 def test_an_unfinished_freeze_says_why_and_how_to_go_on(played):
@@ -123,7 +170,7 @@ def test_an_unfinished_freeze_says_why_and_how_to_go_on(played):
     with pytest.raises(FileError), reporter.stage("freeze"):
         raise FileError("x.png", "cannot be read")
     states, details, following = played.look()
-    assert (states, details["freeze"]) == ("pnnn", "freeze stopped: x.png: cannot be read.")
+    assert (states, details["freeze"]) == ("pnnnnn", "freeze stopped: x.png: cannot be read.")
     assert following == "decomp freeze --model zoo:vgg --data digits --run r"
 
 
@@ -131,15 +178,15 @@ def test_what_was_made_from_an_earlier_network_is_not_done(played):
     played.freeze()
     played.decompose("first")
     played.evaluate()
-    assert played.look()[0] == "ddnd"
+    assert played.look()[0] == "ddndnn"
     played.epoch(5)
     played.finetune()
     states, details, _ = played.look()
-    assert states == "dddp" and details["evaluate"].endswith("fine-tuned")
+    assert states == "dddpnn" and details["evaluate"].endswith("fine-tuned")
     played.evaluate()
     played.decompose("second")
     states, details, following = played.look()
-    assert states == "ddpp" and "earlier decomposed network" in details["finetune"]
+    assert states == "ddppnn" and "earlier decomposed network" in details["finetune"]
     assert following == "decomp finetune --run r --epochs 5 --lr 0.1 --redo"
 
 
@@ -160,7 +207,7 @@ def test_broken_parts_do_not_hide_the_rest(played):
     assert "1 of ? layers" in played.look()[1]["decompose"]
     played.decompose()
     played.run.report_json.write_text("[]")
-    assert played.look()[0] == "ddnp"
+    assert played.look()[0] == "ddnpnn"
 
 
 def test_who_works_on_the_run_is_said_only_while_they_do(played):

@@ -13,6 +13,7 @@ from decomp.data.formats import network_file
 from decomp.data.models import load_model
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
+from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run.conditions import freeze_options
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import open_frozen, original_class
@@ -53,7 +54,9 @@ def test_weights_and_their_record_say_the_same(tmp_path):
         "--seed 0 --out net.safetensors"
     )
     assert not list(tmp_path.glob("*.checkpoint"))
-    assert any(f"{record['accuracy']['test']:.2%}" in line for line in result.lines())
+    *_, tested, _, following = result.lines()
+    assert tested.endswith(short_share(record["accuracy"]["test"], record["images"]["test"]))
+    assert following.startswith("next: decomp freeze --run runs/") and f"--weights {result.weights}" in following
 
 
 def test_the_same_options_give_the_same_bits_and_a_seed_gives_others(tmp_path):

@@ -60,9 +60,7 @@ def content(tmp_path):
 
 def test_an_older_version_is_named(tmp_path, content):
     torch.save({**content, "version": 2}, tmp_path / "a.pt")
-    with pytest.raises(
-        FileError, match="checkpoints of version 4 can be read, got version 2; remove it to train anew"
-    ):
+    with pytest.raises(FileError, match="checkpoints of version 4 can be read, got version 2; remove it to train anew"):
         checkpoints.read(tmp_path / "a.pt")
 
 

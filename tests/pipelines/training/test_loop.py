@@ -214,12 +214,12 @@ def exploding(first=0.5, epoch=2, factor=100.0):
 
 
 def test_a_diverging_training_is_stopped_with_the_best_weights_and_its_hooks_save_them(tmp_path):
-    net, data, saved, checkpoint = small_net(), Blobs(), [], tmp_path / "last.pt"
+    net, saved, checkpoint, scores = small_net(), [], tmp_path / "last.pt", iter([0.1, 0.5, 0.3])
     save = Hooks(after_save=lambda training: saved.append((training.epoch, copy_state(training.module))))
     with pytest.raises(NumericalError) as caught:
         train(
-            net, data, Recipe(epochs=4, learning_rate=0.01, batch_size=8), loss=exploding(), hooks=[save],
-            validate=validation(data), checkpoint=checkpoint, start_over="give --redo",
+            net, None, Recipe(epochs=4, learning_rate=0.01, batch_size=8), loss=exploding(), hooks=[save],
+            validate=lambda _: {"score": next(scores)}, checkpoint=checkpoint, start_over="give --redo",
         )  # fmt: skip
     assert str(caught.value) == (
         "epoch 2: the training diverges: its mean loss is 50, that of its first step was 0.5; "
@@ -235,7 +235,9 @@ def test_the_first_loss_is_that_of_the_first_step_also_after_a_resume(tmp_path):
     checkpoint = tmp_path / "last.pt"
     with pytest.raises(Interrupted):
         train(small_net(), loss=exploding(epoch=9), checkpoint=checkpoint, hooks=[stop_after(1)])
-    with pytest.raises(NumericalError, match=r"epoch 2: .* first step was 0.5; lower the learning rate \(now 0.1\) and"):
+    with pytest.raises(
+        NumericalError, match=r"epoch 2: .* first step was 0.5; lower the learning rate \(now 0.1\) and"
+    ):
         train(small_net(), loss=exploding(epoch=1), checkpoint=checkpoint)
     with pytest.raises(NumericalError, match=r"epoch 1, step 1: .*lower the learning rate \(now 0.1\)\.$"):
         train(small_net(), loss=lambda *_: cross_entropy(*_) * math.nan)
