@@ -13,8 +13,9 @@ Both use the same names:
 Four-dimensional images are channels last where the last axis is 1 or 3 long and the second is neither; otherwise
 channels first. uint8 is divided by 255 before ``mean`` and ``std``; floating point is taken as it is. Without ``mean``
 nothing is subtracted. A function returns a dict with these names, or images, or (images, labels), or (images, labels,
-test images, test labels), with None for absent labels. Nothing is augmented, because the augmentations that keep the
-class of these images are not known.
+test images, test labels), with None for absent labels; in a dict, ``train`` and ``test`` may be images or (images,
+labels). Labels that are not class numbers are ignored, with a note. Nothing is augmented, because the augmentations
+that keep the class of these images are not known. For Datasets and DataLoaders see :mod:`decomp.data.datasets`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from torch import Tensor
 
 from decomp.errors import DecompError, FileError, NumericalError, UsageError
 
-from . import user_code
 from .standard import Arrays
 from .transforms import Augmentation, Normalisation
 
@@ -66,48 +66,61 @@ def from_npz(name: str, path: Path) -> Arrays:
     return _arrays(name, parts)
 
 
-def from_function(name: str) -> Arrays:
-    """Read the arrays that ``package.module:function`` or ``path/to/file.py:function`` returns.
+def from_result(name: str, result: Any) -> Arrays:
+    """Read the arrays that a user's function returned.
 
     Raises
     ------
-    UsageError, DecompError
-        There is no such function, it raises, or it returns something else.
+    DecompError
+        It returned something else.
     """
-    result = user_code.call(name)
     if isinstance(result, dict):
-        parts = dict(result)
+        parts = _flat(result)
     elif isinstance(result, tuple) and len(result) in (2, 4):
         parts = dict(zip(_NAMES, result))
     elif isinstance(result, (np.ndarray, Tensor)):
         parts = {"images": result}
     else:
         got = f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__}"
-        rule = "must return images, (images, labels), (images, labels, test images, test labels) or a dict"
+        rule = (
+            "must return a Dataset, a DataLoader, images, (images, labels), (images, labels, test images, test labels) "
+            "or a dict"
+        )
         raise DecompError(name, rule, got=got)
     parts = {key: value for key, value in parts.items() if value is not None}
     if "x_train" not in parts and "images" not in parts:
-        raise DecompError(
-            name, "its dict must hold x_train or images", got=", ".join(map(str, parts)) or "an empty one"
-        )
+        got = ", ".join(map(str, parts)) or "an empty one"
+        raise DecompError(name, "its dict must hold x_train, images or train", got=got)
     return _arrays(name, parts)
+
+
+def _flat(result: dict[Any, Any]) -> dict[Any, Any]:
+    """A dict in which ``train`` and ``test``, images or (images, labels), are replaced by the names of arrays."""
+    parts = dict(result)
+    for split, names in (("train", ("x_train", "y_train")), ("test", ("x_test", "y_test"))):
+        found = parts.pop(split, None)
+        if found is not None:
+            pair = found if isinstance(found, (tuple, list)) and len(found) == 2 else (found, None)
+            parts.update(zip(names, pair))
+    return parts
 
 
 def _arrays(name: str, parts: dict[str, Any]) -> Arrays:
     train_key = "x_train" if "x_train" in parts else "images"
     label_key = "y_train" if "y_train" in parts else "labels"
     train = _pixels(name, train_key, parts[train_key])
-    labels = _labels(name, label_key, parts.get(label_key), len(train))
+    labels, ignored = _labels(name, label_key, parts.get(label_key), len(train))
     test = None
     if "x_test" in parts:
         pixels = _pixels(name, "x_test", parts["x_test"])
         if pixels.shape[1:] != train.shape[1:] or pixels.dtype != train.dtype:
             raise DecompError(name, f"x_test must be like {train_key} ({_kind(train)})", got=_kind(pixels))
-        test = (pixels, _labels(name, "y_test", parts.get("y_test"), len(pixels)))
+        test_labels, test_ignored = _labels(name, "y_test", parts.get("y_test"), len(pixels))
+        test, ignored = (pixels, test_labels), ignored or test_ignored
     class_names = _class_names(name, parts.get("class_names"), labels, test)
     scale = 255.0 if train.dtype == torch.uint8 else 1.0
     normalisation = Normalisation(scale, *_statistics(name, parts, train.shape[1]))
-    return Arrays((train, labels), test, normalisation, Augmentation(), class_names)
+    return Arrays((train, labels), test, normalisation, Augmentation(), class_names, ignored)
 
 
 def _kind(pixels: Tensor) -> str:
@@ -122,7 +135,8 @@ def _pixels(name: str, key: str, value: Any) -> Tensor:
     array = _numpy(value)
     if array.ndim not in (3, 4) or 0 in array.shape:
         rule = f"{key} must be images, (N,C,H,W), (N,H,W,C) or (N,H,W)"
-        raise DecompError(name, rule, got=f"shape {array.shape}", fix="reshape them")
+        fix = "give frames of videos as separate images" if array.ndim == 5 else "reshape them"
+        raise DecompError(name, rule, got=f"shape {array.shape}", fix=fix)
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         rule = f"{key} must be uint8 (0 to 255) or floating point"
         raise DecompError(name, rule, got=array.dtype, fix="convert them")
@@ -139,18 +153,21 @@ def _pixels(name: str, key: str, value: Any) -> Tensor:
     return pixels
 
 
-def _labels(name: str, key: str, value: Any, n_images: int) -> Tensor | None:
+def _labels(name: str, key: str, value: Any, n_images: int) -> tuple[Tensor | None, str | None]:
+    """Class numbers; or None and a description of labels that are something else."""
     if value is None:
-        return None
+        return None, None
     array = _numpy(value)
+    if array.shape[:1] != (n_images,):
+        rule = f"{key} must be one class number for each of the {n_images} images"
+        raise DecompError(name, rule, got=f"{array.dtype} of shape {array.shape}", fix="give as many as images")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if array.shape != (n_images,) or not np.issubdtype(array.dtype, np.integer):
-        rule = f"{key} must be one whole number for each of the {n_images} images"
-        raise DecompError(name, rule, got=f"{array.dtype} of shape {array.shape}", fix="give class numbers from 0")
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        return None, f"{key}: {array.dtype} of shape {array.shape}"
     if n_images and array.min() < 0:
-        raise DecompError(name, f"{key} must be class numbers from 0", got=int(array.min()))
-    return torch.from_numpy(array.astype(np.int64))
+        return None, f"{key}: whole numbers from {array.min()}"
+    return torch.from_numpy(array.astype(np.int64)), None
 
 
 def _class_names(

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from decomp.errors import FileError, UsageError
 
 from .image_options import ImageOptions
-from .pictures import PictureSplit, Preparation, thread_pool
+from .pictures import PictureSplit, Preparation, rgb, thread_pool
 from .preparation import prepare
 from .preprocessing import NetworkInput, Sides
 from .splits import ImageSource
@@ -46,16 +45,9 @@ def read_image(path: str | os.PathLike[str], *, fast: bool = False) -> Image.Ima
         if fast:
             image.draft("RGB", (1, 1))
         image.load()
-        file_format = image.format
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
-            # PIL's own conversion would clip at 255 instead of scaling
-            image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise ValueError("32-bit pixels have no agreed range")
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        return image.convert("RGB")
+        turned = ImageOps.exif_transpose(image)
+        turned.format = image.format
+        return rgb(turned)
 
 
 class FolderSplit(PictureSplit):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from decomp.errors import NumericalError, UsageError
 
+from .items import as_tensor, channels_first, images_of
 from .models import parse_input_size
 from .splits import ImageSource, MemorySplit
 from .transforms import Augmentation, Normalisation, Shape, check_shape
@@ -73,7 +74,7 @@ def gather(images: Any, most: int, seed: int = 0) -> Tensor:
         raise UsageError("images", rule, got=f"a {type(images).__name__}", fix="open images by name with decomp.freeze")
     parts, count = [], 0
     for batch in images:
-        parts.append(_checked(_images_in(batch)))
+        parts.append(_checked(images_of(batch, 4, "images")[1]))
         count += len(parts[-1])
         if count >= most:
             break
@@ -90,36 +91,15 @@ def _drawn(dataset: Dataset[Any], most: int, seed: int) -> Iterator[Tensor]:
     """Images of a Dataset in random order, each as a batch of one."""
     size = len(dataset)  # type: ignore[arg-type]
     for index in torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:most].tolist():
-        image = _images_in(dataset[index], n_axes=3)
+        image = images_of(dataset[index], 3, "images")[1]
         if not isinstance(image, (Tensor, np.ndarray)):
             fix = "give the Dataset the transform of the network's training, which ends in a tensor"
-            raise UsageError("images", "an item of a Dataset must have an image tensor (C, H, W)", got=image, fix=fix)
-        yield torch.as_tensor(image)[None]
-
-
-def _images_in(batch: Any, n_axes: int = 4) -> Any:
-    """The images in a batch: the first tensor in it with as many axes, or else its first entry.
-
-    A batch may begin with something else, such as its labels.
-    """
-    entries = _entries(batch)
-    fitting = (value for value in entries if isinstance(value, (Tensor, np.ndarray)) and value.ndim == n_axes)
-    return next(fitting, entries[0] if entries else batch)
-
-
-def _entries(batch: Any) -> list[Any]:
-    """Everything in nested dicts, lists and tuples, in order."""
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, (list, tuple)):
-        return [entry for part in batch for entry in _entries(part)]
-    return [batch]
+            got = f"a {type(image).__name__}"
+            raise UsageError("images", "an item of a Dataset must have an image tensor (C, H, W)", got=got, fix=fix)
+        yield channels_first(as_tensor(image))[None]
 
 
 def _checked(images: Any) -> Tensor:
-    if not isinstance(images, (Tensor, np.ndarray)):
-        rule = "a batch must be a tensor (N, C, H, W), or have one in it"
-        raise UsageError("images", rule, got=f"a {type(images).__name__}")
     try:
         pixels = torch.as_tensor(images).detach().cpu()
     except TypeError as error:  # an array of texts or objects
@@ -134,7 +114,7 @@ def _checked(images: Any) -> Tensor:
 
 def _way_to_four(pixels: Tensor) -> str:
     if pixels.dim() > 4:
-        return "networks on volumes and videos are not treated; a network on single images takes (N, C, H, W)"
+        return "networks on volumes and videos are not treated; give single images, such as images.flatten(0, 1)"
     if pixels.dim() == 3:
         return "add the missing axis: images[:, None] for N grey images, images[None] for one image"
     return "give the images as a tensor with the axes images, channels, height, width"

@@ -226,6 +226,9 @@ def _unknown(name: str) -> UsageError:
 
     from .zoo import NETWORKS
 
+    if name.endswith(".py") and Path(name).expanduser().is_file():
+        fix = user_code.named_functions(name)
+        return UsageError(f"--model {name}", "names a file without a function in it", fix=fix)
     word = name.rpartition(":")[2] or name
     hint = _close(word, zoo=NETWORKS, torchvision=models.list_models(module=models))
     forms = "write zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory"

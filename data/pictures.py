@@ -37,6 +37,24 @@ class Preparation(Protocol):
         """Prepared pictures as the network takes them: float32, shape (m, C, H, W)."""
 
 
+def rgb(image: Image.Image) -> Image.Image:
+    """A picture as 8-bit RGB: greyscale is repeated, 16 bits are scaled to 8, alpha is dropped.
+
+    Raises
+    ------
+    ValueError
+        32-bit pixels.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # PIL's own conversion would clip at 255 instead of scaling
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no agreed range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
 def resized(image: Image.Image, steps: Preprocessing) -> Image.Image:
     """Resize a picture, so that the window of `steps` can be cut out of it.
 

@@ -28,13 +28,14 @@ from torch import Tensor
 
 from decomp.errors import UsageError
 
-from . import arrays, folders, standard, user_code
+from . import arrays, datasets, folders, standard, user_code
 from .given import NAME as GIVEN
 from .image_options import ImageOptions, shown
 from .preprocessing import SMALL, NetworkInput, by, channel_values
 from .splits import ImageSource, MemorySplit, Split
 from .standard import Arrays
 from .transforms import Augmentation, Normalisation, Shape, shape_of
+from .user_code import named_functions
 
 __all__ = ["ImageSource", "Split", "open_source"]
 
@@ -103,7 +104,11 @@ def open_source(
             return folders.open_folder(name, folder, network, options, skip_bad, recorded)
         return _in_memory(name, arrays.from_npz(name, folder), network, options)
     if user_code.names_user_code(name) and not _close_names(kind):
-        return _in_memory(name, arrays.from_function(name), network, options)
+        result = user_code.call(name)
+        parts = datasets.splits_in(result)
+        if parts is not None:
+            return datasets.open_datasets(name, parts, network, options, recorded)
+        return _in_memory(name, arrays.from_result(name, result), network, options)
     raise _unknown(name)
 
 
@@ -112,10 +117,27 @@ def _close_names(kind: str, cutoff: float = 0.75) -> list[str]:
 
 
 def _unknown(name: str) -> UsageError:
+    fix = _way_out(name)
+    if fix is not None:
+        return UsageError(f"--data {name}", "not a known source of images", fix=fix)
     close = _close_names(name.partition(":")[0], cutoff=0.5)
     known = f"known: {', '.join(NAMES)}, package.module:function, path/file.py:function"
     fix = f"did you mean {' or '.join(close)}" if close else known
     return UsageError(f"--data {name}", "not a known source of images", fix=fix)
+
+
+def _way_out(name: str) -> str | None:
+    """Advice for the name of a folder or file without the word in front of it or the function behind it."""
+    if not name:
+        return None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return f"did you mean imagefolder:{name}"
+    if path.suffix == ".npz" and path.is_file():
+        return f"did you mean npz:{name}"
+    if name.endswith(".py"):
+        return named_functions(name) if path.is_file() else f"there is no file {name}"
+    return None
 
 
 def _in_memory(name: str, content: Arrays, network: NetworkInput, options: ImageOptions) -> ImageSource:

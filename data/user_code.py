@@ -98,6 +98,14 @@ def functions_of_file(place: str) -> list[str]:
     ]  # fmt: skip
 
 
+def named_functions(place: str) -> str:
+    """Advice that lists the functions of a Python file, for a name without a function."""
+    functions = functions_of_file(place) if place.endswith(".py") else []
+    if functions:
+        return f"write {' or '.join(f'{place}:{function}' for function in functions[:4])}"
+    return "write the file, a colon, and the name of a function in it"
+
+
 def _takes_nothing(node: ast.FunctionDef | ast.ClassDef) -> bool:
     if isinstance(node, ast.ClassDef):
         made = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)

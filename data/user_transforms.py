@@ -133,7 +133,9 @@ class UserPreparation:
 def _transforms_of(name: str) -> tuple[Transform, Transform | None]:
     """The transform for evaluation, and the one for training where there is one."""
     if not user_code.names_user_code(name):
-        raise UsageError("--transforms", "must be path/to/file.py:function", got=repr(name), fix=named_functions(name))
+        raise UsageError(
+            "--transforms", "must be path/to/file.py:function", got=repr(name), fix=user_code.named_functions(name)
+        )
     found = user_code.find(name)
     factory = callable(found) and not isinstance(found, nn.Module) and _is_plain(found)
     if factory and len(user_code.needed_arguments(found)) == 0:
@@ -152,11 +154,3 @@ def _transforms_of(name: str) -> tuple[Transform, Transform | None]:
 
 def _is_plain(found: object) -> bool:
     return isinstance(found, type) or hasattr(found, "__code__")
-
-
-def named_functions(place: str) -> str:
-    """Advice that lists the functions of a Python file, for a name without a function."""
-    functions = user_code.functions_of_file(place) if place.endswith(".py") else []
-    if functions:
-        return f"write {' or '.join(f'{place}:{function}' for function in functions[:4])}"
-    return "write the file, a colon, and the name of a function in it"

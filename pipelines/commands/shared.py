@@ -26,7 +26,7 @@ Decorator = Callable[[Command], Command]
 MODEL_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory."
 DATA_HELP = (
     "digits, fashion-mnist[:DIR], mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR, npz:FILE, "
-    "path/to/file.py:function or package.module:function."
+    "or FILE.py:FUNCTION (or package.module:function), which returns a Dataset, a DataLoader or arrays."
 )
 
 

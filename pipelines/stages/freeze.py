@@ -234,6 +234,8 @@ def freeze_loaded(
         As for :func:`freeze`.
     """
     reporter.step(f"images: {source.preprocessing}")
+    if source.labels_ignored:
+        reporter.step(f"labels are not class numbers ({source.labels_ignored}); ignored")
     network, folded = _prepare(loaded, source, options)
     graph = NetworkGraph(network, source.input_shape, loaded.name)
     if not any(layer.kind == "conv" for layer in graph.layers):

@@ -170,6 +170,10 @@ def _open(model: str, data: str, seed: int) -> tuple[ImageSource, nn.Module]:
     source = open_source(data)
     if not source.train.has_labels:
         raise UsageError(data, "training needs images with labels", got="a source without labels")
+    if source.n_classes is None:  # a data set that does not list its labels
+        labels = source.train.labels(torch.arange(len(source.train)))
+        assert labels is not None
+        source.n_classes = int(labels.max()) + 1
     # A network of the zoo is built for the images; for another network the images are resized.
     shape = source.input_shape if model.startswith("zoo:") else source.input_shape[1:]
     weights_seed = seeds.derive_seed(seed, "train", "weights")

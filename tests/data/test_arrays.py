@@ -1,6 +1,7 @@
 """Arrays from a file and from a function: layouts, scales, and what cannot be meant."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -99,8 +100,7 @@ def test_pickled_objects_in_a_file_do_not_run(tmp_path):
         ({"images": np.zeros((4, 784))}, DecompError, r"got shape \(4, 784\)"),
         ({"images": np.zeros((0, 1, 8, 8))}, DecompError, r"got shape \(0, 1, 8, 8\)"),
         ({"images": BYTES, "labels": LABELS[:5]}, DecompError, r"each of the 6 images, got int64 of shape \(5,\)"),
-        ({"images": BYTES, "labels": np.eye(6)}, DecompError, "labels must be one whole number"),
-        ({"images": BYTES, "labels": LABELS - 1}, DecompError, "class numbers from 0, got -1"),
+        ({"images": BYTES[None], "labels": LABELS}, DecompError, "frames of videos as separate images"),
         ({"images": BYTES, "labels": LABELS, "class_names": np.array(["a", "b"])}, DecompError, "name 3 classes"),
         ({"images": BYTES, "x_test": BYTES[:, :1]}, DecompError, "like images .3x5x4 uint8., got 1x5x4 uint8"),
         ({"images": BYTES, "x_test": BYTES / 255}, DecompError, "got 3x5x4 float32"),
@@ -114,6 +114,23 @@ def test_arrays_that_cannot_be_meant(tmp_path, arrays, kind, pattern):
     with pytest.raises(kind, match=pattern) as caught:
         open_source(save(tmp_path, **arrays))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.eye(6), r"float64 of shape \(6, 6\)"),
+        (np.zeros((6, 5, 4), np.int64), r"int64 of shape \(6, 5, 4\)"),
+        (LABELS / 2, r"float64 of shape \(6,\)"),
+        (np.array(list("abcabc")), r"<U1 of shape \(6,\)"),
+        (LABELS - 1, "whole numbers from -1"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_ignored_and_described(tmp_path, labels, words):
+    source = open_source(save(tmp_path, images=BYTES, labels=labels))
+    assert not source.train.has_labels and source.n_classes is None
+    assert re.fullmatch(f"labels: {words}", source.labels_ignored)
+    assert open_source(save(tmp_path, images=BYTES, labels=LABELS)).labels_ignored is None
 
 
 def test_files_that_are_no_archives(tmp_path):
@@ -149,6 +166,7 @@ def four(): return pixels, [1, 0], pixels[:1], [2]
 def named():
     scale = {"mean": 0.5, "std": 0.25}
     return {"x_train": pixels, "y_train": np.array([0, 1]), "class_names": ["u", "v"], **scale}
+def nested(): return {"train": (pixels, [1, 0]), "test": pixels[:1], "mean": 0.5, "std": 0.25}
 def three(): return pixels, pixels, pixels
 def text(): return "pixels"
 def empty(): return {}
@@ -168,6 +186,9 @@ def test_functions(tmp_path, monkeypatch):
     assert four.n_classes == 3 and four.test.labels([0]).tolist() == [2]
     named = open_source("mine_of_arrays:named")
     assert torch.allclose(images_of(named.train), (expected - 0.5) / 0.25) and named.class_names == ("u", "v")
+    nested = open_source("mine_of_arrays:nested")
+    assert torch.allclose(images_of(nested.train), (expected - 0.5) / 0.25) and len(nested.test) == 1
+    assert nested.train.labels([0]).tolist() == [1] and not nested.test.has_labels
     assert not images_of(open_source("mine_of_arrays:grad").train).requires_grad
     for name, pattern in (
         ("three", "got a tuple of 3"),

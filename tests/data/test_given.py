@@ -20,6 +20,7 @@ FORMS = {
     "dicts": [{"pixel_values": IMAGES[:7], "labels": None}, {"pixel_values": IMAGES[7:]}],
     "label first": [{"label": torch.arange(7), "image": IMAGES[:7]}, (torch.arange(13), IMAGES[7:])],
     "nested": [{"meta": {"id": [1, 2]}, "inputs": {"masks": IMAGES[:, 0], "pixels": IMAGES}}],
+    "mask beside": [{"mask": IMAGES[:, :1], "sample": {"img": IMAGES}}],
     "generator": (part for part in IMAGES.split(3)),
 }
 
@@ -50,11 +51,13 @@ def test_no_more_batches_are_read_than_are_needed():
         ({"x": IMAGES}, "got a dict"),
         (IMAGES[0], r"\(N, C, H, W\), got \(2, 5, 4\); add the missing axis: images\[:, None\]"),
         (IMAGES[:, :, None], r"got \(20, 2, 1, 5, 4\); networks on volumes and videos are not treated"),
-        ([(torch.arange(7), torch.arange(7))], r"got \(7,\); give the images as a tensor with the axes"),
+        ([(torch.arange(7), torch.arange(7))], r"got 0: int64 \(7,\), 1: int64 \(7,\)"),
         (np.array([["a"]]), "array of numbers, got one of <U1"),
         ((IMAGES * 10).to(torch.uint8), "floating point"),
         ([], "at least one batch"),
-        ([["a", "b"]], "have one in it, got a str"),
+        ([["a", "b"]], r"a batch must hold images \(N, C, H, W\), got \['a', 'b'\]"),
+        ([IMAGES[None]], "give single images: frames of videos"),
+        ([{"label": IMAGES[:, 0, 0, 0], "image": IMAGES[0]}], r"label: float32 \(20,\), image: float32 \(2, 5, 4\)"),
         ([IMAGES, IMAGES[..., :3]], "of one shape"),
     ],
 )
@@ -93,7 +96,7 @@ def test_images_of_a_dataset_are_drawn_at_random():
     assert torch.equal(drawn, everything[:6])
     other = given.source_of(Listed(IMAGES), 20, seed=1).train.images(torch.arange(20))
     assert not torch.equal(other, everything)
-    with pytest.raises(DecompError, match="an item of a Dataset must have an image tensor .*, got 0"):
+    with pytest.raises(DecompError, match="images: an item must hold an image, got"):
         given.source_of(Listed(["a"]), 20)
 
 

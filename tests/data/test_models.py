@@ -245,3 +245,25 @@ def test_importing_models_does_not_import_torchvision_or_timm():
     code = "import decomp.data.models, sys; print([m for m in ('torchvision', 'timm') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_file_without_a_function_is_told_its_functions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text("def small(): ...\ndef large(width=8): ...\n")
+    with pytest.raises(UsageError, match="write nets.py:small or nets.py:large"):
+        load_model("nets.py")
+
+
+def test_what_is_known_of_the_input_of_a_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\ndef build(): return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3))\n"
+    )
+    own = load_model("own.py:build").takes()
+    assert (own.shape, own.channels, own.own) == (None, 2, None)
+    assert own.runs_on((2, 4, 4)) and not own.runs_on((2, 5, 4)) and not own.runs_on((3, 4, 4))
+    zoo = load_model("zoo:vgg-digits").takes()
+    assert (zoo.shape, zoo.fixed, zoo.channels, zoo.own.mean) == ((1, 8, 8), True, 1, (0.3052,))
+    library = load_model("torchvision:resnet18", weights="random").takes()
+    assert (library.shape, library.fixed, library.own) == ((3, 224, 224), False, None)
+    assert load_model("torchvision:resnet18", weights="random", input_size=64).takes().fixed

@@ -66,3 +66,22 @@ def test_every_known_name_is_handled():
         with pytest.raises(DecompError) as caught:
             open_source(f"{name}:/nowhere/at/all")
         assert "not a known source" not in str(caught.value)
+
+
+def test_what_lies_on_the_disk_without_its_word_in_front_gets_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "a.npz").write_bytes(b"")
+    (tmp_path / "mine.py").write_text(
+        "def images(n=3): ...\ndef _own(): ...\ndef other(n): ...\nclass Photos:\n    def __init__(self): ...\n"
+    )
+    for name, hint in (
+        ("photos", "did you mean imagefolder:photos"),
+        ("photos/", "did you mean imagefolder:photos/"),
+        ("a.npz", "did you mean npz:a.npz"),
+        ("mine.py", "write mine.py:images or mine.py:Photos."),
+        ("nowhere.py", "there is no file nowhere.py"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            open_source(name)
+        assert hint in str(caught.value), name

@@ -143,3 +143,16 @@ def test_absent_files_and_modules_are_usage_errors(here):
     with pytest.raises(DecompError, match="ModuleNotFoundError.*module_of_mine.py line 1") as caught:
         user_code.call("module_of_mine:make")
     assert not isinstance(caught.value, UsageError)
+
+
+def test_functions_of_a_file_are_those_that_need_no_argument_and_the_file_is_not_run(tmp_path):
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "raise SystemExit\ndef a(): ...\ndef b(x, y=1): ...\ndef c(*, k): ...\ndef d(x=1, *y, z=2, **k): ...\n"
+        "def _e(): ...\nclass F:\n    def __init__(self, n=3): ...\nclass G:\n    def __init__(self, n): ...\n"
+    )
+    assert user_code.functions_of_file(str(file)) == ["a", "d", "F"]
+    assert user_code.named_functions(str(file)) == f"write {file}:a or {file}:d or {file}:F"
+    file.write_text("def broken(:")
+    assert user_code.functions_of_file(str(file)) == [] == user_code.functions_of_file("nowhere.py")
+    assert user_code.named_functions("nowhere.py") == "write the file, a colon, and the name of a function in it"

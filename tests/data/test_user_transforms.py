@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from decomp.data.user_transforms import UserPreparation, drawing_from, named_functions
+from decomp.data.user_transforms import UserPreparation, drawing_from
 from decomp.errors import DecompError
 
 CODE = """
@@ -117,4 +117,3 @@ def test_results_of_several_sizes_are_refused(place):
 def test_a_file_alone_is_told_its_functions(place):
     with pytest.raises(DecompError, match="write t.py:build or t.py:pair or t.py:rough or t.py:whole"):
         UserPreparation("t.py", "RGB")
-    assert named_functions("nowhere.py") == "write the file, a colon, and the name of a function in it"

@@ -10,6 +10,7 @@ from decomp.data.models import load_model
 from decomp.errors import NumericalError, UsageError
 from decomp.pipelines.decomposition import record_responses
 from decomp.pipelines.stages.freeze import draw_images, freeze
+from decomp.pipelines.training.tasks import LabelledTask
 from tests.pipelines.digit_runs import NETWORKS, Collected, make_run, plain
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
@@ -93,3 +94,41 @@ def test_an_original_with_random_weights_is_warned_of(run):
     assert lines == [f"{run.frozen}: already frozen, nothing to do"]
     facts = run.config("freeze")["facts"]["sanity"]
     assert facts["near_chance"] and facts["accuracy"] < 0.3
+
+
+DATA = """
+import torch
+pixels = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+def masks(): return {"images": pixels, "labels": (pixels > 0.5).long()}
+class Ages(torch.utils.data.Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, index): return {"age": 20.5 + index, "image": pixels[index]}
+"""
+
+
+@pytest.mark.parametrize(("data", "words"), [("masks", "labels: int64 of shape (40, 1, 8, 8)"), ("Ages", "float 20.5")])
+def test_labels_that_are_no_class_numbers_are_ignored_until_they_are_needed(tmp_path, monkeypatch, data, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(DATA)
+    reporter = Collected()
+    result = freeze("run", model="zoo:vgg-digits", data=f"own.py:{data}", n_images=40, reporter=reporter)
+    assert f"labels are not class numbers ({words}); ignored" in reporter.messages
+    assert "confidence" in result.facts["sanity"] and "accuracy" not in result.facts["sanity"]
+    with pytest.raises(UsageError) as caught:
+        LabelledTask(result.run, 0)
+    assert str(caught.value) == (
+        f"--labels train: the training images must be labelled, got own.py:{data}, whose labels are not class numbers: "
+        f"{words}; give --labels none."
+    )
+
+
+def test_a_network_whose_size_is_open_takes_the_images_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(DATA)
+    reporter = Collected()
+    freeze(
+        "run", model="torchvision:mobilenet_v2", weights="random", data="own.py:masks", n_images=10, reporter=reporter
+    )
+    with FrozenFile("run/frozen.h5") as frozen:
+        assert frozen.input_shape == (3, 8, 8)
+    assert "images: 8×8, 1 channels made 3, not normalised; in training the same" in reporter.messages
