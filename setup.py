@@ -36,7 +36,11 @@ setup(
     python_requires=">=3.10",
     packages=PACKAGES,
     package_dir=FOLDERS,
-    package_data={"decomp": ["py.typed"], "decomp.data": ["zoo/*.safetensors", "zoo/*.json"]},
+    package_data={
+        "decomp": ["py.typed"],
+        "decomp.pipelines": ["reporting/page.*"],
+        "decomp.data": ["zoo/*.safetensors", "zoo/*.json"],
+    },
     cmdclass={"build_py": BuildWithDoor},
     entry_points={"console_scripts": ["decomp = decomp.cli:main"]},
     # The lower bounds are versions that the tests were run with, on Python 3.10.

@@ -43,7 +43,7 @@ LIBRARIES = {
     "h5py": {"data/formats/frozen_file.py"},
     "sklearn": {"decomp/solvers/lasso.py", "data/standard.py"},
     "click": {"pipelines/commands/"},
-    "matplotlib": {"pipelines/reporting/figures.py"},
+    "matplotlib": {"pipelines/reporting/"},
     "tqdm": {"pipelines/console/"},
     "onnxruntime": {"data/formats/exported.py", "decomp/runtimes/"},
     "torch.distributed": {"pipelines/training/distributed.py"},

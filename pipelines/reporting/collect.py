@@ -36,6 +36,8 @@ class Table:
         Lines below the figure.
     summary : decomp.pipelines.reporting.summary.Summary, optional
         Source of the rows of the table of layers.
+    tested : str
+        The images on which the networks of the table of networks were tested.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Table:
     rows: list[tuple[Any, ...]]
     notes: list[str] = field(default_factory=list)
     summary: Summary | None = None
+    tested: str = ""
 
     def column(self, name: str) -> list[Any]:
         """The values of one column."""
@@ -65,7 +68,7 @@ class Missing:
 
 NETWORK_COLUMNS = (
     "run", "network", "macs", "params", "top1", "top5", "agreement", "divergence_nats", "latency_ms",
-    "latency_low_ms", "latency_high_ms", "counted_speedup", "measured_speedup",
+    "latency_low_ms", "latency_high_ms", "counted_speedup", "measured_speedup", "output_difference", "n_images",
 )  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def networks(run: RunDirectory) -> Table | Missing:
             (
                 str(run), row["network"], row["macs"], row["params"], row["top1"], row["top5"], row["agreement"],
                 row["divergence"], row["latency_ms"], *row["latency_quartiles_ms"], row["counted_speedup"],
-                row["measured_speedup"],
+                row["measured_speedup"], row.get("lost"), report["conditions"]["n_images"],
             )
             for row in report["rows"]
         ]  # fmt: skip
@@ -89,18 +92,70 @@ def networks(run: RunDirectory) -> Table | Missing:
     outdated = [name for name, path in present.items() if measured.get(name) != digest_file(path)]
     if outdated:
         notes.append(f"changed since these measurements: {', '.join(outdated)}; measure again with: {command}")
-    return Table("networks", NETWORK_COLUMNS, rows, notes)
+    return Table("networks", NETWORK_COLUMNS, rows, notes, tested=tested_on(report))
+
+
+def read_report(run: RunDirectory) -> dict[str, Any] | None:
+    """Content of report.json; None where nothing was evaluated, or not by this version."""
+    return None if isinstance(networks(run), Missing) else read_json(run.report_json, kind="decomp report")
+
+
+def tested_on(report: Mapping[str, Any]) -> str:
+    """Number and source of the images of an evaluation; empty where there were none."""
+    c = report["conditions"]
+    return f"{c['n_images']:,} {c.get('images', 'test images')} of {c['data']}" if c["n_images"] else ""
 
 
 def conditions_line(report: Mapping[str, Any]) -> str:
     """The conditions of the measurements of evaluate, in one line."""
     c = report["conditions"]
-    tested = f"{c['n_images']:,} test images of {c['data']}; " if c["n_images"] else ""
+    tested = f"{tested_on(report)}; " if c["n_images"] else ""
     threads = f", {c['threads']} thread{'s' if c['threads'] != 1 else ''}" if c["device"] == "CPU" else ""
     return (
         f"{tested}latency: median and quartiles of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, "
         f"float32, {c['layout']}, {c['device']}{threads}"
     )
+
+
+def classes(run: RunDirectory) -> Table | Missing | None:
+    """Correct test images of each class and network; None where there are no labels or nothing is evaluated."""
+    try:
+        report = read_json(run.report_json, kind="decomp report")
+        labelled = report["rows"][0]["top1"] is not None
+    except (FileError, KeyError, TypeError):
+        return None  # said by the table of networks
+    if not labelled:
+        return None
+    counts = report.get("classes")
+    if not counts:
+        command = f"{program()} evaluate --run {run} --redo"
+        return Missing("classes", "the last evaluation did not count the correct images of each class", command)
+    names = counts["names"] or list(map(str, range(len(counts["images"]))))
+    header = ("class", "images", *(f"correct_{name}" for name in counts["correct"]))
+    return Table("classes", header, list(zip(names, counts["images"], *counts["correct"].values())))
+
+
+def outputs(run: RunDirectory) -> Table | None:
+    """Closeness of each output to the original's; None for networks with a single output, and where it is not known."""
+    try:
+        report = read_json(run.report_json, kind="decomp report")
+        found = {row["network"]: row["outputs"] for row in report["rows"] if row["network"] != "original"}
+        on = f"{report['conditions']['n_images']:,} {report['conditions'].get('images', 'test images')}"
+    except (FileError, KeyError, TypeError):
+        found = {}
+    if not any(found.values()):
+        fidelity = (run.config("decompose") or {}).get("fidelity") or {}
+        found = {"decomposed": fidelity.get("outputs") or {}}
+        on = f"{fidelity.get('images', 0):,} held-out calibration images"
+    rows = [
+        (network, name, one.get("kind"), one.get("relative"), one.get("kl"), one.get("agreement"))
+        for network, each in found.items()
+        for name, one in each.items()
+    ]
+    if len({row[1] for row in rows}) < 2:
+        return None
+    header = ("network", "output", "kind", "difference", "divergence_nats", "agreement")
+    return Table("outputs", header, rows, [f"On {on}."])
 
 
 def layers(run: RunDirectory) -> Table | Missing:
@@ -109,10 +164,29 @@ def layers(run: RunDirectory) -> Table | Missing:
         summary = summarise(run)
     except FileError:
         return Missing("layers", "nothing is decomposed yet", f"{program()} decompose --run {run} --speedup 4x")
-    header = ("layer", "kind", "becomes", "macs_before", "macs_after", "params_before", "params_after", "error")
-    rows = [tuple(getattr(item, name) for name in header) for item in summary.layers]
+    header = (
+        "layer", "kind", "becomes", "macs_before", "macs_after", "params_before", "params_after", "error", "left_alone"
+    )  # fmt: skip
+    reasons = _reasons(run)
+    rows = [(*(getattr(item, name) for name in header[:-1]), reasons.get(item.layer)) for item in summary.layers]
     notes = [summary.costs(), *([summary.fidelity["words"]] if summary.fidelity else [])]
     return Table("layers", header, rows, notes, summary)
+
+
+def _reasons(run: RunDirectory) -> dict[str, str]:
+    """For each layer with steps that cannot be applied or were ruled out, the reasons."""
+    reasons = {}
+    for item in Plan.from_json(read_json(run.plan_json)).layers:
+        steps: dict[str, list[str]] = {}
+        for step, why in item.left_alone.items():
+            steps.setdefault(why, []).append(step)
+        texts = [f"no {' or '.join(names)}: {why}" for why, names in steps.items()]
+        if len(steps) == 1 and len(item.left_alone) == len(STEPS):
+            texts = list(steps)
+        if "skip" in item.limits:
+            texts.insert(0, f"skipped by {item.limits['skip']}")
+        reasons[item.layer] = "; ".join(texts)
+    return {layer: text for layer, text in reasons.items() if text}
 
 
 def errors(run: RunDirectory) -> Table | Missing:
@@ -183,6 +257,6 @@ def _number(text: str) -> float | None:
     return None if text == "" else float(text)
 
 
-Collector = Callable[[RunDirectory], Table | Missing]
+Collector = Callable[[RunDirectory], Table | Missing | None]
 #: The tables of one run, in the order of the report.
-COLLECTORS: tuple[Collector, ...] = (networks, layers, errors, curves, channels, finetuning)
+COLLECTORS: tuple[Collector, ...] = (networks, classes, layers, errors, curves, channels, finetuning, outputs)

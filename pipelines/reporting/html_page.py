@@ -1,31 +1,36 @@
-"""HTML page of a report: one file with embedded figures that loads nothing else."""
+"""HTML page of a report: one file with embedded figures, style and script, that loads nothing else."""
 
 from __future__ import annotations
 
-import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ..console.text_table import html_table
 from .collect import Table
-from .summary import Summary
+from .html_tables import text_rows
 
 TITLES = {
-    "accuracy": "Accuracy against cost",
+    "accuracy": "Accuracy against time and cost",
     "latency": "Speed-up in multiply-accumulates and in time",
-    "layers": "Cost of each layer, before and after",
+    "classes": "Accuracy of each class",
+    "layers": "Layers, before and after",
     "errors": "Error of each layer after each step",
     "curves": "Error at every size, with the chosen size",
     "channels": "Kept input channels",
     "finetuning": "Fine-tuning",
+    "outputs": "Closeness of each output",
 }
 CAPTIONS = {
-    "accuracy": "Higher and further left is better. Multiply-accumulates are counted in the networks themselves.",
-    "latency": "Where the measured speed-up is the smaller one, this machine runs many small convolutions less "
-    "efficiently than a few large ones: plan with --cost latency, or measure on the target machine.",
+    "accuracy": "Higher and further left is better. Vertical lines are 95 % intervals of the shares of test images, "
+    "horizontal ones the quartiles of the measured times. The multiply-accumulates are counted in the networks.",
+    "latency": "Bars are medians, whiskers the quartiles of the network's own time. Where the measured speed-up is the "
+    "smaller one, this machine runs many small convolutions less efficiently than a few large ones.",
+    "classes": "A class with few test images has a wide interval: it appears with each value.",
     "layers": "The cost of a layer falls by its own factors, by fewer input channels, and by fewer output channels "
-    "where the next layer reads fewer.",
+    "where the next layer reads fewer. Beside the bars: ratio of before to after.",
     "errors": "Relative to the responses of the original network; the inputs include the errors of the earlier layers. "
     "Refinement minimises an error weighted by the output metric, so the error shown may rise slightly. "
     "Errors below 0.001 % are drawn at 0.001 %.",
@@ -34,153 +39,171 @@ CAPTIONS = {
     "channels": "Only pruned layers are shown. A pattern that repeats in blocks would indicate a selection by position "
     "instead of importance.",
     "finetuning": "Epoch 0 is the network before fine-tuning; it can be the best.",
+    "outputs": "Each output is compared by its own spread.",
 }
-LAYERS_NOTE = "MACs: multiply-accumulates for one image. Error: relative squared error of the layer's responses."
-STYLE = """
-body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #1c1c1c; background: #fff;
-       max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2.2rem 0 .4rem; border-top: 1px solid #ddd; padding-top: 1rem; }
-p, ul { margin: .4rem 0; } ul { padding-left: 1.2rem; }
-figure { margin: .6rem 0; break-inside: avoid; } img { max-width: 100%; height: auto; display: block; }
-figcaption, .note { color: #555; font-size: .88rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
-th { border-bottom: 2px solid #999; font-weight: 600; white-space: nowrap; }
-td { white-space: nowrap; } td:nth-child(2) { white-space: normal; min-width: 8rem; }
-code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere; }
-@media print { body { max-width: none; margin: 0; font-size: 10pt; } a { color: inherit; text-decoration: none; }
-  h2 { break-after: avoid; } tr { break-inside: avoid; } .wide { overflow: visible; } table { font-size: 7.5pt; }
-  th, td { padding: .15rem .35rem; } th { white-space: normal; } }
-"""
+SHARES = (("top1", "top-1"), ("agreement", "same top class"))
+LAYERS_NOTE = (
+    "MACs: multiply-accumulates for one image. Share: of the result's multiply-accumulates. Error: relative squared "
+    "error of the layer's responses. Not applied: steps that cannot change the layer, and why."
+)
 
 
-def run_lines(config: Mapping[str, Any], summary: Summary | None) -> list[str]:
-    """The headline of a run, then costs, fidelity, options and versions, one text each.
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes
+    ----------
+    title : str
+    parts : list of str
+        HTML elements.
+    """
+
+    title: str
+    parts: list[str] = field(default_factory=list)
+
+
+def rich(text: str) -> str:
+    """A text as HTML: escaped, with what stands between backquotes as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
+
+
+def paragraph(text: str, style: str = "") -> str:
+    """A paragraph of the page."""
+    return f'<p class="{style}">{rich(text)}</p>' if style else f"<p>{rich(text)}</p>"
+
+
+def figure(name: str, drawn: Sequence[tuple[str, str]], numbers: str) -> list[str]:
+    """The elements of a figure.
 
     Parameters
     ----------
-    config : mapping
-        Content of run.json.
-    summary : Summary or None
-        None where nothing is decomposed yet.
+    name : str
+        Of its table.
+    drawn : sequence of (str, str)
+        The wide and the narrow picture of each part.
+    numbers : str
+        Path of the CSV file, relative to the page.
+
+    Returns
+    -------
+    list of str
+        The caption is below the last part.
     """
-    stages = config["stages"]
-    frozen, decomposed = stages.get("freeze", {}).get("asked", {}), stages.get("decompose", {}).get("asked", {})
-    if summary is not None:
-        speedup = summary.macs_before / summary.macs_after
-        lines = [f"{summary.model}, decomposed: {speedup:.2f}x speed-up in multiply-accumulates"]
-        lines += [summary.costs(), *([summary.fidelity["words"]] if summary.fidelity else [])]
+    link = f'<a href="{html.escape(numbers)}">Numbers (CSV)</a>'
+    caption = f"<figcaption>{html.escape(CAPTIONS[name])} {link}</figcaption>"
+    pictures = [f'<div class="broad">{broad}</div><div class="slim">{slim}</div>' for broad, slim in drawn]
+    if not pictures:
+        return []
+    return [f"<figure>{picture}</figure>" for picture in pictures[:-1]] + [f"<figure>{pictures[-1]}{caption}</figure>"]
+
+
+def alternative(table: Table) -> str:
+    """Text alternative of a figure: its title, and its values where there are few."""
+    rows, title = table.dicts(), TITLES[table.name]
+    if table.name in ("accuracy", "latency"):
+        words = [
+            f"{row['network']} {row['latency_ms']:.3g} ms, {row['macs'] / 1e6:.3g} M multiply-accumulates"
+            + "".join(f", {name} {row[key]:.2%}" for key, name in SHARES if row[key] is not None)
+            for row in rows
+        ]
+    elif table.name == "finetuning":
+        last = rows[-1]
+        words = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in last.items() if value is not None]
     else:
-        lines = [f"{frozen.get('model', 'a network')}, not decomposed yet"]
-    facts = stages.get("freeze", {}).get("facts", {})
-    if facts:
-        lines.append(
-            f"Frozen from {facts['n_images']:,} images of {frozen.get('data')}, "
-            f"{facts['n_points']} positions for each image and grid."
-        )
-    if decomposed:
-        lines.append("Decomposed with " + _options(decomposed) + ".")
-    if tuned := stages.get("finetune"):
-        lines.append("Fine-tuned with " + _options(tuned["asked"]) + ".")
-    versions: Mapping[str, str] = next(reversed(config["versions"].values()), {})
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
-    return lines
+        words = [f"{len({row[table.header[0]] for row in rows})} rows, the values are in the linked file"]
+    return f"{title}: {'; '.join(words)}"
 
 
-def _options(options: Mapping[str, Any]) -> str:
-    texts = []
-    for name, value in options.items():
-        if value is None or value == []:
-            continue  # not given
-        value = ", ".join(map(str, value)) if isinstance(value, list) else value
-        value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-        texts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
-    return "; ".join(text.replace("_", " ") for text in texts)
+def options_table(config: Mapping[str, Any]) -> str:
+    """The options of each stage of a run; those that were not given are left out."""
+    tables = []
+    for stage, record in config["stages"].items():
+        asked = {key: value for key, value in record.get("asked", {}).items() if value is not None and value != []}
+        if asked:
+            rows = [(key.replace("_", " "), option_text(value)) for key, value in asked.items()]
+            tables.append(text_rows(f"Options of {stage}", [stage, "value"], rows))
+    return f'<div class="beside">{"".join(tables)}</div>' if tables else ""
 
 
-def differences(stages_of: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """For each run, the options in which the runs differ.
+def option_text(value: Any) -> str:
+    """The value of an option in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(option_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def differences_table(stages_of: Mapping[str, Mapping[str, Any]]) -> str:
+    """The options in which runs differ, a column for each run; a paragraph where there are none.
 
     Parameters
     ----------
     stages_of : mapping
         For each run, the stages in its run.json.
     """
-    flat = {
-        run: {
-            (stage, key): value
-            for stage in ("freeze", "decompose", "finetune")
-            for key, value in (stages.get(stage) or {}).get("asked", {}).items()
-        }
-        for run, stages in stages_of.items()
-    }
-    keys = list(dict.fromkeys(key for options in flat.values() for key in options))
-    differing = [key for key in keys if len({repr(options.get(key)) for options in flat.values()}) > 1]
-    lines = []
-    for run, options in flat.items():
-        texts = [f"{key[0]} {_options({key[1]: options[key]})}" for key in differing if key in options]
-        lines.append(f"{run}: " + ("; ".join(texts) or "none of the options in which the runs differ"))
-    return lines if differing else ["All options are the same."]
+    columns: dict[str, list[str]] = {}
+    for stage in ("freeze", "decompose", "finetune"):
+        asked = [(stages.get(stage) or {}).get("asked") for stages in stages_of.values()]
+        if None in asked and any(asked):
+            columns[stage] = ["not done" if options is None else "done" for options in asked]
+        there = [options for options in asked if options is not None]
+        for key in dict.fromkeys(key for options in there for key in options):
+            if len({repr(options.get(key)) for options in there}) > 1:
+                texts = ["" if options is None else _given(options.get(key)) for options in asked]
+                columns[f"{stage}: {key.replace('_', ' ')}"] = texts
+    if not columns:
+        return paragraph("All options are the same.")
+    header = ["run", *columns]
+    rows = [list(row) for row in zip(stages_of, *columns.values())]
+    return text_rows("Options in which the runs differ", header, rows, reflow=True)
 
 
-def render_page(
-    title: str, lines: Sequence[str], networks: Table | None, drawn: Sequence[tuple[Table, bytes]],
-    missing: Sequence[tuple[str, str]], summary: Summary | None, numbers: str,
-) -> str:  # fmt: skip
+def _given(value: Any) -> str:
+    return "not given" if value is None or value == [] else option_text(value)
+
+
+def versions_line(config: Mapping[str, Any]) -> str:
+    """The versions of the last stage in one line."""
+    versions: Mapping[str, str] = next(reversed(config["versions"].values()), {})
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def commands_list(items: Sequence[tuple[str, str]]) -> str:
+    """Reasons with the commands that go on from there."""
+    lines = "".join(f"<li>{html.escape(why)}: <code>{html.escape(cmd)}</code></li>" for why, cmd in items)
+    return f"<ul>{lines}</ul>"
+
+
+def render_page(name: str, title: str, below: str, first: Sequence[str], sections: Sequence[Section]) -> str:
     """The whole page as HTML.
 
     Parameters
     ----------
+    name : str
+        Of the run or runs, before the title.
     title : str
-    lines : list of str
-        Paragraphs below the title.
-    networks : decomp.pipelines.reporting.collect.Table or None
-        The table of evaluate.
-    drawn : list of (Table, bytes)
-        Numbers and PNG of each figure.
-    missing : list of (str, str)
-        For each missing figure, the reason and the command that produces its data.
-    summary : decomp.pipelines.reporting.summary.Summary or None
-    numbers : str
-        Folder of the CSV files, relative to the page.
-
-    Returns
-    -------
-    str
+        First line of the page: the verdict where there is one.
+    below : str
+        Line below the title; empty for none.
+    first : list of str
+        HTML elements before the first section.
+    sections : list of Section
+        Those without parts are left out.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(text)}</p>" for text in lines)]
-    if networks is not None:
-        parts += ["<h2>Networks</h2>", f'<div class="wide">{html_table(_network_rows(networks), left=1)}</div>']
-        parts += [f'<p class="note">{html.escape(note)}</p>' for note in networks.notes]
-    if missing:
-        items = "".join(f"<li>{html.escape(why)}: <code>{html.escape(cmd)}</code></li>" for why, cmd in missing)
-        parts += ["<h2>Missing</h2>", f"<ul>{items}</ul>"]
-    for table, picture in drawn:
-        name, data = table.name, base64.b64encode(picture).decode()
-        caption = f'{html.escape(CAPTIONS[name])} <a href="{html.escape(numbers)}/{name}.csv">Numbers (CSV)</a>'
-        image = f'<img alt="{html.escape(TITLES[name])}" src="data:image/png;base64,{data}">'
-        parts += [f"<h2>{TITLES[name]}</h2>", f"<figure>{image}<figcaption>{caption}</figcaption></figure>"]
-    if summary is not None:
-        parts += ["<h2>Layers</h2>", f'<div class="wide">{html_table(summary.rows())}</div>']
-        parts.append(f'<p class="note">{html.escape(LAYERS_NOTE)}</p>')
+    style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    parts = [f'<header><p class="run">{html.escape(name)}</p><h1>{html.escape(title)}</h1>']
+    parts += [paragraph(below, "measured")] if below else []
+    parts += [*first, "</header>"]
+    for section in sections:
+        if section.parts:
+            parts += ["<section>", f"<h2>{html.escape(section.title)}</h2>", *section.parts, "</section>"]
     head = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>',
-        f"<style>{STYLE}</style></head>",
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>{html.escape(f'{name}: {below or title}')}</title>",
+        f"<style>\n{style}</style></head>",
     ]
-    return "\n".join([*head, "<body>", *parts, "</body></html>", ""])
-
-
-def _network_rows(table: Table) -> list[list[str]]:
-    rows = table.dicts()
-    several = len({row["run"] for row in rows}) > 1
-    costs = ["MACs", "parameters", "latency", "MACs speed-up", "time speed-up"]
-    lines = [["network", "top-1", "top-5", "same top class", *costs]]
-    for row in rows:
-        shares = ["-" if row[key] is None else f"{row[key]:.2%}" for key in ("top1", "top5", "agreement")]
-        sizes = [f"{row['macs'] / 1e6:,.2f} M", f"{row['params'] / 1e6:,.3f} M", f"{row['latency_ms']:,.2f} ms"]
-        times = [f"{row[key]:.2f}x" for key in ("counted_speedup", "measured_speedup")]
-        name = f"{row['run']}: {row['network']}" if several else row["network"]
-        lines.append([name, *shares, *sizes, *times])
-    return lines
+    return "\n".join([*head, "<body>", *parts, f"<script>\n{script}</script>", "</body></html>", ""])

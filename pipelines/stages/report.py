@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from decomp.errors import FileError, UsageError
 
 from ...data.formats.atomic import commit, commit_directory
 from ..console.reporter import Reporter
-from ..reporting import collect, figures, html_page
+from ..reporting import collect, figures
 from ..reporting.collect import Missing, Table
-from ..reporting.summary import Summary
+from ..reporting.html_page import alternative
+from ..reporting.run_page import compare_page, run_page
 from ..run.directory import RunDirectory
 
 
@@ -77,10 +78,16 @@ def report(
         html, folder = Path(out, html.name), Path(out, folder.name)
     with run.lock(), reporter.stage("report"):
         found = [collector(run) for collector in collect.COLLECTORS]
-        sections = _sections(found)
-        layers = next((item.summary for item in found if isinstance(item, Table) and item.summary), None)
-        words = html_page.run_lines(run.read_config(), layers)
-        return _write(html, folder, f"{run.path.resolve().name}: {words[0]}", words[1:], sections, found, layers)
+        tables = {table.name: table for table in _tables(found)}
+        missing = [item for item in found if isinstance(item, Missing)]
+        drawn = _draw(folder, tables)
+        page = run_page(
+            run.path.resolve().name, str(run), run.read_config(), collect.read_report(run), tables, missing, drawn,
+            _relative(folder, html),
+        )  # fmt: skip
+        with commit(html) as part:
+            part.write_text(page, encoding="utf-8")
+        return ReportResult(str(html), str(folder), list(drawn), [(item.why, item.command) for item in missing])
 
 
 def compare(
@@ -121,46 +128,62 @@ def compare(
     if not tables:
         first, item = next(iter(lacking.items()))
         raise FileError(first.path, "none of these runs was evaluated", fix=f"run `{item.command}` first")
-    rows = [row for table in tables for row in table.rows]
-    notes = [f"{table.rows[0][0]}: {note}" for table in tables for note in table.notes]
-    sections = _sections([Table("networks", collect.NETWORK_COLUMNS, rows, notes)])
-    missing = [replace(item, why=f"{run}: {item.why}") for run, item in lacking.items()]
-    words = html_page.differences({str(run): run.read_config()["stages"] for run in opened})
-    title = f"{len(opened)} runs: {', '.join(run.path.resolve().name for run in opened)}"
-    return _write(Path(out, "compare.html"), Path(out, "figures"), title, words, sections, missing, None)
-
-
-def _sections(found: Sequence[Table | Missing]) -> list[Table]:
-    """The tables to be drawn, in the order of the page; the table of networks is drawn twice."""
-    sections: list[Table] = []
-    for item in found:
-        if isinstance(item, Table) and item.name == "networks":
-            sections += [replace(item, name="accuracy"), replace(item, name="latency", notes=[])]
-        elif isinstance(item, Table):
-            sections.append(item)
-    return sections
-
-
-def _write(
-    html: Path,
-    folder: Path,
-    title: str,
-    words: list[str],
-    sections: Sequence[Table],
-    found: Sequence[Table | Missing],
-    layers: Summary | None,
-) -> ReportResult:
-    drawn, networks = [], next((table for table in sections if table.name == "accuracy"), None)
-    with commit_directory(folder) as part:
-        for table in sections:
-            with open(part / f"{table.name}.csv", "w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])
-            if figures.draw(table, part / f"{table.name}.png"):
-                drawn.append((table, (part / f"{table.name}.png").read_bytes()))
-    missing = [(item.why, item.command) for item in found if isinstance(item, Missing)]
-    # Relative, so that the page still finds its numbers when both are moved.
-    numbers = os.path.relpath(folder, html.parent).replace(os.sep, "/")
-    page = html_page.render_page(title, words, networks, drawn, missing, layers, numbers)
+    html, folder = Path(out, "compare.html"), Path(out, "figures")
+    groups: dict[str, tuple[Table, dict[str, Table]]] = {}
+    for tested, table in _groups(tables).items():
+        suffix = f"-{len(groups) + 1}" if groups else ""
+        pair = {f"{name}{suffix}": replace(table, name=name) for name in ("accuracy", "latency")}
+        groups[tested] = (table, pair)
+    drawn = _draw(folder, {key: table for _, pair in groups.values() for key, table in pair.items()})
+    missing = [(f"{run}: {item.why}", item.command) for run, item in lacking.items()]
+    page = compare_page(
+        [run.path.resolve().name for run in opened],
+        groups, drawn, {str(run): run.read_config()["stages"] for run in opened}, missing, _relative(folder, html),
+    )  # fmt: skip
     with commit(html) as part:
         part.write_text(page, encoding="utf-8")
-    return ReportResult(str(html), str(folder), [table.name for table, _ in drawn], missing)
+    return ReportResult(str(html), str(folder), list(drawn), missing)
+
+
+def _tables(found: Sequence[Table | Missing | None]) -> list[Table]:
+    """The tables to be drawn; the table of networks is drawn twice."""
+    tables: list[Table] = []
+    for item in found:
+        if isinstance(item, Table) and item.name == "networks":
+            tables += [replace(item, name="accuracy"), replace(item, name="latency", notes=[])]
+        elif isinstance(item, Table):
+            tables.append(item)
+    return tables
+
+
+def _groups(tables: Sequence[Table]) -> dict[str, Table]:
+    """The networks measured on the same test images in one table each, by the description of the images."""
+    groups: dict[str, Table] = {}
+    said: dict[str, dict[str, list[str]]] = {}
+    for table in tables:
+        before = groups.get(table.tested)
+        groups[table.tested] = replace(table, rows=[*(before.rows if before else []), *table.rows])
+        for note in table.notes:
+            said.setdefault(table.tested, {}).setdefault(note, []).append(table.rows[0][0])
+    for tested, table in groups.items():
+        n_runs = len({row[0] for row in table.rows})
+        notes = [note if len(by) == n_runs else f"{note} ({', '.join(by)})" for note, by in said[tested].items()]
+        groups[tested] = replace(table, notes=notes)
+    return groups
+
+
+def _draw(folder: Path, tables: Mapping[str, Table]) -> dict[str, list[tuple[str, str]]]:
+    """Write each table as CSV and PNG into a new folder; the elements for the page, of those that can be drawn."""
+    drawn = {}
+    with commit_directory(folder) as part:
+        for key, table in tables.items():
+            with open(part / f"{key}.csv", "w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])
+            if table.name in figures.DRAWINGS and figures.draw(table, part / f"{key}.png"):
+                drawn[key] = figures.draw_for_page(table, key, alternative(table))
+    return drawn
+
+
+def _relative(folder: Path, html: Path) -> str:
+    """The folder as the page links to it: relative, so that it is still found when both are moved."""
+    return os.path.relpath(folder, html.parent).replace(os.sep, "/")

@@ -23,8 +23,9 @@ def run(tmp_path):
 
 def test_an_empty_run_has_no_table_and_a_command_for_each(run):
     found = [collector(run) for collector in COLLECTORS]
-    assert all(isinstance(item, Missing) and f"--run {run}" in item.command for item in found)
-    assert [item.command.split()[1] for item in found] == ["evaluate", *["decompose"] * 4, "finetune"]
+    missing = [item for item in found if item is not None]  # classes and outputs are no table of every run
+    assert all(isinstance(item, Missing) and f"--run {run}" in item.command for item in missing)
+    assert [item.command.split()[1] for item in missing] == ["evaluate", *["decompose"] * 4, "finetune"]
 
 
 def test_a_table_is_read_by_columns_and_by_rows():
@@ -32,7 +33,7 @@ def test_a_table_is_read_by_columns_and_by_rows():
     assert table.column("b") == [2, None] and table.dicts() == [{"a": 1, "b": 2}, {"a": 3, "b": None}]
 
 
-def evaluated(run, digest):
+def evaluated(run, digest, **more):
     row = {
         "network": "original", "macs": 100, "params": 10, "top1": 0.9, "top5": 1.0, "agreement": 1.0,
         "divergence": 0.0, "latency_ms": 2.0, "latency_quartiles_ms": [1.5, 2.5], "counted_speedup": 1.0,
@@ -48,7 +49,7 @@ def evaluated(run, digest):
         "notes": ["note"],
         "identity": {"networks": {"original": digest}},
     }
-    write_json(run.report_json, report, kind="decomp report")
+    write_json(run.report_json, {**report, **more}, kind="decomp report")
 
 
 def test_networks_are_the_rows_of_evaluate_and_a_change_since_is_noted(run):
@@ -57,6 +58,8 @@ def test_networks_are_the_rows_of_evaluate_and_a_change_since_is_noted(run):
     evaluated(run, digest_file(run.original_dir / "structure.json"))
     table = collect.networks(run)
     (row,) = table.dicts()
+    assert table.tested == "1,000 test images of digits" and row["n_images"] == 1000
+    assert collect.read_report(run)["rows"][0]["macs"] == row["macs"]
     assert row["latency_low_ms"] == 1.5 and row["latency_high_ms"] == 2.5 and row["run"] == str(run)
     assert table.notes == [
         "1,000 test images of digits; latency: median and quartiles of 30 interleaved rounds, batch of 64, float32, "
@@ -71,7 +74,33 @@ def test_networks_are_the_rows_of_evaluate_and_a_change_since_is_noted(run):
 
 def test_a_report_of_another_shape_is_missing(run):
     write_json(run.report_json, {"rows": [{"network": "original"}]}, kind="decomp report")
-    assert isinstance(collect.networks(run), Missing)
+    assert isinstance(collect.networks(run), Missing) and collect.read_report(run) is None
+
+
+def test_classes_are_the_counts_of_evaluate_by_network(run):
+    assert collect.classes(run) is None
+    evaluated(run, "d")
+    assert "--redo" in collect.classes(run).command  # a report of an earlier version has none
+    counts = {"names": ["cat", "owl"], "images": [3, 4], "correct": {"original": [3, 2], "decomposed": [1, 4]}}
+    evaluated(run, "d", classes=counts)
+    table = collect.classes(run)
+    assert table.header == ("class", "images", "correct_original", "correct_decomposed")
+    assert table.rows == [("cat", 3, 3, 1), ("owl", 4, 2, 4)]
+    evaluated(run, "d", classes={**counts, "names": None})
+    assert collect.classes(run).column("class") == ["0", "1"]
+
+
+def test_several_outputs_are_listed_one_by_one_from_evaluate_or_else_from_decompose(run):
+    one = {"kind": "values", "relative": 0.5}
+    each = {"boxes": one, "scores": {"kind": "scores", "relative": 0.25, "kl": 0.1, "agreement": 0.9}}
+    run.update_config("decompose", {"asked": {}, "fidelity": {"images": 50, "outputs": each}})
+    table = collect.outputs(run)
+    assert table.rows == [
+        ("decomposed", "boxes", "values", 0.5, None, None), ("decomposed", "scores", "scores", 0.25, 0.1, 0.9),
+    ]  # fmt: skip
+    assert table.notes == ["On 50 held-out calibration images."]
+    run.update_config("decompose", {"asked": {}, "fidelity": {"images": 50, "outputs": {"output": one}}})
+    assert collect.outputs(run) is None  # a single one is said with the layers
 
 
 def test_errors_of_older_runs_are_read_too(run):

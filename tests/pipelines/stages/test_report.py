@@ -1,23 +1,54 @@
-"""The sheet of a run: its numbers are those of the run's files, it stands alone, and it can be read."""
+"""The page of a run: its numbers are those of the run's files, it stands alone, and it can be read."""
 
-import base64
 import csv
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 import decomp
 from decomp.errors import FileError, UsageError
+from decomp.pipelines.measure.intervals import share_words
 from decomp.pipelines.reporting.collect import networks
 from decomp.pipelines.reporting.html_page import TITLES
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.report import compare, report
 from tests.pipelines.small_runs import quiet
 
-ALL = ["accuracy", "latency", "layers", "errors", "curves", "channels", "finetuning"]
+ALL = ["accuracy", "latency", "classes", "layers", "errors", "curves", "channels", "finetuning"]
+#: Elements that need no end.
+VOID = {"meta", "br", "img", "hr", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Nesting, ids, references and sort keys of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.unbalanced, self.ids, self.outside, self.sort_keys, self.titles = [], [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.open += [] if tag in VOID else [tag]
+        self.ids += [given["id"]] if "id" in given else []
+        self.sort_keys += [given["data-sort"]] if "data-sort" in given else []
+        self.outside += [
+            value for key, value in attributes if key in ("src", "href") and not re.match("#|data:", value)
+        ]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        self.unbalanced += [] if self.open and self.open.pop() == tag else [tag]
+
+    def handle_data(self, data):
+        self.titles += [data] if self.open[-1:] == ["title"] else []
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +74,43 @@ def numbers(result, name):
         return list(csv.DictReader(file))
 
 
-def test_the_sheet_is_one_file_with_its_pictures_inside(made):
-    text = Path(made.html).read_text()
+def test_the_page_is_one_whole_file_with_its_pictures_inside(made):
+    text = Path(made.html).read_text(encoding="utf-8")
     assert made.figures == ALL and made.missing == []
-    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)">', text)
-    assert [alt for alt, _ in pictures] == [TITLES[name] for name in ALL]
-    for name, (_, data) in zip(ALL, pictures):
-        assert base64.b64decode(data) == Path(made.folder, f"{name}.png").read_bytes()
-        assert f'href="report/{name}.csv"' in text
-    assert not re.search(r"<script|<link|src=\"(?!data:)|https?:", text)
+    page = Page(text)
+    assert page.unbalanced == [] and page.open == [] and len(set(page.ids)) == len(page.ids) > 100
+    # Nothing is loaded; only the numbers lie beside the page.
+    assert sorted(page.outside) == sorted(f"report/{name}.csv" for name in ALL)
+    assert not re.search(r"https?:|@import|<link", text)
+    references = re.findall(r'href="#([^"]*)"', text) + re.findall(r"url\(#([^)]*)\)", text)
+    assert set(references) <= set(page.ids)
+    assert all(Path(made.folder, f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ALL)
+    assert [name for name in ALL if f'aria-label="{TITLES[name]}: ' not in text] == []
+
+
+def test_values_on_the_page_are_those_of_the_table_of_evaluate(runs, made):
+    page = Page(Path(made.html).read_text(encoding="utf-8"))
+    keys = set(map(float, page.sort_keys))  # every one is a number
+    rows = json.loads(runs[0].report_json.read_text())["rows"]
+    columns = ("top1", "top5", "agreement", "latency_ms", "macs", "params", "counted_speedup", "measured_speedup")
+    assert {row[key] for row in rows for key in columns} <= keys
+    for row in rows:
+        said = f"{row['network']}: top-1 {share_words(row['top1'], 450)}; {row['latency_ms']:,.3g} ms"
+        assert any(title.startswith(said) for title in page.titles)
+    layers = {f"{row['layer']}: {int(row['macs_before']) / 1e6:,.3g} M → " for row in numbers(made, "layers")}
+    assert all(any(title.startswith(words) for title in page.titles) for words in layers)
+
+
+def test_the_verdict_is_the_first_line_and_its_loss_that_of_the_tuned_network(runs, made):
+    report = json.loads(runs[0].report_json.read_text())
+    first, *_, last = report["rows"]
+    headline = re.search(r"<h1>(.*?)</h1>", Path(made.html).read_text(encoding="utf-8"))[1]
+    assert headline.startswith(f"{last['counted_speedup']:.1f}x fewer multiply-accumulates, ")
+    assert f"({100 * first['top1']:.1f} → {100 * last['top1']:.1f} %, ±" in headline and "at batch 4 " in headline
+    correct = [
+        sum(int(row[f"correct_{name}"]) for row in numbers(made, "classes")) for name in ("original", "fine-tuned")
+    ]
+    assert correct == [round(row["top1"] * 450) for row in (first, last)]
 
 
 def test_the_numbers_are_those_of_the_runs_files(runs, made):
@@ -114,14 +173,30 @@ def test_a_second_report_replaces_the_first_and_may_lie_elsewhere(runs, made, tm
     assert Path(other.html) == tmp_path / "elsewhere" / "report.html" and Path(other.folder, "layers.png").is_file()
 
 
-def test_runs_are_compared_on_one_sheet(runs, tmp_path):
+def test_runs_on_the_same_images_are_compared_on_one_page(runs, tmp_path):
     result = compare(runs, out=tmp_path / "both", reporter=quiet())
     text = Path(result.html).read_text()
     assert result.figures == ["accuracy", "latency"] and 'href="figures/latency.csv"' in text
     rows = numbers(result, "accuracy")
     assert [row["network"] for row in rows] == ["original", "decomposed", "fine-tuned", "original", "decomposed"]
-    assert "decompose speedup 3" in text and "decompose speedup 2" in text and "steps prune" in text
-    assert "allocation" not in text.split("<h2>")[0]
+    assert "cannot be compared" not in text and Page(text).unbalanced == []
+    differences = text.split("<h2>Options in which the runs differ")[1]
+    assert "decompose: speedup" in differences and "decompose: steps" in differences and "prune</td>" in differences
+    assert "allocation" not in differences
+
+
+def test_runs_on_different_images_are_drawn_apart(runs, tmp_path):
+    other = RunDirectory(shutil.copytree(runs[1].path, tmp_path / "other"))
+    report = json.loads(other.report_json.read_text())
+    report["conditions"]["n_images"] = 449
+    other.report_json.write_text(json.dumps(report))
+    result = compare([runs[0], other], out=tmp_path / "both", reporter=quiet())
+    assert result.figures == ["accuracy", "latency", "accuracy-2", "latency-2"]
+    assert {row["run"] for row in numbers(result, "accuracy-2")} == {str(other)}
+    text = Path(result.html).read_text(encoding="utf-8")
+    assert "cannot be compared" in text and "449 test images of digits" in text
+    page = Page(text)
+    assert len(set(page.ids)) == len(page.ids) and page.unbalanced == []
 
 
 def test_what_cannot_be_compared_is_one_line(runs, tmp_path):

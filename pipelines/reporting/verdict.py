@@ -1,0 +1,140 @@
+"""Verdict of a report: cost, time and accuracy of the last network against the original, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..measure.intervals import paired_difference, share_words, wilson
+from .collect import Table, tested_on
+from .summary import Summary
+
+#: Ratio of counted to measured speed-up from which the two are said to differ.
+APART = 1.4
+#: Begin of the note of an evaluation on a busy machine.
+UNRELIABLE = "unreliable"
+#: Largest deviation of a speed-up from 1 that is no change.
+SAME = 0.05
+
+
+def title(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+    """The network, the stages that it went through, and the quantities that were measured.
+
+    Parameters
+    ----------
+    config : mapping
+        Content of run.json.
+    report : mapping or None
+        Content of report.json; None where nothing was evaluated.
+    """
+    stages = config["stages"]
+    model = stages.get("freeze", {}).get("asked", {}).get("model", "a network")
+    done = [word for stage, word in (("decompose", "decomposed"), ("finetune", "fine-tuned")) if stage in stages]
+    first = f"{model}, {' and '.join(done)}" if done else f"{model}, not decomposed yet"
+    if report is None:
+        return first if not done else f"{first}: cost counted, accuracy and time not measured"
+    c = report["conditions"]
+    quality = "accuracy" if report["rows"][-1]["top1"] is not None else "closeness to the original"
+    tested = f"{quality} on {tested_on(report)}, " if c["n_images"] else ""
+    return f"{first}: {tested}time of a batch of {c['batch_size']}"
+
+
+def verdict(report: Mapping[str, Any] | None, summary: Summary | None) -> str | None:
+    """The verdict; None where there is no network besides the original.
+
+    Parameters
+    ----------
+    report : mapping or None
+        Content of report.json.
+    summary : Summary or None
+        Of the decomposition.
+    """
+    rows = report["rows"] if report else []
+    if len(rows) < 2:
+        if summary is None:
+            return None
+        counted = fewer(summary.macs_before / max(summary.macs_after, 1))
+        closeness = summary.fidelity["words"].split("\n")[0] if summary.fidelity else ""
+        return "; ".join(part for part in (counted, closeness, "accuracy and time are not measured yet") if part) + "."
+    assert report is not None
+    first, last, c = rows[0], rows[-1], report["conditions"]
+    time = f"{faster(last['measured_speedup'])} in eager PyTorch at batch {c['batch_size']} on {_machine(c)}"
+    parts = [fewer(last["counted_speedup"]), time, quality_words(report, first, last)]
+    return ", ".join(part for part in parts if part) + "."
+
+
+def _machine(conditions: Mapping[str, Any]) -> str:
+    if conditions["device"] != "CPU":
+        return str(conditions["device"])
+    return f"this CPU with {conditions['threads']} thread{'s' if conditions['threads'] != 1 else ''}"
+
+
+def fewer(speedup: float) -> str:
+    """A counted speed-up in words."""
+    return f"{speedup:.1f}x fewer multiply-accumulates" if speedup > 1 else "no fewer multiply-accumulates"
+
+
+def faster(speedup: float) -> str:
+    """A measured speed-up in words."""
+    if abs(round(speedup, 2) - 1) <= SAME + 1e-9:
+        return f"no faster ({speedup:.2f}x)"
+    return f"{speedup:.1f}x as fast" if speedup > 1 else f"slower ({speedup:.2f}x as fast)"
+
+
+def best_of(table: Table) -> str:
+    """The most accurate and the fastest compressed network of several runs, in words; empty where there is none."""
+    rows = [row for row in table.dicts() if row["network"] != "original"]
+    key = next((name for name in ("top1", "agreement") if rows and rows[0][name] is not None), None)
+    if key is None:
+        return ""
+
+    def words(row: Mapping[str, Any]) -> str:
+        share = f"{'top-1' if key == 'top1' else 'same top class'} {share_words(row[key], row['n_images'])}"
+        return f"{row['run']}, {row['network']}: {share}, {faster(row['measured_speedup'])}"
+
+    best = max(rows, key=lambda row: (row[key], row["measured_speedup"]))
+    fastest = max(rows, key=lambda row: row["measured_speedup"])
+    if best is fastest:
+        return f"Most accurate and fastest: {words(best)}."
+    return f"Most accurate: {words(best)}; fastest: {words(fastest)}."
+
+
+def quality_words(report: Mapping[str, Any], first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """The loss of accuracy with its 95 % interval; without labels, the closeness to the original."""
+    n = report["conditions"]["n_images"]
+    if last["top1"] is not None:
+        before, after = first["top1"], last["top1"]
+        changed = ((report.get("classes") or {}).get("changed") or {}).get(last["network"])
+        if changed:  # the same images: far narrower than the intervals of two shares
+            low, high = paired_difference(changed["lost"], changed["won"], n)
+        else:
+            (a, b), (x, y) = wilson(round(before * n), n), wilson(round(after * n), n)
+            half = ((b - a) ** 2 + (y - x) ** 2) ** 0.5 / 2
+            low, high = before - after - half, before - after + half
+        points, half = 100 * (before - after), 50 * (high - low)
+        lost = f"{abs(points):.1f} points {'lost' if points >= 0 else 'won'}"
+        chance = ": within chance" if low <= 0 <= high else ""
+        return f"{lost} ({100 * before:.1f} → {100 * after:.1f} %, ±{half:.1f}{chance})"
+    if last["agreement"] is not None:
+        return f"same top class as the original on {share_words(last['agreement'], n)} of {n:,} images"
+    if last.get("lost") is not None:
+        return f"outputs differ by {100 * last['lost']:.2g} % of their variance"
+    return ""
+
+
+def warnings(report: Mapping[str, Any] | None, run: str, program: str) -> list[str]:
+    """Reasons for care with the verdict: unreliable latencies, and a counted speed-up that time does not follow."""
+    if report is None or len(report["rows"]) < 2:
+        return []
+    last, c = report["rows"][-1], report["conditions"]
+    lines = [note[:1].upper() + note[1:] + "." for note in report["notes"] if note.startswith(UNRELIABLE)]
+    counted, measured = last["counted_speedup"], last["measured_speedup"]
+    if counted > APART * measured:
+        layout = "" if c["layout"] == "channels-last" else f" `{program} evaluate --run {run} --layout channels-last`,"
+        lines.append(
+            f"Counted and measured speed-up differ: {counted:.2f}x and {measured:.2f}x. Many small convolutions use "
+            f"this machine less efficiently than a few large ones. Try{layout} `{program} decompose --run NEW --from "
+            f"{run} --speedup {max(measured, 1.2) * 1.2:.1f}x --cost latency --batch-size {c['batch_size']}`, or the "
+            "runtime of the later use (export). See docs/aim-at-latency.md."
+        )
+    return lines

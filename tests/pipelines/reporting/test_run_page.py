@@ -1,0 +1,107 @@
+"""Content of the pages: the verdict first, every section that has data, next steps with commands that fit the run."""
+
+from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Missing, Table
+from decomp.pipelines.reporting.run_page import compare_page, run_page, sentence
+
+ROWS = [
+    ("one", "original", 100, 10, 0.9, 0.99, 1.0, 0.0, 3.0, 2.0, 4.0, 1.0, 1.0, None, 200),
+    ("one", "decomposed", 25, 5, 0.85, 0.98, 0.95, 0.1, 2.5, 2.25, 3.0, 4.0, 1.2, None, 200),
+]
+CONDITIONS = {
+    "n_images": 200, "data": "digits", "batch_size": 64, "device": "CPU", "threads": 1, "layout": "contiguous",
+    "rounds": 30,
+}  # fmt: skip
+PICTURES = [("<svg>broad</svg>", "<svg>slim</svg>")]
+
+
+def report():
+    keys = ("network", "top1", "agreement", "counted_speedup", "measured_speedup")
+    rows = [{key: row[NETWORK_COLUMNS.index(key)] for key in keys} for row in ROWS]
+    return {"rows": rows, "conditions": CONDITIONS, "notes": [], "classes": {}}
+
+
+def page(config, report=None, tables=(), missing=(), drawn=()):
+    return run_page("one", "runs/one", config, report, dict(tables), missing, dict(drawn), "report")
+
+
+def test_a_whole_run_is_told_from_verdict_to_next_steps():
+    config = {
+        "stages": {
+            "freeze": {
+                "asked": {"model": "zoo:x", "data": "digits"}, "facts": {"n_images": 1500, "n_points": 10},
+            },
+            "decompose": {"asked": {"speedup": 4.0}},
+        },
+        "versions": {"freeze": {"torch": "2.1"}},
+    }  # fmt: skip
+    networks = Table("accuracy", NETWORK_COLUMNS, ROWS, ["200 test images", "unreliable latencies: x"])
+    classes = Table(
+        "classes", ("class", "images", "correct_original", "correct_decomposed"), [("cat", 10, 9, 4), ("owl", 10, 8, 8)]
+    )
+    tables = {"accuracy": networks, "latency": networks, "classes": classes}
+    text = page(
+        config, report(), tables, [Missing("x", "not fine-tuned", "finetune it")], dict.fromkeys(tables, PICTURES)
+    )
+    order = [
+        "<h1>4.0x fewer multiply-accumulates", "decomposed: accuracy on 200 test images of digits, time of",
+        "Counted and measured speed-up differ",
+        "<h2>Networks", "<h2>Accuracy against time", "<h2>Speed-up", "<h2>Accuracy of each class",
+        "<h2>Calibration images", "<h2>Options", "<h2>Conditions", "<h2>Next steps",
+    ]  # fmt: skip
+    body = text[text.index("<body>") :]
+    places = [body.index(part) for part in order]
+    assert places == sorted(places)
+    assert "Largest losses from original to decomposed: cat: 90.0 → 40 % (95 % interval" in text and "owl:" not in text
+    assert "1,500 images of digits" in text
+    assert "200 test images." in text and "unreliable" not in text  # it belongs below the verdict, where there is one
+    assert "finetune it" in text and "--from runs/one --speedup 2x" in text and "export --run runs/one" in text
+    assert 'href="report/classes.csv"' in text
+
+
+def test_a_run_without_results_is_told_with_what_makes_them():
+    config = {"stages": {"freeze": {"asked": {"model": "zoo:x", "data": "digits"}}}, "versions": {}}
+    text = page(config, missing=[Missing("layers", "nothing is decomposed yet", "decompose it")] * 2)
+    assert "<h1>zoo:x, not decomposed yet</h1>" in text and text.count("decompose it") == 1
+    assert "<h2>Networks" not in text and "export" not in text
+
+
+def test_a_doubt_of_freeze_stands_at_the_top_and_what_it_found_with_the_calibration_images():
+    facts = {
+        "n_images": 100, "accuracy": 0.1, "interval": [0.05, 0.17], "chance": 0.11, "near_chance": True, "order": None,
+        "numbered": False, "largest_label": 9, "n_classes": 10,
+    }  # fmt: skip
+    record = {"asked": {"model": "m", "data": "d"}, "facts": {"n_images": 100, "n_points": 10, "sanity": facts}}
+    text = page({"stages": {"freeze": record}, "versions": {}})
+    head, body = text.split("</header>")
+    assert '<p class="warning">Near chance; likely causes' in head and "Near chance" not in body
+    assert "Accuracy of the original on the 100 calibration images: 10.00%" in body
+    facts.update(near_chance=False, accuracy=0.9)
+    assert "warning" not in page({"stages": {"freeze": record}, "versions": {}}).split("<body>")[1].split("<script>")[0]
+
+
+def test_a_class_that_lost_nothing_is_no_loss():
+    table = Table("classes", ("class", "images", "correct_original", "correct_fine-tuned"), [("cat", 10, 8, 9)])
+    text = page({"stages": {}, "versions": {}}, tables={"classes": table}, drawn={"classes": PICTURES})
+    assert "No class lost accuracy from original to fine-tuned." in text
+
+
+def test_runs_on_different_images_are_told_apart():
+    table = Table("networks", NETWORK_COLUMNS, ROWS, ["noted"])
+    other = Table("networks", NETWORK_COLUMNS, [("two", *row[1:]) for row in ROWS])
+    stages = {"one": {"freeze": {"asked": {"data": "a"}}}, "two": {"freeze": {"asked": {"data": "b"}}}}
+    groups = {"10 images of a": (table, {"accuracy": table}), "9 images of b": (other, {"accuracy-2": other})}
+    pairs = {
+        key: (whole, {k: Table("accuracy", t.header, t.rows) for k, t in p.items()})
+        for key, (whole, p) in groups.items()
+    }
+    drawn = {"accuracy": PICTURES, "accuracy-2": PICTURES}
+    text = compare_page(["one", "two"], pairs, drawn, stages, [("three: not evaluated", "evaluate it")], "figures")
+    assert "cannot be compared" in text and "<h2>Networks, 10 images of a</h2>" in text
+    assert 'href="figures/accuracy-2.csv"' in text and "freeze: data" in text and "evaluate it" in text
+    alone = compare_page(["one", "two"], {"10 images of a": pairs["10 images of a"]}, drawn, stages, [], "figures")
+    assert "cannot be compared" not in alone and "<h2>Networks</h2>" in alone and "<h2>Missing</h2>" not in alone
+    assert "Most accurate and fastest: one, decomposed" in alone and "Noted." in alone
+
+
+def test_notes_are_sentences():
+    assert [sentence(text) for text in ("a b", "A.", "b:")] == ["A b.", "A.", "B:"]
