@@ -31,7 +31,7 @@ from .own_preprocessing import of_weights
 from .plain_network import dtype_of, plain_copy, unwrapped
 from .preprocessing import NetworkInput, Preprocessing
 from .transforms import Shape
-from .weights import check_finite, digest_state_dict, load_into, read_shape, read_state_dict
+from .weights import check_finite, digest_state_dict, load_weights, read_shape, split_key
 
 KINDS = ("zoo", "torchvision", "timm")
 #: End of the names of networks that were given in memory.
@@ -62,6 +62,8 @@ class LoadedModel:
         ``input_shape`` was given by a person, with the weights, or by the class; otherwise it is only the usual one.
     dtype : torch.dtype
         Floating-point type of the network before it was brought to float32, and of results that are given back.
+    note : str
+        Choice among several sets of weights in one file, in words; otherwise empty.
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class LoadedModel:
     preprocessing: Preprocessing | None = None
     fixed_size: bool = True
     dtype: torch.dtype = torch.float32
+    note: str = ""
 
     def takes(self, part: nn.Module | None = None) -> NetworkInput:
         """The input that the network, or a part of it, takes, as far as it is known."""
@@ -136,8 +139,9 @@ def load_model(
         raise UsageError(name, "was given as a module and cannot be built from its name", fix=fix)
     kind, _, rest = name.partition(":")
     size: Size | None = None if input_size is None else parse_input_size(input_size)
-    if weights is not None:
-        recorded, classes = read_shape(Path(weights).expanduser())
+    file = None if weights is None else split_key(weights)[0]
+    if file is not None:
+        recorded, classes = read_shape(file)
         size, n_classes = size or recorded, n_classes or classes
     # Random weights must be the same at every call, and torch's own generator stays unchanged.
     with torch.random.fork_rng(devices=[]):
@@ -149,14 +153,16 @@ def load_model(
             module, shape, weights_name = _open_factory(name, weights)
         else:
             raise _unknown(name)
-    dtype, module = dtype_of(module), plain_copy(module, name)
+    dtype, module, note = dtype_of(module), plain_copy(module, name), ""
+    if weights_name == FROM_FILE and weights is not None:
+        weights_name, note = str(weights), load_weights(module, weights)
     if size is not None:
         shape = _full_shape(name, size, module)
     state = module.state_dict()
     check_finite(state, name)
-    own = of_weights(kind, rest, weights, module)
+    own = of_weights(kind, rest, weights if file is None or not file.is_file() else file, module)
     fixed = size is not None or kind == "zoo" or weights_name not in ("random", str(weights))
-    return LoadedModel(module, name, shape, digest_state_dict(state), weights_name, n_classes, own, fixed, dtype)
+    return LoadedModel(module, name, shape, digest_state_dict(state), weights_name, n_classes, own, fixed, dtype, note)
 
 
 def _first_convolution(module: nn.Module) -> nn.modules.conv._ConvNd | None:
@@ -201,13 +207,6 @@ def _is_word(weights: Weights | None, word: str) -> bool:
     return isinstance(weights, str) and weights.lower() == word
 
 
-def _load_file(module: nn.Module, weights: Weights) -> str:
-    """Load a file of weights; returns the description of their origin."""
-    path = Path(weights).expanduser()
-    load_into(module, read_state_dict(path), path)
-    return str(weights)
-
-
 def _no_weights(name: str, own: str) -> UsageError:
     fix = f"give --weights FILE, {own}or --weights random for untrained ones"
     return UsageError(name, "comes without trained weights here", fix=fix)
@@ -235,6 +234,8 @@ def _unknown(name: str) -> UsageError:
     return UsageError(f"--model {name}", "not the name of a network", fix=hint or forms)
 
 
+#: Description of the origin of weights that are still to be loaded from the given file.
+FROM_FILE = "a file"
 #: A network, its input shape where known, and the description of the origin of its weights.
 Opened = tuple[nn.Module, Shape | None, str]
 
@@ -256,9 +257,9 @@ def _open_zoo(name: str, network: str, weights: Weights | None, size: Size | Non
         if entry.weights is None:
             hint = f"(decomp train --model {name} --data {entry.dataset} makes them) "
             raise _no_weights(name, hint)
-        _load_file(module, entry.weights)
+        load_weights(module, entry.weights)
         return module, shape, f"shipped with {name}"
-    return module, shape, _load_file(module, weights)
+    return module, shape, FROM_FILE
 
 
 def _open_torchvision(
@@ -280,7 +281,7 @@ def _open_torchvision(
         module = _quietly(lambda: models.get_model(network, weights=None, **options))
         if _is_word(weights, "random"):
             return module, shape, "random"
-        return module, shape, _load_file(module, weights)
+        return module, shape, FROM_FILE
     n_own = len(own.meta["categories"])
     if n_classes not in (None, n_own):
         raise UsageError(name, f"torchvision's own weights are for {n_own} classes", got=n_classes, fix="give a file")
@@ -313,7 +314,7 @@ def _open_timm(name: str, network: str, weights: Weights | None, size: Size | No
         weights_name = "timm's own"
     else:
         module = _quietly(lambda: timm.create_model(network, pretrained=False, **options))
-        weights_name = "random" if _is_word(weights, "random") else _load_file(module, weights)
+        weights_name = "random" if _is_word(weights, "random") else FROM_FILE
     config = getattr(module, "pretrained_cfg", None) or {}
     channels, height, width = config.get("input_size") or (3, 224, 224)
     return module, (channels, height, width), weights_name
@@ -348,4 +349,4 @@ def _open_factory(name: str, weights: Weights | None) -> Opened:
     module = unwrapped(module)
     if weights is None or _is_word(weights, "random"):
         return module, None, "as the factory returned them"
-    return module, None, _load_file(module, weights)
+    return module, None, FROM_FILE

@@ -8,7 +8,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,39 @@ from torch import Tensor, nn
 
 from decomp.errors import FileError, NumericalError, WeightsError
 
-# Keys under which checkpoints keep the state dict, in the order of the search.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-# Prefixes that DataParallel and torch.compile put before every name.
-_PREFIXES = ("module.", "_orig_mod.")
+from .checkpoints import Match, State, matches, preference, state_dicts
+
 _NAMES_SHOWN = 3
 _RECORD = "decomp network"
+_RESAVE = "torch.save(model.state_dict(), 'weights.pth')"
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a state dict on the CPU.
+def split_key(weights: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """Split ``FILE:key`` into the file and the place of the weights in it; the place is None where none is given.
+
+    A colon that is part of the name of an existing file, or of a Windows drive, splits nothing.
+    """
+    path = Path(weights).expanduser()
+    file, _, key = str(weights).rpartition(":")
+    if path.exists() or not key or not Path(file).expanduser().is_file():
+        return path, None
+    return Path(file).expanduser(), key
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, State]:
+    """Read the state dicts in a file, on the CPU.
 
     Parameters
     ----------
     path : path
         A safetensors file, or one of ``torch.save``, read with ``weights_only=True``: tensors and plain values alone,
-        no code in the file is run. The kind is recognised by content. ``{'state_dict': ...}`` and ``{'model': ...}``
-        are unwrapped, and the prefixes of DataParallel and torch.compile are removed.
+        no code in the file is run. The kind is recognised by content.
 
     Returns
     -------
-    dict of str to Tensor
+    dict of str to state dict
+        By their place in the file, such as ``'state_dict'`` or ``'ema.model'``; ``''`` where the file is one itself.
+        The one that is most likely meant comes first, see :func:`decomp.data.checkpoints.preference`.
 
     Raises
     ------
@@ -47,10 +60,19 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         Missing, empty, cut short, of another kind, or holding Python objects that could run code.
     """
     path = Path(path)
+    content = _read_content(path)
+    found = dict(state_dicts(content))
+    if not found:
+        raise _no_state_dict(path, content)
+    return dict(sorted(found.items(), key=lambda item: preference(*item)))
+
+
+def _read_content(path: Path) -> Any:
+    fix = "give the path of a safetensors file or a state dict"
+    if path.is_dir():
+        raise FileError(path, "is a folder and not a weights file", fix=fix)
     if not path.is_file():
-        raise FileError(
-            path, "there is no such weights file", fix="give the path of a safetensors file or a state dict"
-        )
+        raise FileError(path, "there is no such weights file", fix=fix)
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -59,13 +81,43 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not head:
         raise FileError(path, "the weights file is empty", fix="copy or download it again")
     if head[8:] == b"{":
-        content = _read_safetensors(path)
-    elif head.startswith((b"PK\x03\x04", b"\x80")):
-        content = _read_torch(path)
-    else:
-        fix = "give a safetensors file or one of torch.save(model.state_dict(), ...)"
-        raise FileError(path, "neither a safetensors file nor a torch state dict", fix=fix)
-    return _unwrapped(content, path)
+        return _read_safetensors(path)
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        _refuse_other_archives(path)
+        return _read_torch(path)
+    kind = "an HDF5 file, as Keras writes it" if head.startswith(b"\x89HDF") else None
+    fix = f"give a safetensors file or one of {_RESAVE}"
+    raise FileError(path, "neither a safetensors file nor a torch state dict", got=kind, fix=fix)
+
+
+def _refuse_other_archives(path: Path) -> None:
+    """Refuse zip archives that are known by their members: of numpy, TorchScript and torch.export."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return  # a pickle, or damaged, which is told when it is read
+    if any(name.endswith(".npy") for name in names):
+        convert = "torch.save({k: torch.as_tensor(v) for k, v in numpy.load(FILE).items()}, 'weights.pth')"
+        raise FileError(path, "a numpy archive, not weights of PyTorch", fix=f"convert it with {convert}")
+    if any("/code/" in name for name in names):
+        fix = f"where the module in it was made, save {_RESAVE}; or torch.save(torch.jit.load(FILE).state_dict(), ...)"
+        raise FileError(path, "a TorchScript archive, not a state dict", fix=fix)
+    if any("/models/" in name for name in names):
+        fix = "save torch.export.load(FILE).state_dict with torch.save, and give that"
+        raise FileError(path, "a torch.export program, not a state dict", fix=fix)
+
+
+def _no_state_dict(path: Path, content: Any) -> FileError:
+    fix = f"save {_RESAVE}"
+    if isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values()):
+        other = [key for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
+        names = ", ".join(str(key) for key in other[:_NAMES_SHOWN])
+        return FileError(path, "a state dict holds tensors alone", got=f"also {names}", fix=fix)
+    kind = f"a {type(content).__name__}"
+    if isinstance(content, Mapping) and content:
+        kind += f" of {', '.join(str(key) for key in list(content)[:_NAMES_SHOWN])}"
+    return FileError(path, "holds no state dict", got=kind, fix=fix)
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int] | None, int | None]:
@@ -129,12 +181,9 @@ def _read_torch(path: Path) -> Any:
             path,
             "holds Python objects beside tensors, and such a file can run code when it is opened: not opened",
             got=name.group(1) if name else None,
-            fix="save it again with torch.save(model.state_dict(), ...) or as safetensors, where you trust it",
+            fix=f"where you trust it, open it with torch.load(FILE, weights_only=False) and save {_RESAVE}",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        if "TorchScript" in str(error):
-            fix = "save the state dict of the original module instead"
-            raise FileError(path, "a TorchScript archive, not a state dict", fix=fix) from error
         raise _damaged(path, error) from error
 
 
@@ -143,72 +192,81 @@ def _damaged(path: Path, error: Exception) -> FileError:
     return FileError(path, "the weights file is damaged or cut short", got=reason, fix="copy or download it again")
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """The mapping of names to tensors inside the content of a file."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping) or not content:
-        raise FileError(path, "holds no state dict", got=f"a {type(content).__name__}", fix="save model.state_dict()")
-    other = [key for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
-    if other:
-        names = ", ".join(str(key) for key in other[:_NAMES_SHOWN])
-        raise FileError(path, "a state dict holds tensors alone", got=f"also {names}", fix="save model.state_dict()")
-    state = dict(content)
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key[len(prefix) :]: value for key, value in state.items()}
-    return state
+def load_weights(module: nn.Module, weights: str | os.PathLike[str]) -> str:
+    """Load a file of weights into a module, completely or not at all.
 
-
-def load_into(module: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Load a state dict into a module, completely or not at all.
+    Names may have prefixes, and segments of DataParallel and torch.compile, that those of the module lack.
 
     Parameters
     ----------
-    module : nn.Module
+    module : torch.nn.Module
         Changed in place; its dtypes are kept.
-    state : mapping of str to Tensor
-    path : path or str
-        Named in errors.
+    weights : path or str
+        A file, or ``FILE:key`` with the place of the weights in it, such as ``last.ckpt:ema.model``.
+
+    Returns
+    -------
+    str
+        The choice in words, where the file holds several that fit, or more than these; otherwise empty.
 
     Raises
     ------
+    FileError
+        As :func:`read_checkpoint`; or there is nothing at `key`.
     WeightsError
-        Names are missing or unexpected, or shapes differ; the first few are named. The module is not changed.
+        Names are missing or left over, or shapes differ; the first few are named. The module is not changed.
     NumericalError
         A tensor holds NaN or Inf. The module is not changed.
     """
+    path, key = split_key(weights)
+    found = read_checkpoint(path)
+    return load_into(module, found if key is None else {key: _below(found, key, path)}, path)
+
+
+def load_into(module: nn.Module, found: Mapping[str, State], path: str | os.PathLike[str]) -> str:
+    """The same for state dicts by their places in a file; `path` is named in messages."""
     own = module.state_dict()
-    # Old state dicts of BatchNorm have no counters of batches; evaluation does not depend on them.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    mismatched = [
-        f"{key} is {_shape(state[key])} where the model has {_shape(own[key])}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    mismatched += [
-        f"{key} is {state[key].dtype}"
-        for key in own
-        if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
-    ]
-    parts = []
-    for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+    read = [(name, match) for name, state in found.items() for match in matches(state, own)]
+    fitting = [(name, match) for name, match in read if match.fits]
+    if not fitting:
+        raise _does_not_fit(path, min((match for _, match in read), key=lambda match: match.n_wrong), own)
+    chosen = fitting[0][1]
+    check_finite(chosen.state, path)
+    module.load_state_dict(chosen.state, strict=False)
+    names = [".".join(filter(None, (name, match.prefix))) for name, match in fitting]
+    words = []
+    if len(names) > 1:
+        others = " and ".join(f"--weights {path}:{name}" for name in names[1:] if name)
+        words.append(f"took {names[0] or 'the names without prefix'}, which others fit as well as: {others}")
+    if chosen.outside:
+        words.append(f"{len(chosen.outside)} entries of something else are ignored, such as {chosen.outside[0]}")
+    return f"{path}: {'; '.join(words)}" if words else ""
+
+
+def _below(found: Mapping[str, State], key: str, path: Path) -> State:
+    """The entries of a checkpoint whose full names begin with a key, without it."""
+    named = {
+        ".".join(filter(None, (place, name))): value for place, state in found.items() for name, value in state.items()
+    }
+    below = {name[len(key) + 1 :]: value for name, value in named.items() if name.startswith(f"{key}.")}
+    if not below:
+        there = list(dict.fromkeys(place or name.partition(".")[0] for place, state in found.items() for name in state))
+        raise FileError(path, "holds no weights at this place", got=key, fix=f"it has {', '.join(there[:10])}")
+    return below
+
+
+def _does_not_fit(path: str | os.PathLike[str], match: Match, own: Iterable[str]) -> WeightsError:
+    """The error that counts what fits and names the first entries that do not."""
+    n_own = sum(not name.endswith("num_batches_tracked") for name in own)
+    parts = [f"{n_own - len(match.missing) - len(match.mismatched)} of {n_own} entries that fit"]
+    for title, names in (
+        ("missing", match.missing), ("left over", match.left_over), ("of another shape", match.mismatched)
+    ):  # fmt: skip
         if names:
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             parts.append(f"{title}: {', '.join(names[:_NAMES_SHOWN])}{more}")
-    if parts:
-        fix = "give the weights of this model, or the model of these weights"
-        raise WeightsError(path, "the weights do not fit the model", got="; ".join(parts), fix=fix)
-    check_finite(state, path)
-    module.load_state_dict(state, strict=False)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
+    fix = "give the weights of this model, or the model of these weights"
+    return WeightsError(path, "the weights do not fit the model", got="; ".join(parts), fix=fix)
 
 
 def check_finite(state: Mapping[str, Tensor], thing: object) -> None:

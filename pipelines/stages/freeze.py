@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from decomp import seeds
 from decomp.cost.count import cost
@@ -38,6 +38,7 @@ from ..decomposition.memory import measure, set_limits
 from ..decomposition.record_responses import ResponseRecording
 from ..measure import sanity
 from ..measure.devices import pick_device
+from ..measure.finite import not_finite
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
@@ -167,8 +168,8 @@ def freeze(
     def open_inputs() -> tuple[LoadedModel, ImageSource]:
         images = options.image_options
         loaded = models.load_model(model, weights=weights, input_size=input_size or images.size)
-        takes = loaded.takes(part_of(loaded.module, part, loaded.name))
-        return loaded, open_source(data, network=takes, options=images, skip_bad=skip_bad)
+        module = part_of(loaded.module, part, loaded.name)
+        return loaded, open_source(data, network=loaded.takes(module), options=images, skip_bad=skip_bad)
 
     return freeze_once(
         RunDirectory(run), options, open_inputs, batch_size=batch_size, device=device, memory=memory,
@@ -233,6 +234,8 @@ def freeze_loaded(
     batch_size, device, memory, reporter
         As for :func:`freeze`.
     """
+    if loaded.note:
+        reporter.step(f"weights: {loaded.note}")
     reporter.step(f"images: {source.preprocessing}")
     if source.labels_ignored:
         reporter.step(f"labels are not class numbers ({source.labels_ignored}); ignored")
@@ -263,8 +266,7 @@ def freeze_loaded(
         "n_images": len(indices), "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
         "network": digest_file(run.original_dir / "structure.json"),
     }  # fmt: skip
-    if loaded.dtype != torch.float32:
-        meta["dtype"] = str(loaded.dtype).removeprefix("torch.")
+    meta |= {} if loaded.dtype == torch.float32 else {"dtype": str(loaded.dtype).removeprefix("torch.")}
     reporter.phase(RECORD)
     reporter.expect({"recording outputs": 1.0})
     recording = ResponseRecording(graph, options.n_points, options.seed, indices)
@@ -331,37 +333,13 @@ def _prepare(
     with torch.no_grad():
         after = as_tensor(network(images))
     if not torch.isfinite(before).all():
-        raise _not_finite(loaded.name, module, images)
+        raise not_finite(loaded.name, module, images)
     worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-12)).item()
     if worst > FOLD_TOLERANCE:
         raise DecompError(
             loaded.name, f"folding batch normalisation must keep the outputs to {FOLD_TOLERANCE:g}", got=f"{worst:.2g}"
         )
     return network, folded
-
-
-def _not_finite(name: str, module: nn.Module, images: Tensor) -> NumericalError:
-    """The error that names the first layer whose responses are not finite, and how many of them."""
-    found: list[tuple[str, int | str, int | str]] = []
-
-    def hook_of(layer: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                found.append((layer, output.numel() - int(torch.isfinite(output).sum()), output.numel()))
-
-        return hook
-
-    leaves = [(path, child) for path, child in module.named_modules() if not list(child.children())]
-    handles = [child.register_forward_hook(hook_of(path)) for path, child in leaves]
-    try:
-        with torch.no_grad():
-            module(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    layer, bad, total = found[0] if found else ("its output", "some", "all")
-    got = f"{bad} of {total} values NaN or infinite on the first {len(images)} images"
-    return NumericalError(f"{name}, {layer}", "the responses must be finite", got=got, fix="check the weights")
 
 
 def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:

@@ -267,3 +267,18 @@ def test_what_is_known_of_the_input_of_a_network(tmp_path, monkeypatch):
     library = load_model("torchvision:resnet18", weights="random").takes()
     assert (library.shape, library.fixed, library.own) == ((3, 224, 224), False, None)
     assert load_model("torchvision:resnet18", weights="random", input_size=64).takes().fixed
+
+
+def test_a_factory_may_wrap_its_network_and_the_choice_of_weights_is_told(here):
+    (here / "mine.py").write_text(
+        "from torch import nn\ndef make(): return nn.DataParallel(nn.Sequential(nn.Conv2d(3, 6, 1)).half())"
+    )
+    ones, twos = ({"0.weight": torch.full((6, 3, 1, 1), v), "0.bias": torch.full((6,), v)} for v in (1.001, 2.0))
+    torch.save({"net": {f"module.{k}": v for k, v in ones.items()}, "ema": twos}, here / "w.pt")
+    loaded = load_model("mine.py:make", weights="w.pt")
+    assert type(loaded.module) is nn.Sequential and loaded.dtype == torch.float16
+    assert torch.equal(loaded.module[0].weight, ones["0.weight"])  # not rounded to half precision
+    assert loaded.note == "w.pt: took net, which others fit as well as: --weights w.pt:ema"
+    other = load_model("mine.py:make", weights="w.pt:ema")
+    assert torch.equal(other.module[0].bias, twos["0.bias"]) and (other.note, other.weights_name) == ("", "w.pt:ema")
+    assert load_model("zoo:vgg-digits").dtype == torch.float32
