@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections.abc import Iterable, Sequence
 
 from torch import fx, nn
 
 from decomp.errors import TraceError
+from decomp.graph.computed_weights import fix_computed_weights
 from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
+from decomp.graph.functional_layers import functions_to_modules
 from decomp.graph.tracer import SizedTracer, source_place
+from decomp.modules.copies import deep_copy
 
 
 def trace(
@@ -42,12 +44,13 @@ def trace(
     TraceError
         With the place in the forward pass that could not be followed and the ways out.
     """
-    model, leaves = copy.deepcopy(model).eval(), tuple(leaves)
+    plain = dict(model.meta.get("plain", {})) if isinstance(model, fx.GraphModule) else {}
+    model, leaves = deep_copy(model).eval(), tuple(leaves)
     paths = {path for path, _ in model.named_modules()}
     unknown = [leaf for leaf in leaves if leaf not in paths or not leaf]
     if unknown:
         raise TraceError(name, "has no module of this name to leave as it is", got=unknown[0])
-    exchanged = replace_foreign_batchnorms(model, leaves)
+    exchanged = [*fix_computed_weights(model, leaves), *replace_foreign_batchnorms(model, leaves)]
     tracer = SizedTracer(leaves, shape)
     try:
         graph = tracer.trace(model)
@@ -60,11 +63,13 @@ def trace(
             fix=_way_out(tracer.within),
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
-    traced.meta.update(batchnorms=exchanged, branches=list(tracer.branches))
     _remove_stochastic_depth(graph)
     _pass_input_by_position(graph)
     graph.eliminate_dead_code()
     traced.recompile()
+    functional = functions_to_modules(traced, shape)
+    exchanged += [path for path in functional if path not in exchanged]
+    traced.meta.update(exchanged=exchanged, branches=list(tracer.branches), plain=plain | functional)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     needed = [node for node in placeholders if node.users or not node.args]
     if len(needed) != 1:
