@@ -32,7 +32,10 @@ from torch import Tensor, fx, nn
 from decomp.errors import DecompError, FileError
 from decomp.execution.outputs import as_tensor
 from decomp.graph import foreign_batchnorm
-from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module, match_dtypes
+from decomp.graph.computed_weights import fix_computed_weights
+from decomp.graph.forwards import FORWARD, build_forward
+from decomp.graph.serialise import build_graph, describe_graph, describe_module, match_dtypes
+from decomp.modules.copies import deep_copy
 from decomp.modules.replace import set_module
 
 from .atomic import commit_directory
@@ -40,8 +43,11 @@ from .digests import digest_file
 from .json_files import read_json, write_json
 
 FORMAT, VERSION = "decomp-model", 1
-#: Type of an edit: a batch normalisation of a foreign class becomes torch's own and the submodules of that class.
-FOREIGN_BATCHNORM = "plain normalisation"
+#: Type of an edit: a batch normalisation of a foreign class becomes torch's own and the submodules of that class; a
+#: weight that a class computes becomes a parameter.
+FOREIGN = "plain normalisation"
+#: Type of an edit that no class takes: layers that are called as functions.
+STANDS_ALONE = "functions"
 
 
 def save(
@@ -81,12 +87,11 @@ def save(
     """
     path = Path(path)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    named = dict(module.named_modules())
     structure = {
         "format": FORMAT,
         "format_version": VERSION,
         "input_shape": list(input_shape) if input_shape else None,
-        "edits": [{"module": name, "becomes": _describe_edit(named[name], name)} for name in edited],
+        "edits": [{"module": name, "becomes": _describe_edit(module, name)} for name in edited],
         "part": part,
         "graph": describe_graph(module, leaves),
         "meta": meta or {},
@@ -101,9 +106,13 @@ def save(
     return path
 
 
-def _describe_edit(module: nn.Module, path: str) -> dict[str, Any]:
-    # A plain nn.Module in a traced network has only submodules left: it was a foreign batch normalisation.
-    return {"type": FOREIGN_BATCHNORM} if type(module) is nn.Module else describe_module(module, path)
+def _describe_edit(network: fx.GraphModule, path: str) -> dict[str, Any]:
+    module = network.get_submodule(path)
+    if path and type(module) is not nn.Module:
+        return describe_module(module, path)
+    # A plain nn.Module in a traced network has only submodules left: its forward is part of the graph.
+    forwards = network.meta.get("forwards", {})
+    return forwards[path] or {"type": STANDS_ALONE} if path in forwards else {"type": FOREIGN}
 
 
 def _verify(module: nn.Module, again: nn.Module, input_shape: tuple[int, int, int], path: Path) -> None:
@@ -142,6 +151,13 @@ def read_structure(path: str | os.PathLike[str]) -> dict[str, Any]:
 def leaves(structure: Mapping[str, Any]) -> list[str]:
     """Paths of the modules whose structure is not written: the argument `leaves` of :func:`save`."""
     return [path for path, spec in structure["graph"]["modules"].items() if spec.get("type") == "leaf"]
+
+
+def forwards(structure: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """What :func:`decomp.graph.tracing.trace` gives as ``meta["forwards"]``, from the edits of a structure."""
+    edits = {edit["module"]: edit["becomes"] for edit in structure["edits"]}
+    kinds = {FORWARD, STANDS_ALONE}
+    return {name: spec if spec["type"] == FORWARD else None for name, spec in edits.items() if spec.get("type") in kinds}
 
 
 def _how_to_write_again(path: Path) -> str:
@@ -188,8 +204,10 @@ def load(
         )
     state = load_file(str(weights))
     if into is None:
-        return build_graph(structure["graph"], state, str(path / "structure.json"), leaves_of)
-    return _load_into(copy.deepcopy(into).eval(), structure, state, path)
+        network = build_graph(structure["graph"], state, str(path / "structure.json"), leaves_of)
+        network.meta["forwards"] = forwards(structure)
+        return network
+    return _load_into(deep_copy(into).eval(), structure, state, path)
 
 
 def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Module]) -> str:
@@ -218,6 +236,10 @@ def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Mo
     except DecompError as error:
         return f"network read back from its files: stands alone; the original class cannot be built here ({error})"
     part = structure.get("part")
+    types = {edit["module"]: edit["becomes"].get("type") for edit in structure["edits"]}
+    alone_at = next((name for name, kind in types.items() if kind == STANDS_ALONE), None)
+    if alone_at is not None:
+        return f"network read back from its files: stands alone; {_function_words(alone_at)}"
     inner = original.get_submodule(part) if part else original
     module, alone = load(path, into=original), load(path, leaves_of=inner)
     module = module.get_submodule(part) if part else module
@@ -228,6 +250,10 @@ def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Mo
     if not worst < 1e-5:
         raise DecompError(path, "the original class with the edits gives other outputs", got=f"off by {worst:.2g}")
     return "network read back from its files: verified, standing alone and in the original class"
+
+
+def _function_words(path: str) -> str:
+    return f"{path or 'the forward pass'} calls layers as functions on its own parameters, where no other can be put"
 
 
 def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> nn.Module:
@@ -241,15 +267,39 @@ def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[st
             old = module.get_submodule(name)
         except AttributeError as error:
             raise FileError(path, f"does not fit the given model: it has no module {name}") from error
-        new = foreign_batchnorm.as_batchnorm(old) if spec.get("type") == FOREIGN_BATCHNORM else build_module(spec, name)
-        if new is None:
-            raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
-        set_module(whole, f"{part}.{name}" if part else name, new)
+        if spec.get("type") == STANDS_ALONE:
+            raise FileError(path, _function_words(name), fix="load it without into=")
+        if spec.get("type") == FOREIGN:
+            new: nn.Module | None = foreign_batchnorm.as_batchnorm(old)
+            if new is None and not fix_computed_weights(old):
+                raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
+        else:
+            new = build_forward(spec, name)
+        if new is not None:
+            set_module(whole, f"{part}.{name}" if part else name, new)
     match_dtypes(module, state)
-    missing, unexpected = module.load_state_dict(state, strict=False)
+    missing, unexpected = module.load_state_dict(_without_constants(module, structure, state), strict=False)
     used = set(structure["graph"]["modules"])
     missing = [k for k in missing if k.rpartition(".")[0] in used]
     if unexpected or missing:
         first = (unexpected + missing)[0]
         raise FileError(path, f"does not fit the given model at {first}", fix="give the class that was compressed")
     return whole.eval()
+
+
+def _without_constants(
+    module: nn.Module, structure: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights without the tensors that the class makes by itself; those that it keeps as attributes are set."""
+    own, kept = module.state_dict().keys(), dict(state)
+    for name in [name for name, kind in structure["graph"]["tensors"].items() if kind == "buffer" and name not in own]:
+        holder, _, attribute = name.rpartition(".")
+        value = getattr(module.get_submodule(holder), attribute, None)
+        if isinstance(value, Tensor) and value.shape == state[name].shape:
+            value.copy_(state[name])
+        elif attribute.startswith("_tensor_constant"):  # kept for writing the network once more
+            module.get_submodule(holder).register_buffer(attribute, state[name], persistent=False)
+        else:
+            continue
+        del kept[name]
+    return kept

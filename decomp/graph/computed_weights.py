@@ -1,7 +1,7 @@
 """Weights that a module computes from other parameters, computed once: weight and spectral norms, masks, any other.
 
-In evaluation mode such a weight is a constant. ``torch.nn.utils.weight_norm``, ``spectral_norm`` and ``prune`` compute it
-in a hook before each forward pass, ``torch.nn.utils.parametrize`` whenever it is read.
+In evaluation mode such a weight is a constant. ``torch.nn.utils.weight_norm``, ``spectral_norm`` and ``prune`` compute
+it in a hook before each forward pass, ``torch.nn.utils.parametrize`` whenever it is read.
 """
 
 from __future__ import annotations
@@ -42,15 +42,18 @@ def fix_computed_weights(model: nn.Module, leaves: Iterable[str] = ()) -> list[s
 def _fix_parametrized(module: nn.Module) -> bool:
     if not parametrize.is_parametrized(module):
         return False
-    parametrizations = module.parametrizations
-    assert isinstance(parametrizations, nn.ModuleDict)
-    for name in list(parametrizations):
-        with torch.enable_grad():  # what is computed from several tensors becomes a parameter only with a gradient
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-        value = getattr(module, name)
-        if not isinstance(value, nn.Parameter) and name not in module._buffers:
-            delattr(module, name)
-            module.register_parameter(name, nn.Parameter(value.detach().clone()))
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    with torch.no_grad():
+        computed = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    parameters = {name for name, made in module.parametrizations.items() if list(made.parameters())}
+    # Torch's remove_parametrizations changes the class, which the copies of a module share with it.
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, value in computed.items():
+        if name in parameters:
+            module.register_parameter(name, nn.Parameter(value))
+        else:
+            module.register_buffer(name, value)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Forward pass of one module of a traced network, as data and as a module that takes its place in the original class."""
+"""Forward pass of one module of a traced network, as data and as a module for the original class."""
 
 from __future__ import annotations
 
@@ -44,23 +44,31 @@ def describe_forward(network: fx.GraphModule, owner: str) -> dict[str, Any] | No
     nodes = _first_call(network, owner)
     inside = set(nodes)
     inputs = {before for node in nodes for before in node.all_input_nodes if before not in inside}
-    outputs = [node for node in nodes if any(user not in inside for user in node.users)]
-    foreign = any(n.op in ("call_module", "get_attr") and not str(n.target).startswith(f"{owner}.") for n in nodes)
-    if len(inputs) != 1 or len(outputs) != 1 or foreign:
+    results = [node for node in nodes if node.op != "get_attr"]
+    outputs = [node for node in results if any(user not in inside for user in node.users)]
+    held = [node for node in nodes if node.op in ("call_module", "get_attr")]
+    names = {node: str(node.target).removeprefix(f"{owner}.") for node in held}
+    if len(inputs) != 1 or len(outputs) != 1:
+        return None
+    if any(names[n] == n.target and not str(n.target).startswith("_tensor_constant") for n in held):
         return None
     graph = fx.Graph()
     copies = {inputs.pop(): graph.placeholder("x")}
     for node in nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-        if node.op in ("call_module", "get_attr"):
-            copies[node].target = str(node.target)[len(owner) + 1 :]
+        copies[node].target = names.get(node, node.target)
     graph.output(copies[outputs[0]])
     try:
-        part = fx.GraphModule(holder, graph)
+        part = fx.GraphModule({names[node]: _attribute(network, str(node.target)) for node in held}, graph)
         described, state = describe_graph(part), part.state_dict()
     except DecompError:  # then the network as a whole has no description either, which is reported when it is written
         return None
-    tensors = {name: [encode(state[name].dtype, owner), list(state[name].shape)] for name in described["tensors"]}
+    tensors = {
+        # Constants of the code are in the description, as they are no weights of the class.
+        name: [encode(state[name].dtype, owner), list(state[name].shape)]
+        + ([state[name].flatten().tolist()] if name.startswith("_tensor_constant") else [])
+        for name in described["tensors"]
+    }
     return {"type": FORWARD, "graph": described, "tensors": tensors}
 
 
@@ -75,14 +83,21 @@ def build_forward(spec: Mapping[str, Any], path: str) -> nn.Module:
     if spec.get("type") != FORWARD:
         return build_module(spec, path)
     try:
-        state = {
-            name: torch.zeros(shape, dtype=decode(dtype, {})) for name, (dtype, shape) in spec["tensors"].items()
-        }
+        state = {}
+        for name, (dtype, shape, *values) in spec["tensors"].items():
+            state[name] = torch.zeros(shape, dtype=decode(dtype, {}))
+            if values:
+                state[name].copy_(torch.tensor(values[0]).view(shape))
         for name, module in spec["graph"]["modules"].items():
             state |= {f"{name}.{key}": value for key, value in build_module(module, name).state_dict().items()}
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(path, f"the description of its calls is broken ({error})") from error
     return build_graph(spec["graph"], state, path)
+
+
+def _attribute(network: fx.GraphModule, path: str) -> Any:
+    holder, _, name = path.rpartition(".")
+    return getattr(network.get_submodule(holder), name)
 
 
 def _first_call(network: fx.GraphModule, owner: str) -> list[fx.Node]:

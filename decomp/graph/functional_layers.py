@@ -35,7 +35,7 @@ _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _CLASSES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # What is computed with functions of these names is no constant: they give other numbers each time, or change tensors.
 _NO_CONSTANT = re.compile(
-    r"rand|dropout|bernoulli|multinomial|normal|poisson|exponential|uniform|[^_]_$|"
+    r"rand|dropout|bernoulli|multinomial|normal$|poisson|exponential|uniform|[^_]_$|"
     r"^(iadd|isub|imul|itruediv|ifloordiv|ipow|setitem)$"
 )
 
@@ -74,6 +74,9 @@ def functions_to_modules(
         found.exchange(node, module, source)
     if not found.owners:
         return {}
+    for node in reversed(network.graph.nodes):  # the tensors of some are no longer there
+        if node in found.constants and not node.users:
+            network.graph.erase_node(node)
     network.graph.eliminate_dead_code()
     network.delete_all_unused_submodules()
     _delete_unused_tensors(network)
@@ -143,19 +146,23 @@ class _Candidates:
         self, kind: str, values: Mapping[str, Tensor | None], options: Mapping[str, Any], source: fx.Node
     ) -> nn.Module | None:
         """The module that computes the same as the function, or None where there is none."""
-        weight, module = values["weight"], None
+        weight = values["weight"]
+        module: nn.Module | None = None
         with torch.device("meta"):
             if kind == "norm":
                 module = self._norm(values, options, source)
             elif weight is None or weight.dim() != (2 if kind == "linear" else 4):
                 return None
             elif kind == "linear":
-                module = nn.Linear(*weight.shape[::-1], bias=True) if self.axes.get(source) == 2 else None
+                n, width = weight.shape
+                module = nn.Linear(width, n) if self.axes.get(source) == 2 else None
             else:
                 grouped = weight.shape[1] * options.get("groups", 1)
-                channels = (grouped, weight.shape[0]) if kind == "conv" else (weight.shape[0], grouped)
-                kind_of = nn.Conv2d if kind == "conv" else nn.ConvTranspose2d
-                module = kind_of(*channels, tuple(weight.shape[2:]), **options)
+                kernel = (weight.shape[2], weight.shape[3])
+                if kind == "conv":
+                    module = nn.Conv2d(grouped, weight.shape[0], kernel, **options)
+                else:
+                    module = nn.ConvTranspose2d(weight.shape[0], grouped, kernel, **options)
         return None if module is None else _with_tensors(module, values)
 
     def _norm(
@@ -178,9 +185,11 @@ class _Candidates:
             if owner in (path, path.rpartition(".")[0]) and _same(self.network.get_submodule(path), module):
                 return path
         path = owner
-        if not alone:
+        if not alone or path in self._paths:
             prefix = f"{owner}." if owner else ""
-            names = (f"{prefix}{_FUNCTIONS[node.target]}{suffix}" for suffix in ("", *map("_{}".format, range(1, 1000))))
+            names = (
+                f"{prefix}{_FUNCTIONS[node.target]}{suffix}" for suffix in ("", *map("_{}".format, range(1, 1000)))
+            )
             path = next(name for name in names if not _holds(self.network, name))
         _put(self.network, path, module)
         self._paths.append(path)
@@ -192,7 +201,7 @@ class _Candidates:
         stack, weight = module_stack(node), self._weights[node]
         if not stack and "nn_module_stack" not in node.meta and weight is not None and weight.op == "get_attr":
             path = str(weight.target).rpartition(".")[0]
-            return path, bool(path) and _FUNCTIONS[node.target] != "norm"
+            return path, bool(path)
         if not stack:
             return "", False
         others = [n for n in self.network.graph.nodes if stack[-1] in module_stack(n) and n not in self.constants]

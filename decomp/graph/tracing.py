@@ -20,8 +20,9 @@ def trace(
 ) -> fx.GraphModule:
     """Trace a copy of the model in evaluation mode.
 
-    Batch normalisations of other classes than torch's own are exchanged for torch's own, see
-    :mod:`decomp.graph.foreign_batchnorm`.
+    Weights that are computed from others are computed once (:mod:`decomp.graph.computed_weights`), batch normalisations
+    of other classes are exchanged for torch's own (:mod:`decomp.graph.foreign_batchnorm`), and layers that are called
+    as functions for modules (:mod:`decomp.graph.functional_layers`).
 
     Parameters
     ----------
@@ -36,15 +37,16 @@ def trace(
     Returns
     -------
     torch.fx.GraphModule
-        Its ``meta["batchnorms"]`` has the paths of the batch normalisations that were exchanged, ``meta["branches"]``
-        the places in the source where a branch was decided by a size: the network is then for images of this shape.
+        Its ``meta["exchanged"]`` has the paths of the modules that were exchanged, ``meta["forwards"]`` the calls of
+        those whose forward called layers as functions (:mod:`decomp.graph.forwards`), ``meta["branches"]`` the places
+        in the source where a branch was decided by a size: the network is then for images of this shape.
 
     Raises
     ------
     TraceError
         With the place in the forward pass that could not be followed and the ways out.
     """
-    plain = dict(model.meta.get("plain", {})) if isinstance(model, fx.GraphModule) else {}
+    forwards = dict(model.meta.get("forwards", {})) if isinstance(model, fx.GraphModule) else {}
     model, leaves = deep_copy(model).eval(), tuple(leaves)
     paths = {path for path, _ in model.named_modules()}
     unknown = [leaf for leaf in leaves if leaf not in paths or not leaf]
@@ -68,8 +70,12 @@ def trace(
     graph.eliminate_dead_code()
     traced.recompile()
     functional = functions_to_modules(traced, shape)
-    exchanged += [path for path in functional if path not in exchanged]
-    traced.meta.update(exchanged=exchanged, branches=list(tracer.branches), plain=plain | functional)
+    held = dict(traced.named_modules())
+    traced.meta.update(
+        exchanged=[path for path in dict.fromkeys([*exchanged, *functional]) if path in held],
+        branches=list(tracer.branches),
+        forwards=forwards | functional,
+    )
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     needed = [node for node in placeholders if node.users or not node.args]
     if len(needed) != 1:

@@ -139,7 +139,12 @@ def _traced(module: nn.Module, record: Mapping[str, Any], leaves: list[str]) -> 
         name: value for name, value in module.state_dict().items()
         if name.startswith(within) or name in graph["tensors"]
     }  # fmt: skip
-    return build_graph(graph, state, type(module).__name__, module)
+    for name in graph["tensors"].keys() - state.keys():  # no weights: constants of the code, buffers without state
+        holder, _, attribute = name.rpartition(".")
+        state[name] = getattr(module.get_submodule(holder), attribute)
+    traced = build_graph(graph, state, type(module).__name__, module)
+    traced.meta["forwards"] = network_file.forwards(record)
+    return traced
 
 
 def _description(module: nn.Module, name: str) -> dict[str, Any]:

@@ -229,7 +229,9 @@ def _insert_batchnorm(
     """Put batch normalisations behind the layers that had them in the original, if the task uses them."""
     if not task.uses_batchnorm:
         return []
-    layers = [edit["module"] for edit in read_structure(run.original_dir)["edits"]]
+    structure = read_structure(run.original_dir)
+    pairs = structure["meta"].get("normalised")  # there are other edits too: modules exchanged for plain ones
+    layers = [edit["module"] for edit in structure["edits"]] if pairs is None else [layer for layer, _ in pairs]
     paths = insert_batchnorm(network, layers, recipe, len(task.train), task.batches, device)
     if paths:
         reporter.step(f"batch normalisation inserted behind {len(paths)} layers for training, folded in the files")

@@ -6,10 +6,12 @@ import json
 import pytest
 import torch
 from named_networks import INPUT, NETWORKS, make
-from networks import CHAIN_INPUT, block, chain
+from networks import CHAIN_INPUT, block, chain, randomise
 from plans import halved
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 import decomp
 from decomp.data.formats import network_file
@@ -72,6 +74,59 @@ def test_a_part_shares_its_exchanged_modules_with_the_whole(tmp_path):
         network_file.save(network, tmp_path / "net", edited=edited, input_shape=INPUT, part=part)
         whole = decomp.load(tmp_path / "net", into=Whole())
         assert torch.equal(whole(images), network(images))
+
+
+class Gained(nn.Conv2d):
+    """A convolution of its own class whose forward goes on; with a buffer and constants that no state has."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.norm = nn.BatchNorm2d(self.out_channels)
+        self.register_buffer("shift", torch.randn(1), persistent=False)
+
+    def forward(self, x):
+        x = F.conv2d(F.pad(x, (x.shape[3] % 4, 0)), self.weight, None, self.stride, self.padding)
+        return self.norm(x + self.shift * torch.tensor([0.5, 2.0]).sum()).relu() * torch.tensor([3.0])
+
+
+def test_computed_weights_and_layers_called_as_functions_go_into_the_original_class(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        first = parametrizations.weight_norm(nn.Conv2d(3, 8, 3, padding=1))
+        return nn.Sequential(first, nn.Sequential(Gained(8, 8, 3), nn.ReLU()), nn.Conv2d(8, 4, 1)).eval()
+
+    shape, original = (3, 7, 6), randomise(build())
+    network = trace(original, shape=shape)
+    folded = [path for pair in batchnorm.fold_bn(network) for path in pair]
+    edited = [*network.meta["exchanged"], *folded]
+    network.get_submodule("1.0").conv = nn.Sequential(network.get_submodule("1.0.conv"), nn.Conv2d(8, 8, 1))
+    network_file.save(network, tmp_path / "a", edited=[*edited, "1.0.conv"], input_shape=shape)
+    # Written once more from what was read, as the stages do.
+    alone = network_file.load(tmp_path / "a")
+    network_file.save(alone, tmp_path / "b", edited=[*edited, "1.0.conv"], input_shape=shape)
+    into, x = network_file.load(tmp_path / "b", into=build()), torch.randn(2, *shape)
+    with torch.no_grad():
+        assert torch.equal(into(x), network(x)) and torch.equal(alone(x), network(x))
+    assert type(into) is nn.Sequential and type(into[0]) is nn.Conv2d
+    assert "verified, standing alone and in the original" in network_file.verify_into_original(tmp_path / "b", build)
+
+
+def test_a_network_whose_own_forward_calls_layers_as_functions_stands_alone(tmp_path):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+        def forward(self, x):
+            return F.conv2d(x, self.w)
+
+    network = trace(Functional(), shape=(3, 7, 6))
+    network_file.save(network, tmp_path / "a", edited=network.meta["exchanged"], input_shape=(3, 7, 6))
+    assert [name for name, _ in network_file.load(tmp_path / "a").named_parameters()] == ["conv.weight"]
+    with pytest.raises(FileError, match="the forward pass calls layers as functions .*; load it without into="):
+        network_file.load(tmp_path / "a", into=Functional())
+    said = network_file.verify_into_original(tmp_path / "a", Functional)
+    assert "stands alone; the forward pass calls layers as functions" in said
 
 
 def test_another_class_is_refused(saved):
@@ -139,7 +194,7 @@ def test_broken_files_are_named(saved, spoil, words):
 def test_a_network_that_data_cannot_name_is_refused_before_anything_is_written(tmp_path):
     class Mine(nn.Module):
         def forward(self, x):
-            return torch.special.expit(x)
+            return x * torch.rand(x.shape[2:])
 
     with pytest.raises(DecompError, match="data cannot name"):
         network_file.save(trace(Mine()), tmp_path / "net", input_shape=(1, 2, 2))

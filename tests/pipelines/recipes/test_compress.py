@@ -10,6 +10,7 @@ import torch
 from named_networks import INPUT, Slices, TwoNames, make
 from networks import Block, Detector, Gated, block
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, TensorDataset
 
 import decomp
@@ -265,3 +266,29 @@ def test_products_of_activations_count_as_cost_that_stays():
     most = sum(counted.values()) / sum(stays.values())
     with pytest.raises(TargetError, match=r"at most \d\.\d+x can be reached.*outside the layers"):
         decomp.compress(model, images(), speedup=most)
+
+
+class Normed(nn.Conv2d):
+    """A convolution that goes on with a normalisation and an activation, as some libraries have it."""
+
+    def __init__(self, *args, norm, **options):
+        super().__init__(*args, **options)
+        self.norm = norm
+
+    def forward(self, x):
+        x = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return nn.functional.relu(self.norm(x))
+
+
+def test_convolutions_of_another_class_and_computed_weights_are_compressed_in_the_class_of_the_network():
+    torch.manual_seed(0)
+    layers = [Normed(i, 16, 3, padding=1, bias=False, norm=nn.BatchNorm2d(16)) for i in (3, 16)]
+    last = parametrizations.weight_norm(nn.Conv2d(16, 16, 3))
+    model = nn.Sequential(*layers, last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+    state, images = copy.deepcopy(model.state_dict()), torch.randn(60, 3, 12, 12)
+    network, report = decomp.compress(model, images, 2.0, n_points=4)
+    assert type(network) is nn.Sequential and type(network[0]) is not Normed and type(model[0]) is Normed
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        error = (network(images) - model(images)).var() / model(images).var()
+    assert error < 0.5 and report.macs_before >= 2 * report.macs_after
