@@ -157,7 +157,9 @@ def forwards(structure: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     """What :func:`decomp.graph.tracing.trace` gives as ``meta["forwards"]``, from the edits of a structure."""
     edits = {edit["module"]: edit["becomes"] for edit in structure["edits"]}
     kinds = {FORWARD, STANDS_ALONE}
-    return {name: spec if spec["type"] == FORWARD else None for name, spec in edits.items() if spec.get("type") in kinds}
+    return {
+        name: spec if spec["type"] == FORWARD else None for name, spec in edits.items() if spec.get("type") in kinds
+    }
 
 
 def _how_to_write_again(path: Path) -> str:

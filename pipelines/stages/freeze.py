@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from ..console.reporter import Reporter
 from ..console.words import counted
 from ..decomposition.memory import measure, set_limits
 from ..decomposition.record_responses import ResponseRecording
+from ..decomposition.refusals import no_convolution, not_finite
 from ..measure import sanity
 from ..measure.devices import pick_device
 from ..measure.finite import not_finite
@@ -243,7 +243,7 @@ def freeze_loaded(
     network, folded = _prepare(loaded, source, options)
     graph = NetworkGraph(network, source.input_shape, loaded.name)
     if not any(layer.kind == "conv" for layer in graph.layers):
-        raise _no_convolution(graph, options)
+        raise no_convolution(graph, options)
     whole = cost(network, source.input_shape)
     indices = draw_images(source, options.n_images, options.seed)
     require_space(run.path, _bytes_needed(graph, len(indices), options.n_points))
@@ -283,20 +283,6 @@ def freeze_loaded(
     record = {"asked": options.to_json(), "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
     run.update_config("freeze", {**record, "source": source.describe()})
     return FreezeResult(run, False, facts)
-
-
-def _no_convolution(graph: NetworkGraph, options: FreezeOptions) -> UsageError:
-    """The error that says why no convolution of the network can be made cheaper."""
-    modules = dict(graph.module.named_modules())
-    kinds = Counter(type(module).__name__ for module in modules.values() if isinstance(module, nn.modules.conv._ConvNd))
-    reasons = [f"{count} are of class {kind}" for kind, count in kinds.items()]
-    if graph.functional_convs:
-        reasons.append(f"{len(graph.functional_convs)} have weights that are computed from the images")
-    if not reasons:
-        return UsageError(options.model, "has no convolution", fix="give a convolutional network")
-    within = f" without --leaf {options.leaves[0]}" if options.leaves else ""
-    rule = f"must have convolutions of class Conv2d outside of modules that are left alone, but {', '.join(reasons)}"
-    return UsageError(options.model, rule, fix=f"give another network or part of it{within}")
 
 
 def _frozen_before(run: RunDirectory, options: FreezeOptions) -> dict[str, Any] | None:

@@ -277,10 +277,10 @@ class Normed(nn.Conv2d):
 
     def forward(self, x):
         x = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        return nn.functional.relu(self.norm(x))
+        return nn.functional.relu(self.norm(x)) * torch.tensor([2.0])
 
 
-def test_convolutions_of_another_class_and_computed_weights_are_compressed_in_the_class_of_the_network():
+def test_convolutions_of_another_class_and_computed_weights_are_compressed_in_the_class_of_the_network(tmp_path):
     torch.manual_seed(0)
     layers = [Normed(i, 16, 3, padding=1, bias=False, norm=nn.BatchNorm2d(16)) for i in (3, 16)]
     last = parametrizations.weight_norm(nn.Conv2d(16, 16, 3))
@@ -292,3 +292,7 @@ def test_convolutions_of_another_class_and_computed_weights_are_compressed_in_th
     with torch.no_grad():
         error = (network(images) - model(images)).var() / model(images).var()
     assert error < 0.5 and report.macs_before >= 2 * report.macs_after
+    decomp.save(network, tmp_path / "kept")
+    for again in (decomp.load(tmp_path / "kept"), decomp.load(tmp_path / "kept", into=model)):
+        with torch.no_grad():
+            assert torch.allclose(again(images), network(images), atol=1e-5)
