@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 FIRST = "compress-my-classifier.md"
 # The others, in the order in which they build on each other; those that take longer run with -m slow.
-GUIDES = ("only-prune.md", "limit-the-loss.md", "read-a-report.md", "what-the-numbers-mean.md", "edit-a-plan.md")
+GUIDES = ("my-own-images.md", "only-prune.md", "limit-the-loss.md", "read-a-report.md", "what-the-numbers-mean.md", "edit-a-plan.md")
 SLOW = ("aim-at-latency.md", "detector-backbone.md")
 
 

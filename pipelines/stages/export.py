@@ -159,8 +159,8 @@ def metadata(run: RunDirectory, path: Path, which: str, network: nn.Module) -> d
     Returns
     -------
     dict
-        ``origin`` (model, weights, images, network, digest), ``input_shape``, ``normalisation`` of the images,
-        ``plan`` (None for the original), ``costs`` (multiply-accumulates and parameters, before and after),
+        ``origin`` (model, weights, images, network, digest), ``input_shape``, ``normalisation`` and ``preprocessing`` (in
+        words) of the images, ``plan`` (None for the original), ``costs`` (multiply-accumulates and parameters, before and after),
         ``versions``.
     """
     structure, frozen = network_file.read_structure(path), run.config("freeze") or {}
@@ -177,6 +177,7 @@ def metadata(run: RunDirectory, path: Path, which: str, network: nn.Module) -> d
         },
         "input_shape": list(shape),
         "normalisation": source.get("normalisation"),
+        "preprocessing": source.get("preprocessing"),
         "plan": structure["meta"].get("plan"),
         "costs": {
             "macs_before": before.macs, "macs": after.macs, "params_before": before.params, "params": after.params,
