@@ -15,8 +15,10 @@ def randomise(module, seed=0):
             if layer.affine:
                 layer.weight.data = torch.rand(layer.weight.shape, generator=generator) + 0.5
                 layer.bias.data = torch.randn(layer.bias.shape, generator=generator) * 0.3
-        elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+        elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             fan_in = layer.weight[0].numel()
+            if isinstance(layer, nn.ConvTranspose2d):
+                fan_in = layer.in_channels * layer.weight[0, 0].numel() // (layer.stride[0] * layer.stride[1])
             layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
             if layer.bias is not None:
                 layer.bias.data = torch.randn(layer.bias.shape, generator=generator) * 0.2
@@ -37,6 +39,21 @@ def chain():
 
 
 CHAIN_INPUT = (2, 12, 12)
+
+
+def upward():
+    """Transposed convolutions of every kind: stride, output padding, dilation, oblong kernels, a normalisation."""
+    return randomise(
+        nn.Sequential(
+            nn.ConvTranspose2d(6, 14, 4, bias=False), nn.BatchNorm2d(14), nn.ReLU(),
+            nn.ConvTranspose2d(14, 12, 4, stride=2, padding=1), nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(12, 10, (3, 5), stride=(2, 1), padding=(1, 3), output_padding=(1, 0), dilation=(1, 2)),
+            nn.LeakyReLU(0.2), nn.Conv2d(10, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 2, stride=2),
+        )
+    )  # fmt: skip
+
+
+UPWARD_INPUT = (6, 2, 3)
 
 
 class Block(nn.Module):

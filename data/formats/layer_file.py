@@ -63,7 +63,7 @@ def write_layer(path: Path, solution: LayerSolution, report: Mapping[str, Any], 
         tensors[f"{name}.weight"] = factor.weight.detach().cpu().contiguous()
         if factor.bias is not None:
             tensors[f"{name}.bias"] = factor.bias.detach().cpu().contiguous()
-        factors.append({"name": name, **vars(factor.geometry)})
+        factors.append({"name": name, **factor.geometry.to_json()})
     header: dict[str, Any] = {"format": "decomp-layer", "format_version": LAYER_FORMAT, "parent": parent}
     header.update(layer=solution.name, factors=factors, report=report, n_total=None)
     if solution.selection is not None:

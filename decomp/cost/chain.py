@@ -32,7 +32,8 @@ class ChainLink:
     in_hw, out_hw : tuple of int
         Height and width of its input and output, at the layer's first call.
     places : int
-        Output positions of all calls.
+        Positions at all calls that each multiply the whole kernel: those of the output, or those of the input of a
+        transposed convolution.
     """
 
     name: str
@@ -51,7 +52,7 @@ class ChainLink:
 
     @property
     def macs(self) -> Size:
-        """Multiply-accumulates for one image, all calls: each output place sums up one kernel."""
+        """Multiply-accumulates for one image, all calls."""
         return self.weights * self.places
 
 
@@ -83,20 +84,23 @@ def chain(
         The vertical filters give an output that is already as high as the layer's but still as wide as its input.
     """
     (kh, kw), in_hw, out_hw = layer.kernel, layer.in_hw, layer.out_hw
-    places = sum(out[0] * out[1] for _, out in layer.calls)
+    outputs = sum(out[0] * out[1] for _, out in layer.calls)
+    inputs = sum(in_[0] * in_[1] for in_, _ in layer.calls)
+    places = inputs if layer.transposed else outputs
     filters = width_out if channel_rank is None else channel_rank
     if spatial_rank is None:
         name = "dense" if channel_rank is None else "filters"
         links = [ChainLink(name, width_in, filters, (kh, kw), geometry, in_hw, out_hw, places)]
     else:
         vertical, horizontal = _halves(geometry)
-        between, places_between = (out_hw[0], in_hw[1]), sum(out[0] * in_[1] for in_, out in layer.calls)
+        between, halfway = (out_hw[0], in_hw[1]), sum(out[0] * in_[1] for in_, out in layer.calls)
+        places_v, places_h = (inputs, halfway) if layer.transposed else (halfway, outputs)
         links = [
-            ChainLink("vertical", width_in, spatial_rank, (kh, 1), vertical, in_hw, between, places_between),
-            ChainLink("horizontal", spatial_rank, filters, (1, kw), horizontal, between, out_hw, places),
+            ChainLink("vertical", width_in, spatial_rank, (kh, 1), vertical, in_hw, between, places_v),
+            ChainLink("horizontal", spatial_rank, filters, (1, kw), horizontal, between, out_hw, places_h),
         ]
     if channel_rank is not None:
-        links.append(ChainLink("pointwise", channel_rank, width_out, (1, 1), _POINT, out_hw, out_hw, places))
+        links.append(ChainLink("pointwise", channel_rank, width_out, (1, 1), _POINT, out_hw, out_hw, outputs))
     return links
 
 
@@ -121,4 +125,4 @@ def chain_params(links: Sequence[ChainLink]) -> Amount:
 
 def geometry_of(module: nn.Module) -> Geometry:
     """Geometry of a fitted layer's module."""
-    return convolution.geometry(module) if isinstance(module, nn.Conv2d) else Geometry()
+    return convolution.geometry(module) if isinstance(module, convolution.CONVOLUTIONS) else Geometry()

@@ -18,6 +18,7 @@ from torch import nn
 from decomp.allocation.interfaces import Amount, Graph, Layer, Size
 from decomp.allocation.plan import STEP_TABLE
 from decomp.cost.chain import ChainLink, chain, geometry_of
+from decomp.modules.convolution import convolution
 from decomp.problem.factors import Geometry
 
 # Shares of a layer's channels at which its factors are timed.
@@ -54,7 +55,7 @@ class FactorKind:
         """A module of this kind, with random weights."""
         if isinstance(self.kernel, str):
             return nn.Linear(n_in, n_out)
-        return nn.Conv2d(n_in, n_out, self.kernel, **vars(self.geometry))
+        return convolution(n_in, n_out, self.kernel, self.geometry)
 
     def images(self, batch: int, n_in: int) -> tuple[int, ...]:
         """Shape of its input."""
@@ -64,6 +65,7 @@ class FactorKind:
         """One text of everything that its time depends on: the key in a file of latencies."""
         g = self.geometry
         parts = [self.kernel, n_in, n_out, self.in_hw, g.stride, g.padding, g.dilation, g.padding_mode]
+        parts += [] if g.output_padding is None else ["transposed", g.output_padding]
         return " ".join("x".join(map(str, p)) if isinstance(p, tuple) else str(p) for p in parts)
 
 

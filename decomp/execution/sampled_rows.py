@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decomp.graph.layer import InputSpace
-from decomp.modules.convolution import geometry
+from decomp.modules.convolution import CONVOLUTIONS, Convolution, geometry, pair
 
 
 def points_of_calls(n_points: int, grids: Sequence[tuple[int, int]]) -> list[int]:
@@ -73,8 +73,13 @@ def _draw_sparse(n_images: int, n_points: int, n_places: int, generator: torch.G
         flat[bad] = torch.randint(n_places, (len(bad), n_points), generator=generator)
 
 
-def pad_like(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Pad an input as the convolution does."""
+def pad_like(conv: Convolution, x: Tensor) -> Tensor:
+    """Pad an input as the convolution does; for a transposed one, with zeros between the entries before."""
+    if isinstance(conv, nn.ConvTranspose2d):
+        (sh, sw), (height, width) = pair(conv.stride), pair(x.shape[-2:])
+        spread = x.new_zeros(*x.shape[:2], (height - 1) * sh + 1, (width - 1) * sw + 1)
+        spread[:, :, ::sh, ::sw] = x
+        x = spread
     (top, bottom), (left, right) = geometry(conv).pads((conv.kernel_size[0], conv.kernel_size[1]))
     amounts = [left, right, top, bottom]
     if not any(amounts):
@@ -83,13 +88,14 @@ def pad_like(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return F.pad(x, amounts, mode=mode)
 
 
-def patches(conv: nn.Conv2d, x: Tensor, positions: Tensor) -> Tensor:
+def patches(conv: Convolution, x: Tensor, positions: Tensor) -> Tensor:
     """Input patches that a convolution reads at the given output positions, padding included.
 
     Parameters
     ----------
-    conv : torch.nn.Conv2d
-        Only its kernel size, stride, padding (with its mode) and dilation are used.
+    conv : torch.nn.Conv2d or torch.nn.ConvTranspose2d
+        Only its kernel size, stride, padding (with its mode) and dilation are used. The patches of a transposed
+        convolution meet its kernel as :func:`decomp.modules.convolution.kernel_of` gives it.
     x : torch.Tensor, shape (m, c, H, W)
     positions : torch.Tensor of int, shape (m, P, 2)
 
@@ -99,6 +105,8 @@ def patches(conv: nn.Conv2d, x: Tensor, positions: Tensor) -> Tensor:
     """
     padded = pad_like(conv, x).permute(0, 2, 3, 1).contiguous()
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
+    if isinstance(conv, nn.ConvTranspose2d):
+        sh = sw = 1
     positions = positions.to(device=x.device, dtype=torch.long)
     rows = (positions[..., 0] * sh)[..., None] + torch.arange(kh, device=x.device) * dh
     columns = (positions[..., 1] * sw)[..., None] + torch.arange(kw, device=x.device) * dw
@@ -133,7 +141,7 @@ def layer_rows(module: nn.Module, space: InputSpace | None, x: Tensor, positions
     torch.Tensor, shape (m·P, c, kh, kw)
         A linear layer behind a flatten of a c×H×W map is a convolution whose kernel is the map.
     """
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS):
         return patches(module, x, positions)
     map_shape = space.map_shape if space is not None else (1, 1)
     return x.reshape(len(x), -1, *map_shape)

@@ -74,6 +74,8 @@ class Layer:
         correct that value's errors. With several calls, that of the first one; each has such a value, or it is None.
     more_calls : tuple of (in_hw, out_hw)
         Sizes of the calls after the first.
+    transposed : bool
+        A transposed convolution.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Layer:
     fitted: bool = True
     recovers: str | None = None
     more_calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
+    transposed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "left_alone", MappingProxyType(dict(self.left_alone)))

@@ -26,7 +26,7 @@ from decomp.graph.channel_spaces import ChannelSpace, Spaces
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
-from decomp.modules.convolution import pair
+from decomp.modules.convolution import CONVOLUTIONS, Convolution, pair
 
 
 class NetworkGraph:
@@ -136,11 +136,12 @@ class NetworkGraph:
             node, module = calls[0], self._modules[path]
             activations = {self._activation_after(call) for call in calls}
             activation = activations.pop() if len(activations) == 1 else "several"
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, CONVOLUTIONS):
                 first, *more = [self._sizes(call) for call in calls]
                 layer = Layer(
                     path, node.name, "conv", len(layers), module.in_channels, module.out_channels,
                     pair(module.kernel_size), *first, activation, more_calls=tuple(more),
+                    transposed=isinstance(module, nn.ConvTranspose2d),
                 )  # fmt: skip
             elif isinstance(module, nn.Linear) and all(len(self._shapes[call]) == 2 for call in calls):
                 layer = Layer(
@@ -178,7 +179,7 @@ class NetworkGraph:
             return "identity"
         user, module = users[0], self._module_called(users[0])
         if module is not None:
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
                 return "identity"
             return ACTIVATIONS.get(type(module), type(module).__name__)
         if user.op in ("call_function", "call_method") and user.target in ACTIVATIONS:
@@ -295,9 +296,9 @@ def _propagate_shapes(module: fx.GraphModule, input_shape: Sequence[int], name: 
     return shapes
 
 
-def _steps_ruled_out(module: nn.Conv2d | nn.Linear, batches: set[int]) -> dict[str, str]:
+def _steps_ruled_out(module: Convolution | nn.Linear, batches: set[int]) -> dict[str, str]:
     """Steps that a layer's class, its batches (for two images) and its kernel rule out, each with the reason."""
-    if type(module) not in (nn.Conv2d, nn.Linear):
+    if type(module) not in (*CONVOLUTIONS, nn.Linear):
         return every_step(f"{type(module).__name__} is not a plain layer")
     if batches != {2}:
         return every_step("its input is not one map for each image")

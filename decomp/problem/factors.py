@@ -22,6 +22,10 @@ FACTOR_NAMES = ("dense", "vertical", "horizontal", "filters", "pointwise")
 class Geometry:
     """Stride, padding and dilation of a convolution, as ``torch.nn.Conv2d`` names them.
 
+    A transposed convolution is one of stride 1 over its input with (stride − 1) zeros between the entries, with the
+    kernel turned by 180°. All kernels of a :class:`ConvFactor` are those of that convolution, so that solvers need not
+    tell the two apart.
+
     Parameters
     ----------
     stride, dilation : tuple of int
@@ -29,46 +33,79 @@ class Geometry:
     padding : tuple of int, or {'same', 'valid'}
         Rows and columns added on each side, (vertical, horizontal).
     padding_mode : {'zeros', 'reflect', 'replicate', 'circular'}
+    output_padding : tuple of int or None
+        Of a transposed convolution, (vertical, horizontal), as ``torch.nn.ConvTranspose2d`` names it, and so are stride
+        and padding then; None for a convolution.
     """
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] | str = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     padding_mode: str = "zeros"
+    output_padding: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.padding, str) and self.padding not in ("same", "valid"):
             raise DecompError("geometry", "padding must be two numbers, 'same' or 'valid'", got=self.padding)
         if self.padding == "same" and tuple(self.stride) != (1, 1):
             raise DecompError("geometry", "padding 'same' needs stride 1", got=self.stride)
+        if self.transposed and (isinstance(self.padding, str) or self.padding_mode != "zeros"):
+            rule = "padding of a transposed convolution must be two numbers, of zeros"
+            raise DecompError("geometry", rule, got=f"{self.padding}, {self.padding_mode}")
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is that of a transposed convolution."""
+        return self.output_padding is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; ``Geometry(**data)`` reads it, with tuples for lists."""
+        return {name: value for name, value in vars(self).items() if name != "output_padding" or self.transposed}
 
     def vertical(self) -> Geometry:
         """The vertical part: geometry of the kh×1 factor of a spatial split."""
         padding = self.padding if isinstance(self.padding, str) else (self.padding[0], 0)
-        return Geometry((self.stride[0], 1), padding, (self.dilation[0], 1), self.padding_mode)
+        more = None if self.output_padding is None else (self.output_padding[0], 0)
+        return Geometry((self.stride[0], 1), padding, (self.dilation[0], 1), self.padding_mode, more)
 
     def horizontal(self) -> Geometry:
         """The horizontal part: geometry of the 1×kw factor of a spatial split."""
         padding = self.padding if isinstance(self.padding, str) else (0, self.padding[1])
-        return Geometry((1, self.stride[1]), padding, (1, self.dilation[1]), self.padding_mode)
+        more = None if self.output_padding is None else (0, self.output_padding[1])
+        return Geometry((1, self.stride[1]), padding, (1, self.dilation[1]), self.padding_mode, more)
 
     def pads(self, kernel: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows (before, after) and columns (before, after) that padding adds for this kernel size."""
+        """Rows (before, after) and columns (before, after) that padding adds for this kernel size.
+
+        Of a transposed convolution, what is added to its input with zeros between the entries; may be negative.
+        """
         if self.padding == "valid":
             return (0, 0), (0, 0)
         if self.padding == "same":
             rows, columns = (d * (k - 1) for d, k in zip(self.dilation, kernel))
             return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
         assert not isinstance(self.padding, str)
+        if self.output_padding is not None:
+            before = [d * (k - 1) - p for d, k, p in zip(self.dilation, kernel, self.padding)]
+            after = [pad + more for pad, more in zip(before, self.output_padding)]
+            return (before[0], after[0]), (before[1], after[1])
         return (self.padding[0], self.padding[0]), (self.padding[1], self.padding[1])
 
     def out_size(self, in_hw: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the output for an input of ``in_hw``."""
+        stride = self.stride
+        if self.transposed:
+            in_hw, stride = ((in_hw[0] - 1) * stride[0] + 1, (in_hw[1] - 1) * stride[1] + 1), (1, 1)
         height, width = (
-            (size + sum(pad) - dilation * (k - 1) - 1) // stride + 1
-            for size, k, stride, dilation, pad in zip(in_hw, kernel, self.stride, self.dilation, self.pads(kernel))
+            (size + sum(pad) - dilation * (k - 1) - 1) // step + 1
+            for size, k, step, dilation, pad in zip(in_hw, kernel, stride, self.dilation, self.pads(kernel))
         )
         return height, width
+
+
+def turned(kernel: Tensor) -> Tensor:
+    """Weight (c, n, kh, kw) of a transposed convolution from the kernel (n, c, kh, kw) that computes it, or back."""
+    return kernel.transpose(0, 1).flip(2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +136,7 @@ class ConvFactor:
 
     def macs(self, in_hw: tuple[int, int]) -> int:
         """Multiply-accumulates for one input of height and width ``in_hw``."""
-        height, width = self.geometry.out_size(in_hw, self.kernel)
+        height, width = in_hw if self.geometry.transposed else self.geometry.out_size(in_hw, self.kernel)
         return self.weight.numel() * height * width
 
     def n_params(self) -> int:
@@ -109,6 +146,11 @@ class ConvFactor:
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x (batch, c, height, width)``."""
         g = self.geometry
+        if g.output_padding is not None:
+            assert not isinstance(g.padding, str)
+            return functional.conv_transpose2d(
+                x, turned(self.weight), self.bias, g.stride, g.padding, g.output_padding, 1, g.dilation
+            )
         if g.padding_mode == "zeros":
             return functional.conv2d(x, self.weight, self.bias, g.stride, g.padding, g.dilation)
         (top, bottom), (left, right) = g.pads(self.kernel)

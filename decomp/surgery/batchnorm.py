@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from decomp.modules.convolution import CONVOLUTIONS, Convolution
 from decomp.modules.replace import set_module
 
 
@@ -35,7 +36,7 @@ def last_convolutions(network: nn.Module, layers: Iterable[str]) -> list[str]:
         module = network.get_submodule(path)
         if isinstance(module, nn.Sequential) and len(module):
             path, module = f"{path}.{list(module._modules)[-1]}", module[-1]
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVOLUTIONS) and _can_be_fused(module):
             found.append(path)
     return found
 
@@ -60,7 +61,7 @@ def insert_behind(network: nn.Module, paths: Sequence[str], batches: Iterable[to
     moments = _output_moments(network.eval(), paths, batches)
     for path in paths:
         conv = network.get_submodule(path)
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, CONVOLUTIONS)
         mean, variance = moments[path]
         norm = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype).eval()
         assert norm.running_mean is not None and norm.running_var is not None
@@ -78,8 +79,17 @@ def fold_inserted(network: nn.Module, paths: Iterable[str]) -> None:
     for path in paths:
         sequence = network.get_submodule(path)
         conv, norm = sequence.get_submodule("conv"), sequence.get_submodule("norm")
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        set_module(network, path, fuse_conv_bn_eval(conv, norm))
+        assert isinstance(conv, CONVOLUTIONS) and isinstance(norm, nn.BatchNorm2d)
+        set_module(network, path, _fused_convolution(conv, norm))
+
+
+def _can_be_fused(conv: Convolution) -> bool:
+    """torch scales the axis of a transposed convolution's weight that has only the outputs of one group."""
+    return conv.groups == 1 or isinstance(conv, nn.Conv2d)
+
+
+def _fused_convolution(conv: Convolution, norm: nn.BatchNorm2d) -> Convolution:
+    return fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
 
 
 def _output_moments(
@@ -151,8 +161,8 @@ def fold_bn(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
 
 def _fused(layer: nn.Module, bn: nn.Module) -> nn.Module | None:
     """A layer with a normalisation folded into it, or None where that is not possible."""
-    if isinstance(layer, nn.Conv2d) and type(bn) is nn.BatchNorm2d and bn.running_mean is not None:
-        return fuse_conv_bn_eval(layer, bn)
+    if isinstance(layer, CONVOLUTIONS) and type(bn) is nn.BatchNorm2d and bn.running_mean is not None:
+        return _fused_convolution(layer, bn) if _can_be_fused(layer) else None
     if isinstance(layer, nn.Linear) and type(bn) is nn.BatchNorm1d and bn.running_mean is not None:
         return fuse_linear_bn_eval(layer, bn)
     return None

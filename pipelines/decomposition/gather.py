@@ -14,8 +14,8 @@ from decomp.execution import sampled_rows
 from decomp.execution.replay import Replay
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
-from decomp.modules.convolution import geometry
-from decomp.problem.factors import Geometry
+from decomp.modules.convolution import CONVOLUTIONS, Convolution, geometry, kernel_of
+from decomp.problem.factors import Geometry, turned
 from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import TILE_ROWS, Moments
 
@@ -119,7 +119,7 @@ class ProblemGatherer:
             self._stored_rows = layer.name, n_tiles
         problem = LayerProblem(
             layer.name, weight.detach(), None if module.bias is None else module.bias.detach(),
-            geometry(module) if isinstance(module, nn.Conv2d) else Geometry(), fit, layer.activation,
+            Geometry() if isinstance(module, nn.Linear) else geometry(module), fit, layer.activation,
             lambda: self._fitted_rows(layer, module), self.metrics.get(layer.name),
         )  # fmt: skip
         return problem, held_out
@@ -129,6 +129,7 @@ class ProblemGatherer:
         """Put other weights into a layer for the length of the block."""
         module = self._module(layer)
         weight_before, bias_before = module.weight.data, module.bias
+        weight = turned(weight) if isinstance(module, nn.ConvTranspose2d) else weight
         module.weight.data = weight.reshape(module.weight.shape).to(module.weight)
         module.bias = None if bias is None else nn.Parameter(bias.to(module.weight))
         try:
@@ -136,18 +137,18 @@ class ProblemGatherer:
         finally:
             module.weight.data, module.bias = weight_before, bias_before
 
-    def _module(self, layer: Layer) -> nn.Conv2d | nn.Linear:
+    def _module(self, layer: Layer) -> Convolution | nn.Linear:
         module = self.graph.module.get_submodule(layer.name)
-        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
         return module
 
-    def _fitted_rows(self, layer: Layer, module: nn.Conv2d | nn.Linear) -> Iterator[Rows]:
+    def _fitted_rows(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[Rows]:
         if self._stored_rows is not None and self._stored_rows[0] == layer.name:
             stored = (self._row_store.get(i, copy=False) for i in range(self._stored_rows[1]))
             return ((tile[0], tile[1]) for tile in stored)
         return (rows for fitted, rows in self._tiles(layer, module) if fitted)
 
-    def _tiles(self, layer: Layer, module: nn.Conv2d | nn.Linear) -> Iterator[tuple[bool, Rows]]:
+    def _tiles(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[bool, Rows]]:
         """(fitted or held out, rows), TILE_ROWS at a time for any batch size, so that the fit is the same."""
         tiles = _Tiles()
         for start, stop, (X, Y) in self._batches(layer, module):
@@ -157,7 +158,7 @@ class ProblemGatherer:
                     yield from tiles.add(fitted, (X[part].flatten(0, 1), Y[part].flatten(0, 1)))
         yield from tiles.rest()
 
-    def _batches(self, layer: Layer, module: nn.Conv2d | nn.Linear) -> Iterator[tuple[int, int, Rows]]:
+    def _batches(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[int, int, Rows]]:
         """(start, stop, rows X (m, P, c, kh, kw) and Y (m, P, n)) of every batch: P points of all calls an image."""
         calls, shortcuts = self.graph.calls(layer), self.graph.shortcuts(layer) if self.recovery else {}
         keys = {node: key for node, (key, _, _) in zip(calls, keys_of(layer, self.frozen.meta["n_points"]))}
@@ -238,9 +239,9 @@ def _require_finite(layer: Layer, x: Tensor, start: int, stop: int) -> None:
         )  # fmt: skip
 
 
-def layer_weight(module: nn.Conv2d | nn.Linear, layer: Layer) -> Tensor:
+def layer_weight(module: Convolution | nn.Linear, layer: Layer) -> Tensor:
     """Weight of a layer as of a convolution, shape (n, c, kh, kw): a linear layer's kernel is the map it reads."""
-    if layer.kind == "conv":
-        return module.weight
+    if not isinstance(module, nn.Linear):
+        return kernel_of(module)
     map_shape = layer.input_space.map_shape if layer.input_space else (1, 1)
     return module.weight.reshape(len(module.weight), -1, *map_shape)

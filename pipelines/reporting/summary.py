@@ -12,6 +12,7 @@ from torch import nn
 
 from decomp.allocation.plan import LayerPlan, Plan
 from decomp.cost.count import cost
+from decomp.modules.convolution import CONVOLUTIONS
 
 from ...data.formats import network_file
 from ...data.formats.json_files import read_json
@@ -127,7 +128,7 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     )  # fmt: skip
 
 
-_WITH_CHANNELS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_WITH_CHANNELS = (*CONVOLUTIONS, nn.Linear)
 
 
 def has_channels(network: nn.Module, name: str) -> bool:
@@ -144,7 +145,7 @@ def width(module: nn.Module, side: str, first: bool = False) -> int:
 
 def ranks(planned: LayerPlan | None, old: nn.Module) -> dict[str, tuple[int, int]]:
     """The ranks in the plan of a convolution, and those at which its splits would be exact."""
-    if planned is None or not planned.factored or not isinstance(old, nn.Conv2d):
+    if planned is None or not planned.factored or not isinstance(old, CONVOLUTIONS):
         return {}
     height, breadth = old.kernel_size
     exact = {"spatial": min(old.in_channels * height, old.out_channels * breadth), "channel": old.out_channels}

@@ -127,9 +127,25 @@ class Encoder(nn.Module):
         return self.relu(self.conv2(self.relu(self.conv1(x))) + x)
 
 
+class Upward(nn.Module):
+    """Down by a stride and up again by transposed convolutions, one of them beside a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.up, self.norm = nn.ConvTranspose2d(16, 8, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.hidden, self.again = nn.ConvTranspose2d(8, 12, 3, padding=1), nn.ConvTranspose2d(12, 10, 2, stride=2)
+        self.head = nn.Linear(10, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.norm(self.up(torch.relu(self.down(x)))) + x)
+        return self.head(torch.relu(self.again(torch.relu(self.hidden(x)))).mean((2, 3)))
+
+
 NETWORKS = {
     "plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense, "grouped": Grouped,
-    "mirrored": Mirrored,
+    "mirrored": Mirrored, "upward": Upward,
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import shared_layers
-from networks import CHAIN_INPUT, block, chain, randomise
+from networks import CHAIN_INPUT, UPWARD_INPUT, block, chain, randomise, upward
 from small_graphs import INPUT, DepthwiseSeparable
 from torch import nn
 
@@ -36,6 +36,7 @@ NETWORKS = {
     "chain": (chain, CHAIN_INPUT),  # oblong kernels, stride in one direction, dilation, 'same'
     "block": (block, (3, 8, 8)),
     "depthwise": (lambda: randomise(DepthwiseSeparable()), INPUT),
+    "transposed": (upward, UPWARD_INPUT),
     **{name: (partial(shared_layers.make, name), shared_layers.INPUT) for name in shared_layers.SHARED},
 }
 
@@ -81,8 +82,9 @@ def test_both_costs_by_formula_are_those_of_a_network_for_every_combination_of_s
         ((3, 4), ["vertical", "horizontal", "pointwise"]),
     ],
 )
-def test_links_fit_together_from_the_input_of_the_layer_to_its_output(ranks, names):
-    graph = graph_of("strided")
+@pytest.mark.parametrize("network", ["strided", "transposed"])
+def test_links_fit_together_from_the_input_of_the_layer_to_its_output(network, ranks, names):
+    graph = graph_of(network)
     for layer in graph.layers:
         geometry = formula.geometry_of(graph.module.get_submodule(layer.name))
         links = formula.chain(layer, 5, 7, *ranks, geometry=geometry)
@@ -93,7 +95,7 @@ def test_links_fit_together_from_the_input_of_the_layer_to_its_output(ranks, nam
             assert link.out_channels == following.in_channels and link.out_hw == following.in_hw
         for link in links:
             assert link.geometry.out_size(link.in_hw, link.kernel) == link.out_hw
-        if "vertical" in names and layer.kernel != (1, 1):
+        if network == "strided" and "vertical" in names and layer.kernel != (1, 1):
             assert links[0].out_hw not in (layer.in_hw, layer.out_hw)
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from decomp.execution import sampled_rows
 from decomp.execution.sampled_rows import points_of_calls
 from decomp.graph.layer import InputSpace
+from decomp.modules.convolution import kernel_of
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,3 +93,25 @@ def test_points_of_several_calls_are_in_proportion_to_their_grids():
     assert points_of_calls(10, [(8, 8), (8, 8)]) == [10, 10]
     assert points_of_calls(10, [(16, 16), (8, 8), (4, 4), (1, 1)]) == [30, 8, 2, 1]
     assert points_of_calls(1000, [(4, 4), (2, 2)]) == [16, 4]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    more=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)
+def test_patches_of_a_transposed_convolution_times_its_kernel_are_the_responses(
+    kernel, stride, padding, dilation, more
+):
+    more = tuple(min(m, max(s, d) - 1) for m, s, d in zip(more, stride, dilation))
+    conv = nn.ConvTranspose2d(3, 5, kernel, stride, padding, more, dilation=dilation).double()
+    x = torch.randn(4, 3, 7, 6, dtype=torch.float64)
+    with torch.no_grad():
+        y = conv(x)
+    positions = sampled_rows.draw_positions(4, 9, y.shape[2:], torch.Generator().manual_seed(0))
+    X = sampled_rows.patches(conv, x, positions)
+    expected = X.flatten(1) @ kernel_of(conv).flatten(1).T + conv.bias
+    assert torch.allclose(expected, sampled_rows.responses(y, positions).flatten(0, 1), atol=1e-12)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from decomp.errors import DecompError
-from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, Selection
+from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, Selection, turned
 
 
 def normal(*shape, seed=0):
@@ -117,3 +117,39 @@ def test_chains_that_do_not_fit_are_refused():
 def test_selections_are_sorted_and_within_range(keep, message):
     with pytest.raises(DecompError, match=message):
         Selection(torch.tensor(keep, dtype=torch.int64), 4)
+
+
+transposed = st.builds(
+    lambda stride, padding, dilation, more: Geometry(
+        stride, padding, dilation, "zeros", tuple(min(m, max(s, d) - 1) for m, s, d in zip(more, stride, dilation))
+    ),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), geometry=transposed)
+def test_a_transposed_chain_is_the_transposed_convolution_of_its_composed_kernel(kernel, geometry):
+    factored = chain(kernel, geometry, bias=False)
+    x = normal(2, 3, 7, 6, seed=9)
+    weight, bias = factored.compose()
+    dense = F.conv_transpose2d(
+        x, turned(weight), bias, geometry.stride, geometry.padding, geometry.output_padding, 1, geometry.dilation
+    )
+    got = factored.forward(x)
+    assert geometry.out_size((7, 6), kernel) == got.shape[2:] == dense.shape[2:]
+    assert torch.allclose(got, dense, atol=1e-11)
+    between = geometry.vertical().out_size((7, 6), (kernel[0], 1))
+    places = 5 * 3 * kernel[0] * 42, 4 * 5 * kernel[1] * between[0] * between[1], 6 * 4 * got[0, 0].numel()
+    assert factored.macs((7, 6)) == sum(places)
+
+
+def test_a_transposed_geometry_is_plain_data_and_a_convolution_has_no_word_of_it():
+    geometry = Geometry((2, 1), (1, 0), (1, 1), "zeros", (1, 0))
+    assert Geometry(**geometry.to_json()) == geometry and geometry.transposed
+    assert "output_padding" not in Geometry().to_json() and Geometry(**Geometry().to_json()) == Geometry()
+    with pytest.raises(DecompError, match="transposed convolution must be two numbers, of zeros, got same, zeros"):
+        Geometry(padding="same", output_padding=(0, 0))

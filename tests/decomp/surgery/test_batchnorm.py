@@ -1,9 +1,11 @@
 """Batch normalisations are folded, and inserted for a training, without a change of the outputs."""
 
+import copy
+
 import pytest
 import shared_layers
 import torch
-from networks import CHAIN_INPUT, block, chain, randomise
+from networks import CHAIN_INPUT, UPWARD_INPUT, block, chain, randomise, upward
 from torch import nn
 
 from decomp.graph.tracing import trace
@@ -122,3 +124,28 @@ def test_a_normalisation_behind_every_call_of_a_layer_is_folded_once():
         assert batchnorm.fold_bn(network) == [("stem", "norm")]
         assert torch.allclose(network(images), before, atol=1e-5)
     assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_normalisation_behind_a_transposed_convolution_is_folded_where_torch_can(groups):
+    module = randomise(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups), nn.BatchNorm2d(6)))
+    network, x = trace(module), images((4, 5, 5))
+    assert batchnorm.fold_bn(network) == ([("0", "1")] if groups == 1 else [])
+    with torch.no_grad():
+        assert torch.allclose(network(x), module(x), atol=1e-5)
+
+
+def test_normalisations_are_inserted_behind_transposed_convolutions_and_folded_again():
+    module = upward()
+    batchnorm.fold_bn(folded := trace(module))
+    paths = batchnorm.last_convolutions(folded, ["0", "3", "5", "7", "9"])
+    x = images(UPWARD_INPUT)
+    with torch.no_grad():
+        before = folded(x)
+        batchnorm.insert_behind(folded, paths, [x])
+        assert len(paths) == 5 and torch.allclose(folded(x), before, atol=1e-4)
+        assert torch.allclose(copy.deepcopy(folded).train()(x), before, atol=1e-3)
+        batchnorm.fold_inserted(folded, paths)
+        assert torch.allclose(folded(x), before, atol=1e-3) and isinstance(
+            folded.get_submodule("3"), nn.ConvTranspose2d
+        )

@@ -40,7 +40,7 @@ def rows_of(problem):
     return tuple(torch.cat(parts) for parts in zip(*problem.rows()))
 
 
-@pytest.mark.parametrize("run", ["plain", "residual", "mirrored"], indirect=True)
+@pytest.mark.parametrize("run", ["plain", "residual", "mirrored", "upward"], indirect=True)
 def test_the_weights_of_the_original_solve_the_normal_equations_of_every_layer(opened):
     frozen, graph = opened
     gatherer = ProblemGatherer(frozen, graph)

@@ -8,7 +8,7 @@ import pytest
 import shared_layers
 import torch
 from named_networks import INPUT, Slices, TwoNames, make
-from networks import Block, Detector, Gated, block
+from networks import UPWARD_INPUT, Block, Detector, Gated, block, upward
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, TensorDataset
@@ -296,3 +296,21 @@ def test_convolutions_of_another_class_and_computed_weights_are_compressed_in_th
     for again in (decomp.load(tmp_path / "kept"), decomp.load(tmp_path / "kept", into=model)):
         with torch.no_grad():
             assert torch.allclose(again(images), network(images), atol=1e-5)
+
+
+def test_a_generator_of_transposed_convolutions_whose_outputs_depend_on_few_is_compressed_without_a_loss():
+    model, shape, generator = upward(), UPWARD_INPUT, torch.Generator().manual_seed(1)
+    for name in ("3", "5"):
+        layer = model.get_submodule(name)
+        mixed = torch.randn(2, layer.out_channels, generator=generator)
+        layer.weight.data = torch.einsum("crhw,rn->cnhw", layer.weight.data[:, :2], mixed)
+    latent = torch.randn(200, *shape, generator=generator)
+    network, report = decomp.compress(model, latent, speedup=1.6)
+    before, after = cost.cost(model, shape), cost.cost(network, shape)
+    assert (report.macs_before, report.macs_after) == (before.macs, after.macs)
+    assert 1.6 <= before.macs / after.macs < 1.8
+    with torch.no_grad():
+        wanted, got = model(latent[180:]), network(latent[180:])
+    assert (got - wanted).square().mean() < 0.01 * (wanted - wanted.mean(0)).square().mean()
+    split = network.get_submodule("5")
+    assert [type(part) for part in split] == [nn.ConvTranspose2d, nn.Conv2d] and len(split[0].weight[0]) == 2

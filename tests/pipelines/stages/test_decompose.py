@@ -32,7 +32,7 @@ from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, bytes_of, mak
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 
 
-@pytest.mark.parametrize("run", ["plain", "residual", "mirrored"], indirect=True)
+@pytest.mark.parametrize("run", ["plain", "residual", "mirrored", "upward"], indirect=True)
 @pytest.mark.parametrize("steps", [("spatial",), ("channel",), ("prune",), ("spatial", "channel", "prune")])
 def test_any_steps_meet_the_target_and_the_result_loads_alone(run, steps):
     told = Collected()
@@ -155,10 +155,16 @@ def test_nothing_is_lost_at_full_sizes(run):
     assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("run", ["mirrored"], indirect=True)
-def test_nothing_is_lost_at_full_sizes_of_layers_that_are_called_several_times(run):
+FULL_SIZES = {  # channels read, spatial and channel rank
+    "mirrored": {"encoder.conv1": (8, 24, 12), "encoder.conv2": (12, 24, 8), "level": (8, 24, 8)},
+    "upward": {"up": (16, 32, 8), "hidden": (8, 24, 12), "again": (12, 20, 10)},
+}
+
+
+@pytest.mark.parametrize("run", FULL_SIZES, indirect=True)
+def test_nothing_is_lost_at_full_sizes_of_layers_that_are_called_several_times_or_transposed(run):
     plan = planned(run)
-    sizes = {"encoder.conv1": (8, 24, 12), "encoder.conv2": (12, 24, 8), "level": (8, 24, 8)}
+    sizes = FULL_SIZES["upward" if any(layer["layer"] == "up" for layer in plan["layers"]) else "mirrored"]
     for layer in plan["layers"]:
         keep, spatial, channel = sizes.get(layer["layer"], (None, None, None))
         layer.update(keep=keep, spatial_rank=spatial, channel_rank=channel)
@@ -167,9 +173,8 @@ def test_nothing_is_lost_at_full_sizes_of_layers_that_are_called_several_times(r
     x = sources.open_source("digits").train.images(torch.arange(200))
     network = network_file.load(run.model_dir)
     wanted, got = network_file.load(run.original_dir)(x), network(x)
-    assert len(network.get_submodule("encoder.conv2")) == 3 and not hasattr(
-        network.get_submodule("encoder.norm"), "bias"
-    )
+    assert all(len(network.get_submodule(name)) >= 3 for name in sizes)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
