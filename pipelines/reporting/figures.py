@@ -14,9 +14,10 @@ from .collect import Table
 from .figure_style import DPI, NARROW, STYLE, WIDE
 from .svg import inline_svg
 
-#: Most layers in one figure of the page; a sheet of paper has room for two such figures.
-LAYERS_IN_A_FIGURE = 14
-PANELS_IN_A_FIGURE = 12
+#: Most layers, or panels, in a figure that is drawn whole, and in each part of one that is not. A sheet of paper has
+#: room for three parts with layers, or two with panels.
+LAYERS_IN_A_FIGURE = (14, 10)
+PANELS_IN_A_FIGURE = (12, 12)
 
 #: The function that draws each table.
 DRAWINGS: dict[str, Callable[[Table], Figure | None]] = {
@@ -91,7 +92,8 @@ def parts(table: Table) -> Iterator[slice | None]:
         yield None
         return
     n = len(layer_figures.names_of(table))
-    count = max(-(-n // most), 1)
+    whole, each = most
+    count = 1 if n <= whole else -(-n // each)
     # Whole lines of four panels, except in the last part.
     size = -(-n // count) if table.name != "curves" else -(-n // count // 4) * 4
     for start in range(0, max(n, 1), max(size, 1)):

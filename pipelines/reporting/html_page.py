@@ -41,6 +41,8 @@ CAPTIONS = {
     "finetuning": "Epoch 0 is the network before fine-tuning; it can be the best.",
     "outputs": "Each output is compared by its own spread.",
 }
+#: Number of sections above which a page has a list of them.
+MOST_WITHOUT_CONTENTS = 5
 SHARES = (("top1", "top-1"), ("agreement", "same top class"))
 LAYERS_NOTE = (
     "MACs: multiply-accumulates for one image. Share: of the result's multiply-accumulates. Error: relative squared "
@@ -196,9 +198,12 @@ def render_page(name: str, title: str, below: str, first: Sequence[str], section
     parts = [f'<header><p class="run">{html.escape(name)}</p><h1>{html.escape(title)}</h1>']
     parts += [paragraph(below, "measured")] if below else []
     parts += [*first, "</header>"]
-    for section in sections:
-        if section.parts:
-            parts += ["<section>", f"<h2>{html.escape(section.title)}</h2>", *section.parts, "</section>"]
+    shown = [section for section in sections if section.parts]
+    if len(shown) > MOST_WITHOUT_CONTENTS:
+        links = [f'<a href="#s{i}">{html.escape(section.title)}</a>' for i, section in enumerate(shown)]
+        parts.append(f'<nav aria-label="Contents">{" ".join(links)}</nav>')
+    for i, section in enumerate(shown):
+        parts += [f'<section id="s{i}">', f"<h2>{html.escape(section.title)}</h2>", *section.parts, "</section>"]
     head = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,9 @@ def html_cells(
     )
     lines = []
     for row in rows:
-        cells = [f'<th scope="row"{_sorted(row[0])}>{row[0].html()}</th>']
+        # A long path is broken between its parts.
+        first = re.sub(r"([._/])", r"\1<wbr>", row[0].html())
+        cells = [f'<th scope="row"{_sorted(row[0])}>{first}</th>']
         for head, cell, right in list(zip(header, row, numeric))[1:]:
             label = f' data-label="{html.escape(head)}"' if reflow else ""
             cells.append(f"<td{_aligned(right)}{_sorted(cell)}{label}>{cell.html()}</td>")

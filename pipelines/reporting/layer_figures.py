@@ -112,8 +112,8 @@ def layer_errors(table: Table, width: float = WIDE, part: slice = ALL) -> Figure
         values = [_drawn(row[column]) for row in rows if row["layer"] == name]
         axes.plot([min(values), max(values)], [place[name]] * 2, color=FAINT, linewidth=1, zorder=1)
     for step, (mark, face, edge) in STEP_MARKS.items():
-        chosen = [row for row in rows if row["step"] == step and row["layer"] in place]
-        if chosen:
+        if any(row["step"] == step for row in rows):  # in any part, for the legend of the first
+            chosen = [row for row in rows if row["step"] == step and row["layer"] in place]
             x, at = [_drawn(row[column]) for row in chosen], [place[row["layer"]] for row in chosen]
             label = _step_label(step, width)
             dots = axes.scatter(
@@ -130,7 +130,8 @@ def layer_errors(table: Table, width: float = WIDE, part: slice = ALL) -> Figure
         axes.xaxis.set_minor_formatter(_percent)
     space = " " if width >= WIDE else "\n"
     axes.set(xlabel=f"relative squared error of responses,{space}{on} images", ylabel="layer")
-    figure.legend(loc="outside upper left", ncols=5 if width >= WIDE else 2, handletextpad=0.2, columnspacing=1.2)
+    if part.start in (None, 0):
+        figure.legend(loc="outside upper left", ncols=5 if width >= WIDE else 2, handletextpad=0.2, columnspacing=1.2)
     return figure
 
 

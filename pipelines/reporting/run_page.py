@@ -138,6 +138,8 @@ def _frozen(config: Mapping[str, Any]) -> list[str]:
     if "n_images" in facts:
         positions = f"{facts['n_points']} positions for each image and grid"
         lines.append(f"{facts['n_images']:,} images of {asked.get('data')}, {positions}.")
+    if "preprocessing" in facts:
+        lines.append(f"preprocessing: {facts['preprocessing']}")
     lines += [line for line in _sanity(config) if not line.startswith(WARNING)]
     return [paragraph(sentence(line)) for line in lines]
 

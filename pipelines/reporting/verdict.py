@@ -54,13 +54,19 @@ def verdict(report: Mapping[str, Any] | None, summary: Summary | None) -> str | 
         if summary is None:
             return None
         counted = fewer(summary.macs_before / max(summary.macs_after, 1))
-        closeness = summary.fidelity["words"].split("\n")[0] if summary.fidelity else ""
-        return "; ".join(part for part in (counted, closeness, "accuracy and time are not measured yet") if part) + "."
+        parts = [counted, _closeness(summary), "accuracy and time are not measured yet"]
+        return "; ".join(part for part in parts if part) + "."
     assert report is not None
     first, last, c = rows[0], rows[-1], report["conditions"]
     time = f"{faster(last['measured_speedup'])} in eager PyTorch at batch {c['batch_size']} on {_machine(c)}"
-    parts = [fewer(last["counted_speedup"]), time, quality_words(report, first, last)]
+    quality = quality_words(report, first, last) or _closeness(summary)
+    parts = [fewer(last["counted_speedup"]), time, quality]
     return ", ".join(part for part in parts if part) + "."
+
+
+def _closeness(summary: Summary | None) -> str:
+    """The closeness of the outputs in the words of decompose; of several outputs their mean."""
+    return str(summary.fidelity["words"]).split("\n")[0] if summary and summary.fidelity else ""
 
 
 def _machine(conditions: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ def test_a_figure_with_nothing_to_draw_writes_no_file(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("n, sizes", [(1, [1]), (14, [14]), (15, [8, 7]), (60, [12] * 5)])
+@pytest.mark.parametrize("n, sizes", [(1, [1]), (14, [14]), (15, [8, 7]), (60, [10] * 6)])
 def test_layers_are_shared_out_to_parts_of_nearly_the_same_height(n, sizes):
     names = [f"layer{i}" for i in range(n)]
     shown = [names[part] for part in figures.parts(layers(n))]

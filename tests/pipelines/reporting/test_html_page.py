@@ -46,6 +46,9 @@ def test_a_section_without_content_is_left_out_and_the_page_is_complete():
     assert "empty" not in text and "<h2>full</h2>" in text and "<title>run: measured</title>" in text
     assert text.index("<h1>verdict</h1>") < text.index("measured</p>") < text.index("<p>first</p>") < text.index("full")
     assert "prefers-color-scheme: dark" in text and "@media print" in text and "max-width: 760px" in text
+    assert "<nav" not in text
+    many = render_page("run", "v", "", [], [Section(f"part {i}", ["<p>x</p>"]) for i in range(6)])
+    assert all(f'<a href="#s{i}">part {i}</a>' in many and f'<section id="s{i}">' in many for i in range(6))
     assert text.count("<style>") == text.count("</style>") == text.count("<script>") == text.count("</script>") == 1
 
 

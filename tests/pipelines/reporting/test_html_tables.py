@@ -102,6 +102,10 @@ def test_each_output_has_a_line():
     assert found["difference, share of variance"][0][:2] == ["2.10 %", "0.021"]
 
 
+def test_a_long_path_may_be_broken_between_its_parts_only():
+    assert "features.<wbr>0.<wbr>branch_<wbr>a</th>" in text_rows("t", ["a", "b"], [["features.0.branch_a", "x.y"]])
+
+
 def test_texts_are_escaped_and_a_table_of_texts_keeps_its_order():
     text = text_rows("Options", ["option", "value"], [["<a>", "b & c"]])
     assert "&lt;a&gt;" in text and "b &amp; c" in text and Cells(text).tables == [""]

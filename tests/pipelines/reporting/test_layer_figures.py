@@ -86,6 +86,15 @@ def test_parts_of_a_figure_show_their_layers_on_the_scale_of_all():
     assert [label.get_text() for label in part.get_yticklabels()] == names[:20]
 
 
+def test_the_first_part_has_the_legend_of_all_parts():
+    rows = [("a", "prune", 0.5, 0.1), ("b", "spatial", 0.5, 0.2)]
+    table = Table("errors", ("layer", "step", "fitted", "held_out"), rows)
+    first, second = (layer_figures.layer_errors(table, part=part) for part in (slice(0, 1), slice(1, 2)))
+    (legend,) = first.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["channel pruning", "spatial decomposition"]
+    assert second.legends == [] and second.axes[0].get_xlim() == first.axes[0].get_xlim()
+
+
 def test_removed_channels_are_transparent():
     rows = [("a", channel, int(channel in (0, 2, 3))) for channel in range(5)]
     (axes,) = layer_figures.kept_channels(Table("channels", ("layer", "channel", "kept"), rows)).axes

@@ -55,6 +55,8 @@ def test_before_evaluate_only_the_count_is_claimed():
     words = verdict(None, summary)
     assert words == ("4.0x fewer multiply-accumulates; outputs differ by 2 %; accuracy and time are not measured yet.")
     assert verdict(None, None) is None
+    unknown = report(after=None, agreement=None)  # evaluated without test images
+    assert verdict(unknown, summary).endswith("2 threads, outputs differ by 2 %.")
 
 
 def test_the_title_names_what_was_measured():

@@ -20,7 +20,7 @@ from tests.pipelines.small_runs import quiet
 
 ALL = ["accuracy", "latency", "classes", "layers", "errors", "curves", "channels", "finetuning"]
 #: Elements that need no end.
-VOID = {"meta", "br", "img", "hr", "input", "link"}
+VOID = {"meta", "br", "img", "hr", "input", "link", "wbr"}
 
 
 class Page(HTMLParser):
