@@ -28,6 +28,7 @@ from decomp.pipelines.decomposition.session import narrow, open_run, survey
 from decomp.pipelines.measure import fidelity
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import open_frozen
+from decomp.pipelines.run.outputs import frozen_outputs
 from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import columns_of, weight_to_matrix
 from decomp.solvers import selection
@@ -84,7 +85,9 @@ class Study:
             apply_solution(view.module, view, solution)
             if items[layer.name].treated:
                 errors.append(list(report["errors"].values())[-1]["held_out"])
-        close = fidelity.compare(self.original, view.module, self.frozen, problems.n_fit, 100, "cpu")
+        close = fidelity.compare(
+            self.original, view.module, self.frozen, problems.n_fit, 100, "cpu", frozen_outputs(self.frozen)
+        )
         return sum(errors) / len(errors), close["kl"], close["agreement"]
 
     def variants(self, step, speedup):

@@ -241,7 +241,7 @@ Opened = tuple[nn.Module, Shape | None, str]
 
 
 def _open_zoo(name: str, network: str, weights: Weights | None, size: Size | None, n_classes: int | None) -> Opened:
-    from .zoo import NETWORKS
+    from .zoo import NETWORKS, build
 
     if network not in NETWORKS:
         fix = _close(network, zoo=NETWORKS) or f"known: {', '.join(NETWORKS)}"
@@ -250,7 +250,7 @@ def _open_zoo(name: str, network: str, weights: Weights | None, size: Size | Non
     shape = entry.input_shape
     if size is not None:
         shape = (size[0] or shape[0], size[1], size[2])
-    module = entry.build(n_classes or entry.n_classes, shape)
+    module = build(network, n_classes, shape)
     if _is_word(weights, "random"):
         return module, shape, "random"
     if weights is None or _is_word(weights, "default"):

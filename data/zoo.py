@@ -87,7 +87,10 @@ def build(name: str, n_classes: int | None = None, input_shape: Sequence[int] | 
     sizes = entry.input_shape if input_shape is None else tuple(int(size) for size in input_shape)
     if len(sizes) != 3 or min(sizes) < 1:
         raise UsageError(f"zoo:{name}", "the input shape must be (channels, height, width)", got=sizes)
-    return entry.build(n_classes, sizes)
+    module = entry.build(n_classes, sizes)
+    # So that its outputs are known to be class scores.
+    object.__setattr__(module, "num_classes", n_classes)
+    return module
 
 
 def find(name: str) -> ZooEntry:

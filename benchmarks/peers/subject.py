@@ -11,7 +11,7 @@ from benchmarks.peers import noise
 from decomp.cost.count import cost
 from decomp.data import models
 from decomp.data.sources import open_source
-from decomp.execution.outputs import output_divergence
+from decomp.execution.output_change import kl_divergence
 from decomp.pipelines.stages.freeze import draw_images
 
 N_IMAGES = 5000
@@ -69,7 +69,7 @@ class Subject:
             "top1": right.double().mean().item(),
             "original_top1": (wanted.argmax(1) == labels).double().mean().item(),
             "agreement": (got.argmax(1) == wanted.argmax(1)).double().mean().item(),
-            "kl": output_divergence(wanted, got).mean().item(), "right": noise.packed(right),
+            "kl": kl_divergence(wanted, got).mean().item(), "right": noise.packed(right),
         }  # fmt: skip
 
     def _reference(self, kept):

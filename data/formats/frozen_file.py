@@ -25,6 +25,7 @@ is called several times has an entry for each call, ``NAME``, ``NAME: call 2``, 
 ``skip_bad``                           bool: unreadable image files were left out
 ``input_shape``, ``n_classes``         list (C, H, W), int or None
 ``weights_digest``, ``network``        SHA-256 (hex) of the weights; of ``original/structure.json``
+``outputs``                            list: :meth:`decomp.execution.output_change.Outputs.to_json`
 =====================================  ========================================================================
 
 ``content`` is a SHA-256 over everything written, in the order of writing: the identity of the file's content, by which
@@ -72,7 +73,7 @@ class FrozenWriter:
     path : path
         The final name; ``path + ".part"`` is used on the way.
     meta : dict
-        Anything JSON can hold; comes back as :attr:`FrozenFile.meta`.
+        Anything JSON can hold; comes back as :attr:`FrozenFile.meta`. More may be added to :attr:`meta` before the end.
     n_images : int
         M.
     input_shape : (C, H, W)
@@ -90,7 +91,7 @@ class FrozenWriter:
     ):
         self._path = Path(path)
         self._part = self._path.with_name(self._path.name + ".part")
-        self._meta, self._n_images = dict(meta), int(n_images)
+        self.meta, self._n_images = dict(meta), int(n_images)
         self._grids: dict[str, dict[str, Any]] = {}
         self._layers: dict[str, dict[str, Any]] = {}
         self._written: dict[str, np.ndarray] = {}
@@ -172,7 +173,7 @@ class FrozenWriter:
     def content(self) -> str:
         """SHA-256 (hex) over everything written so far, and over ``meta``."""
         sha = self._sha.copy()
-        sha.update(json.dumps(self._meta, sort_keys=True).encode())
+        sha.update(json.dumps(self.meta, sort_keys=True).encode())
         return sha.hexdigest()
 
     def close(self) -> None:
@@ -182,7 +183,7 @@ class FrozenWriter:
         try:
             self._check_complete()
             lists = {"grids": list(self._grids.values()), "layers": list(self._layers.values())}
-            text = json.dumps({"meta": self._meta, **lists, "content": self.content}).encode()
+            text = json.dumps({"meta": self.meta, **lists, "content": self.content}).encode()
             with self._naming_the_file():
                 self._file.create_dataset(
                     "meta", data=np.frombuffer(text, np.uint8), chunks=(min(len(text), _CHUNK_BYTES),), fletcher32=True

@@ -3,26 +3,34 @@ r"""Output metric: second moments of the output's gradient, which weigh errors o
 An error e in the responses of a layer changes the network's output by about eᵀFe, with F the second moment of the
 gradient of the output at these responses. For class scores the loss is the negative log-likelihood of a label drawn
 from the network's own softmax, so F is a block of the Fisher information, and eᵀFe is twice the Kullback–Leibler
-divergence to second order (Amari 1998). No labels are needed.
+divergence to second order (Amari 1998). No labels are needed. For values it is their product with a random direction.
+
+Several outputs add up as in :mod:`decomp.execution.output_change`: the gradient of class scores is divided by √(2B),
+that of D values by √(DB), with B the spread of the output. All draws are independent and of mean zero, so that F is the
+sum of the outputs' own, and eᵀFe their number times the change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decomp import seeds
-from decomp.execution.outputs import as_tensor
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_kinds import Output, logits
 from decomp.graph.network_graph import NetworkGraph
 
 # Added to the diagonal, relative to its mean: directions without any gradient still count a little.
 DAMPING = 0.1
 
 
-def output_metrics(graph: NetworkGraph, batches: Iterable[Tensor], seed: int = 0) -> dict[str, Tensor]:
+def output_metrics(
+    graph: NetworkGraph, batches: Iterable[Tensor], outputs: Outputs, seed: int = 0
+) -> dict[str, Tensor]:
     """The output metric of every layer of a network.
 
     Parameters
@@ -31,6 +39,8 @@ def output_metrics(graph: NetworkGraph, batches: Iterable[Tensor], seed: int = 0
         In evaluation mode; hooks are removed again.
     batches : iterable of torch.Tensor
         Images (m, C, H, W) on the network's device.
+    outputs : decomp.execution.output_change.Outputs
+        Of the network, with their spreads.
     seed : int
         For the labels drawn, or the directions where the output is not class scores.
 
@@ -51,7 +61,7 @@ def output_metrics(graph: NetworkGraph, batches: Iterable[Tensor], seed: int = 0
             # A leaf that requires a gradient, so that every response has one even if no parameter requires its own.
             leaf = images.detach().clone().requires_grad_(True)
             with torch.enable_grad():
-                loss = _loss(as_tensor(graph.module(leaf)), generator)
+                loss = _loss(outputs, outputs.named(graph.module(leaf), len(leaf)), generator)
                 torch.autograd.grad(loss, leaf)
     finally:
         for hook in hooks:
@@ -74,15 +84,28 @@ def _gather(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Te
     return hook
 
 
-def _loss(output: Tensor, generator: torch.Generator) -> Tensor:
-    """Scalar whose gradient's second moment is the metric at the output."""
-    if output.dim() == 2:
+def _loss(outputs: Outputs, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """Scalar whose gradient's second moment is the metric at the outputs."""
+    losses = [_loss_of(entry, tensors[entry.name], generator) for entry in outputs.each]
+    if len(losses) == 1:
+        return losses[0]  # the metric has no scale
+    weights = [(entry.spread * (2 if entry.kind == "scores" else _entries(entry))) ** -0.5 for entry in outputs.each]
+    return torch.stack([weight * loss for weight, loss in zip(weights, losses)]).sum()
+
+
+def _entries(output: Output) -> int:
+    return max(math.prod(output.shape), 1)
+
+
+def _loss_of(output: Output, value: Tensor, generator: torch.Generator) -> Tensor:
+    if output.kind == "scores":
+        scores = logits(value, output)
         # One number per image for any batch size: torch.multinomial draws others for other batches.
-        drawn = torch.rand(len(output), 1, generator=generator, dtype=torch.float64)
-        below = output.detach().double().softmax(1).cumsum(1).cpu() < drawn
-        labels = below.sum(1).clamp_max(output.shape[1] - 1)
-        return F.cross_entropy(output, labels.to(output.device), reduction="sum")
-    return (output * torch.randn(output.shape, generator=generator).to(output)).sum()
+        drawn = torch.rand(len(scores), 1, generator=generator, dtype=torch.float64)
+        below = scores.detach().double().softmax(1).cumsum(1).cpu() < drawn
+        labels = below.sum(1).clamp_max(scores.shape[1] - 1)
+        return F.cross_entropy(scores, labels.to(scores.device), reduction="sum")
+    return (value * torch.randn(value.shape, generator=generator).to(value)).sum()
 
 
 def _damped(total: Tensor) -> Tensor:

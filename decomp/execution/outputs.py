@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from decomp.errors import UsageError
@@ -159,47 +158,3 @@ def _difference(wanted: Any, got: Any) -> float:
 def same_outputs(wanted: Any, got: Any, tolerance: float = 0.0) -> bool:
     """Whether two outputs have the same form and the same numbers to a tolerance; see :func:`difference`."""
     return difference(wanted, got) <= tolerance
-
-
-def as_tensor(output: Any, name: str = "model") -> Tensor:
-    """A network's output as one tensor.
-
-    Parameters
-    ----------
-    output : torch.Tensor, or dict, list or tuple of such, nested as they may be
-        The first axis of each runs over the images.
-    name : str
-        For messages.
-
-    Returns
-    -------
-    torch.Tensor
-        A single tensor as it is. Several are concatenated, shape (N, 1, D), each entry divided by the square root
-        of its tensor's size, so that all tensors have the same weight.
-    """
-    found = named_tensors(output, name=name)
-    if isinstance(output, Tensor):
-        return found[SINGLE]
-    flat = [part.flatten(1) / max(part[0].numel(), 1) ** 0.5 for part in found.values()]
-    return torch.cat(flat, dim=1)[:, None]
-
-
-def output_divergence(wanted: Tensor, got: Tensor) -> Tensor:
-    """Change of a network's output, one number per image.
-
-    Parameters
-    ----------
-    wanted, got : torch.Tensor
-        Of shape (N, classes): Kullback–Leibler divergence in nats of softmax(got) from softmax(wanted). Of any
-        other shape: squared difference over the mean squared deviation of ``wanted``.
-
-    Returns
-    -------
-    torch.Tensor, shape (N,), float64
-    """
-    wanted, got = wanted.double(), got.double()
-    if wanted.dim() == 2:
-        log_wanted, log_got = F.log_softmax(wanted, dim=1), F.log_softmax(got, dim=1)
-        return (log_wanted.exp() * (log_wanted - log_got)).sum(dim=1)
-    scale = (wanted - wanted.mean(dim=0)).square().mean().clamp_min(1e-300)
-    return (got - wanted).flatten(1).square().mean(dim=1) / scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import fx, nn
 
 from decomp.errors import TraceError
@@ -67,6 +68,7 @@ def trace(
     traced = fx.GraphModule(tracer.root, graph)
     _remove_stochastic_depth(graph)
     _pass_input_by_position(graph)
+    _reshape_instead_of_view(graph)
     graph.eliminate_dead_code()
     traced.recompile()
     functional = functions_to_modules(traced, shape)
@@ -103,3 +105,14 @@ def _pass_input_by_position(graph: fx.Graph) -> None:
         if node.op == "call_module" and not node.args and "input" in node.kwargs:
             others = {name: value for name, value in node.kwargs.items() if name != "input"}
             node.args, node.kwargs = (node.kwargs["input"],), others
+
+
+def _reshape_instead_of_view(graph: fx.Graph) -> None:
+    """Write `x.view(sizes)` as `x.reshape(sizes)`, which also takes values that lie with their channels last."""
+    for node in graph.nodes:
+        if (
+            node.op == "call_method"
+            and node.target == "view"
+            and not any(isinstance(part, torch.dtype) for part in node.args)
+        ):
+            node.target = "reshape"

@@ -17,6 +17,7 @@ from ..console.options import (
     LAYOUTS,
     LEAST_IMAGES,
     LEAST_POINTS,
+    OUTPUTS,
     SCHEDULES,
     DecomposeOptions,
     FinetuneOptions,
@@ -91,6 +92,11 @@ Examples:
     help="Image files: a function that returns your own transform (PIL image to tensor), in place of all these.",
 )  # fmt: skip
 @shared_options("part", "leaf")
+@click.option(
+    "--outputs", type=Choice(OUTPUTS),
+    help="Meaning of rows of numbers that the network returns: class scores, or values (embeddings, coordinates). "
+    "Default: scores where labels, a softmax or the class of the network say so.",
+)  # fmt: skip
 @number(
     "--images", "n_images", least=LEAST_IMAGES, default=default_of(FreezeOptions, "n_images"), show_default=True,
     help="Largest number of calibration images.",

@@ -23,6 +23,7 @@ LAYOUTS = ("contiguous", "channels-last")
 FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
 SCHEDULES = ("cosine", "constant")
 LABELS = ("train", "none")
+OUTPUTS = ("scores", "values")
 #: Fewer images or points cannot be fitted.
 LEAST_IMAGES, LEAST_POINTS = 10, 1
 
@@ -115,6 +116,8 @@ class FreezeOptions(StageOptions):
         Paths of modules that are not traced.
     mean, std, resize, crop, flip, transforms
         Transforms of the images, see :class:`decomp.data.image_options.ImageOptions`.
+    outputs : {'scores', 'values'}, optional
+        Meaning of outputs of two axes.
     """
 
     model: str = _needed(lambda value: parse.text("--model", value, _MODEL))
@@ -127,6 +130,7 @@ class FreezeOptions(StageOptions):
     skip_bad: bool = _flag("--skip-bad", False)
     part: str | None = _checked(lambda value: parse.text("--module", value), None, optional=True)
     leaves: tuple[str, ...] = _checked(_names("--leaf"), ())
+    outputs: str | None = _checked(parse.choice("--outputs", OUTPUTS), None, optional=True)
     mean: tuple[float, ...] | None = _checked(lambda v: image_options.numbers("--mean", v), None, optional=True)
     std: tuple[float, ...] | None = _checked(lambda v: image_options.numbers("--std", v), None, optional=True)
     resize: tuple[int, ...] | None = _checked(lambda v: image_options.sides("--resize", v), None, optional=True)

@@ -10,6 +10,8 @@ from torch import Tensor, fx
 
 from decomp import seeds
 from decomp.errors import NumericalError
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_spread import Spread
 from decomp.execution.replay import Replay
 from decomp.execution.sampled_rows import draw_positions, responses
 from decomp.graph.network_graph import NetworkGraph
@@ -34,10 +36,13 @@ class ResponseRecording:
         Of the positions.
     indices : torch.LongTensor, shape (M,)
         Calibration images, as indices into the training split.
+    outputs : Outputs
+        Of the network; their spreads are measured in the same pass, written into the file and then here.
     """
 
-    def __init__(self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor) -> None:
+    def __init__(self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor, outputs: Outputs) -> None:
         self.graph, self.n_points, self.seed, self.indices = graph, n_points, seed, indices
+        self.outputs = outputs
         self.layers = [layer for layer in graph.layers if layer.fitted]
         # For every call of these layers: names of its responses and of its grid.
         self.keys: dict[fx.Node, tuple[str, str]] = {}
@@ -54,7 +59,7 @@ class ResponseRecording:
         batch_size: int,
         device: torch.device,
         reporter: Reporter,
-        watch: Callable[[Any], None] | None = None,
+        watch: Callable[[dict[str, Tensor]], None] | None = None,
     ) -> str:
         """Write the frozen file of a run.
 
@@ -69,7 +74,7 @@ class ResponseRecording:
             The network is moved there.
         reporter : Reporter
         watch : callable, optional
-            Called with the network's output for each batch, in order.
+            Called with the network's outputs for each batch by name, in order.
 
         Returns
         -------
@@ -94,19 +99,35 @@ class ResponseRecording:
             replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
             shortcuts = {call: other for la in self.layers for call, other in self.graph.shortcuts(la).items()}
             with reporter.progress(n_images, "recording outputs", "images") as progress:
-                last = replay.nodes[-1]
+                spread, last = Spread(self.outputs), replay.nodes[-1]
                 for start, stop, node, value, shortcut in replay.visit({*self.keys, last}, shortcuts):
                     if node is last:
+                        tensors = self._finite_outputs(value, start, stop)
+                        spread.add(tensors)
                         if watch is not None:
-                            watch(value)
+                            watch(tensors)
                         progress.update(stop - start)
                         continue
                     name, grid = self.keys[node]
                     self._write_rows(writer, name, grid, start, stop, value)
                     if shortcut is not None:
                         self._write_rows(writer, shortcut_key(name), grid, start, stop, shortcut)
+            self.outputs = spread.measured()
+            writer.meta["outputs"] = self.outputs.to_json()
         with FrozenFile(run.frozen) as frozen:
             return frozen.content
+
+    def _finite_outputs(self, output: Any, start: int, stop: int) -> dict[str, Tensor]:
+        tensors = self.outputs.named(output, stop - start)
+        for name, value in tensors.items():
+            bad = value.numel() - int(torch.isfinite(value).sum())
+            if bad:
+                raise NumericalError(
+                    f"output {name}", "the outputs must be finite",
+                    got=f"{bad} NaN or infinite values in images {start}..{stop - 1}",
+                    fix="check the weights and the images",
+                )  # fmt: skip
+        return tensors
 
     def _declare(self, writer: FrozenWriter) -> None:
         for layer in self.layers:

@@ -14,7 +14,6 @@ from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import STEPS, LayerPlan
 from decomp.errors import FileError
 from decomp.execution import output_metric
-from decomp.execution.outputs import as_tensor, output_divergence
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
@@ -31,6 +30,7 @@ from ...data.formats.digests import digest_json
 from ...data.formats.frozen_file import FrozenFile
 from ..console.reporter import Reporter
 from ..measure.parallel import in_batches, in_parallel
+from ..run.outputs import frozen_outputs
 from .gather import ProblemGatherer, fitted_images
 from .memory import StageMemory, problem_bytes
 
@@ -172,7 +172,7 @@ def output_metrics(
                 yield frozen.images(start, stop).to(device)
                 progress.update(stop - start)
 
-        metrics = output_metric.output_metrics(graph, batches(), frozen.meta["seed"])
+        metrics = output_metric.output_metrics(graph, batches(), frozen_outputs(frozen), frozen.meta["seed"])
     memory.count_passes(n_images)
     return metrics
 
@@ -202,6 +202,7 @@ class _OutputChange:
     def __init__(self, gatherer: ProblemGatherer, memory: StageMemory) -> None:
         self.gatherer, self.graph = gatherer, gatherer.graph
         frozen, first = gatherer.frozen, gatherer.n_fit
+        self.outputs = frozen_outputs(frozen)
         self.replay = memory.replay(
             self.graph.module,
             lambda start, stop: frozen.images(first + start, first + stop),
@@ -211,16 +212,17 @@ class _OutputChange:
         )
         self.wanted = self._outputs()
 
-    def _outputs(self) -> Tensor:
-        return torch.cat([as_tensor(y).cpu() for _, _, y in self.replay.outputs()])
+    def _outputs(self) -> dict[str, Tensor]:
+        parts = [self.outputs.named(y, stop - start) for start, stop, y in self.replay.outputs()]
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
     def measure(self, layer: Layer) -> Callable[[Tensor, Tensor | None], float]:
         """A function of a layer's weights and bias that gives the mean change of the output."""
         self.replay.advance(self.graph.node(layer))
 
         def change(weight: Tensor, bias: Tensor | None) -> float:
-            with self.gatherer.replaced(layer, weight, bias):
-                return output_divergence(self.wanted, self._outputs()).mean().item()
+            with self.gatherer.replaced(layer, weight, bias), torch.no_grad():
+                return self.outputs.change(self.wanted, self._outputs()).mean().item()
 
         return change
 

@@ -6,19 +6,46 @@ import torch
 from torch import Tensor, nn
 
 from decomp.errors import UsageError
+from decomp.execution.output_change import Outputs
+from decomp.execution.outputs import named_tensors
 
 from ...data.splits import Split
 from .devices import to_device
 
 
 @torch.no_grad()
-def logits_of(module: nn.Module, images: Tensor, device: torch.device, batch_size: int = 500) -> Tensor:
-    """Logits of a network in evaluation mode.
+def outputs_of(
+    module: nn.Module, images: Tensor, device: torch.device, outputs: Outputs, batch_size: int = 500
+) -> dict[str, Tensor]:
+    """Outputs of a network in evaluation mode, by name.
 
     Parameters
     ----------
     module : torch.nn.Module
         On `device`; set to evaluation mode.
+    images : torch.Tensor of shape (m, C, H, W)
+    device : torch.device
+    outputs : Outputs
+    batch_size : int
+
+    Returns
+    -------
+    dict of str to torch.Tensor of float32, shape (m, ...)
+        On the CPU.
+    """
+    module.eval()
+    parts = [outputs.named(module(to_device(part, device)), len(part)) for part in images.split(batch_size)]
+    return {name: torch.cat([part[name].float().cpu() for part in parts]) for name in parts[0]}
+
+
+@torch.no_grad()
+def logits_of(module: nn.Module, images: Tensor, device: torch.device, batch_size: int = 500) -> Tensor:
+    """Class scores of a network in evaluation mode.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        On `device`; set to evaluation mode. Returns class scores alone, perhaps in a dict or list.
     images : torch.Tensor of shape (m, C, H, W)
     device : torch.device
     batch_size : int
@@ -29,7 +56,10 @@ def logits_of(module: nn.Module, images: Tensor, device: torch.device, batch_siz
         On the CPU.
     """
     module.eval()
-    parts = [module(to_device(part, device)).float().cpu() for part in images.split(batch_size)]
+    parts = []
+    for part in images.split(batch_size):
+        (scores,) = named_tensors(module(to_device(part, device)), len(part)).values()
+        parts.append(scores.float().cpu())
     return torch.cat(parts)
 
 

@@ -7,13 +7,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from decomp.execution.outputs import as_tensor, output_divergence
+from decomp.execution.output_change import Outputs
 
 from ...data.formats.frozen_file import FrozenFile
+from .closeness import Closeness, closeness_words
 
 
 def compare(
-    original: nn.Module, network: nn.Module, frozen: FrozenFile, first: int, batch_size: int, device: torch.device
+    original: nn.Module,
+    network: nn.Module,
+    frozen: FrozenFile,
+    first: int,
+    batch_size: int,
+    device: torch.device,
+    outputs: Outputs,
 ) -> dict[str, Any]:
     """Compare the outputs of a network with those of the original on calibration images from ``first`` on.
 
@@ -26,31 +33,19 @@ def compare(
         Images before this one were used for fitting.
     batch_size : int
     device : torch.device
+    outputs : decomp.execution.output_change.Outputs
 
     Returns
     -------
     dict
-        ``images``, their number; ``relative``, the squared difference of the outputs over the variance of the
-        original's; for outputs of shape (N, classes) also ``kl``, the mean Kullback–Leibler divergence in nats from
-        the original's class probabilities, and ``agreement``, the share of images with the same top class; ``words``,
-        a summary line.
+        As :meth:`decomp.pipelines.measure.closeness.Closeness.result`, and ``words``: a summary line, with a line for
+        each of several outputs, and one for each output whose kind was assumed.
     """
-    n_images, n_agree, difference, variance, divergence = 0, 0, 0.0, 0.0, 0.0
-    classes = False
+    close = Closeness(outputs)
     with torch.no_grad():
         for start in range(first, frozen.n_images, batch_size):
             x = frozen.images(start, min(start + batch_size, frozen.n_images)).to(device)
-            expected, got = as_tensor(original(x)).double(), as_tensor(network(x)).double()
-            n_images += len(x)
-            difference += (got - expected).square().sum().item()
-            variance += (expected - expected.mean(dim=0)).square().sum().item()
-            classes = expected.dim() == 2
-            if classes:
-                divergence += output_divergence(expected, got).sum().item()
-                n_agree += int((expected.argmax(1) == got.argmax(1)).sum())
-    result: dict[str, Any] = {"images": n_images, "relative": difference / max(variance, 1e-300)}
-    words = f"on {n_images} held-out calibration images: outputs differ by {result['relative']:.2%} of their variance"
-    if classes:
-        result.update(kl=divergence / n_images, agreement=n_agree / n_images)
-        words += f", KL divergence {result['kl']:.4f}, same top class on {result['agreement']:.2%}"
-    return {**result, "words": words}
+            close.add(outputs.named(original(x), len(x)), outputs.named(network(x), len(x)))
+    found = close.result()
+    words = closeness_words(found, "held-out calibration images")
+    return {**found, "words": "\n".join([words, *outputs.notes()])}

@@ -22,11 +22,16 @@ _CAUSES = "likely causes: other mean and std than in training, labels in another
 class Sanity:
     """Collector of the original's outputs, batch by batch.
 
-    Top class and confidence are kept where the output is one tensor of class scores (N, K) with K >= 2, range and
-    spread for all others.
+    Top class and confidence are kept where the output is class scores alone, range and spread for all others.
+
+    Parameters
+    ----------
+    scores : bool
+        Whether it is class scores alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scores: bool) -> None:
+        self._scores = scores
         self._top: list[Tensor] = []
         self._confidence: list[Tensor] = []
         self._n_classes: int | None = None
@@ -36,7 +41,7 @@ class Sanity:
         """Take in the output for the next batch."""
         tensors = {name: value.detach().float().cpu() for name, value in named_tensors(output).items()}
         first = next(iter(tensors.values()))
-        if len(tensors) == 1 and first.dim() == 2 and first.shape[1] >= 2:
+        if self._scores:
             likely = _probabilities(first)
             self._n_classes = first.shape[1]
             self._confidence.append(likely.amax(1))

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def compress(
     device: str = "auto",
     batch_size: int = 100,
     memory: int | str | None = None,
+    outputs: str | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> tuple[nn.Module, Summary]:
@@ -88,6 +90,9 @@ def compress(
     device : {'auto', 'cpu', 'cuda'}
     batch_size, memory
         Of :func:`decomp.pipelines.stages.decompose.decompose`.
+    outputs : {'scores', 'values'}, optional
+        Meaning of rows of numbers that the network returns: class scores, whose probabilities are to stay, or values
+        of another meaning. Where it is not given, see :func:`decomp.execution.output_kinds.decide_kinds`.
     quiet : bool
         Without lines and progress bars, which are written to standard error.
     **options
@@ -98,7 +103,8 @@ def compress(
     -------
     network : torch.nn.Module
         In evaluation mode, of the same class, device, precision and memory layout as `model` where its modules can be
-        exchanged in a copy of it; otherwise a traced network that stands alone. :func:`decomp.save` keeps it.
+        exchanged in a copy of it; otherwise a traced network that stands alone, and the report says why.
+        :func:`decomp.save` keeps it.
     report : decomp.pipelines.reporting.summary.Summary
         Costs, closeness of the outputs and a table of layers; ``print(report)``, or display it in a notebook.
 
@@ -124,6 +130,7 @@ def compress(
         frozen = FreezeOptions(
             model=name, data=given.NAME, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
             skip_bad=skip_bad, part=module, leaves=(leaves,) if isinstance(leaves, str) else tuple(leaves),
+            outputs=outputs,
         )  # fmt: skip
         _check_options(options)
         plan = None if options.get("plan") is None else read_plan(options["plan"])
@@ -145,10 +152,10 @@ def compress(
                 place, speedup=speedup, device=device, batch_size=batch_size, memory=memory, original=loaded.module,
                 redo=redo, reporter=reporter, **options,
             )  # fmt: skip
-            network = in_class_of(loaded.module, place.model_dir, source.input_shape)
+            network, reason = in_class_of(loaded.module, place.model_dir, source.input_shape)
             attach_record(network, network_file.read_structure(place.model_dir))
             place.original = loaded.module
-            return as_it_came(network, original), summarise(place)
+            return as_it_came(network, original), replace(summarise(place), notes=[reason] if reason else [])
 
 
 def _loaded(model: nn.Module) -> LoadedModel:

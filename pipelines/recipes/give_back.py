@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from decomp.errors import DecompError
-from decomp.execution.outputs import same_outputs
+from decomp.execution.outputs import difference
 from decomp.modules.replace import set_module
 
 from ...data.formats import network_file
@@ -19,8 +19,8 @@ from ...data.plain_network import dtype_of
 TOLERANCE = 1e-5
 
 
-def in_class_of(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> nn.Module:
-    """The network in the class of the original where that gives the same outputs, else the traced one.
+def in_class_of(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> tuple[nn.Module, str]:
+    """The network in the class of the original where that gives the same outputs, else the traced one and why.
 
     Parameters
     ----------
@@ -30,6 +30,12 @@ def in_class_of(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> nn
         A network directory.
     shape : tuple of int
         (C, H, W) of the images.
+
+    Returns
+    -------
+    network : torch.nn.Module
+    reason : str
+        Why it is not in the class of the original; empty where it is.
     """
     part = network_file.read_structure(path).get("part")
     inner = model.get_submodule(part) if part else model
@@ -38,16 +44,19 @@ def in_class_of(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> nn
     try:
         network = network_file.load(path, into=model)
         with torch.no_grad():
-            same = same_outputs(alone(x), (network.get_submodule(part) if part else network)(x), TOLERANCE)
-    except (DecompError, RuntimeError, TypeError):
-        same = False
-    if same:
-        return network
+            off = difference(alone(x), (network.get_submodule(part) if part else network)(x))
+    except (DecompError, RuntimeError, TypeError) as error:
+        reason = error.rule if isinstance(error, DecompError) else str(error).strip().split("\n")[0]
+    else:
+        if off <= TOLERANCE:
+            return network, ""
+        reason = f"its outputs are off by {off:.1e} then"
+    reason = f"a traced network, not a {type(inner).__name__}: the layers do not go into that class ({reason})"
     if not part:
-        return alone
+        return alone, reason
     whole = copy.deepcopy(model)
     set_module(whole, part, alone)
-    return whole
+    return whole, f"{part} is {reason}"
 
 
 def as_it_came(network: nn.Module, original: nn.Module) -> nn.Module:

@@ -25,6 +25,7 @@ from ..run import loading
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
+from ..run.outputs import run_outputs
 from ..stages.decompose import DecomposeResult, decompose
 from ..stages.freeze import draw_images
 from ..training.hold_out import hold_out
@@ -244,7 +245,10 @@ def _decisive(options: Mapping[str, Any]) -> dict[str, Any]:
 def _held_out(base: RunDirectory) -> HeldOutImages:
     """Training images of a run's source that no fit of the run has seen."""
     options = freeze_options(base)
-    loading.require_whole(base)
+    outputs = run_outputs(base)
+    if outputs.scores is None:
+        rule = "needs a network whose only output is class scores"
+        raise UsageError("--max-drop", rule, got=outputs.words(), fix="give --speedup instead")
     frozen, _ = loading.open_frozen(base)
     with frozen:
         n_fit = fitted_images(frozen)

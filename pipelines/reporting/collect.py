@@ -169,7 +169,7 @@ def layers(run: RunDirectory) -> Table | Missing:
     )  # fmt: skip
     reasons = _reasons(run)
     rows = [(*(getattr(item, name) for name in header[:-1]), reasons.get(item.layer)) for item in summary.layers]
-    notes = [summary.costs(), *([summary.fidelity["words"]] if summary.fidelity else [])]
+    notes = [summary.costs(), *(summary.fidelity["words"].split("\n") if summary.fidelity else [])]
     return Table("layers", header, rows, notes, summary)
 
 

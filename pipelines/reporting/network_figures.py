@@ -38,6 +38,8 @@ from .figure_style import (
 
 #: Classes in the figure of classes; of more, those that lost most.
 MOST_CLASSES = 24
+#: Validation without labels, of class scores and of other outputs.
+VALIDATION = ("validation_divergence", "validation_change")
 #: Horizontal axes of the figure of accuracy: column, unit, label, speed-up beside a point.
 COSTS = (
     ("latency_ms", 1.0, "measured time of a batch, ms", "measured_speedup"),
@@ -257,7 +259,7 @@ def worst_classes(table: Table) -> list[dict[str, Any]]:
 
 def finetuning(table: Table, width: float = WIDE) -> Figure:
     """Loss and validation value of each epoch, one panel each."""
-    names = [name for name in ("loss", "validation_loss", "validation_divergence") if name in table.header]
+    names = [name for name in ("loss", "validation_loss", *VALIDATION) if name in table.header]
     second = "validation_accuracy" if "validation_accuracy" in table.header else None
     n_panels, stacked = 2 if second else 1, width < WIDE
     figure = new_figure(2.6 * (n_panels if stacked else 1) + 0.3, width)
@@ -270,8 +272,9 @@ def finetuning(table: Table, width: float = WIDE) -> Figure:
         points = [(e, v) for e, v in zip(epochs, table.column(name)) if v is not None]
         if points:
             (drawn,) = first.plot(*zip(*points), line, color=colour, label=label, markersize=4)
-            tip(drawn, *(f"epoch {e}: loss {v:.4g} nats, {label}" for e, v in points))
-    first.set(xlabel="epoch (0: before fine-tuning)", ylabel="loss, nats")
+            tip(drawn, *(f"epoch {e}: loss {v:.4g}, {label}" for e, v in points))
+    unit = "change of the outputs" if VALIDATION[1] in names else "loss, nats"
+    first.set(xlabel="epoch (0: before fine-tuning)", ylabel=unit)
     first.set_ylim(bottom=0)
     if second:
         (drawn,) = panels[1].plot(epochs, table.column(second), "^-", color=MIDDLE, markersize=5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -38,6 +38,8 @@ class Summary:
         Difference of the outputs on held-out images, see :func:`decomp.pipelines.measure.fidelity.compare`.
     layers : list of LayerSummary
         In execution order.
+    notes : list of str
+        What else is to be known about the result.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Summary:
     params_after: int
     fidelity: Mapping[str, Any]
     layers: list[LayerSummary]
+    notes: list[str] = field(default_factory=list)
 
     def costs(self) -> str:
         """The costs in one line."""
@@ -65,7 +68,8 @@ class Summary:
         """Human-readable summary lines."""
         yield f"{self.model}: {self.costs()}"
         if self.fidelity:
-            yield self.fidelity["words"]
+            yield from self.fidelity["words"].split("\n")
+        yield from self.notes
         yield from layer_lines(self.layers)
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class Summary:
 
     def _repr_html_(self) -> str:
         words = [f"<b>{html.escape(self.model)}</b>: {html.escape(self.costs())}"]
-        words += [html.escape(self.fidelity["words"])] if self.fidelity else []
+        words += [html.escape(line) for line in (self.fidelity or {}).get("words", "").split("\n") + self.notes if line]
         return f"<div><p>{'<br>'.join(words)}</p>{html_table(self.rows())}</div>"
 
 

@@ -164,21 +164,6 @@ def original_part(options: FreezeOptions) -> nn.Module:
     return part_of(original_class(options), options.part, options.model)
 
 
-def require_whole(run: RunDirectory) -> None:
-    """Refuse a run in which only a part of a network was compressed, for stages that need class scores.
-
-    Raises
-    ------
-    UsageError
-    """
-    options = recorded_options(run, "freeze", FreezeOptions)
-    if options is not None and options.part:
-        raise UsageError(
-            run.path, f"holds a part of a network ({options.part}), which gives no class scores",
-            fix=f"put it back with decomp.load({str(run.model_dir)!r}, into=model) and train or evaluate the whole",
-        )  # fmt: skip
-
-
 def part_of(module: nn.Module, part: str | None, name: str) -> nn.Module:
     """A submodule by its path; the module itself where no path is given.
 

@@ -35,6 +35,7 @@ from ..reporting.summary import summarise
 from ..run import loading, reuse
 from ..run.conditions import freeze_options, require_same_options
 from ..run.directory import RunDirectory
+from ..run.outputs import frozen_outputs
 
 SURVEY, PLAN, FIT, CHECK = PHASES = ("survey of all sizes", "plan", "fit of the layers", "check of the result")
 #: Steps that take time, by the labels of their progress, with their expected shares of it.
@@ -80,7 +81,7 @@ class DecomposeResult:
         if f.get("latency"):
             lines.append(latency_words(f["latency"]))
         if f.get("fidelity"):
-            lines.append(f["fidelity"]["words"])
+            lines += f["fidelity"]["words"].split("\n")
         if "passes" in f:
             lines.append(_work_words(f["passes"], f["spilled_bytes"]))
         if f.get("part"):
@@ -313,7 +314,7 @@ def _compare(surveyed: SurveyedRun) -> dict[str, Any]:
     opened = surveyed.opened
     close = fidelity.compare(
         opened.original.to(opened.device), surveyed.graph.module, opened.frozen, fitted_images(opened.frozen),
-        opened.memory.limits.batch_size, opened.device,
+        opened.memory.limits.batch_size, opened.device, frozen_outputs(opened.frozen),
     )  # fmt: skip
     opened.memory.count_passes(2 * close["images"])
     return close

@@ -5,52 +5,58 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from decomp.cost.count import cost
-from decomp.errors import FileError, UsageError
-from decomp.execution.outputs import output_divergence
+from decomp.errors import FileError
+from decomp.execution.output_change import Outputs
 from decomp.runtimes.eager import Eager
 from decomp.runtimes.timing import latencies, random_images
 
 from ...data import given
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
+from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.json_files import read_json, write_json
 from ...data.splits import Split
+from ...data.transforms import Shape
 from ..console.options import EvaluateOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
-from ..measure.accuracy import check_labels, logits_of
+from ..decomposition.gather import fitted_images
 from ..measure.class_counts import ClassCounts
+from ..measure.closeness import closeness_words, percent
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
+from ..measure.shares import Batches, Shares, images_at_a_time, measure_shares
 from ..run import loading
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.networks import NETWORKS, existing
+from ..run.outputs import run_outputs
 from ..run.record import library_versions
 
 KIND = "decomp report"
-IMAGES_AT_A_TIME = 250
 #: Interquartile range over median above which a machine is too busy for latency measurements.
 SPREAD = 0.3
-SHARES = ("top1", "top5", "agreement", "divergence")
 
 
 @dataclass(frozen=True)
 class Row:
     """Measurements of one network. Shares are in 0..1, times in milliseconds; None where they cannot be measured.
 
-    ``agreement`` is the share of test images with the original's first class, ``divergence`` the mean
-    Kullback-Leibler divergence from the original's class probabilities in nats; ``counted_speedup`` is the ratio of
+    ``agreement`` is the share of images with the original's first class, ``divergence`` the mean Kullback-Leibler
+    divergence from the original's class probabilities in nats; ``lost`` is the squared difference of the outputs over
+    their variance, the mean of all outputs, and ``outputs`` has these of each by name
+    (:meth:`decomp.pipelines.measure.closeness.Closeness.result`). ``counted_speedup`` is the ratio of
     multiply-accumulates, ``measured_speedup`` that of median latencies, each to the original's.
     """
 
@@ -59,6 +65,8 @@ class Row:
     top5: float | None
     agreement: float | None
     divergence: float | None
+    lost: float | None
+    outputs: dict[str, dict[str, Any]]
     macs: int
     params: int
     latency_ms: float
@@ -96,10 +104,17 @@ class EvaluationResult:
 
     def table(self) -> str:
         """The table as text."""
-        rows = [["network", "top-1", "top-5", "MACs", "parameters", "latency", "counted", "measured"]]
+        # Outputs that are not class scores have no accuracy: what they lost is in its place.
+        scores = all(
+            one["kind"] == "scores" and len(row.outputs) == 1 for row in self.rows for one in row.outputs.values()
+        )
+        columns = ["top-1", "top-5"] if scores else ["lost"]
+        rows = [["network", *columns, "MACs", "parameters", "latency", "counted", "measured"]]
         for row in self.rows:
             n_images = self.conditions["n_images"]
             shares = ["-" if value is None else short_share(value, n_images) for value in (row.top1, row.top5)]
+            if not scores:
+                shares = ["-" if row.lost is None else percent(row.lost)]
             sizes = [f"{row.macs / 1e6:,.2f} M", f"{row.params / 1e6:,.3f} M", f"{row.latency_ms:,.2f} ms"]
             rows.append([row.network, *shares, *sizes, f"{row.counted_speedup:.2f}x", f"{row.measured_speedup:.2f}x"])
         return text_table(rows)
@@ -108,11 +123,14 @@ class EvaluationResult:
         """Human-readable summary lines."""
         c = self.conditions
         yield from self.table().split("\n")
-        tested = (
-            f"top-1 and top-5 with 95 % intervals, on {c['n_images']:,} test images of {c['data']}; "
-            if c["n_images"]
-            else ""
-        )
+        tested = f"on {c['n_images']:,} {c['images']} of {c['data']}; " if c["n_images"] else ""
+        if tested and self.rows[0].top1 is not None:
+            tested = f"top-1 and top-5 with 95 % intervals, {tested}"
+        for row in self.rows[1:] if c["n_images"] else []:
+            found = {"images": c["n_images"], "relative": row.lost, "outputs": row.outputs}
+            first, *others = closeness_words(found, c["images"]).split("\n")
+            yield f"{row.network}: {first}"
+            yield from (f"  {line}" for line in others)
         yield (
             f"{tested}latency: median of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, float32, "
             f"{c['layout']}, {c['device']}{_threads(c)}; speed-ups are relative to the original"
@@ -177,7 +195,6 @@ def evaluate(
     """
     options = EvaluateOptions(batch_size=batch_size, layout=layout, repeats=repeats)
     run, reporter = RunDirectory.open(run), reporter or Reporter()
-    loading.require_whole(run)
     with run.lock(), reporter.stage("evaluate"):
         target = pick_device(device)
         paths = _network_paths(run)
@@ -194,51 +211,29 @@ def evaluate(
         }
         channels, height, width = network_file.read_structure(run.original_dir)["input_shape"]
         shape = (channels, height, width)
-        test, data, notes, names = _test_images(run)
-        counts = ClassCounts(names)
-        shares = _shares(networks, test, data, target, reporter, counts) if test is not None else {}
+        outputs, shares, notes, counts = run_outputs(run), {}, [], ClassCounts(None)
+        with _images(run, shape, outputs) as images:
+            if images is not None:
+                notes, counts = images.notes, ClassCounts(images.class_names)
+                shares = measure_shares(
+                    networks, images.batches, images.n, outputs, images.data, target, reporter, counts
+                )  # fmt: skip
         reporter.step(f"measuring latency of {len(networks)} networks, batch size {options.batch_size}")
         batch, runtime = (options.batch_size, *shape), Eager(options.layout)
         example = random_images(batch, target, options.layout)
         timed = {name: runtime.prepare(network, example) for name, network in networks.items()}
         times = latencies(timed, batch, target, options.repeats, layout=options.layout)
-        rows = _rows(networks, shape, shares, times)
+        rows, data = _rows(networks, shape, shares, times), freeze_options(run).data if images is None else images.data
         conditions = {
             "batch_size": options.batch_size, "layout": options.layout, "device": device_name(target),
             "threads": identity["threads"], "rounds": len(times["original"]), "data": data,
-            "n_images": 0 if test is None else len(test),
-            "test_digest": None if test is None else test.digest(), "versions": identity["versions"],
+            "n_images": 0 if images is None else images.n, "images": "" if images is None else images.words,
+            "test_digest": None if images is None else images.digest, "versions": identity["versions"],
         }  # fmt: skip
         notes += _missing(run, paths) + _unsteady(rows)
         result = EvaluationResult(rows, conditions, notes, counts.to_json(), run)
         write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
         return result
-
-
-def topk_hits(logits: Tensor, labels: Tensor, k: int) -> int:
-    """Number of rows whose label is among the `k` highest logits, see :func:`topk_correct`."""
-    return int(topk_correct(logits, labels, k).sum())
-
-
-def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Rows whose label is among the `k` highest logits; a tie goes to the lower class number.
-
-    Parameters
-    ----------
-    logits : Tensor (m, n_classes)
-        A row with NaN has no hit.
-    labels : LongTensor (m,)
-    k : int
-
-    Returns
-    -------
-    BoolTensor (m,)
-    """
-    own = logits.gather(1, labels[:, None])
-    classes = torch.arange(logits.shape[1])
-    # Written so that NaN counts as ahead of everything.
-    ahead = ~(logits <= own) | ((logits == own) & (classes < labels[:, None]))
-    return ahead.sum(1) < k
 
 
 def device_name(device: torch.device) -> str:
@@ -303,67 +298,56 @@ def _measured_before(run: RunDirectory, identity: Mapping[str, Any]) -> Evaluati
         return None  # no report, or one that cannot be used: it is made anew
 
 
-def _test_images(run: RunDirectory) -> tuple[Split | None, str, list[str], Sequence[str] | None]:
-    """The test split (None where there is none), the source's name, reasons for empty columns, names of classes."""
+@dataclass(frozen=True)
+class _Images:
+    """Images on which the networks are compared: the test split, or the held-out calibration images."""
+
+    words: str
+    data: str
+    n: int
+    batches: Batches
+    notes: list[str]
+    class_names: Sequence[str] | None = None
+    digest: str | None = None
+
+
+@contextmanager
+def _images(run: RunDirectory, shape: Shape, outputs: Outputs) -> Iterator[_Images | None]:
+    """The images to compare on, with the reasons for empty columns; None where there are none at all."""
+    size = images_at_a_time(outputs, shape)
     if freeze_options(run).data == given.NAME:
-        reason = "no accuracy: the images were given to decomp.compress, and none of them for tests"
-        return None, given.NAME, [reason], None
-    source = open_images(run)
-    if source.test is None or len(source.test) == 0:
-        return None, source.name, [f"no accuracy: {source.name} has no test images"], None
-    notes = [] if source.test.has_labels else [f"no accuracy: the test images of {source.name} have no labels"]
-    return source.test, source.name, notes, source.class_names
+        data, reason = given.NAME, "the images were given to decomp.compress, and none of them for tests"
+    else:
+        source = open_images(run)
+        test, data, reason = source.test, source.name, f"{source.name} has no test images"
+        if test is not None and len(test):
+            batches = test.batches(torch.arange(len(test)), size)
+            notes, names = _notes(test, outputs, data), source.class_names
+            yield _Images("test images", data, len(test), batches, notes, names, test.digest())
+            return
+    if not run.frozen.is_file():
+        yield None
+        return
+    with FrozenFile(run.frozen) as frozen:
+        first = fitted_images(frozen)
+        starts = range(first, frozen.n_images, size)
+        held_out = ((frozen.images(start, min(start + size, frozen.n_images)), None) for start in starts)
+        note = f"no accuracy: {reason}; the outputs are compared on calibration images that no fit has seen"
+        yield _Images("held-out calibration images", data, frozen.n_images - first, held_out, [note])
 
 
-def _shares(
-    networks: Mapping[str, nn.Module],
-    test: Split,
-    data: str,
-    device: torch.device,
-    reporter: Reporter,
-    counts: ClassCounts,
-) -> dict[str, dict[str, float | None]]:
-    """Per network: top-1, top-5 (None without labels), agreement with the original and divergence from it."""
-    sums = {name: dict.fromkeys(SHARES, 0.0) for name in networks}
-    with reporter.progress(len(test), "test", "images") as progress:
-        for images, labels in test.batches(torch.arange(len(test)), IMAGES_AT_A_TIME):
-            reference: Tensor | None = None
-            correct: dict[str, Tensor] = {}
-            for name, network in networks.items():
-                logits = logits_of(network, images, device)
-                reference = logits if reference is None else reference
-                for key, value in _batch_sums(logits, reference, labels, data).items():
-                    sums[name][key] += value
-                if labels is not None:
-                    correct[name] = topk_correct(logits, labels, 1)
-            if labels is not None:
-                counts.add(labels, correct)
-            progress.update(len(images))
-    scale = 1 / len(test)
-    without = () if test.has_labels else ("top1", "top5")
-    return {
-        name: {key: None if key in without else value * scale for key, value in values.items()}
-        for name, values in sums.items()
-    }
-
-
-def _batch_sums(logits: Tensor, reference: Tensor, labels: Tensor | None, data: str) -> dict[str, float]:
-    if logits.dim() != 2:
-        raise UsageError("evaluate", "the outputs must be (images, classes)", got=tuple(logits.shape))
-    sums = {
-        "agreement": (logits.argmax(1) == reference.argmax(1)).sum().item(),
-        "divergence": output_divergence(reference, logits).sum().item(),
-    }
-    if labels is not None:
-        check_labels(labels, logits, data)
-        sums.update(top1=topk_hits(logits, labels, 1), top5=topk_hits(logits, labels, 5))
-    return sums
+def _notes(test: Split, outputs: Outputs, data: str) -> list[str]:
+    if outputs.scores is None:
+        reason = "" if test.has_labels else ", and the test images have no labels"
+        rule = f"no accuracy: it needs class scores as the only output, here {outputs.words()}{reason}"
+        return [rule, *outputs.notes()]
+    return [] if test.has_labels else [f"no accuracy: the test images of {data} have no labels"]
 
 
 def _rows(
     networks: Mapping[str, nn.Module],
     shape: tuple[int, int, int],
-    shares: Mapping[str, Mapping[str, float | None]],
+    shares: Mapping[str, Shares],
     times: Mapping[str, Sequence[float]],
 ) -> list[Row]:
     rows: list[Row] = []
@@ -374,7 +358,7 @@ def _rows(
         rows.append(
             Row(
                 network=name,
-                **{key: shares.get(name, {}).get(key) for key in SHARES},
+                **_columns(shares.get(name)),
                 macs=count.macs,
                 params=count.params,
                 latency_ms=median,
@@ -384,6 +368,17 @@ def _rows(
             )
         )
     return rows
+
+
+def _columns(shares: Shares | None) -> dict[str, Any]:
+    """The columns of a row that are measured on images."""
+    if shares is None:
+        return {"top1": None, "top5": None, "agreement": None, "divergence": None, "lost": None, "outputs": {}}
+    close = shares.close
+    return {
+        "top1": shares.top1, "top5": shares.top5, "agreement": close.get("agreement"), "divergence": close.get("kl"),
+        "lost": close["relative"], "outputs": close["outputs"],
+    }  # fmt: skip
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

@@ -21,7 +21,8 @@ from ..measure.devices import pick_device
 from ..measure.intervals import short_share
 from ..run.conditions import no_decomposed_network, require_same_options
 from ..run.directory import RunDirectory
-from ..run.loading import load_network, require_whole, warn_of_other_versions
+from ..run.loading import load_network, warn_of_other_versions
+from ..run.outputs import run_outputs
 from ..training import tensorboard
 from ..training.batchnorm import disable_dropout, insert_batchnorm
 from ..training.hooks import Hooks
@@ -127,7 +128,6 @@ def finetune(
     target = pick_device(device)
     directory = RunDirectory.open(run)
     reporter = reporter or Reporter()
-    require_whole(directory)
     with directory.lock(), reporter.stage("finetune"):
         network_digest = _network_digest(directory)
         if redo:
@@ -195,7 +195,7 @@ def _finetune(
             stage="finetune",
             n_images=len(task.train),
             batches=task.batches,
-            loss=loss_for(options.labels, options.distill, original),
+            loss=loss_for(options.labels, options.distill, original, run_outputs(run)),
             validate=lambda network: task.validate(network, original, device),
             n_validation=len(task.held_out),
             checkpoint=checkpoint_file(run),

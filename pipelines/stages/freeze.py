@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from decomp import seeds
 from decomp.cost.count import cost
-from decomp.errors import DecompError, NumericalError, UsageError
-from decomp.execution.outputs import as_tensor
+from decomp.errors import UsageError
+from decomp.execution.output_change import Outputs
 from decomp.execution.sampled_rows import points_of_calls
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.size_branches import size_branch_message
-from decomp.graph.tracing import trace
-from decomp.surgery.batchnorm import fold_bn
 
 from ...data import models
 from ...data.formats import network_file
@@ -35,17 +33,16 @@ from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.words import counted
 from ..decomposition.memory import measure, set_limits
+from ..decomposition.prepare import prepare
 from ..decomposition.record_responses import ResponseRecording
-from ..decomposition.refusals import no_convolution, not_finite
+from ..decomposition.refusals import no_convolution
 from ..measure import sanity
 from ..measure.devices import pick_device
-from ..measure.finite import not_finite
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
 
 OPEN, RECORD = PHASES = ("network and images", "recording of the outputs")
-FOLD_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -75,6 +72,7 @@ class FreezeResult:
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
             f"{counted(f['n_folded'], 'batch normalisation')} folded into the layers before; "
             f"{counted(f['n_images'], 'image')} × up to {counted(f['n_points'], 'point')}",
+            *self._output_lines(),
             *(sanity.lines(f["sanity"]) if "sanity" in f else []),
             *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),
             f"recorded outputs (frozen points): {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
@@ -83,6 +81,10 @@ class FreezeResult:
 
     def _next(self) -> str:
         return f"next: {command_line('decompose', self.run.path, '--speedup 4x')}"
+
+    def _output_lines(self) -> list[str]:
+        outputs = Outputs.from_json(self.facts["outputs"])
+        return [f"{entry.name}: {entry.words()}" for entry in outputs.each] + outputs.notes()
 
 
 def freeze(
@@ -94,6 +96,7 @@ def freeze(
     input_size: Any = None,
     part: str | None = None,
     leaves: Sequence[str] = (),
+    outputs: str | None = None,
     mean: Any = None,
     std: Any = None,
     resize: Any = None,
@@ -134,6 +137,9 @@ def freeze(
         False: no mirroring in later training.
     transforms : str, optional
         A function of your own in place of these, see :mod:`decomp.data.user_transforms`.
+    outputs : {'scores', 'values'}, optional
+        Meaning of an output of two axes: class scores, or values. Where it is not given, see
+        :func:`decomp.execution.output_kinds.decide_kinds`.
     n_images : int
         Calibration images, drawn from the training split; all of them where there are fewer.
     n_points : int
@@ -162,6 +168,7 @@ def freeze(
         model=model, weights=weights, data=data, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
         skip_bad=skip_bad, part=part, leaves=tuple(leaves) if not isinstance(leaves, str) else (leaves,),
         mean=mean, std=std, resize=resize, crop=crop, flip=flip, transforms=transforms,
+        outputs=outputs,
     )  # fmt: skip
     pick_device(device)
     memory = None if memory is None else parse.memory_bytes(memory)
@@ -240,7 +247,7 @@ def freeze_loaded(
     reporter.step(f"images: {source.preprocessing}")
     if source.labels_ignored:
         reporter.step(f"labels are not class numbers ({source.labels_ignored}); ignored")
-    network, folded = _prepare(loaded, source, options)
+    network, folded, outputs = prepare(loaded, source, options)
     graph = NetworkGraph(network, source.input_shape, loaded.name)
     if not any(layer.kind == "conv" for layer in graph.layers):
         raise no_convolution(graph, options)
@@ -270,8 +277,8 @@ def freeze_loaded(
     meta |= {} if loaded.dtype == torch.float32 else {"dtype": str(loaded.dtype).removeprefix("torch.")}
     reporter.phase(RECORD)
     reporter.expect({"recording outputs": 1.0})
-    recording = ResponseRecording(graph, options.n_points, options.seed, indices)
-    check = sanity.Sanity()
+    recording = ResponseRecording(graph, options.n_points, options.seed, indices, outputs)
+    check = sanity.Sanity(outputs.scores is not None)
     content = recording.write(run, meta, source, batch_size, pick_device(device), reporter, watch=check.add)
     facts = {
         "model": options.model, "n_convs": sum(layer.kind == "conv" for layer in graph.layers),
@@ -279,9 +286,10 @@ def freeze_loaded(
         "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": options.n_points,
         "bytes": run.frozen.stat().st_size, "branches": network.meta["branches"], "shape": source.input_shape,
         "preprocessing": source.preprocessing, "sanity": check.facts(source.train.labels(indices), source.class_names),
+        "outputs": recording.outputs.to_json(),
     }  # fmt: skip
     record = {"asked": options.to_json(), "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
-    run.update_config("freeze", {**record, "source": source.describe()})
+    run.update_config("freeze", {**record, "source": source.describe(), "outputs": facts["outputs"]})
     return FreezeResult(run, False, facts)
 
 
@@ -307,40 +315,6 @@ def _require_unchanged(run: RunDirectory, before: dict[str, Any], loaded: Loaded
                 run.path, f"was frozen with other {what}, of digest {str(then)[:12]}", got=str(now)[:12],
                 fix="give another --run for these",
             )  # fmt: skip
-
-
-def _prepare(
-    loaded: LoadedModel, source: ImageSource, options: FreezeOptions
-) -> tuple[fx.GraphModule, list[tuple[str, str]]]:
-    """The traced network with batch normalisation folded, compared with the model as given; and the folded pairs."""
-    module = part_of(loaded.module, options.part, loaded.name)
-    network = trace(module, loaded.name, options.leaves, source.input_shape)
-    images = source.train.images(torch.arange(min(8, len(source.train))))
-    bad = int((~torch.isfinite(images)).sum())
-    if bad:
-        got = f"{bad} NaN or infinite values in the first {len(images)}"
-        raise NumericalError(source.name, "the images must be finite", got=got, fix="check the images")
-    try:
-        with torch.no_grad():
-            outputs = module(images)
-    except Exception as error:
-        shape = "x".join(map(str, images.shape[1:]))
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(
-            loaded.name, f"does not run on images of {shape} ({reason})", fix="give --input-size or other --data"
-        ) from error
-    before = as_tensor(outputs, loaded.name)
-    folded = fold_bn(network)
-    with torch.no_grad():
-        after = as_tensor(network(images))
-    if not torch.isfinite(before).all():
-        raise not_finite(loaded.name, module, images)
-    worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-12)).item()
-    if worst > FOLD_TOLERANCE:
-        raise DecompError(
-            loaded.name, f"folding batch normalisation must keep the outputs to {FOLD_TOLERANCE:g}", got=f"{worst:.2g}"
-        )
-    return network, folded
 
 
 def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:

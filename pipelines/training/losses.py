@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from decomp.execution.outputs import output_divergence
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_kinds import logits
 
 from .loop import Loss
 
@@ -14,33 +17,36 @@ from .loop import Loss
 DISTILL_SHARE = 0.5
 
 
-def loss_for(labels: str, distill: bool, original: nn.Module | None) -> Loss:
+def loss_for(labels: str, distill: bool, original: nn.Module | None, outputs: Outputs) -> Loss:
     """The loss of a fine-tuning, for :func:`decomp.pipelines.training.loop.fit`.
 
     Parameters
     ----------
     labels : {'train', 'none'}
-        'none': the mean Kullback–Leibler divergence from the original's class probabilities. 'train': cross-entropy.
+        'none': the mean change of the outputs, see :mod:`decomp.execution.output_change`; for class scores the
+        Kullback–Leibler divergence from the original's class probabilities. 'train': cross-entropy.
     distill : bool
         With labels: the mean of cross-entropy and that divergence (Hinton et al. 2015 at temperature 1).
     original : torch.nn.Module, optional
         In eval mode; not needed for cross-entropy alone.
+    outputs : decomp.execution.output_change.Outputs
+        With labels, class scores alone.
     """
 
-    def divergence(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def change(images: Tensor, got: Mapping[str, Tensor]) -> Tensor:
         assert original is not None
         with torch.no_grad():
-            target = original(images)
-        return output_divergence(target, logits).mean()
+            wanted = outputs.named(original(images), len(images))
+        return outputs.change(wanted, got).mean()
 
-    def loss(network: nn.Module, images: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
-        logits = network(images)
+    def loss(network: nn.Module, images: Tensor, targets: Tensor | None) -> Tensor:
+        got = outputs.named(network(images), len(images))
         if labels == "none":
-            return divergence(images, logits)
-        assert targets is not None
-        value = functional.cross_entropy(logits.float(), targets)
+            return change(images, got)
+        assert targets is not None and outputs.scores is not None
+        value = functional.cross_entropy(logits(got[outputs.scores.name].float(), outputs.scores), targets)
         if distill:
-            value = (1 - DISTILL_SHARE) * value + DISTILL_SHARE * divergence(images, logits)
+            value = (1 - DISTILL_SHARE) * value + DISTILL_SHARE * change(images, got)
         return value
 
     return loss

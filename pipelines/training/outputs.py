@@ -75,6 +75,7 @@ class NetworkWriter:
             edited=[edit["module"] for edit in self.structure["edits"]],
             input_shape=self.structure["input_shape"],
             leaves=network_file.leaves(self.structure),
+            part=self.structure.get("part"),
             meta={**self.structure["meta"], "finetune": {"epoch": epoch, "network": self.network_digest}},
         )
 

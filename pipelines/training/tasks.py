@@ -10,15 +10,16 @@ from torch import nn
 from torch.nn import functional
 
 from decomp.errors import UsageError
-from decomp.execution.outputs import output_divergence
+from decomp.execution.output_kinds import Output, logits
 
 from ...data import given
 from ...data.formats.frozen_file import FrozenFile
-from ..measure.accuracy import check_labels, logits_of
+from ..measure.accuracy import check_labels, logits_of, outputs_of
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import open_frozen
+from ..run.outputs import run_outputs
 from .hold_out import hold_out
 
 #: Calibration images up to this size are held in memory; larger ones are read from the file batch by batch.
@@ -61,12 +62,13 @@ class LabelledTask:
     Raises
     ------
     UsageError
-        The source of the run has no labels.
+        The source of the run has no labels, or the network's output is not class scores.
     """
 
     metric, description, uses_batchnorm = "validation_accuracy", "labelled training images", True
 
     def __init__(self, run: RunDirectory, seed: int) -> None:
+        self.scores = self._only_scores(run)
         if freeze_options(run).data == given.NAME:
             rule, got = "the training images must be labelled", f"{given.NAME}, which were kept without labels"
             fix = "--labels none trains towards the original's outputs"
@@ -79,6 +81,14 @@ class LabelledTask:
             raise UsageError("--labels train", rule, got=f"{self.data}{ignored}", fix=fix)
         self.train, self.held_out = hold_out(len(self.split), seed)
 
+    @staticmethod
+    def _only_scores(run: RunDirectory) -> Output:
+        outputs = run_outputs(run)
+        if outputs.scores is None:
+            rule = "labels train a network whose only output is class scores"
+            raise UsageError("--labels train", rule, got=outputs.words(), fix="give --labels none")
+        return outputs.scores
+
     def batches(
         self, order: torch.Tensor, batch_size: int, augment_seed: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -89,10 +99,10 @@ class LabelledTask:
         n_right, loss = 0, 0.0
         for images, targets in self.split.batches(self.held_out, 500):
             assert targets is not None
-            logits = logits_of(network, images, device)
-            check_labels(targets, logits, self.data)
-            n_right += int((logits.argmax(1) == targets).sum())
-            loss += float(functional.cross_entropy(logits, targets, reduction="sum"))
+            scores = logits_of(network, images, device)
+            check_labels(targets, scores, self.data)
+            n_right += int((scores.argmax(1) == targets).sum())
+            loss += float(functional.cross_entropy(logits(scores, self.scores), targets, reduction="sum"))
         accuracy, loss = n_right / len(self.held_out), loss / len(self.held_out)
         # Among equal accuracies the lower loss is better; it never outweighs one image.
         score = accuracy - min(loss, 100.0) * 1e-3 / len(self.held_out)
@@ -102,10 +112,11 @@ class LabelledTask:
 class CalibrationTask:
     """The frozen calibration images, without augmentation and labels."""
 
-    metric, description, uses_batchnorm = "validation_divergence", "calibration images without labels", False
+    description, uses_batchnorm = "calibration images without labels", False
 
     def __init__(self, run: RunDirectory, seed: int) -> None:
-        self.path = run.frozen
+        self.path, self.outputs = run.frozen, run_outputs(run)
+        self.metric = "validation_divergence" if self.outputs.scores is not None else "validation_change"
         frozen, _ = open_frozen(run)
         with frozen:
             self.train, self.held_out = hold_out(frozen.n_images, seed)
@@ -118,15 +129,15 @@ class CalibrationTask:
         return self._read(self.train[order], batch_size)
 
     def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
-        """Mean Kullback–Leibler divergence from the original's class probabilities."""
+        """Mean change of the outputs, see :mod:`decomp.execution.output_change`; for class scores a divergence."""
         assert original is not None
         total = 0.0
         for images, _ in self._read(self.held_out, 100):
-            logits = logits_of(network, images, device)
-            target = logits_of(original, images, device)
-            total += float(output_divergence(target, logits).sum())
-        divergence = total / len(self.held_out)
-        return {"score": -divergence, "validation_divergence": divergence}
+            got = outputs_of(network, images, device, self.outputs)
+            wanted = outputs_of(original, images, device, self.outputs)
+            total += float(self.outputs.change(wanted, got).sum())
+        change = total / len(self.held_out)
+        return {"score": -change, self.metric: change}
 
     def _read(self, indices: torch.Tensor, batch_size: int) -> Iterator[tuple[torch.Tensor, None]]:
         if self.images is not None:

@@ -61,10 +61,14 @@ def make_run(path, n_images=300):
         disturbed(original), run.model_dir, edited=["0", "3", "7"], input_shape=SHAPE, meta={"plan": "test"}
     )
     source = open_source("digits")
-    meta = {"network": digest_file(run.original_dir / "structure.json"), "input_shape": list(SHAPE)}
+    outputs = [{"name": "output", "kind": "scores", "shape": [10], "reason": "as asked"}]
+    meta = {
+        "network": digest_file(run.original_dir / "structure.json"), "input_shape": list(SHAPE), "outputs": outputs,
+    }  # fmt: skip
     with FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=SHAPE) as writer:
         writer.write_images(0, source.train.images(torch.arange(n_images)))
-    run.update_config("freeze", {"asked": FreezeOptions(model="test", data="digits").to_json(), "facts": {}})
+    asked = FreezeOptions(model="test", data="digits").to_json()
+    run.update_config("freeze", {"asked": asked, "facts": {}, "outputs": outputs})
     return run
 
 

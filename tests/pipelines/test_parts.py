@@ -76,9 +76,14 @@ def test_a_part_with_several_outputs_is_compressed_and_put_back(tmp_path):
         assert treated(x).shape == whole(x).shape
     assert torch.equal(treated.head.weight, whole.head.weight) and type(treated) is Detector
     assert torch.equal(decomp.load(tmp_path / "run", into=whole.backbone)(x)["low"], treated.backbone(x)["low"])
-    for stage in (evaluate, finetune):
-        with pytest.raises(UsageError, match=r"holds a part of a network \(backbone\), which gives no class scores"):
-            stage(tmp_path / "run", reporter=Reporter(quiet=True))
+    with pytest.raises(UsageError, match="--labels train: .*class scores, got low: .* high: .*; say --labels none"):
+        finetune(tmp_path / "run", reporter=Reporter(quiet=True))
+    finetune(tmp_path / "run", epochs=1, labels="none", reporter=Reporter(quiet=True))
+    tuned = decomp.load(tmp_path / "run" / "finetune" / "best", into=whole)
+    with torch.no_grad():
+        assert torch.allclose(tuned.backbone(x)["high"], decomp.load(tmp_path / "run")(x)["high"], atol=1e-6)
+    rows = evaluate(tmp_path / "run", repeats=2, reporter=Reporter(quiet=True)).rows
+    assert set(rows[1].outputs) == {"low", "high"} and rows[1].lost > 0 and rows[1].top1 is None
     again = decompose(tmp_path / "run", speedup=2, reporter=Reporter(quiet=True))
     assert again.done_before
 

@@ -109,3 +109,19 @@ def test_calls_whose_results_are_not_used_are_removed():
     network = trace(Unused())
     assert isinstance(network, fx.GraphModule)
     assert [node.target for node in network.graph.nodes if node.op == "call_module"] == ["a"]
+
+
+def test_a_view_takes_values_with_their_channels_last():
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(64, 5)
+
+        def forward(self, x):
+            return self.out(self.conv(x).view(x.size(0), -1)).view(torch.int32)
+
+    module, x = Viewed().eval(), torch.randn(2, 3, 6, 6)
+    traced = trace(module)
+    assert torch.equal(traced(x), module(x))  # another view of the same bits stays one
+    laid = traced.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(laid.view(torch.float32), module(x).view(torch.float32))

@@ -9,6 +9,8 @@ from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.formats.frozen_keys import shortcut_key
 from decomp.data.sources import open_source
 from decomp.errors import NumericalError
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_kinds import Output
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.reporter import Reporter
@@ -16,16 +18,18 @@ from decomp.pipelines.decomposition.record_responses import ResponseRecording
 from decomp.pipelines.run.directory import RunDirectory
 from tests.pipelines.digit_runs import SHAPE, Residual
 
+SCORES = Outputs((Output("output", "scores", (10,)),))
+
 
 @pytest.fixture
 def network():
     return randomise(Residual()).eval()
 
 
-def record(folder, network, batch_size=7):
+def record(folder, network, batch_size=7, outputs=SCORES):
     run, source = RunDirectory.create(folder), open_source("digits", input_shape=SHAPE)
     graph = NetworkGraph(trace(network, "net"), SHAPE, "net")
-    recording = ResponseRecording(graph, 3, 0, torch.arange(20))
+    recording = ResponseRecording(graph, 3, 0, torch.arange(20), outputs)
     recording.write(run, {"n_points": 3}, source, batch_size, torch.device("cpu"), Reporter(quiet=True))
     return run, source
 
@@ -45,6 +49,14 @@ def test_images_responses_and_shortcuts_are_those_of_a_plain_forward_pass(tmp_pa
         last = network.conv2(hidden)
     with FrozenFile(run.frozen) as frozen:
         assert torch.equal(frozen.images(0, 20), images)
+        with torch.no_grad():
+            scores = network(images).double()
+        (described,) = frozen.meta["outputs"]
+        assert described["name"] == "output" and described["shape"] == [10]
+        assert described["variance"] == pytest.approx((scores - scores.mean(0)).square().mean().item(), rel=1e-4)
+        p = scores.softmax(1)
+        mean = p.mean(0).log().expand_as(p)
+        assert described["information"] == pytest.approx((p * (p.log() - mean)).sum(1).mean().item(), rel=1e-4)
         positions = frozen.positions(frozen.grid_of("stem"))
         for name, values in (("stem", stem), ("conv2", last), (shortcut_key("conv2"), torch.relu(stem))):
             assert torch.allclose(frozen.responses(name), at(values, positions), atol=1e-6), name
@@ -81,7 +93,7 @@ class Levels(nn.Module):
 
 def test_every_call_of_a_layer_is_recorded_at_its_own_positions(tmp_path):
     network = randomise(Levels()).eval()
-    run, source = record(tmp_path / "run", network)
+    run, source = record(tmp_path / "run", network, outputs=Outputs((Output("output", "values", (576,)),)))
     with torch.no_grad():
         stem = network.stem(source.train.images(torch.arange(20))).relu()
         parts = [stem, nn.functional.max_pool2d(stem, 2), 1 - stem]

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from decomp.data.formats.curves_file import read_curves
-from decomp.execution.outputs import output_divergence
+from decomp.execution.output_change import kl_divergence
 from decomp.pipelines.decomposition import survey
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.decomposition.session import narrow, open_run
@@ -51,7 +51,7 @@ def test_the_change_of_the_output_is_that_of_the_network_with_the_layer_replaced
             assert torch.equal(graph.module(images), wanted)  # nothing is left on the network
             module.weight.copy_(weight)
             module.bias.copy_(bias)
-            expected = output_divergence(wanted, graph.module(images)).mean().item()
+            expected = kl_divergence(wanted, graph.module(images)).mean().item()
     assert measured == pytest.approx(expected, rel=1e-4) and measured > 0.01
 
 

@@ -140,3 +140,11 @@ def test_the_answer_says_how_sure_it_is():
 def test_no_speedup_within_the_budget_is_said():
     lines = list(BudgetResult(0.01, [trial(1.1, 0.05, 0.08)], None, "macs").lines())
     assert lines[-1].startswith("no speed-up keeps the loss within 1 %, and 1.1x loses 5.00 %")
+
+
+def test_outputs_that_are_not_class_scores_are_refused_before_any_work(run):
+    values = [{"name": "output", "kind": "values", "shape": [10], "reason": "as asked"}]
+    run.update_config("freeze", {**run.config("freeze"), "outputs": values})
+    with pytest.raises(UsageError, match="--max-drop: needs .*class scores, got output: 10 values .as asked.; give"):
+        decompose_within(run, max_drop="1%", reporter=Collected())
+    assert not run.curves.exists()

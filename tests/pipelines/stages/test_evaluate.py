@@ -15,7 +15,7 @@ from decomp.errors import FileError, UsageError
 from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run import images as run_images
 from decomp.pipelines.stages import evaluate as stage
-from decomp.pipelines.stages.evaluate import evaluate, topk_hits
+from decomp.pipelines.stages.evaluate import evaluate
 from tests.pipelines.small_runs import SHAPE, Watched, disturbed, make_run, quiet
 
 
@@ -46,23 +46,6 @@ def with_source(monkeypatch, change):
         return source
 
     monkeypatch.setattr(run_images, "open_source", changed)
-
-
-@pytest.mark.parametrize("k", [1, 2, 5, 7, 20])
-def test_topk_agrees_with_a_naive_count(k):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randint(0, 4, (60, 7), generator=generator).float()  # with many ties
-    labels = torch.randint(0, 7, (60,), generator=generator)
-    hits = 0
-    for row, label in zip(logits.tolist(), labels.tolist()):
-        ranked = sorted(range(7), key=lambda c: (-row[c], c))
-        hits += label in ranked[:k]
-    assert topk_hits(logits, labels, k) == hits
-
-
-def test_an_answer_that_is_no_number_is_no_hit():
-    logits = torch.tensor([[float("nan")] * 4, [0.0, 0.0, 0.0, 1.0]])
-    assert topk_hits(logits, torch.tensor([0, 3]), 1) == 1
 
 
 def test_the_rows_are_the_networks_with_their_measured_shares_and_costs(run):
@@ -135,7 +118,10 @@ def test_the_report_holds_the_same_as_the_table(run):
     assert short_share(result.rows[1].top1, 450) in lines[2]
     assert lines[-2:] == [f"next: decomp report --run {run}", f"  or: decomp export --run {run}"]
     assert result.conditions["test_digest"] == open_source("digits").test.digest()
-    said = lines[4]
+    close = result.rows[1].outputs["output"]
+    assert lines[4].startswith("decomposed: on 450 test images: outputs differ by") and f"{close['kl']:.3g}" in lines[4]
+    assert lines[5].startswith("fine-tuned: on 450 test images")
+    said = lines[6]
     assert "batch of 2" in said and "2 interleaved rounds" in said and "450 test images" in said
     assert f"{torch.get_num_threads()} thread" in said and "contiguous" in said
 
@@ -199,9 +185,39 @@ def test_without_labels_the_accuracies_are_dashes_with_the_reason(run, monkeypat
 def test_without_test_images_there_is_still_a_table(run, monkeypatch):
     with_source(monkeypatch, lambda source: setattr(source, "test", None))
     result = measure(run)
-    assert {(row.top1, row.agreement) for row in result.rows} == {(None, None)}
+    assert {row.top1 for row in result.rows} == {None}
     assert result.rows[0].latency_ms > 0 and result.conditions["test_digest"] is None
     assert any("no test images" in line for line in result.lines())
+    # Compared on the last tenth of the 300 calibration images instead.
+    assert result.conditions["n_images"] == 30
+    images = open_source("digits").train.images(torch.arange(270, 300))
+    with torch.no_grad():
+        wanted, got = (network_file.load(path)(images) for path in (run.original_dir, run.model_dir))
+    assert result.rows[1].agreement == pytest.approx((wanted.argmax(1) == got.argmax(1)).double().mean().item())
+    lost = (got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    assert result.rows[1].lost == pytest.approx(lost.item(), rel=1e-5)
+    run.frozen.unlink()
+    assert {(row.top1, row.lost) for row in measure(run, redo=True).rows} == {(None, None)}
+
+
+def described(run, outputs):
+    run.update_config("freeze", {**run.config("freeze"), "outputs": outputs})
+
+
+def test_values_have_costs_latency_and_closeness_without_accuracy(run):
+    described(run, [{"name": "output", "kind": "values", "shape": [10], "reason": "as asked"}])
+    result = measure(run)
+    test = open_source("digits").test
+    images = test.images(torch.arange(len(test)))
+    with torch.no_grad():
+        wanted, got = (network_file.load(path)(images) for path in (run.original_dir, run.model_dir))
+    lost = (got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    assert result.rows[1].lost == pytest.approx(lost.item(), rel=1e-5) and result.rows[0].lost == 0
+    assert {(row.top1, row.top5, row.agreement, row.divergence) for row in result.rows} == {(None,) * 4}
+    lines = list(result.lines())
+    assert lines[0].split() == ["network", "lost", "MACs", "parameters", "latency", "counted", "measured"]
+    assert any("no accuracy: it needs class scores as the only output, here output: 10 values" in one for one in lines)
+    assert not any("KL" in line or "same first class" in line for line in lines)
 
 
 def test_only_test_images_are_read(run, monkeypatch):
@@ -275,5 +291,8 @@ def test_mistakes_are_told_in_one_line(run):
     narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
     shutil.rmtree(run.model_dir)
     network_file.save(torch.fx.symbolic_trace(narrow), run.original_dir, input_shape=SHAPE, meta={})
+    with pytest.raises(UsageError, match="^the outputs: must be output of 10, got output of 4; give the network that"):
+        measure(run)
+    described(run, [{"name": "output", "kind": "scores", "shape": [4]}])
     with pytest.raises(UsageError, match="labels must be below 4, .* got 9"):
         measure(run)

@@ -11,7 +11,7 @@ import decomp
 from decomp.data.formats import network_file
 from decomp.data.sources import open_source
 from decomp.errors import FileError, NumericalError, UsageError
-from decomp.execution.outputs import output_divergence
+from decomp.execution.output_change import kl_divergence
 from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run import images as run_images
 from decomp.pipelines.stages import finetune as stage
@@ -97,7 +97,7 @@ def test_fine_tuning_without_labels_comes_closer_to_the_original(run, monkeypatc
     with torch.no_grad():
         target = network_file.load(run.original_dir)(images[held_out])
         tuned = network_file.load(run.finetune_dir / "best")(images[held_out])
-        measured = output_divergence(target, tuned).mean().item()
+        measured = kl_divergence(target, tuned).mean().item()
     assert measured == pytest.approx(result.facts["after"], rel=1e-4)
 
 

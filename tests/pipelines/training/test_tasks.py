@@ -96,3 +96,19 @@ def test_the_divergence_is_that_of_the_held_out_images(run):
     assert result["validation_divergence"] == pytest.approx(expected, rel=1e-4)
     assert result["score"] == -result["validation_divergence"]
     assert task.validate(original, original, CPU)["validation_divergence"] == pytest.approx(0, abs=1e-6)
+
+
+def test_outputs_that_are_not_class_scores_alone_are_refused_for_labels_and_tuned_without(tmp_path):
+    run = make_run(tmp_path / "run", n_images=40)
+    values = [{"name": "output", "kind": "values", "shape": [10], "reason": "as asked", "variance": 2.0}]
+    run.update_config("freeze", {**run.config("freeze"), "outputs": values})
+    with pytest.raises(UsageError, match="--labels train: .*class scores, got output: 10 values .as asked.; give --la"):
+        LabelledTask(run, 0)
+    task = CalibrationTask(run, 0)
+    original, network = (load_network(run, folder) for folder in (run.original_dir, run.model_dir))
+    result = task.validate(network, original, CPU)
+    with torch.no_grad():
+        images = open_source("digits").train.images(hold_out(40, 0)[1])
+        expected = (original(images) - network(images)).square().mean().item() / 2
+    assert task.metric == "validation_change" and result["validation_change"] == pytest.approx(expected, rel=1e-5)
+    assert result["score"] == -result["validation_change"]

@@ -1,0 +1,103 @@
+"""Closeness of a network's outputs to the original's: share of the variance that is lost, divergence, same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from decomp.execution.output_change import Outputs, divergence, squared_difference
+from decomp.execution.output_kinds import Output
+from decomp.execution.output_spread import Spread
+
+from .intervals import share_words
+
+
+class Closeness:
+    """Comparison of two networks' outputs, batch by batch.
+
+    Parameters
+    ----------
+    outputs : Outputs
+        Of the original.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        self.outputs, self.n = outputs, 0
+        self.spread = Spread(outputs)
+        self.squares = dict.fromkeys([entry.name for entry in outputs.each], 0.0)
+        self.divergence = {entry.name: 0.0 for entry in outputs.each if entry.kind == "scores"}
+        self.same = dict.fromkeys(self.divergence, 0)
+
+    def add(self, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+        """Add a batch of outputs of the original and of the other network, by name."""
+        self.spread.add(wanted)
+        self.n += len(next(iter(wanted.values())))
+        for entry in self.outputs.each:
+            one, other = wanted[entry.name], got[entry.name]
+            self.squares[entry.name] += squared_difference(one, other).sum().item()
+            if entry.kind == "scores":
+                self.divergence[entry.name] += divergence(one, other, entry).sum().item()
+                self.same[entry.name] += int((one.argmax(1) == other.argmax(1)).sum())
+
+    def result(self) -> dict[str, Any]:
+        """The comparison as plain data.
+
+        Returns
+        -------
+        dict
+            ``images``, their number; ``outputs``, by name: ``kind``; ``relative``, the squared difference over the
+            variance of the original's output on these images; for class scores also ``kl``, the mean Kullback–Leibler
+            divergence in nats, and ``agreement``, the share of images with the same first class. ``relative`` is the
+            mean over the outputs; ``kl`` and ``agreement`` are there where class scores are the only output.
+        """
+        found = {entry.name: self._of(entry) for entry in self.outputs.each}
+        result: dict[str, Any] = {"images": self.n, "outputs": found}
+        result["relative"] = sum(one["relative"] for one in found.values()) / len(found)
+        if self.outputs.scores is not None:
+            one = found[self.outputs.scores.name]
+            result.update(kl=one["kl"], agreement=one["agreement"])
+        return result
+
+    def _of(self, entry: Output) -> dict[str, Any]:
+        name = entry.name
+        # On one image, or on images that an output does not tell apart, only its spread over all images is a scale.
+        unknown = self.n < 2 or self.spread.is_constant(name)
+        scale = entry.variance if unknown else self.spread.variance(name)
+        found: dict[str, Any] = {"kind": entry.kind, "relative": self.squares[name] / self.n / scale}
+        if entry.kind == "scores":
+            found.update(kl=self.divergence[name] / self.n, agreement=self.same[name] / self.n)
+        return found
+
+
+def closeness_words(found: Mapping[str, Any], images: str) -> str:
+    """A comparison in words: a line, and for several outputs one more for each.
+
+    Parameters
+    ----------
+    found : mapping
+        Of :meth:`Closeness.result`.
+    images : str
+        Such as ``held-out calibration images``.
+    """
+    first, n = f"on {found['images']:,} {images}: outputs differ by", found["images"]
+    each = {name: _words(one, n) for name, one in found["outputs"].items()}
+    if len(each) == 1:
+        return f"{first} {next(iter(each.values()))}"
+    lines = [f"{first} {percent(found['relative'])} of their variance, the mean of {len(each)} outputs"]
+    return "\n".join([*lines, *(f"{name}: {words}" for name, words in each.items())])
+
+
+def _words(one: Mapping[str, Any], n: int) -> str:
+    words = f"{percent(one['relative'])} of their variance"
+    if one["kind"] == "scores":
+        words += f", KL divergence {one['kl']:.3g}, same first class on {share_words(one['agreement'], n)}"
+    return words
+
+
+def percent(share: float) -> str:
+    """A share with two significant digits, such as ``2.3 %``; it is a mean over few images."""
+    if 0 < share < 1e-4:
+        return "less than 0.01 %"
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"

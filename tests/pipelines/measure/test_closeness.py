@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_kinds import Output
+from decomp.pipelines.measure.closeness import Closeness, closeness_words, percent
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_class_scores_among_others_keep_their_divergence_and_agreement():
+    outputs = Outputs((Output("p", "scores", (4,), probabilities=True), Output("age", "values", (1,))))
+    p, q, age = normal(20, 4).softmax(1), normal(20, 4, seed=1).softmax(1), normal(20, 1, seed=2)
+    close = Closeness(outputs)
+    for part in (slice(0, 9), slice(9, 20)):
+        close.add({"p": p[part], "age": age[part]}, {"p": q[part], "age": age[part]})
+    found = close.result()
+    one = found["outputs"]["p"]
+    assert one["kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5)
+    assert one["agreement"] == (p.argmax(1) == q.argmax(1)).double().mean().item()
+    assert found["outputs"]["age"] == {"kind": "values", "relative": 0.0}
+    assert found["relative"] == one["relative"] / 2 and found["images"] == 20
+    assert "kl" not in found and "agreement" not in found  # of one output among several
+    lines = closeness_words(found, "test images").split("\n")
+    assert lines[0].startswith("on 20 test images: outputs differ by ") and lines[2] == "age: 0 % of their variance"
+    assert lines[1].startswith("p: ") and f"KL divergence {one['kl']:.3g}, same first class on" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0, "0 %"), (1e-9, "less than 0.01 %"), (0.01234, "1.2 %"), (0.5, "50 %"), (3.456, "346 %"), (0.00031, "0.031 %")],
+)
+def test_a_share_has_two_digits(share, words):
+    assert percent(share) == words
