@@ -27,17 +27,19 @@ if TYPE_CHECKING:
         evaluate,
         export,
         finetune,
+        folded,
         freeze,
         report,
         summarise,
+        trainable,
     )
     from decomp.pipelines.run.loading import load
     from decomp.pipelines.run.saving import save
 
 __version__ = "0.1.0"
 __all__ = [
-    "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "freeze", "load",
-    "report", "save", "summarise",
+    "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
+    "load", "report", "save", "summarise", "trainable",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from .console.reporter import Reporter
 from .recipes.compress import compress
 from .recipes.loss_budget import BudgetResult
 from .recipes.loss_budget import decompose_within as _decompose_within
+from .recipes.trainable import folded, trainable
 from .reporting.summary import summarise
 from .run.directory import RunDirectory
 from .stages.decompose import decompose as _decompose
@@ -29,8 +30,8 @@ from .stages.report import compare as _compare
 from .stages.report import report as _report
 
 __all__ = [
-    "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "freeze", "report",
-    "summarise",
+    "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
+    "report", "summarise", "trainable",
 ]  # fmt: skip
 
 Parameters = ParamSpec("Parameters")

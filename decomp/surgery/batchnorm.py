@@ -8,7 +8,7 @@ Before and after it the network computes the same without them: no emitted netwo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -31,46 +31,62 @@ def last_convolutions(network: nn.Module, layers: Iterable[str]) -> list[str]:
     -------
     list of str
     """
-    found = []
-    for path in layers:
-        module = network.get_submodule(path)
-        if isinstance(module, nn.Sequential) and len(module):
-            path, module = f"{path}.{list(module._modules)[-1]}", module[-1]
-        if isinstance(module, CONVOLUTIONS) and _can_be_fused(module):
-            found.append(path)
-    return found
+    found = (end_of(network, path) for path in layers)
+    return [path for path, module in found if can_be_normalised(module) and not isinstance(module, nn.Linear)]
+
+
+def end_of(network: nn.Module, layer: str) -> tuple[str, nn.Module]:
+    """Path and module that write the outputs of a layer: the last one of a chain, or the layer itself."""
+    module = network.get_submodule(layer)
+    if isinstance(module, nn.Sequential) and len(module):
+        return f"{layer}.{list(module._modules)[-1]}", module[-1]
+    return layer, module
+
+
+def can_be_normalised(module: nn.Module) -> bool:
+    """Whether a batch normalisation behind a module can be folded into it."""
+    return isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and _can_be_fused(module))
 
 
 @torch.no_grad()
-def insert_behind(network: nn.Module, paths: Sequence[str], batches: Iterable[torch.Tensor]) -> None:
-    """Insert a batch normalisation behind convolutions, in place, so that the network computes the same as before.
+def insert_behind(
+    network: nn.Module, paths: Sequence[str], batches: Iterable[torch.Tensor], places: Mapping[str, str] | None = None
+) -> None:
+    """Insert a batch normalisation behind layers, in place, so that the network computes the same as before.
 
-    The running statistics are those of the convolution's outputs; scale and shift undo them. In training mode, where
+    The running statistics are those of the layer's outputs; scale and shift undo them. In training mode, where
     the statistics are those of the batch, the outputs are therefore about the same too.
 
     Parameters
     ----------
     network : torch.nn.Module
     paths : sequence of str
-        See :func:`last_convolutions`.
+        Of convolutions, see :func:`last_convolutions`, or linear layers with outputs of shape (B, n).
     batches : iterable of torch.Tensor, shape (B, C, H, W)
         Images on the network's device, in batches of one size.
+    places : mapping of str to str, optional
+        Paths at which the normalisations are put, by the paths of their layers: of modules that follow the layers and
+        do nothing. Without one, the layer becomes a sequence of itself and its normalisation.
     """
     if not paths:
         return
     moments = _output_moments(network.eval(), paths, batches)
     for path in paths:
-        conv = network.get_submodule(path)
-        assert isinstance(conv, CONVOLUTIONS)
+        layer = network.get_submodule(path)
+        assert isinstance(layer, (*CONVOLUTIONS, nn.Linear))
         mean, variance = moments[path]
-        norm = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype).eval()
+        kind = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
+        norm = kind(len(mean), device=layer.weight.device, dtype=layer.weight.dtype).eval()
         assert norm.running_mean is not None and norm.running_var is not None
-        norm.running_mean.copy_(mean if conv.bias is None else mean - conv.bias)
+        norm.running_mean.copy_(mean if layer.bias is None else mean - layer.bias)
         norm.running_var.copy_(variance)
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(mean)
-        conv.bias = None  # the shift replaces it, and the normalisation would subtract it again
-        set_module(network, path, nn.Sequential(OrderedDict(conv=conv, norm=norm)))
+        layer.bias = None  # the shift replaces it, and the normalisation would subtract it again
+        if places is None:
+            set_module(network, path, nn.Sequential(OrderedDict(conv=layer, norm=norm)))
+        else:
+            set_module(network, places[path], norm)
 
 
 def fold_inserted(network: nn.Module, paths: Iterable[str]) -> None:
@@ -92,16 +108,27 @@ def _fused_convolution(conv: Convolution, norm: nn.BatchNorm2d) -> Convolution:
     return fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
 
 
+def fold_at(network: nn.Module, places: Mapping[str, str]) -> None:
+    """Fold normalisations into their layers, in place: those at the values of `places` into those at the keys."""
+    network.eval()
+    for path, place in places.items():
+        fused = _fused(network.get_submodule(path), network.get_submodule(place))
+        if fused is not None:
+            set_module(network, path, fused)
+            set_module(network, place, nn.Identity())
+
+
 def _output_moments(
     network: nn.Module, paths: Sequence[str], batches: Iterable[torch.Tensor]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Mean and variance (n,) of every channel of the convolutions' outputs."""
+    """Mean and variance (n,) of every channel of the layers' outputs."""
     means: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
     variances: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
 
     def watch(path: str) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            variance, mean = torch.var_mean(output.float(), (0, 2, 3), correction=0)
+            axes = [axis for axis in range(output.dim()) if axis != 1]
+            variance, mean = torch.var_mean(output.float(), axes, correction=0)
             means[path].append(mean)
             variances[path].append(variance)
 

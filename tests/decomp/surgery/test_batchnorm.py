@@ -149,3 +149,27 @@ def test_normalisations_are_inserted_behind_transposed_convolutions_and_folded_a
         assert torch.allclose(folded(x), before, atol=1e-3) and isinstance(
             folded.get_submodule("3"), nn.ConvTranspose2d
         )
+
+
+def test_normalisations_come_back_to_their_own_places_and_are_folded_there():
+    net = randomise(nn.Sequential(
+        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 5), nn.BatchNorm1d(5),
+    ))  # fmt: skip
+    traced = trace(net)
+    assert batchnorm.fold_bn(traced) == [("0", "1"), ("4", "5")]
+    images, places = batches(), {"0": "1", "4": "5"}
+    wanted = traced(images[0])
+    batchnorm.insert_behind(traced, ["0", "4"], images, places)
+    assert [type(traced.get_submodule(name)) for name in ("0", "1", "4", "5")] == [
+        nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d,
+    ]  # fmt: skip
+    assert traced.get_submodule("0").bias is None and torch.allclose(traced(images[0]), wanted, rtol=1e-4, atol=1e-4)
+    rows = traced.get_submodule("4")(net[:4](torch.cat(images)))
+    assert torch.allclose(traced.get_submodule("5").running_var, rows.var(0, correction=0), rtol=1e-3)
+    traced.get_submodule("5").weight.data.mul_(2)
+    changed = traced(images[0])
+    batchnorm.fold_at(traced, places)
+    assert not [m for m in traced.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    assert torch.allclose(traced(images[0]), changed, rtol=1e-4, atol=1e-4)
+    batchnorm.fold_at(traced, places)  # nothing is left to fold
+    assert torch.allclose(traced(images[0]), changed, rtol=1e-4, atol=1e-4)
