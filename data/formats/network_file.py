@@ -20,8 +20,10 @@ description of the new module), so that the same weights also fit into the origi
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,8 @@ FORMAT, VERSION = "decomp-model", 1
 FOREIGN = "plain normalisation"
 #: Type of an edit that no class takes: layers that are called as functions.
 STANDS_ALONE = "functions"
+#: Largest difference between the outputs of a network alone and in its class, relative to the largest of them.
+INTO_TOLERANCE = 1e-5
 
 
 def save(
@@ -122,9 +126,9 @@ def _verify(module: nn.Module, again: nn.Module, input_shape: tuple[int, int, in
     x = x.to(next((p.dtype for p in module.parameters()), x.dtype))
     with torch.no_grad():
         # Both on the CPU, so that equal weights give equal numbers.
-        worst = difference((module if device.type == "cpu" else copy.deepcopy(module).cpu())(x), again(x))
-    if worst > 0:
-        raise DecompError(path, "the network read back from its files differs", got=f"a difference of {worst:.3g}")
+        off = difference((module if device.type == "cpu" else copy.deepcopy(module).cpu())(x), again(x))
+    if off:
+        raise DecompError(path, "the network read back from its files differs", got=f"a difference of {off:.3g}")
 
 
 def read_structure(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -207,11 +211,34 @@ def load(
         network = build_graph(structure["graph"], state, str(path / "structure.json"), leaves_of)
         network.meta["forwards"] = forwards(structure)
         return network
-    return _load_into(deep_copy(into).eval(), structure, state, path)
+    return _load_into(deep_copy(into).cpu().eval(), structure, state, path)
 
 
-def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Module]) -> str:
-    """Check that the edits and weights also go into the original class.
+@dataclass(frozen=True)
+class Verified:
+    """Whether a written network, which stands alone, also goes into the class of the original.
+
+    Attributes
+    ----------
+    into : bool or None
+        None where the class is not at hand.
+    reason : str
+        For anything but True.
+    """
+
+    into: bool | None
+    reason: str = ""
+
+    def words(self) -> str:
+        """Human-readable, to follow the name of the network."""
+        if self.into:
+            return "verified, standing alone and in the original class"
+        cause = "cannot be built here" if self.into is None else "does not take it"
+        return f"stands alone; the original class {cause} ({self.reason})"
+
+
+def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Module]) -> Verified:
+    """Check whether the edits and weights also go into the original class; see :func:`in_original_class`.
 
     Parameters
     ----------
@@ -219,36 +246,52 @@ def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Mo
         A network directory.
     build : callable
         Returns an instance of the original class, with any weights.
-
-    Returns
-    -------
-    str
-        One line: verified, or the reason why the network can only be loaded alone.
-
-    Raises
-    ------
-    DecompError
-        If they fit but the outputs differ.
     """
-    structure = read_structure(path)
     try:
         original = build()
     except DecompError as error:
-        return f"network read back from its files: stands alone; the original class cannot be built here ({error})"
+        return Verified(None, str(error).rstrip("."))
+    network, reason = in_original_class(path, original)
+    return Verified(network is not None, reason)
+
+
+def in_original_class(path: str | os.PathLike[str], original: nn.Module) -> tuple[nn.Module | None, str]:
+    """A network in the class of the original, where it gives the outputs that it gives alone.
+
+    Parameters
+    ----------
+    path : path
+        A network directory.
+    original : torch.nn.Module
+        Of the original class, with any weights; or the bigger model of which the network is a part.
+
+    Returns
+    -------
+    network : torch.nn.Module or None
+    reason : str
+        Why there is none. No error is raised: the network that stands alone is right whatever the class does.
+    """
+    path = Path(path)
+    structure = read_structure(path)
     part = structure.get("part")
     types = {edit["module"]: edit["becomes"].get("type") for edit in structure["edits"]}
     alone_at = next((name for name, kind in types.items() if kind == STANDS_ALONE), None)
     if alone_at is not None:
-        return f"network read back from its files: stands alone; {_function_words(alone_at)}"
-    inner = original.get_submodule(part) if part else original
-    module, alone = load(path, into=original), load(path, leaves_of=inner)
-    module = module.get_submodule(part) if part else module
-    x = torch.randn(2, *structure["input_shape"], generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        worst = difference(alone(x), module(x))
-    if not worst < 1e-5:
-        raise DecompError(path, "the original class with the edits gives other outputs", got=f"off by {worst:.2g}")
-    return "network read back from its files: verified, standing alone and in the original class"
+        return None, _function_words(alone_at)
+    try:
+        network = load(path, into=original)
+        alone = load(path, leaves_of=original.get_submodule(part) if part else original)
+        x = torch.randn(2, *structure["input_shape"], generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            off = difference(alone(x), (network.get_submodule(part) if part else network)(x))
+    except DecompError as error:
+        return None, f"{error.rule}" if error.thing == str(path) else str(error).rstrip(".")
+    except Exception as error:  # of the forward pass, which is the user's
+        return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    if off > INTO_TOLERANCE:
+        size = "of another form" if off == math.inf else f"off by {off:.2g} of the largest"
+        return None, f"with the exchanged modules its outputs are {size}"
+    return network, ""
 
 
 def _function_words(path: str) -> str:

@@ -199,7 +199,7 @@ Examples:
 def decompose(
     run: str, threads: int | None, quiet: bool, linear: bool, speedup: tuple[float, ...] | None,
     max_drop: float | None, then_evaluate: bool, **options: Any,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Replace convolutions by cheaper ones.
 
     Layer by layer from the input, each fitted by least squares to the recorded outputs of the original.
@@ -214,12 +214,14 @@ def decompose(
     for name in ("refine", "recovery", "sampler"):
         options[name] = not options.pop(f"no_{name}")
     result, runs = _decompose(directory, speedup, max_drop, options)
+    code = getattr(result, "exit_code", 0)  # a family may lack a member
     if then_evaluate and runs:
         from ..recipes.evaluated import evaluated
 
         out = f"{directory}-comparison"
         result = evaluated(result, runs, out=out, device=options["device"], reporter=reporter)
     show(result)
+    return code
 
 
 def _decompose(

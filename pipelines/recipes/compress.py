@@ -152,7 +152,7 @@ def compress(
                 place, speedup=speedup, device=device, batch_size=batch_size, memory=memory, original=loaded.module,
                 redo=redo, reporter=reporter, **options,
             )  # fmt: skip
-            network, reason = in_class_of(loaded.module, place.model_dir, source.input_shape)
+            network, reason = in_class_of(loaded.module, place.model_dir)
             attach_record(network, network_file.read_structure(place.model_dir))
             place.original = loaded.module
             return as_it_came(network, original), replace(summarise(place), notes=[reason] if reason else [])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from decomp.errors import UsageError
+from decomp.errors import DecompError, UsageError
 
 from ..console import parse
 from ..console.program import command_line, program
@@ -23,17 +23,38 @@ from ..stages.decompose import DecomposeResult, decompose
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """Results of `decompose`, one for each speed-up."""
+    """Results of `decompose`, one for each speed-up.
+
+    Attributes
+    ----------
+    members : list of DecomposeResult
+        Those that came to an end.
+    failed : dict of str to str
+        Run directories of the others, and the reasons.
+    """
 
     members: list[DecomposeResult]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 0 where all came to an end."""
+        return 1 if self.failed else 0
 
     def lines(self) -> Iterator[str]:
-        """Human-readable summary lines: a table."""
-        if any(member.facts.get("plan_only") for member in self.members):
-            for member in self.members:
-                yield f"plan: {member.run.plan_json}, which can be edited"
-                yield f"next: {program()} {member.facts['again']}"
-            return
+        """Human-readable summary lines: a table of the members, then what failed and why."""
+        planned = [member for member in self.members if member.facts.get("plan_only")]
+        for member in planned:
+            yield f"plan: {member.run.plan_json}, which can be edited"
+            yield f"next: {program()} {member.facts['again']}"
+        if len(self.members) > len(planned):
+            yield from self._table()
+        if self.failed:
+            made = ", ".join(str(member.run) for member in self.members) or "none"
+            yield f"made: {made}; failed: {', '.join(self.failed)}. The same command tries these again"
+        yield from (f"{run}: {reason}" for run, reason in self.failed.items())
+
+    def _table(self) -> Iterator[str]:
         rows = [["run", "target", "MACs", "counted", "parameters", "KL divergence", "agreement"]]
         for member in self.members:
             f, close = member.facts, member.facts.get("fidelity") or {}
@@ -87,6 +108,7 @@ def family(
     Returns
     -------
     FamilyResult
+        A member that ends in an error does not keep the others from being made.
 
     Raises
     ------
@@ -114,22 +136,27 @@ def family(
         ):
             surveyed = survey(opened, narrow(opened, {}, reporter=reporter), sampler=highest.sampler, reporter=reporter)
             require_reachable(highest, surveyed)
-    results = []
+    done: list[DecomposeResult] = []
+    failed: dict[str, str] = {}
     for member, speedup in zip(members, speedups):
         reporter.step(f"{member}: {speedup:g} times cheaper")
         own = Reporter.for_run(member, quiet=reporter.quiet, stream=reporter.stream, command=reporter.command)
-        results.append(
-            decompose(
-                member,
-                speedup=speedup,
-                source_run=base.path,
-                device=device,
-                batch_size=batch_size,
-                memory=memory,
-                plan_only=plan_only,
-                redo=redo,
-                reporter=own,
-                **options,
+        try:
+            result = decompose(
+                member, speedup=speedup, source_run=base.path, device=device, batch_size=batch_size, memory=memory,
+                plan_only=plan_only, redo=redo, reporter=own, **options,
             )  # fmt: skip
-        )
-    return FamilyResult(results)
+        except Exception as error:
+            # The others do not depend on it: hours of work may still come out right.
+            failed[str(member)] = _reason(error, member, base, speedup)
+            reporter.warn(f"{member} failed: {failed[str(member)]}")
+        else:
+            done.append(result)
+    return FamilyResult(done, failed)
+
+
+def _reason(error: Exception, member: RunDirectory, base: RunDirectory, speedup: float) -> str:
+    if isinstance(error, (DecompError, OSError)):
+        return str(error)
+    alone = f"--run {member} --from {base} --speedup {speedup:g}x --debug"
+    return " ".join(f"{type(error).__name__}: {error}; with {alone} it shows the traceback.".split())

@@ -8,18 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from decomp.errors import DecompError
-from decomp.execution.outputs import difference
 from decomp.modules.replace import set_module
 
 from ...data.formats import network_file
 from ...data.plain_network import dtype_of
 
-#: Largest difference of the outputs of the result in its class and standing alone, relative to the largest output.
-TOLERANCE = 1e-5
 
-
-def in_class_of(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> tuple[nn.Module, str]:
+def in_class_of(model: nn.Module, path: Path) -> tuple[nn.Module, str]:
     """The network in the class of the original where that gives the same outputs, else the traced one and why.
 
     Parameters
@@ -28,8 +23,6 @@ def in_class_of(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> tu
         The original; of a network that is a part of a bigger model, the bigger model.
     path : Path
         A network directory.
-    shape : tuple of int
-        (C, H, W) of the images.
 
     Returns
     -------
@@ -37,21 +30,13 @@ def in_class_of(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> tu
     reason : str
         Why it is not in the class of the original; empty where it is.
     """
+    network, cause = network_file.in_original_class(path, model)
+    if network is not None:
+        return network, ""
     part = network_file.read_structure(path).get("part")
     inner = model.get_submodule(part) if part else model
     alone = network_file.load(path, leaves_of=inner)
-    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        network = network_file.load(path, into=model)
-        with torch.no_grad():
-            off = difference(alone(x), (network.get_submodule(part) if part else network)(x))
-    except (DecompError, RuntimeError, TypeError) as error:
-        reason = error.rule if isinstance(error, DecompError) else str(error).strip().split("\n")[0]
-    else:
-        if off <= TOLERANCE:
-            return network, ""
-        reason = f"its outputs are off by {off:.1e} then"
-    reason = f"a traced network, not a {type(inner).__name__}: the layers do not go into that class ({reason})"
+    reason = f"a traced network, not a {type(inner).__name__}: the layers do not go into that class ({cause})"
     if not part:
         return alone, reason
     whole = copy.deepcopy(model)

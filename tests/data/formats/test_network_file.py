@@ -54,7 +54,7 @@ def test_edits_go_by_name_into_any_container_of_the_original_class(kind, tmp_pat
     into = decomp.load(tmp_path / "net", into=kind())
     assert type(into) is kind and torch.equal(into(images), network(images))
     assert torch.equal(decomp.load(tmp_path / "net")(images), network(images))
-    assert "verified, standing alone and in" in network_file.verify_into_original(tmp_path / "net", kind)
+    assert network_file.verify_into_original(tmp_path / "net", kind).into
 
 
 def test_a_part_shares_its_exchanged_modules_with_the_whole(tmp_path):
@@ -108,7 +108,7 @@ def test_computed_weights_and_layers_called_as_functions_go_into_the_original_cl
     with torch.no_grad():
         assert torch.equal(into(x), network(x)) and torch.equal(alone(x), network(x))
     assert type(into) is nn.Sequential and type(into[0]) is nn.Conv2d
-    assert "verified, standing alone and in the original" in network_file.verify_into_original(tmp_path / "b", build)
+    assert network_file.verify_into_original(tmp_path / "b", build).into
 
 
 def test_a_network_whose_own_forward_calls_layers_as_functions_stands_alone(tmp_path):
@@ -126,7 +126,7 @@ def test_a_network_whose_own_forward_calls_layers_as_functions_stands_alone(tmp_
     with pytest.raises(FileError, match="the forward pass calls layers as functions .*; load it without into="):
         network_file.load(tmp_path / "a", into=Functional())
     said = network_file.verify_into_original(tmp_path / "a", Functional)
-    assert "stands alone; the forward pass calls layers as functions" in said
+    assert said.into is False and said.reason.startswith("the forward pass calls layers as functions")
 
 
 def test_another_class_is_refused(saved):
@@ -135,20 +135,42 @@ def test_another_class_is_refused(saved):
 
 
 def test_going_into_the_original_class_is_verified(saved):
-    assert "verified" in network_file.verify_into_original(saved[1], chain)
+    taken = network_file.verify_into_original(saved[1], chain)
+    assert taken.into and taken.words() == "verified, standing alone and in the original class"
 
     def gone():
         raise DecompError("nets.py", "is not there")
 
-    assert "stands alone" in network_file.verify_into_original(saved[1], gone)
+    unknown = network_file.verify_into_original(saved[1], gone)
+    assert unknown.into is None
+    assert unknown.words() == "stands alone; the original class cannot be built here (nets.py: is not there)"
 
-    def other_forward():
-        module = chain()
-        module.register_forward_hook(lambda m, i, o: o * 2)
-        return module
 
-    with pytest.raises(DecompError, match="other outputs"):
-        network_file.verify_into_original(saved[1], other_forward)
+def hooked(hook):
+    module = chain()
+    module.register_forward_hook(hook)
+    return module
+
+
+def raises(module, inputs, output):
+    raise ValueError("a mistake\nof two lines")
+
+
+@pytest.mark.parametrize(
+    ("original", "reason"),
+    [
+        (lambda: hooked(lambda m, i, o: o * 2), "with the exchanged modules its outputs are off by 1 of the largest"),
+        (lambda: hooked(lambda m, i, o: (o, o)), "with the exchanged modules its outputs are of another form"),
+        (lambda: hooked(raises), "ValueError: a mistake of two lines"),
+        (block, "does not fit the given model: it has no module 0"),
+    ],
+)
+def test_a_class_that_does_not_take_the_network_is_a_reason_and_no_error(saved, original, reason):
+    refused = network_file.verify_into_original(saved[1], original)
+    assert refused.into is False and refused.reason.startswith(reason)
+    assert refused.words() == f"stands alone; the original class does not take it ({refused.reason})"
+    network, same = network_file.in_original_class(saved[1], original())
+    assert network is None and same == refused.reason
 
 
 def spoil_weights(path):

@@ -10,6 +10,8 @@ PRINTED = "the result of the stage"
 class Result:
     """A stage's result, of one line."""
 
+    exit_code, run, members = 0, None, ()
+
     def lines(self):
         return iter([PRINTED])
 

@@ -132,7 +132,15 @@ def test_several_speedups_go_to_the_family_with_all_other_options(monkeypatch, t
     result = decomp_command("decompose", *line.replace("2.5x", "4x,2x,3").split())
     assert result.out == f"{PRINTED}\n" and stage.calls == []
     expected = {name: value for name, value in options.items() if name != "speedup"}
-    assert family.calls == [(arguments, {**expected, "speedups": (4.0, 2.0, 3.0)})]
+    assert family.calls == [(arguments, {**expected, "speedups": (4.0, 2.0, 3.0)})] and result.code == 0
+
+
+def test_a_family_of_which_one_failed_prints_its_result_and_ends_with_its_exit_code(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Recorded(monkeypatch, "recipes.family.family")
+    monkeypatch.setattr("tests.pipelines.commands.recorded_calls.Result.exit_code", 1)
+    result = decomp_command("decompose", "--run", "r", "--speedup", "2x,3x")
+    assert (result.code, result.out) == (1, f"{PRINTED}\n")
 
 
 def test_a_plan_is_taken_instead_of_a_speedup(monkeypatch, tmp_path):

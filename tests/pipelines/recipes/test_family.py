@@ -1,12 +1,14 @@
 """Families: several speed-ups of one frozen network, each the same as a run of its own."""
 
+import re
 import shutil
 
 import pytest
 
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
-from decomp.errors import TargetError, UsageError
+from decomp.errors import DecompError, TargetError, UsageError
+from decomp.pipelines.recipes import family as recipe
 from decomp.pipelines.recipes.family import family
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
@@ -65,6 +67,43 @@ def test_one_member_out_of_reach_is_refused_before_any_work(vgg_run):
     with pytest.raises(TargetError, match="got 5000x"):
         family(vgg_run, speedups=(2.0, 5000.0), reporter=Collected())
     assert not RunDirectory(f"{vgg_run}-2x").path.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DecompError("conv", "has no solution", got="NaN"), "conv: has no solution, got NaN."),
+        (IndexError("index 14"), "IndexError: index 14; with --run .*-2x --from .* --speedup 2x --debug it shows"),
+    ],
+)
+def test_one_member_that_fails_does_not_keep_the_others_from_being_made(vgg_run, monkeypatch, error, words):
+    def fails_at_2x(run, *, speedup, **options):
+        if speedup == 2:
+            raise error
+        return decompose(run, speedup=speedup, **options)
+
+    monkeypatch.setattr(recipe, "decompose", fails_at_2x)
+    reporter = Collected()
+    result = family(vgg_run, speedups=(2.0, 3.0), reporter=reporter)
+    assert [str(member.run) for member in result.members] == [f"{vgg_run}-3x"] and result.exit_code == 1
+    lines = list(result.lines())
+    assert [line.split()[1] for line in lines[1:2]] == ["3x"]
+    assert f"made: {vgg_run}-3x; failed: {vgg_run}-2x. The same command" in lines[-2]
+    assert re.match(f"{vgg_run}-2x: {words}", lines[-1])
+    monkeypatch.undo()
+    again = family(vgg_run, speedups=(2.0, 3.0), reporter=Collected())
+    assert [member.done_before for member in again.members] == [False, True] and again.exit_code == 0
+    assert not any("failed" in line for line in again.lines())
+
+
+def test_a_family_of_which_none_is_made_names_each(vgg_run, monkeypatch):
+    def fails(run, **options):
+        raise DecompError("conv", "has no solution")
+
+    monkeypatch.setattr(recipe, "decompose", fails)
+    result = family(vgg_run, speedups=(2.0, 3.0), plan_only=True, reporter=Collected())
+    reasons = [f"{vgg_run}-{name}x: conv: has no solution." for name in (2, 3)]
+    assert list(result.lines())[1:] == reasons and result.exit_code == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Plan and decompose on small chains and branching networks, over scikit-learn's digits."""
 
-import dataclasses
 import json
 import shutil
 
@@ -23,7 +22,6 @@ from decomp.graph.tracing import trace
 from decomp.pipelines.console.layer_table import layer_lines, layer_rows
 from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.stages import decompose as stage
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.finetune import finetune
 from decomp.pipelines.stages.freeze import freeze
@@ -326,17 +324,6 @@ def test_what_only_the_outputs_of_a_layer_too_large_to_be_fitted_could_give_is_o
     shutil.copytree(wide_run, tmp_path / "run")
     with pytest.raises(TargetError, match=r"2\.28"):
         decompose(tmp_path / "run", speedup=2.2894, steps=("prune",), multiple=1, reporter=Collected())
-
-
-def test_a_network_that_does_not_cost_what_was_planned_is_not_emitted(run, monkeypatch):
-    def one_more(module, shape):
-        counted = cost(module, shape)
-        return dataclasses.replace(counted, params=counted.params + 1)
-
-    monkeypatch.setattr(stage, "count_cost", one_more)
-    with pytest.raises(DecompError, match=r"must have the planned \d+ parameters, got \d+; please report this"):
-        decompose(run, speedup=2, reporter=Collected())
-    assert not run.model_dir.exists()
 
 
 @pytest.mark.parametrize("mistake", [{"device": "cuda:99"}, {"device": "gpu"}, {"memory": 1}, {"memory": "4 apples"}])

@@ -1,0 +1,79 @@
+"""Checks at the end of a decomposition: whatever they find, the network that stands alone is kept and recorded."""
+
+import dataclasses
+import re
+
+import pytest
+
+import decomp
+from decomp.cost.count import cost
+from decomp.errors import DecompError
+from decomp.pipelines.reporting.summary import summarise
+from decomp.pipelines.run import loading
+from decomp.pipelines.stages import decompose as stage
+from decomp.pipelines.stages.decompose import decompose
+from tests.pipelines.digit_runs import SHAPE, Collected
+
+pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
+
+
+def test_a_network_that_does_not_cost_what_was_planned_is_written_with_its_own_costs(run, monkeypatch):
+    def one_more(module, shape):
+        counted = cost(module, shape)
+        return dataclasses.replace(counted, params=counted.params + 1)
+
+    monkeypatch.setattr(stage, "count_cost", one_more)
+    reporter = Collected()
+    result = decompose(run, speedup=2, reporter=reporter)
+    (warning,) = [line for line in reporter.messages if "please report this" in line]
+    assert re.match(r"the plan counted [\d,]+ parameters, the network has [\d,]+; please report this", warning)
+    assert result.facts["params_after"] == cost(decomp.load(run), SHAPE).params + 1
+    assert decompose(run, speedup=2, reporter=Collected()).done_before
+
+
+def class_with(hook):
+    def original_class(options, **_):
+        module = loading.models.load_model(options.model, weights="random").module
+        module.register_forward_hook(hook)
+        return module
+
+    return original_class
+
+
+def breaks(module, inputs, output):
+    raise KeyError("no such output")
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        (lambda module, inputs, output: 2 * output, "with the exchanged modules its outputs are off by 1 "),
+        (breaks, "KeyError: 'no such output'"),
+    ],
+)
+def test_what_the_class_does_not_take_stands_alone_and_the_reason_is_kept(run, monkeypatch, hook, reason):
+    monkeypatch.setattr(loading, "original_class", class_with(hook))
+    reporter = Collected()
+    result = decompose(run, speedup=2, reporter=reporter)
+    assert result.facts["into"]["verified"] is False and result.facts["into"]["reason"].startswith(reason)
+    assert any(f"stands alone; the original class does not take it ({reason}" in line for line in reporter.messages)
+    assert any("into= not" in line and reason in line for line in result.lines())
+    assert cost(decomp.load(run), SHAPE).macs == result.facts["macs_after"]
+    again = decompose(run, speedup=2, reporter=Collected())
+    assert again.done_before and any(reason in line for line in again.lines())
+
+
+def test_what_the_class_takes_is_recorded_too(run):
+    assert decompose(run, speedup=2, reporter=Collected()).facts["into"] == {"verified": True, "reason": ""}
+
+
+def test_a_comparison_that_fails_does_not_lose_the_network(run, monkeypatch):
+    def fails(*arguments):
+        raise DecompError("model", "must return tensors", got="text")
+
+    monkeypatch.setattr(stage.fidelity, "compare", fails)
+    reporter = Collected()
+    result = decompose(run, speedup=2, reporter=reporter)
+    assert "cannot be compared with the original's: model: must return tensors, got text." in reporter.messages[-1]
+    assert cost(decomp.load(run), SHAPE).macs == result.facts["macs_after"] and not result.facts["fidelity"]
+    assert not any("held-out" in line for line in result.lines()) and summarise(run).fidelity == {}
