@@ -83,12 +83,14 @@ def of_timm(network: str, config: Any) -> Preprocessing | None:
         return None
     _, height, width = config.get("input_size") or (3, 224, 224)
     share = float(config.get("crop_pct") or 0.875)
+    padded = share > 1 or config.get("crop_mode") == "border"
+    share = min(share, 1.0)
     # As timm.data.create_transform: the resized picture is larger than the crop by 1 / crop_pct, rounded down.
     resize = (math.floor(height / share), math.floor(width / share))
     return Preprocessing(
         (height, width), resize, tuple(map(float, config["mean"])), tuple(map(float, config["std"])),
         stretch=config.get("crop_mode") in _STRETCHED, interpolation=_interpolation(config.get("interpolation")),
-        origin=f"as timm's {network} asks",
+        origin=f"as timm's {network} asks" + (", without its black border" if padded else ""),
     )  # fmt: skip
 
 

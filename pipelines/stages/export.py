@@ -159,9 +159,9 @@ def metadata(run: RunDirectory, path: Path, which: str, network: nn.Module) -> d
     Returns
     -------
     dict
-        ``origin`` (model, weights, images, network, digest), ``input_shape``, ``normalisation`` and ``preprocessing`` (in
-        words) of the images, ``plan`` (None for the original), ``costs`` (multiply-accumulates and parameters, before and after),
-        ``versions``.
+        ``origin`` (model, weights, images, network, digest), ``input_shape``, ``normalisation`` of the images and, in
+        words, their ``preprocessing``, ``plan`` (None for the original), ``costs`` (multiply-accumulates and
+        parameters, before and after), ``versions``.
     """
     structure, frozen = network_file.read_structure(path), run.config("freeze") or {}
     shape, source = structure["input_shape"], frozen.get("source") or {}

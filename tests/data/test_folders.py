@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -279,11 +280,17 @@ def test_pictures_of_a_standard_set_give_a_network_of_the_zoo_the_sets_own_value
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{index:04}.png")
     network = load_model("zoo:vgg-fashion").takes()
-    source = open_source(f"imagefolder:{tmp_path / 'photos'}", network=network)
-    assert source.preprocessing.endswith("(as zoo:vgg-fashion was trained)") and source.input_shape == (1, 28, 28)
-    for split, of_set in ((source.train, own.train), (source.test, own.test)):
-        order = of_set.labels(torch.arange(len(of_set))).argsort(stable=True)
-        assert torch.equal(split.images(torch.arange(len(split))), of_set.images(order))
+    brought = open_source(f"imagefolder:{tmp_path / 'photos'}", network=network)
+    assert brought.preprocessing.endswith("(as zoo:vgg-fashion was trained)")
+    # The same by options, for a network of which only the class is known.
+    options = ImageOptions(mean=(0.2860,), std=(0.3530,))
+    unknown = replace(network, shape=None, own=None)
+    asked = open_source(f"imagefolder:{tmp_path / 'photos'}", network=unknown, options=options)
+    for source in (brought, asked):
+        assert source.input_shape == (1, 28, 28)
+        for split, of_set in ((source.train, own.train), (source.test, own.test)):
+            order = of_set.labels(torch.arange(len(of_set))).argsort(stable=True)
+            assert torch.equal(split.images(torch.arange(len(split))), of_set.images(order))
 
 
 @pytest.mark.parametrize("suffix", ["webp", "tiff", "bmp", "ppm"])

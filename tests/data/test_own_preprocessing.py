@@ -46,6 +46,8 @@ def test_timms_configuration():
     assert of_timm("x", {**config, "crop_mode": "squash"}).stretch
     assert of_timm("x", {**config, "interpolation": "random"}).interpolation == "bilinear"
     assert of_timm("x", {}) is None
+    padded = of_timm("x", {**config, "crop_pct": 1.15})
+    assert padded.resize == (240, 240) and padded.origin == "as timm's x asks, without its black border"
 
 
 def test_networks_of_the_zoo_bring_their_data_sets():
