@@ -5,10 +5,10 @@ Every file also holds a JSON text about itself (:func:`decomp.pipelines.stages.e
 ================  ==================  ===================================================  =======================
 format            suffix              network                                              JSON text
 ================  ==================  ===================================================  =======================
-``pt2``           ``.pt2``            ``torch.export`` program, batch dimension dynamic    extra file
-                                                                                           ``decomp.json``
+``pt2``           ``.pt2``            ``torch.export`` program; batch dimension, and       extra file
+                                      height and width where asked, dynamic                ``decomp.json``
 ``onnx``          ``.onnx``           ONNX graph, input ``images``, output ``outputs``,    metadata property
-                                      batch dimension dynamic; below 2 GiB                 ``decomp``
+                                      dynamic likewise; below 2 GiB                        ``decomp``
 ``torchscript``   ``.pt``             traced module                                        extra file
                                                                                            ``decomp.json``
 ``state-dict``    ``.pth``            state dict of ``torch.save``                         ``decomp`` in the version
@@ -20,9 +20,9 @@ format            suffix              network                                   
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -38,6 +38,14 @@ ABOUT = "decomp"
 Network = Callable[[Tensor], Any]
 
 
+class Writer(Protocol):
+    """Function that writes a network into a file, see :class:`Format`."""
+
+    def __call__(
+        self, network: nn.Module, example: Tensor, path: str, text: str, axes: Sequence[int] = ...
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class Format:
     """One export format.
@@ -47,20 +55,28 @@ class Format:
     suffix : str
         Of the file name.
     write : callable
-        ``write(network, example, path, text)`` writes the network, traced on ``example`` where the format needs it,
-        and the JSON text about it.
+        ``write(network, example, path, text, axes)`` writes the network, traced on ``example`` where the format needs
+        it, and the JSON text about it. Of the images' axes, 0 and those in ``axes`` are dynamic.
     read : callable
         ``read(path, network)`` returns a callable on images and the JSON text. Where the file holds weights alone, they
         are loaded into a copy of ``network``.
+    is_program : bool
+        Whether the file can be run; otherwise it holds weights.
     """
 
     suffix: str
-    write: Callable[[nn.Module, Tensor, str, str], None]
+    write: Writer
     read: Callable[[str, nn.Module], tuple[Network, str]]
+    is_program: bool = True
 
 
-def _write_pt2(network: nn.Module, example: Tensor, path: str, text: str) -> None:
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def _dynamic_shapes(axes: Sequence[int]) -> tuple[dict[int, Any]]:
+    # AUTO: the exporter finds what the network demands of a size, such as an even number of rows.
+    return ({0: torch.export.Dim("batch"), **dict.fromkeys(axes, torch.export.Dim.AUTO)},)
+
+
+def _write_pt2(network: nn.Module, example: Tensor, path: str, text: str, axes: Sequence[int] = ()) -> None:
+    program = torch.export.export(network, (example,), dynamic_shapes=_dynamic_shapes(axes))
     torch.export.save(program, path, extra_files={f"{ABOUT}.json": text})
 
 
@@ -69,11 +85,11 @@ def _read_pt2(path: str, network: nn.Module) -> tuple[Network, str]:
     return torch.export.load(path, extra_files=extra).module(), _text(extra)
 
 
-def _write_onnx(network: nn.Module, example: Tensor, path: str, text: str) -> None:
+def _write_onnx(network: nn.Module, example: Tensor, path: str, text: str, axes: Sequence[int] = ()) -> None:
     if sum(p.numel() * p.element_size() for p in network.parameters()) > ONNX_BYTES:
         raise DecompError("onnx", "one file must stay below 2 GiB", fix="export pt2 instead")
     program = torch.onnx.export(
-        network, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+        network, (example,), dynamo=True, dynamic_shapes=_dynamic_shapes(axes), verbose=False,
         input_names=["images"], output_names=["outputs"],
     )  # fmt: skip
     assert program is not None  # it is with dynamo=True
@@ -92,7 +108,7 @@ def _read_onnx(path: str, network: nn.Module) -> tuple[Network, str]:
     return run, session.get_modelmeta().custom_metadata_map[ABOUT]
 
 
-def _write_torchscript(network: nn.Module, example: Tensor, path: str, text: str) -> None:
+def _write_torchscript(network: nn.Module, example: Tensor, path: str, text: str, axes: Sequence[int] = ()) -> None:
     with torch.no_grad():
         traced = torch.jit.trace(network, example)
     torch.jit.save(traced, path, _extra_files={f"{ABOUT}.json": text})
@@ -103,7 +119,7 @@ def _read_torchscript(path: str, network: nn.Module) -> tuple[Network, str]:
     return torch.jit.load(path, _extra_files=extra), _text(extra)
 
 
-def _write_state_dict(network: nn.Module, example: Tensor, path: str, text: str) -> None:
+def _write_state_dict(network: nn.Module, example: Tensor, path: str, text: str, axes: Sequence[int] = ()) -> None:
     state: Any = network.state_dict()
     # Beside the versions of the modules, where load_state_dict ignores it.
     state._metadata[""][ABOUT] = text
@@ -115,7 +131,7 @@ def _read_state_dict(path: str, network: nn.Module) -> tuple[Network, str]:
     return _with_weights(network, state), state._metadata[""][ABOUT]
 
 
-def _write_safetensors(network: nn.Module, example: Tensor, path: str, text: str) -> None:
+def _write_safetensors(network: nn.Module, example: Tensor, path: str, text: str, axes: Sequence[int] = ()) -> None:
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path, metadata={ABOUT: text})
 
 
@@ -143,6 +159,6 @@ FORMATS: dict[str, Format] = {
     "pt2": Format(".pt2", _write_pt2, _read_pt2),
     "onnx": Format(".onnx", _write_onnx, _read_onnx),
     "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
-    "state-dict": Format(".pth", _write_state_dict, _read_state_dict),
-    "safetensors": Format(".safetensors", _write_safetensors, _read_safetensors),
+    "state-dict": Format(".pth", _write_state_dict, _read_state_dict, is_program=False),
+    "safetensors": Format(".safetensors", _write_safetensors, _read_safetensors, is_program=False),
 }

@@ -54,13 +54,22 @@ EXTRA = ("onnx", "onnxruntime", "onnxscript")
 
 @dataclass(frozen=True)
 class Exported:
-    """One written file; ``difference`` is the largest to the module's outputs, relative to the largest output."""
+    """One written file.
+
+    Attributes
+    ----------
+    difference : float
+        Largest difference to the module's outputs, relative to the largest output.
+    sizes : str
+        Sizes of images that the file takes, in words; '' for weights.
+    """
 
     format: str
     path: str
     bytes: int
     difference: float
     load_seconds: float
+    sizes: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class ExportResult:
             yield (
                 f"{item.path:<{width}}  {item.format}, {item.bytes / 2**10:,.0f} KiB, loads in "
                 f"{item.load_seconds:.2f} s, outputs differ by {item.difference:.1e}"
+                + (f", takes {item.sizes}" if item.sizes else "")
             )
         batches = " and ".join(map(str, CHECKED_BATCHES))
         yield f"{self.network} network of {self.run}; each file checked on random inputs, batch sizes {batches}"
@@ -130,7 +140,8 @@ def export(
 
     Notes
     -----
-    All files run on the CPU or wherever they are moved to, in float32, with any batch size.
+    All files run on the CPU or wherever they are moved to, in float32, with any batch size. Programs take images of
+    other heights and widths where the network does; each is then compared at a second size too.
     """
     formats = checked_formats(formats)
     if "onnx" in formats:
@@ -145,11 +156,13 @@ def export(
             raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
         text = json.dumps(metadata(run, path, chosen.name, network), ensure_ascii=False)
         folder = Path(out) if out is not None else run.export_dir
+        by_size = (run.config("freeze") or {}).get("facts", {}).get("branches")
+        axes = () if by_size else free_axes(network, tuple(shape))
         exported = []
         for name in formats:
             reporter.step(f"writing and checking {name}")
             file = folder / f"{chosen.name}{FORMATS[name].suffix}"
-            exported.append(_write(name, network, tuple(shape), file, text))
+            exported.append(_write(name, network, tuple(shape), file, text, axes))
         return ExportResult(run, chosen.name, exported)
 
 
@@ -186,19 +199,73 @@ def metadata(run: RunDirectory, path: Path, which: str, network: nn.Module) -> d
     }  # fmt: skip
 
 
-def _write(name: str, network: nn.Module, shape: tuple[int, ...], path: Path, text: str) -> Exported:
-    """Write one file under a temporary name, read it back, compare, and rename it."""
+def free_axes(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of a batch of images (2: height, 3: width) along which a network takes other sizes than its own.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    shape : tuple of int
+        (C, H, W) of its own images.
+    """
+    for axes in ((2, 3), (2,), (3,)) if len(shape) == 3 else ():
+        images = torch.zeros(1, *_larger(shape, axes))
+        try:
+            with torch.no_grad():
+                outputs = tree_leaves(network(images))
+        except Exception:  # of any class: the network is not made for this size
+            continue
+        # A view may turn a larger map into more images.
+        if all(isinstance(output, Tensor) and output.dim() and len(output) == 1 for output in outputs):
+            return axes
+    return ()
+
+
+def _larger(shape: tuple[int, ...], axes: Sequence[int]) -> tuple[int, ...]:
+    """A second size; where a network needs multiples of a number, the first size is one and the second then too."""
+    return tuple(
+        size if axis not in axes else size + 64 if size % 64 == 0 else 2 * size for axis, size in enumerate(shape, 1)
+    )
+
+
+def _write(
+    name: str, network: nn.Module, shape: tuple[int, ...], path: Path, text: str, axes: Sequence[int]
+) -> Exported:
+    """Write one file under a temporary name, read it back, compare, and rename it; first for all sizes, if it can."""
+    form = FORMATS[name]
+    with commit(path) as part, _one_line_errors(name, path):
+        if axes and form.is_program:
+            try:
+                difference, seconds = _write_checked(name, network, shape, part, text, axes)
+            except Exception:  # the format cannot hold a network of free sizes
+                axes = ()
+        if not axes or not form.is_program:
+            difference, seconds = _write_checked(name, network, shape, part, text, ())
+    sizes = _size_words(shape, axes) if form.is_program else ""
+    return Exported(name, str(path), path.stat().st_size, difference, round(seconds, 3), sizes)
+
+
+def _write_checked(
+    name: str, network: nn.Module, shape: tuple[int, ...], path: Path, text: str, axes: Sequence[int]
+) -> tuple[float, float]:
+    """Write a file, read it back and compare it; its largest difference and the seconds it takes to load."""
     form = FORMATS[name]
     example = torch.randn(TRACED_BATCH, *shape, generator=seeds.generator(0, "export", "traced"))
-    with commit(path) as part, _one_line_errors(name, path):
-        form.write(network, example, str(part), text)
-        start = time.perf_counter()
-        run, kept = form.read(str(part), network)
-        seconds = time.perf_counter() - start
-        if json.loads(kept) != json.loads(text):
-            raise DecompError(path, f"{name} does not keep the metadata of the network")
-        difference = max(_difference(network, run, shape, batch) for batch in CHECKED_BATCHES)
-    return Exported(name, str(path), path.stat().st_size, difference, round(seconds, 3))
+    form.write(network, example, str(path), text, axes)
+    start = time.perf_counter()
+    run, kept = form.read(str(path), network)
+    seconds = time.perf_counter() - start
+    if json.loads(kept) != json.loads(text):
+        raise DecompError(path, f"{name} does not keep the metadata of the network")
+    shapes = [shape, _larger(shape, axes)] if axes else [shape]
+    return max(_difference(network, run, one, batch) for one in shapes for batch in CHECKED_BATCHES), seconds
+
+
+def _size_words(shape: tuple[int, ...], axes: Sequence[int]) -> str:
+    if not axes:
+        return f"images of {'x'.join(map(str, shape[1:]))} only"
+    sides = " and ".join({2: "heights", 3: "widths"}[axis] for axis in axes)
+    return f"images of other {sides} too (checked at {'x'.join(map(str, _larger(shape, axes)[1:]))})"
 
 
 def _difference(network: nn.Module, run: Callable[[Tensor], Any], shape: tuple[int, ...], batch: int) -> float:

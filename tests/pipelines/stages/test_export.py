@@ -135,7 +135,7 @@ def test_onnx_without_its_packages_says_what_to_install_before_any_work(run, mon
 
 
 def test_a_file_with_other_outputs_does_not_get_its_name(run, monkeypatch, tmp_path):
-    def write_another(network, example, path, text):
+    def write_another(network, example, path, text, axes=()):
         spoiled = decomp.load(run.model_dir)
         spoiled.get_submodule("7").bias.data += 0.01
         form.write(spoiled, example, path, text)
@@ -158,6 +158,92 @@ def test_a_network_that_asks_for_the_batch_size_is_refused(run, monkeypatch, tmp
         with pytest.raises(DecompError, match=words) as caught:
             export(run, formats=[name], out=tmp_path, reporter=quiet())
         assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+class Levels(torch.nn.Module):
+    """Half of the size and back again, joined with the map itself: only even sizes can be."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.ConvTranspose2d(4, 4, 2, 2)
+
+    def forward(self, x):
+        return torch.cat([self.up(self.down(x).relu()), x], 1)
+
+
+class Line(torch.nn.Module):
+    """Columns as steps of a sequence: a linear layer over the whole height."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Linear(4 * SHAPE[1], 5)
+
+    def forward(self, x):
+        return self.out(self.conv(x).flatten(1, 2).transpose(1, 2))
+
+
+def fixed(reshape):
+    layers = [torch.nn.Conv2d(1, 4, 3, padding=1), reshape, torch.nn.Linear(4 * SHAPE[1] * SHAPE[2], 3)]
+    return torch.nn.Sequential(*layers)
+
+
+class IntoMoreImages(torch.nn.Module):
+    def forward(self, x):
+        return x.reshape(-1, 4 * SHAPE[1] * SHAPE[2])
+
+
+@pytest.mark.parametrize(
+    ("make", "axes"),
+    [(Levels, (2, 3)), (Line, (3,)), (lambda: fixed(torch.nn.Flatten()), ()), (lambda: fixed(IntoMoreImages()), ())],
+)
+def test_sizes_are_free_where_the_network_takes_others_and_gives_as_many_outputs(make, axes):
+    assert stage.free_axes(make().eval(), SHAPE) == axes
+
+
+@pytest.mark.parametrize("name", ["pt2", "torchscript", pytest.param("onnx", marks=needs_onnx)])
+def test_a_file_takes_images_of_any_size_that_the_network_takes(run, monkeypatch, tmp_path, name):
+    network = Levels().eval()
+    monkeypatch.setattr(loading, "load_network", lambda run, path: network)
+    result = export(run, formats=[name], out=tmp_path, reporter=quiet())
+    assert "takes images of other heights and widths too (checked at 16x16)" in result.lines().__next__()
+    load, _ = FORMATS[name].read(result.exported[0].path, network)
+    for size in ((12, 8), (8, 30), (22, 18)):
+        images = torch.randn(2, 1, *size)
+        with torch.no_grad():
+            (got,) = torch.utils._pytree.tree_leaves(load(images))
+            assert torch.allclose(got, network(images), atol=1e-5)
+
+
+def test_a_file_of_a_network_of_one_size_says_so_and_one_that_depends_on_the_width_is_free_in_it(
+    run, monkeypatch, tmp_path
+):
+    network = Line().eval()
+    monkeypatch.setattr(loading, "load_network", lambda run, path: network)
+    (item,) = export(run, formats=["pt2"], out=tmp_path, reporter=quiet()).exported
+    assert item.sizes == "images of other widths too (checked at 8x16)"
+    images = torch.randn(2, 1, 8, 21)
+    with torch.no_grad():
+        assert torch.allclose(FORMATS["pt2"].read(item.path, network)[0](images), network(images), atol=1e-5)
+    # Decided by the size when it was traced: other sizes might give something else without a word.
+    before = run.config("freeze")
+    run.update_config("freeze", {**(before or {}), "facts": {"branches": ["model.py:3"]}})
+    (item,) = export(run, formats=["pt2"], out=tmp_path, reporter=quiet()).exported
+    run.update_config("freeze", before)
+    assert item.sizes == "images of 8x8 only"
+
+
+def test_a_format_that_cannot_hold_free_sizes_is_written_for_one(run, monkeypatch, tmp_path):
+    form = FORMATS["pt2"]
+
+    def write(network, example, path, text, axes=()):
+        if axes:
+            raise RuntimeError("no free sizes")
+        form.write(network, example, path, text)
+
+    monkeypatch.setitem(FORMATS, "pt2", replace(form, write=write))
+    monkeypatch.setattr(loading, "load_network", lambda run, path: Levels().eval())
+    pt2, weights = export(run, formats=["pt2", "state-dict"], out=tmp_path, reporter=quiet()).exported
+    assert pt2.sizes == "images of 8x8 only" and weights.sizes == ""
 
 
 def test_the_best_network_there_is_is_taken_unless_another_is_named(run, tmp_path):
