@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from decomp.errors import FileError, NumericalError, WeightsError
+from decomp.errors import FileError, MissingError, NumericalError, WeightsError
 
 from .checkpoints import Match, State, matches, preference, state_dicts
 
@@ -72,7 +72,7 @@ def _read_content(path: Path) -> Any:
     if path.is_dir():
         raise FileError(path, "is a folder and not a weights file", fix=fix)
     if not path.is_file():
-        raise FileError(path, "there is no such weights file", fix=fix)
+        raise MissingError(path, "there is no such weights file", fix=fix)
     try:
         with open(path, "rb") as file:
             head = file.read(9)

@@ -65,6 +65,12 @@ class FileError(DecompError):
     """A file that is missing, broken, foreign, of a newer format, or made from other inputs."""
 
 
+class MissingError(FileError):
+    """A file or folder that was named and does not exist (exit code 2, as for any name that cannot be meant)."""
+
+    exit_code = 2
+
+
 class WeightsError(DecompError):
     """Weights that do not fit the model."""
 

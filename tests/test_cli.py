@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from command_line import ROOT, decomp_command
 
@@ -175,6 +176,20 @@ def test_a_family_is_one_command(frozen):
 def test_every_command_helps(command):
     result = decomp_command(command, "--help")
     assert result.code == 0 and "Usage:" in result.out and "--debug" in result.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_sentence_of_help_and_those_with_a_value_say_their_default(command):
+    context = click.Context(cli.main.commands[command])
+    options = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
+    assert len(options) >= 3
+    for option in options:
+        _, text = option.get_help_record(context)
+        sentence = text.split("  [")[0]
+        assert sentence[:1].isupper() or sentence.split()[0] in ("safetensors", "zoo:NAME,", "digits,"), text
+        assert sentence.endswith("."), text
+        if not option.is_flag and not option.required:
+            assert re.search(r"\[(no )?default", text), text
 
 
 def test_help_lists_every_command_and_the_version_is_that_of_the_package():

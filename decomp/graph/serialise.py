@@ -195,9 +195,9 @@ def describe_graph(graph_module: fx.GraphModule, leaves: Iterable[str] = ()) -> 
 def _not_in_the_list(node: fx.Node) -> DecompError:
     # The stack has an entry for every module whose forward was running, the deepest last.
     path = next((path for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values())) if path), "")
-    fix = f"leave this module as it is (option leaf: {path})"
+    fix = f"leave this module as it is (--leaf {path})"
     if not path:
-        fix = "move the call into a submodule and leave that as it is (option leaf)"
+        fix = "move the call into a submodule and leave that as it is (--leaf)"
     return DecompError(path or "forward", "calls a function that data cannot name", full_name(node.target), fix)
 
 

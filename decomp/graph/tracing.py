@@ -88,7 +88,7 @@ def trace(
 def _way_out(within: Sequence[str]) -> str:
     """Advice that names the deepest module whose forward could not be followed."""
     other = "treat another part of the network (option module)"
-    return f"leave {within[-1]} as it is (option leaf), or {other}" if within else other
+    return f"leave {within[-1]} as it is (--leaf), or {other}" if within else other
 
 
 def _remove_stochastic_depth(graph: fx.Graph) -> None:

@@ -16,6 +16,7 @@ import decomp
 from decomp.errors import DecompError, UsageError, near_miss
 
 from ..console.program import program
+from .interrupt import CODE, quick_end, stopped_line
 
 COMMAND_KEY = "decomp.command"  # under which click's context keeps the command line as given
 JSON_KEY = "decomp.json"  # under which it keeps whether the result is printed as JSON
@@ -45,7 +46,8 @@ class CommandGroup(click.Group):
             warnings.simplefilter("ignore")
         code = 0
         try:
-            result = super().main(args, prog_name or program(), complete_var, standalone_mode=False, **extra)
+            with quick_end(args):
+                result = super().main(args, prog_name or program(), complete_var, standalone_mode=False, **extra)
             code = result if isinstance(result, int) else 0
         except BaseException as error:
             if debug and not isinstance(error, (click.exceptions.Exit, SystemExit)):
@@ -85,8 +87,7 @@ def explain(error: BaseException, args: list[str]) -> tuple[int, str | None]:
     if isinstance(error, SystemExit):
         return (error.code if isinstance(error.code, int) else 1), None
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        command = shlex.join([*program().split(), *args])
-        return 130, f"stopped; finished work is kept. To resume: {command}"
+        return CODE, stopped_line(args)
     if isinstance(error, DecompError):
         return error.exit_code, f"error: {error}"
     if isinstance(error, click.UsageError):
@@ -100,7 +101,10 @@ def explain(error: BaseException, args: list[str]) -> tuple[int, str | None]:
     text = _one_line(str(error)) or "no message"
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("decomp"):
         return 1, f"error: {error.name}: required package is not installed; pip install {error.name}."
-    return 1, f"error: unexpected {type(error).__name__}: {text[:300]}; run with --debug for the traceback."
+    if isinstance(error, OSError) and error.strerror:
+        return 1, f"error: {error.filename or 'files'}: {error.strerror}; check the path, its permissions and the disk."
+    name = type(error).__name__
+    return 1, f"error: internal {name}: {text[:300]}; please report it, with the output of --debug."
 
 
 def _usage_line(error: click.UsageError) -> str:

@@ -33,15 +33,19 @@ Examples:
 """
 )
 @click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
-@click.option("--data", metavar="NAME", help=DATA_HELP + " Gives the size of the images.")
-@click.option("--input-size", metavar="[CxHx]W", help="Size of one image where neither model nor data give it.")
+@click.option("--data", metavar="NAME", help=DATA_HELP + " Gives the size of the images.  [default: none]")
+@click.option(
+    "--input-size", metavar="[CxHx]W", help="Size of one image where neither model nor data give it.  [default: theirs]"
+)
 @shared_options("part", "leaf")
 @number(
     "--images", "n_images", least=LEAST_IMAGES, default=default_of(FreezeOptions, "n_images"), show_default=True,
     help="Number of calibration images to assume; layers with too many columns for them are excluded.",
 )  # fmt: skip
-@click.option("--dot", metavar="FILE", help="Write a drawing of layers and channel spaces for graphviz.")
-@click.option("--png", metavar="FILE", help="Write the drawing as PNG; needs graphviz (dot).")
+@click.option(
+    "--dot", metavar="FILE", help="Write a drawing of layers and channel spaces for graphviz.  [default: none]"
+)
+@click.option("--png", metavar="FILE", help="Write the drawing as PNG; needs graphviz (dot).  [default: none]")
 @shared_options("common")
 def inspect(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
     """List layers, applicable steps and channel spaces.

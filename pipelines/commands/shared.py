@@ -86,11 +86,12 @@ _SHARED: dict[str, Decorator] = {
     "seed": number("--seed", least=0, default=0, show_default=True, help="Random seed."),
     "skip-bad": click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and go on."),
     "part": click.option(
-        "--module", "part", metavar="NAME", help="Compress only this submodule; it must take the images as its input."
+        "--module", "part", metavar="NAME",
+        help="Compress only this submodule; it must take the images as its input.  [default: the whole network]",
     ),
     "leaf": click.option(
         "--leaf", "leaves", multiple=True, metavar="MODULE",
-        help="Do not trace this module and leave it unchanged; can be given several times.",
+        help="Do not trace this module and leave it unchanged; can be given several times.  [default: none]",
     ),
     "redo": click.option("--redo", is_flag=True, help="Start over; drop what this command did in the run before."),
     "verbose": _verbose,

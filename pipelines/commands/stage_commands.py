@@ -59,11 +59,13 @@ Examples:
 @click.option(
     "--weights",
     metavar="FILE",
-    help="safetensors or a torch state dict; DEFAULT for the weights of torchvision or timm.",
+    help="safetensors or a torch state dict; DEFAULT for the weights of torchvision or timm, random for untrained "
+    "ones.  [default: those of the zoo, or as your function returns them]",
 )
 @click.option(
     "--input-size", metavar="[CxHx]W",
-    help="Size of one image where neither model nor data give it: 224, 28x28 or 3x224x224.",
+    help="Size of one image where neither model nor data give it: 224, 28x28 or 3x224x224.  "
+    "[default: theirs]",
 )  # fmt: skip
 @click.option(
     "--mean", metavar="X,…", type=lambda text: image_options.numbers("--mean", text),
@@ -89,7 +91,8 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--transforms", metavar="FILE.py:FUNCTION",
-    help="Image files: a function that returns your own transform (PIL image to tensor), in place of all these.",
+    help="Image files: a function that returns your own transform (PIL image to tensor), in place of all these.  "
+    "[default: none]",
 )  # fmt: skip
 @shared_options("part", "leaf")
 @click.option(
@@ -135,12 +138,12 @@ Examples:
 @click.option(
     "--speedup", type=parse.speedups, metavar="TIMES",
     help="Cost of the original over cost of the result: 4x, 4 or 2.5x. Several, such as 2x,3x,4x, make a run directory "
-    "for each beside --run, all from its frozen points.",
+    "for each beside --run, all from its frozen points.  [no default: give this, --max-drop or --plan]",
 )  # fmt: skip
 @click.option(
     "--max-drop", type=parse.loss_budget, metavar="SHARE",
     help="Instead of --speedup: the largest speed-up that loses at most this much, such as 1%, of the accuracy on "
-    "held-out training images, or without labels of the first classes.",
+    "held-out training images, or without labels of the first classes.  [default: none]",
 )  # fmt: skip
 @click.option(
     "--cost", type=Choice(COSTS), default=default_of(DecomposeOptions, "cost"), show_default=True,
@@ -169,10 +172,10 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--skip", multiple=True, metavar="LAYER",
-    help="Layer that keeps its shape, or several by * and ?; can be given several times.",
+    help="Layer that keeps its shape, or several by * and ?; can be given several times.  [default: none]",
 )  # fmt: skip
 @click.option("--keep-first", is_flag=True, help="The first convolution keeps its shape.")
-@number("--max-layer-speedup", kind=float, help="Largest speed-up of any single layer.")
+@number("--max-layer-speedup", kind=float, help="Largest speed-up of any single layer.  [default: no limit]")
 @click.option(
     "--selector", type=Choice(SELECTORS), default=default_of(DecomposeOptions, "selector"), show_default=True,
     help="Criterion for the channels to keep; best: the better fit of lasso and backward.",
@@ -193,8 +196,14 @@ Examples:
     help="Evaluate the result; of several, write one page that compares them.",
 )  # fmt: skip
 @click.option("--plan-only", is_flag=True, help="Stop after writing plan.json, which can be edited.")
-@click.option("--plan", metavar="FILE", help="Use this plan; it contains speed-up, steps, allocation and cost.")
-@click.option("--from", "source_run", metavar="DIR", help="Use the frozen points of another run.")
+@click.option(
+    "--plan",
+    metavar="FILE",
+    help="Use this plan; it contains speed-up, steps, allocation and cost.  [default: a new plan]",
+)
+@click.option(
+    "--from", "source_run", metavar="DIR", help="Use the frozen points of another run.  [default: those of --run]"
+)
 @shared_options("redo", "memory", "device", "verbose", "common")
 def decompose(
     run: str, threads: int | None, quiet: bool, linear: bool, speedup: tuple[float, ...] | None,

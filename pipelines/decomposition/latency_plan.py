@@ -251,7 +251,7 @@ class _Search:
             limiting_factors(self.graph, curves, self.cost, self.rules, options.steps),
             rules=self.rules, skip=options.skip, keep_first=options.keep_first, steps=options.steps,
         )  # fmt: skip
-        held = f"batch of {options.latency_batch}, held by {'; '.join(causes)}"
+        held = f"batch of {options.latency_batch}, limited by {'; '.join(causes)}"
         return TargetError(
             "--speedup", f"at most {measured:.2f}x was measured with the smallest sizes, {held}",
             got=f"{options.speedup:g}x", fix="lower the target or lift a limit",

@@ -14,7 +14,7 @@ from decomp.allocation.objective import for_steps, objective_curves
 from decomp.allocation.plan import Plan
 from decomp.allocation.target import Allocation, OutOfReach, allocate
 from decomp.cost.models import counted_model
-from decomp.errors import UsageError, near_miss
+from decomp.errors import MissingError, UsageError, near_miss
 from decomp.graph.network_graph import NetworkGraph
 
 from ...data.formats.digests import digest_json
@@ -151,6 +151,8 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     FileError, TargetError
         Naming the file, or the layer and the field.
     """
+    if not os.path.exists(path):
+        raise MissingError(path, "there is no such plan", fix="give the path of a plan.json")
     data = read_json(path, fix="give another plan, or make it anew with decompose --redo")
     return Plan.from_json(data, str(path), renew="make it anew with decompose --redo")
 

@@ -24,7 +24,7 @@ def out_of_reach(
         Options from which the rules were made.
     """
     causes = limiting_options(error.factors, rules=rules, skip=skip, keep_first=keep_first, steps=steps)
-    because = f", held by {'; '.join(causes)}" if causes else ""
+    because = f", limited by {'; '.join(causes)}" if causes else ""
     rule = f"at most {round_down(error.factors.most)}x can be reached on this network in {error.unit}{because}"
     fix = "lower the target" + (" or lift a limit" if causes else "")
     return TargetError("--speedup", rule, got=f"{error.speedup:g}x", fix=fix)

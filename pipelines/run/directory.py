@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from decomp.errors import FileError, UsageError
+from decomp.errors import FileError, MissingError, UsageError
 
 from ...data.formats.atomic import sweep
 from ...data.formats.json_files import read_json, write_json
@@ -157,7 +158,7 @@ class RunDirectory:
         Raises
         ------
         FileError
-            It is a file, or a folder that holds other things.
+            It is a file, or a folder that holds other things or cannot be written to.
         """
         fix = "give another --run"
         if self.path.exists() and not self.path.is_dir():
@@ -165,6 +166,14 @@ class RunDirectory:
         if self.path.is_dir() and (found := _first_foreign(self.path)):
             got = f"a folder that holds {found!r}"
             raise FileError(self.path, "a new run directory must be empty", got=got, fix=fix)
+        folder = self.path.absolute()
+        while not folder.is_dir():
+            folder = folder.parent
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=".decomp-", dir=folder))
+        except OSError as error:
+            why = f"nothing can be written into {folder} ({error.strerror})"
+            raise FileError(self.path, why, fix=fix) from error
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | RunDirectory) -> RunDirectory:
@@ -178,7 +187,7 @@ class RunDirectory:
         run = cls(path)
         hint = f"run `decomp freeze --model … --data … --run {run.path}` first"
         if not run.path.exists():
-            raise FileError(run.path, "there is no such run directory", fix=hint)
+            raise MissingError(run.path, "there is no such run directory", fix=hint)
         if not run.run_json.is_file():
             raise FileError(run.path, "a run directory must contain run.json", got="none", fix=hint)
         run.read_config()

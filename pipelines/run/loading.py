@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from decomp.errors import FileError, UsageError
+from decomp.errors import FileError, MissingError, UsageError
 
 from ...data import models
 from ...data.formats import network_file
@@ -94,7 +94,7 @@ def load(
         raise UsageError("into", "must be a module of the original class", got=got, fix=fix)
     folder = Path(os.fspath(path))
     if not folder.exists():
-        raise FileError(folder, "there is no such network or run directory", fix="give for example runs/mine/model")
+        raise MissingError(folder, "there is no such network or run directory", fix="give for example runs/mine/model")
     if (folder / "structure.json").is_file() or not (folder / "run.json").is_file():
         return _with_record(folder, into, leaves_of)
     run = RunDirectory(folder)

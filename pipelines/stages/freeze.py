@@ -298,7 +298,7 @@ def _frozen_before(run: RunDirectory, options: FreezeOptions) -> dict[str, Any] 
     before = run.config("freeze") if run.run_json.exists() else None
     if before is None or not run.frozen.is_file():
         return None
-    fix = "give another --run, or remove this one to start again"
+    fix = "give another --run to keep this one, or remove it to start again"
     require_same_options(run, "frozen", options, before["asked"], fix)
     FrozenFile(run.frozen).close()
     return before

@@ -208,10 +208,10 @@ def test_autocast_that_does_nothing_is_passed_over_and_other_autocast_is_refused
 def test_a_refusal_names_the_module_to_leave_alone():
     module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(Net(lambda net, x: x if x.sum() > 0 else -x)))
     module[1][0].a = nn.Identity()
-    with pytest.raises(TraceError, match="leave 1.0 as it is .option leaf."):
+    with pytest.raises(TraceError, match="leave 1.0 as it is .--leaf."):
         trace(module, shape=SHAPE)
     module[1][0].body = lambda net, x: x + torch.rand(x.shape[2:])
-    said = "1.0: calls a function that data cannot name, got .*rand; leave this module as it is .option leaf: 1.0."
+    said = "1.0: calls a function that data cannot name, got .*rand; leave this module as it is .--leaf 1.0."
     with pytest.raises(DecompError, match=said) as found:
         describe_graph(trace(module, shape=SHAPE))
     assert "0x" not in str(found.value)

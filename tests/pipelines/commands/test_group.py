@@ -9,7 +9,7 @@ import pytest
 from command_line import Result, decomp_command
 
 from decomp import cli
-from decomp.errors import DecompError, UsageError
+from decomp.errors import DecompError, MissingError, UsageError
 from decomp.pipelines.commands.group import COMMANDS, CommandGroup, explain
 from tests.pipelines.commands.recorded_calls import Recorded
 
@@ -69,24 +69,31 @@ def installed(monkeypatch):
         (
             ModuleNotFoundError("No module named 'decomp.x'", name="decomp.x"),
             1,
-            "error: unexpected ModuleNotFoundError: No module named 'decomp.x'; run with --debug for the traceback.",
+            "error: internal ModuleNotFoundError: No module named 'decomp.x'; please report it, with the output of "
+            "--debug.",
         ),
         (
             RuntimeError("first\n  second"),
             1,
-            "error: unexpected RuntimeError: first second; run with --debug for the traceback.",
+            "error: internal RuntimeError: first second; please report it, with the output of --debug.",
         ),
-        (RuntimeError(), 1, "error: unexpected RuntimeError: no message; run with --debug for the traceback."),
+        (RuntimeError(), 1, "error: internal RuntimeError: no message; please report it, with the output of --debug."),
         (
             RuntimeError("x" * 400),
             1,
-            f"error: unexpected RuntimeError: {'x' * 300}; run with --debug for the traceback.",
+            f"error: internal RuntimeError: {'x' * 300}; please report it, with the output of --debug.",
         ),
         (
             OSError(errno.ENOSPC, "No space left"),
             1,
-            f"error: unexpected OSError: [Errno {errno.ENOSPC}] No space left; run with --debug for the traceback.",
+            "error: files: No space left; check the path, its permissions and the disk.",
         ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a/b"),
+            1,
+            "error: a/b: Permission denied; check the path, its permissions and the disk.",
+        ),
+        (MissingError("a/b", "there is no such plan"), 2, "error: a/b: there is no such plan."),
     ],
 )
 def test_exit_code_and_line_of_each_kind_of_error(error, code, line):
@@ -97,7 +104,7 @@ def test_exit_code_and_line_of_each_kind_of_error(error, code, line):
 @pytest.mark.parametrize(("started", "program"), [("decomp", "decomp"), ("/x/cli.py", "python cli.py")])
 def test_an_interrupted_command_names_the_line_that_resumes_it(monkeypatch, error, started, program):
     monkeypatch.setattr(sys, "argv", [started])
-    line = f"stopped; finished work is kept. To resume: {program} freeze --run 'my run'"
+    line = f"stopped; nothing of this command is kept. To begin again: {program} freeze --run 'my run'"
     assert explain(error, ["freeze", "--run", "my run"]) == (130, line)
 
 

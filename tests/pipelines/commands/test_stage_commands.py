@@ -88,7 +88,8 @@ def test_every_option_reaches_the_argument_of_its_stage(monkeypatch, tmp_path, t
 @pytest.mark.parametrize("command", FULL)
 def test_the_full_line_has_all_options_of_the_command(command):
     declared = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
-    elsewhere = {"--threads", "--quiet", "-v", "--json", "--debug", "--plan"}  # refused beside others, see below
+    elsewhere = {"--threads", "--quiet", "-v", "--json", "--debug"}
+    elsewhere |= {"--plan", "--max-drop", "--evaluate"}  # not beside the others, see below
     missing = {option.opts[0] for option in declared} - elsewhere - set(FULL[command][0].split())
     assert missing == set()
 
@@ -141,6 +142,16 @@ def test_a_family_of_which_one_failed_prints_its_result_and_ends_with_its_exit_c
     monkeypatch.setattr("tests.pipelines.commands.recorded_calls.Result.exit_code", 1)
     result = decomp_command("decompose", "--run", "r", "--speedup", "2x,3x")
     assert (result.code, result.out) == (1, f"{PRINTED}\n")
+
+
+def test_a_largest_loss_goes_to_its_own_search_with_all_other_options(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    search = Recorded(monkeypatch, "recipes.loss_budget.decompose_within")
+    result = decomp_command(*"decompose --run r --max-drop 1% --steps prune --no-refine".split())
+    assert result.out == f"{PRINTED}\n"
+    ((arguments, options),) = search.calls
+    assert arguments == ("r",) and (options["max_drop"], options["speedup"]) == (0.01, None)
+    assert (options["steps"], options["refine"]) == (("prune",), False)
 
 
 def test_a_plan_is_taken_instead_of_a_speedup(monkeypatch, tmp_path):

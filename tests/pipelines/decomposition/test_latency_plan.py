@@ -112,7 +112,7 @@ def test_the_measurement_of_the_whole_network_corrects_a_wrong_table(vgg_run, ma
 def test_a_speedup_that_is_not_measured_at_any_sizes_is_refused_with_the_fastest_measurement(vgg_run, machine):
     """A machine on which only calls take time."""
     machine(lambda network, shape: 1.0)
-    with pytest.raises(TargetError, match=r"at most 1\.00x was measured .*batch of 2, held by .*every call.* got 2x"):
+    with pytest.raises(TargetError, match=r"at most 1\.00x was measured .* 2, limited by .*every call.* got 2x"):
         planned(vgg_run, cost="latency", latency_batch=2)
     assert vgg_run.config("decompose") is None
 

@@ -21,7 +21,7 @@ def test_a_target_out_of_reach_names_the_limiting_options_and_the_speedup_withou
         planned(vgg_run, speedup=30, skip=["7"], max_layer_speedup=4.0)
     words = str(caught.value)
     most, without_skip, without_cap = (float(x) for x in re.findall(r"([\d.]+)x", words.replace("got 30x", "")))
-    assert "held by --skip 7 (without:" in words and "--max-layer-speedup 4 (without:" in words
+    assert "limited by --skip 7 (without:" in words and "--max-layer-speedup 4 (without:" in words
     assert most < min(without_skip, without_cap)
     reached = planned(vgg_run, speedup=most, skip=["7"], max_layer_speedup=4.0)
     assert reached["macs_before"] / reached["macs_after"] >= most

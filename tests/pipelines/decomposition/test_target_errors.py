@@ -48,8 +48,8 @@ def test_the_error_names_the_greatest_speedup_and_its_causes():
     error = OutOfReach(LimitingFactors(2.346, rest=0.5), "parameters", 4.0)
     options = {"rules": Rules(), "skip": (), "keep_first": False, "steps": ALL}
     assert str(out_of_reach(error, **options)) == (
-        "--speedup: at most 2.34x can be reached on this network in parameters, held by 50% of it outside the layers, "
-        "got 4x; lower the target or lift a limit."
+        "--speedup: at most 2.34x can be reached on this network in parameters, limited by 50% of it outside the "
+        "layers, got 4x; lower the target or lift a limit."
     )
     unlimited = OutOfReach(LimitingFactors(2.346), "parameters", 4.0)
     assert str(out_of_reach(unlimited, **options)).endswith("in parameters, got 4x; lower the target.")

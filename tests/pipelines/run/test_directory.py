@@ -6,7 +6,8 @@ import os
 import pytest
 
 import decomp
-from decomp.errors import FileError
+from decomp.errors import FileError, MissingError
+from decomp.pipelines.run import directory
 from decomp.pipelines.run.directory import RunDirectory
 
 
@@ -94,3 +95,28 @@ def test_layer_files_stay_in_their_folder(run, name):
 def test_run_json_is_one_readable_object(run):
     run.update_config("freeze", {"seed": 0})
     assert json.loads(run.run_json.read_text())["stages"] == {"freeze": {"seed": 0}}
+
+
+@pytest.mark.parametrize("place", ["closed/run", "closed/a/b"])
+def test_a_place_that_cannot_be_written_to_is_named_before_any_work(tmp_path, monkeypatch, place):
+    (tmp_path / "closed").mkdir()
+
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied", str(options["dir"]))
+
+    monkeypatch.setattr(directory.tempfile, "mkdtemp", refuse)
+    with pytest.raises(FileError) as caught:
+        RunDirectory(tmp_path / place).check_free()
+    where = f"{tmp_path / place}: nothing can be written into {tmp_path / 'closed'} (Permission denied)"
+    assert str(caught.value) == f"{where}; give another --run."
+
+
+def test_the_check_of_a_place_leaves_nothing_there(tmp_path):
+    RunDirectory(tmp_path / "a" / "b").check_free()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_does_not_exist_is_a_name_that_cannot_be_meant(tmp_path):
+    with pytest.raises(MissingError) as caught:
+        RunDirectory.open(tmp_path / "none")
+    assert caught.value.exit_code == 2

@@ -1,0 +1,131 @@
+"""Ctrl-C: an end within a second or two, and one line about what is kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from decomp.errors import DecompError
+
+from ..console.program import program
+from ..console.words import counted
+from ..run.directory import RunDirectory
+from ..run.record import read_log
+
+CODE = 130
+#: Seconds that a command has for an orderly end after Ctrl-C. Libraries notice it only when a computation returns;
+#: every file of a run is written so that the process may be killed at any time.
+GRACE = 1.0
+
+
+@contextmanager
+def quick_end(args: Sequence[str]) -> Iterator[None]:
+    """End the process soon after Ctrl-C in the block, also where a library does not return.
+
+    Parameters
+    ----------
+    args : sequence of str
+        The command line, for the last line.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while byte := os.read(read, 1):
+            if byte[0] == signal.SIGINT and not ended.wait(GRACE):
+                sys.stderr.write(f"\n{stopped_line(args)}\n")
+                sys.stderr.flush()
+                os._exit(CODE)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        os.close(write)
+        watcher.join()
+        os.close(read)
+
+
+def stopped_line(args: Sequence[str]) -> str:
+    """What is kept of a command that was stopped, and the command line that goes on.
+
+    Parameters
+    ----------
+    args : sequence of str
+        The command line without the program.
+    """
+    kept = _kept(next((word for word in args if not word.startswith("-")), ""), args)
+    again = shlex.join([*program().split(), *args])
+    if kept:
+        return f"stopped; kept: {kept}. To go on: {again}"
+    return f"stopped; nothing of this command is kept. To begin again: {again}"
+
+
+def _kept(command: str, args: Sequence[str]) -> str:
+    if command == "train":
+        return "the finished epochs" if _checkpoint(args).exists() else ""
+    path = _value(args, "--run") or ("runs/demo" if command == "demo" else None)
+    if path is None:
+        return ""
+    run = RunDirectory(path)
+    try:
+        if not run.run_json.is_file():
+            return ""
+        if command == "demo":
+            return "the finished stages"
+        if command == "freeze":
+            return "the frozen points" if run.config("freeze") and run.frozen.is_file() else ""
+        if command == "decompose":
+            return _kept_of_decompose(run, args)
+        if command == "finetune" and (run.finetune_dir / "checkpoint.pt").is_file():
+            return _last_epoch(run)
+    except (DecompError, OSError):
+        pass
+    return ""
+
+
+def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:
+    if "," in (_value(args, "--speedup") or "") or _value(args, "--max-drop"):
+        return "the survey and the finished layers of each run"
+    layers = len(list(run.layers_dir.glob("*.safetensors"))) if run.layers_dir.is_dir() else 0
+    if layers:
+        return f"the survey, the plan and {counted(layers, 'finished layer')}"
+    if run.plan_json.is_file():
+        return "the survey and the plan"
+    return "the survey" if run.curves.is_file() else ""
+
+
+def _last_epoch(run: RunDirectory) -> str:
+    for event in reversed(read_log(run.log)):
+        if event.get("stage") == "finetune" and (found := re.match(r"epoch \d+ of \d+", str(event.get("message")))):
+            return f"everything up to {found[0]}"
+    return ""
+
+
+def _checkpoint(args: Sequence[str]) -> Path:
+    model = (_value(args, "--model") or "").removeprefix("zoo:")
+    return Path(_value(args, "--out") or f"{model}.safetensors").with_suffix(".checkpoint")
+
+
+def _value(args: Sequence[str], option: str) -> str | None:
+    for word, following in zip(args, [*args[1:], ""]):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
