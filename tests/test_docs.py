@@ -22,19 +22,9 @@ DOCS = ROOT / "docs"
 FIRST = "compress-my-classifier.md"
 # The others, in the order in which they build on each other; those that take longer run with -m slow.
 GUIDES = (
-<<<<<<< HEAD
     "train-the-result.md", "my-own-images.md", "only-prune.md", "limit-the-loss.md", "read-a-report.md",
     "what-the-numbers-mean.md", "edit-a-plan.md",
 )  # fmt: skip
-=======
-    "my-own-images.md",
-    "only-prune.md",
-    "limit-the-loss.md",
-    "read-a-report.md",
-    "what-the-numbers-mean.md",
-    "edit-a-plan.md",
-)
->>>>>>> 4be231f (Ctrl-C ends soon and says what is kept; defaults in every line of help; missing files, unwritable places and internal errors in plain words)
 SLOW = ("aim-at-latency.md", "detector-backbone.md")
 
 
