@@ -38,6 +38,7 @@ from decomp.graph.computed_weights import fix_computed_weights
 from decomp.graph.forwards import FORWARD, build_forward
 from decomp.graph.serialise import build_graph, describe_graph, describe_module, match_dtypes
 from decomp.modules.copies import deep_copy
+from decomp.modules.layout import lay_out_like
 from decomp.modules.replace import set_module
 
 from .atomic import commit_directory
@@ -318,7 +319,7 @@ def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[st
         else:
             new = build_forward(spec, name)
         if new is not None:
-            set_module(whole, f"{part}.{name}" if part else name, new)
+            set_module(whole, f"{part}.{name}" if part else name, lay_out_like(new, old))
     match_dtypes(module, state)
     missing, unexpected = module.load_state_dict(_without_constants(module, structure, state), strict=False)
     used = set(structure["graph"]["modules"])

@@ -14,6 +14,7 @@ from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
 from decomp.graph.functional_layers import functions_to_modules
 from decomp.graph.tracer import SizedTracer, source_place
 from decomp.modules.copies import deep_copy
+from decomp.modules.layout import lay_out_plainly
 
 
 def trace(
@@ -23,7 +24,8 @@ def trace(
 
     Weights that are computed from others are computed once (:mod:`decomp.graph.computed_weights`), batch normalisations
     of other classes are exchanged for torch's own (:mod:`decomp.graph.foreign_batchnorm`), and layers that are called
-    as functions for modules (:mod:`decomp.graph.functional_layers`).
+    as functions for modules (:mod:`decomp.graph.functional_layers`). Modules, parameters and buffers that do not
+    contribute to the output are not in the result; all tensors in it are contiguous.
 
     Parameters
     ----------
@@ -49,6 +51,7 @@ def trace(
     """
     forwards = dict(model.meta.get("forwards", {})) if isinstance(model, fx.GraphModule) else {}
     model, leaves = deep_copy(model).eval(), tuple(leaves)
+    lay_out_plainly(model)  # as files hold them: in another layout equal weights give other rounding errors
     paths = {path for path, _ in model.named_modules()}
     unknown = [leaf for leaf in leaves if leaf not in paths or not leaf]
     if unknown:
@@ -70,7 +73,8 @@ def trace(
     _pass_input_by_position(graph)
     _reshape_instead_of_view(graph)
     graph.eliminate_dead_code()
-    traced.recompile()
+    # Made again from what is left in the graph: modules and tensors whose results nobody uses stay behind.
+    traced = fx.GraphModule(traced, graph)
     functional = functions_to_modules(traced, shape)
     held = dict(traced.named_modules())
     traced.meta.update(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from decomp.modules.layout import channels_last
 from decomp.modules.replace import set_module
 
 from ...data.formats import network_file
@@ -47,37 +49,30 @@ def in_class_of(model: nn.Module, path: Path) -> tuple[nn.Module, str]:
 def as_it_came(network: nn.Module, original: nn.Module) -> nn.Module:
     """The network in the precision, memory layout and trainability of the original, and on its device; in place.
 
-    A parameter that the original has under the same name is trainable as it is there; one of a layer that became
-    several, as any of that layer.
+    A parameter that the original has under the same name is trainable and laid out as it is there. One of a layer that
+    became several is trainable as any of that layer, and has its channels last where all of that layer have.
     """
     parameter = next(original.parameters(), None)
     network = network.to(device=None if parameter is None else parameter.device, dtype=dtype_of(original))
-    if _is_channels_last(original):
-        network = network.to(memory_format=torch.channels_last)
     trainable = {name: value.requires_grad for name, value in original.named_parameters()}
+    layouts = {name: channels_last(value) for name, value in original.named_parameters()}
+    told = {name: answer for name, answer in layouts.items() if answer is not None}
     for name, value in network.named_parameters():
-        value.requires_grad_(_is_trainable(name, trainable))
+        value.requires_grad_(any(_of_layer(name, trainable)))
+        of_layer = _of_layer(name, told)
+        if value.dim() == 4 and of_layer and all(of_layer):
+            value.data = value.data.contiguous(memory_format=torch.channels_last)
     return network
 
 
-def _is_channels_last(module: nn.Module) -> bool:
-    """Whether every weight whose layout can be told has its channels last in memory."""
-    weights = [value for value in module.parameters() if value.dim() == 4]
-    told = [value for value in weights if value.is_contiguous() is not _has_channels_last(value)]
-    return bool(told) and all(_has_channels_last(value) for value in told)
-
-
-def _has_channels_last(weight: torch.Tensor) -> bool:
-    return weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def _is_trainable(name: str, trainable: dict[str, bool]) -> bool:
-    if name in trainable:
-        return trainable[name]
+def _of_layer(name: str, values: Mapping[str, bool]) -> list[bool]:
+    """What is known of a parameter: its own value, or those of the innermost module around it that has some."""
+    if name in values:
+        return [values[name]]
     layer = name.rpartition(".")[0]
     while layer:
-        of_layer = [value for other, value in trainable.items() if other.startswith(f"{layer}.")]
+        of_layer = [value for other, value in values.items() if other.startswith(f"{layer}.")]
         if of_layer:
-            return any(of_layer)
+            return of_layer
         layer = layer.rpartition(".")[0]
-    return any(trainable.values())
+    return list(values.values())

@@ -4,6 +4,7 @@ from networks import chain, randomise
 from torch import fx, nn
 from torch.nn import functional as F
 
+from decomp.data.formats import network_file
 from decomp.errors import TraceError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
@@ -125,3 +126,49 @@ def test_a_view_takes_values_with_their_channels_last():
     assert torch.equal(traced(x), module(x))  # another view of the same bits stays one
     laid = traced.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(laid.view(torch.float32), module(x).view(torch.float32))
+
+
+class Unused(nn.Module):
+    """Holds parts that do not contribute to the output: called or not, nested, shared, and free tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.aux = nn.ModuleDict({"deep": nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))})
+        self.shared, self.never = nn.Sequential(nn.Linear(4, 4), self.head), nn.Conv2d(3, 9, 1)
+        self.scale, self.spare = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(5))
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("offset", torch.ones(4))
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3)) * self.scale
+        unused = self.aux["deep"](x + self.offset), self.shared(x), x + self.spare.sum(), self.count + 1
+        return (self.head(x), *unused) if self.training else self.head(x)
+
+
+def test_what_nobody_uses_is_not_in_the_traced_network_and_the_class_keeps_its_own(tmp_path):
+    network, x = Unused().eval(), torch.randn(2, 3, 6, 6)
+    traced = trace(network)
+    used = ["conv.bias", "conv.weight", "head.bias", "head.weight", "scale"]
+    assert sorted(traced.state_dict()) == used and torch.equal(traced(x), network(x))
+    network_file.save(traced, tmp_path / "net", input_shape=(3, 6, 6))
+    other = Unused().eval()
+    into = network_file.load(tmp_path / "net", into=other)
+    assert torch.equal(into(x), network(x)) and network_file.verify_into_original(tmp_path / "net", Unused).into
+    kept = [name for name in other.state_dict() if name not in used and not name.startswith("shared.1")]
+    assert len(kept) == 11 and all(torch.equal(into.state_dict()[n], other.state_dict()[n]) for n in kept)
+    assert torch.equal(into.shared[1].weight, network.head.weight)
+
+
+@pytest.mark.parametrize("part", ["", "conv", "head"])
+def test_tensors_are_contiguous_whatever_layout_they_had(part, tmp_path):
+    network, x = Unused().eval(), torch.randn(2, 3, 6, 6)
+    network.get_submodule(part).to(memory_format=torch.channels_last)
+    network.head.weight.data = torch.randn(4, 2).T
+    traced = trace(network)
+    assert all(value.is_contiguous() for value in traced.state_dict().values())
+    assert torch.allclose(traced(x), network(x), atol=1e-6) and not network.head.weight.is_contiguous()
+    network_file.save(traced, tmp_path / "net", input_shape=(3, 6, 6), edited=["conv"])
+    into = network_file.load(tmp_path / "net", into=network)
+    last = into.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert last is (part != "head") and torch.allclose(into(x), network(x), atol=1e-6)

@@ -56,6 +56,14 @@ def test_precision_and_layout_are_those_of_the_original(dtype):
     assert as_it_came(block(), block()).conv1.weight.is_contiguous()
 
 
+def test_layers_that_alone_have_their_channels_last_are_given_back_so():
+    original, result = block(), block()
+    original.conv1.to(memory_format=torch.channels_last)
+    result.conv1 = nn.Sequential(nn.Conv2d(8, 3, 3), nn.Conv2d(3, 12, 3))
+    result = as_it_came(result, original)
+    assert [conv.weight.is_contiguous() for conv in (*result.conv1, result.stem, result.conv2)] == [0, 0, 1, 1]
+
+
 def test_layers_are_trainable_where_they_were():
     original, network = block(), block()
     original.conv1.requires_grad_(False)
