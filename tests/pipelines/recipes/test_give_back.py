@@ -28,10 +28,7 @@ def test_a_class_that_does_not_take_the_edits_gives_a_traced_network(tmp_path):
     hooked = block()
     hooked.register_forward_hook(lambda module, inputs, output: output * 2)
     alone, reason = in_class_of(hooked, tmp_path / "net")
-    assert (
-        "not a Block: the layers do not go into that class (with the exchanged modules its outputs are off by 1 of the largest)"
-        in reason
-    )
+    assert "not a Block: the layers do not go into that class (with the exchanged modules its outputs are" in reason
     assert torch.equal(alone(images(2)), network(images(2)))
 
 
