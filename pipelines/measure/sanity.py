@@ -14,6 +14,10 @@ from .intervals import wilson
 
 #: An accuracy is near chance below this part of the way from the share of the most frequent class to 1.
 NEAR_CHANCE = 0.25
+#: Fewer images do not tell the order of the labels.
+LEAST_FOR_ORDER = 20
+#: Another order must raise the accuracy by this, beyond the error of a sample.
+LEAST_GAIN = 0.05
 #: Values vary too little below this share of their root mean square.
 CONSTANT = 1e-4
 _CAUSES = "likely causes: other mean and std than in training, labels in another order, or weights that do not belong"
@@ -83,7 +87,7 @@ class Sanity:
         return {
             **facts, "accuracy": accuracy, "interval": list(wilson(correct, len(top))), "chance": chance,
             "near_chance": near, "largest_label": int(labels.max()),
-            "order": best_order(labels, top, self._n_classes) if near else None,
+            "order": best_order(labels, top),
             "numbered": numbered_out_of_order(class_names or ()),
         }  # fmt: skip
 
@@ -119,7 +123,7 @@ def _probabilities(scores: Tensor) -> Tensor:
     return scores.softmax(1)
 
 
-def best_order(labels: Tensor, top: Tensor, n_classes: int) -> dict[str, Any] | None:
+def best_order(labels: Tensor, top: Tensor) -> dict[str, Any] | None:
     """Whether the labels are the network's classes in another order.
 
     The one-to-one assignment of labels to classes that makes most predictions right is found on a random half of the
@@ -129,25 +133,30 @@ def best_order(labels: Tensor, top: Tensor, n_classes: int) -> dict[str, Any] | 
     ----------
     labels, top : Tensor of int64, shape (N,)
         Labels, and classes that the network predicts.
-    n_classes : int
 
     Returns
     -------
     dict or None
         ``accuracy`` on the others, and ``classes``, for each label the network's class. None where the assignment is
-        right for less than half of them, or not for twice as many as without.
+        right for less than half of them, or not clearly for more than without; and for few images.
     """
     from scipy.optimize import linear_sum_assignment
 
-    size = max(n_classes, int(labels.max()) + 1)
-    fit, test = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).chunk(2)
-    counts = torch.bincount(labels[fit] * size + top[fit], minlength=size * size).reshape(size, size)
-    classes = torch.as_tensor(linear_sum_assignment(counts.numpy(), maximize=True)[1])
-    accuracy = float((classes[labels[test]] == top[test]).double().mean())
-    before = float((labels[test] == top[test]).double().mean())
-    if not accuracy >= max(0.5, 2 * before):
+    if len(labels) < LEAST_FOR_ORDER:
         return None
-    return {"accuracy": accuracy, "classes": classes[: int(labels.max()) + 1].tolist()}
+    fit, test = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).chunk(2)
+    known, row = labels.unique(return_inverse=True)
+    predicted, column = top.unique(return_inverse=True)
+    counts = torch.zeros(len(known), len(predicted), dtype=torch.int64)
+    counts.index_put_((row[fit], column[fit]), torch.ones(len(fit), dtype=torch.int64), accumulate=True)
+    rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
+    classes = torch.arange(int(labels.max()) + 1)
+    classes[known[rows]] = predicted[columns]
+    right = int((classes[labels[test]] == top[test]).sum())
+    before = float((labels[test] == top[test]).double().mean())
+    if right < len(test) / 2 or wilson(right, len(test))[0] < before + LEAST_GAIN:
+        return None
+    return {"accuracy": right / len(test), "classes": classes.tolist()}
 
 
 def numbered_out_of_order(names: Sequence[str]) -> bool:
@@ -167,12 +176,13 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"accuracy of the original on the {facts['n_images']:,} calibration images: {facts['accuracy']:.2%} "
         f"(95 % interval {low:.1%} to {high:.1%}; always the most frequent class: {facts['chance']:.1%})"
     )
-    if not facts["near_chance"]:
-        return [said]
     order = facts["order"]
+    if not facts["near_chance"] and order is None:
+        return [said]
     if order is not None:
         moved = [f"{label}→{to}" for label, to in enumerate(order["classes"]) if label != to]
-        fix = " (the folders are numbered 0, 1, 10, 2, …: name them 00, 01, 02, …)" if facts["numbered"] else ""
+        fix = "; the labels of a folder of images are the places of its class folders in alphabetical order"
+        fix = "; the folders count 0, 1, 10, 2, …: name them 00, 01, 02, …" if facts["numbered"] else fix
         warning = (
             f"the labels seem to be in another order than the network's classes: reordered, {order['accuracy']:.0%} "
             f"of the predictions are right; label→class {', '.join(moved[:6])}{', …' if len(moved) > 6 else ''}{fix}"

@@ -69,7 +69,16 @@ def test_no_order_is_found_in_predictions_without_meaning():
     generator = torch.Generator().manual_seed(0)
     for n_images in (10, 40, 400):
         labels, top = (torch.randint(0, 10, (n_images,), generator=generator) for _ in range(2))
-        assert sanity.best_order(labels, top, 10) is None
+        assert sanity.best_order(labels, top) is None
+
+
+def test_two_exchanged_classes_are_found_though_the_accuracy_is_far_from_chance():
+    top = LABELS.clone()
+    top[LABELS == 3], top[LABELS == 7] = 7, 3
+    facts = checked(scores(top, 1000), LABELS)
+    assert facts["accuracy"] == 0.8 and not facts["near_chance"] and facts["order"]["accuracy"] == 1
+    assert "label→class 3→7, 7→3;" in sanity.lines(facts)[1]
+    assert checked(scores(top[:19], 10), LABELS[:19])["order"] is None
 
 
 def test_labels_beyond_the_outputs_are_told():
