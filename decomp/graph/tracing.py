@@ -85,8 +85,26 @@ def trace(
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     needed = [node for node in placeholders if node.users or not node.args]
     if len(needed) != 1:
-        raise TraceError(name, "the model must take one image tensor", got=f"{len(needed)} inputs")
+        parts = list(dict.fromkeys(part for node in needed for part in _first_parts(node)))
+        such = f", such as {' or '.join(parts[:2])}" if parts else ""
+        raise TraceError(
+            name, "the model must take one image tensor", got=f"{len(needed)} inputs",
+            fix=f"treat a part of it that takes one by itself{such} (option module), or take the inputs joined along "
+            "the channels as one and split them in its forward",
+        )  # fmt: skip
     return traced
+
+
+def _first_parts(value: fx.Node) -> list[str]:
+    """Children of the network that hold the modules which read a value first, past functions."""
+    found, reached = [], [value]
+    for node in reached:
+        for user in node.users:
+            if user.op == "call_module":
+                found.append(str(user.target).split(".")[0])
+            elif user not in reached:
+                reached.append(user)
+    return found
 
 
 def _way_out(within: Sequence[str]) -> str:

@@ -93,8 +93,23 @@ def test_a_model_must_take_one_image_tensor():
         def forward(self, x, y):
             return x + y
 
-    with pytest.raises(TraceError, match="pair: the model must take one image tensor, got 2 inputs"):
+    with pytest.raises(TraceError, match="pair: the model must take one image tensor, got 2 inputs; treat a part"):
         trace(Pair(), "pair")
+
+
+def test_a_model_of_several_inputs_names_the_parts_that_take_one_of_them():
+    class Pair(nn.Module):
+        def __init__(self, shared):
+            super().__init__()
+            self.encoder, self.depth = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3)
+            self.second = self.encoder if shared else self.depth
+
+        def forward(self, x, y):
+            return self.encoder(x * 2) - self.second(y)
+
+    for shared, words in ((True, "such as encoder \\("), (False, "such as encoder or depth \\(")):
+        with pytest.raises(TraceError, match=words):
+            trace(Pair(shared), "pair")
 
 
 def test_calls_whose_results_are_not_used_are_removed():
