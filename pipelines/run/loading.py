@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -108,10 +109,14 @@ def load(
 def _with_record(path: Path, into: nn.Module | None, leaves_of: nn.Module | None) -> nn.Module:
     """The network in its own precision, with the record from which it can be saved."""
     network, structure = network_file.load(path, into, leaves_of=leaves_of), network_file.read_structure(path)
-    compressed = attach_record(network, structure)
-    if "dtype" in structure["meta"]:
-        compressed.to(getattr(torch, structure["meta"]["dtype"]))
+    in_own_precision(attach_record(network, structure), structure)
     return network
+
+
+def in_own_precision(network: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
+    """The network in the precision in which its original came, in place; the stages work in float32."""
+    name = structure["meta"].get("dtype")
+    return network if name is None else network.to(getattr(torch, name))
 
 
 def load_network(run: RunDirectory, path: Path) -> fx.GraphModule:

@@ -30,6 +30,7 @@ from ...data.formats import network_file
 from ...data.formats.atomic import commit
 from ...data.formats.digests import digest_file
 from ...data.formats.exported import FORMATS
+from ...data.plain_network import dtype_of
 from ..console.options import formats as checked_formats
 from ..console.reporter import Reporter
 from ..run import loading
@@ -39,6 +40,8 @@ from ..run.record import library_versions
 
 #: Largest difference to the module's outputs, relative to the largest of them.
 TOLERANCE = 1e-4
+#: The same in precisions of three and two digits.
+TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 #: Batch size of the traced example, and batch sizes with which the written file is checked.
 TRACED_BATCH, CHECKED_BATCHES = 3, (1, 5)
 #: Python code that loads a file of each format.
@@ -140,8 +143,9 @@ def export(
 
     Notes
     -----
-    All files run on the CPU or wherever they are moved to, in float32, with any batch size. Programs take images of
-    other heights and widths where the network does; each is then compared at a second size too.
+    All files run on the CPU or wherever they are moved to, with any batch size, in float32 or in the precision of the
+    original where that is another one. Programs take images of other heights and widths where the network does; each is
+    then compared at a second size too.
     """
     formats = checked_formats(formats)
     if "onnx" in formats:
@@ -151,10 +155,12 @@ def export(
     path = chosen.path(run)
     with run.lock(), reporter.stage("export"):
         network = loading.load_network(run, path)
-        shape = network_file.read_structure(path)["input_shape"]
+        structure = network_file.read_structure(path)
+        shape = structure["input_shape"]
         if not shape:
             raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
         text = json.dumps(metadata(run, path, chosen.name, network), ensure_ascii=False)
+        loading.in_own_precision(network, structure)
         folder = Path(out) if out is not None else run.export_dir
         by_size = (run.config("freeze") or {}).get("facts", {}).get("branches")
         axes = () if by_size else free_axes(network, tuple(shape))
@@ -209,7 +215,7 @@ def free_axes(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         (C, H, W) of its own images.
     """
     for axes in ((2, 3), (2,), (3,)) if len(shape) == 3 else ():
-        images = torch.zeros(1, *_larger(shape, axes))
+        images = torch.zeros(1, *_larger(shape, axes), dtype=dtype_of(network))
         try:
             with torch.no_grad():
                 outputs = tree_leaves(network(images))
@@ -250,7 +256,7 @@ def _write_checked(
 ) -> tuple[float, float]:
     """Write a file, read it back and compare it; its largest difference and the seconds it takes to load."""
     form = FORMATS[name]
-    example = torch.randn(TRACED_BATCH, *shape, generator=seeds.generator(0, "export", "traced"))
+    example = torch.randn(TRACED_BATCH, *shape, generator=seeds.generator(0, "export", "traced")).to(dtype_of(network))
     form.write(network, example, str(path), text, axes)
     start = time.perf_counter()
     run, kept = form.read(str(path), network)
@@ -270,6 +276,7 @@ def _size_words(shape: tuple[int, ...], axes: Sequence[int]) -> str:
 
 def _difference(network: nn.Module, run: Callable[[Tensor], Any], shape: tuple[int, ...], batch: int) -> float:
     images = torch.randn(batch, *shape, generator=seeds.generator(0, "export", "checked", batch))
+    images, tolerance = images.to(dtype_of(network)), TOLERANCES.get(dtype_of(network), TOLERANCE)
     with torch.no_grad():
         wanted, got = tree_leaves(network(images)), tree_leaves(run(images))
     worst = 0.0
@@ -277,8 +284,8 @@ def _difference(network: nn.Module, run: Callable[[Tensor], Any], shape: tuple[i
         if one.shape != other.shape:
             raise DecompError("export", f"must give outputs of {tuple(one.shape)}", got=tuple(other.shape))
         worst = max(worst, ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item())
-    if not worst <= TOLERANCE:
-        rule = f"the written file must give the module's outputs to {TOLERANCE:g}, in a batch of {batch}"
+    if not worst <= tolerance:
+        rule = f"the written file must give the module's outputs to {tolerance:g}, in a batch of {batch}"
         raise DecompError("export", rule, got=f"{worst:.2g}")
     return worst
 

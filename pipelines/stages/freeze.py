@@ -244,6 +244,9 @@ def freeze_loaded(
     """
     if loaded.note:
         reporter.step(f"weights: {loaded.note}")
+    if loaded.dtype != torch.float32:
+        precision = str(loaded.dtype).removeprefix("torch.")
+        reporter.step(f"weights: in {precision}; fitted in float32, loaded and exported in {precision}")
     reporter.step(f"images: {source.preprocessing}")
     if source.labels_ignored:
         reporter.step(f"labels are not class numbers ({source.labels_ignored}); ignored")
@@ -264,7 +267,8 @@ def freeze_loaded(
         locked.enter_context(run.lock())
     exchanged = network.meta["exchanged"]
     edited = [*exchanged, *(path for pair in folded for path in pair)]
-    about = {"model": options.model, "normalised": [list(pair) for pair in folded]}
+    kept = {} if loaded.dtype == torch.float32 else {"dtype": str(loaded.dtype).removeprefix("torch.")}
+    about = {"model": options.model, "normalised": [list(pair) for pair in folded], **kept}
     network_file.save(
         network, run.original_dir, edited=edited, input_shape=source.input_shape, meta=about, part=options.part,
         leaves=options.leaves,
@@ -272,9 +276,8 @@ def freeze_loaded(
     meta = {
         **options.to_json(), "weights_digest": loaded.weights_digest, "data": source.describe(),
         "n_images": len(indices), "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
-        "network": digest_file(run.original_dir / "structure.json"),
+        "network": digest_file(run.original_dir / "structure.json"), **kept,
     }  # fmt: skip
-    meta |= {} if loaded.dtype == torch.float32 else {"dtype": str(loaded.dtype).removeprefix("torch.")}
     reporter.phase(RECORD)
     reporter.expect({"recording outputs": 1.0})
     recording = ResponseRecording(graph, options.n_points, options.seed, indices, outputs)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +15,11 @@ from safetensors import safe_open
 
 import decomp
 from decomp.cost import count as cost
+from decomp.data.formats import network_file
 from decomp.data.formats.exported import FORMATS
 from decomp.errors import DecompError, FileError, UsageError
 from decomp.pipelines.run import loading, networks
+from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages import export as stage
 from decomp.pipelines.stages.export import EXTRA, export
 from tests.pipelines.small_runs import SHAPE, make_run, quiet
@@ -282,3 +285,30 @@ def test_a_loaded_network_takes_dynamic_int8_quantisation(run):
     wanted, got = network(images), quantised(images)
     # Eight bits a weight: close, and not the same.
     assert 0 < (got - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_files_are_in_the_precision_in_which_the_original_came(run, tmp_path, dtype):
+    kept = make_kept(run, tmp_path / "run", str(dtype).removeprefix("torch."))
+    result = export(kept, formats=WITHOUT_ONNX, which="decomposed", reporter=quiet())
+    x = torch.randn(4, *SHAPE)
+    wanted = decomp.load(kept.model_dir)
+    assert wanted(x.to(dtype)).dtype == dtype and len(result.exported) == 4
+    assert torch.equal(torch.export.load(kept.export_dir / "decomposed.pt2").module()(x.to(dtype)), wanted(x.to(dtype)))
+    state = torch.load(kept.export_dir / "decomposed.pth", weights_only=True)
+    assert {value.dtype for value in state.values()} == {dtype}
+    plain = loading.load_network(kept, kept.model_dir)  # for the stages, which work in float32
+    assert plain(x).dtype == torch.float32 and torch.allclose(plain(x), wanted(x.to(dtype)).float(), atol=0.05)
+
+
+def make_kept(run, path, dtype):
+    """A copy of the run whose networks were in another precision."""
+    shutil.copytree(run.path, path, ignore=shutil.ignore_patterns("export", "finetune"))
+    kept = RunDirectory(path)
+    for folder in (kept.original_dir, kept.model_dir):
+        structure = network_file.read_structure(folder)
+        network_file.save(
+            network_file.load(folder), folder, edited=[edit["module"] for edit in structure["edits"]],
+            input_shape=SHAPE, meta={**structure["meta"], "dtype": dtype},
+        )  # fmt: skip
+    return kept
