@@ -87,6 +87,9 @@ def draw_for_page(table: Table, key: str, alternative: str) -> list[tuple[str, s
 
 def parts(table: Table) -> Iterator[slice | None]:
     """Parts of nearly equal numbers of layers; a single None for a figure that is drawn whole."""
+    if table.name == "accuracy" and len(set(table.column("run"))) > 1:
+        yield from (slice(0, 1), slice(1, 2))
+        return
     most = PARTED.get(table.name)
     if most is None:
         yield None

@@ -23,6 +23,11 @@ TITLES = {
     "finetuning": "Fine-tuning",
     "outputs": "Closeness of each output",
 }
+#: In place of the caption of accuracy, for outputs that are not class scores.
+CHANGE_CAPTION = (
+    "Lower and further left is better. The vertical axis is the squared change of the outputs as a share of their "
+    "variance, the mean of all outputs; horizontal lines are the quartiles of the measured times."
+)
 CAPTIONS = {
     "accuracy": "Higher and further left is better. Vertical lines are 95 % intervals of the shares of test images, "
     "horizontal ones the quartiles of the measured times. The multiply-accumulates are counted in the networks.",
@@ -43,7 +48,7 @@ CAPTIONS = {
 }
 #: Number of sections above which a page has a list of them.
 MOST_WITHOUT_CONTENTS = 5
-SHARES = (("top1", "top-1"), ("agreement", "same top class"))
+SHARES = (("top1", "top-1"), ("agreement", "same top class"), ("output_difference", "change of the outputs"))
 LAYERS_NOTE = (
     "MACs: multiply-accumulates for one image. Share: of the result's multiply-accumulates. Error: relative squared "
     "error of the layer's responses. Not applied: steps that cannot change the layer, and why."
@@ -75,7 +80,7 @@ def paragraph(text: str, style: str = "") -> str:
     return f'<p class="{style}">{rich(text)}</p>' if style else f"<p>{rich(text)}</p>"
 
 
-def figure(name: str, drawn: Sequence[tuple[str, str]], numbers: str) -> list[str]:
+def figure(name: str, drawn: Sequence[tuple[str, str]], numbers: str, caption: str = "") -> list[str]:
     """The elements of a figure.
 
     Parameters
@@ -86,6 +91,8 @@ def figure(name: str, drawn: Sequence[tuple[str, str]], numbers: str) -> list[st
         The wide and the narrow picture of each part.
     numbers : str
         Path of the CSV file, relative to the page.
+    caption : str
+        By default that of :data:`CAPTIONS`.
 
     Returns
     -------
@@ -93,11 +100,11 @@ def figure(name: str, drawn: Sequence[tuple[str, str]], numbers: str) -> list[st
         The caption is below the last part.
     """
     link = f'<a href="{html.escape(numbers)}">Numbers (CSV)</a>'
-    caption = f"<figcaption>{html.escape(CAPTIONS[name])} {link}</figcaption>"
+    below = f"<figcaption>{html.escape(caption or CAPTIONS[name])} {link}</figcaption>"
     pictures = [f'<div class="broad">{broad}</div><div class="slim">{slim}</div>' for broad, slim in drawn]
     if not pictures:
         return []
-    return [f"<figure>{picture}</figure>" for picture in pictures[:-1]] + [f"<figure>{pictures[-1]}{caption}</figure>"]
+    return [f"<figure>{picture}</figure>" for picture in pictures[:-1]] + [f"<figure>{pictures[-1]}{below}</figure>"]
 
 
 def alternative(table: Table) -> str:

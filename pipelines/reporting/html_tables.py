@@ -90,7 +90,7 @@ def _share(value: float | None, n: int | None) -> Cell:
     if not n:
         return Cell(f"{100 * value:.1f} %", value)
     low, high = wilson(round(value * n), n)
-    digits = 2 if high - low < 0.01 else 1
+    digits = 2 if high - low < 0.004 else 1
     return Cell(f"{100 * value:.{digits}f} %", value, f"{100 * low:.{digits}f}–{100 * high:.{digits}f}")
 
 

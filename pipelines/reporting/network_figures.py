@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
 from ..measure.intervals import share_words, wilson
 from .collect import Table
@@ -40,36 +41,52 @@ from .figure_style import (
 MOST_CLASSES = 24
 #: Validation without labels, of class scores and of other outputs.
 VALIDATION = ("validation_divergence", "validation_change")
+Costs = tuple[tuple[str, float, str, str], ...]
 #: Horizontal axes of the figure of accuracy: column, unit, label, speed-up beside a point.
-COSTS = (
+COSTS: Costs = (
     ("latency_ms", 1.0, "measured time of a batch, ms", "measured_speedup"),
     ("macs", 1e6, "multiply-accumulates per image, millions", "counted_speedup"),
 )
+#: Columns by which networks are judged, the first that has values, and the label of the axis.
+MEASURES = {
+    "top1": "top-1 accuracy",
+    "agreement": "same top class as the original",
+    "output_difference": "change of the outputs, of variance",
+}
 #: Columns with the quartiles of a column of times.
 QUARTILES = {"latency_ms": ("latency_low_ms", "latency_high_ms"), "time": ("time_low", "time_high")}
-COSTS_OF_SEVERAL = (("time", 0.01, "measured time, % of the original's in the same run", "measured_speedup"), COSTS[1])
+COSTS_OF_SEVERAL: Costs = (
+    ("time", 0.01, "measured time, % of the original's in the same run", "measured_speedup"),
+    COSTS[1],
+)
 
 
-def accuracy(table: Table, width: float = WIDE) -> Figure | None:
-    """Accuracy (or agreement with the original, without labels) against measured time and against counted cost."""
+def measure_of(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The column by which networks are judged: accuracy, without labels likeness, for outputs of other kinds change."""
+    return next((name for name in MEASURES if rows[0][name] is not None), None)
+
+
+def accuracy(table: Table, width: float = WIDE, part: slice = slice(None)) -> Figure | None:
+    """Accuracy against measured time and against counted cost, a panel each; `part` selects among the panels.
+
+    Without labels it is the likeness to the original, or the change of the outputs.
+    """
     rows = table.dicts()
-    measure = next((name for name in ("top1", "agreement") if rows[0][name] is not None), None)
+    measure = measure_of(rows)
     if measure is None:
         return None
     several = len({row["run"] for row in rows}) > 1
+    costs = (COSTS_OF_SEVERAL if several else COSTS)[part]
     stacked = several or width < WIDE
-    height = 2.9 if several else 2.7
-    figure = new_figure(2 * height if stacked else height, width)
-    panels = figure.subplots(2 if stacked else 1, 1 if stacked else 2, squeeze=False).flat
-    label = "top-1 accuracy" if measure == "top1" else "same top class as the original"
+    height = (2.9 if several else 2.7) * (len(costs) if stacked else 1)
+    figure = new_figure(height, width)
+    panels = figure.subplots(*((len(costs), 1) if stacked else (1, len(costs))), squeeze=False).flat
     placed = []
     if several:
         rows = _relative_times(rows)
-    for panel, (column, unit, name, speedup) in zip(panels, COSTS_OF_SEVERAL if several else COSTS):
-        panel.set(
-            xlabel=name if width >= WIDE else name.replace(" per image", "").replace(" in the same run", ""),
-            ylabel=label,
-        )
+    for panel, (column, unit, name, speedup) in zip(panels, costs):
+        brief = name if width >= WIDE else name.replace(" per image", "").replace(" in the same run", "")
+        panel.set(xlabel=brief, ylabel=MEASURES[measure])
         placed.append(_points(panel, rows, measure, (column, unit, speedup), several, width))
     there = {row["network"] for row in rows}
     handles = [
@@ -77,7 +94,8 @@ def accuracy(table: Table, width: float = WIDE) -> Figure | None:
         for name, (mark, colour) in MARKS.items()
         if name in there
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.2)
+    if part.start in (None, 0):
+        figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.2)
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -102,7 +120,10 @@ def _points(
     """Draw a mark with its interval for each network; their positions, and the texts to write beside them."""
     column, unit, speedup = axis
     runs = list(dict.fromkeys(row["run"] for row in rows))
-    points, texts, ends = [], [], []
+    points: list[tuple[float, float]] = []
+    texts: list[str] = []
+    ends: list[float] = []
+    reach: list[float] = []
     for name, (mark, colour) in MARKS.items():
         chosen = sorted((row for row in rows if row["network"] == name), key=lambda row: row[column])
         if name == "original" and several:  # the same in every run of one network
@@ -114,6 +135,7 @@ def _points(
             if column in QUARTILES and not (name == "original" and several):
                 first, third = (row[end] / unit for end in QUARTILES[column])
                 across = [[x - first], [third - x]]
+                reach.append(third)
             bars = axes.errorbar(
                 [x], [y], [[y - low], [high - y]], across, fmt=mark, color=colour, markersize=7, elinewidth=1, capsize=2
             )
@@ -127,13 +149,15 @@ def _points(
             alone = "" if name == "original" else f"{row[speedup]:.1f}x"
             texts.append(several_words if several else alone)
     share_axis(axes, ends)
-    axes.set_xlim(0, 1.15 * max(x for x, _ in points))
+    most = max(x for x, _ in points)
+    axes.set_xlim(0, min(max(1.15 * most, 1.04 * max(reach, default=0)), 1.6 * most))
     return points, texts
 
 
 def _interval(row: dict[str, Any], measure: str) -> tuple[float, float]:
     n = row["n_images"]
-    if not n or (measure == "agreement" and row["network"] == "original"):  # which agrees with itself on every image
+    itself = measure == "agreement" and row["network"] == "original"  # on every image
+    if not n or measure == "output_difference" or itself:
         return row[measure], row[measure]
     low, high = wilson(round(row[measure] * n), n)
     return min(low, row[measure]), max(high, row[measure])
@@ -142,9 +166,10 @@ def _interval(row: dict[str, Any], measure: str) -> tuple[float, float]:
 def network_words(row: dict[str, Any], measure: str, several: bool) -> str:
     """The measurements of a network in one line."""
     n = row["n_images"]
-    share = share_words(row[measure], n) if n else f"{row[measure]:.2%}"
+    is_share = n and measure != "output_difference"
+    share = share_words(row[measure], n) if is_share else f"{100 * row[measure]:.2g} %"
     name = f"{row['run']}: {row['network']}" if several else row["network"]
-    what = "top-1" if measure == "top1" else "same top class"
+    what = {"top1": "top-1", "agreement": "same top class"}.get(measure, "change of the outputs")
     return (
         f"{name}: {what} {share}; {row['latency_ms']:,.3g} ms "
         f"({row['latency_low_ms']:,.3g} to {row['latency_high_ms']:,.3g}), {row['measured_speedup']:.2f}x as fast; "
@@ -153,30 +178,39 @@ def network_words(row: dict[str, Any], measure: str, several: bool) -> str:
 
 
 def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
-    """Write a text beside each point, as near as possible without covering a point or another text."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    """Write a text beside each point without covering a point or another text, and no interval where there is room."""
     pixels = axes.transData.transform(points)
-    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
-    frame = figure.bbox
+    taken: list[BboxBase] = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
+    intervals = [
+        Bbox(axes.transData.transform(segment)).padded(1)
+        for lines in axes.collections
+        if isinstance(lines, LineCollection)
+        for segment in lines.get_segments()
+    ]
     for point, text in (pair for pair in zip(points, texts) if pair[1]):
-        for ring in range(1, 12):
-            found = None
-            for dx, dy in ((1, 0.3), (-1, 0.3), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-                offset = (dx * (5 + 4 * ring), dy * (4 + 5 * ring))
-                side = {0: "center", 1: "left", -1: "right"}[dx]
-                note = axes.annotate(
-                    text, point, offset, textcoords="offset points", ha=side, va="bottom" if dy > 0 else "top",
-                    fontsize=SMALL, arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.5} if ring > 2 else None,
-                )  # fmt: skip
-                box = note.get_window_extent(renderer).padded(1)
-                inside = axes.bbox.x0 < box.x0 and box.x1 < frame.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
-                if inside and not any(box.overlaps(other) for other in taken):
-                    found = box
-                    break
-                note.remove()
-            if found is not None:
-                taken.append(found)
-                break
+        box = _place(figure, axes, point, text, [*taken, *intervals]) or _place(figure, axes, point, text, taken)
+        taken += [box] if box else []
+
+
+def _place(
+    figure: Figure, axes: Axes, point: tuple[float, float], text: str, taken: Sequence[BboxBase]
+) -> BboxBase | None:
+    """Write a text as near as possible to a point outside of the boxes that are taken; the box it takes."""
+    renderer, frame = FigureCanvasAgg(figure).get_renderer(), figure.bbox
+    for ring in range(1, 12):
+        for dx, dy in ((1, 0.3), (-1, 0.3), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+            offset = (dx * (5 + 4 * ring), dy * (4 + 5 * ring))
+            side = {0: "center", 1: "left", -1: "right"}[dx]
+            note = axes.annotate(
+                text, point, offset, textcoords="offset points", ha=side, va="bottom" if dy > 0 else "top",
+                fontsize=SMALL, arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.5} if ring > 2 else None,
+            )  # fmt: skip
+            box = note.get_window_extent(renderer).padded(1)
+            inside = axes.bbox.x0 < box.x0 and box.x1 < frame.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                return box
+            note.remove()
+    return None
 
 
 def latency(table: Table, width: float = WIDE) -> Figure | None:

@@ -11,6 +11,7 @@ from ..measure.intervals import share_words
 from . import html_tables, verdict
 from .collect import Missing, Table
 from .html_page import (
+    CHANGE_CAPTION,
     LAYERS_NOTE,
     TITLES,
     Section,
@@ -22,11 +23,13 @@ from .html_page import (
     render_page,
     versions_line,
 )  # fmt: skip
-from .network_figures import MOST_CLASSES
+from .network_figures import MOST_CLASSES, measure_of
 
 INTERVALS = (
     "In brackets: 95 % intervals of shares of images, quartiles of times. MACs: multiply-accumulates for one image."
 )
+#: Stages in the order in which missing data is made.
+PATH = ("decompose", "finetune", "evaluate")
 #: Begin of a line of freeze that casts doubt on all that follows.
 WARNING = "warning: "
 #: For each figure, the elements for a wide and for a narrow page, part by part.
@@ -61,7 +64,9 @@ def run_page(
     words = verdict.verdict(report, summary)
     doubts = [sentence(line.removeprefix(WARNING)) for line in _sanity(config) if line.startswith(WARNING)]
     first = [paragraph(text, "warning") for text in [*doubts, *verdict.warnings(report, run, program())]]
-    figures = {key: figure(key, parts, f"{numbers}/{key}.csv") for key, parts in drawn.items()}
+    figures = {
+        key: figure(key, parts, f"{numbers}/{key}.csv", _caption(tables.get(key))) for key, parts in drawn.items()
+    }
     sections = [
         Section("Networks", [html_tables.networks_table(networks), *_notes(networks)] if networks else []),
         *(Section(TITLES[key], figures.get(key, [])) for key in ("accuracy", "latency")),
@@ -77,6 +82,13 @@ def run_page(
     ]
     measured = verdict.title(config, report)
     return render_page(name, words or measured, measured if words else "", first, sections)
+
+
+def _caption(table: Table | None) -> str:
+    """The caption of a figure where it is not the usual one; else empty."""
+    if table is None or table.name != "accuracy" or measure_of(table.dicts()) != "output_difference":
+        return ""
+    return CHANGE_CAPTION
 
 
 def _notes(table: Table) -> list[str]:
@@ -165,8 +177,13 @@ def _conditions(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> 
 
 
 def _next_steps(config: Mapping[str, Any], missing: Sequence[Missing], run: str) -> list[str]:
-    items = list(dict.fromkeys((item.why, item.command) for item in missing))
-    if "decompose" in config["stages"]:
+    by_stage: dict[str, tuple[str, str]] = {}
+    for item in missing:
+        by_stage.setdefault(item.command.removeprefix(program()).split()[0], (item.why, item.command))
+    decomposed = "decompose" in config["stages"]
+    stages = [stage for stage in PATH if stage in by_stage and not (decomposed and stage == "decompose")]
+    items = [by_stage[stage] for stage in stages]
+    if decomposed:
         items.append(("use the network elsewhere", f"{program()} export --run {run}"))
         items.append(("try another speed-up on the same calibration images", _again(config, run)))
         items.append(("compare runs", f"{program()} compare {run} NEW"))
@@ -210,7 +227,7 @@ def compare_page(
         words = [paragraph(text) for text in [verdict.best_of(table)] if text]
         sections.append(Section("Networks" + suffix, [*words, html_tables.networks_table(table), *_group_notes(table)]))
         for key, part in pair.items():
-            elements = figure(part.name, drawn.get(key, ()), f"{numbers}/{key}.csv")
+            elements = figure(part.name, drawn.get(key, ()), f"{numbers}/{key}.csv", _caption(part))
             sections.append(Section(TITLES[part.name] + suffix, elements))
     sections.append(Section("Options in which the runs differ", [differences_table(stages_of)]))
     sections.append(Section("Missing", [commands_list(missing)] if missing else []))

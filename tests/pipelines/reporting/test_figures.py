@@ -30,6 +30,12 @@ def test_layers_are_shared_out_to_parts_of_nearly_the_same_height(n, sizes):
     assert [len(part) for part in shown] == sizes and sum(shown, []) == names
 
 
+def test_the_panels_of_several_runs_are_parts_of_a_figure():
+    table = Table("accuracy", NETWORK_COLUMNS, [ROW, ("other", *ROW[1:])])
+    assert list(figures.parts(table)) == [slice(0, 1), slice(1, 2)]
+    assert list(figures.parts(Table("accuracy", NETWORK_COLUMNS, [ROW]))) == [None]
+
+
 def test_panels_are_shared_out_in_whole_lines():
     header = ("layer", "step", "size", "full_size", "error", "output_change", "chosen")
     table = Table("curves", header, [(f"layer{i}", "prune", 1, 1, 0.5, None, 1) for i in range(22)])

@@ -91,6 +91,24 @@ def test_without_the_number_of_images_there_is_no_interval():
     assert all(np.ptp(c.get_segments()[0][:, 1]) == 0 for c in figure.axes[1].collections)
 
 
+def test_outputs_that_are_no_scores_are_judged_by_their_change():
+    rows = [
+        (*row[:4], None, None, None, *row[7:13], 0.02 * i, row[14]) for i, row in enumerate(network_rows(1, 0.5).rows)
+    ]
+    figure = network_figures.accuracy(Table("accuracy", NETWORK_COLUMNS, rows))
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_marker() in "os"] == [0.0, 0.02]
+    assert figure.axes[0].get_ylabel() == "change of the outputs, of variance"
+    words = network_figures.network_words(dict(zip(NETWORK_COLUMNS, rows[1])), "output_difference", several=False)
+    assert words.startswith("decomposed: change of the outputs 2 %; 6.67 ms")
+
+
+def test_the_panels_of_several_runs_can_be_drawn_one_by_one():
+    table = network_rows(2, 0.9)
+    first, second = (network_figures.accuracy(table, part=part) for part in (slice(0, 1), slice(1, 2)))
+    assert "measured time" in first.axes[0].get_xlabel() and "multiply" in second.axes[0].get_xlabel()
+    assert len(first.axes) == len(second.axes) == len(first.legends) == 1 and second.legends == []
+
+
 def test_each_class_has_a_mark_for_each_network_and_a_text_for_each_mark():
     rows = [("cat", 10, 9, 7), ("dog", 0, 0, 0), ("owl", 4, 2, 3)]
     table = Table("classes", ("class", "images", "correct_original", "correct_decomposed"), rows)

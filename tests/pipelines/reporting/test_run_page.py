@@ -1,5 +1,7 @@
 """Content of the pages: the verdict first, every section that has data, next steps with commands that fit the run."""
 
+import re
+
 from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Missing, Table
 from decomp.pipelines.reporting.run_page import compare_page, run_page, sentence
 
@@ -41,7 +43,11 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
     )
     tables = {"accuracy": networks, "latency": networks, "classes": classes}
     text = page(
-        config, report(), tables, [Missing("x", "not fine-tuned", "finetune it")], dict.fromkeys(tables, PICTURES)
+        config,
+        report(),
+        tables,
+        [Missing("x", "not fine-tuned", "decomp finetune it")],
+        dict.fromkeys(tables, PICTURES),
     )
     order = [
         "<h1>4.0x fewer multiply-accumulates", "decomposed: accuracy on 200 test images of digits, time of",
@@ -61,8 +67,20 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
 
 def test_a_run_without_results_is_told_with_what_makes_them():
     config = {"stages": {"freeze": {"asked": {"model": "zoo:x", "data": "digits"}}}, "versions": {}}
-    text = page(config, missing=[Missing("layers", "nothing is decomposed yet", "decompose it")] * 2)
-    assert "<h1>zoo:x, not decomposed yet</h1>" in text and text.count("decompose it") == 1
+    missing = [
+        Missing("networks", "not evaluated", "decomp evaluate"),
+        Missing("layers", "not decomposed", "decomp decompose"),
+        Missing("errors", "not fitted", "decomp decompose --plan-only"),
+    ]  # fmt: skip
+    text = page(config, missing=missing)
+    assert "<h1>zoo:x, not decomposed yet</h1>" in text
+    steps = re.findall("<li>.*?</li>", text)  # one for each stage, in their order
+    assert [re.sub("<.*?>", "", step) for step in steps] == [
+        "not decomposed: decomp decompose", "not evaluated: decomp evaluate",
+    ]  # fmt: skip
+    config["stages"]["decompose"] = {}
+    unpruned = Missing("channels", "no layer is pruned", "decomp decompose --steps prune --redo")
+    assert "--redo" not in page(config, missing=[unpruned])  # what was chosen is no step that is missing
     assert "<h2>Networks" not in text and "export" not in text
 
 
@@ -102,6 +120,14 @@ def test_runs_on_different_images_are_told_apart():
     alone = compare_page(["one", "two"], {"10 images of a": pairs["10 images of a"]}, drawn, stages, [], "figures")
     assert "cannot be compared" not in alone and "<h2>Networks</h2>" in alone and "<h2>Missing</h2>" not in alone
     assert "Most accurate and fastest: one, decomposed" in alone and "Noted." in alone
+
+
+def test_the_caption_says_in_which_direction_a_network_is_better():
+    rows = [(*row[:4], None, None, None, *row[7:13], 0.1, 200) for row in ROWS]
+    drawn = {"accuracy": PICTURES}
+    for table, words in ((rows, "Lower and further left"), (ROWS, "Higher and further left")):
+        networks = Table("accuracy", NETWORK_COLUMNS, table, ["200 test images"])
+        assert words in page({"stages": {}, "versions": {}}, tables={"accuracy": networks}, drawn=drawn)
 
 
 def test_notes_are_sentences():
