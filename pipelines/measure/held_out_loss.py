@@ -1,11 +1,13 @@
-"""Loss of a compressed network on held-out training images: points of accuracy, or changed first classes.
+"""Loss of a compressed network on held-out training images: points of accuracy, changed first classes, or variance.
 
-The images are training images that no fit has seen. Where the source has labels, the loss is the accuracy of the
-original minus that of the network; otherwise it is the share of images whose first class changed.
+The images are training images that no fit has seen. For a network that gives class scores the loss is the accuracy of
+the original minus that of the network where the source has labels, and the share of images whose first class changed
+where it has none. For any other it is the squared change of the outputs over their variance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decomp.errors import UsageError
+from decomp.execution.output_change import Outputs
 
 from ...data.formats.digests import digest_json
 from ...data.splits import Split
-from .accuracy import check_labels, logits_of
-from .intervals import paired_difference, wilson
+from .accuracy import check_labels, logits_of, outputs_of
+from .intervals import Z, paired_difference, wilson
 
 #: Most images that are looked at; so many give an interval of about ±0.3 points where 1 % of the images change.
 MOST_IMAGES = 5000
@@ -59,12 +61,12 @@ class HeldOutLoss:
 
     Attributes
     ----------
-    kind : {'accuracy', 'agreement'}
+    kind : {'accuracy', 'agreement', 'values'}
     n_images : int
     loss, low, high : float
-        In -1..1 for accuracy, in 0..1 for agreement.
+        In -1..1 for accuracy, in 0..1 for agreement, from 0 for values.
     original, network : float or None
-        Their accuracies; None for agreement.
+        Their accuracies; None for the other kinds.
     """
 
     kind: str
@@ -78,7 +80,8 @@ class HeldOutLoss:
     @property
     def unit(self) -> str:
         """Head of a column of losses."""
-        return "points of accuracy lost" if self.kind == "accuracy" else "first classes changed, %"
+        heads = {"accuracy": "points of accuracy lost", "agreement": "first classes changed, %"}
+        return heads.get(self.kind, "variance lost, %")
 
     def words(self) -> str:
         """The loss in one line."""
@@ -89,6 +92,8 @@ class HeldOutLoss:
                 f"{100 * self.loss:.2f} points of accuracy lost ({self.original:.2%} → {self.network:.2%}; {interval}) "
                 f"on {self.n_images:,} held-out training images"
             )
+        if self.kind == "values":
+            return f"{self.loss:.2%} of the outputs' variance lost ({interval}) on {self.n_images:,} held-out images"
         return f"another first class on {self.loss:.2%} ({interval}) of {self.n_images:,} held-out images"
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +129,9 @@ def images_outside_fits(n_train: int, fitted: Tensor, preferred: Tensor, most: i
     return torch.cat([first[:most], picked]).sort().values
 
 
-def held_out_loss(original: nn.Module, network: nn.Module, images: HeldOutImages, device: torch.device) -> HeldOutLoss:
+def held_out_loss(
+    original: nn.Module, network: nn.Module, images: HeldOutImages, device: torch.device, outputs: Outputs
+) -> HeldOutLoss:
     """Compare a network with the original on held-out images.
 
     Parameters
@@ -133,28 +140,40 @@ def held_out_loss(original: nn.Module, network: nn.Module, images: HeldOutImages
         On `device`; set to evaluation mode.
     images : HeldOutImages
     device : torch.device
+    outputs : decomp.execution.output_change.Outputs
+        Of the original.
 
     Raises
     ------
     UsageError
-        The outputs are no class scores, or a label is not below their number.
+        A label is not below the number of classes.
     """
-    n_lost = n_won = n_changed = n_right = 0
+    if outputs.scores is None:
+        return _changed_values(original, network, images, device, outputs)
+    n, n_lost, n_won, n_changed, n_right = len(images), 0, 0, 0, 0
     for batch, labels in images.batches():
         before, after = logits_of(original, batch, device), logits_of(network, batch, device)
-        if before.dim() != 2 or before.shape[1] < 2:
-            raise UsageError("max_drop", "needs class scores", got=f"outputs of shape {tuple(before.shape[1:])}")
         n_changed += int((before.argmax(1) != after.argmax(1)).sum())
         if labels is not None:
             check_labels(labels, before, images.data)
             was, now = before.argmax(1) == labels, after.argmax(1) == labels
-            n_right, n_lost, n_won = (
-                n_right + int(was.sum()),
-                n_lost + int((was & ~now).sum()),
-                n_won + int((now & ~was).sum()),
-            )
-    n = len(images)
+            n_right += int(was.sum())
+            n_lost += int((was & ~now).sum())
+            n_won += int((now & ~was).sum())
     if not images.split.has_labels:
         return HeldOutLoss("agreement", n, n_changed / n, *wilson(n_changed, n))
     interval = paired_difference(n_lost, n_won, n)
     return HeldOutLoss("accuracy", n, (n_lost - n_won) / n, *interval, n_right / n, (n_right - n_lost + n_won) / n)
+
+
+def _changed_values(
+    original: nn.Module, network: nn.Module, images: HeldOutImages, device: torch.device, outputs: Outputs
+) -> HeldOutLoss:
+    """Share of the outputs' variance that is lost, and the normal 95 % interval of its mean over the images."""
+    changes = torch.cat([
+        outputs.change(outputs_of(original, batch, device, outputs), outputs_of(network, batch, device, outputs))
+        for batch, _ in images.batches()
+    ])  # fmt: skip
+    mean = float(changes.mean())
+    half = Z * float(changes.std()) / len(changes) ** 0.5 if len(changes) > 1 else math.inf
+    return HeldOutLoss("values", len(changes), mean, max(mean - half, 0.0), mean + half)

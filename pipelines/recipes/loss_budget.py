@@ -179,7 +179,8 @@ def decompose_within(
         Frozen. The networks are made in runs of their own beside it: ``runs/vgg`` gives ``runs/vgg-2x`` and so on.
     max_drop : float or str
         Allowed loss, a share in (0, 1) or a text such as ``'1%'``: of accuracy on held-out training images where the
-        source has labels, otherwise of images whose first class changes.
+        source has labels, otherwise of images whose first class changes; of a network without class scores, of the
+        variance of its outputs.
     source_run : path, optional
         Take the frozen points from this run; ``run`` then only gives the names.
     reporter : Reporter, optional
@@ -268,7 +269,7 @@ def _measured(
     if record.get("of") == made:
         return HeldOutLoss(**record["loss"])
     network = loading.load_network(run, run.model_dir).to(device)
-    loss = held_out_loss(original, network, images, device)
+    loss = held_out_loss(original, network, images, device, run_outputs(run))
     with run.lock():
         run.update_config("decompose", {**facts, "held_out_loss": {"of": made, "loss": loss.to_json()}})
     return loss

@@ -6,11 +6,13 @@ from torch import nn
 
 from decomp.data.splits import MemorySplit
 from decomp.data.transforms import Augmentation, Normalisation
-from decomp.errors import UsageError
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_kinds import Output
 from decomp.pipelines.measure.held_out_loss import HeldOutImages, held_out_loss, images_outside_fits
 from decomp.pipelines.measure.intervals import paired_difference, wilson
 
 CPU = torch.device("cpu")
+SCORES = Outputs((Output("output", "scores", (4,)),))
 
 
 class Table(nn.Module):
@@ -46,7 +48,7 @@ def test_accuracy_is_lost_by_the_images_that_only_the_original_has_right():
     labels = [0, 1, 2, 3, 0, 1, 2, 3]
     original = Table([3, 1, 2, 3, 0, 1, 0, 0])  # of images 1 to 7: five right
     network = Table([0, 1, 2, 0, 1, 1, 2, 0])  # loses images 3 and 4, wins image 6
-    loss = held_out_loss(original, network, images(labels), CPU)
+    loss = held_out_loss(original, network, images(labels), CPU, SCORES)
     assert (loss.kind, loss.n_images) == ("accuracy", 7)
     assert (loss.original, loss.network, loss.loss) == pytest.approx((5 / 7, 4 / 7, 1 / 7))
     assert (loss.low, loss.high) == paired_difference(2, 1, 7)
@@ -55,14 +57,23 @@ def test_accuracy_is_lost_by_the_images_that_only_the_original_has_right():
 
 def test_without_labels_the_changed_first_classes_are_lost():
     original, network = Table([0, 1, 2, 3, 0, 1, 2, 3]), Table([1, 1, 2, 0, 0, 1, 2, 1])
-    loss = held_out_loss(original, network, images(None), CPU)
+    loss = held_out_loss(original, network, images(None), CPU, SCORES)
     assert (loss.kind, loss.loss, loss.original) == ("agreement", 2 / 7, None)
     assert (loss.low, loss.high) == wilson(2, 7)
 
 
-def test_one_column_is_no_class_score():
-    with pytest.raises(UsageError, match="needs class scores, got outputs of shape"):
-        held_out_loss(nn.Flatten(), nn.Flatten(), images(None), CPU)
+def test_of_values_the_share_of_the_variance_is_lost():
+    table = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    original, network = Table([0] * 8), Table([0] * 8)
+    original.scores, network.scores = table, table + 0.5
+    outputs = Outputs((Output("output", "values", (3,), variance=2.0),))
+    loss = held_out_loss(original, network, images([0] * 8), CPU, outputs)
+    assert (loss.kind, loss.n_images) == ("values", 7)
+    assert (loss.loss, loss.low, loss.high) == pytest.approx((0.125, 0.125, 0.125))
+    network.scores = table + torch.tensor([0, 0, 0, 0, 1, 1, 1, 1.0])[:, None]
+    loss = held_out_loss(original, network, images([0] * 8), CPU, outputs)
+    half = 1.959964 * (7 * (4 / 7) * (3 / 7) / 6 / 7) ** 0.5 / 2
+    assert (loss.loss, loss.low, loss.high) == pytest.approx((2 / 7, 2 / 7 - half, 2 / 7 + half))
 
 
 def test_identity_depends_on_images_labels_and_indices():
