@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-# A condition is evaluated for each of these numbers of images, and must not depend on them.
-BATCHES = (1, 2)
+# A condition is evaluated for each of these numbers of images, and must not depend on them. The second is one that
+# hardly anybody uses: networks that keep what they computed for the shape of the last batch must not find it again.
+BATCHES = (1, 7)
 # Calls that make a number of a tensor without looking at its values; all others (`item`, `tolist`, ...) look.
 SIZE_METHODS = ("size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point", "is_contiguous")
 SIZE_FUNCTIONS = (getattr, len, torch.numel, torch.is_tensor, torch.is_floating_point)

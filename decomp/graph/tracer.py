@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import operator
 import os
 import sys
 import traceback
@@ -20,6 +19,7 @@ from torch import fx, nn
 from torch.fx.proxy import Attribute
 
 from decomp.graph.size_branches import SizeBranches
+from decomp.graph.views import is_view, view_read_after
 from decomp.modules.entries import with_entries
 
 # Functions that make a tensor of sizes. Torch does not dispatch `torch.zeros(n, 3)` on its arguments where these are
@@ -27,13 +27,6 @@ from decomp.modules.entries import with_entries
 FACTORIES = (
     "arange", "eye", "empty", "full", "linspace", "logspace", "ones", "rand", "randn", "tensor", "tril_indices",
     "triu_indices", "zeros",
-)  # fmt: skip
-# Results that share the memory of their input.
-VIEWS = (
-    getattr, operator.getitem, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
-    torch.flatten, torch.chunk, torch.split, torch.unbind, torch.narrow, torch.movedim, "view", "reshape", "permute",
-    "transpose", "squeeze", "unsqueeze", "flatten", "chunk", "split", "unbind", "narrow", "movedim", "expand",
-    "expand_as", "view_as", "detach", "contiguous", "t", "select", "to", "float", "unfold",
 )  # fmt: skip
 
 
@@ -140,6 +133,7 @@ class SizedTracer(fx.Tracer):
         self.within: list[str] = []
         self._integers: dict[tuple[object, int], str] = {}
         self._sizes: SizeBranches | None = None
+        self._changes: list[tuple[fx.Node, fx.Node]] = []
         self._evaluating = False
         self._exchanged_names = ExitStack()
         self._autocast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
@@ -151,6 +145,8 @@ class SizedTracer(fx.Tracer):
             self._exchanged_names.callback(setattr, torch, "is_tensor", torch.is_tensor)
             torch.is_tensor = lambda value: self._isinstance(value, torch.Tensor)  # type: ignore[assignment]
             graph = super().trace(root, concrete_args)
+        if any(view_read_after(changed, change) for changed, change in self._changes):
+            raise RuntimeError("entries of a tensor are set in place, and views of it are read later")
         self.branches.update(dict.fromkeys(self._integers.values()))
         return graph
 
@@ -265,9 +261,10 @@ class SizedTracer(fx.Tracer):
             Other values of the graph may share its memory; they would change with it.
         """
         node = proxy.node
-        if any(one.target in VIEWS for one in (node, *node.users)) or isinstance(proxy, SizedAttribute):
-            raise RuntimeError("entries of a view, or of a tensor with views, are set in place")
+        if is_view(node) or isinstance(proxy, SizedAttribute):
+            raise RuntimeError("entries of a view are set in place")
         proxy.node = self.create_proxy("call_function", with_entries, (proxy, index, value), {}).node
+        self._changes.append((node, proxy.node))
 
     def create_arg(self, a: Any) -> Any:
         """An argument as the graph holds it: containers of other classes become tuples and dicts."""
@@ -305,10 +302,10 @@ class SizedTracer(fx.Tracer):
         With an input in their place, `if mask is None` would be answered for a mask that nobody gives.
         """
         parameters = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())[1:]
-        if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters):
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if any(p.kind is p.KEYWORD_ONLY for p in needed):
             return super().create_args_for_root(root_fn, is_module, concrete_args)
-        names = [p.name for p in parameters if p.default is p.empty]
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+        return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in needed)]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as it is."""

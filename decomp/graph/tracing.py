@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -13,6 +14,7 @@ from decomp.graph.computed_weights import fix_computed_weights
 from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
 from decomp.graph.functional_layers import functions_to_modules
 from decomp.graph.tracer import SizedTracer, source_place
+from decomp.graph.views import is_view, view_read_after
 from decomp.modules.copies import deep_copy
 from decomp.modules.layout import lay_out_plainly
 
@@ -71,6 +73,8 @@ def trace(
     traced = fx.GraphModule(tracer.root, graph)
     _remove_stochastic_depth(graph)
     _pass_input_by_position(graph)
+    _follow_changes_in_place(traced, name)
+    _keep_buffers(traced)
     _reshape_instead_of_view(graph)
     graph.eliminate_dead_code()
     # Made again from what is left in the graph: modules and tensors whose results nobody uses stay behind.
@@ -119,6 +123,40 @@ def _remove_stochastic_depth(graph: fx.Graph) -> None:
         if node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth":
             if "training" in node.kwargs and not node.kwargs["training"] or len(node.args) > 3 and not node.args[3]:
                 node.replace_all_uses_with(node.args[0])
+
+
+def _follow_changes_in_place(network: fx.GraphModule, name: str) -> None:
+    """Let the readers of a changed tensor read the result of the call that has changed it: `x.mul_(2)` by itself.
+
+    Otherwise such a call, whose result nobody uses, would be removed as dead.
+    """
+    modules = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        if node.users or not node.args or not isinstance(node.args[0], fx.Node) or not _is_in_place(node, modules):
+            continue
+        changed, later = node.args[0], False
+        if is_view(changed) or view_read_after(changed, node):
+            fix = "let forward use the result of the call, or make a copy first"
+            raise TraceError(name, f"'{node.target}' changes a view in place, which cannot be followed", fix=fix)
+        for user in list(network.graph.nodes):
+            if later and user in changed.users:
+                user.replace_input_with(changed, node)
+            later = later or user is node
+
+
+def _is_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return getattr(modules[str(node.target)], "inplace", False) is True
+    called = str(getattr(node.target, "__name__", node.target))
+    return node.op.startswith("call") and (node.kwargs.get("inplace") is True or bool(re.search("[^_]_$", called)))
+
+
+def _keep_buffers(network: fx.GraphModule) -> None:
+    """Write the buffers that the graph reads into the state dict, also those that the class computes by itself."""
+    for node in network.graph.nodes:
+        if node.op == "get_attr":
+            holder, _, attribute = str(node.target).rpartition(".")
+            network.get_submodule(holder)._non_persistent_buffers_set.discard(attribute)
 
 
 def _pass_input_by_position(graph: fx.Graph) -> None:

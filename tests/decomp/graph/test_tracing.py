@@ -187,3 +187,84 @@ def test_tensors_are_contiguous_whatever_layout_they_had(part, tmp_path):
     into = network_file.load(tmp_path / "net", into=network)
     last = into.conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert last is (part != "head") and torch.allclose(into(x), network(x), atol=1e-6)
+
+
+def scaled(net, x):
+    x.mul_(net.scale)
+    x.add_(1.0)
+    return x + x.mean()
+
+
+def rectified(net, x):
+    nn.functional.relu(x, inplace=True)
+    return x * 2
+
+
+def rectified_by_a_module(net, x):
+    net.relu(x)
+    return x + net.conv(x)
+
+
+class InPlace(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.conv, self.relu = body, nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True)
+        self.scale = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x):
+        return self.body(self, self.conv(x))
+
+
+@pytest.mark.parametrize("body", [scaled, rectified, rectified_by_a_module])
+def test_a_change_in_place_whose_result_nobody_uses_is_kept(body):
+    module, x = InPlace(body).eval(), torch.randn(2, 3, 5, 4)
+    with torch.no_grad():
+        assert torch.equal(trace(module)(x), module(x))
+
+
+def test_a_view_that_is_changed_in_place_is_refused():
+    with pytest.raises(TraceError, match="net: 'mul_' changes a view in place"):
+        trace(InPlace(lambda net, x: (x[:, 0].mul_(2), x)[1]), "net")
+
+
+def test_inputs_that_nobody_gives_are_left_out():
+    class Free(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, *args, scale=2, **options):
+            return self.conv(x) * (scale if not args and not options else 0)
+
+    module, x = Free().eval(), torch.randn(2, 3, 5, 4)
+    assert torch.equal(trace(module)(x), module(x))
+
+
+def test_buffers_without_state_are_in_the_state_of_the_traced_network():
+    class Grid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.register_buffer("grid", torch.randn(3, 1, 1), persistent=False)
+
+        def forward(self, x):
+            return self.conv(x + self.grid)
+
+    assert set(trace(Grid()).state_dict()) == {"conv.weight", "conv.bias", "grid"}
+
+
+def test_a_network_that_kept_what_it_computed_for_its_last_batch_computes_it_anew():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.shape, self.rows = nn.Conv2d(3, 3, 1), None, None
+
+        def forward(self, x):
+            if self.shape != x.shape:
+                self.rows, self.shape = torch.arange(x.shape[2]).view(-1, 1), x.shape
+            return self.conv(x) + self.rows
+
+    module = Cached().eval()
+    module(torch.randn(2, 3, 6, 4))
+    traced, x = trace(module, shape=(3, 6, 4)), torch.randn(3, 3, 6, 4)
+    assert torch.equal(traced(x), module(x)) and torch.arange in {node.target for node in traced.graph.nodes}
