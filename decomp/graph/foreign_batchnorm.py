@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from decomp.modules.replace import set_module
+from decomp.modules.replace import set_modules
 
 NORM = "norm"
 _TENSORS = {"weight", "bias", "running_mean", "running_var"}
@@ -38,13 +38,13 @@ def replace_foreign_batchnorms(model: nn.Module, leaves: Iterable[str] = ()) -> 
     """
     leaves = tuple(leaves)
     in_leaves = {id(module) for leaf in leaves for module in model.get_submodule(leaf).modules()}
-    exchanged = []
-    for path, module in list(model.named_modules()):
-        replacement = None if not path or id(module) in in_leaves else as_batchnorm(module)
-        if replacement is not None:
-            set_module(model, path, replacement)
-            exchanged.append(path)
-    return exchanged
+    found = {
+        path: replacement
+        for path, module in list(model.named_modules())
+        if path and id(module) not in in_leaves and (replacement := as_batchnorm(module)) is not None
+    }
+    set_modules(model, found)
+    return list(found)
 
 
 def as_batchnorm(module: nn.Module) -> nn.BatchNorm2d | nn.Sequential | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -21,28 +22,33 @@ def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     AttributeError
         There is no module at the path.
     """
-    old = root.get_submodule(path)
-    # The new module may hold the old one, so all holders are found before the first exchange.
+    set_modules(root, {path: module})
+
+
+def set_modules(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """The same for several modules, none of which lies within another, in one pass over the network."""
+    new = {id(root.get_submodule(path)): module for path, module in modules.items()}
+    # A new module may hold the old one, so all holders are found before the first exchange.
     for holder in list(root.modules()):
-        _exchange_within(holder._modules, old, module, set())
-        _exchange_within(vars(holder), old, module, {id(holder._modules)})
+        _exchange_within(holder._modules, new, set())
+        _exchange_within(vars(holder), new, {id(holder._modules)})
 
 
-def _exchange_within(holder: Any, old: nn.Module, new: nn.Module, seen: set[int]) -> Any:
-    """Exchange a module in a dict or list, in place, and in what these hold; a tuple is made anew.
+def _exchange_within(holder: Any, new: Mapping[int, nn.Module], seen: set[int]) -> Any:
+    """Exchange modules, by identity, in a dict or list, in place, and in what these hold; a tuple is made anew.
 
     Returns
     -------
     object
         What stands for `holder` afterwards: the new module, the new tuple, or `holder` itself.
     """
-    if holder is old:
-        return new
+    if id(holder) in new:
+        return new[id(holder)]
     if not isinstance(holder, (dict, list, tuple)) or id(holder) in seen:
         return holder
     seen.add(id(holder))
     items = list(holder.items()) if isinstance(holder, dict) else list(enumerate(holder))
-    changed = {key: value for key, item in items if (value := _exchange_within(item, old, new, seen)) is not item}
+    changed = {key: value for key, item in items if (value := _exchange_within(item, new, seen)) is not item}
     if isinstance(holder, tuple):
         return tuple(changed.get(key, item) for key, item in items) if changed and type(holder) is tuple else holder
     for key, value in changed.items():

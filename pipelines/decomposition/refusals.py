@@ -1,12 +1,15 @@
-"""Error that says why no convolution of a network can be made cheaper."""
+"""Errors that say why a network cannot be frozen."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from decomp.errors import UsageError
+from decomp.errors import NumericalError, UsageError
 from decomp.graph.network_graph import NetworkGraph
 
 from ..console.options import FreezeOptions
@@ -24,3 +27,27 @@ def no_convolution(graph: NetworkGraph, options: FreezeOptions) -> UsageError:
     within = f" without --leaf {options.leaves[0]}" if options.leaves else ""
     rule = f"must have convolutions of class Conv2d outside of modules that are left alone, but {', '.join(reasons)}"
     return UsageError(options.model, rule, fix=f"give another network or part of it{within}")
+
+
+def not_finite(name: str, module: nn.Module, images: Tensor) -> NumericalError:
+    """The error that names the first layer whose responses are not finite, and how many of them."""
+    found: list[tuple[str, int | str, int | str]] = []
+
+    def hook_of(layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append((layer, output.numel() - int(torch.isfinite(output).sum()), output.numel()))
+
+        return hook
+
+    leaves = [(path, child) for path, child in module.named_modules() if not list(child.children())]
+    handles = [child.register_forward_hook(hook_of(path)) for path, child in leaves]
+    try:
+        with torch.no_grad():
+            module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layer, bad, total = found[0] if found else ("its output", "some", "all")
+    got = f"{bad} of {total} values NaN or infinite on the first {len(images)} images"
+    return NumericalError(f"{name}, {layer}", "the responses must be finite", got=got, fix="check the weights")

@@ -5,7 +5,7 @@ import torch
 from named_networks import INPUT, NETWORKS, make
 from torch import nn
 
-from decomp.modules.replace import linear, set_module, with_parameters
+from decomp.modules.replace import linear, set_module, set_modules, with_parameters
 
 
 class Holder(nn.Module):
@@ -23,6 +23,14 @@ def test_the_module_at_a_path_is_exchanged_and_no_other(path):
     set_module(root, path, new)
     assert root.get_submodule(path) is new and [name for name, _ in root.named_modules()] == before
     assert sum(isinstance(module, nn.Tanh) for module in root.modules()) == 1
+
+
+def test_several_modules_are_exchanged_in_one_pass():
+    root, new = Holder(), {path: nn.Tanh() for path in ("one", "chain.1.b", "named.x")}
+    root.again = [root.one, root.parts[0]]
+    set_modules(root, new)
+    assert all(root.get_submodule(path) is module for path, module in new.items())
+    assert root.again == [new["one"], root.parts[0]] and type(root.parts[0]) is type(root.chain[1].a) is nn.ReLU
 
 
 @pytest.mark.parametrize("path", ["nowhere.0", "chain.5", "parts.-1", "named.y", "two"])

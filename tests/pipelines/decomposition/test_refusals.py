@@ -5,7 +5,7 @@ from torch import nn
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.options import FreezeOptions
-from decomp.pipelines.decomposition.refusals import no_convolution
+from decomp.pipelines.decomposition.refusals import no_convolution, not_finite
 
 
 class Made(nn.Module):
@@ -30,3 +30,11 @@ def test_the_reason_why_no_convolution_can_be_made_cheaper(module, leaves, words
     graph = NetworkGraph(trace(module, leaves=leaves, shape=(3, 6, 6)), (3, 6, 6))
     said = str(no_convolution(graph, FreezeOptions(model="net", data="digits", leaves=leaves)))
     assert said.endswith(words)
+
+
+def test_the_first_layer_with_values_that_are_not_finite_is_named():
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1))
+    with torch.no_grad():
+        module[2].weight[0, 0] = float("inf")
+    said = str(not_finite("net", module, torch.ones(3, 1, 4, 4)))
+    assert said.startswith("net, 2: the responses must be finite") and "48" in said
