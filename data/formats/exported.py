@@ -7,10 +7,11 @@ format            suffix              network                                   
 ================  ==================  ===================================================  =======================
 ``pt2``           ``.pt2``            ``torch.export`` program; batch dimension, and       extra file
                                       height and width where asked, dynamic                ``decomp.json``
-``onnx``          ``.onnx``           ONNX graph, input ``images``, output ``outputs``,    metadata property
-                                      dynamic likewise; below 2 GiB                        ``decomp``
-``torchscript``   ``.pt``             traced module                                        extra file
-                                                                                           ``decomp.json``
+``onnx``          ``.onnx``           ONNX graph, input ``images``, output ``outputs`` or  metadata property
+                                      the names of several, dynamic likewise;              ``decomp``
+                                      below 2 GiB
+``torchscript``   ``.pt``             traced module; nested outputs as one dict of         extra file
+                                      tensors by name                                      ``decomp.json``
 ``state-dict``    ``.pth``            state dict of ``torch.save``                         ``decomp`` in the version
                                                                                            metadata of the root
 ``safetensors``   ``.safetensors``    tensors of the state dict                            metadata ``decomp``
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from decomp.errors import DecompError
+from decomp.execution.outputs import SINGLE, leaves, named_tensors
 
 ONNX_BYTES = 2**31 - 2**24  # limit of a protocol buffer, less the part that is not weights
 ABOUT = "decomp"
@@ -90,7 +92,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: str, text: str, axes:
         raise DecompError("onnx", "one file must stay below 2 GiB", fix="export pt2 instead")
     program = torch.onnx.export(
         network, (example,), dynamo=True, dynamic_shapes=_dynamic_shapes(axes), verbose=False,
-        input_names=["images"], output_names=["outputs"],
+        input_names=["images"], output_names=_output_names(network, example),
     )  # fmt: skip
     assert program is not None  # it is with dynamo=True
     program.model.metadata_props[ABOUT] = text
@@ -108,10 +110,39 @@ def _read_onnx(path: str, network: nn.Module) -> tuple[Network, str]:
     return run, session.get_modelmeta().custom_metadata_map[ABOUT]
 
 
+def _output_names(network: nn.Module, example: Tensor) -> list[str]:
+    """``outputs`` for a single tensor; otherwise the names of the tensors."""
+    with torch.no_grad():
+        names = list(named_tensors(network(example)))
+    return ["outputs"] if names == [SINGLE] else names
+
+
 def _write_torchscript(network: nn.Module, example: Tensor, path: str, text: str, axes: Sequence[int] = ()) -> None:
     with torch.no_grad():
-        traced = torch.jit.trace(network, example)
+        if _is_nested(network(example)):
+            network = _Named(network)
+        # Not strict: a dict is returned as it is made, with the same keys for all images.
+        traced = torch.jit.trace(network, example, strict=False)
     torch.jit.save(traced, path, _extra_files={f"{ABOUT}.json": text})
+
+
+def _is_nested(output: Any) -> bool:
+    """Whether an output is of no form that TorchScript has: a tensor, or a list, tuple or dict of tensors alone."""
+    if isinstance(output, Tensor):
+        return False
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else [None]
+    return not all(isinstance(part, Tensor) for part in parts)
+
+
+class _Named(nn.Module):
+    """A network that returns its tensors in one dict, by the names of :func:`decomp.execution.outputs.leaves`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: value for name, value in leaves(self.network(images)) if isinstance(value, Tensor)}
 
 
 def _read_torchscript(path: str, network: nn.Module) -> tuple[Network, str]:

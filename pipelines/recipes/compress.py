@@ -65,8 +65,9 @@ def compress(
         Trained; it is not changed. DataParallel and torch.compile are taken off. A network in half or double precision
         is fitted in float32 and comes back in its own precision.
     images : Tensor or ndarray of shape (N, C, H, W), a Dataset, or an iterable of batches such as a DataLoader
-        Training images of the network, in the form that it takes. Labels are not needed. An iterable should give
-        them in random order.
+        Training images of the network, in the form that it takes. Labels are not needed; where class numbers come with
+        the images, outputs of as many numbers are known to be class scores. An iterable should give them in random
+        order.
     speedup : float or str
         Multiply-accumulates of the original over those of the result, above 1: ``4`` or ``'4x'``.
     n_images : int

@@ -71,7 +71,7 @@ def trainable(
     if dtype_of(module) not in (torch.float32, torch.float64):
         got, fix = str(dtype_of(module)).removeprefix("torch."), "give network.float()"
         raise UsageError("network", "must be in float32 to be trained", got=got, fix=fix)
-    pixels = given.gather(images, n_images, seed)[:n_images]
+    pixels = given.gather(images, n_images, seed)[0][:n_images]
     if len(pixels) < LEAST_IMAGES:
         raise UsageError("images", f"there must be at least {LEAST_IMAGES}", got=len(pixels))
     size = min(batch_size, len(pixels))

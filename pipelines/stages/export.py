@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import decomp
 from decomp import seeds
 from decomp.cost.count import cost
 from decomp.errors import DecompError, FileError
+from decomp.execution.outputs import leaves
 
 from ...data.formats import network_file
 from ...data.formats.atomic import commit
@@ -218,11 +218,11 @@ def free_axes(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
         images = torch.zeros(1, *_larger(shape, axes), dtype=dtype_of(network))
         try:
             with torch.no_grad():
-                outputs = tree_leaves(network(images))
+                outputs = _tensors(network(images))
         except Exception:  # of any class: the network is not made for this size
             continue
         # A view may turn a larger map into more images.
-        if all(isinstance(output, Tensor) and output.dim() and len(output) == 1 for output in outputs):
+        if all(output.dim() and len(output) == 1 for output in outputs):
             return axes
     return ()
 
@@ -278,7 +278,7 @@ def _difference(network: nn.Module, run: Callable[[Tensor], Any], shape: tuple[i
     images = torch.randn(batch, *shape, generator=seeds.generator(0, "export", "checked", batch))
     images, tolerance = images.to(dtype_of(network)), TOLERANCES.get(dtype_of(network), TOLERANCE)
     with torch.no_grad():
-        wanted, got = tree_leaves(network(images)), tree_leaves(run(images))
+        wanted, got = (_tensors(output) for output in (network(images), run(images)))
     worst = 0.0
     for one, other in zip(wanted, got, strict=True):
         if one.shape != other.shape:
@@ -288,6 +288,10 @@ def _difference(network: nn.Module, run: Callable[[Tensor], Any], shape: tuple[i
         rule = f"the written file must give the module's outputs to {tolerance:g}, in a batch of {batch}"
         raise DecompError("export", rule, got=f"{worst:.2g}")
     return worst
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [value for _, value in leaves(output) if isinstance(value, Tensor)]
 
 
 @contextmanager

@@ -29,7 +29,8 @@ FORMS = {
 def test_every_form_gives_the_images_as_they_are(form):
     source = given.source_of(FORMS[form], 20)
     assert torch.equal(source.train.images(torch.arange(20)), IMAGES)
-    assert source.input_shape == (2, 5, 4) and source.test is None and not source.train.has_labels
+    assert source.input_shape == (2, 5, 4) and source.test is None
+    assert source.train.has_labels == (form in ("loader with labels", "label first"))
 
 
 def test_no_more_batches_are_read_than_are_needed():
@@ -40,7 +41,7 @@ def test_no_more_batches_are_read_than_are_needed():
             read.append(1)
             yield IMAGES[:6]
 
-    assert len(given.gather(endless(), 15)) == 15 and len(read) == 3
+    assert len(given.gather(endless(), 15)[0]) == 15 and len(read) == 3
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,33 @@ def test_images_are_resized_and_bad_ones_are_left_out():
     assert source.input_shape == (2, 10, 4) and source.skipped == 1
     wanted = functional.interpolate(kept, (10, 4), mode="bilinear", antialias=True)
     assert torch.allclose(source.train.images(torch.arange(19)), wanted, atol=1e-6)
+
+
+class Numbered(Dataset):
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return torch.full((1, 4, 4), float(index)), self.labels[index]
+
+
+def test_class_numbers_beside_images_are_kept_with_them():
+    labels = [3 * i % 7 for i in range(30)]
+    for images in (Numbered(labels), DataLoader(Numbered(labels), batch_size=8, shuffle=True)):
+        source = given.source_of(images, 20)
+        indices = source.train.images(torch.arange(20))[:, 0, 0, 0].long()
+        assert source.train.labels(torch.arange(20)).tolist() == [labels[i] for i in indices]
+        assert source.n_classes == max(labels[i] for i in indices) + 1
+    first, second = torch.zeros(2, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    batches = [{"label": np.array([1, 2]), "image": first}, {"label": [0], "image": second}]
+    assert given.source_of(batches, 9).train.labels(torch.arange(3)).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("labels", [[0.5] * 12, [-1] * 12, ["cat"] * 12, [torch.zeros(4, 4)] * 12, [1] * 11 + [None]])
+def test_labels_that_are_not_class_numbers_are_not_kept(labels):
+    source = given.source_of(Numbered(labels), 12)
+    assert not source.train.has_labels and source.n_classes is None and len(source.train) == 12
+    assert not given.source_of(torch.zeros(12, 1, 4, 4), 12).train.has_labels
