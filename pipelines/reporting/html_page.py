@@ -23,7 +23,8 @@ TITLES = {
     "finetuning": "Fine-tuning",
     "outputs": "Closeness of each output",
 }
-#: In place of the caption of accuracy, for outputs that are not class scores.
+#: In place of the title and the caption of accuracy, for outputs that are not class scores.
+CHANGE_TITLE = "Change of the outputs against time and cost"
 CHANGE_CAPTION = (
     "Lower and further left is better. The vertical axis is the squared change of the outputs as a share of their "
     "variance, the mean of all outputs; horizontal lines are the quartiles of the measured times."

@@ -102,7 +102,7 @@ def networks_table(table: Table) -> str:
     same = [_share(row["agreement"], None if row["network"] == "original" else row["n_images"]) for row in rows]
     apart = [_percent(row["output_difference"]) for row in rows]
     if all(row["top1"] is None for row in rows):
-        quality = {"same top class": same, "output difference": apart}
+        quality = {"same top class": same, "change of the outputs": apart}
     columns = {
         **quality,
         "measured speed-up": [Cell(f"{row['measured_speedup']:.2f}x", row["measured_speedup"]) for row in rows],
@@ -163,7 +163,7 @@ def outputs_table(table: Table) -> str:
     """Closeness of each output to the original's."""
     rows = table.dicts()
     several = len({row["network"] for row in rows}) > 1
-    header = ["output", "kind", "difference, share of variance", "divergence, nats", "same top class"]
+    header = ["output", "kind", "change, share of variance", "divergence, nats", "same top class"]
     cells = [
         (
             Cell(f"{row['network']}: {row['output']}" if several else row["output"]),
@@ -175,7 +175,8 @@ def outputs_table(table: Table) -> str:
         )
         for row in rows
     ]  # fmt: skip
-    return html_cells("Outputs", header, cells, reflow=True)
+    shown = [i for i in range(len(header)) if any(row[i].text != MISSING for row in cells)]
+    return html_cells("Outputs", [header[i] for i in shown], [[row[i] for i in shown] for row in cells], reflow=True)
 
 
 def text_rows(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], reflow: bool = False) -> str:

@@ -51,7 +51,7 @@ COSTS: Costs = (
 MEASURES = {
     "top1": "top-1 accuracy",
     "agreement": "same top class as the original",
-    "output_difference": "change of the outputs, of variance",
+    "output_difference": "change of the outputs",
 }
 #: Columns with the quartiles of a column of times.
 QUARTILES = {"latency_ms": ("latency_low_ms", "latency_high_ms"), "time": ("time_low", "time_high")}

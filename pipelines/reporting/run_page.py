@@ -12,6 +12,7 @@ from . import html_tables, verdict
 from .collect import Missing, Table
 from .html_page import (
     CHANGE_CAPTION,
+    CHANGE_TITLE,
     LAYERS_NOTE,
     TITLES,
     Section,
@@ -69,9 +70,9 @@ def run_page(
     }
     sections = [
         Section("Networks", [html_tables.networks_table(networks), *_notes(networks)] if networks else []),
-        *(Section(TITLES[key], figures.get(key, [])) for key in ("accuracy", "latency")),
+        *(Section(_title(key, networks), figures.get(key, [])) for key in ("accuracy", "latency")),
         Section(TITLES["classes"], [*_class_words(tables.get("classes")), *figures.get("classes", [])]),
-        Section(TITLES["layers"], _layers(layers, figures)),
+        Section(TITLES["layers"], _layers(layers, figures, "outputs" in tables)),
         Section(TITLES["finetuning"], figures.get("finetuning", [])),
         Section(TITLES["outputs"], _outputs(tables.get("outputs"))),
         *(Section(TITLES[key], figures.get(key, [])) for key in DETAILS),
@@ -84,11 +85,19 @@ def run_page(
     return render_page(name, words or measured, measured if words else "", first, sections)
 
 
+def _title(name: str, networks: Table | None) -> str:
+    """The title of a figure of networks."""
+    return CHANGE_TITLE if name == "accuracy" and _is_change(networks) else TITLES[name]
+
+
 def _caption(table: Table | None) -> str:
     """The caption of a figure where it is not the usual one; else empty."""
-    if table is None or table.name != "accuracy" or measure_of(table.dicts()) != "output_difference":
-        return ""
-    return CHANGE_CAPTION
+    return CHANGE_CAPTION if table is not None and table.name == "accuracy" and _is_change(table) else ""
+
+
+def _is_change(networks: Table | None) -> bool:
+    """Whether the networks are judged by the change of their outputs, which should be small."""
+    return networks is not None and measure_of(networks.dicts()) == "output_difference"
 
 
 def _notes(table: Table) -> list[str]:
@@ -123,12 +132,14 @@ def _class_words(table: Table | None) -> list[str]:
     return [paragraph(f"Largest losses from original to {last.removeprefix('correct_')}: {'; '.join(texts)}.{shown}")]
 
 
-def _layers(table: Table | None, figures: Mapping[str, Sequence[str]]) -> list[str]:
+def _layers(table: Table | None, figures: Mapping[str, Sequence[str]], with_outputs: bool) -> list[str]:
     if table is None:
         return []
+    # Where there is a table of outputs, the lines of single outputs are not repeated.
+    notes = table.notes[:2] if with_outputs else table.notes
     note = paragraph(LAYERS_NOTE, "note")
     return [
-        *(paragraph(sentence(text)) for text in table.notes),
+        *(paragraph(sentence(text)) for text in notes),
         *figures["layers"],
         html_tables.layers_table(table),
         note,
@@ -228,7 +239,7 @@ def compare_page(
         sections.append(Section("Networks" + suffix, [*words, html_tables.networks_table(table), *_group_notes(table)]))
         for key, part in pair.items():
             elements = figure(part.name, drawn.get(key, ()), f"{numbers}/{key}.csv", _caption(part))
-            sections.append(Section(TITLES[part.name] + suffix, elements))
+            sections.append(Section(_title(part.name, part) + suffix, elements))
     sections.append(Section("Options in which the runs differ", [differences_table(stages_of)]))
     sections.append(Section("Missing", [commands_list(missing)] if missing else []))
     return render_page("comparison", f"{len(names)} runs: {', '.join(names)}", "", first, sections)

@@ -58,7 +58,9 @@ def verdict(report: Mapping[str, Any] | None, summary: Summary | None) -> str | 
         return "; ".join(part for part in parts if part) + "."
     assert report is not None
     first, last, c = rows[0], rows[-1], report["conditions"]
-    time = f"{faster(last['measured_speedup'])} in eager PyTorch at batch {c['batch_size']} on {_machine(c)}"
+    busy = any(note.startswith(UNRELIABLE) for note in report["notes"])
+    doubt = " (not reliable, the machine was busy)" if busy else ""
+    time = f"{faster(last['measured_speedup'])}{doubt} in eager PyTorch at batch {c['batch_size']} on {_machine(c)}"
     quality = quality_words(report, first, last) or _closeness(summary)
     parts = [fewer(last["counted_speedup"]), time, quality]
     return ", ".join(part for part in parts if part) + "."

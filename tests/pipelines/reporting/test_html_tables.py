@@ -62,12 +62,12 @@ def test_networks_are_given_with_intervals_and_sort_by_the_numbers_themselves():
 def test_columns_without_a_value_are_left_out_and_without_labels_the_likeness_comes_first():
     rows = [(*row[:4], None, None, *row[6:]) for row in (ORIGINAL, SMALL)]
     found = columns(networks_table(Table("accuracy", NETWORK_COLUMNS, rows)))
-    assert list(found)[1] == "same top class" and not {"top-1", "top-5", "output difference"} & set(found)
+    assert list(found)[1] == "same top class" and not {"top-1", "top-5", "change of the outputs"} & set(found)
     rows = [
         (*row[:4], None, None, None, None, *row[8:13], value, 0) for row, value in ((ORIGINAL, 0.0), (SMALL, 0.031))
     ]
     found = columns(networks_table(Table("accuracy", NETWORK_COLUMNS, rows)))
-    assert [cell[0] for cell in found["output difference"]] == ["0.0 %", "3.1 %"] and "same top class" not in found
+    assert [cell[0] for cell in found["change of the outputs"]] == ["0.0 %", "3.1 %"] and "same top class" not in found
 
 
 def test_several_runs_are_named_and_numbered():
@@ -99,7 +99,9 @@ def test_each_output_has_a_line():
     found = columns(outputs_table(Table("outputs", header, rows)))
     assert [cell[0] for cell in found["output"]] == ["boxes", "scores"]
     assert [cell[0] for cell in found["same top class"]] == ["–", "90.0 %"]
-    assert found["difference, share of variance"][0][:2] == ["2.10 %", "0.021"]
+    assert found["change, share of variance"][0][:2] == ["2.10 %", "0.021"]
+    values = columns(outputs_table(Table("outputs", header, rows[:1])))
+    assert list(values) == ["output", "kind", "change, share of variance"]  # nothing is known of classes
 
 
 def test_a_long_path_may_be_broken_between_its_parts_only():

@@ -97,7 +97,7 @@ def test_outputs_that_are_no_scores_are_judged_by_their_change():
     ]
     figure = network_figures.accuracy(Table("accuracy", NETWORK_COLUMNS, rows))
     assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_marker() in "os"] == [0.0, 0.02]
-    assert figure.axes[0].get_ylabel() == "change of the outputs, of variance"
+    assert figure.axes[0].get_ylabel() == "change of the outputs"
     words = network_figures.network_words(dict(zip(NETWORK_COLUMNS, rows[1])), "output_difference", several=False)
     assert words.startswith("decomposed: change of the outputs 2 %; 6.67 ms")
 

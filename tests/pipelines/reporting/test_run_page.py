@@ -127,7 +127,8 @@ def test_the_caption_says_in_which_direction_a_network_is_better():
     drawn = {"accuracy": PICTURES}
     for table, words in ((rows, "Lower and further left"), (ROWS, "Higher and further left")):
         networks = Table("accuracy", NETWORK_COLUMNS, table, ["200 test images"])
-        assert words in page({"stages": {}, "versions": {}}, tables={"accuracy": networks}, drawn=drawn)
+        text = page({"stages": {}, "versions": {}}, tables={"accuracy": networks}, drawn=drawn)
+        assert words in text and ("<h2>Change of the outputs" in text) == words.startswith("Lower")
 
 
 def test_notes_are_sentences():

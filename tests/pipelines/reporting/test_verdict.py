@@ -76,6 +76,8 @@ def test_a_speed_up_that_time_does_not_follow_comes_with_commands_to_try():
     assert warnings(report(counted=2.0, measured=1.8), "runs/a", "decomp") == []
     noisy = report(counted=2.0, measured=1.8, notes=["unreliable latencies: x", "other"])
     assert warnings(noisy, "runs/a", "decomp") == ["Unreliable latencies: x."]
+    assert "1.8x as fast (not reliable, the machine was busy) in eager PyTorch" in verdict(noisy, None)
+    assert "busy" not in verdict(report(), None)
 
 
 @pytest.mark.parametrize("slow, words", [(1.5, "Most accurate: b, decomposed"), (3.0, "Most accurate and fastest: b")])
