@@ -15,6 +15,7 @@ from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..decomposition.make_plan import decompose_options, require_reachable
+from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import narrow, open_run, survey
 from ..measure.devices import pick_device
 from ..run.directory import RunDirectory
@@ -134,6 +135,7 @@ def family(
             reporter.stage("family"),
             open_run(base, chosen, memory=limit, batch_size=batch_size) as opened,
         ):
+            rehearse(opened, highest, {})  # each member says what it finds; here it only refuses before the survey
             surveyed = survey(opened, narrow(opened, {}, reporter=reporter), sampler=highest.sampler, reporter=reporter)
             require_reachable(highest, surveyed)
     done: list[DecomposeResult] = []

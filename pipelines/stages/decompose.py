@@ -24,16 +24,18 @@ from ..console.layer_table import excluded_lines, layer_lines, layer_rows, table
 from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
+from ..decomposition.emission import emit
 from ..decomposition.gather import ProblemGatherer, fitted_images
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce, planned_layers
 from ..decomposition.make_plan import check_plan, decompose_options, make_plan, read_plan, space_widths
+from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import OpenedRun, SurveyedRun, narrow, open_run, survey
 from ..measure import fidelity
 from ..measure.devices import pick_device
 from ..reporting.summary import summarise
 from ..run import loading, reuse
-from ..run.conditions import freeze_options, require_same_options
+from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
 
@@ -209,7 +211,7 @@ def decompose(
             if redo:
                 # Not earlier: what stops a run from being opened must not cost the result that is there.
                 reuse.clear(directory, options)
-            surveyed, plan_of_run = _plan(options, given, opened, reporter)
+            surveyed, plan_of_run = _plan(options, given, opened, reporter, original)
             if plan_only:
                 return _planned(options, plan_of_run, surveyed, reporter)
             reporter.phase(FIT)
@@ -240,7 +242,7 @@ def _shown(name: str, value: Any) -> Any:
 
 
 def _plan(
-    options: DecomposeOptions, given: Plan | None, opened: OpenedRun, reporter: Reporter
+    options: DecomposeOptions, given: Plan | None, opened: OpenedRun, reporter: Reporter, original: nn.Module | None
 ) -> tuple[SurveyedRun, Plan]:
     """Survey and plan of the run, announced; an attempt that ends without a plan leaves no record."""
     run = opened.run
@@ -252,6 +254,10 @@ def _plan(
     try:
         widths = space_widths(run, options, given, opened.graph)
         reporter.phase(SURVEY)
+        if is_new:
+            rehearsed = rehearse(opened, options, widths, original=original)
+            if rehearsed.into is False:
+                reporter.warn(f"the result will be a traced network: it {rehearsed.words()}")
         narrowed = narrow(opened, widths, reporter=reporter)
         surveyed = survey(opened, narrowed, sampler=options.sampler, reporter=reporter)
         reporter.phase(PLAN)
@@ -317,28 +323,13 @@ def _emit(
     plan: Plan, surveyed: SurveyedRun, solved: SolvedLayers, after: Cost, reporter: Reporter, original: nn.Module | None
 ) -> network_file.Verified:
     """Write the compressed network, and try whether the class of the original takes it where it is at hand."""
-    opened, run = surveyed.opened, surveyed.opened.run
-    source = opened.frozen.meta
-    structure = network_file.read_structure(run.original_dir)
-    folded = [edit["module"] for edit in structure["edits"]]
-    edited = list(dict.fromkeys([*folded, *surveyed.narrowed.edited, *solved.edited]))
-    meta = {"model": source["model"], "plan": plan.to_json(), "macs": after.macs, "macs_before": opened.cost.macs}
-    meta |= {"normalised": structure["meta"].get("normalised", [])}
-    meta |= {"dtype": source["dtype"]} if source.get("dtype") else {}
-    channels, height, width = surveyed.graph.input_shape
-    network_file.save(
-        surveyed.graph.module.cpu(), run.model_dir, edited=edited, input_shape=(channels, height, width), meta=meta,
-        part=source.get("part"), leaves=source.get("leaves") or (),
+    opened = surveyed.opened
+    meta = {"model": opened.frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs}
+    verified = emit(
+        opened, surveyed.graph.module.cpu(), opened.run.model_dir,
+        edited=[*surveyed.narrowed.edited, *solved.edited], meta={**meta, "macs_before": opened.cost.macs},
+        original=original,
     )  # fmt: skip
-
-    def original_class() -> nn.Module:
-        if original is not None:
-            return original
-        return loading.original_class(
-            freeze_options(run), input_shape=source["input_shape"], n_classes=source["n_classes"]
-        )
-
-    verified = network_file.verify_into_original(run.model_dir, original_class)
     say = reporter.warn if verified.into is False else reporter.step
     say(f"network read back from its files: {verified.words()}")
     return verified

@@ -1,0 +1,69 @@
+"""Emission of a compressed network: written as files, read back, and tried in the class of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+
+from ...data.formats import network_file
+from ..run import loading
+from ..run.conditions import freeze_options
+from .session import OpenedRun
+
+
+def emit(
+    opened: OpenedRun,
+    network: nn.Module,
+    folder: Path,
+    *,
+    edited: Iterable[str],
+    meta: Mapping[str, Any],
+    original: nn.Module | None,
+) -> network_file.Verified:
+    """Write a network that was made from that of a run, and try whether the class of the original takes it.
+
+    Parameters
+    ----------
+    opened : OpenedRun
+    network : torch.fx.GraphModule
+        On the CPU.
+    folder : Path
+        To write.
+    edited : iterable of str
+        Paths of the modules that were exchanged after freeze.
+    meta : mapping
+        Plain data about the network.
+    original : torch.nn.Module or None
+        An instance of the original class; None to build one by the name of the model.
+
+    Returns
+    -------
+    network_file.Verified
+
+    Raises
+    ------
+    DecompError
+        The network cannot be written as data, or does not come back from its files.
+    """
+    run, source = opened.run, opened.frozen.meta
+    structure = network_file.read_structure(run.original_dir)
+    before = [edit["module"] for edit in structure["edits"]]
+    meta = {**meta, "normalised": structure["meta"].get("normalised", [])}
+    meta |= {"dtype": source["dtype"]} if source.get("dtype") else {}
+    channels, height, width = opened.graph.input_shape
+    assert isinstance(network, fx.GraphModule)
+    network_file.save(
+        network, folder, edited=list(dict.fromkeys([*before, *edited])), input_shape=(channels, height, width),
+        meta=meta, part=source.get("part"), leaves=source.get("leaves") or (),
+    )  # fmt: skip
+
+    def original_class() -> nn.Module:
+        if original is not None:
+            return original
+        shape, n_classes = source["input_shape"], source["n_classes"]
+        return loading.original_class(freeze_options(run), input_shape=shape, n_classes=n_classes)
+
+    return network_file.verify_into_original(folder, original_class)

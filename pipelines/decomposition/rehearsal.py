@@ -1,0 +1,135 @@
+"""Rehearsal: a random network of the planned kind goes through surgery, files and its class before any long work.
+
+Whatever the end of a decomposition demands can be tried in the first minute, as none of it depends on the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from decomp.allocation.plan import LayerPlan, limits
+from decomp.errors import DecompError
+from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.network_graph import NetworkGraph
+from decomp.problem.factors import LayerSolution, Selection
+from decomp.surgery.apply_solution import apply_solution
+from decomp.surgery.narrow_network import shrink
+from decomp.surgery.random_network import random_factors
+
+from ...data.formats.layer_file import read_layer, write_layer
+from ...data.formats.network_file import Verified
+from ..console.options import DecomposeOptions
+from .emission import emit
+from .rules import layer_rules
+from .session import OpenedRun
+
+#: Sizes of the random layers, as a share of the largest: small ones take little time.
+SHARE = 1 / 8
+
+
+def rehearse(
+    opened: OpenedRun, options: DecomposeOptions, widths: Mapping[str, int], *, original: nn.Module | None = None
+) -> Verified:
+    """Take a network of random layers through all that a decomposition ends with.
+
+    Parameters
+    ----------
+    opened : OpenedRun
+        Not changed, and neither is the state of any random number generator.
+    options : DecomposeOptions
+        Steps, and layers that keep their shape.
+    widths : mapping of str to int
+        Channel spaces that will be narrowed as a whole, with their numbers of remaining channels.
+    original : torch.nn.Module, optional
+        An instance of the original class, where the name of the model does not build one.
+
+    Returns
+    -------
+    network_file.Verified
+        Whether the network will also go into the class of the original.
+
+    Raises
+    ------
+    DecompError
+        The layers cannot be exchanged, or the network cannot be written and read again; says the way out.
+    """
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory(prefix="decomp-") as folder:
+        graph, edited = _narrowed(opened, options, widths)
+        network = copy.deepcopy(graph.module)
+        plans, written = rehearsal_plans(graph, options), set[str]()
+        for layer in graph.layers:
+            if not layer.fitted:
+                continue
+            with _refused(layer.name):
+                plan = plans[layer.name]
+                selection = None if plan.keep is None else Selection(torch.arange(plan.keep), layer.input_width)
+                solution = LayerSolution(layer.name, selection, random_factors(graph, layer, plan))
+                chain = solution.factored
+                form = str([(name, factor.geometry) for name, factor in zip(chain.names, chain.factors)])
+                if form not in written:  # files of one form differ in their numbers only
+                    written.add(form)
+                    solution = _through_a_file(solution, Path(folder) / "layer")
+                edited += apply_solution(network, graph, solution)
+        with _refused("the network"):
+            return emit(opened, network.cpu(), Path(folder) / "model", edited=edited, meta={}, original=original)
+
+
+def rehearsal_plans(graph: NetworkGraph, options: DecomposeOptions) -> dict[str, LayerPlan]:
+    """A plan for each layer: every step that the options allow, at a small size."""
+    rules = layer_rules(
+        graph, skip=options.skip, keep_first=options.keep_first, max_layer_speedup=options.max_layer_speedup,
+        multiple=options.multiple,
+    )  # fmt: skip
+    plans = {}
+    for layer in graph.layers:
+        plan = plans[layer.name] = LayerPlan(layer.name)
+        steps = () if layer.name in rules.rules.skip else options.steps
+        for step, (size, largest, _) in limits(layer).items():
+            if step in steps and step not in layer.left_alone:
+                setattr(plan, size, max(1, round(largest * SHARE)))
+    return plans
+
+
+def _narrowed(
+    opened: OpenedRun, options: DecomposeOptions, widths: Mapping[str, int]
+) -> tuple[NetworkGraph, list[str]]:
+    """The graph that the layers will be planned on, with the first channels of narrowed spaces."""
+    graph = opened.graph
+    if not widths and options.sampler:
+        return graph, []
+    module, edited = graph.module, list[str]()
+    if widths:
+        module = copy.deepcopy(module)
+        edited = shrink(module, graph.spaces, {name: range(width) for name, width in widths.items()})
+    fitting = FittingLimits(opened.frozen.n_images)
+    narrowed = NetworkGraph(module, graph.input_shape, graph.name, fitting=fitting, sampler=options.sampler)
+    return narrowed, edited
+
+
+def _through_a_file(solution: LayerSolution, path: Path) -> LayerSolution:
+    write_layer(path, solution, {}, "rehearsal")
+    return read_layer(path, "rehearsal", solution.name)[0]
+
+
+@contextmanager
+def _refused(name: str) -> Iterator[None]:
+    """Turn an error of surgery or files into one line with the ways out."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = error.rule if isinstance(error, DecompError) else f"{type(error).__name__}: {error}"
+        leaf = "MODULE, the part it lies in" if name == "the network" else name
+        raise DecompError(
+            name,
+            f"cannot be exchanged and written in this network ({reason[:200]}), as random weights show",
+            fix=f"run freeze again with --leaf {leaf}, or with --module for another part",
+        ) from error
