@@ -97,6 +97,10 @@ class Reporter:
         """A reporter that logs into `run` as soon as that is a run directory."""
         return cls(run.log, quiet=quiet, stream=stream, needs=run.run_json, command=command, verbose=verbose)
 
+    def into(self, run: LoggedRun) -> Reporter:
+        """A reporter that shows what this one would, and logs into another run."""
+        return Reporter.for_run(run, self.quiet, self.stream, self.command, self.verbose)
+
     @property
     def seconds(self) -> float:
         """Seconds since the reporter was made."""

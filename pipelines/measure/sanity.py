@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decomp.execution.outputs import named_tensors
 
-from .intervals import wilson
+from .intervals import share_words, wilson
 
 #: An accuracy is near chance below this part of the way from the share of the most frequent class to 1.
 NEAR_CHANCE = 0.25
@@ -171,10 +171,10 @@ def lines(facts: dict[str, Any]) -> list[str]:
         return [line for name, entry in facts["values"].items() for line in _value_lines(name, entry)]
     if "accuracy" not in facts:
         return _confidence_lines(facts)
-    low, high = facts["interval"]
     said = (
-        f"accuracy of the original on the {facts['n_images']:,} calibration images: {facts['accuracy']:.2%} "
-        f"(95 % interval {low:.1%} to {high:.1%}; always the most frequent class: {facts['chance']:.1%})"
+        f"accuracy of the original on the {facts['n_images']:,} calibration images: "
+        f"{share_words(facts['accuracy'], facts['n_images'])}; always the most frequent class: "
+        f"{100 * facts['chance']:.1f} %"
     )
     order = facts["order"]
     if not facts["near_chance"] and order is None:

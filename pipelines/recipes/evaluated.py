@@ -80,7 +80,7 @@ def evaluated(
     """
     evaluations = {}
     for run in runs:
-        own = Reporter.for_run(run, quiet=reporter.quiet, stream=reporter.stream, command=reporter.command)
+        own = reporter.into(run)
         own.step(f"{run}: evaluating")
         evaluations[str(run)] = evaluate(run, device=device, reporter=own)
     page = compare(runs, out=out, reporter=reporter) if len(runs) > 1 else None

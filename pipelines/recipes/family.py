@@ -142,7 +142,7 @@ def family(
     failed: dict[str, str] = {}
     for member, speedup in zip(members, speedups):
         reporter.step(f"{member}: {speedup:g} times cheaper")
-        own = Reporter.for_run(member, quiet=reporter.quiet, stream=reporter.stream, command=reporter.command)
+        own = reporter.into(member)
         try:
             result = decompose(
                 member, speedup=speedup, source_run=base.path, device=device, batch_size=batch_size, memory=memory,

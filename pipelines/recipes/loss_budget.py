@@ -217,7 +217,7 @@ def decompose_within(
     def loss_at(ratio: float) -> float:
         member = RunDirectory(f"{RunDirectory(run)}-{ratio:g}x")
         reporter.step(f"{member}: {ratio:g} times cheaper")
-        own = Reporter.for_run(member, quiet=reporter.quiet, stream=reporter.stream, command=reporter.command)
+        own = reporter.into(member)
         try:
             result = decompose(member, speedup=ratio, source_run=base.path, device=device, reporter=own, **options)
         except TargetError as error:

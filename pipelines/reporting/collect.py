@@ -38,6 +38,8 @@ class Table:
         Source of the rows of the table of layers.
     tested : str
         The images on which the networks of the table of networks were tested.
+    digest : str or None
+        Of these images; None where it is not known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     summary: Summary | None = None
     tested: str = ""
+    digest: str | None = None
 
     def column(self, name: str) -> list[Any]:
         """The values of one column."""
@@ -92,7 +95,8 @@ def networks(run: RunDirectory) -> Table | Missing:
     outdated = [name for name, path in present.items() if measured.get(name) != digest_file(path)]
     if outdated:
         notes.append(f"changed since these measurements: {', '.join(outdated)}; measure again with: {command}")
-    return Table("networks", NETWORK_COLUMNS, rows, notes, tested=tested_on(report))
+    digest = report["conditions"].get("test_digest")
+    return Table("networks", NETWORK_COLUMNS, rows, notes, tested=tested_on(report), digest=digest)
 
 
 def read_report(run: RunDirectory) -> dict[str, Any] | None:

@@ -134,6 +134,8 @@ def compare(
         suffix = f"-{len(groups) + 1}" if groups else ""
         pair = {f"{name}{suffix}": replace(table, name=name) for name in ("accuracy", "latency")}
         groups[tested] = (table, pair)
+    if len(groups) > 1:
+        reporter.warn(f"not the same test images, so each has figures of its own: {'; '.join(groups)}")
     drawn = _draw(folder, {key: table for _, pair in groups.values() for key, table in pair.items()})
     missing = [(f"{run}: {item.why}", item.command) for run, item in lacking.items()]
     page = compare_page(
@@ -158,9 +160,15 @@ def _tables(found: Sequence[Table | Missing | None]) -> list[Table]:
 
 def _groups(tables: Sequence[Table]) -> dict[str, Table]:
     """The networks measured on the same test images in one table each, by the description of the images."""
+    digests: dict[str, set[str]] = {}
+    for table in tables:
+        digests.setdefault(table.tested, set()).update([table.digest] if table.digest else [])
     groups: dict[str, Table] = {}
     said: dict[str, dict[str, list[str]]] = {}
     for table in tables:
+        if table.digest and len(digests[table.tested]) > 1:
+            # Of one name and number, and all the same other images.
+            table = replace(table, tested=f"{table.tested} (digest {table.digest[:8]})")
         before = groups.get(table.tested)
         groups[table.tested] = replace(table, rows=[*(before.rows if before else []), *table.rows])
         for note in table.notes:

@@ -202,3 +202,12 @@ def test_in_a_notebook_progress_is_a_bar_and_lines_are_not_repeated(monkeypatch)
         progress.update(2)
         time.sleep(0.15)
     assert stream.getvalue() == "" and (made[0].n, made[0].closed) == (2, True)
+
+
+def test_a_reporter_for_another_run_shows_the_same_and_logs_there(tmp_path):
+    stream, run = io.StringIO(), RunDirectory.create(tmp_path / "run")
+    other = Reporter(stream=stream, verbose=True, command="decompose --run r").into(run)
+    with other.stage("a"):
+        other.detail("b")
+    assert stream.getvalue() == "b\n" and read_log(run.log)[0]["command"] == "decompose --run r"
+    assert Reporter(quiet=True).into(run).quiet

@@ -28,7 +28,7 @@ def test_the_accuracy_is_the_share_of_right_top_classes_with_its_interval():
     assert facts["accuracy"] == 0.75 and facts["interval"] == list(wilson(150, 200)) and facts["chance"] == 0.1
     assert not facts["near_chance"] and facts["order"] is None
     (line,) = sanity.lines(facts)
-    assert "accuracy of the original on the 200 calibration images: 75.00% (95 % interval 68.6% to 80.5%" in line
+    assert "accuracy of the original on the 200 calibration images: 75.0 % (95 % interval 68.6 to 80.5)" in line
 
 
 @pytest.mark.parametrize(("n_right", "near"), [(20, True), (64, True), (65, False), (180, False)])

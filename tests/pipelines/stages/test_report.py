@@ -16,6 +16,7 @@ from decomp.pipelines.reporting.collect import networks
 from decomp.pipelines.reporting.html_page import TITLES
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.report import compare, report
+from tests.pipelines.digit_runs import Collected
 from tests.pipelines.small_runs import quiet
 
 ALL = ["accuracy", "latency", "classes", "layers", "errors", "curves", "channels", "finetuning"]
@@ -197,6 +198,32 @@ def test_runs_on_different_images_are_drawn_apart(runs, tmp_path):
     assert "cannot be compared" in text and "449 test images of digits" in text
     page = Page(text)
     assert len(set(page.ids)) == len(page.ids) and page.unbalanced == []
+
+
+def evaluated_on(run, folder, **conditions):
+    """A copy of a run whose report names other test images."""
+    shutil.copytree(run.path, folder)
+    copy = RunDirectory(folder)
+    content = json.loads(copy.report_json.read_text())
+    content["conditions"] |= conditions
+    copy.report_json.write_text(json.dumps(content))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "conditions, groups",
+    [
+        ({}, 1), ({"test_digest": None}, 1), ({"test_digest": "0" * 64}, 2), ({"data": "npz:b", "n_images": 6}, 2),
+    ],
+)  # fmt: skip
+def test_runs_of_different_test_images_do_not_share_an_axis(runs, tmp_path, conditions, groups):
+    other, said = evaluated_on(runs[1], tmp_path / "other", **conditions), Collected()
+    result = compare([*runs, other], out=tmp_path / "page", reporter=said)
+    assert len(result.figures) == 2 * groups
+    warned = [line for line in said.messages if line.startswith("not the same test images")]
+    assert len(warned) == (groups > 1)
+    if "test_digest" in conditions and groups == 2:
+        assert "450 test images of digits (digest 00000000)" in warned[0]
 
 
 def test_what_cannot_be_compared_is_one_line(runs, tmp_path):
