@@ -103,16 +103,27 @@ def _by_user(
     values = preparation.batch([preparation.one(image, False)], torch.tensor([0]), None)
     record = {"transforms": function, "first": [float(values.mean()), float(values.std()), float(values.abs().max())]}
     if recorded is not None:
-        _require_same(function, recorded.get("first"), record["first"])
+        require_same_transforms(function, recorded.get("first"), record["first"])
     training = "its own transform" if preparation.augments else "the same"
     description = f"{by(shape)} by {function}; in training {training}"
     augmentation = f"transform train of {function}" if preparation.augments else "none"
     return Prepared(preparation, shape, Normalisation(1.0), augmentation, description, record)
 
 
-def _require_same(function: str, then: Any, now: Any) -> None:
-    """Refuse transforms that have changed since the images were recorded."""
-    if not isinstance(then, list) or len(then) != len(now):
+def require_same_transforms(function: str, then: Any, now: Any) -> None:
+    """Refuse a user's transforms that have changed since the images were recorded.
+
+    Parameters
+    ----------
+    function : str
+    then, now : list of float, or None
+        ``first`` of the records: mean, deviation and largest size of the first image. None is not compared.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not isinstance(then, list) or not isinstance(now, list) or len(then) != len(now):
         return
     if any(abs(a - b) > _TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(then, now)):
         rule = "gives other values for the first image than when the run was frozen"

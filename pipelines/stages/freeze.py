@@ -25,6 +25,7 @@ from ...data.formats.atomic import require_space
 from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile
 from ...data.models import LoadedModel
+from ...data.preparation import require_same_transforms
 from ...data.sources import open_source
 from ...data.splits import ImageSource
 from ..console import parse
@@ -318,6 +319,8 @@ def _require_unchanged(run: RunDirectory, before: dict[str, Any], loaded: Loaded
                 run.path, f"was frozen with other {what}, of digest {str(then)[:12]}", got=str(now)[:12],
                 fix="give another --run for these",
             )  # fmt: skip
+    recorded, made = before["source"].get("prepared") or {}, source.prepared or {}
+    require_same_transforms(str(made.get("transforms")), recorded.get("first"), made.get("first"))
 
 
 def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:

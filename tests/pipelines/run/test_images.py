@@ -68,3 +68,15 @@ def test_the_recorded_steps_hold_even_where_the_images_are_now_of_several_sizes(
     Image.new("RGB", (40, 50)).save(place / "photos/val/0/extra.png")
     Image.new("RGB", (40, 50)).save(place / "photos/train/1/zz.png")
     assert torch.equal(open_images(RunDirectory.open("run")).train.images([0]), before)
+
+
+def test_own_transforms_that_have_changed_are_refused(place):
+    options = {"model": "net.py:build", "data": "imagefolder:photos", "n_images": 30, "transforms": "net.py:transform"}
+    freeze("run", **options, reporter=Reporter(quiet=True))
+    (place / "net.py").write_text(NETWORK.replace("0.25, 0.5", "0.25, 0.4"))
+    for opened_again in (
+        lambda: open_images(RunDirectory.open("run")),
+        lambda: freeze("run", **options, reporter=Reporter(quiet=True)),
+    ):
+        with pytest.raises(UsageError, match="net.py:transform: gives other values for the first image than when"):
+            opened_again()
