@@ -15,6 +15,7 @@ from torch import nn
 from decomp.allocation.plan import STEP_TABLE, STEPS
 from decomp.cost.count import FUNCTIONAL, Cost, cost
 from decomp.errors import UsageError
+from decomp.graph.call_order import bring_calls_together
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
@@ -168,6 +169,7 @@ def inspect(
         raise UsageError(model, "does not define its image size", fix="give --input-size CxHxW or --data")
     network = trace(part_of(loaded.module, part, model), model, leaves, shape)
     fold_bn(network)
+    bring_calls_together(network)
     graph = NetworkGraph(network, shape, model, fitting=FittingLimits(n_images))
     counted = cost(network, shape)
     drawn = as_dot(graph, _own_spaces(graph)) if dot or png else ""

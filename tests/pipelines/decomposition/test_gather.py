@@ -9,6 +9,8 @@ from networks import randomise
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.formats.frozen_keys import keys_of
 from decomp.errors import NumericalError
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_kinds import Output
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.shared_spaces import kept_outputs
 from decomp.graph.tracing import trace
@@ -145,7 +147,8 @@ def frozen_points(folder, network, images):
     """A frozen file with all positions of all layers, and the graph."""
     run, graph = RunDirectory.create(folder), NetworkGraph(trace(network), SHAPE)
     source = SimpleNamespace(train=SimpleNamespace(images=lambda indices: images[indices]))
-    recording = ResponseRecording(graph, 100, 0, torch.arange(len(images)))
+    outputs = Outputs((Output("output", "values", tuple(network(images[:1])[0].shape)),))
+    recording = ResponseRecording(graph, 100, 0, torch.arange(len(images)), outputs)
     recording.write(run, {"n_points": 100}, source, 8, torch.device("cpu"), Reporter(quiet=True))
     return FrozenFile(run.frozen), graph
 
@@ -182,3 +185,13 @@ def test_the_rows_of_a_layer_called_several_times_are_the_same_for_any_batch(ope
         (a, _), (b, _) = first.problem(layer), second.problem(layer)
         for one, other in zip(rows_of(a), rows_of(b)):
             assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["mirrored"], indirect=True)
+def test_the_problems_of_an_encoder_that_is_called_twice_take_little_more_than_one_pass(opened):
+    frozen, graph = opened
+    gatherer = ProblemGatherer(frozen, graph)
+    for layer in graph.layers:
+        gatherer.problem(layer)
+    # Once up to each layer, and again what lies between its calls: not half of the network for each layer.
+    assert gatherer.replay.forward_images < 1.3 * frozen.n_images
