@@ -45,7 +45,7 @@ def describe_module(module: nn.Module, path: str = "module") -> dict[str, Any]:
     if getattr(nn, kind.__name__, None) is not kind and OWN_MODULES.get(kind.__name__) is not kind:
         raise DecompError(path, "only modules of torch.nn can be written as data", got=kind.__qualname__)
     args = {}
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+    for name, parameter in _arguments_of(kind).items():
         if name in ("self", "device", "dtype") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if not hasattr(module, name):
@@ -57,6 +57,18 @@ def describe_module(module: nn.Module, path: str = "module") -> dict[str, Any]:
             value = value is not None and value is not False
         args[name] = encode(value, path)
     return {"type": kind.__name__, "args": args}
+
+
+def _arguments_of(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The arguments of a class by name, also where its constructor takes any and hands them on."""
+    own = dict(inspect.signature(kind.__init__).parameters)
+    if not issubclass(kind, nn.RNNBase):
+        return own
+    named = dict(inspect.signature(nn.RNNBase.__init__).parameters)
+    wrong = {"mode"} if kind is nn.LSTM else {"mode", "proj_size"}
+    if kind is nn.RNN:
+        named["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
+    return {name: parameter for name, parameter in named.items() if name not in wrong}
 
 
 def build_module(spec: Mapping[str, Any], path: str = "module") -> nn.Module:

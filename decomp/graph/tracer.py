@@ -140,7 +140,7 @@ class SizedTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of the calls of a module."""
-        with _factories_recorded(self), self._exchanged_names:
+        with _names_exchanged(self), self._exchanged_names:
             self._answer_isinstance(root)
             self._exchanged_names.callback(setattr, torch, "is_tensor", torch.is_tensor)
             torch.is_tensor = lambda value: self._isinstance(value, torch.Tensor)  # type: ignore[assignment]
@@ -313,8 +313,11 @@ class SizedTracer(fx.Tracer):
 
 
 @contextmanager
-def _factories_recorded(tracer: SizedTracer) -> Iterator[None]:
-    """Tensor factories that get a proxy, and `Tensor.expand` to one, become calls of the graph."""
+def _names_exchanged(tracer: SizedTracer) -> Iterator[None]:
+    """Tensor factories that get a proxy, and `Tensor.expand` to one, become calls of the graph.
+
+    `torch.autocast(x.device.type)` gets the type of the device that the weights are on.
+    """
     originals: dict[tuple[Any, str], Callable[..., Any]] = {(torch, name): getattr(torch, name) for name in FACTORIES}
     originals[torch.Tensor, "expand"] = torch.Tensor.expand
 
@@ -328,8 +331,16 @@ def _factories_recorded(tracer: SizedTracer) -> Iterator[None]:
 
         return factory
 
-    for (owner, name), original in originals.items():
-        setattr(owner, name, recorder(original, owner))
+    def autocast(context: Any, device_type: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(device_type, SizedProxy):
+            device_type = tracer.number(device_type.node, "autocast")
+        originals[torch.autocast, "__init__"](context, device_type, *args, **kwargs)
+
+    exchanged = {(owner, name): recorder(original, owner) for (owner, name), original in originals.items()}
+    exchanged[torch.autocast, "__init__"] = autocast
+    originals[torch.autocast, "__init__"] = torch.autocast.__init__
+    for (owner, name), function in exchanged.items():
+        setattr(owner, name, function)
     try:
         yield
     finally:

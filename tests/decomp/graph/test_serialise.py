@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from decomp.errors import DecompError, FileError
+from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.serialise import build_graph, build_module, describe_graph, describe_module
 from decomp.graph.tracing import trace
 
@@ -114,3 +115,43 @@ def test_functions_that_torchvision_keeps_whole_are_named_and_found_again():
     node["target"] = "torchvision.models.swin_transformer._log_api_usage_once"
     with pytest.raises(FileError, match="is not allowed"):
         build_graph(description, {})
+
+
+class Line(nn.Module):
+    """A reader of lines of text: convolutions, then a recurrent layer along the width."""
+
+    def __init__(self, recurrent, how):
+        super().__init__()
+        self.how, self.a, self.b = how, nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.recurrent = recurrent
+        self.out = nn.Linear(recurrent.hidden_size * (2 if recurrent.bidirectional else 1), 3)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).relu()
+        if self.how == "mean":
+            return self.out(self.recurrent(x.mean(2).permute(0, 2, 1))[0])
+        b, c, h, w = x.size()
+        y, _ = self.recurrent(x.view(b, c * h, w).permute(2, 0, 1))
+        return self.out(y.reshape(w * b, -1)).view(w, b, -1).permute(1, 0, 2)
+
+
+@pytest.mark.parametrize(("kind", "options"), [
+    (nn.LSTM, {"bidirectional": True}), (nn.LSTM, {"num_layers": 2, "bias": False}), (nn.GRU, {"num_layers": 2}),
+    (nn.RNN, {"nonlinearity": "relu"}),
+])  # fmt: skip
+@pytest.mark.parametrize("how", ["mean", "view"])
+def test_recurrent_layers_behind_convolutions_come_back(kind, options, how):
+    recurrent = kind(6 if how == "mean" else 24, 5, batch_first=how == "mean", **options)
+    network, x = Line(recurrent, how).eval(), torch.randn(2, 1, 4, 9)
+    traced = trace(network, shape=(1, 4, 9))
+    again = build_graph(json.loads(json.dumps(describe_graph(traced))), traced.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(x), network(x)) and torch.equal(traced(x), network(x))
+    assert repr(again.recurrent) == repr(recurrent)
+    layers = {layer.name: layer for layer in NetworkGraph(traced, (1, 4, 9)).layers}
+    assert layers["b"].input_space.producer == "a" and layers["b"].fitted
+
+
+def test_a_projected_lstm_comes_back():
+    module = nn.LSTM(4, 6, proj_size=2, dropout=0.5, num_layers=2)
+    assert repr(build_module(describe_module(module))) == repr(module)

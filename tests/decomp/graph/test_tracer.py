@@ -215,6 +215,7 @@ def under_autocast(device, **options):
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_autocast_that_does_nothing_is_passed_over_and_other_autocast_is_refused():
     check(under_autocast("cpu", enabled=False))
+    check(lambda net, x: under_autocast(x.device.type, enabled=False)(net, x))
     if not torch.cuda.is_available():
         check(under_autocast("cuda"))
     with pytest.raises(TraceError, match="torch.autocast in forward is not kept; "):
