@@ -207,7 +207,7 @@ def newer_checkpoint(path):
         ("original/structure.json", newer_json, "format 2"),
         ("layers/000_0.safetensors", newer_layer, "format 4"),
         ("model/structure.json", newer_json, "format 2"),
-        ("finetune/checkpoint.pt", newer_checkpoint, "version 4"),
+        ("finetune/checkpoint.pt", newer_checkpoint, "version 5"),
     ],
 )
 def test_a_newer_format_is_told_as_such(stages, wanted, name, spoil, newer):
