@@ -5,6 +5,7 @@
 ``torchvision:NAME``           a classifier of torchvision
 ``timm:NAME``                  a model of timm, where that is installed
 ``path/to/file.py:factory``    the return value of a user's function, called without arguments
+``path/to/file.pt2``           a program of ``torch.export.save``, exported in evaluation mode
 ``package.module:factory``     the same from a module that can be imported, also from the current folder
 =============================  ==================================================================================
 
@@ -149,6 +150,8 @@ def load_model(
         if kind in KINDS and rest:
             opener = {"zoo": _open_zoo, "torchvision": _open_torchvision, "timm": _open_timm}[kind]
             module, shape, weights_name = opener(name, rest, weights, size, n_classes)
+        elif name.endswith(".pt2"):
+            module, shape, weights_name = _open_program(name, weights)
         elif user_code.names_user_code(name):
             module, shape, weights_name = _open_factory(name, weights)
         else:
@@ -230,7 +233,7 @@ def _unknown(name: str) -> UsageError:
         return UsageError(f"--model {name}", "names a file without a function in it", fix=fix)
     word = name.rpartition(":")[2] or name
     hint = _close(word, zoo=NETWORKS, torchvision=models.list_models(module=models))
-    forms = "write zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory"
+    forms = "write zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory or FILE.pt2"
     return UsageError(f"--model {name}", "not the name of a network", fix=hint or forms)
 
 
@@ -338,6 +341,15 @@ def _downloaded(name: str, build: Callable[[], nn.Module]) -> nn.Module:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         fix = "check the network, or give --weights FILE"
         raise FileError(name, "its own weights cannot be downloaded", got=reason, fix=fix) from error
+
+
+def _open_program(name: str, weights: Weights | None) -> Opened:
+    from . import exported_program
+
+    program = exported_program.read(name)
+    module, shape = exported_program.as_network(program, name), exported_program.input_shape(program)
+    given = weights is not None and not _is_word(weights, "random") and not _is_word(weights, "default")
+    return module, shape, FROM_FILE if given else "as in the program"
 
 
 def _open_factory(name: str, weights: Weights | None) -> Opened:

@@ -148,7 +148,7 @@ def is_classifier(module: nn.Module, columns: int) -> bool:
     given = [getattr(module, name, None) for name in ("num_classes", "n_classes")]
     if columns in given:
         return True
-    library, _, rest = getattr(type(module).forward, "__module__", "").partition(".models.")
+    library, _, rest = (getattr(type(module).forward, "__module__", "") or "").partition(".models.")
     if library != "torchvision" or rest.partition(".")[0] in OTHER_TASKS:
         return False
     last = list(module.modules())[-1]

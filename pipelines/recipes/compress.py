@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from decomp.errors import UsageError, near_miss
 
 from ...data import given
+from ...data.exported_program import as_network
 from ...data.formats import network_file
 from ...data.models import MEMORY, LoadedModel
 from ...data.plain_network import dtype_of, plain_copy, unwrapped
@@ -37,7 +39,7 @@ ARGUMENTS = {"data": "images", "images": "n_images", "points": "n_points", "leaf
 
 
 def compress(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     images: Any,
     speedup: float | str | None = 4.0,
     *,
@@ -61,7 +63,7 @@ def compress(
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or torch.export.ExportedProgram
         Trained; it is not changed. DataParallel and torch.compile are taken off. A network in half or double precision
         is fitted in float32 and comes back in its own precision.
     images : Tensor or ndarray of shape (N, C, H, W), a Dataset, or an iterable of batches such as a DataLoader
@@ -124,6 +126,8 @@ def compress(
     >>> network, report = decomp.compress(model, loader, speedup=4)  # doctest: +SKIP
     """
     with said_for_python(ARGUMENTS):
+        if isinstance(model, ExportedProgram):
+            model = as_network(model, "model")
         if not isinstance(model, nn.Module):
             raise UsageError("model", "must be a torch.nn.Module", got=_described(model), fix=_way_to_a_module(model))
         original = unwrapped(model)
