@@ -246,10 +246,6 @@ def _decisive(options: Mapping[str, Any]) -> dict[str, Any]:
 def _held_out(base: RunDirectory) -> HeldOutImages:
     """Training images of a run's source that no fit of the run has seen."""
     options = freeze_options(base)
-    outputs = run_outputs(base)
-    if outputs.scores is None:
-        rule = "needs a network whose only output is class scores"
-        raise UsageError("--max-drop", rule, got=outputs.words(), fix="give --speedup instead")
     frozen, _ = loading.open_frozen(base)
     with frozen:
         n_fit = fitted_images(frozen)

@@ -142,9 +142,20 @@ def test_no_speedup_within_the_budget_is_said():
     assert lines[-1].startswith("no speed-up keeps the loss within 1 %, and 1.1x loses 5.00 %")
 
 
-def test_outputs_that_are_not_class_scores_are_refused_before_any_work(run):
-    values = [{"name": "output", "kind": "values", "shape": [10], "reason": "as asked"}]
-    run.update_config("freeze", {**run.config("freeze"), "outputs": values})
-    with pytest.raises(UsageError, match="--max-drop: needs .*class scores, got output: 10 values .as asked.; give"):
-        decompose_within(run, max_drop="1%", reporter=Collected())
-    assert not run.curves.exists()
+def test_a_network_without_class_scores_has_a_budget_of_variance(tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_budget, "MOST_TRIALS", 2)
+    freeze(
+        tmp_path / "run", model="zoo:vgg-digits", data="digits", n_images=100, outputs="values", reporter=Collected()
+    )
+    result = decompose_within(tmp_path / "run", max_drop="10%", reporter=Collected())
+    assert [trial.loss.kind for trial in result.trials] == ["values"] * 2
+    made = result.trials[0].result.run
+    source = open_source("digits", input_shape=(1, 8, 8))
+    fitted = set(draw_images(source, 100, 0)[:90].tolist())
+    x = source.train.images([i for i in range(len(source.train)) if i not in fitted])
+    with torch.no_grad():
+        wanted, got = (load_network(made, folder)(x).double() for folder in (made.original_dir, made.model_dir))
+    calibration = source.train.images(draw_images(source, 100, 0))
+    with torch.no_grad():
+        spread = load_network(made, made.original_dir)(calibration).double().var(0, correction=0).mean()
+    assert result.trials[0].loss.loss == pytest.approx(float((got - wanted).square().mean() / spread), rel=1e-4)
