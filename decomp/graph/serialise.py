@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from decomp.errors import DecompError, FileError
+from decomp.graph.constructors import arguments_of, leaf_advice, require_same
 from decomp.graph.functions import ATTRIBUTES, full_name, function_of, name_of
 from decomp.modules.select import Select
 
@@ -40,35 +41,25 @@ def describe_module(module: nn.Module, path: str = "module") -> dict[str, Any]:
     """
     kind = type(module)
     if kind is nn.Sequential:
-        children = {name: describe_module(child, f"{path}.{name}") for name, child in module.named_children()}
+        children = {
+            name: describe_module(child, f"{path}.{name}")
+            for name, child in module._modules.items()
+            if child is not None
+        }
         return {"type": "Sequential", "children": children}
     if getattr(nn, kind.__name__, None) is not kind and OWN_MODULES.get(kind.__name__) is not kind:
-        raise DecompError(path, "only modules of torch.nn can be written as data", got=kind.__qualname__)
+        rule = "only modules of torch.nn can be written as data"
+        raise DecompError(path, rule, got=kind.__qualname__, fix=leaf_advice(path))
     args = {}
-    for name, parameter in _arguments_of(kind).items():
-        if name in ("self", "device", "dtype") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if not hasattr(module, name):
-            if parameter.default is parameter.empty:
-                raise DecompError(path, f"{kind.__name__} does not keep its argument '{name}'")
-            continue
-        value = getattr(module, name)
-        if name == "bias":
-            value = value is not None and value is not False
-        args[name] = encode(value, path)
-    return {"type": kind.__name__, "args": args}
-
-
-def _arguments_of(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The arguments of a class by name, also where its constructor takes any and hands them on."""
-    own = dict(inspect.signature(kind.__init__).parameters)
-    if not issubclass(kind, nn.RNNBase):
-        return own
-    named = dict(inspect.signature(nn.RNNBase.__init__).parameters)
-    wrong = {"mode"} if kind is nn.LSTM else {"mode", "proj_size"}
-    if kind is nn.RNN:
-        named["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
-    return {name: parameter for name, parameter in named.items() if name not in wrong}
+    for name, value in arguments_of(module, path).items():
+        try:
+            args[name] = encode(value, path)
+        except DecompError as error:
+            rule = f"the argument '{name}' of its {kind.__name__} must be plain data"
+            raise DecompError(path, rule, got=error.got, fix=leaf_advice(path)) from error
+    spec = {"type": kind.__name__, "args": args}
+    require_same(module, lambda: build_module(spec, path), path)
+    return spec
 
 
 def build_module(spec: Mapping[str, Any], path: str = "module") -> nn.Module:
