@@ -126,7 +126,7 @@ class SizedTracer(fx.Tracer):
         Paths of the modules whose forward runs; after an exception, of those that it occurred in.
     """
 
-    def __init__(self, leaves: Iterable[str], shape: Sequence[int] | None):
+    def __init__(self, leaves: Iterable[str] = (), shape: Sequence[int] | None = None):
         super().__init__(param_shapes_constant=True)
         self.leaves, self.shape = frozenset(leaves), shape
         self.branches: dict[str, None] = {}

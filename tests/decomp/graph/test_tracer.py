@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -240,3 +241,9 @@ def test_names_that_are_exchanged_while_tracing_are_put_back():
     with pytest.raises(TraceError):
         trace(Net(lambda net, x: x[:, : int(x.sum())]), shape=SHAPE)
     assert before == (torch.zeros, torch.Tensor.expand, torch.is_tensor, isinstance) and "isinstance" not in globals()
+
+
+def test_a_traced_network_can_be_pickled():
+    traced, x = check(lambda net, x: net.b(x).relu()), torch.randn(2, *SHAPE)
+    again = pickle.loads(pickle.dumps(traced))
+    assert torch.equal(again(x), traced(x))
