@@ -17,7 +17,9 @@ from ..console.text_table import text_table
 from ..decomposition.make_plan import decompose_options, require_reachable
 from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import narrow, open_run, survey
+from ..measure.closeness import percent
 from ..measure.devices import pick_device
+from ..measure.intervals import short_share
 from ..run.directory import RunDirectory
 from ..stages.decompose import DecomposeResult, decompose
 
@@ -56,13 +58,18 @@ class FamilyResult:
         yield from (f"{run}: {reason}" for run, reason in self.failed.items())
 
     def _table(self) -> Iterator[str]:
-        rows = [["run", "target", "MACs", "counted", "parameters", "KL divergence", "agreement"]]
+        scores = all("kl" in (member.facts.get("fidelity") or {"kl": 0}) for member in self.members)
+        columns = ["KL divergence", "agreement"] if scores else ["outputs differ by"]
+        rows = [["run", "target", "MACs", "counted", "parameters", *columns]]
         for member in self.members:
             f, close = member.facts, member.facts.get("fidelity") or {}
             row = [str(member.run), f"{f['asked']['speedup']:g}x", f"{f['macs_after'] / 1e6:,.2f} M"]
             row += [f"{f['macs_before'] / f['macs_after']:.2f}x", f"{f['params_after'] / 1e6:,.3f} M"]
-            row.append(f"{close['kl']:.4f}" if "kl" in close else "-")
-            row.append(f"{close['agreement']:.2%}" if "agreement" in close else "-")
+            if scores:
+                row.append(f"{close['kl']:.3g}" if close else "-")
+                row.append(short_share(close["agreement"], close["images"]) if close else "-")
+            else:
+                row.append(percent(close["relative"]) if close else "-")
             if f.get("latency"):
                 row.append(f"{f['latency']['measured_speedup']:.2f}x")
             rows.append(row)

@@ -11,7 +11,7 @@ from decomp.errors import DecompError, TargetError, UsageError
 from decomp.pipelines.recipes import family as recipe
 from decomp.pipelines.recipes.family import family
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.stages.decompose import decompose
+from decomp.pipelines.stages.decompose import DecomposeResult, decompose
 from decomp.pipelines.stages.freeze import freeze
 from decomp.pipelines.stages.status import status
 from tests.pipelines.digit_runs import Collected, bytes_of
@@ -119,3 +119,18 @@ def test_a_mistake_is_refused_before_any_run_is_touched(vgg_run, options, messag
     with pytest.raises(UsageError, match=message):
         family(vgg_run, speedups=(2.0, 3.0), reporter=Collected(), **options)
     assert vgg_run.run_json.read_bytes() == before and not RunDirectory(f"{vgg_run}-2x").path.exists()
+
+
+@pytest.mark.parametrize(
+    ("close", "columns", "cells"),
+    [
+        ({"images": 40, "kl": 0.01234, "agreement": 0.9, "relative": 0.1}, ["KL divergence", "agreement"], ["0.0123"]),
+        ({"images": 40, "relative": 0.1234}, ["outputs differ by"], ["12 %"]),
+    ],
+)
+def test_the_table_has_the_closeness_that_the_outputs_have(close, columns, cells):
+    counts = {"macs_before": 4e6, "macs_after": 2e6, "params_before": 10, "params_after": 5}
+    facts = {"asked": {"speedup": 2.0}, "fidelity": close, **counts}
+    header, row = list(recipe.FamilyResult([DecomposeResult("r-2x", False, facts)]).lines())[:2]
+    assert re.split(r"\s{2,}", header.strip())[5:] == columns
+    assert all(cell in row for cell in cells) and ("90.0 % (76.9–96.0)" in row) == ("kl" in close)
