@@ -25,7 +25,7 @@ from ..run import loading
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
-from ..run.outputs import run_outputs
+from ..run.loading import run_outputs
 from ..stages.decompose import DecomposeResult, decompose
 from ..stages.freeze import draw_images
 from ..training.hold_out import hold_out

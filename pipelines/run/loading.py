@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from decomp.errors import FileError, MissingError, UsageError
+from decomp.execution.output_change import Outputs
 
 from ...data import models
 from ...data.formats import network_file
@@ -22,6 +23,7 @@ from ..console.reporter import Reporter
 from .conditions import recorded_options
 from .directory import RunDirectory
 from .networks import NETWORKS
+from .outputs import frozen_outputs, measured_outputs, read_outputs
 from .saving import attach_record
 
 
@@ -60,7 +62,25 @@ def open_frozen(run: str | os.PathLike[str] | RunDirectory) -> tuple[FrozenFile,
             run.frozen, f"must be the points {recorded[:12]} that run.json names", got=frozen.content[:12],
             fix="put the file back, or run freeze again into another directory",
         )  # fmt: skip
+    if "outputs" not in frozen.meta:  # frozen by an earlier version
+        frozen.meta["outputs"] = measured_outputs(original, frozen).to_json()
     return frozen, original
+
+
+def run_outputs(run: RunDirectory) -> Outputs:
+    """The outputs of the network of a run.
+
+    Raises
+    ------
+    FileError
+        Their description is broken.
+    """
+    record = (run.config("freeze") or {}).get("outputs")
+    if record is not None:
+        return read_outputs(record, run.run_json)
+    frozen, _ = open_frozen(run)
+    with frozen:
+        return frozen_outputs(frozen)
 
 
 def load(

@@ -155,4 +155,4 @@ def _description(module: nn.Module, name: str) -> dict[str, Any]:
         raise DecompError(name, "the module of this name is no longer in the network", fix=fix) from error
     except DecompError as error:
         fix = "keep it with torch.save(network, FILE)"
-        raise DecompError(error.thing, error.rule, got=error.got, fix=error.fix or fix) from error
+        raise DecompError(error.thing, error.rule, got=error.got, fix=fix) from error

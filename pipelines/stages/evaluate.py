@@ -40,8 +40,8 @@ from ..run import loading
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
+from ..run.loading import run_outputs
 from ..run.networks import NETWORKS, existing
-from ..run.outputs import run_outputs
 from ..run.record import library_versions
 
 KIND = "decomp report"

@@ -21,8 +21,7 @@ from ..measure.devices import pick_device
 from ..measure.intervals import short_share
 from ..run.conditions import no_decomposed_network, require_same_options
 from ..run.directory import RunDirectory
-from ..run.loading import load_network, warn_of_other_versions
-from ..run.outputs import run_outputs
+from ..run.loading import load_network, run_outputs, warn_of_other_versions
 from ..training import tensorboard
 from ..training.batchnorm import disable_dropout, insert_batchnorm
 from ..training.hooks import Hooks

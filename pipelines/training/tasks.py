@@ -18,8 +18,7 @@ from ..measure.accuracy import check_labels, logits_of, outputs_of
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
-from ..run.loading import open_frozen
-from ..run.outputs import run_outputs
+from ..run.loading import open_frozen, run_outputs
 from .hold_out import hold_out
 
 #: Calibration images up to this size are held in memory; larger ones are read from the file batch by batch.
