@@ -41,7 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def factored(layer, module, keep, item):
     """A layer's weights on the channels it keeps, as exact or truncated products."""
-    weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    kernel = module.weight if layer.kind == "linear" else convolution.kernel_of(module)
+    weight, bias = kernel.detach(), None if module.bias is None else module.bias.detach()
     if layer.kind == "linear":
         space = layer.input_space
         weight = weight.reshape(len(weight), -1, *(space.map_shape if space else (1, 1)))

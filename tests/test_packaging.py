@@ -69,7 +69,9 @@ def shipped():
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*")):
             inner = path.relative_to(ROOT / room).as_posix()
-            if path.suffix in (".py", ".typed", ".safetensors") or (path.suffix == ".json" and room == "data"):
+            if path.suffix in (".py", ".typed", ".safetensors", ".css", ".js") or (
+                path.suffix == ".json" and room == "data"
+            ):
                 if not path.name.startswith("."):
                     yield f"decomp/{inner}" if room == "decomp" else f"decomp/{room}/{inner}"
     yield "decomp/cli.py"

@@ -97,8 +97,8 @@ Examples:
 @shared_options("part", "leaf")
 @click.option(
     "--outputs", type=Choice(OUTPUTS),
-    help="Meaning of rows of numbers that the network returns: class scores, or values (embeddings, coordinates). "
-    "Default: scores where labels, a softmax or the class of the network say so.",
+    help="Meaning of rows of numbers that the network returns: class scores, or values (embeddings, coordinates).  "
+    "[default: scores where labels, a softmax or the class of the network say so]",
 )  # fmt: skip
 @number(
     "--images", "n_images", least=LEAST_IMAGES, default=default_of(FreezeOptions, "n_images"), show_default=True,

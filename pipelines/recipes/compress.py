@@ -35,7 +35,10 @@ from ..stages.freeze import freeze_once
 from .give_back import as_it_came, in_class_of
 
 #: Names of this function's arguments, where options of the command line are named otherwise.
-ARGUMENTS = {"data": "images", "images": "n_images", "points": "n_points", "leaf": "leaves", "weights": "model"}
+ARGUMENTS = {
+    "data": "images", "images": "n_images", "points": "n_points", "leaf": "leaves", "weights": "model",
+    "layout": "latency_layout", "batch-size": "latency_batch",
+}  # fmt: skip
 
 
 def compress(

@@ -76,7 +76,7 @@ def test_a_part_with_several_outputs_is_compressed_and_put_back(tmp_path):
         assert treated(x).shape == whole(x).shape
     assert torch.equal(treated.head.weight, whole.head.weight) and type(treated) is Detector
     assert torch.equal(decomp.load(tmp_path / "run", into=whole.backbone)(x)["low"], treated.backbone(x)["low"])
-    with pytest.raises(UsageError, match="--labels train: .*class scores, got low: .* high: .*; say --labels none"):
+    with pytest.raises(UsageError, match="--labels train: .*class scores, got low: .* high: .*; give --labels none"):
         finetune(tmp_path / "run", reporter=Reporter(quiet=True))
     finetune(tmp_path / "run", epochs=1, labels="none", reporter=Reporter(quiet=True))
     tuned = decomp.load(tmp_path / "run" / "finetune" / "best", into=whole)

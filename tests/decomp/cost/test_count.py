@@ -10,18 +10,16 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 
 
-class Standardised(nn.Conv2d):
-    """A convolution whose weights are computed on the way, as weight standardisation does."""
+class FromImages(nn.Conv2d):
+    """A convolution whose weights are computed from the images."""
 
     def forward(self, x):
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True) * x.mean()
         return self._conv_forward(x, weight, self.bias)
 
 
 def test_convolutions_that_no_module_makes_are_counted_once():
-    module = nn.Sequential(
-        nn.Conv2d(3, 4, 3), Standardised(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(6 * 16, 5)
-    ).eval()
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), FromImages(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(6 * 16, 5)).eval()
     first, second, last = 4 * 3 * 9 * 36, 6 * 2 * 9 * 16, 96 * 5
     whole = cost.cost(module, (3, 8, 8))
     assert whole.per_layer == {"0": first, "1": second, "3": last}

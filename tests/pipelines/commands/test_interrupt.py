@@ -81,6 +81,15 @@ def test_a_run_that_cannot_be_read_is_no_reason_for_another_error(run):
 
 
 def test_after_the_block_ctrl_c_is_as_before():
+    # A process that a shell started in the background ignores Ctrl-C.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _ctrl_c_is_as_before()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _ctrl_c_is_as_before():
     before = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before)
     with quick_end(["demo"]):
@@ -96,6 +105,7 @@ import signal, sys, threading, time
 import decomp
 from decomp.pipelines.commands import interrupt
 interrupt.GRACE = 0.2
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
 with interrupt.quick_end(["evaluate", "--run", "r"]):
     try:
         print("ready", flush=True)

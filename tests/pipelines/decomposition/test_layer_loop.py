@@ -70,7 +70,7 @@ def test_each_layer_answers_like_the_original_on_what_it_now_reads(run):
     assert narrowed  # some layer has lost channels to its reader: those are measured here too
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """Stands for a kill."""
 
 
@@ -83,9 +83,11 @@ def test_stopped_at_any_commit_and_resumed_ends_in_the_same_bytes(run, tmp_path,
 
     def counted(write):
         def commit(*args, **options):
-            if len(commits) == place:
-                raise Stop
-            commits.append(1)
+            # The rehearsal writes too, elsewhere.
+            if any(str(argument).startswith((str(run.layers_dir), str(run.model_dir))) for argument in args):
+                if len(commits) == place:
+                    raise Stop
+                commits.append(1)
             return write(*args, **options)
 
         return commit

@@ -93,7 +93,7 @@ def test_a_doubt_of_freeze_stands_at_the_top_and_what_it_found_with_the_calibrat
     text = page({"stages": {"freeze": record}, "versions": {}})
     head, body = text.split("</header>")
     assert '<p class="warning">Near chance; likely causes' in head and "Near chance" not in body
-    assert "Accuracy of the original on the 100 calibration images: 10.00%" in body
+    assert "Accuracy of the original on the 100 calibration images: 10.0 % (95 % interval" in body
     facts.update(near_chance=False, accuracy=0.9)
     assert "warning" not in page({"stages": {"freeze": record}, "versions": {}}).split("<body>")[1].split("<script>")[0]
 

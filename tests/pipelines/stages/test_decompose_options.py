@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import pytest
 import torch
@@ -33,6 +34,11 @@ MISTAKES = [
 ]
 
 
+def in_python(message, name):
+    """The line as `compress` says it: with the names of its arguments."""
+    return re.sub(r"^--[a-z-]+", name, message)
+
+
 def refused(call, *args, **options):
     with pytest.raises(UsageError) as caught:
         call(*args, **options)
@@ -48,7 +54,7 @@ def test_a_mistake_is_the_same_line_everywhere_and_comes_before_any_work(tmp_pat
     ended = decomp_command("decompose", "--run", run, *f"{speedup}{words}".split())
     assert ended.code == 2 and ended.errors == [f"error: {message}"]
     # The images would be refused too, if it ever came to them.
-    assert refused(decomp.compress, nn.Conv2d(1, 1, 1), "no images", **options) == message
+    assert refused(decomp.compress, nn.Conv2d(1, 1, 1), "no images", **options) == in_python(message, name)
     speedups = [options.pop("speedup"), 3]
     assert refused(family, run, speedups=speedups, **options) == message
     assert list(tmp_path.iterdir()) == []
@@ -67,7 +73,7 @@ def test_a_switch_takes_no_text(tmp_path, name):
 
 def test_an_option_that_does_not_exist_is_named_with_the_nearest():
     line = refused(decomp.compress, nn.Conv2d(1, 1, 1), torch.zeros(20, 1, 8, 8), selektor="lasso")
-    assert line == "selektor: is no option of decompose; did you mean selector."
+    assert line == "selektor: is no option of compress; did you mean selector."
     assert "there are speedup, steps, " in refused(decompose_options, speedup=2, zzz=1)
 
 

@@ -131,7 +131,7 @@ def test_the_test_split_is_never_read_and_held_out_images_are_not_trained_on(run
 def test_a_fine_tuning_that_only_harms_keeps_the_network_as_it_was(run):
     network = network_file.load(run.original_dir)
     network_file.save(network, run.model_dir, input_shape=(1, 8, 8), meta={})
-    result = tune(run, labels="none", epochs=1, learning_rate=5.0, schedule="constant")
+    result = tune(run, labels="none", epochs=1, learning_rate=0.3, schedule="constant")
     assert result.facts["best_epoch"] == 0
     assert_same(weights(run.finetune_dir / "best"), network.state_dict())
     assert not torch.equal(weights(run.finetune_dir / "last")["7.weight"], network.state_dict()["7.weight"])
