@@ -257,7 +257,7 @@ def _plan(
         if is_new:
             rehearsed = rehearse(opened, options, widths, original=original)
             if rehearsed.into is False:
-                reporter.warn(f"the result will be a traced network: it {rehearsed.words()}")
+                reporter.warn(f"the result may be a traced network: one of random sizes {rehearsed.words()}")
         narrowed = narrow(opened, widths, reporter=reporter)
         surveyed = survey(opened, narrowed, sampler=options.sampler, reporter=reporter)
         reporter.phase(PLAN)
