@@ -6,8 +6,9 @@ import sys
 
 
 def program() -> str:
-    """``'python cli.py'`` in a checkout without an installation, otherwise ``'decomp'``."""
-    return "python cli.py" if os.path.basename(sys.argv[0] or "") == "cli.py" else "decomp"
+    """``'python cli.py'``, with the path that was typed, without an installation, otherwise ``'decomp'``."""
+    started = sys.argv[0] or ""
+    return f"python {shlex.quote(started)}" if os.path.basename(started) == "cli.py" else "decomp"
 
 
 def command_line(command: str, run: object, options: str = "") -> str:

@@ -38,7 +38,9 @@ class EvaluatedResult:
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
-        yield from self.result.lines()
+        lines = list(self.result.lines())
+        # Evaluating and comparing, which these lines would lead to, is done below.
+        yield from (line for line in lines if not line.startswith(("next: ", "to compare them")))
         for run, evaluation in self.evaluations.items():
             yield ""
             yield f"{run}:"

@@ -11,6 +11,7 @@ from typing import Any
 from decomp.errors import DecompError, UsageError
 
 from ..console import parse
+from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
@@ -135,16 +136,7 @@ def family(
     base = RunDirectory.open(run if source_run is None else source_run)
     members = [RunDirectory(f"{RunDirectory(run)}-{member.speedup:g}x") for member in all_options]
     highest = max(all_options, key=lambda member: member.speedup)
-    if highest.coupled is None:  # otherwise each member is planned on a narrower network of its own
-        chosen, limit = pick_device(device), None if memory is None else parse.memory_bytes(memory)
-        with (
-            base.lock(),
-            reporter.stage("family"),
-            open_run(base, chosen, memory=limit, batch_size=batch_size) as opened,
-        ):
-            rehearse(opened, highest, {})  # each member says what it finds; here it only refuses before the survey
-            surveyed = survey(opened, narrow(opened, {}, reporter=reporter), sampler=highest.sampler, reporter=reporter)
-            require_reachable(highest, surveyed)
+    survey_once(base, highest, require=True, device=device, batch_size=batch_size, memory=memory, reporter=reporter)
     done: list[DecomposeResult] = []
     failed: dict[str, str] = {}
     for member, speedup in zip(members, speedups):
@@ -162,6 +154,36 @@ def family(
         else:
             done.append(result)
     return FamilyResult(done, failed)
+
+
+def survey_once(
+    base: RunDirectory, options: DecomposeOptions, *, require: bool, device: str, batch_size: int,
+    memory: int | str | None, reporter: Reporter,
+) -> None:  # fmt: skip
+    """Make the curves and metrics of all members in the run with the frozen points.
+
+    Parameters
+    ----------
+    base : RunDirectory
+    options : DecomposeOptions
+        Of the member with the highest speed-up.
+    require : bool
+        Refuse a speed-up that is out of reach.
+    device, batch_size, memory, reporter
+        As for :func:`family`.
+    """
+    if options.coupled is not None:
+        return  # each member is planned on a narrower network of its own
+    chosen, limit = pick_device(device), None if memory is None else parse.memory_bytes(memory)
+    with (
+        base.lock(),
+        reporter.stage("family"),
+        open_run(base, chosen, memory=limit, batch_size=batch_size) as opened,
+    ):
+        rehearse(opened, options, {})  # each member says what it finds; here it only refuses before the survey
+        surveyed = survey(opened, narrow(opened, {}, reporter=reporter), sampler=options.sampler, reporter=reporter)
+        if require:
+            require_reachable(options, surveyed)
 
 
 def _reason(error: Exception, member: RunDirectory, base: RunDirectory, speedup: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from decomp.errors import TargetError, UsageError
+from decomp.execution.output_change import Outputs
 
 from ...data.formats.digests import digest_file
 from ..console import parse
@@ -22,13 +23,14 @@ from ..decomposition.make_plan import decompose_options
 from ..measure.devices import pick_device
 from ..measure.held_out_loss import HeldOutImages, HeldOutLoss, held_out_loss, images_outside_fits
 from ..run import loading
-from ..run.conditions import freeze_options
+from ..run.conditions import freeze_options, label_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import run_outputs
 from ..stages.decompose import DecomposeResult, decompose
 from ..stages.freeze import draw_images
 from ..training.hold_out import hold_out
+from .family import survey_once
 
 #: First speed-up that is tried, and the factor to the next one while the loss stays within the budget.
 FIRST, STEP = 2.0, 1.5
@@ -115,9 +117,9 @@ class BudgetResult:
         else:
             yield (
                 f"not sure: a loss of up to {100 * best.loss.high:.2f} % agrees with these {best.loss.n_images:,} "
-                "images; a smaller budget or more images make sure"
+                "images; a smaller --max-drop, or more training images that are not calibration images, make sure"
             )
-        yield f"next: {command_line('finetune', best.result.run)}"
+        yield f"next: {command_line('finetune', best.result.run, label_options(best.result.run))}"
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -207,11 +209,16 @@ def decompose_within(
         if options.pop(name, None):
             rule, got = "finds the speed-up itself, by finished networks", f"--{name.replace('_', '-')} beside it"
             raise UsageError("--max-drop", rule, got=got, fix="leave one of them out")
-    cost = decompose_options(speedup=FIRST, **_decisive(options)).cost
+    first = decompose_options(speedup=FIRST, **_decisive(options))
     base = RunDirectory.open(run if source_run is None else source_run)
     images, target = _held_out(base), pick_device(device)
     original = loading.load_network(base, base.original_dir).to(target)
     identity = images.identity()
+    _require_enough_images(len(images), budget, outputs=run_outputs(base), n_images=freeze_options(base).n_images)
+    survey_once(
+        base, first, require=False, device=device, batch_size=options.get("batch_size", 100),
+        memory=options.get("memory"), reporter=reporter,
+    )  # fmt: skip
     trials: dict[float, Trial] = {}
 
     def loss_at(ratio: float) -> float:
@@ -234,7 +241,17 @@ def decompose_within(
     bisect(loss_at, budget)
     within = [trial for trial in trials.values() if trial.loss is not None and trial.loss.loss <= budget]
     best = max(within, key=lambda trial: trial.speedup, default=None)
-    return BudgetResult(budget, sorted(trials.values(), key=lambda trial: trial.speedup), best, cost)
+    return BudgetResult(budget, sorted(trials.values(), key=lambda trial: trial.speedup), best, first.cost)
+
+
+def _require_enough_images(n: int, budget: float, *, outputs: Outputs, n_images: int) -> None:
+    """Refuse a budget that is less than one image."""
+    if outputs.scores is not None and n * budget < 1:
+        raise UsageError(
+            "--max-drop", f"must be at least one of the {n} training images that no fit has used ({1 / n:.1%})",
+            got=f"{budget:.1%}",
+            fix=f"allow more, or freeze fewer than {n_images:,} images into another --run (--images): the rest is free",
+        )  # fmt: skip
 
 
 def _decisive(options: Mapping[str, Any]) -> dict[str, Any]:

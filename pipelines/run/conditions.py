@@ -14,6 +14,9 @@ from ..console.options import FreezeOptions, Options, StageOptions
 from ..console.program import program
 from .directory import RunDirectory
 
+#: Name of images that were given to `compress`: as decomp.data.given.NAME, without the imports of that module.
+IN_MEMORY = "images in memory"
+
 
 def recorded_options(run: RunDirectory, stage: str, kind: type[Options]) -> Options | None:
     """The options that a stage of a run was called with; None where it was not called yet.
@@ -53,6 +56,19 @@ def freeze_options(run: RunDirectory) -> FreezeOptions:
     if options is None:
         raise UsageError(run.path, "holds no frozen points", fix=f"run freeze --run {run.path} first")
     return options
+
+
+def label_options(run: RunDirectory) -> str:
+    """Options without which ``finetune`` is refused in a run: ``'--labels none'`` where labels cannot be used, or none.
+
+    Labels are used where the source of the images has some, can be opened again, and the network's only output is
+    class scores.
+    """
+    record = run.config("freeze") or {}
+    labelled = (record.get("source") or {}).get("labelled", True)
+    in_memory = str((record.get("asked") or {}).get("data")) == IN_MEMORY
+    kinds = [entry.get("kind") for entry in record.get("outputs") or [{"kind": "scores"}]]
+    return "" if labelled and not in_memory and kinds == ["scores"] else "--labels none"
 
 
 def no_decomposed_network(run: RunDirectory) -> FileError:

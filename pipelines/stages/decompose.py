@@ -35,7 +35,7 @@ from ..measure import fidelity
 from ..measure.devices import pick_device
 from ..reporting.summary import summarise
 from ..run import loading, reuse
-from ..run.conditions import require_same_options
+from ..run.conditions import label_options, require_same_options
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
 
@@ -92,8 +92,7 @@ class DecomposeResult:
         if f.get("part") and into.get("verified") is not False:
             lines.append(f"next: decomp.load({folder!r}, into=model) puts {f['part']} back into its model")
         else:
-            labelled = ((self.run.config("freeze") or {}).get("source") or {}).get("labelled", True)
-            lines.append(f"next: {command_line('finetune', self.run.path, '' if labelled else '--labels none')}")
+            lines.append(f"next: {command_line('finetune', self.run.path, label_options(self.run))}")
         return lines
 
 

@@ -14,6 +14,7 @@ from decomp.errors import FileError
 
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
+from ..run.conditions import label_options
 from ..run.directory import RunDirectory
 from ..run.networks import existing
 from ..run.record import read_log
@@ -230,6 +231,8 @@ def _next(run: RunDirectory, stages: Sequence[StageStatus], program: str) -> str
         redo = " --redo" if "--redo" in stage.detail and "--redo" not in command else ""
         return f"{program} {command}{redo}"
     options = {"freeze": " --model … --data …", "decompose": " --speedup 4x"}.get(stage.name, "")
+    if stage.name == "finetune" and (labels := label_options(run)):
+        options = f" {labels}"
     return f"{program} {stage.name} --run {shlex.quote(str(run))}{options}"
 
 

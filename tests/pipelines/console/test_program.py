@@ -11,7 +11,8 @@ from decomp.pipelines.console.program import command_line, program
     ("started", "name"),
     [
         ("cli.py", "python cli.py"),
-        ("/home/someone/checkout/cli.py", "python cli.py"),
+        ("/home/someone/checkout/cli.py", "python /home/someone/checkout/cli.py"),
+        ("my checkout/cli.py", "python 'my checkout/cli.py'"),
         ("/usr/bin/decomp", "decomp"),
         ("/home/cli.py/bin/decomp", "decomp"),
         ("my_cli.py", "decomp"),

@@ -2,6 +2,8 @@
 
 import math
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,6 +81,7 @@ def test_the_answer_is_the_largest_speedup_within_the_budget_and_all_networks_ar
                 for folder in (made.original_dir, made.model_dir)
             ]
         assert (trial.loss.original, trial.loss.network) == pytest.approx(right)
+        assert (made.path / "curves.npz").samefile(run.curves)  # one survey for all
     assert run.config("decompose") is None
     lines = list(result.lines())
     assert lines[-1].endswith(f"finetune --run {result.best.result.run}")
@@ -125,9 +128,13 @@ def test_a_budget_must_be_a_share(run, given, fix):
 
 def trial(speedup, loss, high):
     class Made:
-        run = f"runs/a-{speedup:g}x"
+        def __str__(self):
+            return f"runs/a-{speedup:g}x"
 
-    return Trial(speedup, HeldOutLoss("agreement", 500, loss, 0.0, high), Made())
+        def config(self, stage):
+            return {}
+
+    return Trial(speedup, HeldOutLoss("agreement", 500, loss, 0.0, high), SimpleNamespace(run=Made()))
 
 
 def test_the_answer_says_how_sure_it_is():
@@ -159,3 +166,11 @@ def test_a_network_without_class_scores_has_a_budget_of_variance(tmp_path, monke
     with torch.no_grad():
         spread = load_network(made, made.original_dir)(calibration).double().var(0, correction=0).mean()
     assert result.trials[0].loss.loss == pytest.approx(float((got - wanted).square().mean() / spread), rel=1e-4)
+
+
+def test_a_budget_of_less_than_one_image_is_refused_before_any_work(run, monkeypatch):
+    few = loss_budget._held_out(run)
+    monkeypatch.setattr(loss_budget, "_held_out", lambda base: replace(few, indices=few.indices[:60]))
+    with pytest.raises(UsageError, match="at least one of the 60 training images .* .1.7%., got 1.0%; allow more, or"):
+        decompose_within(run, max_drop="1%")
+    assert not run.curves.exists()

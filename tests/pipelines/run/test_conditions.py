@@ -2,9 +2,16 @@
 
 import pytest
 
+from decomp.data import given
 from decomp.errors import FileError, UsageError
 from decomp.pipelines.console.options import DecomposeOptions, FreezeOptions
-from decomp.pipelines.run.conditions import freeze_options, recorded_options, require_same_options
+from decomp.pipelines.run.conditions import (
+    IN_MEMORY,
+    freeze_options,
+    label_options,
+    recorded_options,
+    require_same_options,
+)
 from decomp.pipelines.run.directory import RunDirectory
 
 
@@ -53,3 +60,24 @@ def test_a_value_can_be_shown_otherwise(run):
             run, "decomposed", DecomposeOptions(speedup=4, plan="0" * 64), record, "x",
             shown=lambda name, value: "none" if value is None else "a digest",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "kinds", "expected"),
+    [
+        ({"labelled": True}, "digits", ["scores"], ""),
+        ({"labelled": False}, "digits", ["scores"], "--labels none"),
+        ({"labelled": True}, "images in memory", ["scores"], "--labels none"),
+        ({"labelled": True}, "digits", ["values"], "--labels none"),
+        ({"labelled": True}, "digits", ["scores", "values"], "--labels none"),
+    ],
+)
+def test_labels_are_proposed_where_finetune_takes_them(tmp_path, source, data, kinds, expected):
+    run = RunDirectory.create(tmp_path / "run")
+    outputs = [{"kind": kind} for kind in kinds]
+    run.update_config("freeze", {"asked": {"data": data}, "source": source, "outputs": outputs})
+    assert label_options(run) == expected
+
+
+def test_the_name_of_images_in_memory_is_that_of_their_source():
+    assert IN_MEMORY == given.NAME
