@@ -27,6 +27,7 @@ from ..console.options import DecomposeOptions, FreezeOptions
 from ..console.python_words import said_for_python
 from ..console.reporter import Reporter
 from ..decomposition.make_plan import decompose_options, read_plan
+from ..measure import sanity
 from ..reporting.summary import Summary, summarise
 from ..run.directory import RunDirectory
 from ..run.saving import attach_record
@@ -152,10 +153,13 @@ def compress(
         with ExitStack() as stack:
             if run is None:
                 run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decomp-"))) / "run"
-            place = freeze_once(
+            frozen_run = freeze_once(
                 RunDirectory(run), frozen, lambda: (loaded, source), batch_size=batch_size, device=device,
                 memory=memory, reporter=reporter,
-            ).run  # fmt: skip
+            )  # fmt: skip
+            place = frozen_run.run
+            for line in sanity.lines(frozen_run.facts["sanity"]) if "sanity" in frozen_run.facts else []:
+                reporter.step(line)
             decompose(
                 place, speedup=speedup, device=device, batch_size=batch_size, memory=memory, original=loaded.module,
                 redo=redo, reporter=reporter, **options,
@@ -178,11 +182,13 @@ def _loaded(model: nn.Module) -> LoadedModel:
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse options that there are not, with the closest one."""
     own = [name for name in inspect.signature(compress).parameters if name not in ("model", "images", "options")]
-    known = [*own, *DecomposeOptions.__dataclass_fields__]
+    known = list(dict.fromkeys([*own, *DecomposeOptions.__dataclass_fields__]))
     otherwise = {"part": "module", "leaf": "leaves", "points": "n_points"}
     for name in options:
         if name not in known:
             close = f"did you mean {otherwise[name]}" if name in otherwise else near_miss(name, known)
+            if name == "max_drop":
+                close = "freeze the network and its images by name, then decomp.decompose_within(run, max_drop=...)"
             raise UsageError(name, "is no option of compress", fix=close or f"there are {', '.join(known)}")
 
 

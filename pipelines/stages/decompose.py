@@ -31,7 +31,7 @@ from ..decomposition.layer_reports import announce, planned_layers
 from ..decomposition.make_plan import check_plan, decompose_options, make_plan, read_plan, space_widths
 from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import OpenedRun, SurveyedRun, narrow, open_run, survey
-from ..measure import fidelity
+from ..measure import fidelity, sanity
 from ..measure.devices import pick_device
 from ..reporting.summary import summarise
 from ..run import loading, reuse
@@ -86,6 +86,7 @@ class DecomposeResult:
             lines += f["fidelity"]["words"].split("\n")
         if "passes" in f:
             lines.append(_work_words(f["passes"], f["spilled_bytes"]))
+        lines += _doubts(self.run)
         folder, into = str(self.run.model_dir), f.get("into") or {}
         if into.get("verified") is False:
             lines.append(f"decomp.load({folder!r}) gives the network, into= not: {into['reason']}")
@@ -220,6 +221,13 @@ def decompose(
             verified = _emit(plan_of_run, surveyed, solved, after, reporter, original)
             close = _compare(surveyed, reporter)
             return _record(plan_of_run, surveyed, solved, after, close, verified)
+
+
+def _doubts(run: RunDirectory) -> list[str]:
+    """Warnings of freeze about the original, which a result close to it would hide."""
+    facts = ((run.config("freeze") or {}).get("facts") or {}).get("sanity")
+    found = sanity.lines(facts) if facts else []
+    return [line for number, line in enumerate(found) if any(other.startswith("warning") for other in found[number:])]
 
 
 def _done_before(run: RunDirectory, options: DecomposeOptions) -> DecomposeResult | None:

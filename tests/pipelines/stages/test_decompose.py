@@ -350,3 +350,20 @@ def test_what_was_begun_is_said_to_be_begun_and_other_stages_name_the_way_on(run
             FileError, match="the decomposition is not finished; run `.* status --run .*` for the command"
         ):
             call(run)
+
+
+@pytest.mark.parametrize("run", ["plain"], indirect=True)
+def test_a_doubt_of_freeze_is_said_again_beside_a_result_that_looks_good(run):
+    record = run.config("freeze")
+    sane = {
+        "n_images": 100, "n_classes": 10, "accuracy": 0.9, "interval": [0.8, 0.95], "chance": 0.11,
+        "near_chance": False, "order": None, "numbered": False, "largest_label": 9,
+    }  # fmt: skip
+    run.update_config("freeze", {**record, "facts": {**record.get("facts", {}), "sanity": sane}})
+    result = decompose(run, speedup=1.4, steps=("prune",), allocation="uniform", reporter=Collected())
+    assert not any("calibration images: 90" in line for line in result.lines())
+    doubtful = {**sane, "accuracy": 0.1, "near_chance": True}
+    run.update_config("freeze", {**record, "facts": {**record.get("facts", {}), "sanity": doubtful}})
+    said, warning, following = result.lines()[-3:]
+    assert said.startswith("accuracy of the original on the 100 calibration images: 10")
+    assert warning.startswith("warning: near chance") and following.startswith("next: ")
