@@ -211,8 +211,14 @@ def _report(run: RunDirectory) -> StageStatus:
 
 
 def _export(run: RunDirectory) -> StageStatus:
-    files = sorted(path.name for path in run.export_dir.glob("*")) if run.export_dir.is_dir() else []
-    return StageStatus("export", DONE if files else OPEN, ", ".join(files))
+    files = sorted(run.export_dir.glob("*")) if run.export_dir.is_dir() else []
+    if not files:
+        return StageStatus("export", OPEN)
+    names, oldest = ", ".join(path.name for path in files), min(path.stat().st_mtime_ns for path in files)
+    made = [network.path(run) / "structure.json" for network in existing(run)]
+    if any(path.stat().st_mtime_ns > oldest for path in made):
+        return StageStatus("export", PARTLY, f"older than the networks: {names}")
+    return StageStatus("export", DONE, names)
 
 
 def _digest(network: Path) -> str | None:

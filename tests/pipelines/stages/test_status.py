@@ -126,6 +126,12 @@ def test_the_way_of_a_run(played):
     assert details["report"] == str(played.run.report_html)
     files = dict(status(played.run).files)
     assert "browser" in files[str(played.run.report_html)] and str(played.run.export_dir) in files
+    # A network that is made anew leaves the exported file behind.
+    structure = played.run.finetune_dir / "best" / "structure.json"
+    later = structure.stat().st_mtime_ns + 10**10
+    os.utime(structure, ns=(later, later))
+    states, details, *_ = played.look()
+    assert (states[-1], details["export"]) == ("p", "older than the networks: finetuned.pt2")
 
 
 def test_a_report_that_is_older_than_the_results_is_to_be_written_again(played):
