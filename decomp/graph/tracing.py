@@ -76,6 +76,7 @@ def trace(
     _follow_changes_in_place(traced, name)
     _keep_buffers(traced)
     _reshape_instead_of_view(graph)
+    _ask_the_images(graph)
     graph.eliminate_dead_code()
     # Made again from what is left in the graph: modules and tensors whose results nobody uses stay behind.
     traced = fx.GraphModule(traced, graph)
@@ -176,3 +177,15 @@ def _reshape_instead_of_view(graph: fx.Graph) -> None:
             and not any(isinstance(part, torch.dtype) for part in node.args)
         ):
             node.target = "reshape"
+
+
+def _ask_the_images(graph: fx.Graph) -> None:
+    """Take device and type from the images where forward asks a weight for them: `layer.weight.device`.
+
+    The weight itself is then not read, and its layer can be exchanged.
+    """
+    images = next((node for node in graph.nodes if node.op == "placeholder"), None)
+    for node in graph.nodes:
+        asks = node.op == "call_function" and node.target is getattr and node.args[1] in ("device", "dtype")
+        if images is not None and asks and node.args[0].op == "get_attr":
+            node.args = (images, *node.args[1:])

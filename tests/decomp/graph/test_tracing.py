@@ -268,3 +268,23 @@ def test_a_network_that_kept_what_it_computed_for_its_last_batch_computes_it_ane
     module(torch.randn(2, 3, 6, 4))
     traced, x = trace(module, shape=(3, 6, 4)), torch.randn(3, 3, 6, 4)
     assert torch.equal(traced(x), module(x)) and torch.arange in {node.target for node in traced.graph.nodes}
+
+
+def test_a_layer_that_is_asked_for_its_device_can_be_exchanged():
+    class Position(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            rows = torch.arange(x.shape[2], device=self.first.weight.device, dtype=self.second.bias.dtype)
+            return self.second(self.first(x).relu()) + rows[:, None]
+
+    torch.manual_seed(0)
+    model = Position().eval()
+    traced, x = trace(model, shape=(3, 6, 6)), torch.randn(2, 3, 6, 6)
+    wanted = model(x)
+    assert torch.equal(traced(x), wanted)
+    assert not any(node.op == "get_attr" for node in traced.graph.nodes)
+    traced.first = nn.Sequential(traced.first, nn.Identity())
+    assert torch.equal(traced(x), wanted)
