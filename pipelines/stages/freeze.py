@@ -81,6 +81,8 @@ class FreezeResult:
         ]
 
     def _next(self) -> str:
+        if self.done_before and self.run.config("decompose") is not None:
+            return f"next: {command_line('status', self.run.path)}"
         return f"next: {command_line('decompose', self.run.path, '--speedup 4x')}"
 
     def _output_lines(self) -> list[str]:
@@ -279,6 +281,8 @@ def freeze_loaded(
         "n_images": len(indices), "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
         "network": digest_file(run.original_dir / "structure.json"), **kept,
     }  # fmt: skip
+    if source.skipped:
+        reporter.warn(f"{counted(source.skipped, 'image')} that cannot be read left out (--skip-bad)")
     reporter.phase(RECORD)
     reporter.expect({"recording outputs": 1.0})
     recording = ResponseRecording(graph, options.n_points, options.seed, indices, outputs)

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from networks import randomise
+from PIL import Image
 
 from decomp.data import sources
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.models import load_model
 from decomp.errors import NumericalError, UsageError
 from decomp.pipelines.decomposition import record_responses
+from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.freeze import draw_images, freeze
 from decomp.pipelines.training.tasks import LabelledTask
 from tests.pipelines.digit_runs import NETWORKS, Collected, make_run, plain
@@ -132,3 +134,19 @@ def test_a_network_whose_size_is_open_takes_the_images_as_they_are(tmp_path, mon
     with FrozenFile("run/frozen.h5") as frozen:
         assert frozen.input_shape == (3, 8, 8)
     assert "images: 8×8, 1 channels made 3, not normalised; in training the same" in reporter.messages
+
+
+def test_images_that_are_left_out_are_said_and_a_decomposed_run_names_its_status(tmp_path):
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / "photos" / split / label).mkdir(parents=True)
+            for i in range(8):
+                shade = torch.full((8, 8), 20.0 * i + (label == "b")).byte().numpy()
+                Image.fromarray(shade).save(tmp_path / "photos" / split / label / f"{i}.png")
+    (tmp_path / "photos" / "train" / "a" / "zz.png").write_bytes(b"no picture")
+    told, run = Collected(), RunDirectory(tmp_path / "run")
+    options = {"model": "zoo:vgg-digits", "data": f"imagefolder:{tmp_path / 'photos'}", "skip_bad": True}
+    freeze(run, **options, reporter=told)
+    assert any("1 image that cannot be read left out" in line for line in told.messages)
+    run.update_config("decompose", {"asked": {}})
+    assert freeze(run, **options, reporter=told).lines()[-1] == f"next: decomp status --run {run}"
