@@ -150,7 +150,10 @@ class NetworkGraph:
                 )  # fmt: skip
             else:
                 continue
-            layers.append(_without(layer, _steps_ruled_out(module, {self._shapes[call][0] for call in calls})))
+            layer = _without(layer, _steps_ruled_out(module, {self._shapes[call][0] for call in calls}))
+            if any(len(call.args) > 1 or call.kwargs for call in calls):
+                layer = _without(layer, every_step("forward gives it more than its input, such as an output size"))
+            layers.append(layer)
         return layers
 
     def _sizes(self, call: fx.Node) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -178,3 +178,20 @@ def test_a_network_that_does_not_run_at_a_size_is_refused_without_a_traceback(ca
     with pytest.raises(TraceError, match="does not run at input size 3x4x4"):
         view(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 5)), (3, 4, 4))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_transposed_convolution_that_is_given_its_output_size_is_left_alone():
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.up = nn.Conv2d(3, 8, 3, 2, padding=1), nn.ConvTranspose2d(8, 8, 3, 2, padding=1)
+            self.b = nn.Conv2d(8, 8, 3)
+
+        def forward(self, x):
+            return self.b(self.up(self.a(x), output_size=x.shape[2:]))
+
+    graph = NetworkGraph(trace(Up().eval(), shape=(3, 16, 16)), (3, 16, 16))
+    up = graph.layer("up")
+    assert set(up.left_alone) == {"spatial", "channel", "prune"} and not up.fitted
+    assert "output size" in up.left_alone["spatial"]
+    assert graph.layer("a").fitted and graph.layer("b").fitted
