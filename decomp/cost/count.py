@@ -97,7 +97,7 @@ def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
 class _FunctionalConvolutions(TorchFunctionMode):
     """Counts convolutions outside of the modules that are counted by hooks."""
 
-    names = ("conv1d", "conv2d", "conv3d")
+    names = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
     def __init__(self, per_layer: dict[str, int]) -> None:
         super().__init__()
@@ -112,8 +112,11 @@ class _FunctionalConvolutions(TorchFunctionMode):
         output = function(*args, **kwargs)
         if function in self.functions and not self.inside:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
-            # (n, c / groups, ...): each output entry sums up one kernel of all the channels of its group.
-            macs = output.numel() * weight[0].numel()
+            # (n, c / groups, ...): each output entry sums up one kernel of all the channels of its group. A transposed
+            # one has (c, n / groups, ...): each input entry is spread by one kernel for all the outputs of its group.
+            spread = args[0] if args else kwargs["input"]
+            over = spread if "transpose" in function.__name__ else output
+            macs = over.numel() * weight[0].numel()
             self.per_layer[FUNCTIONAL] = self.per_layer.get(FUNCTIONAL, 0) + macs
         return output
 

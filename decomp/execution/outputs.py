@@ -26,7 +26,8 @@ def leaves(output: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     output : object
         Dicts, lists, tuples, namedtuples and dataclasses, nested as they may be, are opened.
     name : str
-        Path of the output itself.
+        Path of the output itself. The fields of a namedtuple are named by their places, as a traced network returns a
+        plain tuple.
 
     Yields
     ------
@@ -48,8 +49,6 @@ def _is_container(output: Any) -> bool:
 def _parts(output: Any) -> Iterator[tuple[object, Any]]:
     if isinstance(output, Mapping):
         yield from output.items()
-    elif isinstance(output, tuple) and hasattr(output, "_fields"):
-        yield from zip(output._fields, output)
     elif isinstance(output, (list, tuple)):
         yield from enumerate(output)
     elif _is_container(output):

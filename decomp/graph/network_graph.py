@@ -28,6 +28,8 @@ from decomp.graph.layer import InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, pair
 
+FUNCTIONAL_CONVOLUTIONS = (F.conv2d, torch.conv2d, F.conv_transpose2d, torch.conv_transpose2d)
+
 
 class NetworkGraph:
     """The traced network with shapes: layers in execution order and the channel spaces between them.
@@ -82,7 +84,7 @@ class NetworkGraph:
         self.functional_convs = tuple(
             node.name
             for node in module.graph.nodes
-            if node.op == "call_function" and node.target in (F.conv2d, torch.conv2d)
+            if node.op == "call_function" and node.target in FUNCTIONAL_CONVOLUTIONS
         )
         self._shortcuts: dict[str, dict[fx.Node, fx.Node]] = {}
         found = self._find_layers()

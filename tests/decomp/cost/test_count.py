@@ -70,3 +70,16 @@ def test_recurrent_and_bilinear_layers_are_counted_by_their_sums_at_each_step():
     assert cost.cost(Sequence(gru).eval(), (2, 3, 7)).per_layer == {"layer": 7 * 3 * 5 * (6 + 5)}
     assert cost.cost(Sequence(projected).eval(), (2, 3, 7)).per_layer == {"layer": 7 * (4 * 5 * (6 + 2) + 5 * 2)}
     assert cost.cost(Sequence(bilinear, 2).eval(), (2, 3, 7)).per_layer == {"layer": 7 * 3 * 6 * 6}
+
+
+def test_transposed_convolutions_that_no_module_makes_are_counted_as_the_module_is():
+    class ToTwice(nn.ConvTranspose2d):
+        def forward(self, x):
+            return super().forward(x, output_size=(2 * x.shape[2], 2 * x.shape[3]))
+
+    plain = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), nn.ReLU())
+    own = nn.Sequential(ToTwice(4, 6, 3, stride=2, padding=1, groups=2), nn.ReLU())
+    expected = 5 * 7 * 4 * 3 * 9
+    assert cost.cost(plain, (4, 5, 7)).macs == cost.cost(own, (4, 5, 7)).macs == expected
+    traced = trace(own, shape=(4, 5, 7))
+    assert cost.cost(traced, (4, 5, 7)).macs == expected

@@ -34,9 +34,9 @@ A, B, C = normal(3, 4), normal(3, 2, 5, 5, seed=1), normal(3, 6, seed=2)
         ((A, B), ["0", "1"]),
         ([A, [B, {"maps": C}]], ["0", "1.0", "1.1.maps"]),
         ([{"maps": A}, None, {"maps": B}], ["0.maps", "2.maps"]),
-        (Pair(A, B), ["scores", "boxes"]),
+        (Pair(A, B), ["0", "1"]),  # by place: a traced network returns a plain tuple
         (Result(A), ["logits"]),
-        ({0: A, 1: {"p": Pair(B, None)}}, ["0", "1.p.scores"]),
+        ({0: A, 1: {"p": Pair(B, None)}}, ["0", "1.p.0"]),
         (OrderedDict(logits=A, stride=8, size=(4, 4)), ["logits"]),
     ],
 )

@@ -3,6 +3,7 @@
 import copy
 import json
 import tempfile
+from collections import namedtuple
 
 import pytest
 import shared_layers
@@ -314,3 +315,21 @@ def test_a_generator_of_transposed_convolutions_whose_outputs_depend_on_few_is_c
     assert (got - wanted).square().mean() < 0.01 * (wanted - wanted.mean(0)).square().mean()
     split = network.get_submodule("5")
     assert [type(part) for part in split] == [nn.ConvTranspose2d, nn.Conv2d] and len(split[0].weight[0]) == 2
+
+
+def test_a_network_that_returns_a_namedtuple_is_compressed_in_its_class():
+    Found = namedtuple("Found", ["scores", "maps"])
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.out = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 5)
+
+        def forward(self, x):
+            maps = self.b(self.a(x).relu()).relu()
+            return Found(self.out(maps.mean((2, 3))), {"maps": maps, "pair": Found(None, maps[:, :2])})
+
+    torch.manual_seed(0)
+    network, report = decomp.compress(Named().eval(), torch.randn(60, 3, 10, 10), 1.5, quiet=True)
+    assert type(network) is Named and isinstance(network(torch.randn(1, 3, 10, 10)), Found)
+    assert list(report.fidelity["outputs"]) == ["0", "1.maps", "1.pair.1"]
