@@ -108,7 +108,7 @@ def test_patches_of_a_transposed_convolution_times_its_kernel_are_the_responses(
 ):
     more = tuple(min(m, max(s, d) - 1) for m, s, d in zip(more, stride, dilation))
     conv = nn.ConvTranspose2d(3, 5, kernel, stride, padding, more, dilation=dilation).double()
-    x = torch.randn(4, 3, 7, 6, dtype=torch.float64)
+    x = torch.randn(4, 3, 9, 8, dtype=torch.float64)
     with torch.no_grad():
         y = conv(x)
     positions = sampled_rows.draw_positions(4, 9, y.shape[2:], torch.Generator().manual_seed(0))
