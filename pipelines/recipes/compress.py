@@ -33,7 +33,7 @@ from ..run.directory import RunDirectory
 from ..run.saving import attach_record
 from ..stages.decompose import decompose
 from ..stages.freeze import freeze_once
-from .give_back import as_it_came, in_class_of
+from .give_back import as_it_came, in_class_of, unused_work
 
 #: Names of this function's arguments, where options of the command line are named otherwise.
 ARGUMENTS = {
@@ -167,7 +167,8 @@ def compress(
             network, reason = in_class_of(loaded.module, place.model_dir)
             attach_record(network, network_file.read_structure(place.model_dir))
             place.original = loaded.module
-            return as_it_came(network, original), replace(summarise(place), notes=[reason] if reason else [])
+            notes = [reason or unused_work(network, place.model_dir)]
+            return as_it_came(network, original), replace(summarise(place), notes=[note for note in notes if note])
 
 
 def _loaded(model: nn.Module) -> LoadedModel:

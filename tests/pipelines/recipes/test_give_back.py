@@ -5,6 +5,7 @@ import torch
 from networks import Detector, block, chain
 from torch import nn
 
+import decomp
 from decomp.data.formats import network_file
 from decomp.graph.tracing import trace
 from decomp.pipelines.recipes.give_back import as_it_came, in_class_of
@@ -82,3 +83,23 @@ def test_the_backbone_of_a_detector_is_put_back(tmp_path):
     network_file.save(trace(detector.backbone), tmp_path / "net", input_shape=GREY, part="backbone")
     result, reason = in_class_of(detector, tmp_path / "net")
     assert type(result) is Detector and reason == ""
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_branch_that_nobody_uses_is_told_where_the_class_computes_it(used):
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.aux, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 16, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            aux = self.aux(x) if self.training or not used else None
+            y = self.b(self.a(x).relu())
+            return (y, aux) if self.training else y
+
+    torch.manual_seed(0)
+    network, report = decomp.compress(Branch().eval(), torch.randn(40, 3, 10, 10), 1.2, quiet=True)
+    assert type(network) is Branch
+    extra = 16 * 27 * 64 / 1e6
+    told = [note for note in report.notes if f"also computes {extra:.2f} M multiply-accumulates" in note]
+    assert len(told) == (0 if used else 1)
