@@ -232,7 +232,7 @@ def test_ctrl_c_in_the_middle_of_work_leaves_a_run_that_goes_on(place, tmp_path)
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in err
-    assert "python cli.py freeze" in err.splitlines()[-1]
+    assert re.search(r"begin again: python \S*cli\.py freeze ", err.splitlines()[-1])
     with RunDirectory(run).lock():
         pass
 

@@ -101,7 +101,7 @@ def test_exit_code_and_line_of_each_kind_of_error(error, code, line):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
-@pytest.mark.parametrize(("started", "program"), [("decomp", "decomp"), ("/x/cli.py", "python cli.py")])
+@pytest.mark.parametrize(("started", "program"), [("decomp", "decomp"), ("/x/cli.py", "python /x/cli.py")])
 def test_an_interrupted_command_names_the_line_that_resumes_it(monkeypatch, error, started, program):
     monkeypatch.setattr(sys, "argv", [started])
     line = f"stopped; nothing of this command is kept. To begin again: {program} freeze --run 'my run'"
