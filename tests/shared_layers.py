@@ -25,6 +25,14 @@ class Siamese(nn.Module):
         return self.out((self.encode(x[:, :3]) - self.encode(x[:, 3:])).abs().mean((2, 3)))
 
 
+class Folded(Siamese):
+    """The same, with both halves in one batch."""
+
+    def forward(self, x):
+        first, second = self.encode(torch.cat((x[:, :3], x[:, 3:]), 0)).chunk(2, 0)
+        return self.out((first - second).abs().mean((2, 3)))
+
+
 class Pyramid(nn.Module):
     """A head shared by three levels of other sizes."""
 
@@ -61,4 +69,4 @@ SHARED = {"siamese": Siamese, "pyramid": Pyramid, "recursive": Recursive}
 
 def make(name, seed=0):
     """One of the networks with random weights."""
-    return randomise(SHARED[name](), seed)
+    return randomise({**SHARED, "folded": Folded}[name](), seed)

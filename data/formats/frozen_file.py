@@ -13,7 +13,7 @@ Fletcher-32 checksums, so that a flipped bit is an error and not another result.
 
 ``grids`` and ``layers`` list names in order, each with its dataset (a layer's name may hold a slash). A layer whose
 output is added to another value has a second entry ``NAME: shortcut``, that value at the same positions. A layer that
-is called several times has an entry for each call, ``NAME``, ``NAME: call 2``, ...
+is called several times, or on several maps for each image, has an entry for each, ``NAME``, ``NAME: call 2``, ...
 
 ``meta`` is the caller's. The freeze stage writes:
 

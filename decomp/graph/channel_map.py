@@ -129,6 +129,8 @@ def _follow_call(channels: ChannelNumbers, node: fx.Node) -> None:
         reshape_rules.reshape(channels, node, source)
     elif node.target in (torch.chunk, "chunk"):
         tensor_rules.chunk(channels, node, source)
+    elif node.target in (torch.split, "split"):
+        tensor_rules.split(channels, node, source)
     elif node.target == "expand_as":
         tensor_rules.elementwise(channels, node)
     elif _keeps_channels(channels, node):

@@ -73,7 +73,8 @@ class Layer:
         Name of the node whose value is added to this layer's output and is computed before it: the layer can
         correct that value's errors. With several calls, that of the first one; each has such a value, or it is None.
     more_calls : tuple of (in_hw, out_hw)
-        Sizes of the calls after the first.
+        Sizes of the calls after the first. A call on several maps for each image, such as frames that are folded into
+        the batch, counts as one for each of them.
     transposed : bool
         A transposed convolution.
     """

@@ -24,10 +24,12 @@ from decomp.errors import TraceError
 from decomp.graph.channel_numbers import Use
 from decomp.graph.channel_spaces import ChannelSpace, Spaces
 from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.folded_maps import MapsOfCall, find_maps
 from decomp.graph.layer import InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, pair
 
+MOST_MAPS = 64  # maps for each image in one call, each with positions and responses of its own
 FUNCTIONAL_CONVOLUTIONS = (F.conv2d, torch.conv2d, F.conv_transpose2d, torch.conv_transpose2d)
 
 
@@ -87,6 +89,7 @@ class NetworkGraph:
             if node.op == "call_function" and node.target in FUNCTIONAL_CONVOLUTIONS
         )
         self._shortcuts: dict[str, dict[fx.Node, fx.Node]] = {}
+        self._maps = find_maps(module, self.input_shape, self._shapes, self._calls_of_layers())
         found = self._find_layers()
         if fitting is not None:
             found = [_without(layer, fitting.excluded_steps(layer)) for layer in found]
@@ -104,6 +107,10 @@ class NetworkGraph:
     def calls(self, layer: Layer) -> Sequence[fx.Node]:
         """The graph nodes that call this layer, in execution order."""
         return self._calls[layer.name]
+
+    def maps(self, call: fx.Node) -> MapsOfCall:
+        """The rows of the batch that belong to one image, at a call of a layer that is fitted."""
+        return self._maps[call]
 
     def shortcuts(self, layer: Layer) -> dict[fx.Node, fx.Node]:
         """For each call of a layer that recovers, the node whose value is added to its output; otherwise empty."""
@@ -131,6 +138,11 @@ class NetworkGraph:
 
     # -- reading the graph -------------------------------------------------------------------------------
 
+    def _calls_of_layers(self) -> list[fx.Node]:
+        """The calls of all convolution and linear modules."""
+        layers = (path for path in self._calls if isinstance(self._modules[path], (*CONVOLUTIONS, nn.Linear)))
+        return [call for path in layers for call in self._calls[path]]
+
     def _find_layers(self) -> list[Layer]:
         """All convolution and linear layers, judged by themselves: not yet by whom they read and by their size."""
         layers: list[Layer] = []
@@ -138,8 +150,9 @@ class NetworkGraph:
             node, module = calls[0], self._modules[path]
             activations = {self._activation_after(call) for call in calls}
             activation = activations.pop() if len(activations) == 1 else "several"
+            times = {call: self._maps.get(call, MapsOfCall()).n for call in calls}
             if isinstance(module, CONVOLUTIONS):
-                first, *more = [self._sizes(call) for call in calls]
+                first, *more = [self._sizes(call) for call in calls for _ in range(times[call])]
                 layer = Layer(
                     path, node.name, "conv", len(layers), module.in_channels, module.out_channels,
                     pair(module.kernel_size), *first, activation, more_calls=tuple(more),
@@ -148,11 +161,17 @@ class NetworkGraph:
             elif isinstance(module, nn.Linear) and all(len(self._shapes[call]) == 2 for call in calls):
                 layer = Layer(
                     path, node.name, "linear", len(layers), module.in_features, module.out_features,
-                    (1, 1), (1, 1), (1, 1), activation, more_calls=(((1, 1), (1, 1)),) * (len(calls) - 1),
+                    (1, 1), (1, 1), (1, 1), activation, more_calls=(((1, 1), (1, 1)),) * (sum(times.values()) - 1),
                 )  # fmt: skip
             else:
                 continue
-            layer = _without(layer, _steps_ruled_out(module, {self._shapes[call][0] for call in calls}))
+            layer = _without(layer, _steps_ruled_out(module))
+            if not all(call in self._maps for call in calls):
+                layer = _without(layer, every_step("the rows of its batch do not belong to one image each"))
+            elif max(times.values()) > MOST_MAPS:
+                layer = _without(
+                    layer, every_step(f"it reads {max(times.values())} maps for each image, more than {MOST_MAPS}")
+                )
             if any(len(call.args) > 1 or call.kwargs for call in calls):
                 layer = _without(layer, every_step("forward gives it more than its input, such as an output size"))
             layers.append(layer)
@@ -301,12 +320,10 @@ def _propagate_shapes(module: fx.GraphModule, input_shape: Sequence[int], name: 
     return shapes
 
 
-def _steps_ruled_out(module: Convolution | nn.Linear, batches: set[int]) -> dict[str, str]:
-    """Steps that a layer's class, its batches (for two images) and its kernel rule out, each with the reason."""
+def _steps_ruled_out(module: Convolution | nn.Linear) -> dict[str, str]:
+    """Steps that a layer's class and its kernel rule out, each with the reason."""
     if type(module) not in (*CONVOLUTIONS, nn.Linear):
         return every_step(f"{type(module).__name__} is not a plain layer")
-    if batches != {2}:
-        return every_step("its input is not one map for each image")
     if isinstance(module, nn.Linear):
         return {
             "spatial": "a linear layer has no kernel to split",

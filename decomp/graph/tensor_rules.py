@@ -43,12 +43,17 @@ def elementwise(channels: ChannelNumbers, node: fx.Node) -> None:
 def concatenate(channels: ChannelNumbers, node: fx.Node) -> None:
     """Along axis 1 the layouts are joined; along another axis the parts' channels unite."""
     parts = argument(node, 0, "tensors")
-    found = [channels.layout(part) for part in parts] if isinstance(parts, (tuple, list)) else [None]
+    if isinstance(parts, fx.Node):  # what chunk or split gives
+        found: list[Layout | None] = [*channels.all_layouts(parts)] or [None]
+    else:
+        found = [channels.layout(part) for part in parts]
     layouts = [layout for layout in found if layout is not None]
     shape = channels.shape(node)
     axes = axes_of(argument(node, 1, "dim", 0), max(len(shape), 1))
     if len(layouts) < len(found) or axes is None or len(shape) < 2:
         channels.not_understood(node)
+    elif axes == {1} and sum(len(layout.ids) for layout in layouts) != shape[1]:
+        channels.not_understood(node)  # the number of parts of a split is not known
     elif axes == {1}:
         ids = np.concatenate([layout.ids for layout in layouts])
         # Columns of flattened maps of one size stay blocks of one size.
@@ -73,10 +78,21 @@ def chunk(channels: ChannelNumbers, node: fx.Node, source: Layout) -> None:
             channels.numbers.unite(parts[0], part)
         channels.layouts[node] = tuple(Layout(part) for part in parts)
         channels.unite_event(f"chunk ({node.name})", source.ids)
-    elif min(axes) > 1:
+    elif 1 not in axes:
         channels.layouts[node] = (source,) * min(count, shape[min(axes)])
     else:
         channels.not_understood(node, f"is cut into uneven parts by {describe(node)}")
+
+
+def split(channels: ChannelNumbers, node: fx.Node, source: Layout) -> None:
+    """Parts along another axis than that of the channels have all of them; parts of the channels freeze them."""
+    shape = channels.shape(node.args[0])
+    axes = axes_of(argument(node, 2, "dim", 0), len(shape))
+    if axes is None or 1 in axes:
+        channels.not_understood(node)
+    else:
+        channels.freeze_counts_read_by(node)
+        channels.layouts[node] = (source,) * shape[min(axes)]
 
 
 def index(channels: ChannelNumbers, node: fx.Node) -> None:
@@ -89,8 +105,9 @@ def index(channels: ChannelNumbers, node: fx.Node) -> None:
         else:
             channels.not_understood(node)
         return
+    # Bounds along the batch may be computed, as in `x[:len(x) // 2]`.
     places = at if isinstance(at, tuple) else (at,)
-    plain = all(isinstance(i, int) or has_plain_bounds(i) for i in places)
+    plain = all(isinstance(i, int) or has_plain_bounds(i) for i in places[1:])
     if layout is None or not plain or not isinstance(places[0], slice):
         channels.not_understood(node)
     elif len(places) < 2 or places[1] == slice(None):

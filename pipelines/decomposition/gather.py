@@ -161,14 +161,18 @@ class ProblemGatherer:
     def _batches(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[int, int, Rows]]:
         """(start, stop, rows X (m, P, c, kh, kw) and Y (m, P, n)) of every batch: P points of all calls an image."""
         calls, shortcuts = self.graph.calls(layer), self.graph.shortcuts(layer) if self.recovery else {}
-        keys = {node: key for node, (key, _, _) in zip(calls, keys_of(layer, self.frozen.meta["n_points"]))}
+        keys = iter([key for key, _, _ in keys_of(layer, self.frozen.meta["n_points"])])
+        named = {node: [next(keys) for _ in range(self.graph.maps(node).n)] for node in calls}
         found: list[Rows] = []
         for start, stop, node, x, shortcut in self.replay.call_inputs(calls, shortcuts):
             _require_finite(layer, x, start, stop)
-            X, Y = self._rows(layer, module, keys[node], start, stop, x, shortcut)
-            # A linear layer's rows are its input itself, which the nodes before the next call may change in place.
-            found.append((X.clone() if len(calls) > 1 else X, Y))
-            if len(found) == len(calls):
+            maps = self.graph.maps(node)
+            others = [None] * maps.n if shortcut is None else maps.split(shortcut)
+            for key, part, other in zip(named[node], maps.split(x), others):
+                X, Y = self._rows(layer, module, key, start, stop, part, other)
+                # A linear layer's rows are its input itself, which the nodes before the next call may change in place.
+                found.append((X.clone() if len(calls) > 1 else X, Y))
+            if len(found) == len(layer.calls):
                 rows = tuple(torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*found))
                 found = []
                 yield start, stop, (rows[0], rows[1])

@@ -44,11 +44,11 @@ class ResponseRecording:
         self.graph, self.n_points, self.seed, self.indices = graph, n_points, seed, indices
         self.outputs = outputs
         self.layers = [layer for layer in graph.layers if layer.fitted]
-        # For every call of these layers: names of its responses and of its grid.
-        self.keys: dict[fx.Node, tuple[str, str]] = {}
+        # For every call of these layers: names of the responses and of the grid of each of its maps.
+        self.keys: dict[fx.Node, list[tuple[str, str]]] = {}
         for layer in self.layers:
-            for node, (name, grid, _) in zip(graph.calls(layer), keys_of(layer, n_points)):
-                self.keys[node] = name, grid
+            names = iter([(name, grid) for name, grid, _ in keys_of(layer, n_points)])
+            self.keys.update({node: [next(names) for _ in range(graph.maps(node).n)] for node in graph.calls(layer)})
         self.positions: dict[str, Tensor] = {}
 
     def write(
@@ -108,10 +108,11 @@ class ResponseRecording:
                             watch(tensors)
                         progress.update(stop - start)
                         continue
-                    name, grid = self.keys[node]
-                    self._write_rows(writer, name, grid, start, stop, value)
-                    if shortcut is not None:
-                        self._write_rows(writer, shortcut_key(name), grid, start, stop, shortcut)
+                    maps = self.graph.maps(node)
+                    for (name, grid), part in zip(self.keys[node], maps.split(value)):
+                        self._write_rows(writer, name, grid, start, stop, part)
+                    for (name, grid), part in zip(self.keys[node], [] if shortcut is None else maps.split(shortcut)):
+                        self._write_rows(writer, shortcut_key(name), grid, start, stop, part)
             self.outputs = spread.measured()
             writer.meta["outputs"] = self.outputs.to_json()
         with FrozenFile(run.frozen) as frozen:

@@ -115,7 +115,7 @@ def test_a_layer_that_reads_its_own_output_keeps_those_channels_for_itself():
     assert hidden.activation == "several" and "also read by" in hidden.left_alone["prune"]
 
 
-def test_a_layer_on_other_batches_than_the_images_is_left_alone():
+def test_a_layer_on_maps_that_are_folded_into_the_batch_is_fitted_like_one_that_is_called_for_each():
     class Parts(nn.Module):
         def __init__(self):
             super().__init__()
@@ -125,8 +125,13 @@ def test_a_layer_on_other_batches_than_the_images_is_left_alone():
             x = self.conv(torch.cat([x[:, :3], x[:, 3:]]))
             return self.out(torch.cat(x.chunk(2), 1))
 
-    layers = view(Parts(), (6, 8, 8)).layers
-    assert layers[0].left_alone["channel"] == "its input is not one map for each image" and layers[1].fitted
+    graph = view(Parts(), (6, 8, 8))
+    conv, out = graph.layers
+    assert conv.fitted and conv.calls == (((8, 8), (6, 6)),) * 2 and len(graph.calls(conv)) == 1
+    assert out.fitted and len(out.calls) == 1
+    # The halves are cut alike: a channel that goes is missing in both.
+    (space,) = graph.spaces.read_by("out")
+    assert space.producers == ("conv",) and space.width == 4
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_a_run_without_a_decomposition_has_no_summary(tmp_path):
         decomp.summarise(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", shared_layers.SHARED)
+@pytest.mark.parametrize("name", [*shared_layers.SHARED, "folded"])
 def test_layers_that_are_called_several_times_are_compressed_and_counted_at_every_call(name):
     model = shared_layers.make(name)
     images = torch.randn(60, *shared_layers.INPUT, generator=torch.Generator().manual_seed(0))
@@ -233,8 +233,21 @@ def test_layers_that_are_called_several_times_are_compressed_and_counted_at_ever
     before, after = (cost.cost(module, shared_layers.INPUT) for module in (model, network))
     assert type(network) is type(model) and (report.macs_before, report.macs_after) == (before.macs, after.macs)
     assert 2.0 <= before.macs / after.macs < 2.3
-    shared = {"siamese": "b", "pyramid": "tower", "recursive": "again"}[name]
+    shared = {"siamese": "b", "folded": "b", "pyramid": "tower", "recursive": "again"}[name]
     assert next(item for item in report.layers if item.layer == shared).becomes != "unchanged"
+
+
+@pytest.mark.parametrize("batch_size", [7, 60])
+def test_an_encoder_on_a_batch_of_both_halves_is_fitted_as_one_that_is_called_on_each(batch_size):
+    images = torch.randn(60, *shared_layers.INPUT, generator=torch.Generator().manual_seed(0))
+    results = {}
+    for name, size in (("siamese", 60), ("folded", batch_size)):
+        network, report = decomp.compress(shared_layers.make(name), images, 2.0, batch_size=size, quiet=True)
+        results[name] = report, network(images)
+    (called, wanted), (folded, got) = results.values()
+    assert [item.becomes for item in folded.layers] == [item.becomes for item in called.layers]
+    assert folded.macs_after == called.macs_after
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
 
 
 class Hybrid(nn.Module):
