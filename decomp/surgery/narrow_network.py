@@ -132,3 +132,44 @@ def shrunk_macs(spaces: Spaces, keep: Mapping[str, Iterable[int]], per_layer: Ma
             macs = macs * int(writes.sum()) // len(writes)
         total += macs - per_layer[use.path]
     return total
+
+
+def shrunk_params(network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterable[int]]) -> int:
+    """Parameters of a network whose spaces keep only some channels, by formula.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        With all channels; it is not changed.
+    spaces : decomp.graph.channel_spaces.Spaces
+    keep : mapping of str to iterable of int
+
+    Returns
+    -------
+    int
+        Each parameter counts once.
+    """
+    total = sum(parameter.numel() for parameter in network.parameters())
+    for use, reads, writes in _narrowed(spaces, keep):
+        module = network.get_submodule(use.path)
+        parts = list(module) if isinstance(module, nn.Sequential) else [module]
+        before = sum(parameter.numel() for parameter in module.parameters())
+        total -= before - sum(
+            _narrowed_size(
+                parameter.numel(),
+                # A bias and the numbers of a carrier go with the outputs alone.
+                reads if part is parts[0] and parameter.dim() > 1 and use.role == "layer" and not use.grouped else None,
+                writes if part is parts[-1] else None,
+            )
+            for part in parts
+            for parameter in part.parameters()
+        )
+    return total
+
+
+def _narrowed_size(size: int, reads: BoolArray | None, writes: BoolArray | None) -> int:
+    """Entries of a tensor that has an axis of inputs, of outputs or both when only some of them stay."""
+    for stay in (reads, writes):
+        if stay is not None and size > 1:  # a PReLU may have one number for all channels
+            size = size * int(stay.sum()) // len(stay)
+    return size

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from decomp.cost.count import cost
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
-from decomp.surgery.narrow_network import mask, shrink, shrunk_macs
+from decomp.surgery.batchnorm import fold_bn
+from decomp.surgery.narrow_network import mask, shrink, shrunk_macs, shrunk_params
 
 
 def images(shape=INPUT, n=3):
@@ -141,3 +142,16 @@ def test_random_graphs_masked_and_shrunk_agree(steps, seed):
     generator = torch.Generator().manual_seed(seed)
     module = randomise(Random(steps, seed), seed)
     check_agreement(module, (3, 6, 6), lambda spaces: draw_keep(spaces, generator))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("folded", [False, True])
+def test_the_formula_of_parameters_counts_those_of_the_shrunk_network(name, folded):
+    network = trace(make(name))
+    if folded:
+        fold_bn(network)
+    spaces = NetworkGraph(network, INPUT).spaces
+    keep = draw_keep(spaces, torch.Generator().manual_seed(3))
+    wanted = shrunk_params(network, spaces, keep)
+    shrink(network, spaces, keep)
+    assert sum(p.numel() for p in network.parameters()) == wanted

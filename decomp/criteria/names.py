@@ -1,0 +1,31 @@
+"""Names of the criteria and of the rules for choosing by them. Imports no torch, so that options and help can use them.
+
+A criterion gives a number per channel; the channels with the lowest numbers go first.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Of one layer's weights (:mod:`decomp.criteria.filters`).
+FILTER_CRITERIA: Final = ("l1", "l2", "largest", "overlap", "fpgm")
+#: Of the outputs of convolutions and linear layers on images (:mod:`decomp.criteria.statistics`).
+STATISTICS: Final = ("mean-mean", "mean-std", "mean-l1", "mean-l2", "var-l2")
+CRITERIA: Final = (*FILTER_CRITERIA, "random", "bn-scale", *STATISTICS, "taylor")
+
+#: Beside the weights: 'images' (without labels), 'loss' (images, with or without labels, and a gradient),
+#: 'batchnorm' (a network whose batch normalisations are modules of their own).
+NEEDS: Final = {
+    **dict.fromkeys((*FILTER_CRITERIA, "random")),
+    "bn-scale": "batchnorm",
+    **dict.fromkeys(STATISTICS, "images"),
+    "taylor": "loss",
+}
+
+#: Rules that make the numbers of different layers comparable (:func:`decomp.criteria.ranking.normalised`).
+NORMALISATIONS: Final = ("none", "mean", "max", "l2")
+#: The rule for each criterion where none is asked for. Scale factors and changes of the loss are comparable as they
+#: are; norms, distances and activations depend on a layer's size.
+NORMALISATION_OF: Final = {name: "none" if name in ("bn-scale", "taylor", "random") else "mean" for name in CRITERIA}
+#: Channels ranked among those of all layers, or among those of their own layer.
+RANKINGS: Final = ("global", "layer")
