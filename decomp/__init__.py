@@ -72,6 +72,8 @@ def __getattr__(name: str) -> Any:
     # Lazy, so that `decomp --help` answers without importing torch.
     if name in ("load", "save"):
         return getattr(_import_module(f"decomp.pipelines.run.{'loading' if name == 'load' else 'saving'}"), name)
+    if name == "schemes":
+        return _import_module("decomp.schemes")
     if name in __all__:
         return getattr(_import_module("decomp.pipelines.api"), name)
     raise AttributeError(f"module 'decomp' has no attribute {name!r}")
