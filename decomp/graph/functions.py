@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import rnn
 from torch.overrides import get_overridable_functions
 
 from decomp.modules.entries import with_entries
@@ -32,6 +33,7 @@ _FACTORIES = (
     "arange", "eye", "full", "linspace", "logspace", "ones", "tensor", "tril_indices", "triu_indices", "zeros",
     "full_like", "ones_like", "zeros_like", "_assert", "is_tensor",
 )  # fmt: skip
+_SEQUENCES = ("pack_padded_sequence", "pad_packed_sequence", "pack_sequence", "pad_sequence")
 # Functions that torchvision keeps whole in a trace (torch.fx.wrap); imported only where a network calls one.
 _WRAPPED = (
     "torchvision.models.swin_transformer._get_relative_position_bias",
@@ -65,6 +67,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
         function = getattr(F, name)
         if not name.startswith("_") and callable(function) and not inspect.isclass(function):
             names[f"torch.nn.functional.{name}"] = function
+    names |= {f"torch.nn.utils.rnn.{name}": getattr(rnn, name) for name in _SEQUENCES}
     names["decomp.with_entries"] = with_entries
     return names
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
 from dataclasses import replace
-from io import StringIO
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from decomp.errors import TraceError
 from decomp.graph.channel_numbers import Use
@@ -300,23 +298,24 @@ def _propagate_shapes(module: fx.GraphModule, input_shape: Sequence[int], name: 
     weight = next(module.parameters(), None)
     like = weight if weight is not None else torch.zeros(())
     example = torch.zeros(2, *input_shape, device=like.device, dtype=like.dtype)
+    shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, torch.Tensor):
+                shapes[n] = tuple(value.shape)
+            return value
+
     try:
-        # Where the network does not run, torch prints the whole traceback beside raising it.
-        with torch.no_grad(), redirect_stderr(StringIO()):
-            ShapeProp(module).propagate(example)
+        with torch.no_grad():
+            Shapes(module).run(example)
     except Exception as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         size = "x".join(map(str, input_shape))
         raise TraceError(
             name, f"does not run at input size {size}: {reason}", fix="give another input size, CxHxW"
         ) from error
-    shapes: dict[fx.Node, tuple[int, ...]] = {}
-    for node in module.graph.nodes:
-        meta = node.meta.pop("tensor_meta", None)
-        node.meta.pop("type", None)
-        shape = getattr(meta, "shape", None)
-        if shape is not None:
-            shapes[node] = tuple(shape)
     return shapes
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
+from torch.nn.utils import rnn
 
 from decomp.graph.size_branches import SizeBranches
 from decomp.graph.views import is_view, view_read_after
@@ -28,6 +29,8 @@ FACTORIES = (
     "arange", "eye", "empty", "full", "linspace", "logspace", "ones", "rand", "randn", "tensor", "tril_indices",
     "triu_indices", "zeros",
 )  # fmt: skip
+# Functions that take no proxies, and become calls of the graph wherever a forward has their names from.
+SEQUENCES = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence, rnn.pad_sequence)
 
 
 class SizedProxy(fx.Proxy):
@@ -36,7 +39,8 @@ class SizedProxy(fx.Proxy):
     tracer: SizedTracer
 
     def __getattr__(self, name: str) -> Attribute:
-        if name.startswith("__array"):  # numpy asks for these and takes whatever it gets
+        # numpy asks for these, and for `prod` of a size, and takes whatever it gets.
+        if name.startswith("__array") or str(sys._getframe(1).f_globals.get("__name__")).startswith("numpy."):
             raise AttributeError(name)
         return SizedAttribute(self, name)
 
@@ -44,7 +48,7 @@ class SizedProxy(fx.Proxy):
         self.tracer.set_entries(self, index, value)
 
     def __len__(self) -> int:
-        return self.tracer.length(self.node)
+        return self.tracer.length(self.node, "; write x.shape[0] for the number of images")
 
     def __int__(self) -> int:
         return int(self.tracer.number(self.node, "int"))
@@ -127,7 +131,7 @@ class SizedTracer(fx.Tracer):
     """
 
     def __init__(self, leaves: Iterable[str] = (), shape: Sequence[int] | None = None):
-        super().__init__(param_shapes_constant=True)
+        super().__init__(autowrap_functions=SEQUENCES, param_shapes_constant=True)
         self.leaves, self.shape = frozenset(leaves), shape
         self.branches: dict[str, None] = {}
         self.within: list[str] = []
@@ -145,6 +149,9 @@ class SizedTracer(fx.Tracer):
             self._exchanged_names.callback(setattr, torch, "is_tensor", torch.is_tensor)
             torch.is_tensor = lambda value: self._isinstance(value, torch.Tensor)  # type: ignore[assignment]
             graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            if node.target in SEQUENCES:
+                node.meta.pop("is_wrapped", None)  # the code of the graph has them from torch itself
         if any(view_read_after(changed, change) for changed, change in self._changes):
             raise RuntimeError("entries of a tensor are set in place, and views of it are read later")
         self.branches.update(dict.fromkeys(self._integers.values()))
@@ -168,8 +175,14 @@ class SizedTracer(fx.Tracer):
         """The parts of a value, each as a call of getitem."""
         return iter([obj[i] for i in range(self.length(obj.node))])  # type: ignore[index]
 
-    def length(self, node: fx.Node) -> int:
+    def length(self, node: fx.Node, advice: str = "") -> int:
         """The number of parts of a value.
+
+        Parameters
+        ----------
+        node : torch.fx.Node
+        advice : str
+            For the message.
 
         Raises
         ------
@@ -178,7 +191,7 @@ class SizedTracer(fx.Tracer):
         """
         length = self._asked(lambda sizes: sizes.length(node))
         if length is None:
-            raise RuntimeError(f"the number of parts of '{node.name}' is not fixed by the size of the images")
+            raise RuntimeError(f"the number of parts of '{node.name}' is not fixed by the size of the images{advice}")
         if self._sizes is not None and self._sizes.length_depends_on_size(node):
             self.branches[source_place(traceback.extract_stack())] = None
         return length
@@ -278,12 +291,15 @@ class SizedTracer(fx.Tracer):
             a = list(a)
         elif isinstance(a, np.generic):
             a = a.item()
+        elif type(a) is type(torch.FloatTensor):  # a name of the type of before
+            a = a.dtype
         return super().create_arg(a)
 
     # While a question is answered, modules run and are not recorded.
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The recorded call of a leaf, or what forward gives for another module."""
-        if self._evaluating:
+        # What a module does that forward has made, such as a slice of an nn.Sequential, is recorded as of a function.
+        if self._evaluating or m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)
         self.within.append(self.path_of_module(m))
         if not self.is_leaf_module(m, self.within[-1]):
@@ -320,9 +336,11 @@ def _names_exchanged(tracer: SizedTracer) -> Iterator[None]:
     """
     originals: dict[tuple[Any, str], Callable[..., Any]] = {(torch, name): getattr(torch, name) for name in FACTORIES}
     originals[torch.Tensor, "expand"] = torch.Tensor.expand
+    originals.update({(rnn, function.__name__): function for function in SEQUENCES})
 
     def recorder(original: Callable[..., Any], owner: object) -> Callable[..., Any]:
-        op, target = ("call_function", original) if owner is torch else ("call_method", original.__name__)
+        method = owner is torch.Tensor
+        op, target = ("call_method", original.__name__) if method else ("call_function", original)
 
         def factory(*args: Any, **kwargs: Any) -> Any:
             if any(p.tracer is tracer for p in _proxies((args, kwargs))):
@@ -336,9 +354,17 @@ def _names_exchanged(tracer: SizedTracer) -> Iterator[None]:
             device_type = tracer.number(device_type.node, "autocast")
         originals[torch.autocast, "__init__"](context, device_type, *args, **kwargs)
 
+    def limits(kind: Callable[..., Any]) -> Callable[..., Any]:
+        def of(*types: Any) -> Any:
+            return kind(*(tracer.number(t.node, kind.__name__) if isinstance(t, SizedProxy) else t for t in types))
+
+        return of
+
     exchanged = {(owner, name): recorder(original, owner) for (owner, name), original in originals.items()}
     exchanged[torch.autocast, "__init__"] = autocast
     originals[torch.autocast, "__init__"] = torch.autocast.__init__
+    for kind in (torch.finfo, torch.iinfo):
+        originals[torch, kind.__name__], exchanged[torch, kind.__name__] = kind, limits(kind)
     for (owner, name), function in exchanged.items():
         setattr(owner, name, function)
     try:

@@ -15,6 +15,7 @@ from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
 from decomp.graph.functional_layers import functions_to_modules
 from decomp.graph.tracer import SizedTracer, source_place
 from decomp.graph.views import is_view, view_read_after
+from decomp.graph.ways_out import way_out
 from decomp.modules.copies import deep_copy
 from decomp.modules.layout import lay_out_plainly
 
@@ -68,7 +69,7 @@ def trace(
         raise TraceError(
             name,
             f"the forward pass cannot be traced{f' at {place}' if place else ''}: {reason}",
-            fix=_way_out(tracer.within),
+            fix=way_out(model, leaves, shape, tracer.within),
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
     _remove_stochastic_depth(graph)
@@ -110,12 +111,6 @@ def _first_parts(value: fx.Node) -> list[str]:
             elif user not in reached:
                 reached.append(user)
     return found
-
-
-def _way_out(within: Sequence[str]) -> str:
-    """Advice that names the deepest module whose forward could not be followed."""
-    other = "treat another part of the network (option module)"
-    return f"leave {within[-1]} as it is (--leaf), or {other}" if within else other
 
 
 def _remove_stochastic_depth(graph: fx.Graph) -> None:

@@ -11,6 +11,7 @@ from decomp.graph.functions import full_name, function_of, name_of
 @pytest.mark.parametrize("function", [
     torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.eye, torch.tensor, torch.meshgrid,
     torch.zeros_like, torch.fft.rfft2, torch.linalg.vector_norm, torch.special.expit, torch.cat, F.interpolate,
+    torch.nn.utils.rnn.pack_padded_sequence, torch.nn.utils.rnn.pad_packed_sequence,
     F.scaled_dot_product_attention, math.ceil, math.sqrt, operator.abs, operator.getitem, round, max, len,
 ])  # fmt: skip
 def test_a_function_comes_back_by_its_name(function):

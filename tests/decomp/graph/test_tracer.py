@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import rnn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils import checkpoint
 
 from decomp.errors import DecompError, TraceError
@@ -247,3 +249,65 @@ def test_a_traced_network_can_be_pickled():
     traced, x = check(lambda net, x: net.b(x).relu()), torch.randn(2, *SHAPE)
     again = pickle.loads(pickle.dumps(traced))
     assert torch.equal(again(x), traced(x))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda net, x: x.masked_fill(x < 0, torch.finfo(x.dtype).min),
+        lambda net, x: x.sum((2, 3)) / np.prod(x.shape[2:]),
+        lambda net, x: x.reshape(-1, int(np.prod(x.shape[1:]))),
+        lambda net, x: net.b(x.type(torch.FloatTensor)),
+        lambda net, x: nn.Softmax(dim=1)(nn.MaxPool2d(2)(nn.ReLU()(x))),
+        lambda net, x: nn.Upsample(size=x.shape[3])(x),
+        lambda net, x: nn.Sequential(nn.Flatten(2), nn.Softplus())(x),
+    ],
+)
+def test_constants_and_modules_that_forward_makes_are_followed(body):
+    check(body)
+
+
+def test_a_slice_of_a_sequential_calls_its_members_by_their_own_paths():
+    class Sliced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Tanh())
+
+        def forward(self, x):
+            for module in self.f[:2]:
+                x = module(x)
+            return self.f[2:](x)
+
+    module, x = Sliced().eval(), torch.randn(3, *SHAPE)
+    traced = trace(module, shape=SHAPE)
+    assert [node.target for node in traced.graph.nodes][1:-1] == ["f.0", "f.1", "f.2", "f.3"]
+    assert torch.equal(traced(x), module(x))
+
+
+@pytest.mark.parametrize("pack", [lambda *args, **named: pack_padded_sequence(*args, **named), None])
+def test_packed_sequences_are_calls_of_the_graph_and_come_back_from_data(pack):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.lstm = nn.Conv2d(3, 8, 3), nn.LSTM(8, 4, batch_first=True)
+
+        def forward(self, x):
+            x = self.a(x).mean(2).transpose(1, 2)
+            lengths = torch.full((x.size(0),), x.size(1))
+            packed = (pack or rnn.pack_padded_sequence)(x, lengths, batch_first=True, enforce_sorted=False)
+            return rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
+
+    module, x = Reader().eval(), torch.randn(3, *SHAPE)
+    before = rnn.pack_padded_sequence
+    traced = trace(module, shape=SHAPE)
+    assert rnn.pack_padded_sequence is before and pack_padded_sequence is before
+    assert torch.equal(traced(x), module(x)) and torch.equal(trace(traced)(x), module(x))
+    again = build_graph(describe_graph(traced), traced.state_dict())
+    assert torch.equal(again(x), module(x))
+    assert NetworkGraph(traced, SHAPE).layer("a").fitted
+
+
+def test_the_number_of_images_by_len_is_refused_with_what_to_write():
+    with pytest.raises(TraceError, match=r"'a' is not fixed by .*; write x.shape\[0\] for the number of images"):
+        trace(Net(lambda net, x: x.reshape(len(x), -1)), shape=SHAPE)
+    check(lambda net, x: x.reshape(x.shape[0], -1))
