@@ -118,6 +118,8 @@ def _last_epoch(run: RunDirectory) -> str:
 
 
 def _checkpoint(args: Sequence[str]) -> Path:
+    if run := _value(args, "--run"):
+        return RunDirectory(run).trained_weights.with_suffix(".checkpoint")
     model = (_value(args, "--model") or "").removeprefix("zoo:")
     return Path(_value(args, "--out") or f"{model}.safetensors").with_suffix(".checkpoint")
 

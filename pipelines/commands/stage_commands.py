@@ -53,8 +53,11 @@ Examples:
   decomp freeze --model nets.py:build --weights net.pth --data nets.py:images --run runs/mine
 """
 )
-@click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
-@click.option("--data", required=True, metavar="NAME", help=DATA_HELP + " Only training images are used.")
+@click.option("--model", metavar="NAME", help=MODEL_HELP + "  [default: the one trained in the run]")
+@click.option(
+    "--data", metavar="NAME",
+    help=DATA_HELP + " Only training images are used.  [default: those of the training in the run]",
+)  # fmt: skip
 @shared_options("run")
 @click.option(
     "--weights",
@@ -304,6 +307,7 @@ def finetune(run: str, threads: int | None, quiet: bool, **options: Any) -> None
     epilog="""\b
 Examples:
   decomp train --model zoo:vgg-fashion --data fashion-mnist --out vgg.safetensors
+  decomp train --model zoo:vgg-fashion --data fashion-mnist --run runs/vgg
 """
 )
 @click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
@@ -313,19 +317,28 @@ Examples:
     metavar="FILE",
     help="File for the weights; a JSON record is written beside it.  [default: NAME.safetensors]",
 )
+@click.option(
+    "--run", type=click.Path(), metavar="DIR",
+    help="Instead of --out: train in a run directory, for the other commands.  [default: none]",
+)  # fmt: skip
 @number("--epochs", help="Passes over the training images.  [default: the zoo's recipe, otherwise 20]")
 @number(
     "--lr", "--learning-rate", "learning_rate", least=0, kind=float, above=True,
     help="Highest learning rate.  [default: the zoo's recipe, otherwise 0.05]",
 )  # fmt: skip
 @number("--batch-size", help="Images per batch.  [default: the zoo's recipe, otherwise 128]")
-@shared_options("seed", "device", "verbose", "common")
+@shared_options("redo", "seed", "device", "verbose", "common")
 def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
-    """Train a network from scratch."""
+    """Train a network from scratch.
+
+    An interrupted training continues after the last finished epoch.
+    """
     begin(threads)
     from ..stages.train import train as stage
 
-    show(stage(model, reporter=reporter_without_run(quiet), **given(options)))
+    run = options["run"]
+    reporter = reporter_without_run(quiet) if run is None else open_run(run, quiet)[1]
+    show(stage(model, reporter=reporter, **given(options)))
 
 
 @main.command()

@@ -35,6 +35,7 @@ class RunDirectory:
     ::
 
         run.json            options and results of each stage; versions of the libraries it ran with
+        trained/            weights of `train --run`, and the record of their training
         frozen.h5           calibration images, sampled points, responses of the original network there
         original/           the original network, batch normalisation folded
         plan.json           sizes of each layer; can be read and edited
@@ -69,6 +70,10 @@ class RunDirectory:
     @property
     def run_json(self) -> Path:
         return self.path / "run.json"
+
+    @property
+    def trained_weights(self) -> Path:
+        return self.path / "trained" / "weights.safetensors"
 
     @property
     def frozen(self) -> Path:
@@ -295,7 +300,7 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         self.frozen.with_name(self.frozen.name + ".part").unlink(missing_ok=True)  # the HDF5 writer's own
-        for folder in (self.path, self.layers_dir, self.finetune_dir):
+        for folder in (self.path, self.trained_weights.parent, self.layers_dir, self.finetune_dir):
             if folder.is_dir():
                 sweep(folder)
 

@@ -39,6 +39,7 @@ from ..decomposition.record_responses import ResponseRecording
 from ..decomposition.refusals import no_convolution
 from ..measure import sanity
 from ..measure.devices import pick_device
+from ..run import trained
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
@@ -93,8 +94,8 @@ class FreezeResult:
 def freeze(
     run: str | os.PathLike[str] | RunDirectory,
     *,
-    model: str,
-    data: str,
+    model: str | None = None,
+    data: str | None = None,
     weights: str | None = None,
     input_size: Any = None,
     part: str | None = None,
@@ -122,7 +123,8 @@ def freeze(
     run : path or RunDirectory
         Created where it does not exist.
     model, weights, data : str
-        As :func:`decomp.data.models.load_model` and :func:`decomp.data.sources.open_source` read them.
+        As :func:`decomp.data.models.load_model` and :func:`decomp.data.sources.open_source` read them. In a run with a
+        training (``train --run``), those of the training where they are not given.
     input_size : str or sequence of int, optional
         ``224``, ``28x28`` or ``3x224x224``, where neither the model nor the images give it.
     part : str, optional
@@ -167,6 +169,8 @@ def freeze(
     DecompError
         One of the subclasses in :mod:`decomp.errors`, with a message of one line.
     """
+    directory = RunDirectory(run)
+    model, data, weights = trained.inputs(directory, model, data, weights)
     options = FreezeOptions(
         model=model, weights=weights, data=data, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
         skip_bad=skip_bad, part=part, leaves=tuple(leaves) if not isinstance(leaves, str) else (leaves,),
@@ -178,12 +182,13 @@ def freeze(
 
     def open_inputs() -> tuple[LoadedModel, ImageSource]:
         images = options.image_options
-        loaded = models.load_model(model, weights=weights, input_size=input_size or images.size)
+        file = trained.weights_file(directory, weights)
+        loaded = models.load_model(options.model, weights=file, input_size=input_size or images.size)
         module = part_of(loaded.module, part, loaded.name)
-        return loaded, open_source(data, network=loaded.takes(module), options=images, skip_bad=skip_bad)
+        return loaded, open_source(options.data, network=loaded.takes(module), options=images, skip_bad=skip_bad)
 
     return freeze_once(
-        RunDirectory(run), options, open_inputs, batch_size=batch_size, device=device, memory=memory,
+        directory, options, open_inputs, batch_size=batch_size, device=device, memory=memory,
         reporter=reporter or Reporter(),
     )  # fmt: skip
 

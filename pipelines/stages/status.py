@@ -96,6 +96,7 @@ def status(run: str | os.PathLike[str] | RunDirectory, *, program: str = "decomp
     run = RunDirectory.open(run)
     config = run.read_config()["stages"]
     stages = [
+        *_train(run, config.get("train")),
         _freeze(run, config.get("freeze")),
         _decompose(run, config.get("decompose")),
         _finetune(run, config.get("finetune")),
@@ -104,6 +105,22 @@ def status(run: str | os.PathLike[str] | RunDirectory, *, program: str = "decomp
         _export(run),
     ]
     return StatusResult(str(run), stages, _next(run, stages, program), _files(run), run.current_owner())
+
+
+def _train(run: RunDirectory, config: dict[str, Any] | None) -> list[StageStatus]:
+    """The training of a run; nothing for a run without one."""
+    if config is not None:
+        if not run.trained_weights.is_file():
+            return [StageStatus("train", PARTLY, f"{run.trained_weights} is missing; --redo trains again")]
+        asked, facts = config.get("asked", {}), config.get("facts", {})
+        detail = (
+            f"{asked.get('model', 'a network')} on {asked.get('data', 'images')}, {asked.get('epochs', '?')} epochs"
+        )
+        for name, value in facts.get("accuracy", {}).items():
+            detail += f"; {100 * value:.1f} % of the {name} images"
+        return [StageStatus("train", DONE, detail)]
+    begun = run.trained_weights.parent.is_dir()
+    return [StageStatus("train", PARTLY, _last_epoch(run, "train"))] if begun else []
 
 
 def _freeze(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
@@ -164,8 +181,9 @@ def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
         return StageStatus("finetune", DONE, detail)
     if stopped := _diverged(run):
         return StageStatus("finetune", PARTLY, stopped)
-    epochs = _last_epoch(run)
-    return StageStatus("finetune", OPEN) if epochs is None else StageStatus("finetune", PARTLY, epochs)
+    if not run.finetune_dir.is_dir():
+        return StageStatus("finetune", OPEN)
+    return StageStatus("finetune", PARTLY, _last_epoch(run, "finetune"))
 
 
 def _diverged(run: RunDirectory) -> str | None:
@@ -176,12 +194,10 @@ def _diverged(run: RunDirectory) -> str | None:
     return f"{why.split(';')[0]}; {again[0]}" if again else None
 
 
-def _last_epoch(run: RunDirectory) -> str | None:
-    """``'epoch 3 of 5'`` from the log, where an unfinished fine-tuning can be resumed after it; otherwise None."""
-    if not run.finetune_dir.is_dir():
-        return None
+def _last_epoch(run: RunDirectory, stage: str) -> str:
+    """``'epoch 3 of 5'`` from the log, after which an unfinished training is resumed."""
     for event in reversed(read_log(run.log)):
-        if event.get("stage") == "finetune" and (found := re.match(r"epoch \d+ of \d+", str(event.get("message")))):
+        if event.get("stage") == stage and (found := re.match(r"epoch \d+ of \d+", str(event.get("message")))):
             return found[0]
     return "no epoch yet"
 
@@ -236,7 +252,8 @@ def _next(run: RunDirectory, stages: Sequence[StageStatus], program: str) -> str
     if stage.state == PARTLY and (command := _begun(run, stage.name)):
         redo = " --redo" if "--redo" in stage.detail and "--redo" not in command else ""
         return f"{program} {command}{redo}"
-    options = {"freeze": " --model … --data …", "decompose": " --speedup 4x"}.get(stage.name, "")
+    inputs = "" if any(done.name == "train" for done in stages) else " --model … --data …"
+    options = {"freeze": inputs, "decompose": " --speedup 4x"}.get(stage.name, "")
     if stage.name == "finetune" and (labels := label_options(run)):
         options = f" {labels}"
     return f"{program} {stage.name} --run {shlex.quote(str(run))}{options}"
@@ -252,6 +269,7 @@ def _begun(run: RunDirectory, stage: str) -> str | None:
 
 def _files(run: RunDirectory) -> list[tuple[str, str]]:
     known = [
+        (run.trained_weights, "the trained weights"),
         (run.frozen, "calibration images and recorded outputs"),
         (run.original_dir, "the original network"),
         (run.plan_json, "sizes of each layer"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,10 @@ from ..console.reporter import Reporter
 from ..measure.accuracy import accuracy
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
+from ..run.conditions import require_same_options
+from ..run.directory import RunDirectory
 from ..run.record import library_versions
+from ..run.trained import require_untouched, trained_options
 from ..training.hold_out import hold_out
 from ..training.loop import Training, copy_state, fit
 from ..training.recipe import Recipe
@@ -46,11 +51,12 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """File of the weights, and ``record``, the content of the JSON beside it."""
+    """File of the weights, ``record``, the content of the JSON beside it, and ``run`` where it was trained in one."""
 
     weights: Path
     record: dict[str, Any]
     already_done: bool = False
+    run: RunDirectory | None = None
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
@@ -60,14 +66,40 @@ class TrainingResult:
             if value is not None:
                 yield f"top-1 on the {name} images: {short_share(value, self.record['images'][name])}"
         yield f"weights: {self.weights} ({self.weights.stat().st_size / 2**20:.2f} MiB)"
+        if self.run is not None:
+            yield f"next: {command_line('freeze', self.run)}"
+            return
         model, data = (shlex.quote(self.record["options"][name]) for name in ("model", "data"))
         options = f"--model {model} --weights {shlex.quote(str(self.weights))} --data {data}"
         yield f"next: {command_line('freeze', Path('runs', self.weights.stem), options)}"
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a training keeps its results, and the way to start over; ``run`` is None where these are only files."""
+
+    weights: Path
+    start_over: str
+    run: RunDirectory | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.weights.with_suffix(".checkpoint")
+
+    @property
+    def record(self) -> Path:
+        return self.weights.with_suffix(".json")
+
+    @property
+    def option(self) -> str:
+        """The option of the command line that names the place."""
+        return f"--out {shlex.quote(self.weights.name)}" if self.run is None else f"--run {shlex.quote(str(self.run))}"
+
+
 def train(
-    model: str, *, data: str | None = None, out: str | os.PathLike[str] | None = None, epochs: int | None = None,
-    learning_rate: float | None = None, batch_size: int | None = None, seed: int = 0, device: str = "auto",
+    model: str, *, data: str | None = None, out: str | os.PathLike[str] | None = None,
+    run: str | os.PathLike[str] | None = None, epochs: int | None = None, learning_rate: float | None = None,
+    batch_size: int | None = None, seed: int = 0, redo: bool = False, device: str = "auto",
     reporter: Reporter | None = None,
 ) -> TrainingResult:  # fmt: skip
     """Train a network from random weights and write them with a record of how.
@@ -84,11 +116,15 @@ def train(
         A source with labels; for the zoo the network's own where not given.
     out : path, optional
         The safetensors file; its record is written beside it with the suffix ``.json``. ``NAME.safetensors`` in the
-        current folder where not given.
+        current folder where neither this nor `run` is given.
+    run : path or RunDirectory, optional
+        A run directory, created where it does not exist; its next stages take network, weights and images from here.
     epochs, learning_rate, batch_size : optional
         Those of the zoo's recipe (or 20, 0.05, 128) where not given.
     seed : int
         Determines initial weights, held-out images, order, augmentation and dropout.
+    redo : bool
+        Delete an earlier training in the run and start over.
     device : str
         'auto', 'cpu', 'cuda' or 'cuda:N'.
     reporter : Reporter, optional
@@ -100,41 +136,99 @@ def train(
     Raises
     ------
     UsageError
-        The source has no labels, an option is out of its range, or the file has weights that were trained with other
-        options.
+        The source has no labels, an option is out of its range, or there are weights already that were trained with
+        other options.
+    FileError
+        The run directory cannot be used.
     NumericalError
         The loss became NaN or infinite, or the training diverges.
     """
     reporter = reporter or Reporter()
-    options = TrainOptions(
-        model=model, data=data, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+    name, options, recipe = _completed(
+        TrainOptions(
+            model=model, data=data, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+        )
     )
-    name, data, recipe = _completed(options)
-    weights_file = Path(out) if out is not None else Path(f"{name}.safetensors")
-    if weights_file.suffix != ".safetensors":
+    if run is not None:
+        if out is not None:
+            rule = "names a file, and a run keeps its weights itself"
+            raise UsageError("--out", rule, got="--run beside it", fix="leave one of them out")
+        return _train_in_run(RunDirectory(run), options, recipe, redo, device, reporter)
+    if redo:
+        raise UsageError("--redo", "starts over in a run directory", got="no --run", fix="leave it out, or give --run")
+    file = Path(out) if out is not None else Path(f"{name}.safetensors")
+    if file.suffix != ".safetensors":
         raise UsageError("--out", "must end in .safetensors", got=out)
-    recorded = {"model": model, "data": data, "label_smoothing": LABEL_SMOOTHING}
-    record_options = {**recorded, **{name: getattr(recipe, name) for name in RECORDED}}
-    if finished := _finished(weights_file, record_options):
+    place = _Place(file, f"remove {file.with_suffix('.checkpoint')}")
+    if finished := _finished(place, _record_options(options, recipe)):
         return finished
     chosen = pick_device(device)
-    source, module = _open(model, data, recipe.seed)
+    result = _train(place, options, recipe, _open(options), chosen, reporter)
+    place.checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def _train_in_run(
+    run: RunDirectory, options: TrainOptions, recipe: Recipe, redo: bool, device: str, reporter: Reporter
+) -> TrainingResult:
+    place = _Place(run.trained_weights, "give --redo", run)
+    with reporter.stage("train"), ExitStack() as locked:
+        if run.run_json.exists():
+            run = RunDirectory.open(run)
+            locked.enter_context(run.lock())
+            if not redo and (trained := trained_options(run)) is not None:
+                fix = "give --redo to train again with these, or give another --run"
+                require_same_options(run, "trained", options, trained.to_json(), fix)
+                return TrainingResult(place.weights, read_json(place.record, kind=KIND), already_done=True, run=run)
+            require_untouched(run)
+        else:
+            run.check_free()
+        chosen, opened = pick_device(device), _open(options)
+        # As late as this, so that a mistyped name leaves nothing behind.
+        run = RunDirectory.create(run)
+        locked.enter_context(run.lock())
+        if redo:
+            run.update_config("train", None)
+            shutil.rmtree(place.weights.parent, ignore_errors=True)
+        place.weights.parent.mkdir(exist_ok=True)
+        result = _train(place, options, recipe, opened, chosen, reporter)
+        facts = {"accuracy": result.record["accuracy"], "images": result.record["images"]}
+        run.update_config("train", {"asked": options.to_json(), "weights": result.record["sha256"], "facts": facts})
+        place.checkpoint.unlink(missing_ok=True)
+        return result
+
+
+def _train(
+    place: _Place, options: TrainOptions, recipe: Recipe, opened: tuple[ImageSource, nn.Module], device: torch.device,
+    reporter: Reporter,
+) -> TrainingResult:  # fmt: skip
+    """Train, measure and write; the checkpoint stays."""
+    source, module = opened
     n_parameters = sum(parameter.numel() for parameter in module.parameters())
-    reporter.step(f"training {model} on {data}: {n_parameters:,} parameters, {recipe.epochs} epochs on {chosen}")
-    checkpoint = weights_file.with_suffix(".checkpoint")
-    training, n_images = _fit(module, recipe, source, checkpoint, recorded, chosen, reporter)
+    reporter.step(
+        f"training {options.model} on {options.data}: {n_parameters:,} parameters, {recipe.epochs} epochs on {device}"
+    )
+    training, n_images = _fit(module, recipe, source, place, _identity(options), device, reporter)
     accuracies = {"validation": training.history[-1]["validation_accuracy"]}
     if source.test is not None:
-        accuracies["test"] = accuracy(module, source.test, torch.arange(len(source.test)), chosen)
+        accuracies["test"] = accuracy(module, source.test, torch.arange(len(source.test)), device)
     assert source.n_classes is not None  # the training split has labels
-    with commit(weights_file) as part:
+    with commit(place.weights) as part:
         weights.write(
             copy_state(module), part, input_shape=source.input_shape, n_classes=source.n_classes,
             preprocessing=source.prepared,
         )  # fmt: skip
-    record = _write_record(weights_file, record_options, accuracies, n_images, training)
-    checkpoint.unlink(missing_ok=True)
-    return TrainingResult(weights_file, record)
+    record = _write_record(place, _record_options(options, recipe), accuracies, n_images, training)
+    return TrainingResult(place.weights, record, run=place.run)
+
+
+def _identity(options: TrainOptions) -> dict[str, Any]:
+    """Plain values that decide a training beside its recipe."""
+    return {"model": options.model, "data": options.data, "label_smoothing": LABEL_SMOOTHING}
+
+
+def _record_options(options: TrainOptions, recipe: Recipe) -> dict[str, Any]:
+    return {**_identity(options), **{name: getattr(recipe, name) for name in RECORDED}}
 
 
 def classification_loss(module: nn.Module, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
@@ -143,8 +237,8 @@ def classification_loss(module: nn.Module, images: torch.Tensor, labels: torch.T
     return functional.cross_entropy(module(images).float(), labels, label_smoothing=LABEL_SMOOTHING)
 
 
-def _completed(options: TrainOptions) -> tuple[str, str, Recipe]:
-    """Name of the network, source of images and recipe, from the zoo or the defaults where the options say nothing.
+def _completed(options: TrainOptions) -> tuple[str, TrainOptions, Recipe]:
+    """Name of the network; the options with values from the zoo or the defaults where they say nothing; the recipe.
 
     Raises
     ------
@@ -162,11 +256,14 @@ def _completed(options: TrainOptions) -> tuple[str, str, Recipe]:
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)
     name = entry.name if entry else safe_name(options.model)
-    return name, data, Recipe(**values, seed=options.seed)
+    numbers = {name: values[name] for name in DEFAULTS}
+    return name, replace(options, data=data, **numbers), Recipe(**values, seed=options.seed)
 
 
-def _open(model: str, data: str, seed: int) -> tuple[ImageSource, nn.Module]:
+def _open(options: TrainOptions) -> tuple[ImageSource, nn.Module]:
     """The images, and a network with seeded random weights for them (a factory's weights are as it returned them)."""
+    model, data = options.model, options.data
+    assert data is not None  # the options are complete
     source = open_source(data)
     if not source.train.has_labels:
         raise UsageError(data, "training needs images with labels", got="a source without labels")
@@ -176,7 +273,7 @@ def _open(model: str, data: str, seed: int) -> tuple[ImageSource, nn.Module]:
         source.n_classes = int(labels.max()) + 1
     # A network of the zoo is built for the images; for another network the images are resized.
     shape = source.input_shape if model.startswith("zoo:") else source.input_shape[1:]
-    weights_seed = seeds.derive_seed(seed, "train", "weights")
+    weights_seed = seeds.derive_seed(options.seed, "train", "weights")
     loaded = load_model(model, weights="random", input_size=shape, n_classes=source.n_classes, seed=weights_seed)
     if loaded.input_shape != source.input_shape:
         source = open_source(data, input_shape=loaded.input_shape)
@@ -184,7 +281,7 @@ def _open(model: str, data: str, seed: int) -> tuple[ImageSource, nn.Module]:
 
 
 def _fit(
-    module: nn.Module, recipe: Recipe, source: ImageSource, checkpoint: Path, identity: dict[str, Any],
+    module: nn.Module, recipe: Recipe, source: ImageSource, place: _Place, identity: dict[str, Any],
     device: torch.device, reporter: Reporter,
 ) -> tuple[Training, dict[str, int]]:  # fmt: skip
     """Train on all but the held-out images; returns the training and the number of images of each kind."""
@@ -203,8 +300,8 @@ def _fit(
         validate=validate,
         n_validation=len(held_out),
         keep_best=False,
-        checkpoint=checkpoint,
-        start_over=f"remove {checkpoint}",
+        checkpoint=place.checkpoint,
+        start_over=place.start_over,
         identity=identity,
         device=device,
         reporter=reporter,
@@ -214,14 +311,14 @@ def _fit(
 
 
 def _write_record(
-    weights_file: Path, options: dict[str, Any], accuracies: dict[str, float], n_images: dict[str, int],
+    place: _Place, options: dict[str, Any], accuracies: dict[str, float], n_images: dict[str, int],
     training: Training,
 ) -> dict[str, Any]:  # fmt: skip
     flags = {"model": "--model", "data": "--data", "epochs": "--epochs", "learning_rate": "--learning-rate"}
     flags |= {"batch_size": "--batch-size", "seed": "--seed"}
     command = "python cli.py train " + " ".join(f"{flag} {options[key]}" for key, flag in flags.items())
     record = {
-        "command": f"{command} --out {shlex.quote(weights_file.name)}",
+        "command": f"{command} {place.option}",
         "seed": options["seed"],
         "epochs": options["epochs"],
         "options": options,
@@ -230,19 +327,18 @@ def _write_record(
         "parameters": sum(parameter.numel() for parameter in training.module.parameters()),
         "validation_accuracy_by_epoch": [line["validation_accuracy"] for line in training.history],
         "versions": library_versions(),
-        "sha256": digest_file(weights_file),
+        "sha256": digest_file(place.weights),
     }
-    write_json(weights_file.with_suffix(".json"), record, kind=KIND)
+    write_json(place.record, record, kind=KIND)
     return record
 
 
-def _finished(weights_file: Path, options: dict[str, Any]) -> TrainingResult | None:
+def _finished(place: _Place, options: dict[str, Any]) -> TrainingResult | None:
     """The earlier result if the file was trained with these options; an error if it was trained with others."""
-    record_file = weights_file.with_suffix(".json")
-    if not (weights_file.exists() and record_file.exists()):
+    if not (place.weights.exists() and place.record.exists()):
         return None
-    record = read_json(record_file, kind=KIND, fix="remove it to train anew")
-    if record.get("options") != options or record.get("sha256") != digest_file(weights_file):
+    record = read_json(place.record, kind=KIND, fix="remove it to train anew")
+    if record.get("options") != options or record.get("sha256") != digest_file(place.weights):
         rule = "must not name weights that were trained otherwise"
-        raise UsageError("--out", rule, got=weights_file, fix="give another name")
-    return TrainingResult(weights_file, record, already_done=True)
+        raise UsageError("--out", rule, got=place.weights, fix="give another name")
+    return TrainingResult(place.weights, record, already_done=True)

@@ -88,8 +88,14 @@ def test_comparing_runs_prints_its_steps_only_with_a_reporter(tmp_path, capfd):
         (lambda run: decomp.finetune(run, lr=0.1), "lr: is no option of finetune; did you mean learning_rate."),
         (lambda run: decomp.export(run, format="pt2"), "format: is no option of export; did you mean formats."),
         (lambda run: decomp.decompose(run, speed_up=4), "speed_up: is no option of decompose; did you mean speedup."),
-        (lambda run: decomp.freeze(run, model="zoo:vgg-digits"), "--data: must be a text that is not empty, got None"),
-        (lambda run: decomp.freeze(run, model=torch.nn.ReLU()), "decomp.compress(model, images) takes a module"),
+        (
+            lambda run: decomp.freeze(run, model="zoo:vgg-digits"),
+            "--data: images must be named; give for example digits",
+        ),
+        (
+            lambda run: decomp.freeze(run, model=torch.nn.ReLU(), data="digits"),
+            "decomp.compress(model, images) takes a module",
+        ),
         (lambda run: decomp.freeze(run, model="a:b", data="digits", memory="much"), "--memory: must be an amount"),
         (lambda run: decomp.freeze(run, model="a:b", data="digits", device="gpu"), "--device: must be auto, cpu, cuda"),
         (lambda run: decomp.decompose(None, speedup=2), "--run: must be the path of a run directory, got None"),

@@ -68,6 +68,10 @@ def test_train_keeps_epochs_beside_the_file_it_writes(run, tmp_path):
     (tmp_path / "a.checkpoint").write_bytes(b"x")
     assert kept("train --model zoo:a") == "the finished epochs"
     assert kept("train --model zoo:a --out b.safetensors") is None
+    assert kept("train --model zoo:a --run r") is None
+    run.trained_weights.parent.mkdir()
+    run.trained_weights.with_suffix(".checkpoint").write_bytes(b"x")
+    assert kept("train --model zoo:a --run r") == "the finished epochs"
 
 
 @pytest.mark.parametrize("line", ["evaluate --run r", "inspect --model zoo:a", "export --run r --out x"])

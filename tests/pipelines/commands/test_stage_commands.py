@@ -51,11 +51,12 @@ FULL = {
         },
     ),
     "train": (
-        "--model zoo:a --data digits --out w.safetensors --epochs 3 --lr 0.25 --batch-size 6 --seed 8 --device cpu",
+        "--model zoo:a --data digits --out w.safetensors --run r --epochs 3 --lr 0.25 --batch-size 6 --redo --seed 8 "
+        "--device cpu",
         ("zoo:a",),
         {
-            "data": "digits", "out": "w.safetensors", "epochs": 3, "learning_rate": 0.25, "batch_size": 6, "seed": 8,
-            "device": "cpu",
+            "data": "digits", "out": "w.safetensors", "run": "r", "epochs": 3, "learning_rate": 0.25, "batch_size": 6,
+            "redo": True, "seed": 8, "device": "cpu",
         },
     ),
     "demo": ("--run r", ("r",), {}),

@@ -12,7 +12,8 @@ from decomp.data import zoo
 from decomp.data.formats import network_file
 from decomp.data.models import load_model
 from decomp.data.sources import open_source
-from decomp.errors import UsageError
+from decomp.errors import FileError, UsageError
+from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run.conditions import freeze_options
 from decomp.pipelines.run.directory import RunDirectory
@@ -20,6 +21,7 @@ from decomp.pipelines.run.loading import open_frozen, original_class
 from decomp.pipelines.stages import train as stage
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.freeze import freeze
+from decomp.pipelines.stages.status import status
 from decomp.pipelines.stages.train import train
 from decomp.pipelines.training import loop
 from decomp.pipelines.training.hold_out import hold_out
@@ -117,6 +119,98 @@ def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, monkeypatch)
 def test_any_network_of_the_zoo_is_built_for_the_images(tmp_path):
     result = train("zoo:mlp-fashion", data="digits", epochs=1, out=tmp_path / "a.safetensors", reporter=quiet())
     assert load_file(result.weights)["1.weight"].shape == (200, 64)
+
+
+# -- in a run directory -------------------------------------------------------------------------------------------
+
+
+def in_run(path, **options):
+    return short(None, **{"run": path, "epochs": 1, **options})
+
+
+def test_a_training_in_a_run_gives_the_weights_of_one_beside_a_file(tmp_path):
+    file = short(tmp_path / "a.safetensors", epochs=1)
+    result = in_run(tmp_path / "run")
+    run = RunDirectory.open(tmp_path / "run")
+    assert result.weights == run.trained_weights and result.record["sha256"] == file.record["sha256"]
+    record = run.config("train")
+    assert record["weights"] == file.record["sha256"]
+    assert record["facts"] == {"accuracy": file.record["accuracy"], "images": file.record["images"]}
+    assert record["asked"]["data"] == "digits" and record["asked"]["batch_size"] == 64  # of the zoo's recipe
+    assert result.record["command"].endswith(f"--run {tmp_path / 'run'}")
+    assert sorted(path.name for path in run.trained_weights.parent.iterdir()) == ["weights.json", "weights.safetensors"]
+    assert list(result.lines())[-1] == f"next: decomp freeze --run {tmp_path / 'run'}"
+
+
+def test_a_training_in_a_run_that_was_killed_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    whole = short(tmp_path / "whole.safetensors")
+    original = loop._train_epoch
+
+    def stop(state, *rest):
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        return original(state, *rest)
+
+    monkeypatch.setattr(loop, "_train_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        in_run(tmp_path / "run", epochs=2, reporter=Reporter.for_run(RunDirectory(tmp_path / "run"), quiet=True))
+    monkeypatch.undo()
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.config("train") is None and not run.trained_weights.exists()
+    stages = {stage.name: (stage.state, stage.detail) for stage in status(run).stages}
+    assert stages["train"] == ("partly", "epoch 1 of 2")
+    with pytest.raises(FileError, match="epochs 2 .now 3.*give --redo to train anew"):
+        in_run(run, epochs=3)
+    resumed = in_run(run, epochs=2)
+    assert resumed.record["sha256"] == whole.record["sha256"]
+    assert status(run).stages[0].detail.startswith("zoo:vgg-digits on digits, 2 epochs; ")
+    assert status(run).next == f"decomp freeze --run {run}"
+
+
+def test_a_repeated_training_in_a_run_does_nothing_and_others_are_refused_without_redo(tmp_path, monkeypatch):
+    first = in_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="was trained with seed = 0, got seed = 1; give --redo"):
+        in_run(tmp_path / "run", seed=1)
+    second = in_run(tmp_path / "run", seed=1, redo=True)
+    assert second.record["sha256"] != first.record["sha256"]
+    monkeypatch.setattr(stage, "fit", None)
+    again = in_run(tmp_path / "run", seed=1)
+    assert again.already_done and {key: again.record[key] for key in second.record} == second.record
+
+
+def test_freeze_takes_network_images_and_weights_from_the_training_in_its_run(tmp_path):
+    trained = in_run(tmp_path / "run")
+    run, options = tmp_path / "run", {"n_images": 20, "n_points": 2, "device": "cpu", "reporter": quiet()}
+    with pytest.raises(
+        UsageError, match="holds weights of zoo:vgg-digits that were trained in it, got zoo:vgg-fashion"
+    ):
+        freeze(run, model="zoo:vgg-fashion", **options)
+    freeze(run, **options)
+    frozen, original = open_frozen(RunDirectory(run))
+    frozen.close()
+    module = zoo.build("vgg-digits").eval()
+    module.load_state_dict(load_file(trained.weights))
+    images = open_source("digits").train.images(torch.arange(5))
+    torch.testing.assert_close(original(images), module(images), rtol=1e-4, atol=1e-4)
+    moved = run.rename(tmp_path / "moved")  # what is recorded of the weights does not depend on the folder's name
+    assert freeze(moved, **options).done_before
+    assert freeze(
+        moved, model="zoo:vgg-digits", weights=str(moved / "trained/weights.safetensors"), **options
+    ).done_before
+    for change in ({"seed": 1, "redo": True}, {"redo": True}):
+        with pytest.raises(UsageError, match="trained before anything is made from it.*another --run"):
+            in_run(moved, **change)
+    assert in_run(moved).already_done
+
+
+def test_a_run_and_a_file_are_not_both_trained_into_and_redo_needs_a_run(tmp_path):
+    with pytest.raises(UsageError, match="--out: .*got --run beside it"):
+        train("zoo:vgg-digits", out=tmp_path / "a.safetensors", run=tmp_path / "run", reporter=quiet())
+    with pytest.raises(UsageError, match="--redo: .*got no --run"):
+        train("zoo:vgg-digits", out=tmp_path / "a.safetensors", redo=True, reporter=quiet())
+    with pytest.raises(UsageError, match="npz:none.npz: there is no such file"):
+        train("mlp.py:network", data="npz:none.npz", run=tmp_path / "run", reporter=quiet())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mistake_is_one_line_that_names_the_option(tmp_path, monkeypatch):
