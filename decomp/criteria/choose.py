@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from decomp.criteria.names import RANKINGS
-from decomp.criteria.ranking import FLOOR, Limits, Order, dropped_count, kept_count, top
+from decomp.criteria.ranking import FLOOR, Limits, Order, rounded_down, top
 from decomp.errors import TargetError, UsageError, check_choice
 
 #: The cost of a network whose spaces keep these channels.
@@ -81,9 +81,11 @@ def by_layer(scores: Mapping[str, Tensor], ratio: float | Mapping[str, float], l
     for name, share in ratios.items():
         if name not in scores:
             raise UsageError(name, "is not a channel space that was scored")
-        width, wanted = len(scores[name]), kept_count(len(scores[name]), check_ratio(share, name))
-        counts[name] = bounds.rounded(max(wanted, bounds.least(width)), width)
-        if bounds.least(width) > math.floor(width * (1 - share) + 1e-9):
+        thing = f"ratio of {name}" if isinstance(ratio, Mapping) else "ratio"
+        width, least = len(scores[name]), bounds.least(len(scores[name]))
+        wanted = rounded_down(width * (1 - check_ratio(share, thing)))
+        counts[name] = bounds.rounded(max(wanted, least), width)
+        if least > wanted:
             limited.append(name)
     return by_counts(scores, counts, tuple(limited))
 
@@ -114,7 +116,7 @@ def by_rank(
     """
     bounds = (limits or Limits()).with_floor(FLOOR)
     order, total = Order.of(scores, bounds, normalisation), sum(map(len, scores.values()))
-    dropped = dropped_count(total, check_ratio(ratio))
+    dropped = rounded_down(total * check_ratio(ratio))
     if dropped > order.most:
         share = math.floor(1000 * order.most / total) / 1000
         raise TargetError(

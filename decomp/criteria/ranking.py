@@ -66,14 +66,9 @@ class Limits:
         return min(width, -(-count // multiple) * multiple)
 
 
-def kept_count(width: int, ratio: float) -> int:
-    """Channels that stay when a share of them goes: width·(1 − ratio), rounded down, at least one."""
-    return max(1, math.floor(width * (1 - ratio) + _SLACK))
-
-
-def dropped_count(total: int, ratio: float) -> int:
-    """Channels of all layers that go: total·ratio, rounded down."""
-    return math.floor(total * ratio + _SLACK)
+def rounded_down(count: float) -> int:
+    """The whole number at or below a computed count of channels, past its rounding error: 10·(1 − 0.9) is 1."""
+    return math.floor(count + _SLACK)
 
 
 def normalised(scores: Mapping[str, Tensor], rule: str) -> dict[str, Tensor]:

@@ -92,9 +92,9 @@ def narrow_carrier(module: nn.Module, keep: torch.Tensor, width: int) -> nn.Modu
         track_running_stats=module.track_running_stats,
     )  # fmt: skip
     state = {k: v[index.to(v.device)] if v.dim() else v for k, v in module.state_dict().items()}
-    narrow.load_state_dict(state)
-    device = next(iter(state.values()), torch.zeros(())).device
-    return narrow.to(device).train(module.training)
+    like = next(iter(state.values()), torch.zeros(()))
+    narrow.to(like.device, like.dtype).load_state_dict(state)
+    return narrow.train(module.training)
 
 
 def _take(tensor: torch.Tensor, index: torch.Tensor | None, axis: int) -> torch.Tensor:

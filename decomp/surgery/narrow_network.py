@@ -44,7 +44,7 @@ def shrink(network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterable[int]]
         For a frozen space, or places that it does not have.
     """
     changed = []
-    for use, reads, writes in _narrowed(spaces, keep):
+    for use, reads, writes in narrowed_uses(spaces, keep):
         module = network.get_submodule(use.path)
         if use.role == "carrier":
             narrow = narrow_carrier(module, torch.from_numpy(np.flatnonzero(reads)), len(reads))
@@ -64,7 +64,7 @@ def mask(network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterable[int]]) 
     """
     changed = []
     with torch.no_grad():
-        for use, reads, writes in _narrowed(spaces, keep):
+        for use, reads, writes in narrowed_uses(spaces, keep):
             module = network.get_submodule(use.path)
             parts = list(module) if isinstance(module, nn.Sequential) else [module]
             _zero_output_channels(parts[-1], torch.from_numpy(~writes))
@@ -97,8 +97,11 @@ def _zero_input_channels(module: nn.Module, dropped: torch.Tensor) -> None:
         module.weight[dropped.to(module.weight.device)] = 0
 
 
-def _narrowed(spaces: Spaces, keep: Mapping[str, Iterable[int]]) -> Iterator[tuple[Use, BoolArray, BoolArray]]:
-    """Every module that loses channels, once: its call, and whether each of its inputs and outputs stays."""
+def narrowed_uses(spaces: Spaces, keep: Mapping[str, Iterable[int]]) -> Iterator[tuple[Use, BoolArray, BoolArray]]:
+    """Every module that loses channels, once: its call, and whether each of its inputs and outputs stays.
+
+    Parameters and errors as for :func:`shrink`.
+    """
     alive, seen = spaces.alive(keep), set()
     for use in spaces.uses:
         reads, writes = alive[use.reads], alive[use.writes]
@@ -124,7 +127,7 @@ def shrunk_macs(spaces: Spaces, keep: Mapping[str, Iterable[int]], per_layer: Ma
         layer's to the number of its groups.
     """
     total = sum(per_layer.values())
-    for use, reads, writes in _narrowed(spaces, keep):
+    for use, reads, writes in narrowed_uses(spaces, keep):
         if use.path not in per_layer:
             continue
         macs = per_layer[use.path] * int(reads.sum()) // len(reads)
@@ -150,7 +153,7 @@ def shrunk_params(network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterabl
         Each parameter counts once.
     """
     total = sum(parameter.numel() for parameter in network.parameters())
-    for use, reads, writes in _narrowed(spaces, keep):
+    for use, reads, writes in narrowed_uses(spaces, keep):
         module = network.get_submodule(use.path)
         parts = list(module) if isinstance(module, nn.Sequential) else [module]
         before = sum(parameter.numel() for parameter in module.parameters())

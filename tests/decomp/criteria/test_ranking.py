@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from decomp.criteria.ranking import Limits, Order, dropped_count, kept_count, normalised, top
+from decomp.criteria.ranking import Limits, Order, normalised, rounded_down, top
 from decomp.errors import UsageError
 
 
@@ -11,17 +11,11 @@ def scores(**values):
     return {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
 
 
-def test_the_number_that_stays_does_not_suffer_from_rounding_and_is_at_least_one():
-    # 10·(1 − 0.9) is 0.99…: int() of it is 0.
-    assert kept_count(10, 0.9) == 1
-    assert int(10 * (1 - 0.9)) == 0
-    assert [kept_count(10, p) for p in (0.0, 0.1, 0.3, 0.5, 0.7, 0.95, 0.999)] == [10, 9, 7, 5, 3, 1, 1]
-    assert kept_count(64, 0.3) == 44 and kept_count(1, 0.99) == 1
-
-
-def test_the_number_that_goes_is_the_share_rounded_down():
-    assert [dropped_count(10, t) for t in (0.0, 0.09, 0.1, 0.3, 0.7, 0.9, 0.999)] == [0, 0, 1, 3, 7, 9, 9]
-    assert dropped_count(12112, 0.4) == 4844
+def test_counts_are_rounded_down_past_the_rounding_error_of_the_share():
+    assert [rounded_down(10 * (1 - p)) for p in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)] == [10, 9, 7, 5, 3, 1]
+    assert int(10 * (1 - 0.9)) == 0  # what it would be otherwise
+    assert [rounded_down(10 * t) for t in (0.0, 0.09, 0.1, 0.3, 0.7, 0.999)] == [0, 0, 1, 3, 7, 9]
+    assert rounded_down(12112 * 0.4) == 4844 and rounded_down(64 * (1 - 0.3)) == 44
 
 
 def test_the_highest_stay_in_ascending_order_and_of_equal_ones_those_in_front():

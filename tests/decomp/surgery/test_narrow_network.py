@@ -15,6 +15,7 @@ from decomp.cost.count import cost
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.surgery.batchnorm import fold_bn
+from decomp.surgery.narrow_module import narrow_carrier
 from decomp.surgery.narrow_network import mask, shrink, shrunk_macs, shrunk_params
 
 
@@ -155,3 +156,51 @@ def test_the_formula_of_parameters_counts_those_of_the_shrunk_network(name, fold
     wanted = shrunk_params(network, spaces, keep)
     shrink(network, spaces, keep)
     assert sum(p.numel() for p in network.parameters()) == wanted
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_masked_layer_has_no_bias_and_a_masked_normalisation_neither_scale_nor_shift(name, folded):
+    """A bias that stays would make the masked network another one than the smaller network."""
+    network = trace(make(name))
+    if folded:
+        fold_bn(network)
+    spaces = NetworkGraph(network, INPUT).spaces
+    keep = draw_keep(spaces, torch.Generator().manual_seed(7))
+    alive = spaces.alive(keep)
+    mask(network, spaces, keep)
+    seen = 0
+    for use in spaces.uses:
+        module, gone = network.get_submodule(use.path), torch.from_numpy(~alive[use.writes])
+        if isinstance(module, nn.PReLU) or not gone.any():
+            continue
+        numbers = [module.bias] if module.bias is not None else []
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            numbers.append(module.weight)
+        assert all((tensor[gone] == 0).all() for tensor in numbers)
+        seen += len(numbers)
+    assert seen or name == "shuffle"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Softplus, nn.GELU, nn.Hardswish])
+def test_masked_and_shrunk_agree_behind_activations_that_shift_zero(activation, bias):
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=bias), nn.BatchNorm2d(8), activation(), nn.Conv2d(8, 6, 3, padding=1, bias=bias),
+        activation(), nn.Flatten(), nn.Linear(6 * 16, 5, bias=bias), nn.BatchNorm1d(5), activation(), nn.Linear(5, 3),
+    )  # fmt: skip
+    check_agreement(randomise(module), (3, 6, 6), lambda s: draw_keep(s, torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("affine, tracked", [(True, True), (False, True), (True, False)])
+def test_a_narrowed_normalisation_keeps_its_statistics_and_their_type(dtype, affine, tracked):
+    norm = nn.BatchNorm2d(6, momentum=None, affine=affine, track_running_stats=tracked, dtype=dtype)
+    norm.train()(torch.randn(4, 6, 3, 3, dtype=dtype))
+    small = narrow_carrier(norm.eval(), torch.tensor([1, 4]), 6)
+    assert set(small.state_dict()) == set(norm.state_dict())
+    for name, value in small.state_dict().items():
+        wanted = norm.state_dict()[name]
+        assert value.dtype == wanted.dtype and torch.equal(value, wanted[[1, 4]] if wanted.dim() else wanted)
+    assert small.momentum is None and not small.training
+    assert not tracked or int(small.num_batches_tracked) == 1
