@@ -66,7 +66,9 @@ def images_of(batch: Any, n_axes: int, name: str) -> tuple[str, Any]:
     if any(_axes(value) == n_axes + 1 for value in tensors):
         fix = "give single images: frames of videos as separate images, such as x.flatten(0, 1)"
     elif n_axes == 4 and any(_axes(value) == 3 for value in tensors):
-        fix = "add the missing axes, such as images[:, None] for grey ones"
+        fix = (
+            "stack single images of one size, torch.stack(images), or add the axis that grey ones lack, images[:, None]"
+        )
     raise UsageError(name, rule, got=described(batch), fix=fix)
 
 

@@ -4,7 +4,7 @@
 ``zoo:NAME``                   a network of :mod:`decomp.data.zoo`, with the weights shipped for it
 ``torchvision:NAME``           a classifier of torchvision
 ``timm:NAME``                  a model of timm, where that is installed
-``path/to/file.py:factory``    the return value of a user's function, called without arguments
+``path/to/file.py:factory``    the return value of a user's function, called without arguments, or a network itself
 ``path/to/file.pt2``           a program of ``torch.export.save``, exported in evaluation mode
 ``package.module:factory``     the same from a module that can be imported, also from the current folder
 =============================  ==================================================================================
@@ -24,10 +24,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from decomp.errors import FileError, UsageError
 
-from . import user_code
+from . import exported_program, user_code
 from .own_preprocessing import of_weights
 from .plain_network import dtype_of, plain_copy, unwrapped
 from .preprocessing import NetworkInput, Preprocessing
@@ -344,8 +345,6 @@ def _downloaded(name: str, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _open_program(name: str, weights: Weights | None) -> Opened:
-    from . import exported_program
-
     program = exported_program.read(name)
     module, shape = exported_program.as_network(program, name), exported_program.input_shape(program)
     given = weights is not None and not _is_word(weights, "random") and not _is_word(weights, "default")
@@ -355,7 +354,9 @@ def _open_program(name: str, weights: Weights | None) -> Opened:
 def _open_factory(name: str, weights: Weights | None) -> Opened:
     if _is_word(weights, "default"):
         raise UsageError(name, "your own factory has no DEFAULT weights", fix="load them there or give --weights FILE")
-    module = user_code.call(name)
+    module = user_code.call(name, (nn.Module, ExportedProgram))
+    if isinstance(module, ExportedProgram):
+        module = exported_program.as_network(module, name)
     if not isinstance(module, nn.Module):
         raise UsageError(name, "the factory must return a torch.nn.Module", got=f"a {type(module).__name__}")
     module = unwrapped(module)

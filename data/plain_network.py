@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
@@ -30,7 +31,8 @@ def plain_copy(module: nn.Module, name: str) -> nn.Module:
     Raises
     ------
     UsageError
-        A TorchScript module, a lazy module that has seen no batch, a quantised one, or weights without values.
+        A TorchScript module, that of an exported program, a lazy module that has seen no batch, a quantised one, or
+        weights without values.
 
     Notes
     -----
@@ -80,6 +82,9 @@ def _refuse(module: nn.Module, name: str) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         fix = "give the module that torch.jit.script or torch.jit.trace was called with"
         raise UsageError(name, "is a TorchScript module, whose layers cannot be exchanged", fix=fix)
+    if isinstance(module, fx.GraphModule) and any(isinstance(node.target, OpOverload) for node in module.graph.nodes):
+        fix = "give the exported program itself, without .module(), or its file FILE.pt2"
+        raise UsageError(name, "is the module of an exported program, which has operations in place of layers", fix=fix)
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         fix = "call the network once on a batch of images first"
         raise UsageError(name, f"is a {type(module).__name__} that has seen no batch yet", fix=fix)

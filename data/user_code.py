@@ -29,7 +29,7 @@ def _is_module_name(place: str) -> bool:
     return all(part.isidentifier() for part in place.split("."))
 
 
-def call(name: str) -> Any:
+def call(name: str, made: tuple[type, ...] = ()) -> Any:
     """Import the function called ``name``, call it without arguments and return the result.
 
     Parameters
@@ -37,6 +37,8 @@ def call(name: str) -> Any:
     name : str
         ``path/to/file.py:function`` or ``package.module:function``. Modules in the current folder, and in that of the
         file, can be imported meanwhile; these folders come last on ``sys.path``, so that they shadow nothing.
+    made : tuple of type
+        An object of these classes that has the name is returned as it is.
 
     Raises
     ------
@@ -48,6 +50,8 @@ def call(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     with importable(place):
         function = find(name)
+        if isinstance(function, made):
+            return function
         if isinstance(function, ModuleType) or not callable(function):
             raise UsageError(name, f"{attribute} must be a function", got=f"a {type(function).__name__}")
         _check_no_arguments(name, function)

@@ -29,13 +29,23 @@ def way_out(model: nn.Module, leaves: Sequence[str], shape: Sequence[int] | None
     within : sequence of str
         Paths of the modules in whose forward tracing ended.
     """
-    left, part = _leaves_that_help(model, leaves, shape, within), _part_that_works(model, shape)
+    left, part = _leaves_that_help(model, leaves, shape, within), part_that_works(model, shape)
     alone = _ANOTHER if part is None else f"treat {part} alone (option module)"
     return (
         f"leave {' and '.join(left)} as {'it is' if len(left) == 1 else 'they are'} (--leaf), or {alone}"
         if left
         else alone
     )
+
+
+def part_that_works(model: nn.Module, shape: Sequence[int] | None) -> str | None:
+    """The submodule of most parameters, at most two levels deep, that takes images (C, H, W) and can be traced."""
+    parts = [(path, part) for path, part in model.named_modules() if path and path.count(".") < 2]
+    parts = [(path, part) for path, part in parts if _has_convolution(part)]
+    for path, part in sorted(parts, key=lambda pair: -sum(p.numel() for p in pair[1].parameters())):
+        if shape is not None and _works(part, shape):
+            return path
+    return None
 
 
 def _leaves_that_help(
@@ -60,16 +70,6 @@ def _leaves_that_help(
 def _has_convolution(module: nn.Module, without: Sequence[str] = ()) -> bool:
     found = (path for path, part in module.named_modules() if isinstance(part, CONVOLUTIONS))
     return any(not any(f"{path}.".startswith(f"{left}.") for left in without) for path in found)
-
-
-def _part_that_works(model: nn.Module, shape: Sequence[int] | None) -> str | None:
-    """The submodule of most parameters, at most two levels deep, that takes the images and can be traced."""
-    parts = [(path, part) for path, part in model.named_modules() if path and path.count(".") < 2]
-    parts = [(path, part) for path, part in parts if _has_convolution(part)]
-    for path, part in sorted(parts, key=lambda pair: -sum(p.numel() for p in pair[1].parameters())):
-        if shape is not None and _works(part, shape):
-            return path
-    return None
 
 
 def _works(part: nn.Module, shape: Sequence[int]) -> bool:

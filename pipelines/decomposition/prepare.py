@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from decomp.errors import DecompError, NumericalError, UsageError
+from decomp.errors import DecompError, NumericalError
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import decide_kinds
 from decomp.execution.outputs import difference, named_tensors
@@ -17,7 +17,7 @@ from ...data.models import LoadedModel
 from ...data.splits import ImageSource
 from ..console.options import FreezeOptions
 from ..run.loading import part_of
-from .refusals import not_finite
+from .refusals import does_not_run, not_finite
 
 #: Largest difference that folding may make, relative to the largest output.
 FOLD_TOLERANCE = 1e-4
@@ -63,11 +63,7 @@ def prepare(
         with torch.no_grad():
             given = module(images)
     except Exception as error:
-        shape = "x".join(map(str, images.shape[1:]))
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(
-            loaded.name, f"does not run on images of {shape} ({reason})", fix="give --input-size or other --data"
-        ) from error
+        raise does_not_run(loaded.name, module, images, error) from error
     before = named_tensors(given, len(images), loaded.name)
     folded = fold_bn(network)
     order_before = bring_calls_together(network)
@@ -78,7 +74,7 @@ def prepare(
             put_in_order(network, order_before)
             after = named_tensors(network(images), len(images), loaded.name)
     if not all(torch.isfinite(value).all() for value in before.values()):
-        raise not_finite(loaded.name, module, images)
+        raise not_finite(loaded.name, module, images, before)
     worst = difference(before, after)
     if worst > FOLD_TOLERANCE:
         raise DecompError(

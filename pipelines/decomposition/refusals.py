@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,9 +29,32 @@ def no_convolution(graph: NetworkGraph, options: FreezeOptions) -> UsageError:
     return UsageError(options.model, rule, fix=f"give another network or part of it{within}")
 
 
-def not_finite(name: str, module: nn.Module, images: Tensor) -> NumericalError:
-    """The error that names the first layer whose responses are not finite, and how many of them."""
-    found: list[tuple[str, int | str, int | str]] = []
+def does_not_run(name: str, module: nn.Module, images: Tensor, error: Exception) -> UsageError:
+    """The error that says why a network does not run on images (N, C, H, W), and what may be the matter with them."""
+    given, fix = tuple(images.shape[1:]), "give --input-size or other --data"
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    takes = None if first is None else first.in_channels
+    if takes is not None and takes == given[2] != given[0]:
+        fix = f"its first convolution takes {takes} channels: put them in front, images.permute(0, 3, 1, 2)"
+    elif {takes, given[0]} == {1, 3}:
+        fix = f"its first convolution takes {takes} channels: give --input-size {takes}x{given[1]}x{given[2]}"
+    reason, shape = str(error).strip().split("\n")[0], "x".join(map(str, given))
+    return UsageError(name, f"does not run on images of {shape} ({reason})", fix=fix)
+
+
+def not_finite(name: str, module: nn.Module, images: Tensor, outputs: Mapping[str, Tensor]) -> NumericalError:
+    """The error that names the first layer, or else the first output, that is not finite, and how many of its values.
+
+    Parameters
+    ----------
+    name : str
+        Of the network.
+    module : torch.nn.Module
+    images : torch.Tensor, shape (N, C, H, W)
+    outputs : mapping of str to torch.Tensor
+        Of the network for these images; one of them at least is not finite.
+    """
+    found: list[tuple[str, int, int]] = []
 
     def hook_of(layer: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -48,6 +71,7 @@ def not_finite(name: str, module: nn.Module, images: Tensor) -> NumericalError:
     finally:
         for handle in handles:
             handle.remove()
-    layer, bad, total = found[0] if found else ("its output", "some", "all")
+    of_outputs = [(f"output {path}", int((~torch.isfinite(y)).sum()), y.numel()) for path, y in outputs.items()]
+    layer, bad, total = found[0] if found else next(entry for entry in of_outputs if entry[1])
     got = f"{bad} of {total} values NaN or infinite on the first {len(images)} images"
     return NumericalError(f"{name}, {layer}", "the responses must be finite", got=got, fix="check the weights")

@@ -70,7 +70,7 @@ def compress(
     model : torch.nn.Module or torch.export.ExportedProgram
         Trained; it is not changed. DataParallel and torch.compile are taken off. A network in half or double precision
         is fitted in float32 and comes back in its own precision.
-    images : Tensor or ndarray of shape (N, C, H, W), a Dataset, or an iterable of batches such as a DataLoader
+    images : Tensor or ndarray of shape (N, C, H, W), a Dataset, or an iterable of batches (a DataLoader) or images
         Training images of the network, in the form that it takes. Labels are not needed; where class numbers come with
         the images, outputs of as many numbers are known to be class scores. An iterable should give them in random
         order.
@@ -147,7 +147,9 @@ def compress(
         decompose_options(plan, speedup=speedup, **choices)
         memory = None if memory is None else parse.memory_bytes(memory)
         loaded = _loaded(original)
-        source = given.source_of(images, n_images, input_size=input_size, skip_bad=skip_bad, seed=seed)
+        source = given.source_of(
+            images, n_images, input_size=input_size, skip_bad=skip_bad, seed=seed, network=loaded.module
+        )
         loaded.input_shape = source.input_shape
         reporter = Reporter(quiet=quiet) if run is None else Reporter.for_run(RunDirectory(run), quiet=quiet)
         with ExitStack() as stack:

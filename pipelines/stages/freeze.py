@@ -354,7 +354,8 @@ def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:
     """
     available = len(source.train)
     if available < LEAST_IMAGES:
-        raise UsageError(source.name, f"at least {LEAST_IMAGES} training images are needed", got=available)
+        rule, fix = f"at least {LEAST_IMAGES} training images are needed", "give more; a few thousand are usual"
+        raise UsageError(source.name, rule, got=available, fix=fix)
     order = torch.randperm(available, generator=seeds.generator(seed, "freeze", "images"))
     return order[: min(n_images, available)]
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -21,6 +23,8 @@ FORMS = {
     "label first": [{"label": torch.arange(7), "image": IMAGES[:7]}, (torch.arange(13), IMAGES[7:])],
     "nested": [{"meta": {"id": [1, 2]}, "inputs": {"masks": IMAGES[:, 0], "pixels": IMAGES}}],
     "mask beside": [{"mask": IMAGES[:, :1], "sample": {"img": IMAGES}}],
+    "one dict": {"image": IMAGES, "id": 7},
+    "images and labels": (IMAGES, torch.arange(20)),
     "generator": (part for part in IMAGES.split(3)),
 }
 
@@ -30,7 +34,42 @@ def test_every_form_gives_the_images_as_they_are(form):
     source = given.source_of(FORMS[form], 20)
     assert torch.equal(source.train.images(torch.arange(20)), IMAGES)
     assert source.input_shape == (2, 5, 4) and source.test is None
-    assert source.train.has_labels == (form in ("loader with labels", "label first"))
+    assert source.train.has_labels == (form in ("loader with labels", "label first", "images and labels"))
+
+
+COLOURS = torch.randn(12, 3, 5, 4, generator=torch.Generator().manual_seed(1))
+SINGLE = {
+    "list": list(COLOURS),
+    "tuple of arrays": tuple(COLOURS.numpy()),
+    "pairs": [(image, 4) for image in COLOURS],
+    "dicts": [{"mask": image[0], "image": image, "label": 4} for image in COLOURS],
+    "channels last": [image.permute(1, 2, 0).numpy() for image in COLOURS],
+    "generator": (image for image in COLOURS),
+}
+
+
+@pytest.mark.parametrize("form", SINGLE)
+def test_single_images_of_one_size_are_stacked(form):
+    source = given.source_of(SINGLE[form], 12)
+    assert torch.equal(source.train.images(torch.arange(12)), COLOURS)
+    labels = source.train.labels(torch.arange(12)) if form in ("pairs", "dicts") else None
+    assert source.train.has_labels == (labels is not None) and (labels is None or labels.tolist() == [4] * 12)
+
+
+def test_frames_are_refused_with_the_part_that_reads_them():
+    class Video(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.encoder = nn.Linear(900, 900), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+    words = r"images.flatten\(0, 1\), and treat the part that reads them, module='encoder'"
+    with pytest.raises(DecompError, match=words):
+        given.source_of(torch.randn(4, 2, 3, 5, 4), 20, network=Video())
+    with pytest.raises(DecompError, match="networks on volumes are not treated"):
+        given.source_of(torch.randn(4, 2, 3, 5, 4), 20, network=nn.Sequential(nn.Conv3d(2, 4, 1)))
 
 
 def test_no_more_batches_are_read_than_are_needed():
@@ -49,9 +88,13 @@ def test_no_more_batches_are_read_than_are_needed():
     [
         ("digits", "str"),
         (7, "int"),
-        ({"x": IMAGES}, "got a dict"),
+        ({"x": 7}, "a batch must hold images .*, got x: int 7"),
+        (lambda: IMAGES, "got a function; give what it returns"),
+        ([Image.new("RGB", (5, 4))] * 12, "must be tensors or arrays, got a Image; make tensors of them"),
+        ([torch.zeros(3, 5, 4), torch.zeros(3, 5, 5)], r"of one shape, got \(3, 5, 4\) and \(3, 5, 5\)"),
+        (list(IMAGES), r"got float32 \(2, 5, 4\); stack single images of one size, torch.stack\(images\)"),
         (IMAGES[0], r"\(N, C, H, W\), got \(2, 5, 4\); add the missing axis: images\[:, None\]"),
-        (IMAGES[:, :, None], r"got \(20, 2, 1, 5, 4\); networks on volumes and videos are not treated"),
+        (IMAGES[:, :, None], r"got \(20, 2, 1, 5, 4\); networks on volumes are not treated"),
         ([(torch.arange(7), torch.arange(7))], r"got 0: int64 \(7,\), 1: int64 \(7,\)"),
         (np.array([["a"]]), "array of numbers, got one of <U1"),
         ((IMAGES * 10).to(torch.uint8), "floating point"),
@@ -71,7 +114,7 @@ def test_what_cannot_be_meant_is_one_line(images, words):
 def test_values_that_are_not_finite_are_counted():
     images = IMAGES.numpy().copy()
     images[3, 0, 0, 0], images[5, 1, 2, 2] = np.nan, np.inf
-    with pytest.raises(NumericalError, match="2 images"):
+    with pytest.raises(NumericalError, match=r"in 2 of 20 images \(3, 5\); correct them"):
         given.source_of(images, 20)
 
 

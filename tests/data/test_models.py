@@ -233,6 +233,18 @@ def test_a_factory_gives_a_network_in_single_precision_and_evaluation_mode(here)
         load_model("mine.py:wrong")
 
 
+def test_a_network_or_an_exported_program_may_have_the_name_itself(here):
+    (here / "mine.py").write_text(
+        "import torch\nnet = torch.nn.DataParallel(torch.nn.Conv2d(3, 6, 1))\n"
+        "program = torch.export.export(net.module.eval(), (torch.zeros(2, 3, 5, 5),))"
+    )
+    loaded, program = load_model("mine.py:net", seed=3), load_model("mine.py:program", seed=3)
+    assert type(loaded.module) is torch.nn.Conv2d and not loaded.module.training
+    assert load_model("mine.py:net", seed=3).weights_digest == loaded.weights_digest
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.allclose(program.module(x), loaded.module(x))
+
+
 def test_nan_in_a_factorys_weights_is_named(here):
     (here / "bad.py").write_text(
         "import torch\ndef make():\n    m = torch.nn.Conv2d(1, 1, 1)\n    m.bias.data.fill_(float('nan'))\n    return m"

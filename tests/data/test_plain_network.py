@@ -82,9 +82,11 @@ def test_the_precision_is_that_of_most_weights():
 
 def test_what_cannot_be_treated_is_one_line():
     scripted = nn.Sequential(nn.ReLU(), torch.jit.script(nn.Conv2d(3, 4, 3)))
+    exported = torch.export.export(nn.Conv2d(3, 4, 3).eval(), (torch.zeros(2, 3, 5, 5),)).module()
     lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
     refused = {
         "net, 1: is a TorchScript module.*give the module that torch.jit.script": scripted,
+        "net: is the module of an exported program, .*; give the exported program itself": exported,
         "net, 0: is a LazyConv2d that has seen no batch yet; call the network once": lazy,
         "net, conv1: has weights without values": block(),
     }

@@ -111,6 +111,12 @@ def test_mistakes_in_a_function_are_one_line(here, attribute, kind, pattern):
     assert str(here) not in sys.path
 
 
+def test_an_object_of_the_wanted_classes_is_returned_as_it_is(here):
+    assert user_code.call("lib/mine.py:number", (str, int)) == user_code.find("lib/mine.py:number")
+    with pytest.raises(UsageError, match="must be a function, got a int"):
+        user_code.call("lib/mine.py:number", (str,))
+
+
 @pytest.mark.parametrize(
     ("source", "pattern"),
     [
