@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
+    from decomp.pipelines import task_handle as tasks
     from decomp.pipelines.api import (
         compare,
         compress,
@@ -74,10 +75,12 @@ def __getattr__(name: str) -> Any:
         return getattr(_import_module(f"decomp.pipelines.run.{'loading' if name == 'load' else 'saving'}"), name)
     if name == "schemes":
         return _import_module("decomp.schemes")
+    if name == "tasks":
+        return _import_module("decomp.pipelines.task_handle")
     if name in __all__:
         return getattr(_import_module("decomp.pipelines.api"), name)
     raise AttributeError(f"module 'decomp' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "tasks"})

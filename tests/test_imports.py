@@ -32,8 +32,8 @@ DECOMP_MAY_IMPORT = {
 ANYWHERE = {"errors", "seeds"}
 # Each row of pipelines/ may import the rows above it; folders of one row do not import each other.
 PIPELINES_ROWS = [
-    {"console"}, {"run"}, {"measure"}, {"training", "decomposition", "reporting"}, {"stages"}, {"recipes"},
-    {"commands"}, {"api"},
+    {"console"}, {"run"}, {"measure"}, {"training", "decomposition", "reporting"}, {"continual"}, {"stages"},
+    {"recipes"}, {"commands"}, {"api", "task_handle"},
 ]  # fmt: skip
 # What data/ may take from decomp/: values, structure and surgery of networks, but no solver and no search.
 DATA_MAY_IMPORT = {"problem", "modules", "graph", "surgery", "cost", "execution"}

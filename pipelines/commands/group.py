@@ -23,6 +23,7 @@ JSON_KEY = "decomp.json"  # under which it keeps whether the result is printed a
 VERBOSE_KEY = "decomp.verbose"  # under which it keeps whether details are printed
 COMMANDS = (
     "inspect", "freeze", "decompose", "finetune", "evaluate", "export", "report", "compare", "status", "demo", "train",
+    "tasks",
 )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
 SCHEDULES = ("cosine", "constant")
 LABELS = ("train", "none")
 OUTPUTS = ("scores", "values")
+#: Values that a new task finds in weights that earlier tasks have released.
+FREE_WEIGHTS = ("zero", "kaiming")
 #: Fewer images or points cannot be fitted.
 LEAST_IMAGES, LEAST_POINTS = 10, 1
 
@@ -228,6 +230,41 @@ class EvaluateOptions(StageOptions):
     batch_size: int = _checked(parse.number("--batch-size", int, 1), 64)
     layout: str = _checked(parse.choice("--layout", LAYOUTS), "contiguous")
     repeats: int = _checked(parse.number("--repeats", int, 1), 30)
+
+
+@dataclass(frozen=True)
+class TaskRunOptions(StageOptions):
+    """Options of a run that learns tasks, given with its first task."""
+
+    model: str = _needed(lambda value: parse.text("--model", value, "give a name such as zoo:vgg-tasks"))
+    weights: str | None = _checked(lambda value: parse.text("--weights", value), None, optional=True)
+    input_size: Any = None
+    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
+
+
+@dataclass(frozen=True)
+class TaskOptions(StageOptions):
+    """Options of ``tasks add`` for one task; see :func:`decomp.pipelines.stages.tasks.add`."""
+
+    name: str = _needed(parse.task_name)
+    data: str = _needed(lambda value: parse.text("--data", value, "give for example npz:task.npz"))
+    goal: float | str = _needed(parse.goal)
+    classes: int | None = _checked(parse.number("--classes", int, 2), None, optional=True)
+    epochs: int = _checked(parse.number("--epochs", int, 1), 100)
+    prune_epochs: int = _checked(parse.number("--prune-epochs", int, 1), 20)
+    retrain_epochs: int = _checked(parse.number("--retrain-epochs", int, 1), 30)
+    batch_size: int = _checked(parse.number("--batch-size", int, 1), 32)
+    learning_rate: float = _checked(parse.number("--lr", float, 0, above=True), 0.01)
+    prune_learning_rate: float = _checked(parse.number("--prune-lr", float, 0, above=True), 0.001)
+    weight_decay: float = _checked(parse.number("--weight-decay", float, 0), 4e-5)
+    width_step: float = _checked(parse.number("--width-step", float, 0, above=True), 0.5)
+    max_width: float = _checked(parse.number("--max-width", float, 1, most=100), 1.5)
+    planned: int | None = _checked(parse.number("--planned", int, 1, most=255), None, optional=True)
+    strict: bool = _flag("--strict", False)
+    train_gate: float = _checked(parse.number("--train-gate", float, 0, most=1), 0.0)
+    ladder: tuple[float, ...] = _checked(parse.ladder, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95))
+    free_weights: str = _checked(parse.choice("--free-weights", FREE_WEIGHTS), "zero")
+    picking: bool = _flag("--picking", True)
 
 
 def formats(value: str | Sequence[str]) -> tuple[str, ...]:

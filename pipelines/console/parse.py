@@ -62,6 +62,56 @@ def loss_budget(value: object) -> float:
     return share
 
 
+def goal(value: object) -> float | str:
+    """``'0.95'``, ``'95%'`` or ``0.95`` as an accuracy above 0 and at most 1; ``'independent'`` as it is.
+
+    Raises
+    ------
+    UsageError
+    """
+    if value == "independent":
+        return "independent"
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", str(value))
+    share = float(match[1]) / (100 if match[2] else 1) if match else math.nan
+    if isinstance(value, bool) or not 0 < share <= 1:
+        fix = f"write {match[1]}%" if match and not match[2] and 1 < share <= 100 else "give for example 0.95"
+        rule = "must be an accuracy above 0 and at most 1, or independent"
+        raise UsageError("--goal", rule, got="none" if value is None else repr(value), fix=fix)
+    return share
+
+
+def task_name(value: object) -> str:
+    """The name of a task, which is part of a file's name.
+
+    Raises
+    ------
+    UsageError
+    """
+    name = text("--name", value, "name the task")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or ".." in name:
+        rule = "must be letters, digits, '-', '_' and '.', at most 64"
+        raise UsageError("--name", rule, got=repr(name), fix="give for example letters-2")
+    return name
+
+
+def ladder(value: object) -> tuple[float, ...]:
+    """``'0.1,0.5,0.9'`` or a sequence of increasing shares between 0 and 1, both excluded.
+
+    Raises
+    ------
+    UsageError
+    """
+    parts: Iterable[Any] = value.split(",") if isinstance(value, str) else value if isinstance(value, Iterable) else ()
+    try:
+        shares = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        shares = ()
+    if not shares or not all(low < high < 1 for low, high in zip((0.0, *shares), shares)):
+        rule = "must be increasing shares between 0 and 1, both excluded"
+        raise UsageError("--ladder", rule, got=repr(value), fix="give for example 0.2,0.5,0.8")
+    return shares
+
+
 def several(name: str, value: object, possible: tuple[str, ...], fix: str, *, ordered: bool = True) -> tuple[str, ...]:
     """Entries of `possible`, from a text with commas or from a sequence, each once.
 

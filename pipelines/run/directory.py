@@ -47,6 +47,7 @@ class RunDirectory:
         report.json         the table of `evaluate`
         report.html         the page of `report`; its figures and their numbers in report/
         export/             networks for use without this package
+        tasks/              in a run of `tasks`: base network, one file for each task, work/ of an unfinished one
         log.jsonl           every step with its time
     """
 
@@ -114,6 +115,20 @@ class RunDirectory:
     @property
     def export_dir(self) -> Path:
         return self.path / "export"
+
+    @property
+    def tasks_dir(self) -> Path:
+        return self.path / "tasks"
+
+    @property
+    def tasks_base(self) -> Path:
+        """The network that the tasks of a run began with."""
+        return self.tasks_dir / "base"
+
+    @property
+    def tasks_work(self) -> Path:
+        """Files of the task that is being learned."""
+        return self.tasks_dir / "work"
 
     @property
     def figures_dir(self) -> Path:
@@ -300,7 +315,8 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         self.frozen.with_name(self.frozen.name + ".part").unlink(missing_ok=True)  # the HDF5 writer's own
-        for folder in (self.path, self.trained_weights.parent, self.layers_dir, self.finetune_dir):
+        folders = (self.trained_weights.parent, self.layers_dir, self.finetune_dir, self.tasks_dir, self.tasks_work)
+        for folder in (self.path, *folders):
             if folder.is_dir():
                 sweep(folder)
 
