@@ -88,14 +88,14 @@ class FolderSplit(PictureSplit):
         """The file's path below the folder of the split."""
         return self._files[index]
 
-    def without_unreadable(self) -> tuple[FolderSplit, int]:
-        """Read every file once; returns a split of the readable files, and the number of unreadable ones."""
+    def without_unreadable(self) -> tuple[FolderSplit, list[str]]:
+        """Read every file once; returns a split of the readable files, and the unreadable ones in their folder."""
         with thread_pool() as pool:
             readable = torch.tensor(list(pool.map(self._can_be_read, self._files)), dtype=torch.bool)
         keep = readable.nonzero().flatten()
         files = [self._files[i] for i in keep.tolist()]
         split = FolderSplit(self._name, self._root, files, self.labels(keep), self.preparation)
-        return split, len(self) - len(split)
+        return split, [f"{self._root.name}/{file}" for file, good in zip(self._files, readable.tolist()) if not good]
 
     def _can_be_read(self, file: str) -> bool:
         try:
@@ -191,12 +191,12 @@ def open_folder(
     test = None
     if has_test:
         test = FolderSplit(name, root / "val", *_scan(name, root / "val", test_classes), prepared.preparation)
-    skipped = 0
+    skipped: list[str] = []
     if skip_bad:
         train, skipped = train.without_unreadable()
         if test is not None:
-            test, n_bad = test.without_unreadable()
-            skipped += n_bad
+            test, bad = test.without_unreadable()
+            skipped += bad
         for split_name, split in (("train/", train), ("val/", test)):
             if split is not None and not len(split):
                 raise FileError(name, f"no image of {split_name} can be read", fix="mend the files")
@@ -211,5 +211,5 @@ def open_folder(
         augmentation=prepared.augmentation,
         preprocessing=prepared.description,
         prepared=prepared.record,
-        skipped=skipped,
+        skipped=tuple(skipped),
     )

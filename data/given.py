@@ -57,8 +57,8 @@ def source_of(
     pixels, labels = gather(images, most, seed, network)
     bad = (~torch.isfinite(pixels)).flatten(1).any(1)
     n_bad = int(bad.sum())
+    places = bad.nonzero().flatten().tolist()
     if n_bad and not skip_bad:
-        places = bad.nonzero().flatten().tolist()
         which = ", ".join(map(str, places[:5])) + (", ..." if n_bad > 5 else "")
         got = f"NaN or infinite values in {n_bad} of {len(pixels)} images ({which})"
         fix = "correct them, or leave them out with --skip-bad"
@@ -69,10 +69,10 @@ def source_of(
     if input_size is not None:
         wanted = parse_input_size(input_size)
         shape = check_shape(NAME, shape, (wanted[0] or channels, *wanted[1:]))
-    identity = Normalisation(1.0)
+    identity, skipped = Normalisation(1.0), tuple(f"image {place}" for place in places)
     split = MemorySplit(pixels, labels, shape, identity, Augmentation())
     n_classes = None if labels is None else int(labels.max()) + 1
-    return ImageSource(NAME, shape, n_classes, None, train=split, test=None, normalisation=identity, skipped=n_bad)
+    return ImageSource(NAME, shape, n_classes, None, train=split, test=None, normalisation=identity, skipped=skipped)
 
 
 def gather(images: Any, most: int, seed: int = 0, network: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:

@@ -60,7 +60,7 @@ def open_source(
         Shape that the model takes. One channel becomes three by repetition, three become one by luminance, and images
         of another size are resized by bilinear interpolation with antialiasing. Default: the images' own shape.
     skip_bad : bool
-        Leave unreadable image files out, counted in ``source.skipped``, instead of raising.
+        Leave unreadable image files out, named in ``source.skipped``, instead of raising.
     network : NetworkInput, optional
         Instead of `input_shape`: where the network takes several shapes, one is chosen that suits the images.
     options : ImageOptions, optional

@@ -146,8 +146,8 @@ class ImageSource:
         Of the source's own channels.
     augmentation : str
         Description of the policy of ``batches(..., augment_seed=...)``.
-    skipped : int
-        Unreadable images left out (``skip_bad=True``).
+    skipped : tuple of str
+        Names of the unreadable images that were left out (``skip_bad=True``).
     preprocessing : str
         What is done to the images, in one line.
     prepared : dict or None
@@ -164,7 +164,7 @@ class ImageSource:
     test: Split | None
     normalisation: Normalisation
     augmentation: str = "none"
-    skipped: int = 0
+    skipped: tuple[str, ...] = ()
     preprocessing: str = "as they are"
     prepared: dict[str, Any] | None = None
     labels_ignored: str | None = None
@@ -188,7 +188,7 @@ class ImageSource:
             "labelled": self.train.has_labels,
             "normalisation": self.normalisation.describe(),
             "augmentation": self.augmentation,
-            "skipped": self.skipped,
+            "skipped": len(self.skipped),
             "preprocessing": self.preprocessing,
             "prepared": self.prepared,
             "labels_ignored": self.labels_ignored,

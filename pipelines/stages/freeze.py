@@ -287,7 +287,9 @@ def freeze_loaded(
         "network": digest_file(run.original_dir / "structure.json"), **kept,
     }  # fmt: skip
     if source.skipped:
-        reporter.warn(f"{counted(source.skipped, 'image')} that cannot be read left out (--skip-bad)")
+        some = ", ".join(source.skipped[:3]) + (", ..." if len(source.skipped) > 3 else "")
+        said = f"{counted(len(source.skipped), 'image')} that cannot be read left out (--skip-bad): {some}"
+        reporter.warn(said, files=", ".join(source.skipped))
     reporter.phase(RECORD)
     reporter.expect({"recording outputs": 1.0})
     recording = ResponseRecording(graph, options.n_points, options.seed, indices, outputs)

@@ -204,10 +204,11 @@ def test_skip_bad_leaves_them_out_and_counts_them(folder):
     damage(folder)
     (folder / "val" / "dog" / "0.png").write_text("no")
     source = open_source(f"imagefolder:{folder}", input_shape=(3, 32, 32), skip_bad=True)
-    assert (len(source.train), len(source.test), source.skipped) == (5, 3, 4)
+    assert (len(source.train), len(source.test), len(source.skipped)) == (5, 3, 4)
     assert source.train.labels(torch.arange(5)).tolist() == [0, 0, 1, 1, 1]
     assert torch.equal(source.train.images(torch.arange(5)), intact[[1, 3, 4, 6, 7]])
     assert source.describe()["skipped"] == 4
+    assert source.skipped[-1] == "val/dog/0.png" and all(name.startswith("train/") for name in source.skipped[:3])
 
 
 def test_skip_bad_with_nothing_left(folder):

@@ -149,7 +149,7 @@ def test_images_are_resized_and_bad_ones_are_left_out():
     images[4, 0, 0, 0] = np.nan
     source = given.source_of(images, 20, input_size="10x4", skip_bad=True)
     kept = torch.cat([IMAGES[:4], IMAGES[5:]])
-    assert source.input_shape == (2, 10, 4) and source.skipped == 1
+    assert source.input_shape == (2, 10, 4) and source.skipped == ("image 4",)
     wanted = functional.interpolate(kept, (10, 4), mode="bilinear", antialias=True)
     assert torch.allclose(source.train.images(torch.arange(19)), wanted, atol=1e-6)
 

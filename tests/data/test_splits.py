@@ -68,7 +68,7 @@ def test_the_digest_is_that_of_the_pixels_and_not_of_their_normalisation():
 
 def test_a_source_describes_its_training_split_and_counts_both():
     train, test = split_of(), split_of(pixels=PIXELS[:2], labels=None)
-    source = ImageSource("mine", (2, 3, 2), 4, None, train, test, NORMALISATION, "shifted", skipped=3)
+    source = ImageSource("mine", (2, 3, 2), 4, None, train, test, NORMALISATION, "shifted", skipped=("a", "b", "c"))
     assert source.describe() == {
         "name": "mine", "input_shape": [2, 3, 2], "n_train": 5, "n_test": 2, "n_classes": 4, "labelled": True,
         "normalisation": {"scale": 10.0, "mean": [1.0, 2.0], "std": [0.5, 4.0]}, "augmentation": "shifted",
