@@ -23,7 +23,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +225,13 @@ class Verified:
         None where the class is not at hand.
     reason : str
         For anything but True.
+    network : torch.nn.Module or None
+        In that class, where it is True.
     """
 
     into: bool | None
     reason: str = ""
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def words(self) -> str:
         """Human-readable, to follow the name of the network."""
@@ -253,7 +256,7 @@ def verify_into_original(path: str | os.PathLike[str], build: Callable[[], nn.Mo
     except DecompError as error:
         return Verified(None, str(error).rstrip("."))
     network, reason = in_original_class(path, original)
-    return Verified(network is not None, reason)
+    return Verified(network is not None, reason, network)
 
 
 def in_original_class(path: str | os.PathLike[str], original: nn.Module) -> tuple[nn.Module | None, str]:

@@ -8,10 +8,15 @@ from typing import Any
 
 from torch import fx, nn
 
+from decomp.cost.count import cost
+
 from ...data.formats import network_file
 from ..run import loading
 from ..run.conditions import freeze_options
 from .session import OpenedRun
+
+#: Share of the counted multiply-accumulates above which work that nobody uses is told.
+LEAST_EXTRA = 0.01
 
 
 def emit(
@@ -67,3 +72,29 @@ def emit(
         return loading.original_class(freeze_options(run), input_shape=shape, n_classes=n_classes)
 
     return network_file.verify_into_original(folder, original_class)
+
+
+def unused_work(network: nn.Module, path: Path) -> str:
+    """A line about multiply-accumulates of a network in its class that the traced network does without, or ''.
+
+    A branch whose result nobody uses is not traced and not counted, and the class computes it all the same.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        In the class of the original.
+    path : Path
+        The network directory that it was made from.
+    """
+    structure = network_file.read_structure(path)
+    if structure.get("part"):
+        return ""
+    channels, height, width = structure["input_shape"]
+    counted = cost(network_file.load(path, leaves_of=network), (channels, height, width)).macs
+    extra = cost(network, (channels, height, width)).macs - counted
+    if extra <= LEAST_EXTRA * counted:
+        return ""
+    return (
+        f"its class also computes {extra / 1e6:,.2f} M multiply-accumulates whose result nobody uses; they "
+        "are not in the count: leave that branch out of its forward, or take the traced network, which does without"
+    )

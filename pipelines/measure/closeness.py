@@ -89,6 +89,18 @@ def closeness_words(found: Mapping[str, Any], images: str) -> str:
     return "\n".join([*lines, *(f"{name}: {words}" for name, words in each.items())])
 
 
+def far_off(found: Mapping[str, Any]) -> list[str]:
+    """A warning where outputs differ by more than their variance, so that a constant would be closer; else nothing."""
+    far = [name for name, one in found["outputs"].items() if one["relative"] > 1]
+    if not far:
+        return []
+    which = f"{', '.join(far[:3])} differ" if len(found["outputs"]) > 1 else "the outputs differ"
+    return [
+        f"warning: {which} by more than they vary from image to image, so little of the original is left; try a "
+        "smaller speed-up, more calibration images, or fine-tuning"
+    ]
+
+
 def _words(one: Mapping[str, Any], n: int) -> str:
     words = f"{percent(one['relative'])} of their variance"
     if one["kind"] == "scores":

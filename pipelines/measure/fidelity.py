@@ -10,7 +10,7 @@ from torch import nn
 from decomp.execution.output_change import Outputs
 
 from ...data.formats.frozen_file import FrozenFile
-from .closeness import Closeness, closeness_words
+from .closeness import Closeness, closeness_words, far_off
 
 
 def compare(
@@ -39,7 +39,7 @@ def compare(
     -------
     dict
         As :meth:`decomp.pipelines.measure.closeness.Closeness.result`, and ``words``: a summary line, with a line for
-        each of several outputs, and one for each output whose kind was assumed.
+        each of several outputs, a warning where they are far off, and one for each output whose kind was assumed.
     """
     close = Closeness(outputs)
     with torch.no_grad():
@@ -48,4 +48,4 @@ def compare(
             close.add(outputs.named(original(x), len(x)), outputs.named(network(x), len(x)))
     found = close.result()
     words = closeness_words(found, "held-out calibration images")
-    return {**found, "words": "\n".join([words, *outputs.notes()])}
+    return {**found, "words": "\n".join([words, *far_off(found), *outputs.notes()])}

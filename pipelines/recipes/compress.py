@@ -26,6 +26,7 @@ from ..console import parse
 from ..console.options import DecomposeOptions, FreezeOptions
 from ..console.python_words import said_for_python
 from ..console.reporter import Reporter
+from ..decomposition.emission import unused_work
 from ..decomposition.make_plan import decompose_options, read_plan
 from ..measure import sanity
 from ..reporting.summary import Summary, summarise
@@ -33,7 +34,7 @@ from ..run.directory import RunDirectory
 from ..run.saving import attach_record
 from ..stages.decompose import decompose
 from ..stages.freeze import freeze_once
-from .give_back import as_it_came, in_class_of, unused_work
+from .give_back import as_it_came, in_class_of
 
 #: Names of this function's arguments, where options of the command line are named otherwise.
 ARGUMENTS = {

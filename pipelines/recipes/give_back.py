@@ -9,15 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from decomp.cost.count import cost
 from decomp.modules.layout import channels_last
 from decomp.modules.replace import set_module
 
 from ...data.formats import network_file
 from ...data.plain_network import dtype_of
-
-#: Share of the counted multiply-accumulates above which work that nobody uses is told.
-LEAST_EXTRA = 0.01
 
 
 def in_class_of(model: nn.Module, path: Path) -> tuple[nn.Module, str]:
@@ -48,32 +44,6 @@ def in_class_of(model: nn.Module, path: Path) -> tuple[nn.Module, str]:
     whole = copy.deepcopy(model)
     set_module(whole, part, alone)
     return whole, f"{part} is {reason}"
-
-
-def unused_work(network: nn.Module, path: Path) -> str:
-    """A line about multiply-accumulates of a network in its class that the traced network does without, or ''.
-
-    A branch whose result nobody uses is not traced and not counted, and the class computes it all the same.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In the class of the original.
-    path : Path
-        The network directory that it was made from.
-    """
-    structure = network_file.read_structure(path)
-    if structure.get("part"):
-        return ""
-    channels, height, width = structure["input_shape"]
-    counted = cost(network_file.load(path, leaves_of=network), (channels, height, width)).macs
-    extra = cost(network, (channels, height, width)).macs - counted
-    if extra <= LEAST_EXTRA * counted:
-        return ""
-    return (
-        f"its class also computes {extra / 1e6:,.2f} M multiply-accumulates whose result nobody uses; they "
-        "are not in the count: leave that branch out of its forward, or take the traced network, which does without"
-    )
 
 
 def as_it_came(network: nn.Module, original: nn.Module) -> nn.Module:

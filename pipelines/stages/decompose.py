@@ -24,7 +24,7 @@ from ..console.layer_table import excluded_lines, layer_lines, layer_rows, table
 from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
-from ..decomposition.emission import emit
+from ..decomposition.emission import emit, unused_work
 from ..decomposition.gather import ProblemGatherer, fitted_images
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce, planned_layers
@@ -90,6 +90,7 @@ class DecomposeResult:
         folder, into = str(self.run.model_dir), f.get("into") or {}
         if into.get("verified") is False:
             lines.append(f"decomp.load({folder!r}) gives the network, into= not: {into['reason']}")
+        lines += [into["unused"]] if into.get("unused") else []
         if f.get("part") and into.get("verified") is not False:
             lines.append(f"next: decomp.load({folder!r}, into=model) puts {f['part']} back into its model")
         else:
@@ -368,11 +369,12 @@ def _record(
 ) -> DecomposeResult:
     """Put the result down in run.json."""
     opened, run = surveyed.opened, surveyed.opened.run
+    unused = "" if verified.network is None else unused_work(verified.network, run.model_dir)
     facts = {
         **(run.config("decompose") or {}), "macs_before": opened.cost.macs, "macs_after": after.macs,
         "params_before": opened.cost.params, "params_after": after.params, "layers": solved.reports,
-        "into": {"verified": verified.into, "reason": verified.reason}, "fidelity": close, "latency": plan.latency,
-        "part": opened.frozen.meta.get("part"),
+        "into": {"verified": verified.into, "reason": verified.reason, "unused": unused}, "fidelity": close,
+        "latency": plan.latency, "part": opened.frozen.meta.get("part"),
         "passes": round(opened.memory.forward_images / opened.frozen.n_images, 2),
         "spilled_bytes": opened.memory.most_on_disk,
         "left_alone": {layer.name: dict(layer.left_alone) for layer in surveyed.graph.layers if layer.left_alone},

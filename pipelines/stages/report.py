@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,6 +130,7 @@ def compare(
         first, item = next(iter(lacking.items()))
         raise FileError(first.path, "none of these runs was evaluated", fix=f"run `{item.command}` first")
     html, folder = Path(out, "compare.html"), Path(out, "figures")
+    before = _compared_before(html, folder)
     groups: dict[str, tuple[Table, dict[str, Table]]] = {}
     for tested, table in _groups(tables).items():
         suffix = f"-{len(groups) + 1}" if groups else ""
@@ -142,9 +144,31 @@ def compare(
         [run.path.resolve().name for run in opened],
         groups, drawn, {str(run): run.read_config()["stages"] for run in opened}, missing, _relative(folder, html),
     )  # fmt: skip
+    if before not in (None, _title_of(page)):
+        reporter.warn(f"{html}: takes the place of an earlier {str(before).replace(':', ' of', 1)}")
     with commit(html) as part:
         part.write_text(page, encoding="utf-8")
     return ReportResult(str(html), str(folder), list(drawn), missing)
+
+
+def _compared_before(html: Path, folder: Path) -> str | None:
+    """Title of an earlier page that will be replaced; None where there is none.
+
+    Raises
+    ------
+    UsageError
+        Files of the same names are there that this stage has not written.
+    """
+    before = _title_of(html.read_text(encoding="utf-8", errors="replace")) if html.is_file() else None
+    if before is None and (html.exists() or folder.exists()):
+        there = html if html.exists() else folder
+        raise UsageError(there, "is there and was not written by compare", fix="give another folder with --out")
+    return before
+
+
+def _title_of(page: str) -> str | None:
+    found = re.search("<title>(comparison: .*)</title>", page)
+    return None if found is None else found[1]
 
 
 def _tables(found: Sequence[Table | Missing | None]) -> list[Table]:

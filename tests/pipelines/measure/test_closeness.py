@@ -3,7 +3,7 @@ import torch
 
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import Output
-from decomp.pipelines.measure.closeness import Closeness, closeness_words, percent
+from decomp.pipelines.measure.closeness import Closeness, closeness_words, far_off, percent
 
 
 def normal(*shape, seed=0):
@@ -26,6 +26,14 @@ def test_class_scores_among_others_keep_their_divergence_and_agreement():
     lines = closeness_words(found, "test images").split("\n")
     assert lines[0].startswith("on 20 test images: outputs differ by ") and lines[2] == "age: 0 % of their variance"
     assert lines[1].startswith("p: ") and f"KL divergence {one['kl']:.3g}, same first class on" in lines[1]
+
+
+def test_outputs_further_off_than_a_constant_are_told_with_what_to_try():
+    outputs = {"boxes": {"relative": 1.2}, "scores": {"relative": 0.9}}
+    (line,) = far_off({"outputs": outputs})
+    assert line.startswith("warning: boxes differ by more than they vary") and "smaller speed-up" in line
+    assert far_off({"outputs": {"output": {"relative": 3.0}}})[0].startswith("warning: the outputs differ by more")
+    assert far_off({"outputs": {"output": {"relative": 1.0}}}) == []
 
 
 @pytest.mark.parametrize(

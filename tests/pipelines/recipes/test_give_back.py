@@ -86,7 +86,7 @@ def test_the_backbone_of_a_detector_is_put_back(tmp_path):
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_a_branch_that_nobody_uses_is_told_where_the_class_computes_it(used):
+def test_a_branch_that_nobody_uses_is_told_where_the_class_computes_it(used, tmp_path):
     class Branch(nn.Module):
         def __init__(self):
             super().__init__()
@@ -98,8 +98,12 @@ def test_a_branch_that_nobody_uses_is_told_where_the_class_computes_it(used):
             return (y, aux) if self.training else y
 
     torch.manual_seed(0)
-    network, report = decomp.compress(Branch().eval(), torch.randn(40, 3, 10, 10), 1.2, quiet=True)
+    images, place = torch.randn(40, 3, 10, 10), tmp_path / "run"
+    network, report = decomp.compress(Branch().eval(), images, 1.2, run=place, quiet=True)
     assert type(network) is Branch
     extra = 16 * 27 * 64 / 1e6
     told = [note for note in report.notes if f"also computes {extra:.2f} M multiply-accumulates" in note]
     assert len(told) == (0 if used else 1)
+    # The stage says the same, for the command line.
+    lines = decomp.decompose(place, speedup=1.2).lines()
+    assert [line for line in lines if "whose result nobody uses" in line] == told

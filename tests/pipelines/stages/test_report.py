@@ -186,6 +186,24 @@ def test_runs_on_the_same_images_are_compared_on_one_page(runs, tmp_path):
     assert "allocation" not in differences
 
 
+def test_an_earlier_comparison_of_other_runs_is_named_and_files_of_others_are_left(runs, tmp_path):
+    other = RunDirectory(shutil.copytree(runs[1].path, tmp_path / "other"))
+    told, out = Collected(), tmp_path / "out"
+    compare(runs, out=out, reporter=told)
+    compare(runs, out=out, reporter=told)
+    assert not any("takes the place" in line for line in told.messages)
+    compare([runs[0], other], out=out, reporter=told)
+    names = ", ".join(run.path.name for run in runs)
+    assert [line for line in told.messages if "takes the place" in line] == [
+        f"{out / 'compare.html'}: takes the place of an earlier comparison of 2 runs: {names}"
+    ]
+    (tmp_path / "mine" / "figures").mkdir(parents=True)
+    (tmp_path / "mine" / "figures" / "a.png").write_text("a")
+    with pytest.raises(UsageError, match="figures: is there and was not written by compare; give another folder"):
+        compare(runs, out=tmp_path / "mine", reporter=told)
+    assert (tmp_path / "mine" / "figures" / "a.png").read_text() == "a"
+
+
 def test_runs_on_different_images_are_drawn_apart(runs, tmp_path):
     other = RunDirectory(shutil.copytree(runs[1].path, tmp_path / "other"))
     report = json.loads(other.report_json.read_text())
