@@ -50,7 +50,7 @@ class ZooEntry:
     input_shape: Shape
     n_classes: int
     dataset: str
-    recipe: Mapping[str, float] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
 
     @property
@@ -181,6 +181,11 @@ def _vgg(widths: Sequence[int | str], name: str, dropout: float) -> Build:
     return build
 
 
+def _three_convolutions(width: int, dropout: float, name: str) -> Build:
+    """Three times convolution, normalisation, ReLU and pooling, all of one width, then a linear layer."""
+    return _vgg((width, POOL, width, POOL, width, POOL), name, dropout)
+
+
 def _resnet20(n_classes: int, input_shape: Shape) -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     channels = 16
@@ -268,6 +273,8 @@ def _entries() -> dict[str, ZooEntry]:
     fashion: dict[str, Any] = {"input_shape": (1, 28, 28), "n_classes": 10, "dataset": "fashion-mnist"}
     vgg: tuple[int | str, ...] = (32, 32, POOL, 64, 64, POOL, 128, 128, 128, POOL)
     plain = {"epochs": 15, "learning_rate": 0.05}
+    # Of the published RePr trainings: a rate that is still high when filters come back late.
+    steady = {"epochs": 100, "learning_rate": 0.01, "schedule": "constant", "warmup_epochs": 0}
     entries = {
         "vgg-fashion": ZooEntry(_vgg(vgg, "vgg-fashion", 0.25), **fashion, recipe={"epochs": 18, "learning_rate": 0.1}),
         "resnet20-fashion": ZooEntry(_resnet20, **fashion, recipe={"epochs": 16, "learning_rate": 0.1}),
@@ -275,6 +282,8 @@ def _entries() -> dict[str, ZooEntry]:
         "densenet-fashion": ZooEntry(_densenet, **fashion, recipe={"epochs": 15, "learning_rate": 0.1}),
         "mlp-fashion": ZooEntry(_mlp, **fashion, recipe=plain),
         "convnet-fashion": ZooEntry(_convnet, **fashion, recipe=plain),
+        "c3-32": ZooEntry(_three_convolutions(32, 0.0, "c3-32"), **fashion, recipe=steady),
+        "c3-32-dropout": ZooEntry(_three_convolutions(32, 0.5, "c3-32-dropout"), **fashion, recipe=steady),
         "vgg-digits": ZooEntry(
             _vgg((32, 32, POOL, 64, 64, POOL), "vgg-digits", 0.25),
             input_shape=(1, 8, 8),

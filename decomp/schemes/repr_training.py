@@ -70,7 +70,7 @@ class RePr:
     def __init__(
         self, model: nn.Module, input_shape: Sequence[int], *, leaves: Iterable[str] = (), **settings: Any
     ) -> None:
-        self.settings = ReprSettings(**settings)
+        self.settings, leaves = ReprSettings(**settings), tuple(leaves)
         check_choice("metric", self.settings.metric, METRICS)
         self.model = model
         self.spaces, self.left_out = droppable_spaces(
@@ -78,7 +78,7 @@ class RePr:
         )
         self._entries = ChannelEntries(model, self.spaces)
         self.filters = {path: len(self._entries.filters(path)) for path in self._entries.writers}
-        self._check_filters()
+        self._check_filters(input_shape, leaves)
         self.events: list[dict[str, Any]] = []
         self._cycle: int | None = None
         self._dropped: list[list[int]] = [[] for _ in self.spaces]
@@ -273,13 +273,12 @@ class RePr:
             found[path] = live_overlaps(self._entries.filters(path)[there], self.settings.metric).cpu()
         return found
 
-    def _check_filters(self) -> None:
+    def _check_filters(self, input_shape: Sequence[int], leaves: Iterable[str]) -> None:
         n = sum(space.width for space in self.spaces)
         if n == 0:
             why = next((f" ({path} {why})" for path, why in self.left_out.items()), "")
             rule = f"must have a convolution whose filters can be dropped{why}"
-            fix = "allow first and coupled layers (first=True, coupled=True), or train another network"
-            raise UsageError("network", rule, fix=fix)
+            raise UsageError("network", rule, fix=_way_out(self.model, input_shape, leaves))
         drop, min_keep = self.settings.drop, self.settings.min_keep
         if share_of(n, drop) == 0:
             raise UsageError("drop", f"must drop at least one of {n} filters", got=drop, fix="raise it")
@@ -290,3 +289,11 @@ class RePr:
 def _mean(values: torch.Tensor) -> float:
     """The mean; 0 of nothing."""
     return float(values.mean()) if len(values) else 0.0
+
+
+def _way_out(model: nn.Module, input_shape: Sequence[int], leaves: Iterable[str]) -> str:
+    """The fewest further layers that have filters to drop, as arguments; another network where there are none."""
+    for more in ({"first": True}, {"coupled": True}, {"first": True, "coupled": True}):
+        if droppable_spaces(model, input_shape, leaves=leaves, **more)[0]:
+            return f"give {' and '.join(f'{name}=True' for name in more)}"
+    return "train another network"

@@ -24,6 +24,7 @@ from ..console.options import (
     FreezeOptions,
 )  # fmt: skip
 from .group import main
+from .scheme_options import scheme_options
 from .shared import (
     DATA_HELP,
     MODEL_HELP,
@@ -308,6 +309,7 @@ def finetune(run: str, threads: int | None, quiet: bool, **options: Any) -> None
 Examples:
   decomp train --model zoo:vgg-fashion --data fashion-mnist --out vgg.safetensors
   decomp train --model zoo:vgg-fashion --data fashion-mnist --run runs/vgg
+  decomp train --model zoo:c3-32 --run runs/repr --scheme repr --s1 20 --s2 10 --drop 0.3 --epochs 100
 """
 )
 @click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
@@ -327,6 +329,11 @@ Examples:
     help="Highest learning rate.  [default: the zoo's recipe, otherwise 0.05]",
 )  # fmt: skip
 @number("--batch-size", help="Images per batch.  [default: the zoo's recipe, otherwise 128]")
+@click.option(
+    "--schedule", type=Choice(SCHEDULES),
+    help="Learning rate after the warm-up.  [default: the zoo's recipe, otherwise cosine]",
+)  # fmt: skip
+@scheme_options
 @shared_options("redo", "seed", "device", "verbose", "common")
 def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
     """Train a network from scratch.

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.errors import UsageError
+from decomp.schemes.repr_settings import METHODS, NEXT_SLICES, ORDERS, SCALES, ReprSettings
 from decomp.solvers.selectors import SELECTORS
 
 from ...data import image_options
@@ -26,6 +27,12 @@ LABELS = ("train", "none")
 OUTPUTS = ("scores", "values")
 #: Values that a new task finds in weights that earlier tasks have released.
 FREE_WEIGHTS = ("zero", "kaiming")
+TRAINING_SCHEMES = ("standard", "repr")
+#: Settings of the scheme repr: the option of the command line by the field of the settings.
+REPR_OPTIONS = {
+    "s1": "--s1", "s2": "--s2", "drop": "--drop", "cycles": "--cycles", "min_keep": "--min-keep", "first": "--first",
+    "coupled": "--coupled", "order": "--order", "method": "--reinit", "scale": "--scale", "next_slice": "--next",
+}  # fmt: skip
 #: Fewer images or points cannot be fitted.
 LEAST_IMAGES, LEAST_POINTS = 10, 1
 
@@ -221,6 +228,45 @@ class TrainOptions(StageOptions):
     learning_rate: float | None = _checked(parse.number("--lr", float, 0, above=True), None, optional=True)
     batch_size: int | None = _checked(parse.number("--batch-size", int, 1), None, optional=True)
     seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
+    schedule: str | None = _checked(parse.choice("--schedule", SCHEDULES), None, optional=True)
+    scheme: str = _checked(parse.choice("--scheme", TRAINING_SCHEMES), "standard")
+    s1: int | None = _checked(parse.number("--s1", int, 1), None, optional=True)
+    s2: int | None = _checked(parse.number("--s2", int, 1), None, optional=True)
+    drop: float | None = _checked(parse.number("--drop", float, 0, above=True), None, optional=True)
+    cycles: int | None = _checked(parse.number("--cycles", int, 1), None, optional=True)
+    min_keep: float | None = _checked(parse.number("--min-keep", float, 0), None, optional=True)
+    first: bool | None = _checked(lambda value: parse.flag("--first", value), None, optional=True)
+    coupled: bool | None = _checked(lambda value: parse.flag("--coupled", value), None, optional=True)
+    order: str | None = _checked(parse.choice("--order", ORDERS), None, optional=True)
+    method: str | None = _checked(parse.choice("--reinit", METHODS), None, optional=True)
+    scale: str | None = _checked(parse.choice("--scale", SCALES), None, optional=True)
+    next_slice: str | None = _checked(parse.choice("--next", NEXT_SLICES), None, optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheme != "repr":
+            for name, option in REPR_OPTIONS.items():
+                if getattr(self, name) is not None:
+                    rule = f"has no effect with the scheme {self.scheme}"
+                    raise UsageError(option, rule, fix="leave it out, or give --scheme repr")
+
+    def repr_settings(self) -> ReprSettings | None:
+        """Settings of the scheme repr, for options whose epochs are known; None for another scheme.
+
+        Raises
+        ------
+        UsageError
+            A value is out of its range, or not even one cycle fits into the epochs.
+        """
+        if self.scheme != "repr":
+            return None
+        given = {name: getattr(self, name) for name in REPR_OPTIONS if getattr(self, name) is not None}
+        assert self.epochs is not None
+        try:
+            return ReprSettings(epochs=self.epochs, seed=self.seed, **given)
+        except UsageError as error:
+            option = REPR_OPTIONS.get(error.thing, f"--{error.thing}")
+            raise UsageError(option, error.rule, error.got, error.fix) from error
 
 
 @dataclass(frozen=True)

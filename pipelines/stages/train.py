@@ -17,15 +17,15 @@ from torch.nn import functional
 
 from decomp import seeds
 from decomp.errors import UsageError
+from decomp.schemes.repr_training import RePr
 
 from ...data import weights, zoo
 from ...data.formats.atomic import commit
-from ...data.formats.digests import digest_file
-from ...data.formats.json_files import read_json, write_json
+from ...data.formats.json_files import read_json
 from ...data.formats.paths import safe_name
 from ...data.models import load_model
 from ...data.sources import ImageSource, open_source
-from ..console.options import TrainOptions
+from ..console.options import REPR_OPTIONS, TrainOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..measure.accuracy import accuracy
@@ -33,20 +33,25 @@ from ..measure.devices import pick_device
 from ..measure.intervals import short_share
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
-from ..run.record import library_versions
 from ..run.trained import require_untouched, trained_options
+from ..training import tensorboard
 from ..training.hold_out import hold_out
+from ..training.hooks import Hooks
 from ..training.loop import Training, copy_state, fit
 from ..training.recipe import Recipe
+from ..training.repr_hooks import ReprHooks, make_scheme
+from ..training.train_outputs import EVENTS, TrainingFiles
+from ..training.training_record import (
+    KIND,
+    LABEL_SMOOTHING,
+    Place,
+    finished_record,
+    identity,
+    record_options,
+    write_record,
+)
 
-KIND = "decomp weights"
 DEFAULTS = {"epochs": 20, "learning_rate": 0.05, "batch_size": 128}
-LABEL_SMOOTHING = 0.1
-#: Values of the recipe in the record beside the weights.
-RECORDED = (
-    "epochs", "learning_rate", "batch_size", "schedule", "warmup_epochs", "momentum", "nesterov", "weight_decay",
-    "clip_norm", "seed",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,9 @@ class TrainingResult:
         for name, value in self.record["accuracy"].items():
             if value is not None:
                 yield f"top-1 on the {name} images: {short_share(value, self.record['images'][name])}"
+        if best := self.record.get("best"):
+            shares = [f"{short_share(best[key], self.record['images'][key])} {key}" for key in best if key != "epoch"]
+            yield f"best on the validation images, after epoch {best['epoch']}: {', '.join(shares)}"
         yield f"weights: {self.weights} ({self.weights.stat().st_size / 2**20:.2f} MiB)"
         if self.run is not None:
             yield f"next: {command_line('freeze', self.run)}"
@@ -74,32 +82,13 @@ class TrainingResult:
         yield f"next: {command_line('freeze', Path('runs', self.weights.stem), options)}"
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a training keeps its results, and the way to start over; ``run`` is None where these are only files."""
-
-    weights: Path
-    start_over: str
-    run: RunDirectory | None = None
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.weights.with_suffix(".checkpoint")
-
-    @property
-    def record(self) -> Path:
-        return self.weights.with_suffix(".json")
-
-    @property
-    def option(self) -> str:
-        """The option of the command line that names the place."""
-        return f"--out {shlex.quote(self.weights.name)}" if self.run is None else f"--run {shlex.quote(str(self.run))}"
-
-
 def train(
     model: str, *, data: str | None = None, out: str | os.PathLike[str] | None = None,
     run: str | os.PathLike[str] | None = None, epochs: int | None = None, learning_rate: float | None = None,
-    batch_size: int | None = None, seed: int = 0, redo: bool = False, device: str = "auto",
+    batch_size: int | None = None, schedule: str | None = None, scheme: str = "standard", s1: int | None = None,
+    s2: int | None = None, drop: float | None = None, cycles: int | None = None, min_keep: float | None = None,
+    first: bool | None = None, coupled: bool | None = None, order: str | None = None, method: str | None = None,
+    scale: str | None = None, next_slice: str | None = None, seed: int = 0, redo: bool = False, device: str = "auto",
     reporter: Reporter | None = None,
 ) -> TrainingResult:  # fmt: skip
     """Train a network from random weights and write them with a record of how.
@@ -119,8 +108,13 @@ def train(
         current folder where neither this nor `run` is given.
     run : path or RunDirectory, optional
         A run directory, created where it does not exist; its next stages take network, weights and images from here.
-    epochs, learning_rate, batch_size : optional
-        Those of the zoo's recipe (or 20, 0.05, 128) where not given.
+    epochs, learning_rate, batch_size, schedule : optional
+        Those of the zoo's recipe (or 20, 0.05, 128, 'cosine') where not given.
+    scheme : {'standard', 'repr'}
+        'repr': filters that overlap most are dropped for some epochs and come back orthogonal to the others, with the
+        settings of :class:`decomp.schemes.repr_settings.ReprSettings`. 'standard' takes exactly as many steps.
+    s1, s2, drop, cycles, min_keep, first, coupled, order, method, scale, next_slice : optional
+        Of the scheme 'repr'.
     seed : int
         Determines initial weights, held-out images, order, augmentation and dropout.
     redo : bool
@@ -144,11 +138,12 @@ def train(
         The loss became NaN or infinite, or the training diverges.
     """
     reporter = reporter or Reporter()
-    name, options, recipe = _completed(
-        TrainOptions(
-            model=model, data=data, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
-        )
-    )
+    asked = TrainOptions(
+        model=model, data=data, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
+        schedule=schedule, scheme=scheme, s1=s1, s2=s2, drop=drop, cycles=cycles, min_keep=min_keep, first=first,
+        coupled=coupled, order=order, method=method, scale=scale, next_slice=next_slice,
+    )  # fmt: skip
+    name, options, recipe = _completed(asked)
     if run is not None:
         if out is not None:
             rule = "names a file, and a run keeps its weights itself"
@@ -159,9 +154,9 @@ def train(
     file = Path(out) if out is not None else Path(f"{name}.safetensors")
     if file.suffix != ".safetensors":
         raise UsageError("--out", "must end in .safetensors", got=out)
-    place = _Place(file, f"remove {file.with_suffix('.checkpoint')}")
-    if finished := _finished(place, _record_options(options, recipe)):
-        return finished
+    place = Place(file, f"remove {file.with_suffix('.checkpoint')}")
+    if (record := finished_record(place, record_options(options, recipe))) is not None:
+        return TrainingResult(place.weights, record, already_done=True)
     chosen = pick_device(device)
     result = _train(place, options, recipe, _open(options), chosen, reporter)
     place.checkpoint.unlink(missing_ok=True)
@@ -171,7 +166,7 @@ def train(
 def _train_in_run(
     run: RunDirectory, options: TrainOptions, recipe: Recipe, redo: bool, device: str, reporter: Reporter
 ) -> TrainingResult:
-    place = _Place(run.trained_weights, "give --redo", run)
+    place = Place(run.trained_weights, "give --redo", run)
     with reporter.stage("train"), ExitStack() as locked:
         if run.run_json.exists():
             run = RunDirectory.open(run)
@@ -199,36 +194,43 @@ def _train_in_run(
 
 
 def _train(
-    place: _Place, options: TrainOptions, recipe: Recipe, opened: tuple[ImageSource, nn.Module], device: torch.device,
+    place: Place, options: TrainOptions, recipe: Recipe, opened: _Opened, device: torch.device,
     reporter: Reporter,
 ) -> TrainingResult:  # fmt: skip
     """Train, measure and write; the checkpoint stays."""
-    source, module = opened
+    source, module = opened.source, opened.module
     n_parameters = sum(parameter.numel() for parameter in module.parameters())
     reporter.step(
         f"training {options.model} on {options.data}: {n_parameters:,} parameters, {recipe.epochs} epochs on {device}"
     )
-    training, n_images = _fit(module, recipe, source, place, _identity(options), device, reporter)
+    training, scheme, n_images = _fit(opened, recipe, place, options, device, reporter)
     accuracies = {"validation": training.history[-1]["validation_accuracy"]}
     if source.test is not None:
         accuracies["test"] = accuracy(module, source.test, torch.arange(len(source.test)), device)
     assert source.n_classes is not None  # the training split has labels
+    last = copy_state(module)
     with commit(place.weights) as part:
         weights.write(
-            copy_state(module), part, input_shape=source.input_shape, n_classes=source.n_classes,
-            preprocessing=source.prepared,
-        )  # fmt: skip
-    record = _write_record(place, _record_options(options, recipe), accuracies, n_images, training)
+            last, part, input_shape=source.input_shape, n_classes=source.n_classes, preprocessing=source.prepared
+        )
+    more: dict[str, Any] = {"steps": recipe.epochs * max(1, n_images["train"] // recipe.batch_size)}
+    more |= {} if training.best_state is None else {"best": _measure_best(training, source, device)}
+    more |= {} if scheme is None else {"scheme": scheme.record()}
+    record = write_record(place, options, recipe, accuracies, n_images, training, more)
     return TrainingResult(place.weights, record, run=place.run)
 
 
-def _identity(options: TrainOptions) -> dict[str, Any]:
-    """Plain values that decide a training beside its recipe."""
-    return {"model": options.model, "data": options.data, "label_smoothing": LABEL_SMOOTHING}
-
-
-def _record_options(options: TrainOptions, recipe: Recipe) -> dict[str, Any]:
-    return {**_identity(options), **{name: getattr(recipe, name) for name in RECORDED}}
+def _measure_best(training: Training, source: ImageSource, device: torch.device) -> dict[str, Any]:
+    """Accuracies of the weights that were best on the validation images; the module has the last ones again."""
+    epoch, state = training.best_epoch, training.best_state
+    assert epoch is not None and state is not None
+    last = copy_state(training.module)
+    training.module.load_state_dict(state)
+    best = {"epoch": epoch, "validation": training.history[epoch]["validation_accuracy"]}
+    if source.test is not None:
+        best["test"] = accuracy(training.module, source.test, torch.arange(len(source.test)), device)
+    training.module.load_state_dict(last)
+    return best
 
 
 def classification_loss(module: nn.Module, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
@@ -252,16 +254,27 @@ def _completed(options: TrainOptions) -> tuple[str, TrainOptions, Recipe]:
     if data is None:
         raise UsageError("--data", "images to train on must be named", fix="for example --data fashion-mnist")
     values: dict[str, Any] = {**DEFAULTS, **(entry.recipe if entry else {})}
-    for name in DEFAULTS:
+    for name in (*DEFAULTS, "schedule"):
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)
     name = entry.name if entry else safe_name(options.model)
-    numbers = {name: values[name] for name in DEFAULTS}
-    return name, replace(options, data=data, **numbers), Recipe(**values, seed=options.seed)
+    options = replace(options, data=data, **{name: values[name] for name in DEFAULTS})
+    if (settings := options.repr_settings()) is not None:
+        options = replace(options, **{name: getattr(settings, name) for name in REPR_OPTIONS})
+    return name, options, Recipe(**values, seed=options.seed)
 
 
-def _open(options: TrainOptions) -> tuple[ImageSource, nn.Module]:
-    """The images, and a network with seeded random weights for them (a factory's weights are as it returned them)."""
+@dataclass(frozen=True)
+class _Opened:
+    """Images, a network for them, and the scheme of its training where that changes the network."""
+
+    source: ImageSource
+    module: nn.Module
+    scheme: RePr | None
+
+
+def _open(options: TrainOptions) -> _Opened:
+    """The network has seeded random weights (a factory's weights are as it returned them)."""
     model, data = options.model, options.data
     assert data is not None  # the options are complete
     source = open_source(data)
@@ -277,21 +290,29 @@ def _open(options: TrainOptions) -> tuple[ImageSource, nn.Module]:
     loaded = load_model(model, weights="random", input_size=shape, n_classes=source.n_classes, seed=weights_seed)
     if loaded.input_shape != source.input_shape:
         source = open_source(data, input_shape=loaded.input_shape)
-    return source, loaded.module
+    settings, scheme = options.repr_settings(), None
+    if settings is not None:
+        scheme = make_scheme(loaded.module, source.input_shape, settings, REPR_OPTIONS)
+    return _Opened(source, loaded.module, scheme)
 
 
 def _fit(
-    module: nn.Module, recipe: Recipe, source: ImageSource, place: _Place, identity: dict[str, Any],
-    device: torch.device, reporter: Reporter,
-) -> tuple[Training, dict[str, int]]:  # fmt: skip
-    """Train on all but the held-out images; returns the training and the number of images of each kind."""
+    opened: _Opened, recipe: Recipe, place: Place, options: TrainOptions, device: torch.device, reporter: Reporter
+) -> tuple[Training, ReprHooks | None, dict[str, int]]:
+    """Train on all but the held-out images; returns also the number of images of each kind."""
+    source = opened.source
     trained_on, held_out = hold_out(len(source.train), recipe.seed)
 
-    def validate(network: nn.Module) -> dict[str, float]:
-        return {"score": (value := accuracy(network, source.train, held_out, device)), "validation_accuracy": value}
+    def measure(network: nn.Module) -> float:
+        return accuracy(network, source.train, held_out, device)
 
+    def validate(network: nn.Module) -> dict[str, float]:
+        return {"score": (value := measure(network)), "validation_accuracy": value}
+
+    scheme = None if opened.scheme is None else ReprHooks(opened.scheme, measure, len(held_out), reporter)
+    files = None if place.run is None else _files(place, scheme)
     training = fit(
-        module,
+        opened.module,
         recipe,
         stage="train",
         n_images=len(trained_on),
@@ -299,46 +320,25 @@ def _fit(
         loss=classification_loss,
         validate=validate,
         n_validation=len(held_out),
-        keep_best=False,
+        keep_best=place.run is not None,
         checkpoint=place.checkpoint,
         start_over=place.start_over,
-        identity=identity,
+        identity=identity(options),
+        hooks=[
+            *([] if scheme is None else [Hooks.of(scheme, options.scheme)]),
+            *([] if files is None else [Hooks(after_save=files)]),
+        ],
         device=device,
         reporter=reporter,
     )
+    if files is not None:
+        files.close()
     n_test = 0 if source.test is None else len(source.test)
-    return training, {"train": len(trained_on), "validation": len(held_out), "test": n_test}
+    return training, scheme, {"train": len(trained_on), "validation": len(held_out), "test": n_test}
 
 
-def _write_record(
-    place: _Place, options: dict[str, Any], accuracies: dict[str, float], n_images: dict[str, int],
-    training: Training,
-) -> dict[str, Any]:  # fmt: skip
-    flags = {"model": "--model", "data": "--data", "epochs": "--epochs", "learning_rate": "--learning-rate"}
-    flags |= {"batch_size": "--batch-size", "seed": "--seed"}
-    command = "python cli.py train " + " ".join(f"{flag} {options[key]}" for key, flag in flags.items())
-    record = {
-        "command": f"{command} {place.option}",
-        "seed": options["seed"],
-        "epochs": options["epochs"],
-        "options": options,
-        "accuracy": accuracies,
-        "images": n_images,
-        "parameters": sum(parameter.numel() for parameter in training.module.parameters()),
-        "validation_accuracy_by_epoch": [line["validation_accuracy"] for line in training.history],
-        "versions": library_versions(),
-        "sha256": digest_file(place.weights),
-    }
-    write_json(place.record, record, kind=KIND)
-    return record
-
-
-def _finished(place: _Place, options: dict[str, Any]) -> TrainingResult | None:
-    """The earlier result if the file was trained with these options; an error if it was trained with others."""
-    if not (place.weights.exists() and place.record.exists()):
-        return None
-    record = read_json(place.record, kind=KIND, fix="remove it to train anew")
-    if record.get("options") != options or record.get("sha256") != digest_file(place.weights):
-        rule = "must not name weights that were trained otherwise"
-        raise UsageError("--out", rule, got=place.weights, fix="give another name")
-    return TrainingResult(place.weights, record, already_done=True)
+def _files(place: Place, scheme: ReprHooks | None) -> TrainingFiles:
+    folder, events = place.weights.parent, None
+    if tensorboard.available():
+        events = tensorboard.EventWriter(folder / EVENTS, None if scheme is None else scheme.values)
+    return TrainingFiles(folder, scheme, events)

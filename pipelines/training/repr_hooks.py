@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from decomp.errors import UsageError
+from decomp.schemes.repr_settings import ReprSettings
 from decomp.schemes.repr_training import RePr
 
 from ..console.reporter import Reporter
@@ -65,6 +68,14 @@ class ReprHooks:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scheme.load_state_dict(state)
 
+    def record(self) -> dict[str, Any]:
+        """Settings, filters of each layer, layers that take no part, and events, as plain values."""
+        scheme = self.scheme
+        return {
+            "name": NAME, "settings": scheme.settings.to_json(), "filters": scheme.filters,
+            "left_out": scheme.left_out, "events": scheme.events,
+        }  # fmt: skip
+
     def values(self) -> list[tuple[str, float, int]]:
         """(name, value, epoch) of all events so far, for TensorBoard."""
         named = [(event["epoch"], event["event"], flat(event)) for event in self.scheme.events]
@@ -74,6 +85,34 @@ class ReprHooks:
             for name, value in numbers.items()
             if name not in ("event", "epoch", "cycle")
         ]
+
+
+def make_scheme(
+    module: nn.Module, input_shape: Sequence[int], settings: ReprSettings, options: Mapping[str, str]
+) -> RePr:
+    """The scheme for a network.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    input_shape : sequence of int
+        (C, H, W).
+    settings : ReprSettings
+    options : mapping of str to str
+        Option of the command line by the field of the settings, for errors.
+
+    Raises
+    ------
+    UsageError
+        No filter of the network can be dropped.
+    TraceError
+        The network cannot be traced.
+    """
+    try:
+        return RePr(module, input_shape, **settings.to_json())
+    except UsageError as error:
+        fix = re.sub(r"(\w+)=True", lambda match: options[match[1]], error.fix or "") or None
+        raise UsageError(options.get(error.thing, error.thing), error.rule, error.got, fix) from error
 
 
 def flat(event: Mapping[str, Any]) -> dict[str, Any]:

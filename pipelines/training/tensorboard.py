@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,13 @@ class EventWriter:
     folder : path
         Events that an earlier process left in it are replaced: the history of a resumed training is complete, and is
         written anew.
+    more : callable, optional
+        Returns further values so far as (name, value, epoch), in an order that does not change.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, more: Callable[[], list[tuple[str, float, int]]] | None = None) -> None:
         self.folder, self.n_written = Path(folder), 0
+        self.more, self.n_more = more, 0
         self.writer: Any = None  # a torch.utils.tensorboard.SummaryWriter, whose import needs TensorBoard
 
     def __call__(self, training: Training) -> None:
@@ -43,6 +47,10 @@ class EventWriter:
                 if name not in ("epoch", "score") and value is not None:
                     self.writer.add_scalar(name.replace("validation_", "validation/"), value, line["epoch"])
         self.n_written = len(training.history)
+        further = [] if self.more is None else self.more()
+        for name, value, epoch in further[self.n_more :]:
+            self.writer.add_scalar(name, value, epoch)
+        self.n_more = len(further)
         self.writer.flush()
 
     def close(self) -> None:

@@ -265,9 +265,11 @@ def test_settings_that_leave_nothing_to_do_are_refused(settings, message):
 
 def test_a_network_without_such_filters_is_refused_with_the_reason():
     model = nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten(), nn.Linear(4, 10))
-    with pytest.raises(UsageError, match=r"can be dropped \(0 reads the image\); allow first and coupled layers"):
+    with pytest.raises(UsageError, match=r"can be dropped \(0 reads the image\); give first=True\."):
         RePr(model, SHAPE, epochs=40)
     assert RePr(model, SHAPE, epochs=40, first=True).filters == {"0": 4}
+    with pytest.raises(UsageError, match="network: must have a convolution whose filters.*; train another"):
+        RePr(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), SHAPE, epochs=40)
 
 
 def test_a_state_of_other_settings_or_of_another_network_is_refused():

@@ -138,7 +138,8 @@ def test_a_training_in_a_run_gives_the_weights_of_one_beside_a_file(tmp_path):
     assert record["facts"] == {"accuracy": file.record["accuracy"], "images": file.record["images"]}
     assert record["asked"]["data"] == "digits" and record["asked"]["batch_size"] == 64  # of the zoo's recipe
     assert result.record["command"].endswith(f"--run {tmp_path / 'run'}")
-    assert sorted(path.name for path in run.trained_weights.parent.iterdir()) == ["weights.json", "weights.safetensors"]
+    made = {path.name for path in run.trained_weights.parent.iterdir()}
+    assert made - {"events"} == {"epochs.csv", "weights.json", "weights.safetensors"}
     assert list(result.lines())[-1] == f"next: decomp freeze --run {tmp_path / 'run'}"
 
 
@@ -268,3 +269,92 @@ def test_a_network_trained_on_other_images_goes_through_the_stages(tmp_path):
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     decompose(RunDirectory(run), speedup=2.0, steps=("spatial",), device="cpu", reporter=reporter)
     assert network_file.load(run / "model", into=module)(torch.zeros(2, 1, 8, 8)).isfinite().all()
+
+
+# --- the scheme repr ---
+
+REPR = {"scheme": "repr", "s1": 1, "s2": 1, "drop": 0.3, "epochs": 4}
+
+
+def c3(run, **options):
+    return train("zoo:c3-32", data="digits", run=run, device="cpu", batch_size=256, **{"reporter": quiet(), **options})
+
+
+def test_repr_is_recorded_with_its_settings_and_events_and_standard_takes_as_many_steps(tmp_path):
+    result, standard = c3(tmp_path / "repr", **REPR), c3(tmp_path / "standard", epochs=4)
+    scheme = result.record["scheme"]
+    assert [(event["event"], event["epoch"]) for event in scheme["events"]] == [("drop", 1), ("restore", 2)]
+    assert sum(map(len, scheme["events"][0]["dropped"].values())) == 19  # of 64
+    assert scheme["left_out"] == {"0": "reads the image"} and scheme["settings"]["drop"] == 0.3
+    assert result.record["steps"] == standard.record["steps"] == 4 * (1213 // 256)
+    assert "scheme" not in standard.record and result.record["sha256"] != standard.record["sha256"]
+    assert (
+        "--scheme repr --s1 1 --s2 1 --drop 0.3 --cycles 3 --min-keep 0.1 --order overlap" in result.record["command"]
+    )
+    best = result.record["best"]
+    values = result.record["validation_accuracy_by_epoch"]
+    assert best["validation"] == max(values) == values[best["epoch"]]
+    lines = list(result.lines())
+    assert any(line.startswith(f"best on the validation images, after epoch {best['epoch']}: ") for line in lines)
+    with pytest.raises(UsageError, match="was trained with scheme = repr.*got scheme = standard"):
+        c3(tmp_path / "repr", epochs=4)
+
+
+def test_the_best_weights_are_measured_and_the_last_ones_are_written(tmp_path, monkeypatch):
+    seen = []
+    measured = stage.accuracy
+    monkeypatch.setattr(stage, "accuracy", lambda m, split, *rest: seen.append(copy_of(m)) or measured(m, split, *rest))
+    result = c3(tmp_path / "run", **REPR)
+    assert torch.equal(seen[-2], load_file(result.weights)["0.weight"])
+    assert result.record["best"]["epoch"] == 4 or not torch.equal(seen[-1], seen[-2])
+
+
+def copy_of(module):
+    return module.state_dict()["0.weight"].clone().contiguous()
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_repr_killed_in_an_epoch_resumes_to_the_same_files(tmp_path, monkeypatch, epoch):
+    whole = c3(tmp_path / "whole", **REPR)
+    original = loop._train_epoch
+
+    def stop(state, *rest):
+        if state.epoch == epoch:
+            raise KeyboardInterrupt
+        return original(state, *rest)
+
+    monkeypatch.setattr(loop, "_train_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        c3(tmp_path / "part", **REPR)
+    monkeypatch.undo()
+    part = c3(tmp_path / "part", **REPR)
+    assert part.record["sha256"] == whole.record["sha256"] and part.record["scheme"] == whole.record["scheme"]
+    maps = [(tmp_path / run / "trained" / "filters.csv").read_text() for run in ("whole", "part")]
+    assert maps[0] == maps[1]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"s1": 4}, "--s1: has no effect with the scheme standard; leave it out, or give --scheme repr."),
+        ({"scheme": "repr", "epochs": 3}, "--epochs: must be at least 31 for one cycle (s1 20 + s2 10)"),
+        ({"scheme": "repr", "epochs": 40, "drop": 0.001}, "--drop: must drop at least one of 64 filters, got 0.001"),
+        ({"scheme": "reper"}, "--scheme: must be one of standard, repr, got 'reper'; did you mean repr."),
+    ],
+)
+def test_options_that_do_not_fit_leave_no_run_behind(tmp_path, options, message):
+    with pytest.raises(UsageError) as error:
+        c3(tmp_path / "run", **options)
+    assert str(error.value).startswith(message) and not (tmp_path / "run").exists()
+
+
+def test_a_network_without_such_filters_names_the_option_that_helps(tmp_path):
+    options = {"data": "digits", "run": tmp_path / "run", "scheme": "repr", "epochs": 40, "reporter": quiet()}
+    with pytest.raises(UsageError, match=r"filters can be dropped; train another network\.$"):
+        train("zoo:mlp-fashion", **options)
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def one(): return nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten(), nn.Linear(4, 10))\n"
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"can be dropped \(0 reads the image\); give --first\.$"):
+        train(f"{tmp_path / 'nets.py'}:one", **options)
