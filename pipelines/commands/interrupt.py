@@ -79,6 +79,8 @@ def stopped_line(args: Sequence[str]) -> str:
 def _kept(command: str, args: Sequence[str]) -> str:
     if command == "train":
         return "the finished epochs" if _checkpoint(args).exists() else ""
+    if command == "demo" and "masked" in args:
+        return ""
     path = _value(args, "--run") or ("runs/demo" if command == "demo" else None)
     if path is None:
         return ""

@@ -348,14 +348,38 @@ def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
     show(stage(model, reporter=reporter, **given(options)))
 
 
-@main.command()
+@main.command(
+    epilog="""\b
+Examples:
+  decomp demo
+  decomp demo masked --data fashion-mnist
+"""
+)
+@click.argument("kind", type=Choice(("stages", "masked")), default="stages")
 @click.option("--run", default="runs/demo", show_default=True, metavar="DIR", help="Run directory for its files.")
+@click.option(
+    "--data", metavar="NAME",
+    help="Images of the masked demo, resized to 28x28 grey pixels; see `decomp freeze --help`.  [default: digits]",
+)  # fmt: skip
 @shared_options("verbose", "common")
-def demo(run: str, threads: int | None, quiet: bool) -> None:
+def demo(kind: str, run: str, data: str | None, threads: int | None, quiet: bool) -> None:
     """Run all stages on a small shipped network.
 
-    Nothing is downloaded.
+    Nothing is downloaded. `demo masked` trains an MLP and a ConvNet instead, removes three quarters of their parameters
+    by the norms of their filters, trains them on, and trains networks of the small size from random weights; it writes
+    nothing.
     """
+    if kind == "masked":
+        if click.get_current_context().get_parameter_source("run") is not click.core.ParameterSource.DEFAULT:
+            raise UsageError("--run", "has no effect on the masked demo, which writes nothing", fix="leave it out")
+        begin(threads)
+        from ..recipes.masked import masked
+
+        show(masked(reporter=reporter_without_run(quiet), **given({"data": data})))
+        return
+    if data is not None:
+        rule = "has no effect on the demo of all stages, which has its own images"
+        raise UsageError("--data", rule, fix="leave it out, or write `demo masked`")
     begin(threads)
     from ..recipes.demo import demo as recipe
 

@@ -40,6 +40,11 @@ def test_an_early_end_of_freeze_keeps_nothing_and_says_so(run):
     assert kept("freeze --model zoo:a --run=r") == "the frozen points"
 
 
+def test_the_masked_demo_keeps_nothing(run):
+    RunDirectory.create("runs/demo")
+    assert kept("demo") == "the finished stages" and kept("demo masked --data digits") is None
+
+
 def test_decompose_keeps_its_survey_its_plan_and_its_layers(run):
     line = "--debug decompose --run r --speedup 4x"
     assert kept(line) is None

@@ -94,6 +94,7 @@ def test_the_full_line_has_all_options_of_the_command(command):
     declared = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
     elsewhere = {"--threads", "--quiet", "-v", "--json", "--debug"}
     elsewhere |= {"--plan", "--max-drop", "--evaluate"}  # not beside the others, see below
+    elsewhere |= {"--data"} if command == "demo" else set()  # of the masked demo
     missing = {option.opts[0] for option in declared} - elsewhere - set(FULL[command][0].split())
     assert missing == set()
 
@@ -186,3 +187,15 @@ def test_what_a_plan_contains_is_refused_beside_it(monkeypatch, option):
         "--plan", f"contains the value of {name} itself", got=f"{name} beside it", fix="leave one of them out"
     )
     assert result == Result(2, "", f"error: {fault}\n") and stage.calls == []
+
+
+def test_the_masked_demo_takes_images_and_no_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    stage, masked = Recorded(monkeypatch, STAGES["demo"]), Recorded(monkeypatch, "recipes.masked.masked")
+    assert decomp_command("demo", "masked").out == f"{PRINTED}\n"
+    assert decomp_command("demo", "masked", "--data", "mnist:there").code == 0
+    assert masked.calls == [((), {}), ((), {"data": "mnist:there"})] and stage.calls == []
+    result = decomp_command("demo", "masked", "--run", "r")
+    assert result.err == "error: --run: has no effect on the masked demo, which writes nothing; leave it out.\n"
+    result = decomp_command("demo", "--data", "digits")
+    assert result.code == 2 and "leave it out, or write `demo masked`" in result.err and stage.calls == []
