@@ -7,6 +7,7 @@
 ``path/to/file.py:factory``    the return value of a user's function, called without arguments, or a network itself
 ``path/to/file.pt2``           a program of ``torch.export.save``, exported in evaluation mode
 ``package.module:factory``     the same from a module that can be imported, also from the current folder
+``path/to/network``            a folder that a stage or ``decomp.save`` wrote (``runs/l1/pruned``)
 =============================  ==================================================================================
 
 Weights: a file (safetensors or a state dict), ``DEFAULT`` (the library's own), ``random`` (drawn from a seed).
@@ -153,6 +154,8 @@ def load_model(
             module, shape, weights_name = opener(name, rest, weights, size, n_classes)
         elif name.endswith(".pt2"):
             module, shape, weights_name = _open_program(name, weights)
+        elif Path(name).expanduser().is_dir():
+            module, shape, weights_name = _open_folder(name, weights)
         elif user_code.names_user_code(name):
             module, shape, weights_name = _open_factory(name, weights)
         else:
@@ -234,7 +237,8 @@ def _unknown(name: str) -> UsageError:
         return UsageError(f"--model {name}", "names a file without a function in it", fix=fix)
     word = name.rpartition(":")[2] or name
     hint = _close(word, zoo=NETWORKS, torchvision=models.list_models(module=models))
-    forms = "write zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory or FILE.pt2"
+    forms = "write zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, FILE.pt2 "
+    forms += "or the folder of a network"
     return UsageError(f"--model {name}", "not the name of a network", fix=hint or forms)
 
 
@@ -349,6 +353,14 @@ def _open_program(name: str, weights: Weights | None) -> Opened:
     module, shape = exported_program.as_network(program, name), exported_program.input_shape(program)
     given = weights is not None and not _is_word(weights, "random") and not _is_word(weights, "default")
     return module, shape, FROM_FILE if given else "as in the program"
+
+
+def _open_folder(name: str, weights: Weights | None) -> Opened:
+    from .network_folder import open_folder
+
+    module, shape = open_folder(name)
+    given = weights is not None and not _is_word(weights, "random") and not _is_word(weights, "default")
+    return module, shape, FROM_FILE if given else "as in the folder"
 
 
 def _open_factory(name: str, weights: Weights | None) -> Opened:

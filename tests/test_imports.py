@@ -32,7 +32,7 @@ DECOMP_MAY_IMPORT = {
 ANYWHERE = {"errors", "seeds"}
 # Each row of pipelines/ may import the rows above it; folders of one row do not import each other.
 PIPELINES_ROWS = [
-    {"console"}, {"run"}, {"measure"}, {"training", "decomposition", "reporting"}, {"continual"}, {"stages"},
+    {"console"}, {"run"}, {"measure"}, {"training", "decomposition", "pruning", "reporting"}, {"continual"}, {"stages"},
     {"recipes"}, {"commands"}, {"api", "task_handle"},
 ]  # fmt: skip
 # What data/ may take from decomp/: values, structure and surgery of networks, but no solver and no search.

@@ -51,6 +51,8 @@ FORMAT, VERSION = "decomp-model", 1
 FOREIGN = "plain normalisation"
 #: Type of an edit that no class takes: layers that are called as functions.
 STANDS_ALONE = "functions"
+#: Folder, in that of a network, with the same network before its batch normalisations were folded.
+WITH_BATCHNORM = "with_batchnorm"
 #: Largest difference between the outputs of a network alone and in its class, relative to the largest of them.
 INTO_TOLERANCE = 1e-5
 
@@ -58,7 +60,7 @@ INTO_TOLERANCE = 1e-5
 def save(
     module: fx.GraphModule, path: str | os.PathLike[str], *, edited: Iterable[str] = (),
     input_shape: tuple[int, int, int] | None = None, meta: Mapping[str, Any] | None = None, part: str | None = None,
-    leaves: Iterable[str] = (),
+    leaves: Iterable[str] = (), unfolded: fx.GraphModule | None = None,
 ) -> Path:  # fmt: skip
     """Write a traced network as a directory, verified by reading it back.
 
@@ -79,6 +81,8 @@ def save(
     leaves : iterable of str
         Paths of modules whose structure is not written, only their weights. :func:`load` takes them from the original
         class.
+    unfolded : torch.fx.GraphModule, optional
+        The same network with its batch normalisations, which is written into :data:`WITH_BATCHNORM` of the directory.
 
     Returns
     -------
@@ -90,25 +94,32 @@ def save(
     DecompError
         If the network cannot be written as data, or if the network read back gives other outputs.
     """
-    path = Path(path)
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    structure = {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "input_shape": list(input_shape) if input_shape else None,
-        "edits": [{"module": name, "becomes": _describe_edit(module, name)} for name in edited],
-        "part": part,
-        "graph": describe_graph(module, leaves),
-        "meta": meta or {},
-    }
+    path, edited, leaves = Path(path), tuple(edited), tuple(leaves)
     with commit_directory(path) as folder:
-        save_file(state, str(folder / "weights.safetensors"))
-        structure["weights_sha256"] = digest_file(folder / "weights.safetensors")
-        write_json(folder / "structure.json", structure, seal=True)
-        again = load(folder, leaves_of=module)
-        if input_shape:
-            _verify(module, again, input_shape, path)
+        for network, place in ((unfolded, folder / WITH_BATCHNORM), (module, folder)):
+            if network is None:
+                continue
+            place.mkdir(exist_ok=True)
+            structure = {
+                "format": FORMAT,
+                "format_version": VERSION,
+                "input_shape": list(input_shape) if input_shape else None,
+                "edits": [{"module": name, "becomes": _describe_edit(network, name)} for name in edited],
+                "part": part,
+                "graph": describe_graph(network, leaves),
+                "meta": meta or {},
+            }
+            _write(network, structure, place)
+            if input_shape:
+                _verify(network, load(place, leaves_of=network), input_shape, path)
     return path
+
+
+def _write(network: fx.GraphModule, structure: dict[str, Any], folder: Path) -> None:
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+    save_file(state, str(folder / "weights.safetensors"))
+    structure["weights_sha256"] = digest_file(folder / "weights.safetensors")
+    write_json(folder / "structure.json", structure, seal=True)
 
 
 def _describe_edit(network: fx.GraphModule, path: str) -> dict[str, Any]:
@@ -168,7 +179,8 @@ def forwards(structure: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
 def _how_to_write_again(path: Path) -> str:
     """The remedy in an error message: the stage that writes the network at `path`."""
     stages = {"original": "freeze into another --run", "model": "decompose with --redo"}
-    stages |= dict.fromkeys(("best", "last"), "finetune with --redo")
+    stages |= {"pruned": "prune with --redo"} | dict.fromkeys(("best", "last"), "finetune with --redo")
+    path = path.parent if path.name == WITH_BATCHNORM else path
     return f"run {stages[path.name]}" if path.name in stages else "write it again"
 
 

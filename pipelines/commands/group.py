@@ -22,8 +22,8 @@ COMMAND_KEY = "decomp.command"  # under which click's context keeps the command 
 JSON_KEY = "decomp.json"  # under which it keeps whether the result is printed as JSON
 VERBOSE_KEY = "decomp.verbose"  # under which it keeps whether details are printed
 COMMANDS = (
-    "inspect", "freeze", "decompose", "finetune", "evaluate", "export", "report", "compare", "status", "demo", "train",
-    "tasks",
+    "inspect", "freeze", "decompose", "prune", "finetune", "evaluate", "export", "report", "compare", "status", "demo",
+    "train", "tasks",
 )  # fmt: skip
 
 

@@ -10,21 +10,17 @@ from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.errors import UsageError
 from decomp.solvers.selectors import SELECTORS
 
-from ...data import image_options
 from ..console import parse
 from ..console.options import (
     LABELS,
     LAYOUTS,
-    LEAST_IMAGES,
-    LEAST_POINTS,
-    OUTPUTS,
     SCHEDULES,
     DecomposeOptions,
     FinetuneOptions,
-    FreezeOptions,
 )  # fmt: skip
 from .group import main
 from .scheme_options import scheme_options
+from .inputs import network_and_images
 from .shared import (
     DATA_HELP,
     MODEL_HELP,
@@ -60,58 +56,7 @@ Examples:
     help=DATA_HELP + " Only training images are used.  [default: those of the training in the run]",
 )  # fmt: skip
 @shared_options("run")
-@click.option(
-    "--weights",
-    metavar="FILE",
-    help="safetensors or a torch state dict; DEFAULT for the weights of torchvision or timm, random for untrained "
-    "ones.  [default: those of the zoo, or as your function returns them]",
-)
-@click.option(
-    "--input-size", metavar="[CxHx]W",
-    help="Size of one image where neither model nor data give it: 224, 28x28 or 3x224x224.  "
-    "[default: theirs]",
-)  # fmt: skip
-@click.option(
-    "--mean", metavar="X,…", type=lambda text: image_options.numbers("--mean", text),
-    help="Mean of each channel, for pixel values from 0 to 1, such as 0.485,0.456,0.406; one number for all. Needs "
-    "--std.  [default: the weights' own, else ImageNet's]",
-)  # fmt: skip
-@click.option(
-    "--std", metavar="X,…", type=lambda text: image_options.numbers("--std", text),
-    help="Standard deviation of each channel.  [default: as for --mean]",
-)  # fmt: skip
-@click.option(
-    "--resize", metavar="S|HxW", type=lambda text: image_options.sides("--resize", text),
-    help="Image files: resize the short side to S, or both sides to HxW.  [default: the weights' own, else none for "
-    "images of one small size, else 256/224 of the input size]",
-)  # fmt: skip
-@click.option(
-    "--crop", metavar="S|HxW", type=lambda text: image_options.sides("--crop", text),
-    help="Image files: cut this size out of the middle, after --resize.  [default: the network's input size]",
-)  # fmt: skip
-@click.option(
-    "--no-flip", "flip", flag_value=False, is_flag=True, default=True, show_default=False,
-    help="Never mirror images, also in a later finetune.",
-)  # fmt: skip
-@click.option(
-    "--transforms", metavar="FILE.py:FUNCTION",
-    help="Image files: a function that returns your own transform (PIL image to tensor), in place of all these.  "
-    "[default: none]",
-)  # fmt: skip
-@shared_options("part", "leaf")
-@click.option(
-    "--outputs", type=Choice(OUTPUTS),
-    help="Meaning of rows of numbers that the network returns: class scores, or values (embeddings, coordinates).  "
-    "[default: scores where labels, a softmax or the class of the network say so]",
-)  # fmt: skip
-@number(
-    "--images", "n_images", least=LEAST_IMAGES, default=default_of(FreezeOptions, "n_images"), show_default=True,
-    help="Largest number of calibration images.",
-)  # fmt: skip
-@number(
-    "--points", "n_points", least=LEAST_POINTS, default=default_of(FreezeOptions, "n_points"), show_default=True,
-    help="Sampled output positions per image and layer.",
-)  # fmt: skip
+@network_and_images
 @number("--batch-size", default=100, show_default=True, help="Largest number of images per batch.")
 @shared_options("memory", "seed", "device", "skip-bad", "verbose", "common")
 def freeze(run: str, threads: int | None, quiet: bool, **options: Any) -> None:

@@ -121,3 +121,15 @@ def excluded_lines(left_alone: Mapping[str, Mapping[str, str]], n_steps: int) ->
         names = ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
         lines.append(f"cannot be changed: {names} ({reason})")
     return lines
+
+
+def left_alone_lines(reasons: Mapping[str, str]) -> list[str]:
+    """One line for each reason for which channel spaces keep all channels, with the spaces."""
+    by_reason: dict[str, list[str]] = {}
+    for space, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(space)
+    return [
+        f"keeps all channels: {', '.join(spaces[:4])}"
+        + (f" and {len(spaces) - 4} more" if len(spaces) > 4 else "") + f" ({reason})"
+        for reason, spaces in by_reason.items()
+    ]  # fmt: skip

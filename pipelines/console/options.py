@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
+from decomp.criteria.names import CRITERIA, NORMALISATION_OF, NORMALISATIONS, RANKINGS
 from decomp.errors import UsageError
 from decomp.schemes.repr_settings import METHODS, NEXT_SLICES, ORDERS, SCALES, ReprSettings
 from decomp.solvers.selectors import SELECTORS
@@ -33,6 +34,7 @@ REPR_OPTIONS = {
     "s1": "--s1", "s2": "--s2", "drop": "--drop", "cycles": "--cycles", "min_keep": "--min-keep", "first": "--first",
     "coupled": "--coupled", "order": "--order", "method": "--reinit", "scale": "--scale", "next_slice": "--next",
 }  # fmt: skip
+SCORINGS = ("greedy", "independent")
 #: Fewer images or points cannot be fitted.
 LEAST_IMAGES, LEAST_POINTS = 10, 1
 
@@ -192,6 +194,50 @@ class DecomposeOptions(StageOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cost != "latency" or self.plan is not None:
+            # Neither decides anything then, so that a record does not differ by them.
+            object.__setattr__(self, "latency_batch", None)
+            object.__setattr__(self, "latency_layout", None)
+
+
+@dataclass(frozen=True)
+class PruneOptions(StageOptions):
+    """Options of ``prune`` that decide its result; see :func:`decomp.pipelines.stages.prune.prune`.
+
+    ``keep`` is the digest of a plan that was given as a file; it decides the channels, and the options that only serve
+    to choose them are then None or their defaults. ``ranking`` and ``normalise`` go by the criterion where they are not
+    given.
+    """
+
+    criterion: str = _checked(parse.choice("--criterion", CRITERIA), "l1")
+    speedup: float | None = _checked(parse.speedup, None, optional=True)
+    ratio: float | None = _checked(parse.share_below_one("--ratio"), None, optional=True)
+    keep: str | None = None
+    cost: str = _checked(parse.choice("--cost", COSTS), "macs")
+    ranking: str | None = _checked(parse.choice("--ranking", RANKINGS), None, optional=True)
+    normalise: str | None = _checked(parse.choice("--normalise", NORMALISATIONS), None, optional=True)
+    floor: float | None = _checked(parse.number("--floor", float, 0, most=1), None, optional=True)
+    cap: float = _checked(parse.number("--cap", float, 0, most=1), 1.0)
+    scoring: str = _checked(parse.choice("--scoring", SCORINGS), "greedy")
+    multiple: int = _checked(parse.number("--multiple", int, 1), 1)
+    skip: tuple[str, ...] = _checked(_names("--skip"), ())
+    coupled: bool = _flag("--coupled", False)
+    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
+    latency_batch: int | None = _checked(parse.number("--batch-size", int, 1), 64, optional=True)
+    latency_layout: str | None = _checked(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        targets = {"--speedup": self.speedup, "--ratio": self.ratio, "--keep": self.keep}
+        given = [name for name, value in targets.items() if value is not None]
+        if len(given) != 1:
+            rule = "one of --speedup, --ratio and --keep is needed" if not given else "only one of these can be given"
+            fix = "give for example --speedup 2x" if not given else "leave the others out"
+            raise UsageError("prune", rule, got=" and ".join(given) or None, fix=fix)
+        if self.ranking is None and self.keep is None:
+            object.__setattr__(self, "ranking", "global" if self.criterion == "bn-scale" else "layer")
+        if self.normalise is None and self.keep is None:
+            object.__setattr__(self, "normalise", NORMALISATION_OF[self.criterion])
+        if self.cost != "latency" or self.speedup is None:
             # Neither decides anything then, so that a record does not differ by them.
             object.__setattr__(self, "latency_batch", None)
             object.__setattr__(self, "latency_layout", None)

@@ -47,6 +47,20 @@ def speedups(text: object) -> tuple[float, ...]:
     return tuple(ratios)
 
 
+def share_below_one(name: str) -> Callable[[object], float]:
+    """A function that accepts a share in [0, 1), such as ``0.5`` or ``'50%'``, as the value of option `name`."""
+
+    def parse(value: object) -> float:
+        match = re.fullmatch(r"\s*(\d+\.?\d*(?:e-?\d+)?|\.\d+)\s*(%?)\s*", str(value))
+        share = float(match[1]) / (100 if match[2] else 1) if match else math.nan
+        if isinstance(value, bool) or not 0 <= share < 1:
+            fix = f"write {match[1]}%" if match and not match[2] and 1 < share < 100 else "give for example 0.5 or 50%"
+            raise UsageError(name, "must be a share from 0 to below 1", got=repr(value), fix=fix)
+        return share
+
+    return parse
+
+
 def loss_budget(value: object) -> float:
     """``'1%'``, ``'0.5 %'`` or ``0.01`` as a share between 0 and 1.
 

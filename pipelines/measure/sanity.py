@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -195,6 +195,13 @@ def lines(facts: dict[str, Any]) -> list[str]:
     else:
         warning = f"near chance; {_CAUSES} to this network"
     return [said, f"warning: {warning}"]
+
+
+def doubts(freeze: Mapping[str, Any] | None) -> list[str]:
+    """Warnings about the original in the record of freeze, which a result close to it would hide."""
+    facts = ((freeze or {}).get("facts") or {}).get("sanity")
+    found = lines(facts) if facts else []
+    return [line for number, line in enumerate(found) if any(other.startswith("warning") for other in found[number:])]
 
 
 def _confidence_lines(facts: dict[str, Any]) -> list[str]:

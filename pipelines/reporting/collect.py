@@ -148,8 +148,9 @@ def outputs(run: RunDirectory) -> Table | None:
     except (FileError, KeyError, TypeError):
         found = {}
     if not any(found.values()):
-        fidelity = (run.config("decompose") or {}).get("fidelity") or {}
-        found = {"decomposed": fidelity.get("outputs") or {}}
+        stage, label = ("prune", "pruned") if is_pruned(run) else ("decompose", "decomposed")
+        fidelity = (run.config(stage) or {}).get("fidelity") or {}
+        found = {label: fidelity.get("outputs") or {}}
         on = f"{fidelity.get('images', 0):,} held-out calibration images"
     rows = [
         (network, name, one.get("kind"), one.get("relative"), one.get("kl"), one.get("agreement"))
@@ -179,6 +180,8 @@ def layers(run: RunDirectory) -> Table | Missing:
 
 def _reasons(run: RunDirectory) -> dict[str, str]:
     """For each layer with steps that cannot be applied or were ruled out, the reasons."""
+    if is_pruned(run):
+        return dict((run.config("prune") or {}).get("left_alone") or {})
     reasons = {}
     for item in Plan.from_json(read_json(run.plan_json)).layers:
         steps: dict[str, list[str]] = {}
@@ -193,8 +196,15 @@ def _reasons(run: RunDirectory) -> dict[str, str]:
     return {layer: text for layer, text in reasons.items() if text}
 
 
-def errors(run: RunDirectory) -> Table | Missing:
-    """Relative squared error of each layer's responses after each of its steps."""
+def is_pruned(run: RunDirectory) -> bool:
+    """Whether a run holds a pruned network, of which nothing was fitted."""
+    return run.config("prune") is not None
+
+
+def errors(run: RunDirectory) -> Table | Missing | None:
+    """Relative squared error of each layer's responses after each of its steps; None where nothing is fitted."""
+    if is_pruned(run):
+        return None
     reports = (run.config("decompose") or {}).get("layers")
     if not reports:
         return Missing("errors", "no layer is fitted yet", f"{program()} decompose --run {run} --speedup 4x")
@@ -206,8 +216,10 @@ def errors(run: RunDirectory) -> Table | Missing:
     return Table("errors", ("layer", "step", "fitted", "held_out", "output_error"), rows)
 
 
-def curves(run: RunDirectory) -> Table | Missing:
+def curves(run: RunDirectory) -> Table | Missing | None:
     """Error of each layer of the original network at every size of every step, and the chosen size."""
+    if is_pruned(run):
+        return None
     command = f"{program()} decompose --run {run} --speedup 4x --plan-only"
     try:
         plan = {item.layer: item for item in Plan.from_json(read_json(run.plan_json)).layers}
@@ -232,8 +244,16 @@ def curves(run: RunDirectory) -> Table | Missing:
 
 
 def channels(run: RunDirectory) -> Table | Missing:
-    """Kept and removed input channels of each pruned layer."""
+    """Kept and removed channels: the inputs of each pruned layer, or those of each space of a pruned network."""
     rows: list[tuple[Any, ...]] = []
+    if is_pruned(run):
+        plan = read_json(run.prune_json)
+        for space in plan["spaces"]:
+            kept = set(space["keep"])
+            rows += [(space["space"], channel, int(channel in kept)) for channel in range(space["channels"])]
+        if rows:
+            return Table("channels", ("layer", "output channel", "kept"), rows)
+        return Missing("channels", "no channel is removed", f"{program()} prune --run {run} --ratio 0.5 --redo")
     paths = sorted(run.layers_dir.glob("*.safetensors")) if run.layers_dir.is_dir() else []
     for path in paths:
         layer, keep, n_total = read_selection(path)

@@ -28,7 +28,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
     "figure.constrained_layout.use": True, "axes.edgecolor": RULE, "svg.hashsalt": "decomp", "svg.fonttype": "none",
 }  # fmt: skip
-MARKS = {"original": ("o", DARK), "decomposed": ("s", MIDDLE), "fine-tuned": ("^", ACCENT)}
+MARKS = {"original": ("o", DARK), "decomposed": ("s", MIDDLE), "pruned": ("D", MIDDLE), "fine-tuned": ("^", ACCENT)}
 #: Prefix of the ``gid`` of an artist that carries texts to be shown on hover.
 TIP = "tip:"
 #: Between the texts of several marks; a line break would not survive in an attribute of XML.

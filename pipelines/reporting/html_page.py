@@ -19,7 +19,7 @@ TITLES = {
     "layers": "Layers, before and after",
     "errors": "Error of each layer after each step",
     "curves": "Error at every size, with the chosen size",
-    "channels": "Kept input channels",
+    "channels": "Kept channels",
     "finetuning": "Fine-tuning",
     "outputs": "Closeness of each output",
 }
@@ -42,7 +42,8 @@ CAPTIONS = {
     "Errors below 0.001 % are drawn at 0.001 %.",
     "curves": "Each step alone, on the original network. Where a curve falls only near the full size, the layer has "
     "little redundancy; the plan reduces layers whose curves fall early. Errors below 0.001 % are drawn at 0.001 %.",
-    "channels": "Only pruned layers are shown. A pattern that repeats in blocks would indicate a selection by position "
+    "channels": "Only pruned layers are shown: their inputs, or in a pruned network their outputs. A "
+    "pattern that repeats in blocks would indicate a selection by position "
     "instead of importance.",
     "finetuning": "Epoch 0 is the network before fine-tuning; it can be the best.",
     "outputs": "Each output is compared by its own spread.",
@@ -154,7 +155,7 @@ def differences_table(stages_of: Mapping[str, Mapping[str, Any]]) -> str:
         For each run, the stages in its run.json.
     """
     columns: dict[str, list[str]] = {}
-    for stage in ("freeze", "decompose", "finetune"):
+    for stage in ("freeze", "decompose", "prune", "finetune"):
         asked = [(stages.get(stage) or {}).get("asked") for stages in stages_of.values()]
         if None in asked and any(asked):
             columns[stage] = ["not done" if options is None else "done" for options in asked]

@@ -75,7 +75,7 @@ def layer_costs(table: Table, width: float = WIDE, part: slice = ALL) -> Figure:
     axes, y = row_axes(figure, labels((row["layer"] for row in everything), _label_width(width))[part])
     before, after = (np.array([row[name] for row in rows]) / 1e6 for name in ("macs_before", "macs_after"))
     wide = axes.barh(y, before, 0.78, color=LIGHT, edgecolor=EDGE, linewidth=0.6, label="original")
-    slim = axes.barh(y, after, 0.4, color=DARK, label="decomposed")
+    slim = axes.barh(y, after, 0.4, color=DARK, label=table.summary.network if table.summary else "decomposed")
     for at, one, other in zip(y, before, after):
         axes.text(max(one, other), at, f" {one / other:.1f}x" if other else "", va="center", fontsize=SMALL)
     for row, *bars in zip(rows, wide, slim):
@@ -191,7 +191,8 @@ def _curve(panel: Any, layer: str, step: str, points: Sequence[dict[str, Any]]) 
 
 
 def kept_channels(table: Table, width: float = WIDE, part: slice = ALL) -> Figure:
-    """A row of cells for each pruned layer: kept input channels filled, removed ones empty."""
+    """A row of cells for each pruned layer: kept channels filled, removed ones empty."""
+    side = "output channel" if "output channel" in table.header else "input channel"
     rows: dict[str, list[int]] = {}
     for layer, _, kept in table.rows:
         rows.setdefault(layer, []).append(kept)
@@ -208,13 +209,13 @@ def kept_channels(table: Table, width: float = WIDE, part: slice = ALL) -> Figur
         cells = np.array(rows[name])[None]
         axes.imshow(cells, cmap=colours, vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
         frame = axes.add_patch(Rectangle((-0.5, at - 0.36), n, 0.72, facecolor="none", edgecolor=RULE, linewidth=0.5))
-        tip(frame, f"{name}: {kept} of {n} input channels kept")
+        tip(frame, f"{name}: {kept} of {n} {side}s kept")
     axes.set_xlim(-0.5, max(map(len, rows.values())) - 0.5)
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
-        xlabel="input channel (filled: kept, empty: removed)".replace(" (", " (" if width >= WIDE else "\n("),
+        xlabel=f"{side} (filled: kept, empty: removed)".replace(" (", " (" if width >= WIDE else "\n("),
         ylabel="kept/all" if len(names) < 3 else "layer, kept/all",  # a single row is not high enough for both
     )
     return figure

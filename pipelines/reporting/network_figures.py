@@ -145,7 +145,7 @@ def _points(
             ends += [low, high]
             # Fine-tuning moves a point up or down only: of several runs, one of the two points gets the name.
             run = last_part(row["run"]) if width >= WIDE else str(runs.index(row["run"]) + 1)
-            several_words = {"original": "", "decomposed": run}.get(name, "")
+            several_words = {"original": "", "decomposed": run, "pruned": run}.get(name, "")
             alone = "" if name == "original" else f"{row[speedup]:.1f}x"
             texts.append(several_words if several else alone)
     share_axis(axes, ends)

@@ -64,7 +64,10 @@ def run_page(
     summary = layers.summary if layers else None
     words = verdict.verdict(report, summary)
     doubts = [sentence(line.removeprefix(WARNING)) for line in _sanity(config) if line.startswith(WARNING)]
-    first = [paragraph(text, "warning") for text in [*doubts, *verdict.warnings(report, run, program())]]
+    first = [
+        paragraph(text, "warning")
+        for text in [*doubts, *verdict.warnings(report, run, program(), _another(config, run))]
+    ]
     figures = {
         key: figure(key, parts, f"{numbers}/{key}.csv", _caption(tables.get(key))) for key, parts in drawn.items()
     }
@@ -191,20 +194,32 @@ def _next_steps(config: Mapping[str, Any], missing: Sequence[Missing], run: str)
     by_stage: dict[str, tuple[str, str]] = {}
     for item in missing:
         by_stage.setdefault(item.command.removeprefix(program()).split()[0], (item.why, item.command))
-    decomposed = "decompose" in config["stages"]
-    stages = [stage for stage in PATH if stage in by_stage and not (decomposed and stage == "decompose")]
+    made = next((stage for stage in ("decompose", "prune") if stage in config["stages"]), None)
+    stages = [stage for stage in PATH if stage in by_stage and not (made and stage == "decompose")]
     items = [by_stage[stage] for stage in stages]
-    if decomposed:
+    if made:
         items.append(("use the network elsewhere", f"{program()} export --run {run}"))
-        items.append(("try another speed-up on the same calibration images", _again(config, run)))
+        items.append(("try another speed-up on the same calibration images", _again(config, run, made)))
         items.append(("compare runs", f"{program()} compare {run} NEW"))
     return [commands_list(items)] if items else []
 
 
-def _again(config: Mapping[str, Any], run: str) -> str:
-    speedup = config["stages"]["decompose"].get("asked", {}).get("speedup") or 2.0
+def _again(config: Mapping[str, Any], run: str, made: str) -> str:
+    speedup = config["stages"][made].get("asked", {}).get("speedup") or 2.0
     other = speedup / 2 if speedup >= 3 else speedup * 1.5
-    return f"{program()} decompose --run NEW --from {run} --speedup {other:g}x"
+    return f"{_another(config, run)} --speedup {other:g}x"
+
+
+def _another(config: Mapping[str, Any], run: str) -> str:
+    """Begin of the command that makes another network of the same kind in another run."""
+    pruned = config["stages"].get("prune")
+    if pruned is None:
+        return f"{program()} decompose --run NEW --from {run}"
+    asked = config["stages"].get("freeze", {}).get("asked", {})
+    weights = f" --weights {asked['weights']}" if asked.get("weights") else ""
+    criterion = pruned.get("asked", {}).get("criterion", "l1")
+    command = f"{program()} prune --model {asked.get('model')}{weights} --data {asked.get('data')} --run NEW"
+    return f"{command} --criterion {criterion}"
 
 
 def compare_page(

@@ -1,4 +1,4 @@
-"""Summary of a decomposition: costs, fidelity and the change of each layer, read from the files of a run."""
+"""Summary of a decomposition or pruning: costs, fidelity and the change of each layer, from the files of a run."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from ...data.formats.json_files import read_json
 from ..console.layer_table import LayerSummary, layer_lines, layer_rows
 from ..console.text_table import html_table
 from ..run import loading
-from ..run.conditions import no_decomposed_network
+from ..run.conditions import no_compressed_network
 from ..run.directory import RunDirectory
+from ..run.networks import compressed
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Result of a decomposition.
+    """Result of a decomposition or a pruning.
 
     Attributes
     ----------
     model : str
-    speedup : float
-        The target; ``macs_before / macs_after`` is the speed-up that was reached.
+    speedup : float or None
+        The target, where one was given; ``macs_before / macs_after`` is the speed-up that was reached.
     macs_before, macs_after, params_before, params_after : int
         Of the whole network.
     fidelity : dict
@@ -40,10 +41,11 @@ class Summary:
         In execution order.
     notes : list of str
         What else is to be known about the result.
+    network : {'decomposed', 'pruned'}
     """
 
     model: str
-    speedup: float
+    speedup: float | None
     macs_before: int
     macs_after: int
     params_before: int
@@ -51,12 +53,14 @@ class Summary:
     fidelity: Mapping[str, Any]
     layers: list[LayerSummary]
     notes: list[str] = field(default_factory=list)
+    network: str = "decomposed"
 
     def costs(self) -> str:
         """The costs in one line."""
+        target = "" if self.speedup is None else f", target {self.speedup:g}x"
         return (
             f"{self.macs_before / 1e6:,.2f} M → {self.macs_after / 1e6:,.2f} M multiply-accumulates "
-            f"({self.macs_before / self.macs_after:.2f}x, target {self.speedup:g}x), "
+            f"({self.macs_before / max(self.macs_after, 1):.2f}x{target}), "
             f"{self.params_before / 1e6:,.3f} M → {self.params_after / 1e6:,.3f} M parameters"
         )
 
@@ -86,23 +90,23 @@ class Summary:
 
 
 def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
-    """Read the summary of a decomposed run.
+    """Read the summary of a decomposed or pruned run.
 
     Raises
     ------
     FileError
-        The run holds no decomposed network yet.
+        The run holds no such network yet.
     """
     run = RunDirectory.open(run)
-    facts = run.config("decompose") or {}
-    if "macs_after" not in facts or not (run.model_dir / "structure.json").is_file():
-        raise no_decomposed_network(run)
-    original, network = (loading.load_network(run, path) for path in (run.original_dir, run.model_dir))
+    made = compressed(run)
+    facts = {} if made is None else run.config(made.stage) or {}
+    if made is None or "macs_after" not in facts:
+        raise no_compressed_network(run)
+    original, network = (loading.load_network(run, path) for path in (run.original_dir, made.path(run)))
     shape = network_file.read_structure(run.original_dir)["input_shape"]
-    plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json), renew="make it anew with decompose --redo")
     before, after = cost(original, shape).per_layer, cost(network, shape).per_layer
-    planned = {item.layer: item for item in plan.layers}
-    errors = {report["layer"]: _last_error(report) for report in facts["layers"]}
+    planned = _planned(run) if made.name == "decomposed" else {}
+    errors = {report["layer"]: _last_error(report) for report in facts.get("layers", [])}
     layers = []
     for name, macs in before.items():
         if not has_channels(original, name):
@@ -128,8 +132,14 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
         model=str((run.config("freeze") or {}).get("asked", {}).get("model", run.path)),
         speedup=facts["asked"]["speedup"], macs_before=facts["macs_before"], macs_after=facts["macs_after"],
         params_before=facts["params_before"], params_after=facts["params_after"],
-        fidelity=facts.get("fidelity") or {}, layers=layers,
+        fidelity=facts.get("fidelity") or {}, layers=layers, notes=list(facts.get("notes") or []),
+        network=made.label,
     )  # fmt: skip
+
+
+def _planned(run: RunDirectory) -> dict[str, LayerPlan]:
+    plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json), renew="make it anew with decompose --redo")
+    return {item.layer: item for item in plan.layers}
 
 
 _WITH_CHANNELS = (*CONVOLUTIONS, nn.Linear)

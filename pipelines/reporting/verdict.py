@@ -29,7 +29,8 @@ def title(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
     """
     stages = config["stages"]
     model = stages.get("freeze", {}).get("asked", {}).get("model", "a network")
-    done = [word for stage, word in (("decompose", "decomposed"), ("finetune", "fine-tuned")) if stage in stages]
+    words = {"decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
+    done = [word for stage, word in words.items() if stage in stages]
     first = f"{model}, {' and '.join(done)}" if done else f"{model}, not decomposed yet"
     if report is None:
         return first if not done else f"{first}: cost counted, accuracy and time not measured"
@@ -130,10 +131,19 @@ def quality_words(report: Mapping[str, Any], first: Mapping[str, Any], last: Map
     return ""
 
 
-def warnings(report: Mapping[str, Any] | None, run: str, program: str) -> list[str]:
-    """Reasons for care with the verdict: unreliable latencies, and a counted speed-up that time does not follow."""
+def warnings(report: Mapping[str, Any] | None, run: str, program: str, command: str = "") -> list[str]:
+    """Reasons for care with the verdict: unreliable latencies, and a counted speed-up that time does not follow.
+
+    Parameters
+    ----------
+    report : mapping or None
+    run, program : str
+    command : str
+        Begin of the command that makes another network from the same original.
+    """
     if report is None or len(report["rows"]) < 2:
         return []
+    command = command or f"{program} decompose --run NEW --from {run}"
     last, c = report["rows"][-1], report["conditions"]
     lines = [note[:1].upper() + note[1:] + "." for note in report["notes"] if note.startswith(UNRELIABLE)]
     counted, measured = last["counted_speedup"], last["measured_speedup"]
@@ -141,8 +151,8 @@ def warnings(report: Mapping[str, Any] | None, run: str, program: str) -> list[s
         layout = "" if c["layout"] == "channels-last" else f" `{program} evaluate --run {run} --layout channels-last`,"
         lines.append(
             f"Counted and measured speed-up differ: {counted:.2f}x and {measured:.2f}x. Many small convolutions use "
-            f"this machine less efficiently than a few large ones. Try{layout} `{program} decompose --run NEW --from "
-            f"{run} --speedup {max(measured, 1.2) * 1.2:.1f}x --cost latency --batch-size {c['batch_size']}`, or the "
-            "runtime of the later use (export). See docs/aim-at-latency.md."
+            f"this machine less efficiently than a few large ones. Try{layout} "
+            f"`{command} --speedup {max(measured, 1.2) * 1.2:.1f}x --cost latency --batch-size {c['batch_size']}`, or "
+            "the runtime of the later use (export). See docs/aim-at-latency.md."
         )
     return lines

@@ -71,14 +71,59 @@ def label_options(run: RunDirectory) -> str:
     return "" if labelled and not in_memory and kinds == ["scores"] else "--labels none"
 
 
-def no_decomposed_network(run: RunDirectory) -> FileError:
-    """The error for a run that is not decomposed, with the command that begins it, or shows how to continue it."""
+def pruned_words(asked: Mapping[str, Any]) -> str:
+    """What a run was pruned to, such as ``'by l1 at 2x'``."""
+    if asked.get("keep"):
+        return "by a given plan"
+    if asked.get("speedup"):
+        return f"by {asked['criterion']} at {asked['speedup']:g}x"
+    return f"by {asked['criterion']}, {100 * (asked.get('ratio') or 0):g} % of the channels"
+
+
+def require_not_decomposed(run: RunDirectory) -> None:
+    """Refuse to prune a run that is decomposed: a run holds one network that is made from the original.
+
+    Raises
+    ------
+    UsageError
+    """
+    if run.config("decompose") is not None:
+        command = f"{program()} prune --model MODEL --data DATA --run OTHER --speedup 2x"
+        rule = "is decomposed already, and a run is either decomposed or pruned"
+        raise UsageError(run.path, rule, fix=f"prune in another run: {_with_names(run, command)}")
+
+
+def require_not_pruned(run: RunDirectory) -> None:
+    """Refuse to decompose a run that is pruned.
+
+    Raises
+    ------
+    UsageError
+    """
+    if run.config("prune") is not None:
+        command = f"{program()} freeze --model {run.pruned_dir} --data DATA --run OTHER"
+        rule = "is pruned already, and a run is either decomposed or pruned"
+        fix = f"to decompose what pruning left, begin with {_with_names(run, command)}"
+        fix += f"; to decompose the original, give --run OTHER --from {run.path}"
+        raise UsageError(run.path, rule, fix=fix)
+
+
+def _with_names(run: RunDirectory, command: str) -> str:
+    """A command with the model and the images of a run in it."""
+    asked = freeze_options(run)
+    model = "" if asked.weights is None else f" --weights {asked.weights}"
+    return command.replace(" MODEL", f" {asked.model}{model}").replace(" DATA", f" {asked.data}")
+
+
+def no_compressed_network(run: RunDirectory) -> FileError:
+    """The error for a run without a decomposed or pruned network, with the command that makes one or continues."""
     command = f"decompose --run {run.path} --speedup 4x"
     rule = "there is no decomposed network yet"
     if run.config("decompose") is not None:
         rule, command = "the decomposition is not finished", f"status --run {run.path}"
         return FileError(run.path, rule, fix=f"run `{program()} {command}` for the command that continues it")
-    return FileError(run.path, rule, fix=f"run `{program()} {command}`")
+    pruning = f"or `{program()} prune --run {run.path} --speedup 2x`"
+    return FileError(run.path, rule, fix=f"run `{program()} {command}`, {pruning}")
 
 
 def require_same_options(

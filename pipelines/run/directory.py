@@ -43,6 +43,8 @@ class RunDirectory:
         latency.json        measured times that a plan by latency is made from
         layers/003_conv3_1.safetensors   one solved layer
         model/              the decomposed network
+        prune.json          channels that stay in a pruned network; can be read and edited
+        pruned/             the pruned network, also with its batch normalisations in with_batchnorm/
         finetune/           best/, last checkpoint, metrics
         report.json         the table of `evaluate`
         report.html         the page of `report`; its figures and their numbers in report/
@@ -103,6 +105,14 @@ class RunDirectory:
     @property
     def model_dir(self) -> Path:
         return self.path / "model"
+
+    @property
+    def prune_json(self) -> Path:
+        return self.path / "prune.json"
+
+    @property
+    def pruned_dir(self) -> Path:
+        return self.path / "pruned"
 
     @property
     def finetune_dir(self) -> Path:

@@ -27,15 +27,15 @@ class RunNetwork:
         Where it lies in a run directory.
     stage : str
         The stage that writes it.
-    made_from : str or None
-        Name of the network that it is made from.
+    made_from : tuple of str
+        Names of the networks that it may be made from; empty for the original. A run holds at most one of them.
     """
 
     name: str
     label: str
     folder: str
     stage: str
-    made_from: str | None = None
+    made_from: tuple[str, ...] = ()
 
     def path(self, run: RunDirectory) -> Path:
         """Its folder in a run."""
@@ -49,8 +49,9 @@ class RunNetwork:
 #: In the order in which they are made.
 NETWORKS = (
     RunNetwork("original", "original", "original", "freeze"),
-    RunNetwork("decomposed", "decomposed", "model", "decompose", made_from="original"),
-    RunNetwork("finetuned", "fine-tuned", "finetune/best", "finetune", made_from="decomposed"),
+    RunNetwork("decomposed", "decomposed", "model", "decompose", made_from=("original",)),
+    RunNetwork("pruned", "pruned", "pruned", "prune", made_from=("original",)),
+    RunNetwork("finetuned", "fine-tuned", "finetune/best", "finetune", made_from=("decomposed", "pruned")),
 )
 #: The most advanced first: the order in which the network of a run is looked for where none is named.
 NETWORK_NAMES = tuple(network.name for network in reversed(NETWORKS))
@@ -63,10 +64,25 @@ def existing(run: RunDirectory) -> list[RunNetwork]:
     """
     there: list[RunNetwork] = []
     for network in NETWORKS:
-        source = network.made_from is None or any(other.name == network.made_from for other in there)
+        source = not network.made_from or any(other.name in network.made_from for other in there)
         if source and network.exists(run):
             there.append(network)
     return there
+
+
+def compressed(run: RunDirectory) -> RunNetwork | None:
+    """The decomposed or pruned network of a run, which fine-tuning begins with; None where there is neither."""
+    return next((network for network in existing(run) if network.made_from == ("original",)), None)
+
+
+def missing(run: RunDirectory) -> RunNetwork | None:
+    """The network that the next stage of a run makes; None where it holds all. Without any, the decomposed one."""
+    chosen, there = compressed(run), existing(run)
+    for network in NETWORKS:
+        alternative = chosen is not None and network.made_from == chosen.made_from
+        if network not in there and not alternative:
+            return network
+    return None
 
 
 def find_network(run: RunDirectory, which: str | None = None) -> RunNetwork:

@@ -35,7 +35,7 @@ from ..measure import fidelity, sanity
 from ..measure.devices import pick_device
 from ..reporting.summary import summarise
 from ..run import loading, reuse
-from ..run.conditions import label_options, require_same_options
+from ..run.conditions import label_options, require_not_pruned, require_same_options
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
 
@@ -86,7 +86,7 @@ class DecomposeResult:
             lines += f["fidelity"]["words"].split("\n")
         if "passes" in f:
             lines.append(_work_words(f["passes"], f["spilled_bytes"]))
-        lines += _doubts(self.run)
+        lines += sanity.doubts(self.run.config("freeze"))
         folder, into = str(self.run.model_dir), f.get("into") or {}
         if into.get("verified") is False:
             lines.append(f"decomp.load({folder!r}) gives the network, into= not: {into['reason']}")
@@ -203,6 +203,7 @@ def decompose(
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
     directory.original = original
     with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES):
+        require_not_pruned(directory)
         before = None if redo else _done_before(directory, options)
         if before is not None:
             return before
@@ -222,13 +223,6 @@ def decompose(
             verified = _emit(plan_of_run, surveyed, solved, after, reporter, original)
             close = _compare(surveyed, reporter)
             return _record(plan_of_run, surveyed, solved, after, close, verified)
-
-
-def _doubts(run: RunDirectory) -> list[str]:
-    """Warnings of freeze about the original, which a result close to it would hide."""
-    facts = ((run.config("freeze") or {}).get("facts") or {}).get("sanity")
-    found = sanity.lines(facts) if facts else []
-    return [line for number, line in enumerate(found) if any(other.startswith("warning") for other in found[number:])]
 
 
 def _done_before(run: RunDirectory, options: DecomposeOptions) -> DecomposeResult | None:

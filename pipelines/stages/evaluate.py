@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: accuracy, cost and latency of the original, decomposed and fine-tuned network."""
+"""Stage ``evaluate``: accuracy, cost and latency of the original, decomposed or pruned, and fine-tuned network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import run_outputs
-from ..run.networks import NETWORKS, existing
+from ..run.networks import compressed, existing, missing
 from ..run.record import library_versions
 
 KIND = "decomp report"
@@ -165,7 +165,7 @@ def evaluate(
     Parameters
     ----------
     run : path or RunDirectory
-        Frozen at least; the decomposed and the fine-tuned network are measured where they exist.
+        Frozen at least; decomposed, pruned and fine-tuned networks are measured where they exist.
     batch_size : int
         Images per batch in the latency measurement.
     layout : {'contiguous', 'channels-last'}
@@ -187,7 +187,7 @@ def evaluate(
     Raises
     ------
     FileError
-        There is no original network, or the fine-tuned one was made from another decomposed one.
+        There is no original network, or the fine-tuned one was made from another decomposed or pruned one.
 
     Notes
     -----
@@ -230,7 +230,7 @@ def evaluate(
             "n_images": 0 if images is None else images.n, "images": "" if images is None else images.words,
             "test_digest": None if images is None else images.digest, "versions": identity["versions"],
         }  # fmt: skip
-        notes += _missing(run, paths) + _unsteady(rows)
+        notes += _missing(run) + _unsteady(rows)
         result = EvaluationResult(rows, conditions, notes, counts.to_json(), run)
         write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
         return result
@@ -258,19 +258,20 @@ def _network_paths(run: RunDirectory) -> dict[str, Path]:
 
 def _check_origin(run: RunDirectory) -> None:
     made_from = network_file.read_structure(run.finetune_dir / "best")["meta"].get("finetune", {}).get("network")
-    now = digest_file(run.model_dir / "structure.json")
+    source = compressed(run)
+    assert source is not None  # fine-tuned is only listed behind the network that it is made from
+    now = digest_file(source.path(run) / "structure.json")
     if made_from != now:
         raise FileError(
             run.finetune_dir / "best",
-            f"was tuned from another decomposed network (digest {str(made_from)[:12]}, now {now[:12]})",
+            f"was tuned from another {source.label} network (digest {str(made_from)[:12]}, now {now[:12]})",
             fix="tune the new one with finetune --redo",
         )
 
 
-def _missing(run: RunDirectory, paths: Mapping[str, Path]) -> list[str]:
-    for network in NETWORKS:
-        if network.label not in paths:
-            return [f"no {network.label} network yet: run {network.stage} to add it to the table"]
+def _missing(run: RunDirectory) -> list[str]:
+    if (network := missing(run)) is not None:
+        return [f"no {network.label} network yet: run {network.stage} to add it to the table"]
     if run.config("finetune") is None:
         return ["the fine-tuning is not finished: its best epoch so far is shown"]
     return []

@@ -83,7 +83,7 @@ class ExportResult:
     ----------
     run : RunDirectory
     network : str
-        'finetuned', 'decomposed' or 'original'.
+        'finetuned', 'pruned', 'decomposed' or 'original'.
     exported : list of Exported
     """
 
@@ -122,7 +122,7 @@ def export(
     run : path or RunDirectory
     formats : sequence of str
         Of :data:`FORMATS`: 'pt2', 'onnx', 'torchscript', 'state-dict', 'safetensors'.
-    which : {'finetuned', 'decomposed', 'original'}, optional
+    which : {'finetuned', 'pruned', 'decomposed', 'original'}, optional
         By default the first of these that the run holds.
     out : path, optional
         The folder to write to; by default ``export/`` in the run. Files are named after the network.

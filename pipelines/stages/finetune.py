@@ -1,4 +1,4 @@
-"""Stage ``finetune``: train the decomposed network for a few epochs, on labels or on the original's outputs."""
+"""Stage ``finetune``: train the decomposed or pruned network for a few epochs, on labels or the original's outputs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from decomp.errors import FileError, NumericalError
 
 from ...data.formats.digests import digest_file
-from ...data.formats.network_file import read_structure
+from ...data.formats.network_file import WITH_BATCHNORM, read_structure
 from ..console.options import FinetuneOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
-from ..run.conditions import no_decomposed_network, require_same_options
+from ..run.conditions import no_compressed_network, require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import load_network, run_outputs, warn_of_other_versions
+from ..run.networks import RunNetwork, compressed
 from ..training import tensorboard
-from ..training.batchnorm import disable_dropout, insert_batchnorm
+from ..training.batchnorm import MIN_BATCH_SIZE, disable_dropout, insert_batchnorm
 from ..training.hooks import Hooks
 from ..training.loop import Training, fit
 from ..training.losses import loss_for
@@ -78,12 +79,12 @@ def finetune(
     schedule: str = "cosine", labels: str = "train", distill: bool = False, weight_decay: float = 5e-4, seed: int = 0,
     device: str = "auto", redo: bool = False, reporter: Reporter | None = None,
 ) -> FinetuneResult:  # fmt: skip
-    """Fine-tune the decomposed network of a run and keep the last and the best weights.
+    """Fine-tune the decomposed or pruned network of a run and keep the last and the best weights.
 
     Parameters
     ----------
     run : path or RunDirectory
-        With a decomposed network in it.
+        With a decomposed or pruned network in it.
     epochs, learning_rate, batch_size, schedule, weight_decay, seed
         See :class:`decomp.pipelines.training.recipe.Recipe`. The gradient's norm is clipped to 1, and the warm-up takes
         half an epoch (at most half the training): a network without batch normalisation diverges more easily.
@@ -107,7 +108,7 @@ def finetune(
     Raises
     ------
     FileError
-        There is no decomposed network, or another one was fine-tuned before.
+        There is no such network, or another one was fine-tuned before.
     UsageError
         An option is out of range, the network was fine-tuned with other options before, or the images have no labels.
     NumericalError
@@ -116,7 +117,8 @@ def finetune(
     Notes
     -----
     With labels and batches of at least 16 images, the network has batch normalisations where the original had them
-    while it is trained; they are folded in the files (see :mod:`decomp.surgery.batchnorm`). The network before
+    while it is trained; they are folded in the files (see :mod:`decomp.surgery.batchnorm`). A pruned network keeps
+    those of the original, with their scales and shifts. The network before
     fine-tuning is epoch 0 and may be the best: the result is never worse on the held-out images. An interrupted call
     that is repeated resumes after the last finished epoch and ends bit-identical. The test split is never read.
     """
@@ -128,24 +130,23 @@ def finetune(
     directory = RunDirectory.open(run)
     reporter = reporter or Reporter()
     with directory.lock(), reporter.stage("finetune"):
-        network_digest = _network_digest(directory)
+        source = compressed(directory)
+        if source is None:
+            raise no_compressed_network(directory)
+        network_digest = digest_file(source.path(directory) / "structure.json")
         if redo:
             directory.update_config("finetune", None)
             shutil.rmtree(directory.finetune_dir, ignore_errors=True)
-        elif finished := _finished(directory, options, network_digest):
+        elif finished := _finished(directory, options, source, network_digest):
             return finished
         begun = checkpoint_file(directory).exists() and directory.config("finetune") is not None
-        warn_of_other_versions(directory, "finetune" if begun else "decompose", reporter)
-        return _finetune(directory, options, network_digest, target, reporter)
+        warn_of_other_versions(directory, "finetune" if begun else source.stage, reporter)
+        return _finetune(directory, options, source, network_digest, target, reporter)
 
 
-def _network_digest(run: RunDirectory) -> str:
-    if not (run.model_dir / "structure.json").is_file():
-        raise no_decomposed_network(run)
-    return digest_file(run.model_dir / "structure.json")
-
-
-def _finished(run: RunDirectory, options: FinetuneOptions, network_digest: str) -> FinetuneResult | None:
+def _finished(
+    run: RunDirectory, options: FinetuneOptions, source: RunNetwork, network_digest: str
+) -> FinetuneResult | None:
     """The earlier result if the options are the same; None if there is none.
 
     Raises
@@ -157,7 +158,7 @@ def _finished(run: RunDirectory, options: FinetuneOptions, network_digest: str) 
     if record is None:
         return None
     if record["network"] != network_digest:
-        earlier = f"was made from another decomposed network, {record['network'][:12]}"
+        earlier = f"was made from another {source.label} network, {record['network'][:12]}"
         fix = "fine-tune the new one with finetune --redo"
         raise FileError(run.finetune_dir, earlier, got=f"{network_digest[:12]} now", fix=fix)
     fix = "give --redo to fine-tune again with these, or evaluate what is there"
@@ -168,8 +169,9 @@ def _finished(run: RunDirectory, options: FinetuneOptions, network_digest: str) 
 
 
 def _finetune(
-    run: RunDirectory, options: FinetuneOptions, network_digest: str, device: torch.device, reporter: Reporter
-) -> FinetuneResult:
+    run: RunDirectory, options: FinetuneOptions, source: RunNetwork, network_digest: str, device: torch.device,
+    reporter: Reporter,
+) -> FinetuneResult:  # fmt: skip
     task = (LabelledTask if options.labels == "train" else CalibrationTask)(run, options.seed)
     reporter.step(
         f"fine-tuning on {len(task.train):,} {task.description}, {len(task.held_out):,} more held out, on {device}",
@@ -182,9 +184,11 @@ def _finetune(
     )  # fmt: skip
     needs_original = options.labels == "none" or options.distill
     original = load_network(run, run.original_dir).to(device) if needs_original else None
-    network = load_network(run, run.model_dir)
-    batchnorm_paths = _insert_batchnorm(run, network, task, recipe, device, reporter)
-    writer, events = NetworkWriter(run, network_digest, network, batchnorm_paths), _event_writer(run, reporter)
+    network, inserted, own = _trained_network(run, source, task, recipe, device, reporter)
+    writer = NetworkWriter(
+        run, network_digest, network, source.path(run), batchnorm_paths=inserted, own_batchnorms=own
+    )  # fmt: skip
+    events = _event_writer(run, reporter)
     if options.labels == "none":
         disable_dropout(network)  # not in the files, whose network the writer has copied
     try:
@@ -199,7 +203,7 @@ def _finetune(
             n_validation=len(task.held_out),
             checkpoint=checkpoint_file(run),
             start_over="give --redo",
-            identity={**options.to_json(), "network": network_digest, "normalised": batchnorm_paths},
+            identity={**options.to_json(), "network": network_digest, "normalised": [*inserted, *own]},
             hooks=[Hooks(after_save=writer), *([] if events is None else [Hooks(after_save=events)])],
             device=device,
             reporter=reporter,
@@ -220,6 +224,30 @@ def _stopped(error: NumericalError, run: RunDirectory, options: FinetuneOptions)
     kept = f"the best network so far is in {best}; " if (best / "structure.json").is_file() else ""
     lower = DEFAULT_RATE if rate > DEFAULT_RATE else rate / 10
     return NumericalError(error.thing, error.rule, error.got, f"{kept}begin again with --lr {lower:g} --redo")
+
+
+def _trained_network(
+    run: RunDirectory, source: RunNetwork, task: TrainingTask, recipe: Recipe, device: torch.device, reporter: Reporter
+) -> tuple[fx.GraphModule, list[str], dict[str, str]]:
+    """The network as it is trained: with the batch normalisations that it came with, or with new ones.
+
+    Returns
+    -------
+    network : torch.fx.GraphModule
+    inserted : list of str
+        Paths for :func:`decomp.surgery.batchnorm.fold_inserted`.
+    own : dict of str to str
+        Paths of the layers and of the normalisations that it came with.
+    """
+    folder = source.path(run)
+    unfolded, size = folder / WITH_BATCHNORM, min(recipe.batch_size, len(task.train))
+    if task.uses_batchnorm and size >= MIN_BATCH_SIZE and (unfolded / "structure.json").is_file():
+        network = load_network(run, unfolded)
+        own = {layer: place for layer, place in read_structure(unfolded)["meta"]["normalised"]}
+        reporter.step(f"trained with the original's {len(own)} batch normalisations, folded in the files")
+        return network, [], own
+    network = load_network(run, folder)
+    return network, _insert_batchnorm(run, network, task, recipe, device, reporter), {}
 
 
 def _insert_batchnorm(

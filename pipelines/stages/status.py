@@ -14,9 +14,9 @@ from decomp.errors import FileError
 
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
-from ..run.conditions import label_options
+from ..run.conditions import label_options, pruned_words
 from ..run.directory import RunDirectory
-from ..run.networks import existing
+from ..run.networks import compressed, existing
 from ..run.record import read_log
 
 #: The end of the message of a fine-tuning that was stopped, as stages/finetune.py writes it.
@@ -98,7 +98,7 @@ def status(run: str | os.PathLike[str] | RunDirectory, *, program: str = "decomp
     stages = [
         *_train(run, config.get("train")),
         _freeze(run, config.get("freeze")),
-        _decompose(run, config.get("decompose")),
+        *([_prune(run, config["prune"])] if "prune" in config else [_decompose(run, config.get("decompose"))]),
         _finetune(run, config.get("finetune")),
         _evaluate(run),
         _report(run),
@@ -158,6 +158,13 @@ def _decompose(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     return StageStatus("decompose", PARTLY, f"{target}: {committed} of {_planned_layers(run)} layers")
 
 
+def _prune(run: RunDirectory, config: dict[str, Any]) -> StageStatus:
+    reached = config["macs_before"] / max(config["macs_after"], 1)
+    millions = f"{config['macs_before'] / 1e6:,.2f} M to {config['macs_after'] / 1e6:,.2f} M multiply-accumulates"
+    state = DONE if (run.pruned_dir / "structure.json").is_file() else PARTLY
+    return StageStatus("prune", state, f"{reached:.2f}x ({millions}) {pruned_words(config['asked'])}")
+
+
 def _planned_layers(run: RunDirectory) -> int | str:
     try:
         layers = read_json(run.plan_json)["layers"]
@@ -169,8 +176,10 @@ def _planned_layers(run: RunDirectory) -> int | str:
 def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     done = (run.finetune_dir / "best" / "structure.json").is_file()
     if config is not None and done:
-        if config.get("network") != _digest(run.model_dir):
-            return StageStatus("finetune", PARTLY, "made from an earlier decomposed network; --redo tunes this one")
+        source = compressed(run)
+        if source is None or config.get("network") != _digest(source.path(run)):
+            label = "compressed" if source is None else source.label
+            return StageStatus("finetune", PARTLY, f"made from an earlier {label} network; --redo tunes this one")
         asked, facts = config.get("asked", {}), config.get("facts", {})
         kind = "without labels" if asked.get("labels") == "none" else "with labels"
         detail = f"{asked.get('epochs', '?')} epochs {kind}"
@@ -274,6 +283,8 @@ def _files(run: RunDirectory) -> list[tuple[str, str]]:
         (run.original_dir, "the original network"),
         (run.plan_json, "sizes of each layer"),
         (run.model_dir, "the decomposed network"),
+        (run.prune_json, "channels that stay in the pruned network"),
+        (run.pruned_dir, "the pruned network"),
         (run.finetune_dir / "best", "the fine-tuned network"),
         (run.report_json, "the table of evaluate"),
         (run.report_html, "the report; open it in a browser"),

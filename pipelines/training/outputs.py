@@ -6,6 +6,7 @@ import copy
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,17 +45,24 @@ class NetworkWriter:
         Of the network that is fine-tuned.
     network : torch.fx.GraphModule
         As it is trained.
-    batchnorm_paths : list of str
+    source : Path
+        Folder of the network that is fine-tuned, for the structure.
+    batchnorm_paths : sequence of str
         See :func:`decomp.pipelines.training.batchnorm.insert_batchnorm`; folded in the files.
+    own_batchnorms : mapping of str to str
+        Paths of the network's own batch normalisations by those of the layers in front of them; also folded in the
+        files, beside which the network is written as trained.
     """
 
     def __init__(
-        self, run: RunDirectory, network_digest: str, network: fx.GraphModule, batchnorm_paths: Sequence[str]
-    ) -> None:
-        self.run, self.network_digest, self.batchnorm_paths = run, network_digest, list(batchnorm_paths)
+        self, run: RunDirectory, network_digest: str, network: fx.GraphModule, source: Path, *,
+        batchnorm_paths: Sequence[str] = (), own_batchnorms: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        self.run, self.network_digest = run, network_digest
+        self.batchnorm_paths, self.own_batchnorms = list(batchnorm_paths), dict(own_batchnorms)
         # Weights are put into a copy for writing: the network in training is laid out for speed.
         self.template = copy.deepcopy(network).cpu()
-        self.structure = network_file.read_structure(run.model_dir)
+        self.structure = network_file.read_structure(source)
         self.best_written: int | None = None
 
     def __call__(self, training: Training) -> None:
@@ -68,7 +76,9 @@ class NetworkWriter:
     def _write(self, name: str, epoch: int, weights: Mapping[str, torch.Tensor]) -> None:
         network = copy.deepcopy(self.template)
         network.load_state_dict(weights)
+        unfolded = copy.deepcopy(network).eval() if self.own_batchnorms else None
         batchnorm.fold_inserted(network, self.batchnorm_paths)
+        batchnorm.fold_at(network, self.own_batchnorms)
         network_file.save(
             network,
             self.run.finetune_dir / name,
@@ -77,6 +87,7 @@ class NetworkWriter:
             leaves=network_file.leaves(self.structure),
             part=self.structure.get("part"),
             meta={**self.structure["meta"], "finetune": {"epoch": epoch, "network": self.network_digest}},
+            unfolded=unfolded,
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from decomp.errors import FileError, UsageError
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.run.networks import NETWORK_NAMES, NETWORKS, existing, find_network
+from decomp.pipelines.run.networks import NETWORK_NAMES, NETWORKS, compressed, existing, find_network, missing
 
 
 @pytest.fixture
@@ -21,10 +21,11 @@ def write(run, *folders):
 def test_the_table_has_the_paths_of_the_run_directory(run):
     paths = {network.name: network.path(run) for network in NETWORKS}
     assert paths == {
-        "original": run.original_dir, "decomposed": run.model_dir, "finetuned": run.finetune_dir / "best",
+        "original": run.original_dir, "decomposed": run.model_dir, "pruned": run.pruned_dir,
+        "finetuned": run.finetune_dir / "best",
     }  # fmt: skip
-    assert NETWORK_NAMES == ("finetuned", "decomposed", "original")
-    assert [network.made_from for network in NETWORKS] == [None, "original", "decomposed"]
+    assert NETWORK_NAMES == ("finetuned", "pruned", "decomposed", "original")
+    assert [network.made_from for network in NETWORKS] == [(), ("original",), ("original",), ("decomposed", "pruned")]
 
 
 def test_existing_networks_come_in_the_order_of_the_stages(run):
@@ -41,6 +42,19 @@ def test_a_network_without_the_one_it_was_made_from_is_left_out(run):
 def test_the_most_advanced_network_is_taken_unless_another_is_named(run):
     write(run, "original", "model")
     assert find_network(run).name == "decomposed" and find_network(run, "original").path(run) == run.original_dir
+
+
+def test_a_pruned_network_stands_where_a_decomposed_one_would(run):
+    write(run, "original")
+    assert compressed(run) is None and missing(run).name == "decomposed"
+    write(run, "pruned", "finetune/best")
+    assert [network.label for network in existing(run)] == ["original", "pruned", "fine-tuned"]
+    assert compressed(run).name == "pruned" and missing(run) is None
+
+
+def test_the_next_network_is_the_one_that_is_made_from_the_last(run):
+    write(run, "original", "pruned")
+    assert missing(run).name == "finetuned"
 
 
 def test_a_network_that_is_not_there_names_its_stage(run):

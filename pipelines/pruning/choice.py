@@ -1,0 +1,214 @@
+"""Choice of the channels that stay: which channel spaces may lose some, by which criterion, and how many go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, fx
+
+from decomp.cost.count import Cost
+from decomp.criteria.candidates import candidates, united_by_addition
+from decomp.criteria.choose import Choice, by_layer, by_rank, for_speedup, greedily
+from decomp.criteria.gradients import Loss
+from decomp.criteria.names import FILTER_CRITERIA, NEEDS
+from decomp.criteria.ranking import Limits
+from decomp.criteria.scores import Evidence, gather, scorable, score
+from decomp.errors import UsageError, near_miss
+from decomp.graph.channel_spaces import ChannelSpace
+from decomp.graph.network_graph import NetworkGraph
+from decomp.surgery.narrow_network import shrunk_macs, shrunk_params
+
+from ..console.options import PruneOptions
+from .unfolded import Unfolded
+
+#: The cost of a network whose spaces keep these channels.
+CostOf = Callable[[Mapping[str, list[int]]], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Unlabelled images for the criteria that need some.
+
+    Attributes
+    ----------
+    batches : callable
+        Gives the batches anew at each call, on the network's device.
+    loss : callable
+        For the criterion 'taylor'.
+    """
+
+    batches: Callable[[], Iterable[Tensor]]
+    loss: Loss
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The channels that stay, and why others do.
+
+    Attributes
+    ----------
+    keep : dict of str to list of int
+        Ascending, for every space that may lose channels.
+    limited : tuple of str
+        Spaces that would have lost more without floor and cap.
+    left_alone : dict of str to str
+        The other spaces, and why they keep all.
+    """
+
+    keep: Mapping[str, list[int]]
+    limited: tuple[str, ...]
+    left_alone: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Channel spaces that may lose channels, with their scores.
+
+    Attributes
+    ----------
+    scores : dict of str to torch.Tensor
+        In execution order.
+    evidence : decomp.criteria.scores.Evidence
+    left_alone : dict of str to str
+    """
+
+    scores: Mapping[str, Tensor]
+    evidence: Evidence
+    left_alone: Mapping[str, str]
+
+
+def score_spaces(source: Unfolded, options: PruneOptions, images: Images | None) -> Scored:
+    """Scores of all channels that may go.
+
+    Parameters
+    ----------
+    source : Unfolded
+    options : PruneOptions
+    images : Images or None
+
+    Raises
+    ------
+    UsageError
+        For a name in ``skip`` that no layer has, a criterion that needs batch normalisations where there are none, and
+        one that needs images where none are given.
+    """
+    spaces, criterion = source.graph.spaces, options.criterion
+    skipped = matching(source.graph, options.skip)
+    names = candidates(spaces, coupled=options.coupled, skip=skipped)
+    able = scorable(source.network, spaces, names, criterion)
+    left_alone = {
+        space.name: _reason(space, skipped, space.name in names)
+        for space in spaces.all
+        if space.producers and space.name not in able
+    }
+    needs_loss = NEEDS[criterion] == "loss"
+    evidence = gather(
+        source.network, spaces, able, criterion, None if images is None else images.batches(),
+        images.loss if images is not None and needs_loss else None,
+    )  # fmt: skip
+    found = score(source.network, spaces, able, criterion, evidence=evidence, seed=options.seed)
+    return Scored(found, evidence, left_alone)
+
+
+def choose(source: Unfolded, options: PruneOptions, images: Images | None, cost_of: CostOf, original: float) -> Chosen:
+    """Channels that stay in each space, by the options.
+
+    Parameters
+    ----------
+    source : Unfolded
+    options : PruneOptions
+        With a ratio or a speed-up.
+    images : Images or None
+    cost_of : callable
+        Cost of a choice, for a speed-up.
+    original : float
+        Cost of the original in its unit.
+
+    Raises
+    ------
+    UsageError
+        As for :func:`score_spaces`.
+    TargetError
+        The speed-up is out of reach.
+    """
+    scored = score_spaces(source, options, images)
+    if not scored.scores:
+        return Chosen({}, (), scored.left_alone)
+    choice = _by_target(scored.scores, options, cost_of, original)
+    if options.scoring == "greedy" and options.criterion in FILTER_CRITERIA:
+
+        def score_of(name: str, removed: Mapping[str, list[int]]) -> Tensor:
+            spaces = source.graph.spaces
+            return score(source.network, spaces, [name], options.criterion, removed=removed, seed=options.seed)[name]
+
+        choice = greedily(choice, score_of)
+    return Chosen(choice.keep, choice.limited, scored.left_alone)
+
+
+def _by_target(scores: Mapping[str, Tensor], options: PruneOptions, cost_of: CostOf, original: float) -> Choice:
+    limits = Limits(options.floor, options.cap, options.multiple)
+    normalisation, ranking = options.normalise, options.ranking
+    assert normalisation is not None and ranking is not None  # chosen where a plan does not decide
+    if options.speedup is not None:
+        return for_speedup(
+            scores, options.speedup, cost_of, original=original, ranking=ranking, normalisation=normalisation,
+            limits=limits,
+        )  # fmt: skip
+    assert options.ratio is not None
+    if ranking == "global":
+        return by_rank(scores, options.ratio, limits, normalisation)
+    return by_layer(scores, options.ratio, limits)
+
+
+def counted_cost(graph: NetworkGraph, folded: fx.GraphModule, keep: Mapping[str, list[int]], before: Cost) -> Cost:
+    """Cost of a network whose spaces keep only some channels, by formula.
+
+    Parameters
+    ----------
+    graph : decomp.graph.network_graph.NetworkGraph
+    folded : torch.fx.GraphModule
+        With all channels.
+    keep : mapping of str to list of int
+    before : decomp.cost.count.Cost
+        Of `folded`.
+    """
+    macs = shrunk_macs(graph.spaces, keep, before.per_layer)
+    return Cost(macs, shrunk_params(folded, graph.spaces, keep), {})
+
+
+def _reason(space: ChannelSpace, skipped: set[str], candidate: bool) -> str:
+    """Why a space keeps all its channels."""
+    left = next((name for name in (*space.producers, *space.carriers) if name in skipped), None)
+    if space.frozen is not None:
+        return f"it {space.frozen}"
+    if left is not None:
+        return f"{left} is skipped"
+    if space.width < 2:
+        return "it has one channel that can be kept or dropped"
+    if not candidate and united_by_addition(space):
+        return f"a sum joins {len(space.producers)} layers; --coupled prunes them together"
+    return "it has no batch normalisation with scale factors"
+
+
+def matching(graph: NetworkGraph, patterns: Sequence[str]) -> set[str]:
+    """Layers that write or carry channels, by name or by a pattern with * and ?.
+
+    Raises
+    ------
+    UsageError
+        For a pattern that matches none; with the nearest name.
+    """
+    names = list(dict.fromkeys(use.path for use in graph.spaces.uses))
+    found: set[str] = set()
+    for pattern in patterns:
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
+            listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+            raise UsageError(
+                "--skip", "must be a layer's name or match some with * and ?", got=repr(pattern),
+                fix=near_miss(pattern, names) or f"there are {listed}",
+            )  # fmt: skip
+        found |= matches
+    return found

@@ -1,0 +1,128 @@
+"""Removal of channels from a network: the choice applied to a copy, with its counted cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from decomp.cost.count import Cost
+from decomp.cost.count import cost as count_cost
+from decomp.errors import TargetError
+from decomp.graph.network_graph import NetworkGraph
+from decomp.modules.copies import deep_copy
+from decomp.surgery.narrow_network import shrink
+
+from ..console.options import PruneOptions
+from ..console.reporter import Reporter
+from .choice import Chosen, CostOf, Images, choose, counted_cost
+from .measured import MeasuredCost
+from .plan_file import PruningPlan, check_plan
+from .unfolded import Unfolded, folded_copy
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A network without some of its channels.
+
+    Attributes
+    ----------
+    network : torch.fx.GraphModule
+        With its batch normalisations.
+    keep : dict of str to list of int
+        Channels that stay, by channel space; only spaces that lose some.
+    widths : dict of str to int
+        Channels of these spaces before.
+    left_alone : dict of str to str
+        Channel spaces that keep all, and why.
+    changed : tuple of str
+        Paths of the modules that were exchanged.
+    before, planned : decomp.cost.count.Cost
+        Of the folded network before, counted, and after, by formula.
+    notes : tuple of str
+        What else is to be known about the choice, a line each.
+    measured : float or None
+        Measured speed-up, where the target was one of latency.
+    """
+
+    network: fx.GraphModule
+    keep: Mapping[str, list[int]]
+    widths: Mapping[str, int]
+    left_alone: Mapping[str, str]
+    changed: tuple[str, ...]
+    before: Cost
+    planned: Cost
+    notes: tuple[str, ...] = ()
+    measured: float | None = None
+
+
+def remove(
+    source: Unfolded, options: PruneOptions, given: PruningPlan | None = None, *, images: Images | None = None,
+    device: torch.device, reporter: Reporter,
+) -> Pruned:  # fmt: skip
+    """Choose the channels that stay, and make the narrower network.
+
+    Parameters
+    ----------
+    source : Unfolded
+        Not changed.
+    options : PruneOptions
+    given : PruningPlan, optional
+        A plan that decides the channels.
+    images : Images, optional
+        For criteria that need some.
+    device : torch.device
+        On which latency is measured.
+    reporter : Reporter
+
+    Raises
+    ------
+    TargetError
+        The target is out of reach, nothing can be pruned, or the plan is for another network.
+    """
+    graph, folded = source.graph, folded_copy(source.network)
+    before = count_cost(folded, graph.input_shape)
+    measured = MeasuredCost(source, options, device, reporter) if options.latency_batch else None
+    if given is not None:
+        check_plan(given, graph, "the plan")
+        chosen = Chosen(dict(given.keep), (), {})
+    else:
+        chosen = choose(source, options, images, *_cost_of(graph, folded, options, before, measured))
+    stay = {space.name: chosen.keep[space.name] for space in graph.spaces.all if space.name in chosen.keep}
+    keep = {name: places for name, places in stay.items() if len(places) < graph.spaces[name].width}
+    if not stay:
+        raise nothing_to_prune(graph, chosen.left_alone)
+    network = deep_copy(source.network)
+    network.meta.update(source.network.meta)
+    changed = shrink(network, graph.spaces, keep)
+    return Pruned(
+        network, keep, {name: graph.spaces[name].width for name in keep}, chosen.left_alone, tuple(changed), before,
+        counted_cost(graph, folded, keep, before), tuple(_limit_notes(chosen)),
+        None if measured is None else 1 / measured(keep),
+    )  # fmt: skip
+
+
+def _cost_of(
+    graph: NetworkGraph, folded: fx.GraphModule, options: PruneOptions, before: Cost, measured: MeasuredCost | None
+) -> tuple[CostOf, float]:
+    """The cost that a speed-up counts, and that of the original."""
+    if measured is not None:
+        return measured, 1.0
+    name = "params" if options.cost == "params" else "macs"
+    return lambda keep: getattr(counted_cost(graph, folded, keep, before), name), getattr(before, name)
+
+
+def _limit_notes(chosen: Chosen) -> list[str]:
+    if not chosen.limited:
+        return []
+    names = ", ".join(chosen.limited[:4]) + (f" and {len(chosen.limited) - 4} more" if len(chosen.limited) > 4 else "")
+    return [f"kept from losing more channels by the limits of a layer: {names}"]
+
+
+def nothing_to_prune(graph: NetworkGraph, left_alone: Mapping[str, str]) -> TargetError:
+    """The error for a network of which no channel can go, with the first reasons."""
+    why = "; ".join(f"{name}: {reason}" for name, reason in list(left_alone.items())[:2])
+    fix = "give --coupled" if any("--coupled" in reason for reason in left_alone.values()) else "use decompose"
+    return TargetError(graph.name, "no channel of this network can be removed", got=why or "no layer", fix=fix)

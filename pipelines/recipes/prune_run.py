@@ -1,0 +1,65 @@
+"""Prune a network by its name: the run is frozen first where it is not, then its original is pruned."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from decomp.errors import UsageError
+
+from ..console.program import program
+from ..console.reporter import Reporter
+from ..pruning.plan_file import prune_options, read_plan
+from ..run.directory import RunDirectory
+from ..stages.freeze import freeze
+from ..stages.prune import PruneResult, prune
+
+
+def prune_run(
+    run: str | os.PathLike[str] | RunDirectory, *, model: str | None = None, data: str | None = None,
+    device: str = "auto", reporter: Reporter | None = None, frozen: dict[str, Any] | None = None, **options: Any,
+) -> PruneResult:  # fmt: skip
+    """Freeze a network where the run is not frozen yet, and prune it.
+
+    Parameters
+    ----------
+    run : path or RunDirectory
+        Created where it does not exist.
+    model, data : str, optional
+        Network and images, as for :func:`decomp.pipelines.stages.freeze.freeze`; needed where the run is not frozen,
+        and otherwise those that it was frozen with.
+    device : str
+    reporter : Reporter, optional
+    frozen : dict, optional
+        Other options of freeze.
+    **options
+        Of :func:`decomp.pipelines.stages.prune.prune`.
+
+    Returns
+    -------
+    PruneResult
+
+    Raises
+    ------
+    DecompError
+        Of either stage; UsageError where the run is not frozen and no network is named.
+    """
+    directory, reporter = RunDirectory(run), reporter or Reporter()
+    # Before the images are recorded: a mistake in these must not cost that.
+    plan = None if options.get("keep") is None else read_plan(options["keep"])
+    prune_options(plan, **{name: value for name, value in options.items() if name not in ("keep", "redo", "original")})
+    is_frozen = directory.run_json.is_file() and directory.config("freeze") is not None
+    if not is_frozen and (model is None or data is None):
+        missing = "--data" if data is None and model is not None else "--model"
+        fix = f"give for example --model zoo:vgg-digits --data digits; `{program()} prune --help` shows more"
+        raise UsageError(missing, f"is needed: {directory} is not frozen yet", fix=fix)
+    if model is not None and data is not None:
+        if not is_frozen:
+            reporter.step(
+                f"{directory} is frozen first: evaluate, finetune and report compare with these recorded outputs"
+            )
+        freeze(directory, model=model, data=data, device=device, reporter=reporter, **(frozen or {}))
+    elif is_frozen and (model is not None or data is not None):
+        given, other = ("--model", "--data") if data is None else ("--data", "--model")
+        raise UsageError(given, f"goes with {other}", fix=f"give both or none: {directory} is frozen already")
+    return prune(directory, device=device, reporter=reporter, **options)

@@ -1,0 +1,42 @@
+"""Pruning of a named network: frozen first where it is not, and the ways in which names can be missing."""
+
+import pytest
+
+from decomp.errors import UsageError
+from decomp.pipelines.recipes.prune_run import prune_run
+from tests.pipelines.digit_runs import Collected
+
+pytestmark = pytest.mark.usefixtures("known_networks")
+FROZEN = {"n_images": 100}
+
+
+def test_a_run_is_frozen_first_and_then_as_freeze_leaves_it(tmp_path):
+    told = Collected()
+    named = {"model": "plain", "data": "digits", "frozen": FROZEN}
+    result = prune_run(tmp_path / "run", **named, ratio=0.5, reporter=told)
+    assert "is frozen first" in told.messages[0] and result.run.config("freeze")["facts"]["n_images"] == 100
+    frozen = result.run.frozen.read_bytes()
+    again = prune_run(tmp_path / "run", **named, ratio=0.5, reporter=Collected())
+    assert again.done_before and result.run.frozen.read_bytes() == frozen
+    assert prune_run(tmp_path / "run", ratio=0.5, reporter=Collected()).done_before
+
+
+def test_a_mistake_in_the_target_costs_no_freeze(tmp_path):
+    with pytest.raises(UsageError, match="prune: one of --speedup, --ratio and --keep is needed"):
+        prune_run(tmp_path / "run", model="plain", data="digits", frozen=FROZEN, reporter=Collected())
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_are_missing_are_asked_for(run, tmp_path):
+    with pytest.raises(UsageError, match="--model: is needed: .* is not frozen yet"):
+        prune_run(tmp_path / "new", ratio=0.5, reporter=Collected())
+    with pytest.raises(UsageError, match="--data: is needed"):
+        prune_run(tmp_path / "new", model="plain", ratio=0.5, reporter=Collected())
+    with pytest.raises(UsageError, match="--model: goes with --data; give both or none"):
+        prune_run(run, model="plain", ratio=0.5, reporter=Collected())
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_images_than_those_of_the_run_are_refused(run):
+    with pytest.raises(UsageError, match="was frozen with n_images = 400, got n_images = 100"):
+        prune_run(run, model="plain", data="digits", frozen=FROZEN, ratio=0.5, reporter=Collected())
