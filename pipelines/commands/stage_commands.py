@@ -19,8 +19,8 @@ from ..console.options import (
     FinetuneOptions,
 )  # fmt: skip
 from .group import main
-from .scheme_options import scheme_options
 from .inputs import network_and_images
+from .scheme_options import scheme_options
 from .shared import (
     DATA_HELP,
     MODEL_HELP,
