@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
-    "load", "report", "save", "summarise", "trainable",
+    "load", "report", "save", "summarise", "tasks", "trainable",
 ]  # fmt: skip
 
 
@@ -83,4 +83,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "tasks"})
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import sys
@@ -17,7 +16,7 @@ from decomp.errors import DecompError
 from ..console.program import program
 from ..console.words import counted
 from ..run.directory import RunDirectory
-from ..run.record import read_log
+from ..run.record import last_saved_epoch
 
 CODE = 130
 #: Seconds that a command has for an orderly end after Ctrl-C. Libraries notice it only when a computation returns;
@@ -95,7 +94,8 @@ def _kept(command: str, args: Sequence[str]) -> str:
         if command == "decompose":
             return _kept_of_decompose(run, args)
         if command == "finetune" and (run.finetune_dir / "checkpoint.pt").is_file():
-            return _last_epoch(run)
+            epoch = last_saved_epoch(run.log, "finetune")
+            return f"everything up to {epoch}" if epoch else ""
     except (DecompError, OSError):
         pass
     return ""
@@ -110,13 +110,6 @@ def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:
     if run.plan_json.is_file():
         return "the survey and the plan"
     return "the survey" if run.curves.is_file() else ""
-
-
-def _last_epoch(run: RunDirectory) -> str:
-    for event in reversed(read_log(run.log)):
-        if event.get("stage") == "finetune" and (found := re.match(r"epoch \d+ of \d+", str(event.get("message")))):
-            return f"everything up to {found[0]}"
-    return ""
 
 
 def _checkpoint(args: Sequence[str]) -> Path:

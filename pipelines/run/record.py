@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,15 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if isinstance(event, dict):
             events.append(event)
     return events
+
+
+def last_saved_epoch(path: str | os.PathLike[str], stage: str) -> str | None:
+    """``'epoch 3 of 5'``: the last epoch in a log.jsonl that is in the stage's checkpoint; None where there is none.
+
+    An epoch is logged after it is saved; that of a training which diverged is logged with ``saved`` false.
+    """
+    for event in reversed(read_log(path)):
+        if event.get("stage") == stage and event.get("saved", True):
+            if found := re.match(r"epoch \d+ of \d+", str(event.get("message"))):
+                return found[0]
+    return None

@@ -93,6 +93,8 @@ class DecomposeResult:
         lines += [into["unused"]] if into.get("unused") else []
         if f.get("part") and into.get("verified") is not False:
             lines.append(f"next: decomp.load({folder!r}, into=model) puts {f['part']} back into its model")
+        elif self.done_before and self.run.config("finetune") is not None:
+            lines.append(f"next: {command_line('status', self.run.path)}")
         else:
             lines.append(f"next: {command_line('finetune', self.run.path, label_options(self.run))}")
         return lines

@@ -17,11 +17,12 @@ from ...data.formats.json_files import read_json
 from ..run.conditions import label_options, pruned_words
 from ..run.directory import RunDirectory
 from ..run.networks import compressed, existing
-from ..run.record import read_log
+from ..run.record import last_saved_epoch, read_log
 
 #: The end of the message of a fine-tuning that was stopped, as stages/finetune.py writes it.
 AGAIN = re.compile(r"begin again with (--lr \S+ --redo)")
 DONE, PARTLY, OPEN = "done", "partly", "not yet"
+NO_EPOCH = "no epoch yet"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _train(run: RunDirectory, config: dict[str, Any] | None) -> list[StageStatus
             detail += f"; {100 * value:.1f} % of the {name} images"
         return [StageStatus("train", DONE, detail)]
     begun = run.trained_weights.parent.is_dir()
-    return [StageStatus("train", PARTLY, _last_epoch(run, "train"))] if begun else []
+    return [StageStatus("train", PARTLY, last_saved_epoch(run.log, "train") or NO_EPOCH)] if begun else []
 
 
 def _freeze(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
@@ -192,7 +193,7 @@ def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
         return StageStatus("finetune", PARTLY, stopped)
     if not run.finetune_dir.is_dir():
         return StageStatus("finetune", OPEN)
-    return StageStatus("finetune", PARTLY, _last_epoch(run, "finetune"))
+    return StageStatus("finetune", PARTLY, last_saved_epoch(run.log, "finetune") or NO_EPOCH)
 
 
 def _diverged(run: RunDirectory) -> str | None:
@@ -201,14 +202,6 @@ def _diverged(run: RunDirectory) -> str | None:
     why = str(events[-1].get("message")).removeprefix("finetune stopped: ") if events else ""
     again = AGAIN.search(why)
     return f"{why.split(';')[0]}; {again[0]}" if again else None
-
-
-def _last_epoch(run: RunDirectory, stage: str) -> str:
-    """``'epoch 3 of 5'`` from the log, after which an unfinished training is resumed."""
-    for event in reversed(read_log(run.log)):
-        if event.get("stage") == stage and (found := re.match(r"epoch \d+ of \d+", str(event.get("message")))):
-            return found[0]
-    return "no epoch yet"
 
 
 def _evaluate(run: RunDirectory) -> StageStatus:
@@ -240,9 +233,11 @@ def _export(run: RunDirectory) -> StageStatus:
     if not files:
         return StageStatus("export", OPEN)
     names, oldest = ", ".join(path.name for path in files), min(path.stat().st_mtime_ns for path in files)
-    made = [network.path(run) / "structure.json" for network in existing(run)]
-    if any(path.stat().st_mtime_ns > oldest for path in made):
+    networks = existing(run)
+    if any((network.path(run) / "structure.json").stat().st_mtime_ns > oldest for network in networks):
         return StageStatus("export", PARTLY, f"older than the networks: {names}")
+    if networks and not any(path.name.startswith(f"{networks[-1].name}.") for path in files):
+        return StageStatus("export", PARTLY, f"{names}; not the {networks[-1].label} network")
     return StageStatus("export", DONE, names)
 
 
@@ -258,7 +253,7 @@ def _next(run: RunDirectory, stages: Sequence[StageStatus], program: str) -> str
         return None
     if again := AGAIN.search(stage.detail):
         return f"{program} finetune --run {shlex.quote(str(run))} {again[1]}"
-    if stage.state == PARTLY and (command := _begun(run, stage.name)):
+    if stage.state == PARTLY and (command := _begun(run, stage.name)) and "--which" not in command:
         redo = " --redo" if "--redo" in stage.detail and "--redo" not in command else ""
         return f"{program} {command}{redo}"
     inputs = "" if any(done.name == "train" for done in stages) else " --model … --data …"

@@ -200,7 +200,7 @@ def fit(
 
 def _train(training: Training, inputs: _Inputs, checkpoint: str | Path | None, identity: Mapping[str, Any]) -> None:
     """Train until the last epoch, until a hook stops it, or until it diverges."""
-    recipe, reporter, hooks = training.recipe, inputs.reporter, inputs.hooks
+    recipe, hooks = training.recipe, inputs.hooks
     while training.epoch < recipe.epochs:
         started = time.perf_counter()
         call_hooks(hooks, "before_epoch", training)
@@ -210,16 +210,26 @@ def _train(training: Training, inputs: _Inputs, checkpoint: str | Path | None, i
         training.epoch += 1
         call_hooks(hooks, "after_epoch", training)
         _record(training, inputs, line, started)
-        if reporter is not None:
-            line = training.history[-1]
-            words = epoch_words(line, inputs.n_validation)
-            reporter.step(f"{_label(training.epoch - 1, recipe)}: {words}{reporter.time_left()}", **line)
         assert training.first_loss is not None
-        if sign := divergence(training.history, training.first_loss, inputs.n_validation):
+        sign = divergence(training.history, training.first_loss, inputs.n_validation)
+        if sign:
+            _report_epoch(training, inputs, saved=False)
             raise NumericalError(f"epoch {training.epoch}", f"the training diverges: {sign}")
         if checkpoint is not None:
             checkpoints.save(training, checkpoint, identity, hooks)
+        # Only now: whoever stops the process between the two is told of the epochs that are in the file.
+        _report_epoch(training, inputs)
         call_hooks(hooks, "after_save", training)
+
+
+def _report_epoch(training: Training, inputs: _Inputs, **fields: Any) -> None:
+    """Print and log the last epoch; other programs read from the log which epochs a checkpoint holds."""
+    if inputs.reporter is None:
+        return
+    line = training.history[-1]
+    words = epoch_words(line, inputs.n_validation)
+    label, left = _label(training.epoch - 1, training.recipe), inputs.reporter.time_left()
+    inputs.reporter.step(f"{label}: {words}{left}", **line, **fields)
 
 
 def _label(epoch: int, recipe: Recipe) -> str:

@@ -85,7 +85,10 @@ class LabelledTask:
         outputs = run_outputs(run)
         if outputs.scores is None:
             rule = "labels train a network whose only output is class scores"
-            raise UsageError("--labels train", rule, got=outputs.words(), fix="give --labels none")
+            fix = "give --labels none"
+            if len(outputs.each) == 1:
+                fix += ", or freeze again with --outputs scores if they are class scores after all"
+            raise UsageError("--labels train", rule, got=outputs.words(), fix=fix)
         return outputs.scores
 
     def batches(

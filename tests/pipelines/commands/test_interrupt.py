@@ -66,6 +66,9 @@ def test_finetune_keeps_the_epochs_of_its_checkpoint(run):
     run.finetune_dir.mkdir()
     (run.finetune_dir / "checkpoint.pt").write_bytes(b"x")
     assert kept("finetune --run r") == "everything up to epoch 2 of 5"
+    with reporter.stage("finetune"):
+        reporter.step("epoch 3 of 5: loss 379", saved=False)
+    assert kept("finetune --run r") == "everything up to epoch 2 of 5"
 
 
 def test_train_keeps_epochs_beside_the_file_it_writes(run, tmp_path):

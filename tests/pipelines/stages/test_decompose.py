@@ -181,6 +181,10 @@ def test_doing_it_twice_does_nothing_and_otherwise_refuses_until_redo(run):
     before = bytes_of(run)
     again = decompose(run, speedup=2, reporter=Collected())
     assert again.done_before and "already" in again.lines()[0] and bytes_of(run) == before
+    assert again.lines()[-1] == f"next: decomp finetune --run {run}"
+    RunDirectory.open(run).update_config("finetune", {"asked": {}})
+    assert again.lines()[-1] == f"next: decomp status --run {run}"
+    RunDirectory.open(run).update_config("finetune", None)
     with pytest.raises(UsageError, match="was decomposed with speedup = 2.0, got speedup = 3.0"):
         decompose(run, speedup=3, reporter=Collected())
     decompose(run, speedup=3, redo=True, reporter=Collected())

@@ -126,6 +126,12 @@ def test_the_way_of_a_run(played):
     assert details["report"] == str(played.run.report_html)
     files = dict(status(played.run).files)
     assert "browser" in files[str(played.run.report_html)] and str(played.run.export_dir) in files
+    # The file of another network does not stand for the best one.
+    (played.run.export_dir / "finetuned.pt2").rename(played.run.export_dir / "decomposed.pt2")
+    states, details, following = played.look()
+    assert (states[-1], details["export"]) == ("p", "decomposed.pt2; not the fine-tuned network")
+    assert following == f"decomp export --run {where}"
+    (played.run.export_dir / "decomposed.pt2").rename(played.run.export_dir / "finetuned.pt2")
     # A network that is made anew leaves the exported file behind.
     structure = played.run.finetune_dir / "best" / "structure.json"
     later = structure.stat().st_mtime_ns + 10**10

@@ -7,6 +7,10 @@ import torch
 from torch import nn
 
 from decomp.errors import NumericalError
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.record import last_saved_epoch, read_log
+from decomp.pipelines.training import checkpoints
 from decomp.pipelines.training.hooks import Hooks
 from decomp.pipelines.training.loop import copy_state, fit
 from decomp.pipelines.training.recipe import Recipe
@@ -147,6 +151,32 @@ def test_without_the_best_no_copy_is_kept(tmp_path, checkpoint):
     assert_same(outcome.module.state_dict(), train(small_net(), validate=validation(Blobs())).module.state_dict())
     if checkpoint:
         assert torch.load(tmp_path / "a.pt", weights_only=True)["best"] == [None, -math.inf, None]
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_epoch_is_logged_when_it_is_in_the_checkpoint(tmp_path, monkeypatch, place):
+    run, save = RunDirectory.create(tmp_path / "r"), checkpoints.save
+
+    def killed(training, *args):
+        if training.epoch < 3 or place == "after":
+            save(training, *args)
+        if training.epoch == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt), Reporter.for_run(run, quiet=True).stage("test") as reporter:
+        train(small_net(), checkpoint=tmp_path / "c.pt", reporter=reporter)
+    saved = checkpoints.read(tmp_path / "c.pt")["epoch"]
+    assert saved == (3 if place == "after" else 2)
+    assert last_saved_epoch(run.log, "test") == "epoch 2 of 3"  # never one that the file lacks
+
+
+def test_the_epoch_of_a_diverging_training_is_shown_and_not_taken_for_saved(tmp_path):
+    run, recipe = RunDirectory.create(tmp_path / "r"), Recipe(epochs=4, learning_rate=0.01, batch_size=8)
+    with pytest.raises(NumericalError), Reporter.for_run(run, quiet=True).stage("test") as reporter:
+        train(small_net(), None, recipe, loss=exploding(), checkpoint=tmp_path / "c.pt", reporter=reporter)
+    assert [event["epoch"] for event in read_log(run.log) if "epoch" in event] == [1, 2]
+    assert last_saved_epoch(run.log, "test") == "epoch 1 of 4"
 
 
 def test_without_the_best_no_score_is_needed():
