@@ -161,7 +161,10 @@ def _checked(images: Any, network: nn.Module | None = None) -> Tensor:
         fix = _way_to_four(pixels, network)
         raise UsageError("images", "must be of shape (N, C, H, W)", got=tuple(pixels.shape), fix=fix)
     if not pixels.is_floating_point():
-        fix = "divide and normalise them as for the network's training, such as (images / 255 - mean) / std"
+        fix = (
+            "divide and normalise them as for the network's training, such as (images / 255 - mean) / std, or give "
+            "images.float() where the network does that"
+        )
         raise UsageError("images", "must be floating point, as the network takes them", got=pixels.dtype, fix=fix)
     return pixels.float().contiguous()
 

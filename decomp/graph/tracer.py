@@ -20,6 +20,7 @@ from torch.fx.proxy import Attribute
 from torch.nn.utils import rnn
 
 from decomp.graph.size_branches import SizeBranches
+from decomp.graph.value_checks import passing_answer
 from decomp.graph.views import is_view, view_read_after
 from decomp.modules.entries import with_entries
 
@@ -167,7 +168,8 @@ class SizedTracer(fx.Tracer):
         """The answer to a condition."""
         answer = self._asked(lambda sizes: sizes.evaluate(obj.node))
         if answer is None:
-            return super().to_bool(obj)
+            answer = passing_answer(sys._getframe())
+            return super().to_bool(obj) if answer is None else answer
         self._note(obj.node)
         return answer
 
@@ -319,6 +321,8 @@ class SizedTracer(fx.Tracer):
         """
         parameters = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())[1:]
         needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if not needed:  # `forward(pixel_values=None, labels=None)`
+            needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:1]
         if any(p.kind is p.KEYWORD_ONLY for p in needed):
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in needed)]

@@ -15,7 +15,7 @@ from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
 from decomp.graph.functional_layers import functions_to_modules
 from decomp.graph.tracer import SizedTracer, source_place
 from decomp.graph.views import is_view, view_read_after
-from decomp.graph.ways_out import way_out
+from decomp.graph.ways_out import part_that_works, way_out
 from decomp.modules.copies import deep_copy
 from decomp.modules.layout import lay_out_plainly
 
@@ -91,7 +91,10 @@ def trace(
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     needed = [node for node in placeholders if node.users or not node.args]
     if len(needed) != 1:
-        parts = list(dict.fromkeys(part for node in needed for part in _first_parts(node)))
+        part = part_that_works(model, shape)
+        parts = (
+            [part] if part is not None else list(dict.fromkeys(part for node in needed for part in _first_parts(node)))
+        )
         such = f", such as {' or '.join(parts[:2])}" if parts else ""
         raise TraceError(
             name, "the model must take one image tensor", got=f"{len(needed)} inputs",

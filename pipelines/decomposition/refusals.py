@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decomp.errors import NumericalError, UsageError
 from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.ways_out import part_that_works
 
 from ..console.options import FreezeOptions
 
@@ -38,6 +39,10 @@ def does_not_run(name: str, module: nn.Module, images: Tensor, error: Exception)
         fix = f"its first convolution takes {takes} channels: put them in front, images.permute(0, 3, 1, 2)"
     elif {takes, given[0]} == {1, 3}:
         fix = f"its first convolution takes {takes} channels: give --input-size {takes}x{given[1]}x{given[2]}"
+    elif takes == given[0] and (part := part_that_works(module, given)) is not None:
+        fix += (
+            f", treat its part {part} alone (--module {part}), or give a module that hands it a batch in its own form"
+        )
     reason, shape = str(error).strip().split("\n")[0], "x".join(map(str, given))
     return UsageError(name, f"does not run on images of {shape} ({reason})", fix=fix)
 

@@ -311,3 +311,18 @@ def test_the_number_of_images_by_len_is_refused_with_what_to_write():
     with pytest.raises(TraceError, match=r"'a' is not fixed by .*; write x.shape\[0\] for the number of images"):
         trace(Net(lambda net, x: x.reshape(len(x), -1)), shape=SHAPE)
     check(lambda net, x: x.reshape(x.shape[0], -1))
+
+
+def test_a_network_whose_arguments_all_have_defaults_takes_its_first_one():
+    class Library(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3)
+
+        def forward(self, pixel_values=None, labels=None, *, scale=2.0):
+            if pixel_values is None:
+                raise ValueError("pixel_values are needed")
+            return {"loss": None if labels is None else labels.sum(), "maps": self.a(pixel_values) * scale}
+
+    module, x = Library().eval(), torch.randn(3, *SHAPE)
+    assert torch.equal(trace(module, shape=SHAPE)(x)["maps"], module(x)["maps"])
