@@ -51,6 +51,25 @@ def test_no_layer_is_emptied():
     assert min(with_one.counts.values()) >= 1 and sum(with_one.counts.values()) == 3
 
 
+@pytest.mark.parametrize("place", [0, 7])
+def test_the_only_live_filter_of_a_layer_stays_wherever_it_lies(place):
+    found = {"a": torch.zeros(10, dtype=torch.float64), "b": gradual(10)}
+    found["a"][place] = 0.01
+    assert by_layer(found, 0.9).keep["a"] == [place]
+    assert by_rank(found, 0.9, Limits(floor=0.0)).keep["a"] == [place]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.999])
+def test_a_share_of_nothing_drops_nothing_and_one_next_to_all_leaves_one_in_each_layer(share):
+    for found in (SCORES, {name: torch.ones_like(s) for name, s in SCORES.items()}):
+        if share == 0:
+            assert by_rank(found, share).counts == {"a": 10, "b": 20, "c": 30}
+        else:
+            with pytest.raises(TargetError, match="at most 57 of 60 channels can go, as each layer keeps one channel"):
+                by_rank(found, share, Limits(floor=0.0))
+            assert by_rank(found, 0.95, Limits(floor=0.0)).counts == {"a": 1, "b": 1, "c": 1}
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("values", ["different", "equal"])
 def test_exactly_the_rounded_down_share_of_all_channels_goes(share, values):

@@ -204,3 +204,43 @@ def test_a_narrowed_normalisation_keeps_its_statistics_and_their_type(dtype, aff
         assert value.dtype == wanted.dtype and torch.equal(value, wanted[[1, 4]] if wanted.dim() else wanted)
     assert small.momentum is None and not small.training
     assert not tracked or int(small.num_batches_tracked) == 1
+
+
+class OutOfOrder(nn.Module):
+    """Layers declared in another order than they are called, under names that say nothing, one of them held twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.conv3, self.conv1 = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(3, 8, 3)
+        self.again, self.conv2 = self.conv3, nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.again(torch.relu(self.conv2(torch.relu(self.conv1(x)))))).mean((2, 3)))
+
+
+class Doubled(nn.Module):
+    """The same tensor concatenated twice, a map of one channel that scales all, and convolutions of one channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.one, self.own = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 1, 1), nn.Conv2d(1, 1, 3, padding=1)
+        self.b, self.c = nn.Conv2d(12, 5, 1), nn.Conv2d(5, 4, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        x = x * torch.sigmoid(self.own(self.one(x)))
+        return self.c(torch.relu(self.b(torch.cat([x, x], 1)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("network", [OutOfOrder, Doubled])
+def test_the_graph_decides_what_goes_not_places_and_names_of_modules(network):
+    module = randomise(network())
+    before = copy.deepcopy(module.state_dict())
+    for seed in range(3):
+        check_agreement(module, INPUT, lambda s: draw_keep(s, torch.Generator().manual_seed(seed)))  # noqa: B023
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    spaces = NetworkGraph(trace(module), INPUT).spaces
+    widths = {space.name: space.width for space in spaces.all if space.frozen is None}
+    wanted = {"conv1": 8, "conv2": 8, "conv3": 6} if network is OutOfOrder else {"a": 6, "one": 1, "own": 1, "b": 5}
+    assert widths == wanted

@@ -64,6 +64,29 @@ def test_networks_are_pruned_by_their_norms_and_trained_on(images):
     assert sum("channels from random weights" in line for line in reporter.messages) == 3
 
 
+def test_the_test_images_are_read_once_for_each_network_when_all_are_trained(images, monkeypatch):
+    from decomp.pipelines.recipes import masked as recipe
+
+    file = images.removeprefix("npz:")
+    with np.load(file) as source:
+        pixels, labels = source["images"], source["labels"]
+    np.savez(file, x_train=pixels, y_train=labels, x_test=pixels[:20], y_test=labels[:20])
+    calls, fit, accuracy = [], recipe.fit, recipe.accuracy
+
+    def trained(*arguments, **options):
+        calls.append("fit")
+        return fit(*arguments, **options)
+
+    def measured(network, split, *arguments):
+        calls.append(len(split))
+        return accuracy(network, split, *arguments)
+
+    monkeypatch.setattr(recipe, "fit", trained)
+    monkeypatch.setattr(recipe, "accuracy", measured)
+    masked(images, networks=["mlp-fashion"], epochs=1)
+    assert calls == ["fit", 60, 60, 60, "fit", "fit", 20, 20, 20]
+
+
 def test_the_first_layer_keeps_its_largest_filters_and_the_next_looks_at_what_is_left(images):
     from decomp.pipelines.recipes import masked as recipe
 
