@@ -342,7 +342,8 @@ def test_importing_the_package_is_light_and_load_is_there():
     assert "torch" not in modules_after("import decomp")
     assert "torch" in modules_after("import decomp\nassert callable(decomp.load)")
     for name in decomp.__all__:
-        assert callable(getattr(decomp, name)) and name in dir(decomp)
+        assert (callable(getattr(decomp, name)) or name == "tasks") and name in dir(decomp)
+    assert callable(decomp.tasks.open)
 
 
 @pytest.mark.parametrize("name", ["setup", "tests", "benchmarks", "decomp", "decomp.errors"])

@@ -60,14 +60,21 @@ NETWORK_NAMES = tuple(network.name for network in reversed(NETWORKS))
 def existing(run: RunDirectory) -> list[RunNetwork]:
     """The networks that a run holds, in the order in which they are made.
 
-    A network whose source is not there is left out: it belongs to an earlier one.
+    A network whose source is not there is left out: it belongs to an earlier one. So is a fine-tuned network that is
+    the one before it, as no epoch improved it.
     """
     there: list[RunNetwork] = []
     for network in NETWORKS:
         source = not network.made_from or any(other.name in network.made_from for other in there)
-        if source and network.exists(run):
+        if source and network.exists(run) and not (network.name == "finetuned" and unimproved(run)):
             there.append(network)
     return there
+
+
+def unimproved(run: RunDirectory) -> bool:
+    """Whether a finished fine-tuning has no epoch that is better than the network before it."""
+    facts = (run.config("finetune") or {}).get("facts")
+    return isinstance(facts, dict) and facts.get("best_epoch") == 0
 
 
 def compressed(run: RunDirectory) -> RunNetwork | None:
@@ -79,6 +86,8 @@ def missing(run: RunDirectory) -> RunNetwork | None:
     """The network that the next stage of a run makes; None where it holds all. Without any, the decomposed one."""
     chosen, there = compressed(run), existing(run)
     for network in NETWORKS:
+        if network.name == "finetuned" and unimproved(run):
+            continue
         alternative = chosen is not None and network.made_from == chosen.made_from
         if network not in there and not alternative:
             return network
@@ -99,8 +108,9 @@ def find_network(run: RunDirectory, which: str | None = None) -> RunNetwork:
         check_choice("--which", which, NETWORK_NAMES)
     for name in NETWORK_NAMES:
         network = next(entry for entry in NETWORKS if entry.name == name)
-        if which in (None, name) and network.exists(run):
-            return network
+        if which == name or (which is None and not (name == "finetuned" and unimproved(run))):
+            if network.exists(run):
+                return network
     wanted = next((entry for entry in NETWORKS if entry.name == which), NETWORKS[0])
     rule = f"holds no {wanted.label} network yet" if which else "holds no network yet"
     raise FileError(run.path, rule, fix=f"run {wanted.stage} first")

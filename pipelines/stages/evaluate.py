@@ -41,7 +41,7 @@ from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import run_outputs
-from ..run.networks import compressed, existing, missing
+from ..run.networks import compressed, existing, missing, unimproved
 from ..run.record import library_versions
 
 KIND = "decomp report"
@@ -272,6 +272,8 @@ def _check_origin(run: RunDirectory) -> None:
 def _missing(run: RunDirectory) -> list[str]:
     if (network := missing(run)) is not None:
         return [f"no {network.label} network yet: run {network.stage} to add it to the table"]
+    if unimproved(run):
+        return ["fine-tuning improved no epoch, so there is no other network than the one before it"]
     if run.config("finetune") is None:
         return ["the fine-tuning is not finished: its best epoch so far is shown"]
     return []

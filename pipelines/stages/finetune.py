@@ -17,6 +17,7 @@ from ...data.formats.network_file import WITH_BATCHNORM, read_structure
 from ..console.options import FinetuneOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
+from ..console.words import counted
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
 from ..run.conditions import no_compressed_network, require_same_options
@@ -58,20 +59,24 @@ class FinetuneResult:
     def lines(self) -> list[str]:
         """Human-readable summary lines."""
         f, best = self.facts, self.run.finetune_dir / "best"
-        following = f"next: {command_line('evaluate', self.run.path)}"
         if self.done_before:
-            return [f"{best}: already fine-tuned with these options, nothing to do", following]
+            # Whatever was done after it: the true next command is one that status knows.
+            following = "status" if self.run.report_json.is_file() else "evaluate"
+            done = f"{best}: already fine-tuned with these options, nothing to do"
+            return [done, f"next: {command_line(following, self.run.path)}"]
 
         def shown(value: float) -> str:
             accuracy = f["metric"].endswith("accuracy")
             return short_share(value, f["n_validation"]) if accuracy else f"{value:.3g}"
 
-        change = f"{shown(f['before'])} before, {shown(f['after'])} after epoch {f['best_epoch']}"
-        lines = [f"{f['metric']} on {f['n_validation']:,} held-out images: {change}"]
+        first = f"{f['metric']} on {f['n_validation']:,} held-out images: {shown(f['before'])} before"
         if f["best_epoch"] == 0:
-            lines.append("no epoch improved the network, so the one before fine-tuning is kept as best")
-        lines.append(f"best network: {best}, last: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
-        return [*lines, following]
+            rule = f"{first}, and none of {counted(f['epochs'], 'epoch')} was better"
+            lines = [rule, f"the network before fine-tuning stays the best; {best} is the same one"]
+        else:
+            lines = [f"{first}, {shown(f['after'])} after epoch {f['best_epoch']}", f"best network: {best}"]
+        lines.append(f"last network: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
+        return [*lines, f"next: {command_line('evaluate', self.run.path)}"]
 
 
 def finetune(

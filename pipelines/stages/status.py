@@ -187,7 +187,8 @@ def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
         if isinstance(facts.get("before"), float) and isinstance(facts.get("after"), float):
             percent = str(facts.get("metric")).endswith("accuracy")
             before, after = (f"{100 * x:.1f} %" if percent else f"{x:.3g}" for x in (facts["before"], facts["after"]))
-            detail += f"; {facts.get('metric', 'score')} {before} before, {after} after"
+            then = "no epoch better" if facts.get("best_epoch") == 0 else f"{after} after"
+            detail += f"; {facts.get('metric', 'score')} {before} before, {then}"
         return StageStatus("finetune", DONE, detail)
     if stopped := _diverged(run):
         return StageStatus("finetune", PARTLY, stopped)

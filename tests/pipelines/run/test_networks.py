@@ -52,6 +52,16 @@ def test_a_pruned_network_stands_where_a_decomposed_one_would(run):
     assert compressed(run).name == "pruned" and missing(run) is None
 
 
+def test_a_fine_tuning_without_a_better_epoch_gives_no_network_of_its_own(run):
+    write(run, "original", "model", "finetune/best")
+    run.update_config("finetune", {"facts": {"best_epoch": 0}})
+    assert [network.name for network in existing(run)] == ["original", "decomposed"] and missing(run) is None
+    assert find_network(run).name == "decomposed" and find_network(run, "finetuned").name == "finetuned"
+    run.update_config("finetune", {"facts": {"best_epoch": 1}})
+    assert [network.name for network in existing(run)] == ["original", "decomposed", "finetuned"]
+    assert find_network(run).name == "finetuned"
+
+
 def test_the_next_network_is_the_one_that_is_made_from_the_last(run):
     write(run, "original", "pruned")
     assert missing(run).name == "finetuned"

@@ -14,8 +14,11 @@ from decomp.errors import FileError, NumericalError, UsageError
 from decomp.execution.output_change import kl_divergence
 from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run import images as run_images
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.networks import existing
 from decomp.pipelines.stages import finetune as stage
 from decomp.pipelines.stages.finetune import finetune
+from decomp.pipelines.stages.status import status
 from decomp.pipelines.training import epochs, loop, outputs
 from decomp.pipelines.training.hold_out import hold_out
 from tests.pipelines.small_runs import SHAPE, Watched, make_run, quiet
@@ -135,7 +138,10 @@ def test_a_fine_tuning_that_only_harms_keeps_the_network_as_it_was(run):
     assert result.facts["best_epoch"] == 0
     assert_same(weights(run.finetune_dir / "best"), network.state_dict())
     assert not torch.equal(weights(run.finetune_dir / "last")["7.weight"], network.state_dict()["7.weight"])
-    assert any("no epoch improved the network" in line for line in result.lines())
+    lines = result.lines()
+    assert lines[0].endswith("before, and none of 1 epoch was better") and "the same one" in lines[1]
+    assert next(s for s in status(run).stages if s.name == "finetune").detail.endswith("before, no epoch better")
+    assert [network.name for network in existing(RunDirectory.open(run))] == ["original", "decomposed"]
 
 
 def test_last_and_best_load_by_themselves_and_into_the_original_class(run):
