@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-    from decomp.pipelines import task_handle as tasks
+    from decomp.pipelines import task_handle as tasks  # noqa: F401
     from decomp.pipelines.api import (
         compare,
         compress,
