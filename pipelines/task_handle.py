@@ -17,7 +17,7 @@ from torch import fx
 from ..data.splits import ImageSource
 from .console.reporter import Reporter
 from .continual.compact import compact
-from .continual.results import AddedTask, ExportedTaskResult, TaskList, VerifyResult
+from .continual.results import AddedTask, ExportedTaskResult, TaskList, TaskReport, VerifyResult
 from .continual.store import TaskStore
 from .run.directory import RunDirectory
 from .stages import tasks as stage
@@ -70,6 +70,10 @@ class TaskRun:
     def verify(self) -> VerifyResult:
         """Compare every task with what was committed, to the last bit."""
         return stage.verify(self.run)
+
+    def report(self) -> TaskReport:
+        """Write the page of the run with its figures."""
+        return stage.report(self.run, reporter=Reporter.for_run(self.run, quiet=True))
 
     def export(
         self, name: str, formats: str | Sequence[str] = ("pt2", "state-dict"), out: str | os.PathLike[str] | None = None

@@ -167,3 +167,15 @@ def export(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
 
     directory, reporter = open_run(run, quiet)
     show(stage(directory, reporter=reporter, **options))
+
+
+@tasks.command()
+@shared_options("run")
+@shared_options("verbose", "common")
+def report(run: str, threads: int | None, quiet: bool) -> None:
+    """Write the report of the tasks: HTML, PNG and CSV."""
+    begin(threads)
+    from ..stages.tasks import report as stage
+
+    directory, reporter = open_run(run, quiet)
+    show(stage(directory, reporter=reporter))

@@ -188,6 +188,20 @@ class VerifyResult:
 
 
 @dataclass(frozen=True)
+class TaskReport:
+    """Files of a report: page, folder of the figures, names of these."""
+
+    html: str
+    folder: str
+    figures: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """Human-readable summary lines."""
+        yield f"report: {self.html}"
+        yield f"figures and numbers: {self.folder} ({', '.join(self.figures)})"
+
+
+@dataclass(frozen=True)
 class ExportedTaskResult:
     """Result of `export`: files, and sizes of the network with and without unused channels."""
 

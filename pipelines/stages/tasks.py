@@ -26,10 +26,11 @@ from ..continual.exports import export_task
 from ..continual.guard import Guard
 from ..continual.images import TaskImages, open_images, task_images
 from ..continual.phases import Learning
-from ..continual.results import AddedTask, ExportedTaskResult, TaskList, VerifyResult
+from ..continual.results import AddedTask, ExportedTaskResult, TaskList, TaskReport, VerifyResult
 from ..continual.store import STAGE, TaskStore
 from ..continual.verification import verify as verified
 from ..measure.devices import pick_device
+from ..reporting.task_page import write_task_report
 from ..run.directory import RunDirectory
 
 KIND = "decomp unfinished task"
@@ -147,6 +148,25 @@ def export(
         folder = Path(out) if out is not None else store.run.export_dir
         files, sizes = export_task(store, name, chosen, folder)
         return ExportedTaskResult(name, files, sizes)
+
+
+def report(run: str | os.PathLike[str] | RunDirectory, *, reporter: Reporter | None = None) -> TaskReport:
+    """Write the page of a run of tasks: accuracy matrix, owners, ladders, with their numbers.
+
+    Raises
+    ------
+    FileError
+        The run holds no tasks, or none is committed yet.
+    """
+    store, reporter = TaskStore.open(run), reporter or Reporter()
+    run = store.run
+    with run.lock(), reporter.stage("tasks report"):
+        matrix.measure(store, pick_device("cpu"))
+        found = TaskList.of(store)
+        if not found.tasks:
+            raise FileError(run.path, "no task is committed yet", fix="repeat the command of tasks add")
+        names = write_task_report(run.report_html, run.figures_dir, found.to_json(), run.figures_dir.name)
+        return TaskReport(str(run.report_html), str(run.figures_dir), names)
 
 
 # -- parts of `add` --------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def called(monkeypatch):
 
 
 def test_the_commands_are_listed_in_the_order_of_use():
-    assert group.list_commands(None) == ["add", "list", "verify", "export"]
+    assert group.list_commands(None) == ["add", "list", "verify", "export", "report"]
     assert decomp_command("tasks").out.index("tasks add") < decomp_command("tasks").out.index("tasks export")
 
 
