@@ -186,6 +186,21 @@ def _three_convolutions(width: int, dropout: float, name: str) -> Build:
     return _vgg((width, POOL, width, POOL, width, POOL), name, dropout)
 
 
+def _vgg_tasks(n_classes: int, input_shape: Shape) -> nn.Module:
+    """VGG-16 with an eighth of the channels; it pools where the map has two pixels or more in each direction."""
+    channels, height, width = input_shape
+    layers: list[nn.Module] = []
+    for size, count in ((8, 2), (16, 2), (32, 3), (64, 3), (64, 3)):
+        for _ in range(count):
+            layers += [nn.Conv2d(channels, size, 3, padding=1, bias=False), nn.BatchNorm2d(size), nn.ReLU()]
+            channels = size
+        if min(height, width) > 1:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+    hidden = [nn.Linear(channels * height * width, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 128), nn.ReLU()]
+    return _initialised(nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Dropout(0.5), nn.Linear(128, n_classes)))
+
+
 def _resnet20(n_classes: int, input_shape: Shape) -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     channels = 16
@@ -284,6 +299,7 @@ def _entries() -> dict[str, ZooEntry]:
         "convnet-fashion": ZooEntry(_convnet, **fashion, recipe=plain),
         "c3-32": ZooEntry(_three_convolutions(32, 0.0, "c3-32"), **fashion, recipe=steady),
         "c3-32-dropout": ZooEntry(_three_convolutions(32, 0.5, "c3-32-dropout"), **fashion, recipe=steady),
+        "vgg-tasks": ZooEntry(_vgg_tasks, **fashion, recipe=plain),
         "vgg-digits": ZooEntry(
             _vgg((32, 32, POOL, 64, 64, POOL), "vgg-digits", 0.25),
             input_shape=(1, 8, 8),

@@ -78,6 +78,8 @@ def stopped_line(args: Sequence[str]) -> str:
 def _kept(command: str, args: Sequence[str]) -> str:
     if command == "train":
         return "the finished epochs" if _checkpoint(args).exists() else ""
+    if command == "tasks" or command == "demo" and "tasks" in args:
+        return _kept_of_tasks(args)
     if command == "demo" and "masked" in args:
         return ""
     path = _value(args, "--run") or ("runs/demo" if command == "demo" else None)
@@ -99,6 +101,14 @@ def _kept(command: str, args: Sequence[str]) -> str:
     except (DecompError, OSError):
         pass
     return ""
+
+
+def _kept_of_tasks(args: Sequence[str]) -> str:
+    run = RunDirectory(_value(args, "--run") or "runs/demo-tasks")
+    learned = len(list(run.tasks_dir.glob("[0-9][0-9][0-9]_*.safetensors")))
+    tasks = [counted(learned, "learned task")] if learned else []
+    begun = ["the finished epochs of the one begun"] if run.tasks_work.is_dir() else []
+    return " and ".join(tasks + begun)
 
 
 def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:

@@ -298,9 +298,10 @@ def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
 Examples:
   decomp demo
   decomp demo masked --data fashion-mnist
+  decomp demo tasks
 """
 )
-@click.argument("kind", type=Choice(("stages", "masked")), default="stages")
+@click.argument("kind", type=Choice(("stages", "masked", "tasks")), default="stages")
 @click.option("--run", default="runs/demo", show_default=True, metavar="DIR", help="Run directory for its files.")
 @click.option(
     "--data", metavar="NAME",
@@ -312,7 +313,7 @@ def demo(kind: str, run: str, data: str | None, threads: int | None, quiet: bool
 
     Nothing is downloaded. `demo masked` trains an MLP and a ConvNet instead, removes three quarters of their parameters
     by the norms of their filters, trains them on, and trains networks of the small size from random weights; it writes
-    nothing.
+    nothing. `demo tasks` learns five tasks of two digits each in one network.
     """
     if kind == "masked":
         if click.get_current_context().get_parameter_source("run") is not click.core.ParameterSource.DEFAULT:
@@ -322,8 +323,16 @@ def demo(kind: str, run: str, data: str | None, threads: int | None, quiet: bool
 
         show(masked(reporter=reporter_without_run(quiet), **given({"data": data})))
         return
+    if kind == "tasks" and data is None:
+        begin(threads)
+        from ..recipes.task_demo import task_demo
+
+        given_run = click.get_current_context().get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
+        directory, reporter = open_run(run if given_run else f"{run}-tasks", quiet)
+        show(task_demo(directory, reporter=reporter))
+        return
     if data is not None:
-        rule = "has no effect on the demo of all stages, which has its own images"
+        rule = "has no effect on this demo, which has its own images"
         raise UsageError("--data", rule, fix="leave it out, or write `demo masked`")
     begin(threads)
     from ..recipes.demo import demo as recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def _run(
         recipe = _with_picks(recipe, picks)
     identity = digest_json([learning.identity, name, parent, recipe.to_json()])
     if path.exists():
-        return _read(path, identity)
+        return _read(path, identity, tuple(start.owners))
     images, store = learning.images, learning.store
     network = store.family_at(start.width).build(start.width, images.n_classes)
     module = TaskModule(network, start, learning.number)
@@ -206,7 +206,7 @@ def _run(
     )  # fmt: skip
     _finish(learning, path, identity, training, module, best)
     checkpoint.unlink(missing_ok=True)
-    return _read(path, identity)
+    return _read(path, identity, module.layers)
 
 
 def _finish(learning: Learning, path: Path, identity: str, training: Training, module: TaskModule, best: bool) -> None:
@@ -226,14 +226,16 @@ def _finish(learning: Learning, path: Path, identity: str, training: Training, m
     write_groups(path, groups, facts, kind=KIND, format_version=VERSION)
 
 
-def _read(path: Path, identity: str) -> Phase:
+def _read(path: Path, identity: str, layers: Sequence[str]) -> Phase:
     fix = "add the task with --redo, which begins it again; committed tasks stay"
     groups, header, content = read_groups(path, kind=KIND, format_version=VERSION, fix=fix)
     if header.get("identity") != identity:
         raise FileError(path, "belongs to another attempt at this task", fix=fix)
-    state = TaskState(
-        header["width"], groups["weight"], groups["owner"], groups.get("pick", {}), groups.get("private", {})
-    )
+    weights, owners, picks = (
+        {layer: groups[group][layer] for layer in layers} if group in groups else {}
+        for group in ("weight", "owner", "pick")
+    )  # the file sorts them by name
+    state = TaskState(header["width"], weights, owners, picks, groups.get("private", {}))
     return Phase(state, header["validation"], header["training"], content)
 
 

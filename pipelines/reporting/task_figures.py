@@ -66,7 +66,9 @@ def accuracy_matrix(names: Sequence[str], rows: Sequence[Mapping[str, float | No
     low = float(known.min()) if known.size else 0.0
     low = max(0.0, min(low - 0.02, 0.9))
     shades = matplotlib.colors.LinearSegmentedColormap.from_list("shades", [PAPER, MIDDLE, DARK])
-    image = axes.pcolormesh(np.ma.masked_invalid(values), cmap=shades, vmin=low, vmax=1.0, edgecolors=PAPER, linewidth=1.5)
+    image = axes.pcolormesh(
+        np.ma.masked_invalid(values), cmap=shades, vmin=low, vmax=1.0, edgecolors=PAPER, linewidth=1.5
+    )
     axes.invert_yaxis()
     size = SMALL if n <= 10 and width >= WIDE or n <= 5 else 6
     for place in range(n):
@@ -83,7 +85,7 @@ def accuracy_matrix(names: Sequence[str], rows: Sequence[Mapping[str, float | No
     axes.tick_params(length=0)
     axes.set(xlabel="after learning", ylabel="accuracy of")
     bar = figure.colorbar(image, ax=axes, format=percent_tick, shrink=0.9)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -131,11 +133,11 @@ def ladder_curves(ladders: Mapping[str, Sequence[Mapping[str, float]]], width: f
         ends += y
     if ends:
         share_axis(axes, ends)
+        figure.legend(loc="outside upper left", ncols=4 if width >= WIDE else 2, handlelength=2.0, columnspacing=1.0)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(percent_tick)
     axes.set(xlabel="released share of the task's weights", ylabel="accuracy, held-out images")
-    figure.legend(loc="outside upper left", ncols=4 if width >= WIDE else 2, handlelength=2.0, columnspacing=1.0)
     return figure
 
 

@@ -20,10 +20,10 @@ TITLES = {
 }
 CAPTIONS = {
     "matrix": "Test accuracy in %. A row that does not change is a task that is not forgotten.",
-    "owners": "A weight belongs to the task that trained it; later tasks may pick it and do not change it. Free weights "
-    "are 0 and wait for the next task.",
-    "ladders": "Each mark is a rung of the ladder: that share of the task's own weights is released and the others have "
-    "recovered.",
+    "owners": "A weight belongs to the task that trained it; later tasks may pick it and do not change it. Free "
+    "weights are 0 and wait for the next task.",
+    "ladders": "Each mark is a rung of the ladder: that share of the task's own weights is released and the others "
+    "have recovered.",
 }
 
 
@@ -96,7 +96,7 @@ def _tasks(listed: Mapping[str, Any]) -> str:
         rows.append([
             task["name"], str(task["classes"]), f"{100 * task['goal']:.1f} %", task["status"],
             short_share(task["validation"], task["n_validation"]),
-            *(("–" if value is None else short_share(value, n_test)) for value in (task["at_commit"], task["now"], alone)),
+            *("–" if one is None else short_share(one, n_test) for one in (task["at_commit"], task["now"], alone)),
             f"{task['task_ratio']:.3f}", "–" if task["shared_ratio"] is None else f"{task['shared_ratio']:.2f}",
             f"{100 * task['released']:.0f} %", f"{task['width']:g}",
         ])  # fmt: skip
@@ -121,4 +121,7 @@ def _owners(names: Sequence[str], owners: Mapping[str, Mapping[int, float]]) -> 
 
 def _ladders(ladders: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Sequence[Any]]:
     header = ("target", "released", "validation", "training")
-    return [("task", *header), *((name, *(rung[k] for k in header)) for name, rungs in ladders.items() for rung in rungs)]
+    return [
+        ("task", *header),
+        *((name, *(rung[k] for k in header)) for name, rungs in ladders.items() for rung in rungs),
+    ]

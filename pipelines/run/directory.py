@@ -166,8 +166,14 @@ class RunDirectory:
         return self.layers_dir / f"{int(index):03d}_{safe_name(name)}.safetensors"
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str] | RunDirectory) -> RunDirectory:
+    def create(cls, path: str | os.PathLike[str] | RunDirectory, *, of_tasks: bool = False) -> RunDirectory:
         """Open the run directory at `path`, or make it.
+
+        Parameters
+        ----------
+        path : str, Path or RunDirectory
+        of_tasks : bool
+            Whether tasks are learned in it; such a run holds nothing else.
 
         Raises
         ------
@@ -176,7 +182,8 @@ class RunDirectory:
         """
         run = cls(path)
         if run.run_json.exists():
-            run.read_config()
+            if "tasks" in run.read_config()["stages"] and not of_tasks:
+                raise FileError(run.path, "holds tasks, beside which nothing else fits", fix="give another --run")
             return run
         run.check_free()
         run.write_config({"created": now(), "versions": {}, "stages": {}})

@@ -96,6 +96,9 @@ def status(run: str | os.PathLike[str] | RunDirectory, *, program: str = "decomp
     """
     run = RunDirectory.open(run)
     config = run.read_config()["stages"]
+    if "tasks" in config:
+        stages, following = _tasks(run, config["tasks"], program)
+        return StatusResult(str(run), stages, following, _files(run), run.current_owner())
     stages = [
         *_train(run, config.get("train")),
         _freeze(run, config.get("freeze")),
@@ -106,6 +109,23 @@ def status(run: str | os.PathLike[str] | RunDirectory, *, program: str = "decomp
         _export(run),
     ]
     return StatusResult(str(run), stages, _next(run, stages, program), _files(run), run.current_owner())
+
+
+def _tasks(run: RunDirectory, config: dict[str, Any], program: str) -> tuple[list[StageStatus], str]:
+    """The tasks of a run that learns tasks, and the next command."""
+    names = [path.stem.partition("_")[2] for path in sorted(run.tasks_dir.glob("[0-9][0-9][0-9]_*.safetensors"))]
+    place = shlex.quote(str(run))
+    asked = run.tasks_work / "asked.json"
+    stages = [StageStatus(f"task {name}", DONE) for name in names]
+    if asked.is_file():
+        options = read_json(asked, sealed=True).get("options", {})
+        if options.get("name") not in names:
+            stages.append(
+                StageStatus(f"task {options.get('name')}", PARTLY, "repeat its command of tasks add to go on")
+            )
+    model = config.get("asked", {}).get("model", "a network")
+    first = StageStatus("tasks", DONE if names else PARTLY, f"{len(names)} in {model}")
+    return [first, *stages], f"{program} tasks {'verify' if names else 'list'} --run {place}"
 
 
 def _train(run: RunDirectory, config: dict[str, Any] | None) -> list[StageStatus]:
@@ -285,6 +305,7 @@ def _files(run: RunDirectory) -> list[tuple[str, str]]:
         (run.report_json, "the table of evaluate"),
         (run.report_html, "the report; open it in a browser"),
         (run.export_dir, "the network for use without this package"),
+        (run.tasks_dir, "the tasks"),
         (run.log, "log of all steps"),
     ]
     return [(str(path), f"{what}{_size(path)}") for path, what in known if path.exists()]

@@ -86,7 +86,7 @@ def add(
     source = open_images(data, None if existing is None else existing.input_shape)
     images = task_images(source, base.seed, asked.classes)
     if existing is None:
-        RunDirectory.create(directory)
+        RunDirectory.create(directory, of_tasks=True)
     with directory.lock(), reporter.stage("tasks add"):
         grows = asked.max_width > 1
         store = existing or TaskStore.create(directory, base, source, images.n_classes, grows=grows)

@@ -87,6 +87,12 @@ def test_sizes_are_those_the_names_stand_for():
         (200, 200),
         (10, 200),
     ]
+    # The convolutions of VGG-16 with an eighth of the channels, and two hidden layers.
+    tasks = zoo.build("vgg-tasks")
+    assert [8 * layer.out_channels for layer in tasks if isinstance(layer, nn.Conv2d)] == [
+        64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512,
+    ]  # fmt: skip
+    assert [layer.out_features for layer in tasks if isinstance(layer, nn.Linear)] == [128, 128, 10]
     convnet = zoo.build("convnet-fashion")
     assert convnet[-1].in_features == 3136
     assert [layer.out_channels for layer in convnet if isinstance(layer, nn.Conv2d)] == [32, 64, 64]

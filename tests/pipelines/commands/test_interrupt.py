@@ -45,6 +45,17 @@ def test_the_masked_demo_keeps_nothing(run):
     assert kept("demo") == "the finished stages" and kept("demo masked --data digits") is None
 
 
+def test_tasks_that_are_learned_are_kept_with_the_epochs_of_the_next_one(run):
+    line = "tasks add --run r --name b"
+    assert kept(line) is None
+    run.tasks_work.mkdir(parents=True)
+    assert kept(line) == "the finished epochs of the one begun"
+    for number in (1, 2):
+        (run.tasks_dir / f"00{number}_a.safetensors").write_bytes(b"x")
+    assert kept(line) == "2 learned tasks and the finished epochs of the one begun"
+    assert kept("demo tasks") is None and kept("demo tasks --run r").startswith("2 learned tasks")
+
+
 def test_decompose_keeps_its_survey_its_plan_and_its_layers(run):
     line = "--debug decompose --run r --speedup 4x"
     assert kept(line) is None

@@ -189,6 +189,16 @@ def test_what_a_plan_contains_is_refused_beside_it(monkeypatch, option):
     assert result == Result(2, "", f"error: {fault}\n") and stage.calls == []
 
 
+def test_the_demo_of_tasks_has_a_run_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    tasks = Recorded(monkeypatch, "recipes.task_demo.task_demo")
+    assert decomp_command("demo", "tasks").out == f"{PRINTED}\n"
+    assert decomp_command("demo", "tasks", "--run", "r").code == 0
+    assert [str(arguments[0]) for arguments, _ in tasks.calls] == ["runs/demo-tasks", "r"]
+    result = decomp_command("demo", "tasks", "--data", "digits")
+    assert result.code == 2 and "--data: has no effect on this demo" in result.err
+
+
 def test_the_masked_demo_takes_images_and_no_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     stage, masked = Recorded(monkeypatch, STAGES["demo"]), Recorded(monkeypatch, "recipes.masked.masked")

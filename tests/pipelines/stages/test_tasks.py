@@ -249,6 +249,21 @@ def test_a_residual_network_learns_tasks_across_growth(place, tmp_path):
     assert torch.equal(before["noise"], scores_of(tmp_path / "run")["noise"])
 
 
+def test_other_stages_are_refused_in_a_run_of_tasks_and_status_tells_what_is_learned(place):
+    run = place[0] / "run"
+    refused = decomp_command("freeze", "--run", run, "--model", "zoo:vgg-digits", "--data", "digits")
+    assert refused.errors == [f"error: {run}: holds tasks, beside which nothing else fits; give another --run."]
+    shown = decomp_command("status", "--run", run).out
+    assert "task noise" in shown and "4 in " in shown and f"next: decomp tasks verify --run {run}" in shown
+
+
+def test_the_report_has_the_matrix_of_the_run(place):
+    result = tasks.report(place[0] / "after-heights")
+    table = (place[0] / "after-heights" / "report" / "matrix.csv").read_text().splitlines()
+    assert table[0] == "accuracy_of,after_sides,after_heights" and table[1].split(",")[1] == table[1].split(",")[2]
+    assert result.figures == ["matrix", "owners", "ladders"]
+
+
 def test_exported_files_hold_the_task_without_this_package(place, tmp_path):
     result = tasks.export(place[0] / "run", name="thirds", formats="pt2", out=tmp_path)
     program = torch.export.load(result.files[0].path).module()
