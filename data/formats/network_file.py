@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ from decomp.graph.serialise import build_graph, describe_graph, describe_module,
 from decomp.modules.copies import deep_copy
 from decomp.modules.layout import lay_out_like
 from decomp.modules.replace import set_module
+from decomp.modules.sized_chain import SizedChain
 
 from .atomic import commit_directory
 from .digests import digest_file
@@ -333,6 +335,8 @@ def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[st
                 raise FileError(path, f"does not fit the given model: {name} is no batch normalisation with parts")
         else:
             new = build_forward(spec, name)
+        if isinstance(old, nn.ConvTranspose2d) and isinstance(new, nn.Sequential):
+            new = SizedChain(OrderedDict(new.named_children()))  # forward may give it an output size
         if new is not None:
             set_module(whole, f"{part}.{name}" if part else name, lay_out_like(new, old))
     match_dtypes(module, state)

@@ -19,6 +19,7 @@ from decomp.errors import DecompError, FileError
 from decomp.graph.constructors import arguments_of, leaf_advice, require_same
 from decomp.graph.functions import ATTRIBUTES, full_name, function_of, name_of
 from decomp.modules.select import Select
+from decomp.modules.sized_chain import SizedChain
 
 OWN_MODULES = {"Select": Select}  # the only ones beside torch.nn that a file may name
 
@@ -40,7 +41,7 @@ def describe_module(module: nn.Module, path: str = "module") -> dict[str, Any]:
         For a class that is not of torch.nn, or an argument that is not plain data.
     """
     kind = type(module)
-    if kind is nn.Sequential:
+    if kind in (nn.Sequential, SizedChain):  # what is read back becomes the latter again where a forward needs it
         children = {
             name: describe_module(child, f"{path}.{name}")
             for name, child in module._modules.items()

@@ -13,6 +13,7 @@ from decomp.errors import TraceError
 from decomp.graph.computed_weights import fix_computed_weights
 from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
 from decomp.graph.functional_layers import functions_to_modules
+from decomp.graph.output_sizes import sizes_to_padding
 from decomp.graph.tracer import SizedTracer, source_place
 from decomp.graph.views import is_view, view_read_after
 from decomp.graph.ways_out import part_that_works, way_out
@@ -82,6 +83,8 @@ def trace(
     # Made again from what is left in the graph: modules and tensors whose results nobody uses stay behind.
     traced = fx.GraphModule(traced, graph)
     functional = functions_to_modules(traced, shape)
+    for path in sizes_to_padding(traced, shape) if shape is not None else []:
+        tracer.branches[f"output size of {path}"] = None
     held = dict(traced.named_modules())
     traced.meta.update(
         exchanged=[path for path in dict.fromkeys([*exchanged, *functional]) if path in held],

@@ -107,3 +107,27 @@ def test_a_branch_that_nobody_uses_is_told_where_the_class_computes_it(used, tmp
     # The stage says the same, for the command line.
     lines = decomp.decompose(place, speedup=1.2).lines()
     assert [line for line in lines if "whose result nobody uses" in line] == told
+
+
+class Decoder(nn.Module):
+    """A transposed convolution that is given its output size."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 12, 3, 2, 1), nn.ConvTranspose2d(12, 12, 3, 2, 1)
+        self.out = nn.Conv2d(12, 3, 1)
+
+    def forward(self, x):
+        return self.out(self.up(self.down(x).relu(), output_size=x.shape[2:]).relu())
+
+
+def test_a_chain_takes_the_place_of_a_transposed_convolution_with_an_output_size(tmp_path):
+    torch.manual_seed(0)
+    model, images = Decoder().eval(), torch.randn(40, 3, 10, 9)
+    network, report = decomp.compress(model, images, 1.3, steps=["spatial", "channel"], n_points=4, quiet=True)
+    assert type(network) is Decoder and isinstance(network.up, nn.Sequential) and report.notes == []
+    decomp.save(network, tmp_path / "saved")
+    with torch.no_grad():
+        wanted = network(images)
+        assert torch.equal(decomp.load(tmp_path / "saved", into=Decoder())(images), wanted)
+        torch.testing.assert_close(decomp.load(tmp_path / "saved")(images), wanted)
