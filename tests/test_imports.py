@@ -26,7 +26,7 @@ DECOMP_MAY_IMPORT = {
     "cost": {"modules", "problem", "runtimes", "allocation.interfaces", "allocation.plan"},
     "surgery": {"modules", "problem", "cost", "graph", "allocation.plan"},
     "execution": {"graph", "cost", "modules"},
-    "criteria": {"graph", "allocation.sizes"},
+    "criteria": {"graph", "modules", "allocation.sizes"},
     "schemes": {"criteria", "modules", "graph"},
 }
 ANYWHERE = {"errors", "seeds"}

@@ -22,6 +22,7 @@ from torch import fx, nn
 from decomp.graph import layer_rules, operations, reshape_rules, size_rules, tensor_rules
 from decomp.graph.channel_numbers import ChannelNumbers, Layout, Use
 from decomp.graph.union_find import IntArray
+from decomp.modules.select import Select
 
 _NO_SIZES = ("dtype", "device", "ndim", "is_cuda", "requires_grad")  # attributes that say nothing of channels
 _RESHAPES = ("view", "reshape", torch.flatten, "flatten", torch.reshape)
@@ -103,6 +104,8 @@ def _follow_module(channels: ChannelNumbers, node: fx.Node, module: nn.Module) -
         layer_rules.linear(channels, node, module, source)
     elif isinstance(module, operations.CARRIER_MODULES):
         layer_rules.carrier(channels, node, module, source)
+    elif isinstance(module, Select):
+        layer_rules.selection(channels, node, module, source)
     elif isinstance(module, nn.Flatten):
         reshape_rules.reshape(channels, node, source)
     elif operations.is_channelwise(node, module):

@@ -1,4 +1,4 @@
-"""Channel rules of modules that hold numbers per channel: convolution, linear layer, normalisation, PReLU."""
+"""Channel rules of modules that hold numbers per channel: convolution, linear layer, normalisation, selection."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from torch import fx, nn
 
 from decomp.graph.channel_numbers import ChannelNumbers, Layout, Use
+from decomp.modules.select import Select
 
 
 def convolution(
@@ -53,3 +54,13 @@ def carrier(
         channels.not_understood(node)
     else:
         channels.call(node, Use(str(node.target), "carrier", source.ids, source.ids, source.map_shape))
+
+
+def selection(channels: ChannelNumbers, node: fx.Node, module: Select, source: Layout) -> None:
+    """A copy of some channels, which can be fewer without the channels it copies; those must stay in their places."""
+    if len(source.ids) != module.in_channels:
+        channels.not_understood(node)
+        return
+    channels.freeze(source.ids, f"is read by the selection {node.target}")
+    writes = channels.numbers.add(module.out_channels)
+    channels.call(node, Use(str(node.target), "layer", source.ids, writes))

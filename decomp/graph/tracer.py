@@ -23,6 +23,7 @@ from decomp.graph.size_branches import SizeBranches
 from decomp.graph.value_checks import passing_answer
 from decomp.graph.views import is_view, view_read_after
 from decomp.modules.entries import with_entries
+from decomp.modules.select import Select
 
 # Functions that make a tensor of sizes. Torch does not dispatch `torch.zeros(n, 3)` on its arguments where these are
 # proxies, so that the names are exchanged while a network is traced.
@@ -329,7 +330,8 @@ class SizedTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as it is."""
-        return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
+        known = module_qualified_name in self.leaves or isinstance(m, Select)
+        return known or super().is_leaf_module(m, module_qualified_name)
 
 
 @contextmanager

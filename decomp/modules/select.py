@@ -30,6 +30,11 @@ class Select(nn.Module):
         module.index.copy_(keep)
         return module
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every channel is passed on, in its own place."""
+        return torch.equal(self.index.cpu(), torch.arange(self.in_channels))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.index_select(x, 1, self.index)
 

@@ -10,6 +10,7 @@ from torch import nn
 from decomp.errors import DecompError
 from decomp.modules.convolution import padding, pair
 from decomp.modules.replace import linear, with_parameters
+from decomp.modules.select import Select
 
 
 def narrow_layer(module: nn.Module, reads: torch.Tensor | None = None, writes: torch.Tensor | None = None) -> nn.Module:
@@ -17,7 +18,7 @@ def narrow_layer(module: nn.Module, reads: torch.Tensor | None = None, writes: t
 
     Parameters
     ----------
-    module : nn.Conv2d, nn.ConvTranspose2d, nn.Linear or nn.Sequential of such
+    module : nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Select or nn.Sequential of such
     reads, writes : torch.LongTensor, optional
         Ascending indices of input and output channels that stay, at least one each; None keeps all. Of a grouped
         convolution whole groups must stay.
@@ -45,6 +46,12 @@ def narrow_layer(module: nn.Module, reads: torch.Tensor | None = None, writes: t
         narrow = nn.Sequential(children)
         narrow.training = module.training
         return narrow
+    if isinstance(module, Select):
+        if reads is not None:
+            raise DecompError("Select", "the channels that it reads must stay")
+        assert writes is not None
+        index = module.index
+        return Select.of(_take(index, writes, 0), module.in_channels).to(index.device).train(module.training)
     if isinstance(module, nn.Linear):
         weight = _take(_take(module.weight, writes, 0), reads, 1)
         return linear(weight, _take_bias(module.bias, writes)).train(module.training)

@@ -1,4 +1,4 @@
-"""Options of ``train`` for training schemes."""
+"""Options of ``train`` for its schedule and for training schemes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from decomp.schemes.repr_settings import METHODS, NEXT_SLICES, ORDERS, SCALES, ReprSettings
 
-from ..console.options import TRAINING_SCHEMES, TrainOptions
+from ..console.options import TRAIN_SCHEDULES, TRAINING_SCHEMES, TrainOptions
 from .shared import Choice, Command, default_of, number
 
 
@@ -18,6 +18,19 @@ def _default(name: str) -> str:
 
 #: In the order of the help.
 OPTIONS: tuple[Any, ...] = (
+    click.option(
+        "--schedule", type=Choice(TRAIN_SCHEDULES),
+        help="Learning rate after the warm-up; milestones: a tenth after half and a hundredth after three quarters of "
+        "the epochs.  [default: the zoo's recipe, otherwise cosine]",
+    ),
+    number(
+        "--sparsity", least=0, kind=float, above=True,
+        help="Network slimming: weight of the sum of the absolute scale factors that prune --criterion bn-scale can "
+        "rank, such as 1e-4.  [default: none]",
+    ),
+    click.option(
+        "--proximal", is_flag=True, help="With --sparsity: a soft threshold after each step, which gives exact zeros."
+    ),
     click.option(
         "--scheme", type=Choice(TRAINING_SCHEMES), default=default_of(TrainOptions, "scheme"), show_default=True,
         help="repr: drop overlapping filters for some epochs and bring them back orthogonal.",

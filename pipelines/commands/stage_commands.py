@@ -254,6 +254,7 @@ def finetune(run: str, threads: int | None, quiet: bool, **options: Any) -> None
 Examples:
   decomp train --model zoo:vgg-fashion --data fashion-mnist --out vgg.safetensors
   decomp train --model zoo:vgg-fashion --data fashion-mnist --run runs/vgg
+  decomp train --model zoo:vgg-fashion --data fashion-mnist --run runs/slim --sparsity 1e-3
   decomp train --model zoo:c3-32 --run runs/repr --scheme repr --s1 20 --s2 10 --drop 0.3 --epochs 100
 """
 )
@@ -274,10 +275,6 @@ Examples:
     help="Highest learning rate.  [default: the zoo's recipe, otherwise 0.05]",
 )  # fmt: skip
 @number("--batch-size", help="Images per batch.  [default: the zoo's recipe, otherwise 128]")
-@click.option(
-    "--schedule", type=Choice(SCHEDULES),
-    help="Learning rate after the warm-up.  [default: the zoo's recipe, otherwise cosine]",
-)  # fmt: skip
 @scheme_options
 @shared_options("redo", "seed", "device", "verbose", "common")
 def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:

@@ -24,6 +24,7 @@ from . import parse
 LAYOUTS = ("contiguous", "channels-last")
 FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
 SCHEDULES = ("cosine", "constant")
+TRAIN_SCHEDULES = (*SCHEDULES, "milestones")
 LABELS = ("train", "none")
 OUTPUTS = ("scores", "values")
 #: Values that a new task finds in weights that earlier tasks have released.
@@ -274,7 +275,9 @@ class TrainOptions(StageOptions):
     learning_rate: float | None = _checked(parse.number("--lr", float, 0, above=True), None, optional=True)
     batch_size: int | None = _checked(parse.number("--batch-size", int, 1), None, optional=True)
     seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
-    schedule: str | None = _checked(parse.choice("--schedule", SCHEDULES), None, optional=True)
+    schedule: str | None = _checked(parse.choice("--schedule", TRAIN_SCHEDULES), None, optional=True)
+    sparsity: float | None = _checked(parse.number("--sparsity", float, 0, above=True), None, optional=True)
+    proximal: bool = _flag("--proximal", False)
     scheme: str = _checked(parse.choice("--scheme", TRAINING_SCHEMES), "standard")
     s1: int | None = _checked(parse.number("--s1", int, 1), None, optional=True)
     s2: int | None = _checked(parse.number("--s2", int, 1), None, optional=True)
@@ -290,6 +293,11 @@ class TrainOptions(StageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.proximal and self.sparsity is None:
+            raise UsageError("--proximal", "is a way to apply a sparsity", got="none", fix="give --sparsity 1e-4")
+        if self.sparsity is not None and self.scheme != "standard":
+            rule = "is a training of its own"
+            raise UsageError("--sparsity", rule, got=f"the scheme {self.scheme} beside it", fix="leave one of them out")
         if self.scheme != "repr":
             for name, option in REPR_OPTIONS.items():
                 if getattr(self, name) is not None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from decomp import seeds
 from decomp.errors import UsageError
 from decomp.schemes.repr_training import RePr
+from decomp.schemes.sparsity import ScalePenalty, start_scales
 
 from ...data import weights, zoo
 from ...data.formats.atomic import commit
@@ -40,6 +41,7 @@ from ..training.hooks import Hooks
 from ..training.loop import Training, copy_state, fit
 from ..training.recipe import Recipe
 from ..training.repr_hooks import ReprHooks, make_scheme
+from ..training.sparse import NEAR_ZERO, SparseTraining
 from ..training.train_outputs import EVENTS, TrainingFiles
 from ..training.training_record import (
     KIND,
@@ -73,6 +75,9 @@ class TrainingResult:
         if best := self.record.get("best"):
             shares = [f"{short_share(best[key], self.record['images'][key])} {key}" for key in best if key != "epoch"]
             yield f"best on the validation images, after epoch {best['epoch']}: {', '.join(shares)}"
+        if found := self.record.get("scale_factors"):
+            zero = f", {found['zero']:,} of them 0" if found["zero"] else ""
+            yield f"scale factors below {NEAR_ZERO:g}: {found['near_zero']:,} of {found['channels']:,}{zero}"
         yield f"weights: {self.weights} ({self.weights.stat().st_size / 2**20:.2f} MiB)"
         if self.run is not None:
             yield f"next: {command_line('freeze', self.run)}"
@@ -85,11 +90,11 @@ class TrainingResult:
 def train(
     model: str, *, data: str | None = None, out: str | os.PathLike[str] | None = None,
     run: str | os.PathLike[str] | None = None, epochs: int | None = None, learning_rate: float | None = None,
-    batch_size: int | None = None, schedule: str | None = None, scheme: str = "standard", s1: int | None = None,
-    s2: int | None = None, drop: float | None = None, cycles: int | None = None, min_keep: float | None = None,
-    first: bool | None = None, coupled: bool | None = None, order: str | None = None, method: str | None = None,
-    scale: str | None = None, next_slice: str | None = None, seed: int = 0, redo: bool = False, device: str = "auto",
-    reporter: Reporter | None = None,
+    batch_size: int | None = None, schedule: str | None = None, sparsity: float | None = None, proximal: bool = False,
+    scheme: str = "standard", s1: int | None = None, s2: int | None = None, drop: float | None = None,
+    cycles: int | None = None, min_keep: float | None = None, first: bool | None = None, coupled: bool | None = None,
+    order: str | None = None, method: str | None = None, scale: str | None = None, next_slice: str | None = None,
+    seed: int = 0, redo: bool = False, device: str = "auto", reporter: Reporter | None = None,
 ) -> TrainingResult:  # fmt: skip
     """Train a network from random weights and write them with a record of how.
 
@@ -109,7 +114,13 @@ def train(
     run : path or RunDirectory, optional
         A run directory, created where it does not exist; its next stages take network, weights and images from here.
     epochs, learning_rate, batch_size, schedule : optional
-        Those of the zoo's recipe (or 20, 0.05, 128, 'cosine') where not given.
+        Those of the zoo's recipe (or 20, 0.05, 128, 'cosine') where not given. The schedule 'milestones' lowers the
+        rate to a tenth after half and after three quarters of the epochs (He et al. 2016, section 4.2).
+    sparsity : float, optional
+        λ of network slimming: λ·Σ|γ| is added to the loss, over the scale factors γ of batch normalisations by which
+        channels can be removed (:mod:`decomp.schemes.sparsity`). All γ start at 0.5.
+    proximal : bool
+        With `sparsity`: a soft threshold after each step in place of a gradient, which gives zeros.
     scheme : {'standard', 'repr'}
         'repr': filters that overlap most are dropped for some epochs and come back orthogonal to the others, with the
         settings of :class:`decomp.schemes.repr_settings.ReprSettings`. 'standard' takes exactly as many steps.
@@ -140,8 +151,8 @@ def train(
     reporter = reporter or Reporter()
     asked = TrainOptions(
         model=model, data=data, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
-        schedule=schedule, scheme=scheme, s1=s1, s2=s2, drop=drop, cycles=cycles, min_keep=min_keep, first=first,
-        coupled=coupled, order=order, method=method, scale=scale, next_slice=next_slice,
+        schedule=schedule, sparsity=sparsity, proximal=proximal, scheme=scheme, s1=s1, s2=s2, drop=drop, cycles=cycles,
+        min_keep=min_keep, first=first, coupled=coupled, order=order, method=method, scale=scale, next_slice=next_slice,
     )  # fmt: skip
     name, options, recipe = _completed(asked)
     if run is not None:
@@ -187,7 +198,7 @@ def _train_in_run(
             shutil.rmtree(place.weights.parent, ignore_errors=True)
         place.weights.parent.mkdir(exist_ok=True)
         result = _train(place, options, recipe, opened, chosen, reporter)
-        facts = {"accuracy": result.record["accuracy"], "images": result.record["images"]}
+        facts = {key: result.record[key] for key in ("accuracy", "images", "scale_factors") if key in result.record}
         run.update_config("train", {"asked": options.to_json(), "weights": result.record["sha256"], "facts": facts})
         place.checkpoint.unlink(missing_ok=True)
         return result
@@ -216,6 +227,7 @@ def _train(
     more: dict[str, Any] = {"steps": recipe.epochs * max(1, n_images["train"] // recipe.batch_size)}
     more |= {} if training.best_state is None else {"best": _measure_best(training, source, device)}
     more |= {} if scheme is None else {"scheme": scheme.record()}
+    more |= {} if opened.sparse is None else {"scale_factors": opened.sparse.facts()}
     record = write_record(place, options, recipe, accuracies, n_images, training, more)
     return TrainingResult(place.weights, record, run=place.run)
 
@@ -261,16 +273,23 @@ def _completed(options: TrainOptions) -> tuple[str, TrainOptions, Recipe]:
     options = replace(options, data=data, **{name: values[name] for name in DEFAULTS})
     if (settings := options.repr_settings()) is not None:
         options = replace(options, **{name: getattr(settings, name) for name in REPR_OPTIONS})
+    if options.schedule == "milestones":
+        half, epochs = values["epochs"] // 2, values["epochs"]
+        values["milestones"] = (half, max(half + 1, 3 * epochs // 4))
+        if epochs < 3:
+            fix = "give more epochs or --schedule cosine"
+            raise UsageError("--schedule", "milestones need at least 3 epochs", got=epochs, fix=fix)
     return name, options, Recipe(**values, seed=options.seed)
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """Images, a network for them, and the scheme of its training where that changes the network."""
+    """Images, a network for them, and what is done to the network while it is trained, where something is."""
 
     source: ImageSource
     module: nn.Module
     scheme: RePr | None
+    sparse: SparseTraining | None
 
 
 def _open(options: TrainOptions) -> _Opened:
@@ -293,7 +312,11 @@ def _open(options: TrainOptions) -> _Opened:
     settings, scheme = options.repr_settings(), None
     if settings is not None:
         scheme = make_scheme(loaded.module, source.input_shape, settings, REPR_OPTIONS)
-    return _Opened(source, loaded.module, scheme)
+    sparse = None
+    if options.sparsity is not None:
+        start_scales(loaded.module)
+        sparse = SparseTraining(ScalePenalty(loaded.module, source.input_shape, options.sparsity), options.proximal)
+    return _Opened(source, loaded.module, scheme, sparse)
 
 
 def _fit(
@@ -311,6 +334,9 @@ def _fit(
 
     scheme = None if opened.scheme is None else ReprHooks(opened.scheme, measure, len(held_out), reporter)
     files = None if place.run is None else _files(place, scheme)
+    sparse = opened.sparse
+    if sparse is not None:
+        sparse.announce(recipe, len(trained_on), reporter)
     training = fit(
         opened.module,
         recipe,
@@ -326,6 +352,7 @@ def _fit(
         identity=identity(options),
         hooks=[
             *([] if scheme is None else [Hooks.of(scheme, options.scheme)]),
+            *([] if sparse is None else [sparse.hooks()]),
             *([] if files is None else [Hooks(after_save=files)]),
         ],
         device=device,

@@ -53,6 +53,8 @@ def identity(options: TrainOptions) -> dict[str, Any]:
     values: dict[str, Any] = {"model": options.model, "data": options.data, "label_smoothing": LABEL_SMOOTHING}
     if (settings := options.repr_settings()) is not None:
         values["scheme"] = {"name": options.scheme, **settings.to_json()}
+    if options.sparsity is not None:
+        values |= {"sparsity": options.sparsity, "proximal": options.proximal}
     return values
 
 
@@ -83,6 +85,8 @@ def write_record(
     flags |= {"batch_size": "--batch-size", "seed": "--seed"}
     given = [f"{flag} {getattr(options, name)}" for name, flag in flags.items()]
     given += [] if options.schedule is None else [f"--schedule {options.schedule}"]
+    given += [] if options.sparsity is None else [f"--sparsity {options.sparsity:g}"]
+    given += ["--proximal"] if options.proximal else []
     given += [f"--scheme {options.scheme}"] if options.scheme != "standard" else []
     for name, flag in REPR_OPTIONS.items():
         if (value := getattr(options, name)) not in (None, False):

@@ -1,6 +1,9 @@
 import pytest
+import torch
 from channel_maps import follow, map_of
 from torch import nn
+
+from decomp.modules.select import Select
 
 ALL = [0, 1, 2, 3]
 
@@ -52,6 +55,14 @@ def test_a_module_called_twice_unites_what_it_reads_and_what_it_writes():
     assert found.roots[first.writes].tolist() == found.roots[second.writes].tolist()
     assert found.roots[between.writes].tolist() == found.roots[first.reads].tolist()
     assert [words for words, _ in found.events] == ["shared is called several times"]
+
+
+def test_a_selection_copies_channels_that_must_stay():
+    found = follow(Select.of(torch.tensor([3, 1]), 4))
+    assert found.reads == [None, None] and found.united == ALL
+    assert set(found.frozen) == {"is read by the selection body"}
+    use = uses(Select.of(torch.tensor([3, 1]), 4))["body"]
+    assert use.role == "layer" and len(use.writes) == 2
 
 
 class OwnConv(nn.Conv2d):

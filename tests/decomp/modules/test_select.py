@@ -23,3 +23,8 @@ def test_the_selection_can_be_traced_and_loaded():
     again.load_state_dict(network.get_submodule("0").state_dict())
     x = torch.randn(2, 5, 3, 3)
     assert torch.equal(again(x), network(x)) and torch.equal(again(x), x[:, [1, 3]])
+
+
+def test_a_selection_of_all_channels_in_their_order_keeps_all():
+    assert Select(4, 4).keeps_all
+    assert not Select(5, 4).keeps_all and not Select.of(torch.tensor([1, 0, 2]), 3).keeps_all

@@ -6,6 +6,7 @@ from networks import randomise
 from torch import nn
 
 from decomp.errors import DecompError
+from decomp.modules.select import Select
 from decomp.surgery.narrow_module import narrow_carrier, narrow_layer
 
 
@@ -103,3 +104,11 @@ def test_parts_of_groups_are_refused():
 def test_groups_that_are_read_and_written_must_be_the_same():
     with pytest.raises(DecompError, match="whole groups of 2 to 2 channels must stay"):
         narrow_layer(nn.Conv2d(4, 4, 1, groups=2), torch.tensor([0, 1]), torch.tensor([2, 3]))
+
+
+def test_a_narrowed_selection_passes_some_of_its_channels_on():
+    select, x = Select.of(torch.tensor([1, 3, 4]), 6), images((6, 2, 2))
+    small = narrow_layer(select, writes=torch.tensor([0, 2]))
+    assert torch.equal(small(x), x[:, [1, 4]]) and small.in_channels == 6
+    with pytest.raises(DecompError, match="channels that it reads must stay"):
+        narrow_layer(select, torch.tensor([0]), torch.tensor([0]))

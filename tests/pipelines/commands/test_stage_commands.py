@@ -53,11 +53,12 @@ FULL = {
     "train": (
         "--model zoo:a --data digits --out w.safetensors --run r --epochs 3 --lr 0.25 --batch-size 6 --redo --seed 8 "
         "--device cpu --schedule constant --scheme repr --s1 2 --s2 1 --drop 0.4 --cycles 5 --min-keep 0.2 --first "
-        "--coupled --order random --reinit qr --scale clip --next keep",
+        "--coupled --order random --reinit qr --scale clip --next keep --sparsity 0.01 --proximal",
         ("zoo:a",),
         {
             "data": "digits", "out": "w.safetensors", "run": "r", "epochs": 3, "learning_rate": 0.25, "batch_size": 6,
-            "redo": True, "seed": 8, "device": "cpu", "schedule": "constant", "scheme": "repr", "s1": 2, "s2": 1,
+            "redo": True, "seed": 8, "device": "cpu", "schedule": "constant", "sparsity": 0.01, "proximal": True,
+            "scheme": "repr", "s1": 2, "s2": 1,
             "drop": 0.4, "cycles": 5, "min_keep": 0.2, "first": True, "coupled": True, "order": "random",
             "method": "qr", "scale": "clip", "next_slice": "keep",
         },

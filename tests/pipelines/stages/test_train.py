@@ -214,6 +214,36 @@ def test_a_run_and_a_file_are_not_both_trained_into_and_redo_needs_a_run(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+# -- network slimming ---------------------------------------------------------------------------------------------
+
+
+def test_sparse_training_lowers_scale_factors_from_a_half_and_counts_them(tmp_path):
+    result = in_run(tmp_path / "run", sparsity=0.3, proximal=True)
+    weights = load_file(result.weights)
+    values = torch.cat([weights[f"{i}.weight"].abs() for i in (1, 4, 8, 11)])
+    facts = RunDirectory(tmp_path / "run").config("train")["facts"]["scale_factors"]
+    assert facts == {"channels": 192, "near_zero": int((values < 0.01).sum()), "zero": int((values == 0).sum())}
+    assert facts["zero"] > 20 and values.max() < 0.9
+    assert f"scale factors below 0.01: {facts['near_zero']} of 192, {facts['zero']} of them 0" in list(result.lines())
+    assert " --sparsity 0.3 --run " in result.record["command"].replace(" --proximal", "")
+    with pytest.raises(UsageError, match="was trained with sparsity = 0.3, proximal = True, got sparsity = None"):
+        in_run(tmp_path / "run")
+
+
+def test_milestones_lower_the_rate_after_half_and_three_quarters_of_the_epochs(tmp_path, monkeypatch):
+    recipes = []
+    monkeypatch.setattr(stage, "_fit", lambda module, recipe, *rest: recipes.append(recipe) or 1 / 0)
+    for epochs in (160, 3):
+        with pytest.raises(ZeroDivisionError):
+            short(tmp_path / "a.safetensors", epochs=epochs, schedule="milestones")
+    assert [recipe.milestones for recipe in recipes] == [(80, 120), (1, 2)]
+    assert recipes[0].gamma == 0.1 and recipes[0].schedule == "milestones"
+    with pytest.raises(UsageError, match="--schedule: milestones need at least 3 epochs, got 2"):
+        short(tmp_path / "a.safetensors", schedule="milestones")
+    with pytest.raises(UsageError, match="--proximal: is a way to apply a sparsity, got none; give --sparsity 1e-4"):
+        short(tmp_path / "a.safetensors", proximal=True)
+
+
 def test_a_mistake_is_one_line_that_names_the_option(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="must end in .safetensors"):
         short(tmp_path / "net.pt")
