@@ -35,6 +35,7 @@ from torch import Tensor, fx, nn
 from decomp.errors import DecompError, FileError
 from decomp.execution.outputs import difference
 from decomp.graph import foreign_batchnorm
+from decomp.graph.autocast import without_autocast
 from decomp.graph.computed_weights import fix_computed_weights
 from decomp.graph.forwards import FORWARD, build_forward
 from decomp.graph.serialise import build_graph, describe_graph, describe_module, match_dtypes
@@ -300,7 +301,7 @@ def in_original_class(path: str | os.PathLike[str], original: nn.Module) -> tupl
         network = load(path, into=original)
         alone = load(path, leaves_of=original.get_submodule(part) if part else original)
         x = torch.randn(2, *structure["input_shape"], generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast():
             off = difference(alone(x), (network.get_submodule(part) if part else network)(x))
     except DecompError as error:
         return None, f"{error.rule}" if error.thing == str(path) else str(error).rstrip(".")

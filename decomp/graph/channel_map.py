@@ -22,6 +22,7 @@ from torch import fx, nn
 from decomp.graph import layer_rules, operations, reshape_rules, size_rules, tensor_rules
 from decomp.graph.channel_numbers import ChannelNumbers, Layout, Use
 from decomp.graph.union_find import IntArray
+from decomp.graph.weight_reads import unchangeable
 from decomp.modules.select import Select
 
 _NO_SIZES = ("dtype", "device", "ndim", "is_cuda", "requires_grad")  # attributes that say nothing of channels
@@ -68,9 +69,13 @@ def map_channels(module: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...
     -------
     ChannelMap
     """
-    channels, modules = ChannelNumbers(shapes), dict(module.named_modules())
+    channels, modules, fixed = ChannelNumbers(shapes), dict(module.named_modules()), unchangeable(module)
     for node in module.graph.nodes:
         _follow(channels, node, modules)
+        if node.op == "call_module" and node.target in fixed:
+            for value in (*node.all_input_nodes, node):
+                for layout in channels.all_layouts(value):
+                    channels.freeze(layout.ids, f"goes through {node.target}, which stays as it is")
     roots = channels.numbers.representatives()
     # The first reason in the order of the graph stands for the whole set: united channels share it.
     reasons: dict[int, str] = {}

@@ -41,7 +41,7 @@ _NO_CONSTANT = re.compile(
 
 
 def functions_to_modules(
-    network: fx.GraphModule, shape: Sequence[int] | None = None
+    network: fx.GraphModule, shape: Sequence[int] | None = None, origin: nn.Module | None = None
 ) -> dict[str, dict[str, Any] | None]:
     """Exchange functional layers with constant weights for modules, in place.
 
@@ -51,11 +51,13 @@ def functions_to_modules(
     Parameters
     ----------
     network : torch.fx.GraphModule
-        In evaluation mode. Where its nodes do not say which module calls them, as in exported programs, the path is
-        that of the weight.
+        In evaluation mode.
     shape : sequence of int, optional
         (C, H, W) of the images. Without it, linear layers stay functions, and so do normalisations that do not follow
         a convolution: on how many axes they work is not known.
+    origin : torch.nn.Module, optional
+        From which the network was traced. Without one, or where it is a graph of calls itself, as exported programs
+        are, nodes need not say which module calls them: the module is then put at the path of the weight.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def functions_to_modules(
     candidates = [n for n in network.graph.nodes if n.op == "call_function" and n.target in _FUNCTIONS]
     if not candidates:
         return {}
-    found = _Candidates(network, _axes(network, shape) if shape is not None else {})
+    found = _Candidates(network, _axes(network, shape) if shape is not None else {}, origin)
     for node in candidates:
         found.add(node)
     for node, (module, source) in found.modules.items():
@@ -95,8 +97,10 @@ class _Candidates:
         Paths of the modules whose forward has been changed.
     """
 
-    def __init__(self, network: fx.GraphModule, axes: Mapping[fx.Node, int]):
-        self.network, self.axes = network, axes
+    def __init__(self, network: fx.GraphModule, axes: Mapping[fx.Node, int], origin: nn.Module | None):
+        self.network, self.axes, self.flat = network, axes, origin is None or isinstance(origin, fx.GraphModule)
+        modules = {} if origin is None else dict(origin.named_modules())
+        self.origin = {path: module for path, module in modules.items() if type(module) in _CLASSES}
         self.constants = _constant_nodes(network)
         self.modules: dict[fx.Node, tuple[nn.Module, fx.Node]] = {}
         self.owners: dict[str, None] = {}
@@ -180,7 +184,7 @@ class _Candidates:
 
     def _path(self, node: fx.Node, module: nn.Module) -> str:
         """Where to put a module; one that was made for another call with the same weights serves again."""
-        owner, alone = self._owner(node)
+        owner, alone = self._owner(node, module)
         for path in self._paths:
             if owner in (path, path.rpartition(".")[0]) and _same(self.network.get_submodule(path), module):
                 return path
@@ -196,16 +200,27 @@ class _Candidates:
         self.owners[owner] = None
         return path
 
-    def _owner(self, node: fx.Node) -> tuple[str, bool]:
+    def _owner(self, node: fx.Node, module: nn.Module) -> tuple[str, bool]:
         """Path of the module whose forward calls a function, and whether the call is all it does."""
         stack, weight = module_stack(node), self._weights[node]
-        if not stack and "nn_module_stack" not in node.meta and weight is not None and weight.op == "get_attr":
-            path = str(weight.target).rpartition(".")[0]
-            return path, bool(path)
+        held = str(weight.target).rpartition(".")[0] if weight is not None and weight.op == "get_attr" else ""
+        if held and repr(self.origin.get(held)) == repr(module) and self._holds_only(held, node):
+            return held, True  # `layer.forward(x)`
+        if not stack and self.flat and weight is not None and weight.op == "get_attr":
+            return held, bool(held) and self._holds_only(held, node)
         if not stack:
             return "", False
         others = [n for n in self.network.graph.nodes if stack[-1] in module_stack(n) and n not in self.constants]
         return stack[-1], all(n.target is node.target for n in others) and _FUNCTIONS[node.target] != "norm"
+
+    def _holds_only(self, path: str, node: fx.Node) -> bool:
+        """Whether the module at a path holds nothing but the tensors of one layer, for all its calls."""
+        nodes = [n for n in self.network.graph.nodes if n.op in ("get_attr", "call_module")]
+        held = [n for n in nodes if str(n.target) == path or str(n.target).startswith(f"{path}.")]
+        calls = {user for n in held for user in n.users}
+        same = (user in self.modules and repr(self.modules[user][0]) == repr(self.modules[node][0]) for user in calls)
+        tensors = {(self._weights.get(user), *(n for n in held if user in n.users)) for user in calls}
+        return all(n.op == "get_attr" for n in held) and all(same) and len(tensors) == 1
 
 
 def _axes(network: fx.GraphModule, shape: Sequence[int]) -> dict[fx.Node, int]:

@@ -25,6 +25,7 @@ from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.folded_maps import MapsOfCall, find_maps
 from decomp.graph.layer import InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
+from decomp.graph.weight_reads import unchangeable
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, pair
 
 MOST_MAPS = 64  # maps for each image in one call, each with positions and responses of its own
@@ -143,7 +144,7 @@ class NetworkGraph:
 
     def _find_layers(self) -> list[Layer]:
         """All convolution and linear layers, judged by themselves: not yet by whom they read and by their size."""
-        layers: list[Layer] = []
+        layers, fixed = list[Layer](), unchangeable(self.module)
         for path, calls in self._calls.items():
             node, module = calls[0], self._modules[path]
             activations = {self._activation_after(call) for call in calls}
@@ -172,6 +173,8 @@ class NetworkGraph:
                 )
             if any(len(call.args) > 1 or call.kwargs for call in calls):
                 layer = _without(layer, every_step("forward gives it more than its input, such as an output size"))
+            if path in fixed:
+                layer = _without(layer, every_step(fixed[path]))
             layers.append(layer)
         return layers
 

@@ -245,6 +245,7 @@ def build_graph(
     _check_state(module, state, path)
     match_dtypes(module, state)
     module.load_state_dict(state)
+    module.meta["leaves"] = [name for name, spec in description["modules"].items() if spec["type"] == "leaf"]
     return module.eval()
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import operator
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -17,22 +18,16 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
-from torch.nn.utils import rnn
 
-from decomp.graph.size_branches import SizeBranches
+from decomp.graph.autocast import without_autocast
+from decomp.graph.changes_in_place import OPERATORS, Call, Changes, without_change
+from decomp.graph.exchanged_names import SEQUENCES, names_exchanged, proxies_in
+from decomp.graph.object_forwards import has_own_forward
+from decomp.graph.size_branches import SIZE_METHODS, SizeBranches
 from decomp.graph.value_checks import passing_answer
-from decomp.graph.views import is_view, view_read_after
+from decomp.graph.views import is_number
 from decomp.modules.entries import with_entries
 from decomp.modules.select import Select
-
-# Functions that make a tensor of sizes. Torch does not dispatch `torch.zeros(n, 3)` on its arguments where these are
-# proxies, so that the names are exchanged while a network is traced.
-FACTORIES = (
-    "arange", "eye", "empty", "full", "linspace", "logspace", "ones", "rand", "randn", "tensor", "tril_indices",
-    "triu_indices", "zeros",
-)  # fmt: skip
-# Functions that take no proxies, and become calls of the graph wherever a forward has their names from.
-SEQUENCES = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence, rnn.pad_sequence)
 
 
 class SizedProxy(fx.Proxy):
@@ -40,16 +35,27 @@ class SizedProxy(fx.Proxy):
 
     tracer: SizedTracer
 
-    def __getattr__(self, name: str) -> Attribute:
+    def __getattr__(self, name: str) -> Any:
         # numpy asks for these, and for `prod` of a size, and takes whatever it gets.
         if name.startswith("__array") or str(sys._getframe(1).f_globals.get("__name__")).startswith("numpy."):
             raise AttributeError(name)
+        if name == "data":  # the same without gradients
+            return self if self.weight is not None else self.tracer.create_proxy("call_method", "detach", (self,), {})
+        if name in ("shape", "ndim") and self.weight is not None:
+            return getattr(self.weight, name)
         return SizedAttribute(self, name)
+
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """The weight that the proxy stands for: its sizes are constants, whatever becomes of its layer."""
+        return None if self.node.op != "get_attr" else self.tracer.tensor(str(self.node.target))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.set_entries(self, index, value)
 
     def __len__(self) -> int:
+        if self.weight is not None:
+            return len(self.weight)
         return self.tracer.length(self.node, "; write x.shape[0] for the number of images")
 
     def __int__(self) -> int:
@@ -93,7 +99,7 @@ class SizedProxy(fx.Proxy):
     ) -> fx.Proxy:
         # Torch has asked the arguments for integers to find out whether they are some; the graph keeps the proxies.
         asked_by = sys._getframe(1)
-        for tracer in {p.tracer for p in _proxies((args, kwargs))}:
+        for tracer in {p.tracer for p in proxies_in((args, kwargs)) if isinstance(p, SizedProxy)}:
             tracer.forget_integers(asked_by)
         return fx.Proxy.__torch_function__(orig_method, types, args, kwargs)
 
@@ -102,16 +108,19 @@ class SizedAttribute(SizedProxy, Attribute):
     """The same for an attribute of a proxy, such as `x.shape`."""
 
 
-def _proxies(value: Any) -> Iterator[SizedProxy]:
-    if isinstance(value, SizedProxy):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _proxies(part)
-    elif isinstance(value, dict):
-        yield from _proxies(list(value.values()))
-    elif isinstance(value, slice):
-        yield from _proxies([value.start, value.stop, value.step])
+def _changing(name: str, function: Callable[[Any, Any], Any]) -> Callable[[SizedProxy, Any], Any]:
+    """The operator `name`: a tensor is changed in place, a size and a tuple become others."""
+
+    def change(proxy: SizedProxy, other: Any) -> Any:
+        if isinstance(other, (tuple, list)) or isinstance(proxy, Attribute) or is_number(proxy.node):
+            return function(proxy, other)
+        return proxy.tracer.change_by_operator(proxy, name, function, other)
+
+    return change
+
+
+for _name, _function in OPERATORS.items():
+    setattr(SizedProxy, _name, _changing(_name, _function))
 
 
 class SizedTracer(fx.Tracer):
@@ -123,6 +132,8 @@ class SizedTracer(fx.Tracer):
     shape : sequence of int, optional
         (C, H, W) of the images. With it, branches, numbers and numbers of parts that depend on sizes are those of
         images of that shape.
+    copy_of : torch.nn.Module, optional
+        Network whose copy is traced: where a function refers to modules of it, those of the copy are meant.
 
     Attributes
     ----------
@@ -130,23 +141,29 @@ class SizedTracer(fx.Tracer):
         Places in the source ('file.py:line') where a size has decided.
     within : list of str
         Paths of the modules whose forward runs; after an exception, of those that it occurred in.
+    autocast : bool
+        Whether automatic mixed precision was passed over.
     """
 
-    def __init__(self, leaves: Iterable[str] = (), shape: Sequence[int] | None = None):
+    def __init__(
+        self, leaves: Iterable[str] = (), shape: Sequence[int] | None = None, copy_of: nn.Module | None = None
+    ):
         super().__init__(autowrap_functions=SEQUENCES, param_shapes_constant=True)
         self.leaves, self.shape = frozenset(leaves), shape
         self.branches: dict[str, None] = {}
         self.within: list[str] = []
+        self.autocast = False
         self._integers: dict[tuple[object, int], str] = {}
         self._sizes: SizeBranches | None = None
-        self._changes: list[tuple[fx.Node, fx.Node]] = []
+        self._changes = Changes(self)
+        self._foreign: dict[int, torch.Tensor] = {}
+        self._originals = {} if copy_of is None else {module: path for path, module in copy_of.named_modules()}
         self._evaluating = False
         self._exchanged_names = ExitStack()
-        self._autocast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of the calls of a module."""
-        with _names_exchanged(self), self._exchanged_names:
+        with names_exchanged(self), without_autocast() as passed_over, self._exchanged_names:
             self._answer_isinstance(root)
             self._exchanged_names.callback(setattr, torch, "is_tensor", torch.is_tensor)
             torch.is_tensor = lambda value: self._isinstance(value, torch.Tensor)  # type: ignore[assignment]
@@ -154,8 +171,8 @@ class SizedTracer(fx.Tracer):
         for node in graph.nodes:
             if node.target in SEQUENCES:
                 node.meta.pop("is_wrapped", None)  # the code of the graph has them from torch itself
-        if any(view_read_after(changed, change) for changed, change in self._changes):
-            raise RuntimeError("entries of a tensor are set in place, and views of it are read later")
+        self._changes.check()
+        self.autocast = next((p.device.type for p in root.parameters()), "cpu") in passed_over
         self.branches.update(dict.fromkeys(self._integers.values()))
         return graph
 
@@ -176,7 +193,7 @@ class SizedTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The parts of a value, each as a call of getitem."""
-        return iter([obj[i] for i in range(self.length(obj.node))])  # type: ignore[index]
+        return iter([obj[i] for i in range(len(obj))])  # type: ignore[index]
 
     def length(self, node: fx.Node, advice: str = "") -> int:
         """The number of parts of a value.
@@ -258,34 +275,55 @@ class SizedTracer(fx.Tracer):
 
     # -- recording -----------------------------------------------------------------------------------------
 
-    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        """A recorded call; refused under autocast, which the graph does not hold."""
-        for device, before in self._autocast.items():
-            if torch.is_autocast_enabled(device) and not before and self._has_weights_on(device):
-                raise RuntimeError("torch.autocast in forward is not kept; put it around the call of the network")
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+        """A recorded call, without changes in place; the answer itself where a weight is asked for its size."""
+        weight = args[0].weight if args and isinstance(args[0], SizedProxy) else None
+        if weight is not None and (kind == "call_method" and target in SIZE_METHODS or target is torch.numel):
+            return (getattr(weight, target) if kind == "call_method" else target)(
+                *([] if kind == "call_method" else [weight]), *args[1:], **kwargs
+            )
+        call = None if self._evaluating else without_change(kind, target, args, kwargs)
+        if call is not None:
+            return self._changes.follow(call)
+        made = self.plain_proxy(kind, target, args, kwargs, *more, **named)
+        if target is operator.getitem and type(args[0]) is SizedProxy:
+            self._changes.note_view(made, *args)
+        return made
+
+    def plain_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        """A recorded call."""
         return super().create_proxy(*args, **kwargs)
 
-    def _has_weights_on(self, device: str) -> bool:
-        return next((p.device.type for p in self.root.parameters()), "cpu") == device
-
     def set_entries(self, proxy: SizedProxy, index: Any, value: Any) -> None:
-        """`x[index] = value`: from here on, the proxy stands for the changed tensor.
+        """`x[index] = value`: from here on, the proxy stands for the changed tensor."""
+        self.change_by_operator(proxy, "x[...] = y", with_entries, index, value)
 
-        Raises
-        ------
-        RuntimeError
-            Other values of the graph may share its memory; they would change with it.
-        """
-        node = proxy.node
-        if is_view(node) or isinstance(proxy, SizedAttribute):
-            raise RuntimeError("entries of a view are set in place")
-        proxy.node = self.create_proxy("call_function", with_entries, (proxy, index, value), {}).node
-        self._changes.append((node, proxy.node))
+    def change_by_operator(self, proxy: SizedProxy, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Let a proxy stand for what a function makes of it."""
+        return self._changes.follow(Call(proxy, "call_function", function, (proxy, *args), {}, name))
+
+    def tensor(self, path: str) -> torch.Tensor:
+        """The parameter at a path."""
+        holder, _, name = path.rpartition(".")
+        found = self.root.get_submodule(holder)._parameters[name]  # another access gives a proxy
+        assert found is not None
+        return found
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether a node is known to give a tensor."""
+        found = self._asked(lambda sizes: sizes.type_of(node))
+        return found is not None and issubclass(found, torch.Tensor)
+
+    def place(self) -> str:
+        """'file.py:line' of the forward pass that runs."""
+        return source_place(traceback.extract_stack())
 
     def create_arg(self, a: Any) -> Any:
         """An argument as the graph holds it: containers of other classes become tuples and dicts."""
         if type(a) in (SizedProxy, SizedAttribute):
             return a.node
+        if isinstance(a, nn.Parameter) and not any(a is own for own in self.root.parameters()):
+            a = self._foreign.setdefault(id(a), a.detach())  # of an object that the network does not hold: a constant
         if isinstance(a, tuple) and type(a) is not tuple:  # namedtuple, torch.Size
             a = tuple(a)
         elif dataclasses.is_dataclass(a) and not isinstance(a, (type, Mapping)):
@@ -309,6 +347,9 @@ class SizedTracer(fx.Tracer):
             self._answer_isinstance(m)
         result = super().call_module(m, forward, args, kwargs)
         self.within.pop()
+        read = args[0] if args else kwargs.get("input")
+        if getattr(m, "inplace", False) is True and type(read) is SizedProxy and isinstance(result, SizedProxy):
+            return self._changes.replace(read, result, type(m).__name__, {})
         return result
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -328,56 +369,15 @@ class SizedTracer(fx.Tracer):
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in needed)]
 
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Path of a module of the network, or of the one that it is a copy of."""
+        return self._originals.get(mod) or super().path_of_module(mod)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as it is."""
-        known = module_qualified_name in self.leaves or isinstance(m, Select)
-        return known or super().is_leaf_module(m, module_qualified_name)
-
-
-@contextmanager
-def _names_exchanged(tracer: SizedTracer) -> Iterator[None]:
-    """Tensor factories that get a proxy, and `Tensor.expand` to one, become calls of the graph.
-
-    `torch.autocast(x.device.type)` gets the type of the device that the weights are on.
-    """
-    originals: dict[tuple[Any, str], Callable[..., Any]] = {(torch, name): getattr(torch, name) for name in FACTORIES}
-    originals[torch.Tensor, "expand"] = torch.Tensor.expand
-    originals.update({(rnn, function.__name__): function for function in SEQUENCES})
-
-    def recorder(original: Callable[..., Any], owner: object) -> Callable[..., Any]:
-        method = owner is torch.Tensor
-        op, target = ("call_method", original.__name__) if method else ("call_function", original)
-
-        def factory(*args: Any, **kwargs: Any) -> Any:
-            if any(p.tracer is tracer for p in _proxies((args, kwargs))):
-                return tracer.create_proxy(op, target, args, kwargs)
-            return original(*args, **kwargs)
-
-        return factory
-
-    def autocast(context: Any, device_type: Any, *args: Any, **kwargs: Any) -> None:
-        if isinstance(device_type, SizedProxy):
-            device_type = tracer.number(device_type.node, "autocast")
-        originals[torch.autocast, "__init__"](context, device_type, *args, **kwargs)
-
-    def limits(kind: Callable[..., Any]) -> Callable[..., Any]:
-        def of(*types: Any) -> Any:
-            return kind(*(tracer.number(t.node, kind.__name__) if isinstance(t, SizedProxy) else t for t in types))
-
-        return of
-
-    exchanged = {(owner, name): recorder(original, owner) for (owner, name), original in originals.items()}
-    exchanged[torch.autocast, "__init__"] = autocast
-    originals[torch.autocast, "__init__"] = torch.autocast.__init__
-    for kind in (torch.finfo, torch.iinfo):
-        originals[torch, kind.__name__], exchanged[torch, kind.__name__] = kind, limits(kind)
-    for (owner, name), function in exchanged.items():
-        setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        for (owner, name), original in originals.items():
-            setattr(owner, name, original)
+        if module_qualified_name in self.leaves or isinstance(m, Select):
+            return True
+        return super().is_leaf_module(m, module_qualified_name) and not has_own_forward(m)
 
 
 def source_place(stack: Iterable[traceback.FrameSummary]) -> str:

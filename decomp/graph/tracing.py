@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx, nn
@@ -13,10 +12,11 @@ from decomp.errors import TraceError
 from decomp.graph.computed_weights import fix_computed_weights
 from decomp.graph.foreign_batchnorm import replace_foreign_batchnorms
 from decomp.graph.functional_layers import functions_to_modules
+from decomp.graph.object_forwards import class_with_forward, drop_hooks
 from decomp.graph.output_sizes import sizes_to_padding
 from decomp.graph.tracer import SizedTracer, source_place
-from decomp.graph.views import is_view, view_read_after
 from decomp.graph.ways_out import part_that_works, way_out
+from decomp.graph.weight_reads import ask_the_images
 from decomp.modules.copies import deep_copy
 from decomp.modules.layout import lay_out_plainly
 
@@ -46,7 +46,9 @@ def trace(
     torch.fx.GraphModule
         Its ``meta["exchanged"]`` has the paths of the modules that were exchanged, ``meta["forwards"]`` the calls of
         those whose forward called layers as functions (:mod:`decomp.graph.forwards`), ``meta["branches"]`` the places
-        in the source where a branch was decided by a size: the network is then for images of this shape.
+        in the source where a branch was decided by a size: the network is then for images of this shape,
+        ``meta["autocast"]`` whether automatic mixed precision was passed over, ``meta["leaves"]`` the paths
+        given as `leaves`.
 
     Raises
     ------
@@ -54,41 +56,45 @@ def trace(
         With the place in the forward pass that could not be followed and the ways out.
     """
     forwards = dict(model.meta.get("forwards", {})) if isinstance(model, fx.GraphModule) else {}
-    model, leaves = deep_copy(model).eval(), tuple(leaves)
+    original, model, leaves = model, deep_copy(model).eval(), tuple(leaves)
     lay_out_plainly(model)  # as files hold them: in another layout equal weights give other rounding errors
     paths = {path for path, _ in model.named_modules()}
     unknown = [leaf for leaf in leaves if leaf not in paths or not leaf]
     if unknown:
         raise TraceError(name, "has no module of this name to leave as it is", got=unknown[0])
     exchanged = [*fix_computed_weights(model, leaves), *replace_foreign_batchnorms(model, leaves)]
-    tracer = SizedTracer(leaves, shape)
+    class_with_forward(model)
+    drop_hooks(model, leaves)
+    tracer = SizedTracer(leaves, shape, original)
     try:
         graph = tracer.trace(model)
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        place = source_place(traceback.extract_tb(error.__traceback__))
+        place = getattr(error, "place", "") or source_place(traceback.extract_tb(error.__traceback__))
+        within, fix = getattr(error, "within", ()) or tracer.within, getattr(error, "fix", "")
         raise TraceError(
             name,
             f"the forward pass cannot be traced{f' at {place}' if place else ''}: {reason}",
-            fix=way_out(model, leaves, shape, tracer.within),
+            fix="; ".join([*([fix] if isinstance(fix, str) and fix else []), way_out(model, leaves, shape, within)]),
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
     _remove_stochastic_depth(graph)
     _pass_input_by_position(graph)
-    _follow_changes_in_place(traced, name)
     _keep_buffers(traced)
     _reshape_instead_of_view(graph)
-    _ask_the_images(graph)
+    ask_the_images(traced)
     graph.eliminate_dead_code()
     # Made again from what is left in the graph: modules and tensors whose results nobody uses stay behind.
     traced = fx.GraphModule(traced, graph)
-    functional = functions_to_modules(traced, shape)
+    functional = functions_to_modules(traced, shape, model)
     for path in sizes_to_padding(traced, shape) if shape is not None else []:
         tracer.branches[f"output size of {path}"] = None
     held = dict(traced.named_modules())
     traced.meta.update(
         exchanged=[path for path in dict.fromkeys([*exchanged, *functional]) if path in held],
         branches=list(tracer.branches),
+        autocast=tracer.autocast,
+        leaves=list(leaves),
         forwards=forwards | functional,
     )
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -104,7 +110,7 @@ def trace(
             fix=f"treat a part of it that takes one by itself{such} (option module), or take the inputs joined along "
             "the channels as one and split them in its forward",
         )  # fmt: skip
-    return traced
+    return traced.eval()
 
 
 def _first_parts(value: fx.Node) -> list[str]:
@@ -125,32 +131,6 @@ def _remove_stochastic_depth(graph: fx.Graph) -> None:
         if node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth":
             if "training" in node.kwargs and not node.kwargs["training"] or len(node.args) > 3 and not node.args[3]:
                 node.replace_all_uses_with(node.args[0])
-
-
-def _follow_changes_in_place(network: fx.GraphModule, name: str) -> None:
-    """Let the readers of a changed tensor read the result of the call that has changed it: `x.mul_(2)` by itself.
-
-    Otherwise such a call, whose result nobody uses, would be removed as dead.
-    """
-    modules = dict(network.named_modules())
-    for node in list(network.graph.nodes):
-        if node.users or not node.args or not isinstance(node.args[0], fx.Node) or not _is_in_place(node, modules):
-            continue
-        changed, later = node.args[0], False
-        if is_view(changed) or view_read_after(changed, node):
-            fix = "let forward use the result of the call, or make a copy first"
-            raise TraceError(name, f"'{node.target}' changes a view in place, which cannot be followed", fix=fix)
-        for user in list(network.graph.nodes):
-            if later and user in changed.users:
-                user.replace_input_with(changed, node)
-            later = later or user is node
-
-
-def _is_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return getattr(modules[str(node.target)], "inplace", False) is True
-    called = str(getattr(node.target, "__name__", node.target))
-    return node.op.startswith("call") and (node.kwargs.get("inplace") is True or bool(re.search("[^_]_$", called)))
 
 
 def _keep_buffers(network: fx.GraphModule) -> None:
@@ -178,15 +158,3 @@ def _reshape_instead_of_view(graph: fx.Graph) -> None:
             and not any(isinstance(part, torch.dtype) for part in node.args)
         ):
             node.target = "reshape"
-
-
-def _ask_the_images(graph: fx.Graph) -> None:
-    """Take device and type from the images where forward asks a weight for them: `layer.weight.device`.
-
-    The weight itself is then not read, and its layer can be exchanged.
-    """
-    images = next((node for node in graph.nodes if node.op == "placeholder"), None)
-    for node in graph.nodes:
-        asks = node.op == "call_function" and node.target is getattr and node.args[1] in ("device", "dtype")
-        if images is not None and asks and node.args[0].op == "get_attr":
-            node.args = (images, *node.args[1:])

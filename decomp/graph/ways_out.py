@@ -58,9 +58,9 @@ def _leaves_that_help(
         tracer = SizedTracer((*leaves, *left), shape)
         try:
             tracer.trace(model)
-        except Exception:  # any, of another's code
-            if tracer.within and tracer.within[-1] not in left:
-                within = tracer.within
+        except Exception as error:  # any, of another's code
+            within = getattr(error, "within", ()) or tracer.within
+            if within and within[-1] not in left:
                 continue
             return []
         return left if _has_convolution(model, left) else []

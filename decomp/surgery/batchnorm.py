@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from decomp.graph.weight_reads import unchangeable
 from decomp.modules.convolution import CONVOLUTIONS, Convolution
 from decomp.modules.replace import set_module
 
@@ -166,6 +167,7 @@ def fold_bn(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
         Paths (layer, normalisation) that were folded.
     """
     modules = dict(graph_module.named_modules())
+    fixed = unchangeable(graph_module)
     calls: dict[object, list[fx.Node]] = {}
     for node in graph_module.graph.nodes:
         if node.op == "call_module":
@@ -175,6 +177,8 @@ def fold_bn(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
         if node.op != "call_module" or not node.args or getattr(node.args[0], "op", None) != "call_module":
             continue
         before, bn = node.args[0], modules[node.target]
+        if before.target in fixed or node.target in fixed:
+            continue
         users = {user for call in calls[before.target] for user in call.users}
         if users != set(calls[node.target]) or (before.target, node.target) in folded:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
@@ -9,6 +11,7 @@ from decomp.errors import DecompError, NumericalError
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import decide_kinds
 from decomp.execution.outputs import difference, named_tensors
+from decomp.graph.autocast import without_autocast
 from decomp.graph.call_order import bring_calls_together, put_in_order
 from decomp.graph.tracing import trace
 from decomp.surgery.batchnorm import fold_bn
@@ -17,10 +20,8 @@ from ...data.models import LoadedModel
 from ...data.splits import ImageSource
 from ..console.options import FreezeOptions
 from ..run.loading import part_of
+from .first_passes import TOLERANCE, not_as_traced, outputs_of, require_repeatable
 from .refusals import does_not_run, not_finite
-
-#: Largest difference that folding may make, relative to the largest output.
-FOLD_TOLERANCE = 1e-4
 
 
 def prepare(
@@ -51,34 +52,42 @@ def prepare(
         :func:`decomp.execution.outputs.named_tensors`.
     TraceError
         Its forward pass cannot be followed.
+    DecompError
+        It gives other outputs for the same images, or does so once it is traced.
     """
     module = part_of(loaded.module, options.part, loaded.name)
-    network = trace(module, loaded.name, options.leaves, source.input_shape)
+
+    def trace_with(leaves: Sequence[str]) -> fx.GraphModule:
+        return trace(module, loaded.name, [*options.leaves, *leaves], source.input_shape)
+
+    network = trace_with([])
     images = source.train.images(torch.arange(min(8, len(source.train))))
     bad = int((~torch.isfinite(images)).sum())
     if bad:
         got = f"{bad} NaN or infinite values in the first {len(images)}"
         raise NumericalError(source.name, "the images must be finite", got=got, fix="check the images")
     try:
-        with torch.no_grad():
-            given = module(images)
+        with torch.no_grad(), without_autocast():
+            given = module(images.clone())  # which forward may change
     except Exception as error:
         raise does_not_run(loaded.name, module, images, error) from error
     before = named_tensors(given, len(images), loaded.name)
-    folded = fold_bn(network)
-    order_before = bring_calls_together(network)
-    with torch.no_grad():
-        after = named_tensors(network(images), len(images), loaded.name)
-        if order_before is not None and difference(before, after) > FOLD_TOLERANCE:
-            # Something shares memory in a way that is not known: slower, but as it was given.
-            put_in_order(network, order_before)
-            after = named_tensors(network(images), len(images), loaded.name)
     if not all(torch.isfinite(value).all() for value in before.values()):
         raise not_finite(loaded.name, module, images, before)
-    worst = difference(before, after)
-    if worst > FOLD_TOLERANCE:
+    require_repeatable(module, images, before, loaded.name)
+    off = difference(before, outputs_of(network, images, loaded.name))
+    if off > TOLERANCE:
+        raise not_as_traced(module, network, images, off, loaded.name, trace_with)
+    folded = fold_bn(network)
+    order_before = bring_calls_together(network)
+    worst = difference(before, outputs_of(network, images, loaded.name))
+    if order_before is not None and worst > TOLERANCE:
+        # Something shares memory in a way that is not known: slower, but as it was given.
+        put_in_order(network, order_before)
+        worst = difference(before, outputs_of(network, images, loaded.name))
+    if worst > TOLERANCE:
         raise DecompError(
-            loaded.name, f"folding batch normalisation must keep the outputs to {FOLD_TOLERANCE:g}", got=f"{worst:.2g}"
+            loaded.name, f"folding batch normalisation must keep the outputs to {TOLERANCE:g}", got=f"{worst:.2g}"
         )
     n_classes = source.n_classes if source.train.has_labels else None
     kinds = decide_kinds(before, module, asked=options.outputs, n_classes=n_classes)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from decomp.errors import UsageError, near_miss
+from decomp.graph.autocast import AUTOCAST
 
 from ...data import given
 from ...data.exported_program import as_network
@@ -163,6 +164,8 @@ def compress(
             place = frozen_run.run
             for line in sanity.lines(frozen_run.facts["sanity"]) if "sanity" in frozen_run.facts else []:
                 reporter.step(line)
+            if frozen_run.facts.get("autocast"):
+                reporter.step(AUTOCAST)
             decompose(
                 place, speedup=speedup, device=device, batch_size=batch_size, memory=memory, original=loaded.module,
                 redo=redo, reporter=reporter, **options,

@@ -16,6 +16,7 @@ from decomp.cost.count import cost
 from decomp.errors import UsageError
 from decomp.execution.output_change import Outputs
 from decomp.execution.sampled_rows import points_of_calls
+from decomp.graph.autocast import AUTOCAST
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.size_branches import size_branch_message
 
@@ -77,6 +78,7 @@ class FreezeResult:
             *self._output_lines(),
             *(sanity.lines(f["sanity"]) if "sanity" in f else []),
             *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),
+            *([AUTOCAST] if f.get("autocast") else []),
             f"recorded outputs (frozen points): {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
             self._next(),
         ]
@@ -299,7 +301,8 @@ def freeze_loaded(
         "model": options.model, "n_convs": sum(layer.kind == "conv" for layer in graph.layers),
         "n_linears": sum(layer.kind == "linear" for layer in graph.layers), "macs": whole.macs,
         "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": options.n_points,
-        "bytes": run.frozen.stat().st_size, "branches": network.meta["branches"], "shape": source.input_shape,
+        "bytes": run.frozen.stat().st_size, "branches": network.meta["branches"],
+        "autocast": network.meta["autocast"], "shape": source.input_shape,
         "preprocessing": source.preprocessing, "sanity": check.facts(source.train.labels(indices), source.class_names),
         "outputs": recording.outputs.to_json(),
     }  # fmt: skip

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from decomp.graph.functional_layers import functions_to_modules
 from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.serialise import build_graph, describe_graph
 from decomp.graph.tracing import trace
 
 SHAPE = (3, 9, 8)
@@ -130,7 +131,6 @@ class Weights(nn.Module):
 
 @pytest.mark.parametrize("weight", [
     lambda w, x: w * x.mean(), lambda w, x: F.dropout(w, 0.5), lambda w, x: w + torch.rand_like(w),
-    lambda w, x: w.mul_(2),
 ])  # fmt: skip
 def test_a_weight_that_is_no_constant_stays_a_function(weight):
     traced = trace(Weights(weight), shape=SHAPE)
@@ -174,3 +174,67 @@ def test_an_exported_program_has_its_layers_at_the_paths_of_their_weights():
     paths = {name: type(one) for name, one in exported.named_modules() if isinstance(one, (nn.Conv2d, nn.BatchNorm2d))}
     assert paths == {"0.0": nn.Conv2d, "0.1": nn.BatchNorm2d, "2": nn.Conv2d}
     assert torch.allclose(exported(x)[0], module(x), atol=1e-6)
+
+
+class OnOwnTensors(nn.Module):
+    """Convolutions on parameters in lists and attributes; `d` is also a module."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.d = body, nn.Conv2d(4, 4, 3, padding=1)
+        self.w = nn.Parameter(torch.randn(4, 4, 3, 3))
+        self.several = nn.ParameterList(nn.Parameter(torch.randn(4, 4, 3, 3)) for _ in range(3))
+        self.biases = nn.ParameterDict({name: nn.Parameter(torch.randn(4)) for name in "pq"})
+        self.plain, self.listed = torch.randn(4, 4, 3, 3), [nn.Parameter(torch.randn(4, 4, 1, 1)) for _ in range(2)]
+
+    def forward(self, x):
+        return self.body(self, x.repeat(1, 2, 1, 1)[:, :4])
+
+
+def strides_and_dilations(net, x):
+    x = F.conv2d(x, net.w, stride=1, padding=1).relu()
+    return F.conv2d(F.conv2d(x, net.w, None, 2, 1), net.w, padding=2, dilation=2)
+
+
+def biases(net, x):
+    return F.conv2d(F.conv2d(x, net.w, net.biases["p"]), net.w, net.biases["q"])
+
+
+def in_a_loop(net, x):
+    for i, weight in enumerate(net.several):
+        x = F.conv2d(x, weight, padding=i)
+    return x
+
+
+def held_plainly(net, x):
+    for weight in [net.plain, *net.listed]:
+        x = F.conv2d(x, weight, padding=weight.shape[-1] // 2).relu()
+    return x
+
+
+def beside_the_module(net, x):
+    return F.conv2d(net.d(x), net.d.weight, net.d.bias, stride=2, padding=1) + net.d(x)[:, :, ::2, ::2]
+
+
+def by_its_forward(net, x):
+    return net.d.forward(x)
+
+
+@pytest.mark.parametrize(("body", "kernels", "held"), [
+    (strides_and_dilations, 3, None), (biases, 2, None), (in_a_loop, 3, None), (held_plainly, 3, None),
+    (beside_the_module, 2, "d"), (by_its_forward, 1, "d"),
+])  # fmt: skip
+@pytest.mark.parametrize("nested", [False, True])
+def test_each_call_on_a_tensor_has_a_convolution_of_its_own(body, kernels, held, nested):
+    torch.manual_seed(0)
+    module, x = OnOwnTensors(body).eval(), torch.randn(2, *SHAPE)
+    module = nn.Sequential(nn.Identity(), module) if nested else module
+    traced = trace(module, shape=SHAPE)
+    assert not any(node.op == "get_attr" for node in traced.graph.nodes)
+    convolutions = [path for path, part in traced.named_modules() if isinstance(part, nn.Conv2d)]
+    assert len(convolutions) == kernels and (held is None or ("1.d" if nested else "d") in convolutions)
+    again = build_graph(describe_graph(traced), traced.state_dict())
+    with torch.no_grad():
+        assert torch.equal(traced(x), module(x)) and torch.equal(again(x), module(x))
+    if body is by_its_forward:  # the class takes another module there
+        assert traced.meta["exchanged"] == convolutions and traced.meta["forwards"][convolutions[0]] is not None
