@@ -181,8 +181,18 @@ def _vgg(widths: Sequence[int | str], name: str, dropout: float) -> Build:
     return build
 
 
-def _three_convolutions(width: int, dropout: float, name: str) -> Build:
-    """Three times convolution, normalisation, ReLU and pooling, all of one width, then a linear layer."""
+def three_convolutions(width: int, dropout: float, name: str) -> Build:
+    """Three times convolution, normalisation, ReLU and pooling, all of one width, then a linear layer.
+
+    Parameters
+    ----------
+    width : int
+        Filters of each convolution.
+    dropout : float
+        Before the linear layer.
+    name : str
+        For messages.
+    """
     return _vgg((width, POOL, width, POOL, width, POOL), name, dropout)
 
 
@@ -297,8 +307,8 @@ def _entries() -> dict[str, ZooEntry]:
         "densenet-fashion": ZooEntry(_densenet, **fashion, recipe={"epochs": 15, "learning_rate": 0.1}),
         "mlp-fashion": ZooEntry(_mlp, **fashion, recipe=plain),
         "convnet-fashion": ZooEntry(_convnet, **fashion, recipe=plain),
-        "c3-32": ZooEntry(_three_convolutions(32, 0.0, "c3-32"), **fashion, recipe=steady),
-        "c3-32-dropout": ZooEntry(_three_convolutions(32, 0.5, "c3-32-dropout"), **fashion, recipe=steady),
+        "c3-32": ZooEntry(three_convolutions(32, 0.0, "c3-32"), **fashion, recipe=steady),
+        "c3-32-dropout": ZooEntry(three_convolutions(32, 0.5, "c3-32-dropout"), **fashion, recipe=steady),
         "vgg-tasks": ZooEntry(_vgg_tasks, **fashion, recipe=plain),
         "vgg-digits": ZooEntry(
             _vgg((32, 32, POOL, 64, 64, POOL), "vgg-digits", 0.25),

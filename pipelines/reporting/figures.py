@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from . import layer_figures, network_figures
+from . import layer_figures, network_figures, training_figures
 from .collect import Table
 from .figure_style import DPI, NARROW, STYLE, WIDE
 from .svg import inline_svg
@@ -24,6 +24,7 @@ DRAWINGS: dict[str, Callable[[Table], Figure | None]] = {
     "accuracy": network_figures.accuracy, "latency": network_figures.latency, "classes": network_figures.classes,
     "layers": layer_figures.layer_costs, "errors": layer_figures.layer_errors, "curves": layer_figures.error_curves,
     "channels": layer_figures.kept_channels, "finetuning": network_figures.finetuning,
+    "training": training_figures.training, "filters": training_figures.filters,
 }  # fmt: skip
 #: Of the figures with a row or panel for each layer, the most in one figure.
 PARTED = {

@@ -22,6 +22,8 @@ TITLES = {
     "channels": "Kept channels",
     "finetuning": "Fine-tuning",
     "outputs": "Closeness of each output",
+    "training": "Training",
+    "filters": "Filters that were dropped",
 }
 #: In place of the title and the caption of accuracy, for outputs that are not class scores.
 CHANGE_TITLE = "Change of the outputs against time and cost"
@@ -47,6 +49,9 @@ CAPTIONS = {
     "instead of importance.",
     "finetuning": "Epoch 0 is the network before fine-tuning; it can be the best.",
     "outputs": "Each output is compared by its own spread.",
+    "training": "Grey: epochs in which filters were absent; dotted lines: they are dropped or come back. The loss is "
+    "the mean of an epoch, the accuracy is measured after it; epoch 0 is the network with random weights.",
+    "filters": "Each drop is chosen anew, from one list over all layers.",
 }
 #: Number of sections above which a page has a list of them.
 MOST_WITHOUT_CONTENTS = 5
@@ -155,7 +160,7 @@ def differences_table(stages_of: Mapping[str, Mapping[str, Any]]) -> str:
         For each run, the stages in its run.json.
     """
     columns: dict[str, list[str]] = {}
-    for stage in ("freeze", "decompose", "prune", "finetune"):
+    for stage in ("train", "freeze", "decompose", "prune", "finetune"):
         asked = [(stages.get(stage) or {}).get("asked") for stages in stages_of.values()]
         if None in asked and any(asked):
             columns[stage] = ["not done" if options is None else "done" for options in asked]

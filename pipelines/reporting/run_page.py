@@ -25,6 +25,7 @@ from .html_page import (
     versions_line,
 )  # fmt: skip
 from .network_figures import MOST_CLASSES, measure_of
+from .training_page import training_sections
 
 INTERVALS = (
     "In brackets: 95 % intervals of shares of images, quartiles of times. MACs: multiply-accumulates for one image."
@@ -42,6 +43,7 @@ DETAILS = ("errors", "curves", "channels")
 def run_page(
     name: str, run: str, config: Mapping[str, Any], report: Mapping[str, Any] | None,
     tables: Mapping[str, Table], missing: Sequence[Missing], drawn: Drawn, numbers: str,
+    trained: Sequence[tuple[Any, ...]] = (),
 ) -> str:  # fmt: skip
     """The report of one run as HTML.
 
@@ -59,6 +61,8 @@ def run_page(
     drawn : mapping
     numbers : str
         Folder of the CSV files, relative to the page.
+    trained : sequence of tuple
+        The training in the run; see :func:`decomp.pipelines.reporting.training_page.training_sections`.
     """
     layers, networks = tables.get("layers"), tables.get("accuracy")
     summary = layers.summary if layers else None
@@ -78,6 +82,7 @@ def run_page(
         Section(TITLES["layers"], _layers(layers, figures, "outputs" in tables)),
         Section(TITLES["finetuning"], figures.get("finetuning", [])),
         Section(TITLES["outputs"], _outputs(tables.get("outputs"))),
+        *training_sections(trained, tables, drawn, numbers),
         *(Section(TITLES[key], figures.get(key, [])) for key in DETAILS),
         Section("Calibration images", _frozen(config)),
         Section("Options", [options_table(config)] if config["stages"] else []),
@@ -225,6 +230,7 @@ def _another(config: Mapping[str, Any], run: str) -> str:
 def compare_page(
     names: Sequence[str], groups: Mapping[str, tuple[Table, Mapping[str, Table]]], drawn: Drawn,
     stages_of: Mapping[str, Mapping[str, Any]], missing: Sequence[tuple[str, str]], numbers: str,
+    trained: Sequence[tuple[Any, ...]] = (),
 ) -> str:  # fmt: skip
     """The comparison of several runs as HTML.
 
@@ -240,6 +246,8 @@ def compare_page(
     missing : sequence of (str, str)
     numbers : str
         Folder of the CSV files, relative to the page.
+    trained : sequence of tuple
+        The trainings in the runs.
     """
     first = []
     if len(groups) > 1:
@@ -255,6 +263,7 @@ def compare_page(
         for key, part in pair.items():
             elements = figure(part.name, drawn.get(key, ()), f"{numbers}/{key}.csv", _caption(part))
             sections.append(Section(_title(part.name, part) + suffix, elements))
+    sections += training_sections(trained, {}, drawn, numbers)
     sections.append(Section("Options in which the runs differ", [differences_table(stages_of)]))
     sections.append(Section("Missing", [commands_list(missing)] if missing else []))
     return render_page("comparison", f"{len(names)} runs: {', '.join(names)}", "", first, sections)

@@ -1,4 +1,4 @@
-"""Tables of trainings in runs: their epochs, the on/off map of filters, and the results of several beside each other."""
+"""Tables of trainings in runs: epochs with the events of a scheme, on/off map of filters, results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from decomp.errors import FileError
 
 from ...data.formats.json_files import read_json
 from ..run.directory import RunDirectory
-from .collect import Table
+from .collect import Collector, Table
 
 TRAINING_COLUMNS = ("run", "epoch", "loss", "validation_accuracy", "seconds", "live_filters", "event")
 RESULT_COLUMNS = (
@@ -90,7 +90,7 @@ def events(run: RunDirectory) -> Table | None:
         return None
     rows = []
     for event in found:
-        layers = ", ".join(f"{path} {len(places)}" for path, places in event["dropped"].items())
+        layers = ", ".join(f"{path}: {len(places)}" for path, places in event["dropped"].items())
         count = sum(map(len, event["dropped"].values()))
         values = (event.get(name) for name in EVENT_COLUMNS[3:-1])
         rows.append((event["epoch"], event["event"], count, *values, layers))
@@ -114,3 +114,7 @@ def result(run: RunDirectory) -> tuple[Any, ...] | None:
 
 def _number(value: Any) -> float | None:
     return None if value in ("", None) else float(value)
+
+
+#: The tables of the training in a run, in the order of the report.
+COLLECTORS: tuple[Collector, ...] = (training, events, filters)

@@ -28,7 +28,9 @@ def title(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
         Content of report.json; None where nothing was evaluated.
     """
     stages = config["stages"]
-    model = stages.get("freeze", {}).get("asked", {}).get("model", "a network")
+    model = (stages.get("freeze") or stages.get("train") or {}).get("asked", {}).get("model", "a network")
+    if set(stages) == {"train"}:
+        return f"{model}, trained ({stages['train'].get('asked', {}).get('scheme', 'standard')})"
     words = {"decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
     done = [word for stage, word in words.items() if stage in stages]
     first = f"{model}, {' and '.join(done)}" if done else f"{model}, not decomposed yet"

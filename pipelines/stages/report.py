@@ -12,8 +12,9 @@ from pathlib import Path
 from decomp.errors import FileError, UsageError
 
 from ...data.formats.atomic import commit, commit_directory
+from ..console.program import program
 from ..console.reporter import Reporter
-from ..reporting import collect, figures
+from ..reporting import collect, figures, training_tables
 from ..reporting.collect import Missing, Table
 from ..reporting.html_page import alternative
 from ..reporting.run_page import compare_page, run_page
@@ -78,13 +79,13 @@ def report(
     if out is not None:
         html, folder = Path(out, html.name), Path(out, folder.name)
     with run.lock(), reporter.stage("report"):
-        found = [collector(run) for collector in collect.COLLECTORS]
+        found = _found(run)
         tables = {table.name: table for table in _tables(found)}
         missing = [item for item in found if isinstance(item, Missing)]
         drawn = _draw(folder, tables)
         page = run_page(
             run.path.resolve().name, str(run), run.read_config(), collect.read_report(run), tables, missing, drawn,
-            _relative(folder, html),
+            _relative(folder, html), [] if (trained := training_tables.result(run)) is None else [trained],
         )  # fmt: skip
         with commit(html) as part:
             part.write_text(page, encoding="utf-8")
@@ -102,7 +103,7 @@ def compare(
     Parameters
     ----------
     runs : sequence of path or RunDirectory
-        Two or more, each evaluated.
+        Two or more, each evaluated, or trained with ``train --run``.
     out : path
         Folder for compare.html and its figures.
 
@@ -115,7 +116,7 @@ def compare(
     UsageError
         Fewer than two different runs.
     FileError
-        None of them was evaluated.
+        None of them was evaluated, and fewer than two were trained.
     """
     opened = [RunDirectory.open(run) for run in runs]
     if len({run.path.resolve() for run in opened}) < max(2, len(opened)):
@@ -126,7 +127,9 @@ def compare(
     found = {run: collect.networks(run) for run in opened}
     tables = [item for item in found.values() if isinstance(item, Table)]
     lacking = {run: item for run, item in found.items() if isinstance(item, Missing)}
-    if not tables:
+    trained = {run: table for run in opened if (table := training_tables.training(run)) is not None}
+    trained = trained if len(trained) > 1 else {}
+    if not tables and not trained:
         first, item = next(iter(lacking.items()))
         raise FileError(first.path, "none of these runs was evaluated", fix=f"run `{item.command}` first")
     html, folder = Path(out, "compare.html"), Path(out, "figures")
@@ -138,17 +141,31 @@ def compare(
         groups[tested] = (table, pair)
     if len(groups) > 1:
         reporter.warn(f"not the same test images, so each has figures of its own: {'; '.join(groups)}")
-    drawn = _draw(folder, {key: table for _, pair in groups.values() for key, table in pair.items()})
-    missing = [(f"{run}: {item.why}", item.command) for run, item in lacking.items()]
+    shown = {key: table for _, pair in groups.values() for key, table in pair.items()}
+    if trained:
+        rows = [row for table in trained.values() for row in table.rows]
+        shown["training"] = replace(next(iter(trained.values())), rows=rows)
+    drawn = _draw(folder, shown)
+    missing = [(f"{run}: {item.why}", item.command) for run, item in lacking.items() if tables or run not in trained]
     page = compare_page(
         [run.path.resolve().name for run in opened],
         groups, drawn, {str(run): run.read_config()["stages"] for run in opened}, missing, _relative(folder, html),
+        [row for run in trained if (row := training_tables.result(run)) is not None],
     )  # fmt: skip
     if before not in (None, _title_of(page)):
         reporter.warn(f"{html}: takes the place of an earlier {str(before).replace(':', ' of', 1)}")
     with commit(html) as part:
         part.write_text(page, encoding="utf-8")
     return ReportResult(str(html), str(folder), list(drawn), missing)
+
+
+def _found(run: RunDirectory) -> list[Table | Missing | None]:
+    """All tables of a run; of one that was only trained, those of the training."""
+    found = [collector(run) for collector in training_tables.COLLECTORS]
+    if set(run.read_config()["stages"]) == {"train"}:
+        why = "the trained network is not compressed"
+        return [*found, Missing("networks", why, f"{program()} freeze --run {run}")]
+    return [*(collector(run) for collector in collect.COLLECTORS), *found]
 
 
 def _compared_before(html: Path, folder: Path) -> str | None:

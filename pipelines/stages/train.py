@@ -351,8 +351,9 @@ def _fit(
         start_over=place.start_over,
         identity=identity(options),
         hooks=[
-            *([] if scheme is None else [Hooks.of(scheme, options.scheme)]),
             *([] if sparse is None else [sparse.hooks()]),
+            # Last, so that nothing moves what it holds.
+            *([] if scheme is None else [Hooks.of(scheme, options.scheme)]),
             *([] if files is None else [Hooks(after_save=files)]),
         ],
         device=device,

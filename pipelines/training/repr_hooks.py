@@ -124,7 +124,7 @@ def flat(event: Mapping[str, Any]) -> dict[str, Any]:
 def event_words(event: Mapping[str, Any], n_validation: int = 0) -> str:
     """An event in a line: filters by layer, mean overlap and accuracy before and after it."""
     numbers = flat(event)
-    layers = ", ".join(f"{path} {len(filters)}" for path, filters in event["dropped"].items())
+    layers = ", ".join(f"{path}: {len(filters)}" for path, filters in event["dropped"].items())
     verb = "dropped" if event["event"] == "drop" else "back"
     overlap = f"mean overlap {event['overlap_before']:.3g} → {event['overlap_after']:.3g}"
     words = f"epoch {event['epoch'] + 1}: {numbers['filters']} filters {verb} ({layers}), {overlap}"

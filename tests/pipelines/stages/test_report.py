@@ -16,6 +16,7 @@ from decomp.pipelines.reporting.collect import networks
 from decomp.pipelines.reporting.html_page import TITLES
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.report import compare, report
+from decomp.pipelines.stages.train import train
 from tests.pipelines.digit_runs import Collected
 from tests.pipelines.small_runs import quiet
 
@@ -252,3 +253,34 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path):
         compare(new, out=tmp_path)
     partly = compare([runs[0], new[0]], out=tmp_path / "partly", reporter=quiet())
     assert len(partly.missing) == 1 and str(new[0]) in partly.missing[0][0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two trainings that took the same steps, one of them with the scheme repr."""
+    folder, options = tmp_path_factory.mktemp("trained"), {"data": "digits", "epochs": 4, "batch_size": 256}
+    train("zoo:c3-32", run=folder / "repr", scheme="repr", s1=1, s2=1, reporter=quiet(), **options)
+    train("zoo:c3-32", run=folder / "standard", reporter=quiet(), **options)
+    return [RunDirectory(folder / name) for name in ("repr", "standard")]
+
+
+def test_the_page_of_a_training_has_its_curves_events_and_dropped_filters(trained):
+    result = report(trained[0], reporter=quiet())
+    text = Path(result.html).read_text()
+    assert result.figures == ["training", "filters"] and Page(text).unbalanced == []
+    assert "zoo:c3-32, trained (repr)" in text and "Events of the scheme" in text
+    assert [row["event"] for row in numbers(result, "training")] == ["", "", "drop", "restore", ""]
+    assert sum(row["epoch 1"] == "0" for row in numbers(result, "filters")) == 19
+    (missing,) = result.missing
+    assert missing[1].endswith(f"freeze --run {trained[0]}")
+    assert report(trained[1], reporter=quiet()).figures == ["training"]
+
+
+def test_trainings_are_compared_where_nothing_is_evaluated(trained, tmp_path):
+    result = compare(trained, out=tmp_path / "both", reporter=quiet())
+    text = Path(result.html).read_text()
+    assert result.figures == ["training"] and result.missing == [] and Page(text).unbalanced == []
+    assert {row["run"] for row in numbers(result, "training")} == set(map(str, trained))
+    assert "train: scheme" in text.replace("<wbr>", "") and text.count(">standard<") >= 1
+    with pytest.raises(FileError, match="none of these runs was evaluated"):
+        compare([trained[0], RunDirectory.create(tmp_path / "new")], out=tmp_path / "one", reporter=quiet())
