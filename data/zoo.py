@@ -6,23 +6,20 @@ leaves, and every one can be built for another number of classes or another inpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from decomp.errors import UsageError
 
 from .transforms import Shape
+from .zoo_parts import POOL, Build, DenseLayer, InvertedResidual, ResidualBlock, check_size, initialised, vgg
+from .zoo_published import PUBLISHED, mlp_bn, preresnet
 
 WEIGHTS_DIR = Path(__file__).resolve().parent / "zoo"
-POOL = "pool"
-
-#: ``build(n_classes, input_shape)``: a new network.
-Build = Callable[[int, Shape], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -106,81 +103,6 @@ def find(name: str) -> ZooEntry:
     return NETWORKS[name]
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2016, CIFAR form with a 1x1 projection where shapes change)."""
-
-    def __init__(self, n_in: int, n_out: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(n_out)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(n_out)
-        self.relu1 = nn.ReLU()
-        self.relu2 = nn.ReLU()
-        if stride == 1 and n_in == n_out:
-            self.shortcut: nn.Module = nn.Identity()
-        else:
-            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu1(self.bn1(self.conv1(x)))
-        return self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
-
-
-class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter each channel by 3x3, project by 1x1 (Sandler et al. 2018), beside a shortcut."""
-
-    def __init__(self, n_in: int, n_out: int, stride: int, expansion: int):
-        super().__init__()
-        hidden = n_in * expansion
-        layers: list[nn.Module] = []
-        if expansion != 1:
-            layers += [nn.Conv2d(n_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6()]
-        layers += [
-            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU6(),
-            nn.Conv2d(hidden, n_out, 1, bias=False),
-            nn.BatchNorm2d(n_out),
-        ]
-        self.layers = nn.Sequential(*layers)
-        self.residual = stride == 1 and n_in == n_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.residual else self.layers(x)
-
-
-class DenseLayer(nn.Module):
-    """BN, ReLU, 3x3 convolution; its new channels are appended to the input's (Huang et al. 2017)."""
-
-    def __init__(self, n_in: int, growth: int):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(n_in)
-        self.relu = nn.ReLU()
-        self.conv = nn.Conv2d(n_in, growth, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.conv(self.relu(self.bn(x)))], 1)
-
-
-def _vgg(widths: Sequence[int | str], name: str, dropout: float) -> Build:
-    def build(n_classes: int, input_shape: Shape) -> nn.Module:
-        channels, height, width = input_shape
-        layers: list[nn.Module] = []
-        for item in widths:
-            if isinstance(item, str):
-                layers.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
-            else:
-                layers += [nn.Conv2d(channels, item, 3, padding=1, bias=False), nn.BatchNorm2d(item), nn.ReLU()]
-                channels = item
-        _check_size(name, input_shape, height, width)
-        layers += [nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * height * width, n_classes)]
-        return _initialised(nn.Sequential(*layers))
-
-    return build
-
-
 def three_convolutions(width: int, dropout: float, name: str) -> Build:
     """Three times convolution, normalisation, ReLU and pooling, all of one width, then a linear layer.
 
@@ -193,7 +115,7 @@ def three_convolutions(width: int, dropout: float, name: str) -> Build:
     name : str
         For messages.
     """
-    return _vgg((width, POOL, width, POOL, width, POOL), name, dropout)
+    return vgg((width, POOL, width, POOL, width, POOL), name, dropout)
 
 
 def _vgg_tasks(n_classes: int, input_shape: Shape) -> nn.Module:
@@ -208,7 +130,7 @@ def _vgg_tasks(n_classes: int, input_shape: Shape) -> nn.Module:
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
     hidden = [nn.Linear(channels * height * width, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 128), nn.ReLU()]
-    return _initialised(nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Dropout(0.5), nn.Linear(128, n_classes)))
+    return initialised(nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Dropout(0.5), nn.Linear(128, n_classes)))
 
 
 def _resnet20(n_classes: int, input_shape: Shape) -> nn.Module:
@@ -219,7 +141,7 @@ def _resnet20(n_classes: int, input_shape: Shape) -> nn.Module:
             layers.append(ResidualBlock(channels, width, stride if block == 0 else 1))
             channels = width
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, n_classes)]
-    return _initialised(nn.Sequential(*layers))
+    return initialised(nn.Sequential(*layers))
 
 
 def _mobilenet(n_classes: int, input_shape: Shape) -> nn.Module:
@@ -231,7 +153,7 @@ def _mobilenet(n_classes: int, input_shape: Shape) -> nn.Module:
             channels = width
     layers += [nn.Conv2d(channels, 192, 1, bias=False), nn.BatchNorm2d(192), nn.ReLU6()]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, n_classes)]
-    return _initialised(nn.Sequential(*layers))
+    return initialised(nn.Sequential(*layers))
 
 
 def _densenet(n_classes: int, input_shape: Shape) -> nn.Module:
@@ -247,10 +169,10 @@ def _densenet(n_classes: int, input_shape: Shape) -> nn.Module:
             layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, narrowed, 1, bias=False)]
             layers.append(nn.AvgPool2d(2))
             channels, height, width = narrowed, height // 2, width // 2
-    _check_size("densenet-fashion", input_shape, height, width)
+    check_size("densenet-fashion", input_shape, height, width)
     layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     layers.append(nn.Linear(channels, n_classes))
-    return _initialised(nn.Sequential(*layers))
+    return initialised(nn.Sequential(*layers))
 
 
 def _mlp(n_classes: int, input_shape: Shape) -> nn.Module:
@@ -261,7 +183,7 @@ def _mlp(n_classes: int, input_shape: Shape) -> nn.Module:
 
 def _convnet(n_classes: int, input_shape: Shape) -> nn.Module:
     channels, height, width = input_shape
-    _check_size("convnet-fashion", input_shape, height // 4, width // 4)
+    check_size("convnet-fashion", input_shape, height // 4, width // 4)
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.ReLU(),
@@ -276,32 +198,17 @@ def _convnet(n_classes: int, input_shape: Shape) -> nn.Module:
     )
 
 
-def _check_size(name: str, input_shape: Shape, height: int, width: int) -> None:
-    if min(height, width) < 1:
-        raise UsageError(
-            f"zoo:{name}",
-            "the images must be large enough for its poolings",
-            got=f"{input_shape[1]}x{input_shape[2]} pixels",
-            fix="give larger images or another network",
-        )
-
-
-def _initialised(module: nn.Module) -> nn.Module:
-    # He et al. 2015 for convolutions followed by ReLU; everything else starts as torch starts it.
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-    return module
-
-
 def _entries() -> dict[str, ZooEntry]:
     fashion: dict[str, Any] = {"input_shape": (1, 28, 28), "n_classes": 10, "dataset": "fashion-mnist"}
-    vgg: tuple[int | str, ...] = (32, 32, POOL, 64, 64, POOL, 128, 128, 128, POOL)
+    widths: tuple[int | str, ...] = (32, 32, POOL, 64, 64, POOL, 128, 128, 128, POOL)
     plain = {"epochs": 15, "learning_rate": 0.05}
+    slimming = {"epochs": 15, "learning_rate": 0.1, "batch_size": 64, "schedule": "milestones"}
     # Of the published RePr trainings: a rate that is still high when filters come back late.
     steady = {"epochs": 100, "learning_rate": 0.01, "schedule": "constant", "warmup_epochs": 0}
     entries = {
-        "vgg-fashion": ZooEntry(_vgg(vgg, "vgg-fashion", 0.25), **fashion, recipe={"epochs": 18, "learning_rate": 0.1}),
+        "vgg-fashion": ZooEntry(
+            vgg(widths, "vgg-fashion", 0.25), **fashion, recipe={"epochs": 18, "learning_rate": 0.1}
+        ),
         "resnet20-fashion": ZooEntry(_resnet20, **fashion, recipe={"epochs": 16, "learning_rate": 0.1}),
         "mobilenet-fashion": ZooEntry(_mobilenet, **fashion, recipe=plain),
         "densenet-fashion": ZooEntry(_densenet, **fashion, recipe={"epochs": 15, "learning_rate": 0.1}),
@@ -310,8 +217,11 @@ def _entries() -> dict[str, ZooEntry]:
         "c3-32": ZooEntry(three_convolutions(32, 0.0, "c3-32"), **fashion, recipe=steady),
         "c3-32-dropout": ZooEntry(three_convolutions(32, 0.5, "c3-32-dropout"), **fashion, recipe=steady),
         "vgg-tasks": ZooEntry(_vgg_tasks, **fashion, recipe=plain),
+        "vgg-bn": ZooEntry(vgg((32, 32, POOL, 64, 64, POOL, 64, 64, POOL), "vgg-bn", 0.0), **fashion, recipe=slimming),
+        "preresnet20-fashion": ZooEntry(preresnet(2, "preresnet20-fashion"), **fashion, recipe=slimming),
+        "mlp-bn": ZooEntry(mlp_bn, **fashion, recipe=slimming),
         "vgg-digits": ZooEntry(
-            _vgg((32, 32, POOL, 64, 64, POOL), "vgg-digits", 0.25),
+            vgg((32, 32, POOL, 64, 64, POOL), "vgg-digits", 0.25),
             input_shape=(1, 8, 8),
             n_classes=10,
             dataset="digits",
@@ -321,5 +231,14 @@ def _entries() -> dict[str, ZooEntry]:
     return {name: ZooEntry(**{**vars(entry), "name": name}) for name, entry in entries.items()}
 
 
+def _published() -> dict[str, ZooEntry]:
+    # The training of network slimming on CIFAR-10 (Liu et al. 2017, section 4.2).
+    cifar: dict[str, Any] = {"input_shape": (3, 32, 32), "n_classes": 10, "dataset": "cifar10"}
+    recipe = {"epochs": 160, "learning_rate": 0.1, "batch_size": 64, "schedule": "milestones", "weight_decay": 1e-4}
+    return {name: ZooEntry(build, **cifar, recipe=recipe, name=name) for name, build in PUBLISHED.items()}
+
+
+#: The zoo's own networks, for small images.
+OWN = _entries()
 #: Every network of the zoo by name (``zoo:NAME`` on the command line).
-NETWORKS = _entries()
+NETWORKS = {**OWN, **_published()}

@@ -273,7 +273,7 @@ def _completed(options: TrainOptions) -> tuple[str, TrainOptions, Recipe]:
     options = replace(options, data=data, **{name: values[name] for name in DEFAULTS})
     if (settings := options.repr_settings()) is not None:
         options = replace(options, **{name: getattr(settings, name) for name in REPR_OPTIONS})
-    if options.schedule == "milestones":
+    if values.get("schedule") == "milestones":
         half, epochs = values["epochs"] // 2, values["epochs"]
         values["milestones"] = (half, max(half + 1, 3 * epochs // 4))
         if epochs < 3:

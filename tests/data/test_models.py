@@ -87,7 +87,7 @@ def test_weights_of_another_width_are_refused(small_zoo, tmp_path):
 
 
 def test_every_entry_of_the_real_zoo_can_be_loaded():
-    for name, entry in zoo.NETWORKS.items():
+    for name, entry in zoo.OWN.items():
         loaded = load_model(f"zoo:{name}", weights="random")
         assert loaded.input_shape == tuple(entry.input_shape)
         with torch.no_grad():

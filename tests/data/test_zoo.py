@@ -39,7 +39,7 @@ def parameters_of(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", zoo.NETWORKS)
+@pytest.mark.parametrize("name", zoo.OWN)
 def test_fx_follows_every_network_down_to_plain_torch_modules(name):
     entry = zoo.NETWORKS[name]
     module = zoo.build(name).eval()
@@ -50,7 +50,7 @@ def test_fx_follows_every_network_down_to_plain_torch_modules(name):
     assert {type(layer).__module__.split(".")[:2] == ["torch", "nn"] for layer in called} == {True}
 
 
-@pytest.mark.parametrize("name", zoo.NETWORKS)
+@pytest.mark.parametrize("name", zoo.OWN)
 def test_every_network_can_be_built_for_other_classes_and_shapes(name):
     module = zoo.build(name, n_classes=7, input_shape=(3, 32, 40)).eval()
     images = torch.randn(2, 3, 32, 40)
@@ -62,7 +62,7 @@ def test_every_network_can_be_built_for_other_classes_and_shapes(name):
     assert not torch.allclose(module(changed)[1], module(images)[1])
 
 
-@pytest.mark.parametrize("name", zoo.NETWORKS)
+@pytest.mark.parametrize("name", zoo.OWN)
 def test_every_parameter_of_a_fresh_network_learns(name):
     module = zoo.build(name).train()
     entry = zoo.NETWORKS[name]
@@ -114,7 +114,7 @@ def test_mistakes_are_told_in_one_line():
         zoo.build("vgg-fashion", input_shape=(28, 28))
 
 
-@pytest.mark.parametrize("name", zoo.NETWORKS)
+@pytest.mark.parametrize("name", zoo.OWN)
 def test_only_the_networks_that_say_so_come_with_weights(name):
     assert (zoo.NETWORKS[name].weights is not None) == (name in SHIPPED)
 

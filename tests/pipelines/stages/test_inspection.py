@@ -16,7 +16,7 @@ from decomp.pipelines.stages import freeze
 from decomp.pipelines.stages.inspection import inspect
 from tests.pipelines.digit_runs import SHAPE
 
-WITH_CONVOLUTIONS = [f"zoo:{name}" for name in zoo.NETWORKS if name != "mlp-fashion"]
+WITH_CONVOLUTIONS = [f"zoo:{name}" for name in zoo.OWN if not name.startswith("mlp")]
 
 
 def wide():

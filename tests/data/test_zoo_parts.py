@@ -1,0 +1,27 @@
+"""Parts of the zoo's networks."""
+
+import pytest
+import torch
+from torch import nn
+
+from decomp.data.zoo_parts import POOL, check_size, initialised, vgg
+from decomp.errors import UsageError
+
+
+def test_a_vgg_halves_its_map_at_each_pooling():
+    net = vgg((4, POOL, 6, POOL), "small", 0.5)(3, (2, 8, 12))
+    assert [type(layer).__name__ for layer in net] == [
+        "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Flatten",
+        "Dropout", "Linear",
+    ]  # fmt: skip
+    assert net[-1].in_features == 6 * 2 * 3 and net(torch.zeros(2, 2, 8, 12)).shape == (2, 3)
+    with pytest.raises(UsageError, match="zoo:small: .* large enough for its poolings, got 3x8 pixels"):
+        vgg((4, POOL, 6, POOL), "small", 0.5)(3, (2, 3, 8))
+    check_size("small", (1, 4, 4), 1, 1)
+
+
+def test_initial_weights_of_convolutions_keep_the_size_of_gradients():
+    torch.manual_seed(0)
+    net = initialised(nn.Sequential(nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64)))
+    assert net[0].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    assert bool((net[1].weight == 1).all())
