@@ -13,8 +13,9 @@ Both use the same names:
 Four-dimensional images are channels last where the last axis is 1 or 3 long and the second is neither; otherwise
 channels first. uint8 is divided by 255 before ``mean`` and ``std``; floating point is taken as it is. Without ``mean``
 nothing is subtracted. A function returns a dict with these names, or images, or (images, labels), or (images, labels,
-test images, test labels), with None for absent labels; in a dict, ``train`` and ``test`` may be images or (images,
-labels). Labels that are not class numbers are ignored, with a note. Nothing is augmented, because the augmentations
+test images, test labels), with None for absent labels, or a list or generator of images or batches, with or without
+labels; in a dict, ``train`` and ``test`` may be images or (images, labels). Labels that are not class numbers are
+ignored, with a note. Nothing is augmented, because the augmentations
 that keep the class of these images are not known. For Datasets and DataLoaders see :mod:`decomp.data.datasets`.
 """
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,13 @@ from torch import Tensor
 
 from decomp.errors import DecompError, FileError, NumericalError, UsageError
 
+from .items import images_of, labels_of, leaves
 from .standard import Arrays
 from .transforms import Augmentation, Normalisation
+from .user_code import errors_in_one_line
 
+#: Images or batches that are read of a function that gives them one by one.
+MOST_ITEMS = 200_000
 _NAMES = ("x_train", "y_train", "x_test", "y_test", "images", "labels", "mean", "std", "class_names")
 
 
@@ -80,11 +86,14 @@ def from_result(name: str, result: Any) -> Arrays:
         parts = dict(zip(_NAMES, result))
     elif isinstance(result, (np.ndarray, Tensor)):
         parts = {"images": result}
+    elif isinstance(result, (list, Iterator)):
+        with errors_in_one_line(name):
+            parts = _collected(name, result)
     else:
         got = f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__}"
         rule = (
             "must return a Dataset, a DataLoader, images, (images, labels), (images, labels, test images, test labels) "
-            "or a dict"
+            "or a dict, or give images one by one or in batches"
         )
         raise DecompError(name, rule, got=got)
     parts = {key: value for key, value in parts.items() if value is not None}
@@ -92,6 +101,30 @@ def from_result(name: str, result: Any) -> Arrays:
         got = ", ".join(map(str, parts)) or "an empty one"
         raise DecompError(name, "its dict must hold x_train, images or train", got=got)
     return _arrays(name, parts)
+
+
+def _collected(name: str, items: Iterable[Any]) -> dict[str, Any]:
+    """Images and labels that come one by one or in batches, in one array each."""
+    pixels, labels = [], []
+    for count, item in enumerate(items):
+        if count >= MOST_ITEMS:
+            fix = "end it earlier, or return a Dataset"
+            raise DecompError(name, "must end", got=f"more than {MOST_ITEMS:,} images or batches", fix=fix)
+        axes = [value.ndim for _, value in leaves(item) if isinstance(value, (np.ndarray, Tensor))]
+        single = max(axes, default=0) < 4
+        place, image = images_of(item, 3 if single else 4, name)
+        array = _numpy(image)
+        pixels.append(array[None] if single else array)
+        beside = labels_of(item, place)
+        labels.append(None if beside is None else np.atleast_1d(_numpy(beside)))
+    shapes = sorted({part.shape[1:] for part in pixels})
+    if len(shapes) != 1:
+        got = " and ".join(map(str, shapes[:3])) or "none"
+        raise DecompError(name, "must give images of one size", got=got, fix="resize or crop them to one size first")
+    parts = {"images": np.concatenate(pixels)}
+    known = [part for part in labels if part is not None and part.ndim == 1]
+    found = np.concatenate(known) if len(known) == len(pixels) else np.empty(0)
+    return {**parts, "labels": found} if len(found) == len(parts["images"]) else parts
 
 
 def _flat(result: dict[Any, Any]) -> dict[Any, Any]:

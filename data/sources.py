@@ -24,7 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from decomp.errors import UsageError
 
@@ -104,7 +106,7 @@ def open_source(
             return folders.open_folder(name, folder, network, options, skip_bad, recorded)
         return _in_memory(name, arrays.from_npz(name, folder), network, options)
     if user_code.names_user_code(name) and not _close_names(kind):
-        result = user_code.call(name)
+        result = user_code.call(name, (Tensor, np.ndarray, Dataset, DataLoader, Mapping, list, tuple))
         parts = datasets.splits_in(result)
         if parts is not None:
             return datasets.open_datasets(name, parts, network, options, recorded)

@@ -197,3 +197,39 @@ def test_functions(tmp_path, monkeypatch):
     ):
         with pytest.raises(DecompError, match=pattern):
             open_source(f"mine_of_arrays.py:{name}")
+
+
+SINGLE = """
+import numpy as np, torch
+images, labels = np.load("x.npy"), [0, 1, 2, 0, 1, 2]
+def one_by_one(): yield from images
+def pairs(): return [{"label": y, "image": torch.tensor(x)} for x, y in zip(images, labels)]
+def batches():
+    for i in (0, 2, 4): yield images[i : i + 2], np.array(labels[i : i + 2])
+whole = (images, labels)
+def uneven(): return [images[0], images[1][:, :4]]
+def endless():
+    while True: yield images[0]
+def broken():
+    yield images[0]
+    raise KeyError("gone")
+"""
+
+
+def test_images_may_come_one_by_one_or_in_batches_or_lie_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", BYTES)
+    (tmp_path / "mine.py").write_text(SINGLE)
+    for name in ("one_by_one", "pairs", "batches", "whole"):
+        source = open_source(f"mine.py:{name}")
+        assert torch.allclose(images_of(source.train), torch.from_numpy(BYTES).float() / 255), name
+        assert source.train.has_labels == (name != "one_by_one")
+        if source.train.has_labels:
+            assert source.train.labels(torch.arange(6)).tolist() == LABELS.tolist()
+    with pytest.raises(DecompError, match=r"must give images of one size, got \(3, 4, 4\) and \(3, 5, 4\)"):
+        open_source("mine.py:uneven")
+    with pytest.raises(DecompError, match=r"its code raised KeyError: 'gone'; see .*mine.py line 14"):
+        open_source("mine.py:broken")
+    monkeypatch.setattr("decomp.data.arrays.MOST_ITEMS", 8)
+    with pytest.raises(DecompError, match="endless: must end, got more than 8 images or batches; end it earlier"):
+        open_source("mine.py:endless")
