@@ -249,6 +249,8 @@ def _out_of_reach(
     elif reached and max(reached.values()) > most:
         fix += f" ({_shown(max(reached.values()))} without floor, cap and multiple)"
     rule = f"at most {_shown(most)} can be reached when each layer keeps {_kept_words(limits)}"
+    if not scores:
+        rule, fix = "there are no channels that may go, so 1x is the most", "ask for 1x, or let other channels go"
     return TargetError("speedup", rule, got=f"{speedup:g}x", fix=fix)
 
 

@@ -1,7 +1,8 @@
 """Criteria of a layer's weights: norms, overlap and distances of its filters.
 
 A filter is the part of a layer's weight that writes one output channel, flattened to a row. Each function takes all
-filters of a layer, a matrix of shape (n, d), and gives n numbers in float64.
+filters of a layer, a matrix of shape (n, d), and gives n numbers in float64. Large layers are taken in parts, so that
+no copy of all their weights in float64 is needed.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def filter_rows(module: nn.Module, columns: Tensor | None = None) -> Tensor:
 
     Returns
     -------
-    torch.Tensor of float64, shape (output channels, weights of each)
-        On the CPU.
+    torch.Tensor, shape (output channels, weights of each)
+        On the CPU, in the weight's own type.
     """
     assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
-    weight = module.weight.detach().to("cpu", torch.float64)
+    weight = module.weight.detach().cpu()
     groups = 1 if isinstance(module, nn.Linear) else module.groups
     if isinstance(module, nn.ConvTranspose2d):
         # (c, n / groups, kh, kw): the input channels of a group lie behind each other.
@@ -41,12 +42,12 @@ def filter_rows(module: nn.Module, columns: Tensor | None = None) -> Tensor:
 
 def l1(rows: Tensor) -> Tensor:
     """Sum of absolute weights (Li et al., Pruning Filters for Efficient ConvNets, 2017, section 3.1)."""
-    return rows.abs().sum(dim=1)
+    return _by_parts(rows, lambda part: part.abs().sum(dim=1))
 
 
 def l2(rows: Tensor) -> Tensor:
     """Square root of the sum of squared weights."""
-    return rows.square().sum(dim=1).sqrt()
+    return _by_parts(rows, lambda part: part.square().sum(dim=1).sqrt())
 
 
 def largest(rows: Tensor) -> Tensor:
@@ -89,7 +90,21 @@ def fpgm(rows: Tensor) -> Tensor:
 
     The filter with the lowest sum is the one nearest to the geometric median, which the others can replace best.
     """
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+    whole = rows.to(torch.float64)
+    # Products of matrices are faster for large layers; differences keep the distance of equal filters exactly zero.
+    large = len(rows) * rows.numel() > _LARGE
+    mode = "use_mm_for_euclid_dist" if large else "donot_use_mm_for_euclid_dist"
+    return torch.cdist(whole, whole, compute_mode=mode).fill_diagonal_(0.0).sum(dim=1)
+
+
+def _by_parts(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of each row, in float64, on some rows at a time."""
+    size = max(1, _PART // max(1, rows.shape[1]))
+    return torch.cat([function(part.to(torch.float64)) for part in rows.split(size)])
+
+
+_PART = 1 << 22  # weights at a time
+_LARGE = 1 << 30  # differences between weights of pairs of filters
 
 
 #: By the names in :data:`decomp.criteria.names.FILTER_CRITERIA`.

@@ -181,7 +181,7 @@ def _own_normalisation(network: fx.GraphModule, path: str) -> nn.BatchNorm1d | n
     calls = [node for node in network.graph.nodes if node.op == "call_module" and node.target == path]
     users = {user for call in calls for user in call.users}
     targets = {str(user.target) for user in users if user.op == "call_module"}
-    if len(targets) != 1 or len(users) != len(calls) or any(user.op != "call_module" for user in users):
+    if len(targets) != 1 or any(user.op != "call_module" for user in users):
         return None
     (target,) = targets
     norm = network.get_submodule(target)

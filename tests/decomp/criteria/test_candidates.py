@@ -1,7 +1,9 @@
 """Channel spaces that may be narrowed."""
 
 import pytest
+import torch
 from small_graphs import INPUT, make
+from torch import nn
 
 from decomp.criteria.candidates import candidates, united_by_addition
 from decomp.errors import UsageError
@@ -45,3 +47,18 @@ def test_skipped_layers_keep_their_outputs():
 def test_a_layer_to_skip_that_is_not_there_is_named():
     with pytest.raises(UsageError, match="skip: must name layers of the network, got a.00; did you mean a.0"):
         candidates(spaces_of("residual"), skip=["a.00"])
+
+
+def test_a_sum_of_values_from_one_layer_is_no_stream():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.own = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+            self.b = nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            x = torch.relu(self.a(x))
+            return self.b(x + self.own(x)).mean((2, 3))
+
+    spaces = NetworkGraph(trace(Own()), INPUT).spaces
+    assert candidates(spaces) == ["a"] and any(words.startswith("add") for words in spaces["a"].couplings)

@@ -18,6 +18,17 @@ def test_norms_are_those_of_the_rows():
     assert largest(ROWS).tolist() == [-7, -5, -2]
 
 
+@pytest.mark.parametrize("criterion", FILTERS)
+def test_large_layers_get_the_same_numbers(criterion, monkeypatch):
+    rows = torch.randn(24, 40, generator=torch.Generator().manual_seed(1))
+    whole = FILTERS[criterion](rows)
+    monkeypatch.setattr("decomp.criteria.filters._PART", 100)
+    monkeypatch.setattr("decomp.criteria.filters._LARGE", 0)
+    parts = FILTERS[criterion](rows)
+    assert parts.dtype == torch.float64
+    torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-10)
+
+
 def test_overlap_is_the_mean_absolute_cosine_to_the_others_over_all_filters():
     # cosines: (0,1) −0.8, (0,2) −1/(5√2), (1,2) 1/√2
     a, b, c = 0.8, 1 / (5 * math.sqrt(2)), 1 / math.sqrt(2)

@@ -80,26 +80,42 @@ def test_a_reader_without_bias_gives_the_constant_to_the_mean_of_its_normalisati
     assert [(m.layer, m.channels, m.inexact) for m in moved] == [("3", 4, None)]
 
 
-def test_a_normalisation_that_others_read_beside_the_layer_gets_nothing():
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid())
-            self.b, self.norm, self.head = nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5), nn.Linear(5, 3)
+class Beside(nn.Module):
+    """A layer whose output is also read without its normalisation."""
 
-        def forward(self, x):
-            x = self.b(self.a(x))
-            return self.head((x + self.norm(x)).mean((2, 3)))
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid())
+        self.b, self.norm, self.head = nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5), nn.Linear(5, 3)
 
-    net = trace(randomise(Both()))
+    def forward(self, x):
+        x = self.b(self.a(x))
+        return self.head((x + self.norm(x)).mean((2, 3)))
+
+
+class Shared(Beside):
+    """A normalisation that another layer has too."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Conv2d(3, 5, 3, bias=False)
+
+    def forward(self, x):
+        return self.head((self.norm(self.b(self.a(x))) + torch.relu(self.norm(self.other(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Beside, Shared])
+def test_a_normalisation_that_is_not_the_layers_alone_is_left_as_it_is(kind):
+    net = trace(randomise(kind()))
     spaces, keep = NetworkGraph(net, (3, 9, 9)).spaces, {"a.0": [0, 1]}
     silence(net, spaces, keep)
+    mean = net.norm.running_mean.clone()
     with torch.no_grad():
         wanted = net(images())
         move_constants(net, spaces, keep, [images()])
         shrink(net, spaces, keep)
         torch.testing.assert_close(net(images()), wanted, rtol=1e-5, atol=1e-5)
-    assert net.b.bias is not None
+    assert net.b.bias is not None and torch.equal(net.norm.running_mean, mean)
 
 
 def test_zero_padding_is_named_and_only_the_borders_differ():
@@ -110,9 +126,12 @@ def test_zero_padding_is_named_and_only_the_borders_differ():
     assert [m.inexact for m in moved] == ["zero padding at the borders does not have the constant's value"]
 
 
-def test_a_transposed_convolution_is_named():
-    _, _, moved, _ = pruned(network(nn.ConvTranspose2d(8, 5, 3, stride=2)))
+def test_a_transposed_convolution_keeps_its_mean_and_is_named():
+    wanted, got, moved, _ = pruned(network(nn.ConvTranspose2d(8, 5, 2, stride=2)))
     assert [m.inexact for m in moved] == ["positions of a transposed convolution see different parts of its kernel"]
+    # Each pixel sees one entry of the kernel; the bias has their mean.
+    torch.testing.assert_close(got.mean((2, 3)), wanted.mean((2, 3)), rtol=1e-4, atol=1e-5)
+    assert (got - wanted).abs().max() > 1e-3
 
 
 def test_channels_that_are_zero_behind_the_activation_need_nothing():
