@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -19,6 +20,7 @@ from ..console.program import program
 from .interrupt import CODE, quick_end, stopped_line
 
 COMMAND_KEY = "decomp.command"  # under which click's context keeps the command line as given
+_OPTION = re.compile(r"\boption (?=(leaf|module)\b)")  # in messages that a Python caller sees too
 JSON_KEY = "decomp.json"  # under which it keeps whether the result is printed as JSON
 VERBOSE_KEY = "decomp.verbose"  # under which it keeps whether details are printed
 COMMANDS = (
@@ -90,7 +92,7 @@ def explain(error: BaseException, args: list[str]) -> tuple[int, str | None]:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return CODE, stopped_line(args)
     if isinstance(error, DecompError):
-        return error.exit_code, f"error: {error}"
+        return error.exit_code, f"error: {_OPTION.sub(r'--', str(error))}"
     if isinstance(error, click.UsageError):
         return error.exit_code, f"error: {_usage_line(error)}"
     if isinstance(error, click.ClickException):

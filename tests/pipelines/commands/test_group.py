@@ -100,6 +100,11 @@ def test_exit_code_and_line_of_each_kind_of_error(error, code, line):
     assert explain(error, ["freeze"]) == (code, line)
 
 
+def test_an_option_that_a_message_names_in_words_is_written_as_it_is_typed():
+    error = DecompError("net", "has no option modules", fix="treat a part (option module), or leave it (option leaf)")
+    assert explain(error, [])[1] == "error: net: has no option modules; treat a part (--module), or leave it (--leaf)."
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
 @pytest.mark.parametrize(("started", "program"), [("decomp", "decomp"), ("/x/cli.py", "python /x/cli.py")])
 def test_an_interrupted_command_names_the_line_that_resumes_it(monkeypatch, error, started, program):
