@@ -203,7 +203,7 @@ def table(rows, names):
             end = f"{row['speedup']:.2f}x" + ("" if row["as_planned"] else ", NOT as planned")
             end += "" if row["loads"] else ", DIFFERS when loaded"
             if row["most"] < ASKED:
-                end += f" at most: what can be fitted is {row['whole_conv_share']:.1%} of its cost"
+                end += f" at most: what can be fitted is {100 * row['whole_conv_share']:.1f} % of its cost"
         lines.append(f"| {row['name']} | {row['convs']} | {row['alone']} | {row['own']} | {row['sampled']} | "
                      f"{row['recovers']} | {row['seconds']:.1f} s | {exact} | {end} |")  # fmt: skip
     return "\n".join([*lines, ""])

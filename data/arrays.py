@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decomp.errors import DecompError, FileError, NumericalError, UsageError
+from decomp.errors import DecompError, FileError, NumericalError, UsageError, kind_of
 
 from .items import images_of, labels_of, leaves
 from .standard import Arrays
@@ -90,7 +90,7 @@ def from_result(name: str, result: Any) -> Arrays:
         with errors_in_one_line(name):
             parts = _collected(name, result)
     else:
-        got = f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__}"
+        got = f"a tuple of {len(result)}" if isinstance(result, tuple) else kind_of(result)
         rule = (
             "must return a Dataset, a DataLoader, images, (images, labels), (images, labels, test images, test labels) "
             "or a dict, or give images one by one or in batches"

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from decomp.errors import DecompError, UsageError
+from decomp.errors import DecompError, UsageError, kind_of
 
 from .image_options import ImageOptions, shown
 from .items import as_tensor, channels_first, class_number, described, images_of, labels_of
@@ -70,7 +70,7 @@ class Items:
             data = data.dataset if indices is None else Subset(data.dataset, list(indices))
         if isinstance(data, IterableDataset) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
             rule = "its data set must be read by index (__len__ and __getitem__)"
-            raise UsageError(name, rule, got=f"a {type(data).__name__}", fix="collect its images into one array")
+            raise UsageError(name, rule, got=kind_of(data), fix="collect its images into one array")
         self.data = data
         self._lock = threading.Lock()
         self._labels: dict[int, Any] = {}

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from decomp.errors import NumericalError, UsageError
+from decomp.errors import NumericalError, UsageError, kind_of
 from decomp.graph.ways_out import part_that_works
 
 from .items import as_tensor, channels_first, class_number, images_of, labels_of, leaves
@@ -84,7 +84,7 @@ def gather(images: Any, most: int, seed: int = 0, network: nn.Module | None = No
     if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
         rule = "must be a tensor or array of shape (N, C, H, W), a Dataset, or give batches of such"
         fix = "give what it returns" if callable(images) else "open images by name with decomp.freeze"
-        raise UsageError("images", rule, got=f"a {type(images).__name__}", fix=fix)
+        raise UsageError("images", rule, got=kind_of(images), fix=fix)
     parts, count, labels = [], 0, []
     for batch in [images] if _is_batch(images) else images:
         single = _single_image(batch)
@@ -144,7 +144,7 @@ def _drawn(dataset: Dataset[Any], most: int, seed: int) -> Iterator[tuple[Tensor
         name, image = images_of(item, 3, "images")
         if not isinstance(image, (Tensor, np.ndarray)):
             fix = "give the Dataset the transform of the network's training, which ends in a tensor"
-            got = f"a {type(image).__name__}"
+            got = kind_of(image)
             raise UsageError("images", "an item of a Dataset must have an image tensor (C, H, W)", got=got, fix=fix)
         yield channels_first(as_tensor(image))[None], [labels_of(item, name)]
 
@@ -152,7 +152,7 @@ def _drawn(dataset: Dataset[Any], most: int, seed: int) -> Iterator[tuple[Tensor
 def _checked(images: Any, network: nn.Module | None = None) -> Tensor:
     if isinstance(images, Image.Image):
         fix = "make tensors of them with the transform of the network's training"
-        raise UsageError("images", "must be tensors or arrays", got=f"a {type(images).__name__}", fix=fix)
+        raise UsageError("images", "must be tensors or arrays", got=kind_of(images), fix=fix)
     try:
         pixels = torch.as_tensor(images).detach().cpu()
     except TypeError as error:  # an array of texts or objects

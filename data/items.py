@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from decomp.errors import UsageError
+from decomp.errors import UsageError, kind_of
 
 IMAGE_NAMES = ("image", "images", "img", "imgs", "x", "pixel_values", "input", "inputs", "data")
 LABEL_NAMES = ("label", "labels", "y", "target", "targets", "class", "classes", "class_id", "category")
@@ -104,7 +104,7 @@ def described(thing: Any) -> str:
         elif isinstance(value, (list, tuple)):
             kind = str(value)[:40]
         else:
-            kind = "nothing" if value is None else f"a {type(value).__name__}"
+            kind = "nothing" if value is None else kind_of(value)
         parts.append(f"{key}: {kind}" if key else kind)
     return ", ".join(parts) or "nothing"
 

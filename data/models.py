@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from decomp.errors import FileError, UsageError
+from decomp.errors import FileError, UsageError, kind_of
 
 from . import exported_program, user_code
 from .own_preprocessing import of_weights
@@ -370,7 +370,7 @@ def _open_factory(name: str, weights: Weights | None) -> Opened:
     if isinstance(module, ExportedProgram):
         module = exported_program.as_network(module, name)
     if not isinstance(module, nn.Module):
-        raise UsageError(name, "the factory must return a torch.nn.Module", got=f"a {type(module).__name__}")
+        raise UsageError(name, "the factory must return a torch.nn.Module", got=kind_of(module))
     module = unwrapped(module)
     if weights is None or _is_word(weights, "random"):
         return module, None, "as the factory returned them"

@@ -179,7 +179,7 @@ def _described(native: Shape, shape: Shape, normalisation: Normalisation, augmen
     """Steps from pixels in memory to the network's input, in one line."""
     steps = [by(native[1:]) if native[1:] == shape[1:] else f"{by(native[1:])} resized to {by(shape[1:])} (bilinear)"]
     if native[0] != shape[0]:
-        steps.append(f"{native[0]} channels made {shape[0]}")
+        steps.append(f"{native[0]} channel{'' if native[0] == 1 else 's'} made {shape[0]}")
     if normalisation.scale != 1:
         steps.append(f"divided by {normalisation.scale:g}")
     steps.append(f"mean {shown(normalisation.mean)}, std {shown(normalisation.std)}" if normalisation.mean else

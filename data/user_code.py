@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from decomp.errors import DecompError, UsageError
+from decomp.errors import DecompError, UsageError, kind_of
 
 
 def names_user_code(name: str) -> bool:
@@ -53,7 +53,7 @@ def call(name: str, made: tuple[type, ...] = ()) -> Any:
         if isinstance(function, made):
             return function
         if isinstance(function, ModuleType) or not callable(function):
-            raise UsageError(name, f"{attribute} must be a function", got=f"a {type(function).__name__}")
+            raise UsageError(name, f"{attribute} must be a function", got=kind_of(function))
         _check_no_arguments(name, function)
         with errors_in_one_line(name):
             return function()

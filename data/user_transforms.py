@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from decomp.errors import DecompError, UsageError
+from decomp.errors import DecompError, UsageError, kind_of
 
 from . import user_code
 from .preprocessing import by
@@ -121,7 +121,7 @@ class UserPreparation:
         if isinstance(result, np.ndarray):
             result = torch.from_numpy(result)
         if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() != 3 or 0 in result.shape:
-            got = f"a {type(result).__name__}"
+            got = kind_of(result)
             if isinstance(result, Tensor):
                 got = f"{str(result.dtype).removeprefix('torch.')} of shape {tuple(result.shape)}"
             fix = "end it with torchvision's ToTensor() and Normalize()"
@@ -148,7 +148,7 @@ def _transforms_of(name: str) -> tuple[Transform, Transform | None]:
             raise DecompError(name, f"must be {_FORMS}", got=got)
         return evaluation, found.get("train")
     if not callable(found) or len(user_code.needed_arguments(found)) > 1:
-        raise DecompError(name, f"must be {_FORMS}", got=f"a {type(found).__name__}")
+        raise DecompError(name, f"must be {_FORMS}", got=kind_of(found))
     return found, None
 
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from decomp.errors import FileError, MissingError, NumericalError, WeightsError
+from decomp.errors import FileError, MissingError, NumericalError, WeightsError, kind_of
 
 from .checkpoints import Match, State, matches, preference, state_dicts
 
@@ -114,7 +114,7 @@ def _no_state_dict(path: Path, content: Any) -> FileError:
         other = [key for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
         names = ", ".join(str(key) for key in other[:_NAMES_SHOWN])
         return FileError(path, "a state dict holds tensors alone", got=f"also {names}", fix=fix)
-    kind = f"a {type(content).__name__}"
+    kind = kind_of(content)
     if isinstance(content, Mapping) and content:
         kind += f" of {', '.join(str(key) for key in list(content)[:_NAMES_SHOWN])}"
     return FileError(path, "holds no state dict", got=kind, fix=fix)

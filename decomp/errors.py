@@ -79,6 +79,13 @@ class TargetError(DecompError):
     """A speed-up, cost or plan that cannot be reached or does not fit the model."""
 
 
+def kind_of(value: object) -> str:
+    """The kind of a value in words: ``'a whole number'``, ``'a list'``, ``'an OrderedDict'``."""
+    named = {"int": "a whole number", "float": "a number", "NoneType": "None"}
+    name = type(value).__name__
+    return named.get(name, f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}")
+
+
 def near_miss(word: object, possible: Iterable[str]) -> str | None:
     """``'did you mean X'`` for the entry closest to `word`, or None when no entry is close."""
     close = difflib.get_close_matches(str(word), list(possible), n=1, cutoff=0.5)

@@ -59,7 +59,9 @@ class LimitingFactors:
     steps : bool
         Whether not all steps are allowed.
     untouched : tuple of (str, str)
-        Layers to which no step can be applied, and the reason.
+        Layers to which no step can be applied, and the reason; the most expensive first.
+    untouched_share : float
+        Their share of the cost.
     rest : float
         Share of the cost outside the layers.
     per_call : bool
@@ -71,6 +73,7 @@ class LimitingFactors:
     together: bool = False
     steps: bool = False
     untouched: tuple[tuple[str, str], ...] = ()
+    untouched_share: float = 0.0
     rest: float = 0.0
     per_call: bool = False
 
@@ -192,14 +195,20 @@ def limiting_factors(
     if math.isfinite(rules.max_layer_speedup):
         without["max_layer_speedup"] = most(graph, curves, cost, replace(rules, max_layer_speedup=math.inf))
     binding = {rule: higher for rule, higher in without.items() if higher > highest * 1.001}
-    untouched = [layer for layer in graph.layers if set(STEPS) <= set(layer.left_alone)]
+    whole = {
+        layer.name: float(cost.layer(layer, layer.in_channels, layer.out_channels))
+        for layer in graph.layers
+        if set(STEPS) <= set(layer.left_alone)
+    }
+    untouched = sorted(whole, key=lambda name: -whole[name])
     return LimitingFactors(
         highest,
         rules=binding or without,
         together=bool(without) and not binding,
         steps=set(steps) != set(STEPS),
         # A convolution without steps has one reason for all; of a linear layer only pruning is a question.
-        untouched=tuple((layer.name, layer.left_alone["prune"]) for layer in untouched),
+        untouched=tuple((name, graph.layer(name).left_alone["prune"]) for name in untouched),
+        untouched_share=sum(whole.values()) / cost.total,
         rest=cost.rest / cost.total,
         per_call=cost.name == "latency",
     )

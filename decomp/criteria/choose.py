@@ -227,8 +227,10 @@ def _bounds(limits: Limits, ranking: str) -> Limits:
 
 
 def _kept_words(limits: Limits) -> str:
-    parts = [f"{limits.floor:.0%} of its channels"] if limits.floor else ["one channel"]
-    return " and ".join(parts + ([f"{1 - limits.cap:.0%} by the cap"] if limits.cap < 1 else [])) + " at least"
+    parts = [f"{100 * limits.floor:.0f} % of its channels"] if limits.floor else ["one channel"]
+    return (
+        " and ".join(parts + ([f"{100 * (1 - limits.cap):.0f} % by the cap"] if limits.cap < 1 else [])) + " at least"
+    )
 
 
 def _out_of_reach(

@@ -1,4 +1,4 @@
-"""Commands that show or export a result: inspect, evaluate, export, report, compare, status."""
+"""Commands that show or export a result: inspect, evaluate, export, report, compare, status, runs."""
 
 from __future__ import annotations
 
@@ -159,3 +159,17 @@ def status(run: str) -> None:
     from ..stages.status import status as stage
 
     show(stage(run, program=program()))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(), default="runs")
+@shared_options("json", "debug")
+def runs(folder: str) -> None:
+    """List the runs in a folder.
+
+    One line for each run directory below FOLDER (runs/ where it is not given): its network, how far it is, its counted
+    speed-up and the accuracy that evaluate measured.
+    """
+    from ..stages.runs import runs as stage
+
+    show(stage(folder))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from decomp.errors import UsageError, check_choice, near_miss
+from decomp.errors import UsageError, check_choice, kind_of, near_miss
 
 Number = TypeVar("Number", int, float)
 
@@ -263,4 +263,4 @@ def text(name: str, value: object, fix: str | None = None) -> str:
 
 
 def _described(value: object) -> str:
-    return repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
+    return repr(value) if isinstance(value, (str, int, float, type(None))) else kind_of(value)

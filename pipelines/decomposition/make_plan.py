@@ -215,7 +215,7 @@ def _assemble(options: DecomposeOptions, surveyed: SurveyedRun, allocation: Allo
         plan.notes.append(f"sizes are multiples of {multiple}, because multiples of {options.multiple} miss the target")
     off = [f"{item.layer} ({', '.join(item.off_multiple)})" for item in layers if item.off_multiple]
     if off:
-        plan.notes.append(f"not multiples, to use at least {LOWEST_SHARE:.0%} of the target: {'; '.join(off)}")
+        plan.notes.append(f"not multiples, to use at least {100 * LOWEST_SHARE:.0f} % of the target: {'; '.join(off)}")
     return _with_costs(plan, surveyed)
 
 

@@ -9,6 +9,11 @@ from decomp.allocation.rules import Rules
 from decomp.allocation.target import LimitingFactors, OutOfReach
 from decomp.errors import TargetError
 
+from ..console.words import counted
+
+#: Parts of a network with a smaller share of the cost are not named as causes.
+LEAST_SHARE = 0.01
+
 
 def out_of_reach(
     error: OutOfReach, *, rules: Rules, skip: Sequence[str], keep_first: bool, steps: Sequence[str]
@@ -44,12 +49,15 @@ def limiting_options(
         words = [f"{options[rule]} (without: {round_down(higher)}x)" for rule, higher in factors.rules.items()]
     if factors.steps:
         words.append(f"--steps {','.join(steps)}")
-    if factors.untouched:
-        count = f"{len(factors.untouched)} layer{'s' if len(factors.untouched) > 1 else ''}"
+    if factors.untouched_share >= LEAST_SHARE:
+        count = counted(len(factors.untouched), "layer")
         name, reason = factors.untouched[0]
-        words.append(f"{count} that cannot be compressed ({name}: {reason})")
-    if factors.rest > 0.01:
-        words.append(f"{factors.rest:.0%} of it outside the layers")
+        which = f"{name}: {reason}" if len(factors.untouched) == 1 else f"the largest, {name}: {reason}"
+        words.append(
+            f"{count} that cannot be compressed, with {100 * factors.untouched_share:.0f} % of the cost ({which})"
+        )
+    if factors.rest >= LEAST_SHARE:
+        words.append(f"{100 * factors.rest:.0f} % of it outside the layers")
     if factors.per_call:
         words.append("the time that every call takes, however narrow")
     return words

@@ -88,13 +88,15 @@ class HeldOutLoss:
         interval = f"95 % interval {100 * self.low:.2f} to {100 * self.high:.2f}"
         if self.kind == "accuracy":
             assert self.original is not None and self.network is not None  # this is what the kind means
+            before, after = (f"{100 * share:.2f} %" for share in (self.original, self.network))
             return (
-                f"{100 * self.loss:.2f} points of accuracy lost ({self.original:.2%} → {self.network:.2%}; {interval}) "
+                f"{100 * self.loss:.2f} points of accuracy lost ({before} → {after}; {interval}) "
                 f"on {self.n_images:,} held-out training images"
             )
+        lost = f"{100 * self.loss:.2f} %"
         if self.kind == "values":
-            return f"{self.loss:.2%} of the outputs' variance lost ({interval}) on {self.n_images:,} held-out images"
-        return f"another first class on {self.loss:.2%} ({interval}) of {self.n_images:,} held-out images"
+            return f"{lost} of the outputs' variance lost ({interval}) on {self.n_images:,} held-out images"
+        return f"another first class on {lost} ({interval}) of {self.n_images:,} held-out images"
 
     def to_json(self) -> dict[str, Any]:
         """The values as plain data."""

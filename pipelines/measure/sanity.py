@@ -184,8 +184,9 @@ def lines(facts: dict[str, Any]) -> list[str]:
         fix = "; the labels of a folder of images are the places of its class folders in alphabetical order"
         fix = "; the folders count 0, 1, 10, 2, …: name them 00, 01, 02, …" if facts["numbered"] else fix
         warning = (
-            f"the labels seem to be in another order than the network's classes: reordered, {order['accuracy']:.0%} "
-            f"of the predictions are right; label→class {', '.join(moved[:6])}{', …' if len(moved) > 6 else ''}{fix}"
+            "the labels seem to be in another order than the network's classes: reordered, "
+            f"{100 * order['accuracy']:.0f} % of the predictions are right; "
+            f"label→class {', '.join(moved[:6])}{', …' if len(moved) > 6 else ''}{fix}"
         )
     elif facts["largest_label"] >= facts["n_classes"]:
         warning = (
@@ -208,7 +209,7 @@ def _confidence_lines(facts: dict[str, Any]) -> list[str]:
     n_top, n_classes, confidence = facts["n_top_classes"], facts["n_classes"], facts["confidence"]
     said = (
         f"the original on the {facts['n_images']:,} calibration images: mean probability of its top class "
-        f"{confidence:.1%}, {n_top:,} of {n_classes:,} classes are a top class"
+        f"{100 * confidence:.1f} %, {n_top:,} of {n_classes:,} classes are a top class"
     )
     if n_top == 1 or confidence < 1.5 / n_classes:
         kind = "all images get the same class" if n_top == 1 else "the network does not decide for any class"

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from decomp.errors import UsageError, near_miss
+from decomp.errors import UsageError, kind_of, near_miss
 from decomp.graph.autocast import AUTOCAST
 
 from ...data import given
@@ -200,7 +200,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _described(value: object) -> str:
-    return repr(value) if isinstance(value, str) and len(value) < 80 else f"a {type(value).__name__}"
+    return repr(value) if isinstance(value, str) and len(value) < 80 else kind_of(value)
 
 
 def _way_to_a_module(value: object) -> str:

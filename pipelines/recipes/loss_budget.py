@@ -248,8 +248,8 @@ def _require_enough_images(n: int, budget: float, *, outputs: Outputs, n_images:
     """Refuse a budget that is less than one image."""
     if outputs.scores is not None and n * budget < 1:
         raise UsageError(
-            "--max-drop", f"must be at least one of the {n} training images that no fit has used ({1 / n:.1%})",
-            got=f"{budget:.1%}",
+            "--max-drop", f"must be at least one of the {n} training images that no fit has used ({100 / n:.1f} %)",
+            got=f"{100 * budget:.1f} %",
             fix=f"allow more, or freeze fewer than {n_images:,} images into another --run (--images): the rest is free",
         )  # fmt: skip
 

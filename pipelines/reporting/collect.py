@@ -15,6 +15,7 @@ from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
 from ...data.formats.layer_file import current_report, read_selection
 from ..console.program import program
+from ..console.words import counted
 from ..run.directory import RunDirectory
 from ..run.networks import existing
 from .summary import Summary, summarise
@@ -114,7 +115,7 @@ def conditions_line(report: Mapping[str, Any]) -> str:
     """The conditions of the measurements of evaluate, in one line."""
     c = report["conditions"]
     tested = f"{tested_on(report)}; " if c["n_images"] else ""
-    threads = f", {c['threads']} thread{'s' if c['threads'] != 1 else ''}" if c["device"] == "CPU" else ""
+    threads = f", {counted(c['threads'], 'thread')}" if c["device"] == "CPU" else ""
     return (
         f"{tested}latency: median and quartiles of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, "
         f"float32, {c['layout']}, {c['device']}{threads}"

@@ -14,6 +14,7 @@ from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 
 from ...data.formats.atomic import commit
+from ..console.words import counted
 
 _OWN, _SHARED, _FIXED, _ALONE = "#c8e6c9", "#fff3c4", "#f8cfcf", "#dddddd"
 _LEGEND = (
@@ -93,7 +94,7 @@ def _layer_label(layer: Layer) -> str:
 
 
 def _space_label(space: ChannelSpace, place: Mapping[str, int]) -> str:
-    label = f"{space.width} channel{'s' if space.width != 1 else ''}"
+    label = f"{counted(space.width, 'channel')}"
     between = [name for name in space.carriers if name not in place]
     if between:
         label += f"\\nthrough {between[0]}" + (f" and {len(between) - 1} more" if len(between) > 1 else "")

@@ -120,7 +120,7 @@ def alternative(table: Table) -> str:
     if table.name in ("accuracy", "latency"):
         words = [
             f"{row['network']} {row['latency_ms']:.3g} ms, {row['macs'] / 1e6:.3g} M multiply-accumulates"
-            + "".join(f", {name} {row[key]:.2%}" for key, name in SHARES if row[key] is not None)
+            + "".join(f", {name} {100 * row[key]:.2f} %" for key, name in SHARES if row[key] is not None)
             for row in rows
         ]
     elif table.name == "finetuning":

@@ -119,7 +119,7 @@ def layer_errors(table: Table, width: float = WIDE, part: slice = ALL) -> Figure
             dots = axes.scatter(
                 x, at, marker=mark, facecolor=face, edgecolor=edge, s=30, linewidth=0.9, label=label, zorder=2
             )
-            tip(dots, *(f"{row['layer']}, {label}: {row[column]:.3%}, {on} images" for row in chosen))
+            tip(dots, *(f"{row['layer']}, {label}: {100 * row[column]:.3f} %, {on} images" for row in chosen))
     axes.set_xscale("log")
     ends = [_drawn(row[column]) for row in rows]
     low, high = 0.8 * min(ends), 1.25 * max(ends)
@@ -187,7 +187,7 @@ def _curve(panel: Any, layer: str, step: str, points: Sequence[dict[str, Any]]) 
         if point["chosen"]:
             (chosen,) = panel.plot(at, value, mark, color=colour, markersize=7, markeredgecolor=DARK, clip_on=False)
             size = f"{words.format(point['size'])} of {point['full_size']}"
-            tip(chosen, f"{layer}: {size}, error {point['error']:.3%}")
+            tip(chosen, f"{layer}: {size}, error {100 * point['error']:.3f} %")
 
 
 def kept_channels(table: Table, width: float = WIDE, part: slice = ALL) -> Figure:

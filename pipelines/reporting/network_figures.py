@@ -312,7 +312,9 @@ def finetuning(table: Table, width: float = WIDE) -> Figure:
     first.set_ylim(bottom=0)
     if second:
         (drawn,) = panels[1].plot(epochs, table.column(second), "^-", color=MIDDLE, markersize=5)
-        tip(drawn, *(f"epoch {e}: {v:.2%} of the held-out images" for e, v in zip(epochs, table.column(second))))
+        tip(
+            drawn, *(f"epoch {e}: {100 * v:.2f} % of the held-out images" for e, v in zip(epochs, table.column(second)))
+        )
         panels[1].set(xlabel="epoch (0: before fine-tuning)", ylabel="accuracy, held-out images")
         share_axis(panels[1], table.column(second))
     for panel in panels:

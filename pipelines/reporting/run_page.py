@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..console.program import program
+from ..console.words import counted
 from ..measure import sanity
 from ..measure.intervals import share_words
 from . import html_tables, verdict
@@ -187,7 +188,7 @@ def _conditions(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> 
         c = report["conditions"]
         if c["n_images"]:
             rows.append(("images", f"{c['n_images']:,} {c.get('images', 'test images')} of {c['data']}"))
-        threads = f", {c['threads']} thread{'s' if c['threads'] != 1 else ''}" if c["device"] == "CPU" else ""
+        threads = f", {counted(c['threads'], 'thread')}" if c["device"] == "CPU" else ""
         how = f"batch of {c['batch_size']}, {c['layout']}, {c['rounds']} interleaved rounds"
         rows += [("device", c["device"] + threads), ("time", f"eager PyTorch, float32, {how}")]
     if versions := versions_line(config):

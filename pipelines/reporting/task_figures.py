@@ -109,7 +109,7 @@ def owner_shares(owners: Mapping[str, Mapping[int, float]], names: Sequence[str]
         bars = axes.barh(y, share, 0.7, left, color=fill, hatch=hatch, edgecolor=EDGE, linewidth=0.6,
                          label=short(name, most))  # fmt: skip
         for bar, layer, value in zip(bars, owners, share):
-            tip(bar, f"{layer}: {value:.1%} {'free' if number == 0 else f'of {name}'}")
+            tip(bar, f"{layer}: {100 * value:.1f} % {'free' if number == 0 else f'of {name}'}")
         left += share
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(percent_tick)
@@ -129,7 +129,7 @@ def ladder_curves(ladders: Mapping[str, Sequence[Mapping[str, float]]], width: f
         line, colour = LINES[number % len(LINES)]
         x, y = [rung["released"] for rung in rungs], [rung["validation"] for rung in rungs]
         (drawn,) = axes.plot(x, y, line, color=colour, markersize=4, linewidth=1.2, label=short(name, 20))
-        tip(drawn, *(f"{name}: {a:.0%} released, accuracy {b:.1%}" for a, b in zip(x, y)))
+        tip(drawn, *(f"{name}: {100 * a:.0f} % released, accuracy {100 * b:.1f} %" for a, b in zip(x, y)))
         ends += y
     if ends:
         share_axis(axes, ends)

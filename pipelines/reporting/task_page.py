@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.formats.atomic import commit, commit_directory
+from ..console.words import counted
 from ..measure.intervals import short_share
 from . import task_figures
 from .html_page import Section, figure, paragraph, render_page
@@ -70,7 +71,7 @@ def _title(listed: Mapping[str, Any]) -> str:
     totals, met = listed["totals"], sum(task["status"] == "met" for task in listed["tasks"])
     n = len(listed["tasks"])
     return (
-        f"{n} task{'s' if n != 1 else ''} in one network of {totals['expansion']:.2f} times the first one's weights; "
+        f"{counted(n, 'task')} in one network of {totals['expansion']:.2f} times the first one's weights; "
         f"{met} reached their goals"
     )
 

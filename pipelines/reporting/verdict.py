@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..console.words import counted
 from ..measure.intervals import paired_difference, share_words, wilson
 from .collect import Table, tested_on
 from .summary import Summary
@@ -33,6 +34,8 @@ def title(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
         return f"{model}, trained ({stages['train'].get('asked', {}).get('scheme', 'standard')})"
     words = {"decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
     done = [word for stage, word in words.items() if stage in stages]
+    if "finetune" in stages and (stages["finetune"].get("facts") or {}).get("best_epoch") == 0:
+        done.remove("fine-tuned")  # no epoch improved the network
     first = f"{model}, {' and '.join(done)}" if done else f"{model}, not decomposed yet"
     if report is None:
         return first if not done else f"{first}: cost counted, accuracy and time not measured"
@@ -77,7 +80,7 @@ def _closeness(summary: Summary | None) -> str:
 def _machine(conditions: Mapping[str, Any]) -> str:
     if conditions["device"] != "CPU":
         return str(conditions["device"])
-    return f"this CPU with {conditions['threads']} thread{'s' if conditions['threads'] != 1 else ''}"
+    return f"this CPU with {counted(conditions['threads'], 'thread')}"
 
 
 def fewer(speedup: float) -> str:

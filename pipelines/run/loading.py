@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from decomp.errors import FileError, MissingError, UsageError
+from decomp.errors import FileError, MissingError, UsageError, kind_of
 from decomp.execution.output_change import Outputs
 
 from ...data import models
@@ -111,7 +111,7 @@ def load(
         The files are missing, broken, or do not fit the given module.
     """
     if into is not None and not isinstance(into, nn.Module):
-        got, fix = f"a {type(into).__name__}", "give an instance, such as build()"
+        got, fix = kind_of(into), "give an instance, such as build()"
         raise UsageError("into", "must be a module of the original class", got=got, fix=fix)
     folder = Path(os.fspath(path))
     if not folder.exists():

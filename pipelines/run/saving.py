@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from decomp.errors import DecompError, FileError, UsageError
+from decomp.errors import DecompError, FileError, UsageError, kind_of
 from decomp.graph.serialise import build_graph, describe_module
 
 from ...data.formats import network_file
@@ -59,7 +59,7 @@ def record_of(network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     if isinstance(network, fx.GraphModule):
         return network, {"edits": [], "input_shape": None, "part": None, "meta": {}, "graph": {"modules": {}}}
     raise UsageError(
-        "network", "must be a network that decomp.compress or decomp.load returned", got=f"a {type(network).__name__}",
+        "network", "must be a network that decomp.compress or decomp.load returned", got=kind_of(network),
         fix="keep others with torch.save(network.state_dict(), FILE), or compress this one first",
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def save(network: nn.Module, path: str | os.PathLike[str]) -> Path:
     >>> network = decomp.load("compressed", into=MyNetwork())  # doctest: +SKIP
     """
     if not isinstance(network, nn.Module):
-        raise UsageError("network", "must be a torch.nn.Module", got=f"a {type(network).__name__}")
+        raise UsageError("network", "must be a torch.nn.Module", got=kind_of(network))
     module, record = record_of(unwrapped(network))
     folder = Path(os.fspath(path))
     _check_place(folder)

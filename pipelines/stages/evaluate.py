@@ -30,6 +30,7 @@ from ..console.options import EvaluateOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
+from ..console.words import counted
 from ..decomposition.gather import fitted_images
 from ..measure.class_counts import ClassCounts
 from ..measure.closeness import closeness_words, percent
@@ -218,7 +219,7 @@ def evaluate(
                 shares = measure_shares(
                     networks, images.batches, images.n, outputs, images.data, target, reporter, counts
                 )  # fmt: skip
-        reporter.step(f"measuring latency of {len(networks)} networks, batch size {options.batch_size}")
+        reporter.step(f"measuring latency of {counted(len(networks), 'network')}, batch size {options.batch_size}")
         batch, runtime = (options.batch_size, *shape), Eager(options.layout)
         example = random_images(batch, target, options.layout)
         timed = {name: runtime.prepare(network, example) for name, network in networks.items()}
@@ -243,7 +244,7 @@ def device_name(device: torch.device) -> str:
 
 def _threads(conditions: Mapping[str, Any]) -> str:
     count = conditions["threads"]
-    return f", {count} thread{'s' if count != 1 else ''}" if conditions["device"] == "CPU" else ""
+    return f", {counted(count, 'thread')}" if conditions["device"] == "CPU" else ""
 
 
 def _network_paths(run: RunDirectory) -> dict[str, Path]:
@@ -284,7 +285,7 @@ def _unsteady(rows: Sequence[Row]) -> list[str]:
     if spread <= SPREAD:
         return []
     return [
-        f"unreliable latencies: half the rounds of a network spread over {spread:.0%} of its median; "
+        f"unreliable latencies: half the rounds of a network spread over {100 * spread:.0f} % of its median; "
         "measure again when nothing else runs"
     ]
 

@@ -266,7 +266,9 @@ def _insert_batchnorm(
     layers = [edit["module"] for edit in structure["edits"]] if pairs is None else [layer for layer, _ in pairs]
     paths = insert_batchnorm(network, layers, recipe, len(task.train), task.batches, device)
     if paths:
-        reporter.step(f"batch normalisation inserted behind {len(paths)} layers for training, folded in the files")
+        reporter.step(
+            f"batch normalisation inserted behind {counted(len(paths), 'layer')} for training, folded in the files"
+        )
     return paths
 
 

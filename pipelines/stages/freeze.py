@@ -70,11 +70,12 @@ class FreezeResult:
         if self.done_before:
             return [f"{self.run.frozen}: already frozen, nothing to do", self._next()]
         f = self.facts
+        folded = f"{counted(f['n_folded'], 'batch normalisation')} folded into the layers before; "
+        folded = folded if f["n_folded"] else ""
         return [
             f"{f['model']}: {counted(f['n_convs'], 'convolution')} and {counted(f['n_linears'], 'linear layer')}, "
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
-            f"{counted(f['n_folded'], 'batch normalisation')} folded into the layers before; "
-            f"{counted(f['n_images'], 'image')} × up to {counted(f['n_points'], 'point')}",
+            f"{folded}{counted(f['n_images'], 'image')} × up to {counted(f['n_points'], 'point')}",
             *self._output_lines(),
             *(sanity.lines(f["sanity"]) if "sanity" in f else []),
             *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),

@@ -29,6 +29,7 @@ from ...data.formats.atomic import commit
 from ...data.formats.paths import safe_name
 from ..console.options import FreezeOptions
 from ..console.program import command_line
+from ..console.words import counted
 from ..reporting.graphviz import as_dot, draw, require_dot
 from ..run.loading import part_of
 
@@ -66,18 +67,19 @@ class InspectResult:
         """Human-readable summary lines."""
         n = self.network
         shape = "×".join(map(str, n["input_shape"]))
-        yield f"{n['name']}: {len(self.layers)} layers, {n['macs'] / 1e6:,.1f} M multiply-accumulates at {shape}"
+        layers = counted(len(self.layers), "layer")
+        yield f"{n['name']}: {layers}, {n['macs'] / 1e6:,.1f} M multiply-accumulates at {shape}"
         if n["branches"]:
             yield size_branch_message(n["branches"], n["input_shape"])
         yield ""
         yield "layers in execution order (share of the cost; applicable steps)"
         width = max((len(layer["name"]) for layer in self.layers), default=0)
         for layer in self.layers:
-            yield f"  {layer['name']:<{width}}  {layer['size']:<24} {layer['share']:6.1%}  {_step_words(layer)}"
+            yield f"  {layer['name']:<{width}}  {layer['size']:<24} {100 * layer['share']:5.1f} %  {_step_words(layer)}"
         yield ""
         yield "channel spaces (sets of channels that all layers listed under each share)"
         for space in self.spaces:
-            yield f"  {space['name']}: {space['width']} channels; {space['status']}"
+            yield f"  {space['name']}: {counted(space['width'], 'channel')}; {space['status']}"
             for word, key in (("written by", "producers"), ("carried by", "carriers"), ("read by", "consumers"),
                               ("coupled by", "couplings")):  # fmt: skip
                 if space[key]:
@@ -91,11 +93,12 @@ class InspectResult:
     def _left_alone(self) -> Iterator[str]:
         counts = {step: sum(step not in layer["left_alone"] for layer in self.layers) for step in STEPS}
         words = ", ".join(f"{counts[step]} can be {verb}" for step, verb in _VERBS.items())
-        yield f"of {len(self.layers)} layers {words}, with {self.network['n_images']:,} calibration images"
+        images = counted(self.network["n_images"], "calibration image")
+        yield f"of {counted(len(self.layers), 'layer')} {words}, with {images}"
         whole = [la for la in self.layers if len(la["left_alone"]) == len(STEPS)]
         # A convolution without steps has one reason for all; of a linear layer only pruning is a question.
         reasons = Counter(la["left_alone"]["prune"] for la in whole)
-        yield f"no step for {len(whole)} layers" + (":" if whole else "")
+        yield f"no step for {counted(len(whole), 'layer')}" + (":" if whole else "")
         for reason, count in reasons.most_common():
             yield f"  {count} × {reason}"
         for name, reason in self.other.items():
@@ -248,7 +251,7 @@ def _others(graph: NetworkGraph, counted: Cost, leaves: Sequence[str]) -> dict[s
     other = {}
     for name, macs in counted.per_layer.items():
         if name not in layers and not any(name == leaf or name.startswith(f"{leaf}.") for leaf in leaves):
-            share = f"{macs / max(counted.macs, 1):.1%} of the cost"
+            share = f"{100 * macs / max(counted.macs, 1):.1f} % of the cost"
             if name in modules:
                 other[name] = f"left alone: {_kind(modules[name])}, {share}"
             elif name == FUNCTIONAL:

@@ -14,6 +14,7 @@ from decomp.errors import FileError
 
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
+from ..console.words import counted
 from ..run.conditions import label_options, pruned_words
 from ..run.directory import RunDirectory
 from ..run.networks import compressed, existing
@@ -150,7 +151,7 @@ def _freeze(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     asked, facts = config.get("asked", {}), config.get("facts", {})
     detail = f"{asked.get('model', 'a network')} on {asked.get('data', 'images')}"
     if "n_images" in facts and "n_points" in facts:
-        detail += f": {facts['n_images']:,} images, {facts['n_points']} points each"
+        detail += f": {counted(facts['n_images'], 'image')}, {counted(facts['n_points'], 'point')} each"
     return StageStatus("freeze", DONE, detail)
 
 

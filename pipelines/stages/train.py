@@ -29,6 +29,7 @@ from ...data.sources import ImageSource, open_source
 from ..console.options import REPR_OPTIONS, TrainOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
+from ..console.words import counted
 from ..measure.accuracy import accuracy
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
@@ -212,7 +213,8 @@ def _train(
     source, module = opened.source, opened.module
     n_parameters = sum(parameter.numel() for parameter in module.parameters())
     reporter.step(
-        f"training {options.model} on {options.data}: {n_parameters:,} parameters, {recipe.epochs} epochs on {device}"
+        f"training {options.model} on {options.data}: {n_parameters:,} parameters, "
+        f"{counted(recipe.epochs, 'epoch')} on {device}"
     )
     training, scheme, n_images = _fit(opened, recipe, place, options, device, reporter)
     accuracies = {"validation": training.history[-1]["validation_accuracy"]}

@@ -161,7 +161,7 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        (Endless(), "must be read by index .*, got a Endless; collect its images"),
+        (Endless(), "must be read by index .*, got an Endless; collect its images"),
         (DataLoader(Endless()), "must be read by index"),
         (Own(lambda i: (FLOATS[i], 0), n=0), "must hold images, got none"),
         (Own(lambda i: ("a.png", 0)), r"an item must hold an image, got .'a.png', 0."),

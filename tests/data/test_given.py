@@ -87,10 +87,10 @@ def test_no_more_batches_are_read_than_are_needed():
     ("images", "words"),
     [
         ("digits", "str"),
-        (7, "int"),
+        (7, "got a whole number"),
         ({"x": 7}, "a batch must hold images .*, got x: int 7"),
         (lambda: IMAGES, "got a function; give what it returns"),
-        ([Image.new("RGB", (5, 4))] * 12, "must be tensors or arrays, got a Image; make tensors of them"),
+        ([Image.new("RGB", (5, 4))] * 12, "must be tensors or arrays, got an Image; make tensors of them"),
         ([torch.zeros(3, 5, 4), torch.zeros(3, 5, 5)], r"of one shape, got \(3, 5, 4\) and \(3, 5, 5\)"),
         (list(IMAGES), r"got float32 \(2, 5, 4\); stack single images of one size, torch.stack\(images\)"),
         (IMAGES[0], r"\(N, C, H, W\), got \(2, 5, 4\); add the missing axis: images\[:, None\]"),

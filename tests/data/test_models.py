@@ -229,7 +229,7 @@ def test_a_factory_gives_a_network_in_single_precision_and_evaluation_mode(here)
     assert load_model("mine.py:make", input_size="5").input_shape == (3, 5, 5)
     torch.manual_seed(7)
     assert load_model("mine.py:make").weights_digest == loaded.weights_digest
-    with pytest.raises(UsageError, match="must return a torch.nn.Module, got a int"):
+    with pytest.raises(UsageError, match="must return a torch.nn.Module, got a whole number"):
         load_model("mine.py:wrong")
 
 

@@ -98,7 +98,7 @@ def test_modules_are_found_from_the_current_folder(here):
         ("needs", UsageError, "called without arguments, got one that needs width, height; write a function"),
         ("fails", DecompError, r"ZeroDivisionError: division by zero; see .*mine.py line 14"),
         ("fails_elsewhere", DecompError, r"KeyError: 'gone'; see .*mine.py line 16"),
-        ("number", UsageError, "must be a function, got a int"),
+        ("number", UsageError, "must be a function, got a whole number"),
         ("helper", UsageError, "must be a function, got a module"),
         ("failz", UsageError, "there is no failz in lib/mine.py; did you mean fails"),
         ("privat", UsageError, "define it there or give another name"),
@@ -113,7 +113,7 @@ def test_mistakes_in_a_function_are_one_line(here, attribute, kind, pattern):
 
 def test_an_object_of_the_wanted_classes_is_returned_as_it_is(here):
     assert user_code.call("lib/mine.py:number", (str, int)) == user_code.find("lib/mine.py:number")
-    with pytest.raises(UsageError, match="must be a function, got a int"):
+    with pytest.raises(UsageError, match="must be a function, got a whole number"):
         user_code.call("lib/mine.py:number", (str,))
 
 

@@ -91,13 +91,13 @@ def test_numbers_drawn_in_a_block_are_the_same_again():
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        ("rough", "must give a floating-point tensor .C, H, W., got a Image; end it with torchvision's ToTensor"),
+        ("rough", "must give a floating-point tensor .C, H, W., got an Image; end it with torchvision's ToTensor"),
         ("whole", "got uint8 of shape .3, 6, 5."),
         ("random_one", "the transform for evaluation must give the same result each time; return"),
         ("wrong", "got a dict with train"),
         ("failing", "its code raised ValueError: no such thing"),
         ("two", "must be a transform"),
-        ("number", "got a int"),
+        ("number", "got a whole number"),
         ("missing", "there is no missing in t.py"),
     ],
 )

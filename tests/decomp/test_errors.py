@@ -1,6 +1,8 @@
+from collections import OrderedDict
+
 import pytest
 
-from decomp.errors import DecompError, FileError, NumericalError, UsageError, check_choice, near_miss
+from decomp.errors import DecompError, FileError, NumericalError, UsageError, check_choice, kind_of, near_miss
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,9 @@ def test_a_choice_is_the_entry_itself_or_an_error_that_lists_all():
     assert str(error.value) == "selector: must be one of best, lasso, got 'bset'; did you mean best."
     with pytest.raises(UsageError, match=r"selector: must be one of best, lasso, got None\.$"):
         check_choice("selector", None, entries)
+
+
+def test_the_kind_of_a_value_has_its_article():
+    values = (3, 0.5, None, [], "x", True, OrderedDict())
+    kinds = ["a whole number", "a number", "None", "a list", "a str", "a bool", "an OrderedDict"]
+    assert [kind_of(value) for value in values] == kinds

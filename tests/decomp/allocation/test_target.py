@@ -60,6 +60,17 @@ def test_layers_without_steps_and_cost_outside_the_layers_are_causes():
     factors = limiting_factors(graph, curves, cost, Rules())
     assert factors.untouched == (("a", "grouped"),) and not factors.steps and not factors.per_call
     assert factors.rest == 40 / cost.total
+    first = graph.layers[0]
+    assert factors.untouched_share == cost.layer(first, first.in_channels, first.out_channels) / cost.total > 0
+
+
+def test_the_most_expensive_layer_without_steps_is_named_first():
+    graph = chain_of_layers((3, 4, 64, 64), [(3, 3)] * 3)
+    curves, cost = random_curves(graph, 0, ("channel", "prune")), macs_of(graph)
+    left = dict.fromkeys(("spatial", "channel", "prune"), "grouped")
+    a, b, c = graph.layers
+    graph = replace(graph, layers=[replace(a, left_alone=left), b, replace(c, left_alone=left)])
+    assert [name for name, _ in limiting_factors(graph, curves, cost, Rules()).untouched] == [c.name, a.name]
 
 
 def test_the_multiple_gives_way_where_the_target_is_out_of_reach_with_it():

@@ -97,8 +97,8 @@ def test_a_share_that_the_limits_do_not_allow_is_refused_with_the_largest_one():
     with pytest.raises(TargetError) as error:
         by_rank(SCORES, 0.96)
     assert str(error.value) == (
-        "ratio: at most 54 of 60 channels can go, as each layer keeps 10% of its channels at least, got 0.96, which is "
-        "57; take 0.9 or less, or loosen these limits."
+        "ratio: at most 54 of 60 channels can go, as each layer keeps 10 % of its channels at least, got 0.96, which "
+        "is 57; take 0.9 or less, or loosen these limits."
     )
     assert sum(by_rank(SCORES, 0.9).counts.values()) == 6
 
@@ -159,7 +159,7 @@ def test_a_speedup_out_of_reach_names_the_greatest_and_what_limits():
     most = int(100 * greatest_speedup(SCORES, quadratic, whole)) / 100
     free = int(100 * greatest_speedup(SCORES, quadratic, whole, Limits(0.0))) / 100
     assert str(error.value) == (
-        f"speedup: at most {most:g}x can be reached when each layer keeps 10% of its channels at least, got 30x; ask "
+        f"speedup: at most {most:g}x can be reached when each layer keeps 10 % of its channels at least, got 30x; ask "
         f"for {most:g}x or less, or loosen floor 0.1 ({free:g}x without it)."
     )
     for_speedup(SCORES, most, quadratic)

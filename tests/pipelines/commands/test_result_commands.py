@@ -13,6 +13,7 @@ from tests.pipelines.commands.recorded_calls import PRINTED, Recorded
 STAGES = {
     "inspect": "stages.inspection.inspect", "evaluate": "stages.evaluate.evaluate", "export": "stages.export.export",
     "report": "stages.report.report", "compare": "stages.report.compare", "status": "stages.status.status",
+    "runs": "stages.runs.runs",
 }  # fmt: skip
 # For each command a line with all of its options, none at its default, and the call of the stage.
 FULL = {
@@ -38,10 +39,11 @@ FULL = {
     "report": ("--run r --out there", ("r",), {"out": "there"}),
     "compare": ("a b c --out there", (("a", "b", "c"),), {"out": "there"}),
     "status": ("--run r", ("r",), {"program": "python cli.py"}),
+    "runs": ("there", ("there",), {}),
 }  # fmt: skip
 LEAST = {
     "inspect": "--model zoo:a", "evaluate": "--run r", "export": "--run r", "report": "--run r", "compare": "a",
-    "status": "--run r",
+    "status": "--run r", "runs": "",
 }  # fmt: skip
 
 
@@ -53,13 +55,13 @@ def in_a_checkout(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("command", FULL)
 def test_every_option_reaches_the_argument_of_its_stage(monkeypatch, command):
-    threads, shared = [], [] if command == "status" else ["--threads", "3", "--quiet"]
+    threads, shared = [], [] if command in ("status", "runs") else ["--threads", "3", "--quiet"]
     monkeypatch.setattr(result_commands, "begin", threads.append)
     stage, (line, arguments, options) = Recorded(monkeypatch, STAGES[command]), FULL[command]
     assert decomp_command(command, *line.split(), *shared) == Result(0, f"{PRINTED}\n", "")
     assert stage.calls == [(arguments, options)] and threads == [3][: len(shared)]
     assert all(value != stage.default(name) for name, value in options.items())
-    if command not in ("inspect", "status"):
+    if command not in ("inspect", "status", "runs"):
         assert stage.reporters[0].quiet
 
 
@@ -67,7 +69,9 @@ def test_every_option_reaches_the_argument_of_its_stage(monkeypatch, command):
 def test_the_full_line_has_all_options_of_the_command(command):
     declared = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
     missing = {option.opts[0] for option in declared} - set(FULL[command][0].split())
-    common = {"status": set(), "inspect": {"--threads", "--quiet"}}.get(command, {"--threads", "--quiet", "-v"})
+    common = {"status": set(), "runs": set(), "inspect": {"--threads", "--quiet"}}.get(
+        command, {"--threads", "--quiet", "-v"}
+    )
     assert missing == {"--json", "--debug"} | common
 
 
@@ -78,7 +82,7 @@ def test_an_option_left_out_is_the_default_of_the_argument(monkeypatch, command)
     ((_, options),) = stage.calls
     given = {"program": "python cli.py"}
     assert options == {name: given.get(name, stage.default(name)) for name in options}
-    if command not in ("inspect", "status"):
+    if command not in ("inspect", "status", "runs"):
         assert not stage.reporters[0].quiet
 
 
@@ -87,7 +91,7 @@ def test_json_prints_the_result_alone(monkeypatch, command):
     stage = Recorded(monkeypatch, STAGES[command])
     result = decomp_command(command, *LEAST[command].split(), "--json")
     assert json.loads(result.out) == {"result": PRINTED} and result.err == ""
-    if command not in ("inspect", "status"):
+    if command not in ("inspect", "status", "runs"):
         assert stage.reporters[0].quiet
 
 

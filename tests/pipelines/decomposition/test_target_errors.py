@@ -32,11 +32,14 @@ def test_options_that_bind_only_together_are_one_cause():
     [
         (LimitingFactors(2.0, steps=True), "--steps prune"),
         (
-            LimitingFactors(2.0, untouched=(("a", "grouped"), ("b", "called twice"))),
-            "2 layers that cannot be compressed (a: grouped)",
+            LimitingFactors(2.0, untouched=(("a", "grouped"), ("b", "called twice")), untouched_share=0.4),
+            "2 layers that cannot be compressed, with 40 % of the cost (the largest, a: grouped)",
         ),
-        (LimitingFactors(2.0, untouched=(("a", "grouped"),)), "1 layer that cannot be compressed (a: grouped)"),
-        (LimitingFactors(2.0, rest=0.25), "25% of it outside the layers"),
+        (
+            LimitingFactors(2.0, untouched=(("a", "grouped"),), untouched_share=0.25),
+            "1 layer that cannot be compressed, with 25 % of the cost (a: grouped)",
+        ),
+        (LimitingFactors(2.0, rest=0.25), "25 % of it outside the layers"),
         (LimitingFactors(2.0, per_call=True), "the time that every call takes, however narrow"),
     ],
 )
@@ -48,7 +51,7 @@ def test_the_error_names_the_greatest_speedup_and_its_causes():
     error = OutOfReach(LimitingFactors(2.346, rest=0.5), "parameters", 4.0)
     options = {"rules": Rules(), "skip": (), "keep_first": False, "steps": ALL}
     assert str(out_of_reach(error, **options)) == (
-        "--speedup: at most 2.34x can be reached on this network in parameters, limited by 50% of it outside the "
+        "--speedup: at most 2.34x can be reached on this network in parameters, limited by 50 % of it outside the "
         "layers, got 4x; lower the target or lift a limit."
     )
     unlimited = OutOfReach(LimitingFactors(2.346), "parameters", 4.0)

@@ -52,7 +52,7 @@ def test_accuracy_is_lost_by_the_images_that_only_the_original_has_right():
     assert (loss.kind, loss.n_images) == ("accuracy", 7)
     assert (loss.original, loss.network, loss.loss) == pytest.approx((5 / 7, 4 / 7, 1 / 7))
     assert (loss.low, loss.high) == paired_difference(2, 1, 7)
-    assert "14.29 points of accuracy lost (71.43% → 57.14%" in loss.words()
+    assert "14.29 points of accuracy lost (71.43 % → 57.14 %" in loss.words()
 
 
 def test_without_labels_the_changed_first_classes_are_lost():

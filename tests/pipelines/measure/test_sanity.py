@@ -90,7 +90,7 @@ def test_without_labels_confidence_and_the_number_of_top_classes():
     facts = checked(scores(LABELS % 6, 10, sure=2.0))
     assert facts["n_top_classes"] == 6 and facts["confidence"] == pytest.approx(float(torch.e**2 / (torch.e**2 + 9)))
     (line,) = sanity.lines(facts)
-    assert "mean probability of its top class 45.1%, 6 of 10 classes are a top class" in line
+    assert "mean probability of its top class 45.1 %, 6 of 10 classes are a top class" in line
     assert checked(torch.full((20, 4), 0.1) + 0.6 * one_hot(torch.arange(20) % 4, 4))["confidence"] == pytest.approx(
         0.7
     )

@@ -171,6 +171,6 @@ def test_a_network_without_class_scores_has_a_budget_of_variance(tmp_path, monke
 def test_a_budget_of_less_than_one_image_is_refused_before_any_work(run, monkeypatch):
     few = loss_budget._held_out(run)
     monkeypatch.setattr(loss_budget, "_held_out", lambda base: replace(few, indices=few.indices[:60]))
-    with pytest.raises(UsageError, match="at least one of the 60 training images .* .1.7%., got 1.0%; allow more, or"):
+    with pytest.raises(UsageError, match="at least one of the 60 training images .* .1.7 %., got 1.0 %; allow more"):
         decompose_within(run, max_drop="1%")
     assert not run.curves.exists()

@@ -55,7 +55,7 @@ def test_a_section_without_content_is_left_out_and_the_page_is_complete():
 def test_the_text_alternative_of_a_figure_has_its_values():
     row = ("one", "original", 2_500_000, 34_000, 0.9, 1.0, 1.0, 0.0, 3.0, 2.0, 4.0, 1.0, 1.0, None, 100)
     words = alternative(Table("accuracy", NETWORK_COLUMNS, [row]))
-    assert "original 3 ms, 2.5 M multiply-accumulates, top-1 90.00%" in words and words.startswith(TITLES["accuracy"])
+    assert "original 3 ms, 2.5 M multiply-accumulates, top-1 90.00 %" in words and words.startswith(TITLES["accuracy"])
     table = Table("finetuning", ("epoch", "loss"), [(0.0, None), (1.0, 0.5)])
     assert alternative(table) == "Fine-tuning: epoch 1; loss 0.5"
     assert "2 rows" in alternative(Table("layers", ("layer",), [("a",), ("b",)]))

@@ -45,7 +45,7 @@ def test_errors_below_the_least_one_are_drawn_at_it():
     table = Table("errors", ("layer", "step", "fitted", "held_out"), rows)
     (axes,) = layer_figures.layer_errors(table).axes
     assert [dots.get_gid() for dots in axes.collections] == [
-        f"{TIP}a, channel pruning: 0.000%, held-out images", f"{TIP}a, refinement: 2.000%, held-out images",
+        f"{TIP}a, channel pruning: 0.000 %, held-out images", f"{TIP}a, refinement: 2.000 %, held-out images",
     ]  # fmt: skip
     assert sorted(float(dots.get_offsets()[0, 0]) for dots in axes.collections) == [layer_figures.LEAST_ERROR, 0.02]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]  # b has no step of its own

@@ -64,6 +64,9 @@ def test_the_title_names_what_was_measured():
     assert title(config, None) == "zoo:x, not decomposed yet"
     config["stages"]["decompose"] = {}
     assert title(config, None) == "zoo:x, decomposed: cost counted, accuracy and time not measured"
+    config["stages"]["finetune"] = {"facts": {"best_epoch": 0}}  # no epoch improved it
+    assert title(config, None) == "zoo:x, decomposed: cost counted, accuracy and time not measured"
+    del config["stages"]["finetune"]
     assert title(config, report()) == (
         "zoo:x, decomposed: accuracy on 1,000 test images of photos, time of a batch of 64"
     )

@@ -99,7 +99,7 @@ def test_products_of_activations_are_listed_with_their_cost(monkeypatch):
     assert found.network["macs"] == conv + product + heads
     assert found.other == {
         "products of activations": f"{product / 1e6:,.3g} M multiply-accumulates, "
-        f"{product / (conv + product + heads):.1%} of the cost, stay",
-        "heads": f"left alone: MultiheadAttention, {heads / (conv + product + heads):.1%} of the cost",
+        f"{100 * product / (conv + product + heads):.1f} % of the cost, stay",
+        "heads": f"left alone: MultiheadAttention, {100 * heads / (conv + product + heads):.1f} % of the cost",
     }
     assert any("products of activations: " in line and line.endswith("stay") for line in found.lines())
