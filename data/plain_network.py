@@ -61,6 +61,15 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
+def shared_tensors(module: nn.Module) -> list[str]:
+    """Parameters that belong to several modules, as ``"b.weight and c.weight"``; each gets its own in a result."""
+    found: dict[int, list[str]] = {}
+    for path, part in module.named_modules():
+        for name, value in part.named_parameters(recurse=False):
+            found.setdefault(id(value), []).append(f"{path}.{name}" if path else name)
+    return [" and ".join(names) for names in found.values() if len(names) > 1]
+
+
 def _inner(module: nn.Module) -> nn.Module | None:
     """The module in a wrapper; None for other modules."""
     if "_orig_mod" in module._modules:  # torch.compile

@@ -26,6 +26,7 @@ from ...data.formats.atomic import require_space
 from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile
 from ...data.models import LoadedModel
+from ...data.plain_network import shared_tensors
 from ...data.preparation import require_same_transforms
 from ...data.sources import open_source
 from ...data.splits import ImageSource
@@ -258,6 +259,8 @@ def freeze_loaded(
     if loaded.dtype != torch.float32:
         precision = str(loaded.dtype).removeprefix("torch.")
         reporter.step(f"weights: in {precision}; fitted in float32, loaded and exported in {precision}")
+    for names in shared_tensors(loaded.module):
+        reporter.step(f"weights: {names} are one tensor; they are fitted, stored and counted each for itself")
     reporter.step(f"images: {source.preprocessing}")
     if source.labels_ignored:
         reporter.step(f"labels are not class numbers ({source.labels_ignored}); ignored")

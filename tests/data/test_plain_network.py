@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import weight_norm
 from torch.optim.swa_utils import AveragedModel
 
-from decomp.data.plain_network import dtype_of, plain_copy, unwrapped
+from decomp.data.plain_network import dtype_of, plain_copy, shared_tensors, unwrapped
 from decomp.errors import UsageError
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -96,3 +96,11 @@ def test_what_cannot_be_treated_is_one_line():
             plain_copy(net, "net")
     lazy(X)
     assert torch.equal(plain_copy(lazy, "net")(X), lazy.eval()(X))
+
+
+def test_a_parameter_of_two_modules_is_named_and_a_module_under_two_names_is_none():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU())
+    net.append(net[0])
+    assert shared_tensors(plain_copy(net, "net")) == []
+    net[1].weight = net[0].weight
+    assert shared_tensors(plain_copy(net, "net")) == ["0.weight and 1.weight"]
