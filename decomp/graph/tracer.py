@@ -193,7 +193,9 @@ class SizedTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The parts of a value, each as a call of getitem."""
-        return iter([obj[i] for i in range(len(obj))])  # type: ignore[index]
+        assert isinstance(obj, SizedProxy)
+        n = self.length(obj.node) if obj.weight is None else len(obj.weight)
+        return iter([obj[i] for i in range(n)])  # type: ignore[index]
 
     def length(self, node: fx.Node, advice: str = "") -> int:
         """The number of parts of a value.
