@@ -164,7 +164,7 @@ def load_model(
     if weights_name == FROM_FILE and weights is not None:
         weights_name, note = str(weights), load_weights(module, weights)
     if size is not None:
-        shape = _full_shape(name, size, module)
+        shape = full_shape(name, size, module)
     state = module.state_dict()
     check_finite(state, name)
     own = of_weights(kind, rest, weights if file is None or not file.is_file() else file, module)
@@ -195,7 +195,7 @@ def parse_input_size(size: str | int | Sequence[int]) -> Size:
     return (None, values[0], values[-1])
 
 
-def _full_shape(name: str, size: Size, module: nn.Module) -> Shape:
+def full_shape(name: str, size: Size, module: nn.Module) -> Shape:
     """Complete ``size`` with the channels of the first convolution, or check that they are equal."""
     n_channels = None if (conv := _first_convolution(module)) is None else conv.in_channels
     channels, height, width = size

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         finetune,
         folded,
         freeze,
+        prune,
+        prune_run,
         report,
         summarise,
         trainable,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
-    "load", "report", "save", "summarise", "tasks", "trainable",
+    "load", "prune", "prune_run", "report", "save", "summarise", "tasks", "trainable",
 ]  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from .console.reporter import Reporter
 from .recipes.compress import compress
 from .recipes.loss_budget import BudgetResult
 from .recipes.loss_budget import decompose_within as _decompose_within
+from .recipes.prune_network import prune
+from .recipes.prune_run import prune_run as _prune_run
 from .recipes.trainable import folded, trainable
 from .reporting.summary import summarise
 from .run.directory import RunDirectory
@@ -25,13 +27,15 @@ from .stages.evaluate import evaluate as _evaluate
 from .stages.export import export as _export
 from .stages.finetune import finetune as _finetune
 from .stages.freeze import freeze as _freeze
+from .stages.prune import PruneResult
+from .stages.prune import prune as _prune
 from .stages.report import ReportResult
 from .stages.report import compare as _compare
 from .stages.report import report as _report
 
 __all__ = [
     "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
-    "report", "summarise", "trainable",
+    "prune", "prune_run", "report", "summarise", "trainable",
 ]  # fmt: skip
 
 Parameters = ParamSpec("Parameters")
@@ -88,6 +92,16 @@ def decompose_within(
     _check_names(_decompose, {name: value for name, value in options.items() if name != "max_drop"})
     reporter = reporter or Reporter.for_run(RunDirectory(run), quiet=True)
     return _decompose_within(run, reporter=reporter, **{"max_drop": None, **options})
+
+
+@functools.wraps(_prune_run)
+def prune_run(
+    run: str | os.PathLike[str] | RunDirectory, *, reporter: Reporter | None = None, **options: Any
+) -> PruneResult:
+    own = {"model", "data", "frozen"}
+    _check_names(_prune, {name: value for name, value in options.items() if name not in own})
+    reporter = reporter or Reporter.for_run(RunDirectory(run), quiet=True)
+    return _prune_run(run, reporter=reporter, **options)
 
 
 @functools.wraps(_compare)

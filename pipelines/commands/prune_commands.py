@@ -10,7 +10,7 @@ from decomp.allocation.plan import COSTS
 from decomp.criteria.names import CRITERIA, NORMALISATIONS, RANKINGS
 
 from ..console import parse
-from ..console.options import LAYOUTS, SCORINGS, PruneOptions
+from ..console.options import BIASES, LAYOUTS, SCORINGS, PruneOptions
 from .group import main
 from .inputs import network_and_images
 from .shared import (
@@ -102,6 +102,16 @@ Examples:
 @number(
     "--multiple", default=default_of(PruneOptions, "multiple"), show_default=True,
     help="Numbers of channels are multiples of N in layers of 8 N channels or more, of N/2 from 4 N, and so on.",
+)  # fmt: skip
+@click.option(
+    "--bias", type=Choice(BIASES), default=default_of(PruneOptions, "bias"), show_default=True,
+    help="Values of dropped channels that the biases of the layers that read them take over: of constant channels, the "
+    "means of all, or none.",
+)  # fmt: skip
+@click.option(
+    "--recalibrate-bn", is_flag=True,
+    help="Estimate the statistics of batch normalisations again on calibration images; kept only where it helps on "
+    "held-out ones.",
 )  # fmt: skip
 @number(
     "--batch-size", "latency_batch", default=default_of(PruneOptions, "latency_batch"), show_default=True,

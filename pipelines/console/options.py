@@ -36,6 +36,8 @@ REPR_OPTIONS = {
     "coupled": "--coupled", "order": "--order", "method": "--reinit", "scale": "--scale", "next_slice": "--next",
 }  # fmt: skip
 SCORINGS = ("greedy", "independent")
+#: Values of dropped channels that the biases of their readers take over.
+BIASES = ("constant", "mean", "none")
 #: Fewer images or points cannot be fitted.
 LEAST_IMAGES, LEAST_POINTS = 10, 1
 
@@ -222,6 +224,8 @@ class PruneOptions(StageOptions):
     multiple: int = _checked(parse.number("--multiple", int, 1), 1)
     skip: tuple[str, ...] = _checked(_names("--skip"), ())
     coupled: bool = _flag("--coupled", False)
+    bias: str = _checked(parse.choice("--bias", BIASES), "constant")
+    recalibrate_bn: bool = _flag("--recalibrate-bn", False)
     seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
     latency_batch: int | None = _checked(parse.number("--batch-size", int, 1), 64, optional=True)
     latency_layout: str | None = _checked(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)

@@ -16,6 +16,7 @@ from decomp.criteria.names import FILTER_CRITERIA, NEEDS
 from decomp.criteria.ranking import Limits
 from decomp.criteria.scores import Evidence, gather, scorable, score
 from decomp.errors import UsageError, near_miss
+from decomp.execution.output_change import Outputs
 from decomp.graph.channel_spaces import ChannelSpace
 from decomp.graph.network_graph import NetworkGraph
 from decomp.surgery.narrow_network import shrunk_macs, shrunk_params
@@ -29,17 +30,23 @@ CostOf = Callable[[Mapping[str, list[int]]], float]
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Unlabelled images for the criteria that need some.
+    """Unlabelled images.
 
     Attributes
     ----------
     batches : callable
         Gives the batches anew at each call, on the network's device.
+    held_out : callable
+        The same for other images, which judge.
+    outputs : decomp.execution.output_change.Outputs
+        Of the network.
     loss : callable
         For the criterion 'taylor'.
     """
 
     batches: Callable[[], Iterable[Tensor]]
+    held_out: Callable[[], Iterable[Tensor]]
+    outputs: Outputs
     loss: Loss
 
 

@@ -18,16 +18,17 @@ from .choice import Images
 
 
 def batched(
-    images: Callable[[int, int], Tensor], n: int, size: int, device: torch.device, outputs: Outputs, seed: int
-) -> Images:
-    """Images for the criteria.
+    images: Callable[[int, int], Tensor], fitted: int, n: int, size: int, device: torch.device, outputs: Outputs,
+    seed: int,
+) -> Images:  # fmt: skip
+    """Images in batches.
 
     Parameters
     ----------
     images : callable
         ``images(start, stop)`` gives some of them, shape (B, C, H, W).
-    n, size : int
-        How many there are, and how many at a time.
+    fitted, n, size : int
+        How many come first, for criteria and statistics; how many there are, the others held out; how many at a time.
     device : torch.device
     outputs : decomp.execution.output_change.Outputs
         Of the network.
@@ -39,11 +40,11 @@ def batched(
     Images
     """
 
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, n, size):
-            yield to_device(images(start, min(start + size, n)), device)
+    def batches(start: int, stop: int) -> Iterator[Tensor]:
+        for first in range(start, stop, size):
+            yield to_device(images(first, min(first + size, stop)), device)
 
-    return Images(batches, loss_of(outputs, seed))
+    return Images(lambda: batches(0, fitted), lambda: batches(fitted, n), outputs, loss_of(outputs, seed))
 
 
 def loss_of(outputs: Outputs, seed: int) -> Loss:

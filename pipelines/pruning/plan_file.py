@@ -98,8 +98,8 @@ def prune_options(given: PruningPlan | None = None, **choices: Any) -> PruneOpti
     """
     if given is None:
         return PruneOptions(**choices)
-    targets = {name: value for name, value in choices.items() if name in ("speedup", "ratio")}
-    return PruneOptions(keep=given.digest, **targets)
+    kept = ("speedup", "ratio", "bias", "recalibrate_bn", "seed")  # a target is refused, the others still decide
+    return PruneOptions(keep=given.digest, **{name: value for name, value in choices.items() if name in kept})
 
 
 def check_plan(plan: PruningPlan, graph: NetworkGraph, name: str) -> None:

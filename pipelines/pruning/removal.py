@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from decomp.cost.count import Cost
 from decomp.cost.count import cost as count_cost
-from decomp.errors import TargetError
+from decomp.errors import TargetError, UsageError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.copies import deep_copy
 from decomp.surgery.narrow_network import shrink
@@ -18,9 +18,13 @@ from decomp.surgery.narrow_network import shrink
 from ..console.options import PruneOptions
 from ..console.reporter import Reporter
 from .choice import Chosen, CostOf, Images, choose, counted_cost
+from .compensation import choose_statistics, compensate
+from .compensation import words as compensation_words
 from .measured import MeasuredCost
 from .plan_file import PruningPlan, check_plan
 from .unfolded import Unfolded, folded_copy
+
+_NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,7 @@ def remove(
     given : PruningPlan, optional
         A plan that decides the channels.
     images : Images, optional
-        For criteria that need some.
+        For criteria that need some, for means and statistics.
     device : torch.device
         On which latency is measured.
     reporter : Reporter
@@ -94,14 +98,35 @@ def remove(
     keep = {name: places for name, places in stay.items() if len(places) < graph.spaces[name].width}
     if not stay:
         raise nothing_to_prune(graph, chosen.left_alone)
+    notes = _limit_notes(chosen)
     network = deep_copy(source.network)
     network.meta.update(source.network.meta)
+    moved = compensate(network, graph, keep, images, options.bias)
+    notes += compensation_words(moved, options.bias)
     changed = shrink(network, graph.spaces, keep)
+    if options.recalibrate_bn:
+        network, note = _recalibrated(source, network, images)
+        notes.append(note)
+    planned = counted_cost(graph, folded, keep, before)
+    numbers = 0
+    for one in moved:
+        bias = network.get_submodule(one.layer).bias
+        if isinstance(bias, Tensor) and folded.get_submodule(one.layer).bias is None:
+            numbers += bias.numel()
     return Pruned(
         network, keep, {name: graph.spaces[name].width for name in keep}, chosen.left_alone, tuple(changed), before,
-        counted_cost(graph, folded, keep, before), tuple(_limit_notes(chosen)),
+        replace(planned, params=planned.params + numbers), tuple(notes),
         None if measured is None else 1 / measured(keep),
     )  # fmt: skip
+
+
+def _recalibrated(source: Unfolded, network: fx.GraphModule, images: Images | None) -> tuple[fx.GraphModule, str]:
+    if not source.normalised and not any(isinstance(part, _NORMALISATIONS) for part in network.modules()):
+        rule = "estimates the statistics of batch normalisations, and the network has none"
+        raise UsageError("--recalibrate-bn", rule, fix="leave it out; --bias mean needs none")
+    if images is None:
+        raise UsageError("--recalibrate-bn", "needs images", got="none", fix="give images, or leave it out")
+    return choose_statistics(source.network, network, images, images.outputs)
 
 
 def _cost_of(

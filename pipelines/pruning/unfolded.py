@@ -24,6 +24,7 @@ from ..console.program import program
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.loading import load_network, part_of
+from ..run.trained import weights_file
 
 #: Largest difference to the original of the run, relative to the largest output.
 TOLERANCE = 1e-4
@@ -130,7 +131,8 @@ def _loaded(run: RunDirectory, options: FreezeOptions, shape: Sequence[int]) -> 
             fix=f"call decomp.prune(model, images, run={str(run.path)!r}) with that network",
         )  # fmt: skip
     try:
-        loaded = models.load_model(options.model, weights=options.weights, input_size=options.input_size or shape)
+        weights = weights_file(run, options.weights)
+        loaded = models.load_model(options.model, weights=weights, input_size=options.input_size or shape)
     except DecompError as error:
         rule = f"the network as it was frozen is needed, with its batch normalisations ({str(error).rstrip('.')})"
         fix = f"put {options.weights or options.model} back, or freeze with `{program()} freeze` into another --run"

@@ -14,15 +14,12 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from decomp.errors import UsageError, kind_of, near_miss
+from decomp.errors import UsageError, near_miss
 from decomp.graph.autocast import AUTOCAST
 
 from ...data import given
-from ...data.exported_program import as_network
 from ...data.formats import network_file
-from ...data.models import MEMORY, LoadedModel
-from ...data.plain_network import dtype_of, plain_copy, unwrapped
-from ...data.weights import check_finite, digest_state_dict
+from ...data.models import MEMORY
 from ..console import parse
 from ..console.options import DecomposeOptions, FreezeOptions
 from ..console.python_words import said_for_python
@@ -36,6 +33,7 @@ from ..run.saving import attach_record
 from ..stages.decompose import decompose
 from ..stages.freeze import freeze_once
 from .give_back import as_it_came, in_class_of
+from .in_memory import loaded_copy, module_of
 
 #: Names of this function's arguments, where options of the command line are named otherwise.
 ARGUMENTS = {
@@ -132,11 +130,7 @@ def compress(
     >>> network, report = decomp.compress(model, loader, speedup=4)  # doctest: +SKIP
     """
     with said_for_python(ARGUMENTS):
-        if isinstance(model, ExportedProgram):
-            model = as_network(model, "model")
-        if not isinstance(model, nn.Module):
-            raise UsageError("model", "must be a torch.nn.Module", got=_described(model), fix=_way_to_a_module(model))
-        original = unwrapped(model)
+        original = module_of(model)
         name = f"{type(original).__name__}{MEMORY}"
         frozen = FreezeOptions(
             model=name, data=given.NAME, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
@@ -148,7 +142,7 @@ def compress(
         choices = {key: value for key, value in options.items() if key != "plan"}
         decompose_options(plan, speedup=speedup, **choices)
         memory = None if memory is None else parse.memory_bytes(memory)
-        loaded = _loaded(original)
+        loaded = loaded_copy(original)
         source = given.source_of(
             images, n_images, input_size=input_size, skip_bad=skip_bad, seed=seed, network=loaded.module
         )
@@ -177,15 +171,6 @@ def compress(
             return as_it_came(network, original), replace(summarise(place), notes=[note for note in notes if note])
 
 
-def _loaded(model: nn.Module) -> LoadedModel:
-    """A float32 copy on the CPU, so that the caller's own network stays as it is."""
-    name = type(model).__name__
-    module = plain_copy(model, name)
-    state = module.state_dict()
-    check_finite(state, name)
-    return LoadedModel(module, name, None, digest_state_dict(state), given.NAME, dtype=dtype_of(model))
-
-
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse options that there are not, with the closest one."""
     own = [name for name in inspect.signature(compress).parameters if name not in ("model", "images", "options")]
@@ -197,18 +182,3 @@ def _check_options(options: dict[str, Any]) -> None:
             if name == "max_drop":
                 close = "freeze the network and its images by name, then decomp.decompose_within(run, max_drop=...)"
             raise UsageError(name, "is no option of compress", fix=close or f"there are {', '.join(known)}")
-
-
-def _described(value: object) -> str:
-    return repr(value) if isinstance(value, str) and len(value) < 80 else kind_of(value)
-
-
-def _way_to_a_module(value: object) -> str:
-    """What to do with a value that is given as a network and is none."""
-    if isinstance(value, dict):
-        return "build the network and give it these weights with load_state_dict"
-    if isinstance(value, (str, os.PathLike)):
-        return "give the network itself; decomp.freeze(run, model=NAME, data=NAME) takes names"
-    if isinstance(value, type):
-        return f"give an instance with trained weights, such as {value.__name__}()"
-    return "give the network itself"

@@ -7,7 +7,6 @@ from typing import Any
 
 from decomp.errors import UsageError
 
-from ..console.program import program
 from ..console.reporter import Reporter
 from ..pruning.plan_file import prune_options, read_plan
 from ..run.directory import RunDirectory
@@ -26,8 +25,8 @@ def prune_run(
     run : path or RunDirectory
         Created where it does not exist.
     model, data : str, optional
-        Network and images, as for :func:`decomp.pipelines.stages.freeze.freeze`; needed where the run is not frozen,
-        and otherwise those that it was frozen with.
+        Network and images, as for :func:`decomp.pipelines.stages.freeze.freeze`; needed where the run is not frozen and
+        nothing was trained in it, and otherwise those that it was frozen with.
     device : str
     reporter : Reporter, optional
     frozen : dict, optional
@@ -49,17 +48,11 @@ def prune_run(
     plan = None if options.get("keep") is None else read_plan(options["keep"])
     prune_options(plan, **{name: value for name, value in options.items() if name not in ("keep", "redo", "original")})
     is_frozen = directory.run_json.is_file() and directory.config("freeze") is not None
-    if not is_frozen and (model is None or data is None):
-        missing = "--data" if data is None and model is not None else "--model"
-        fix = f"give for example --model zoo:vgg-digits --data digits; `{program()} prune --help` shows more"
-        raise UsageError(missing, f"is needed: {directory} is not frozen yet", fix=fix)
-    if model is not None and data is not None:
-        if not is_frozen:
-            reporter.step(
-                f"{directory} is frozen first: evaluate, finetune and report compare with these recorded outputs"
-            )
-        freeze(directory, model=model, data=data, device=device, reporter=reporter, **(frozen or {}))
-    elif is_frozen and (model is not None or data is not None):
+    if is_frozen and (model is None) != (data is None):
         given, other = ("--model", "--data") if data is None else ("--data", "--model")
         raise UsageError(given, f"goes with {other}", fix=f"give both or none: {directory} is frozen already")
+    if not is_frozen or model is not None:
+        if not is_frozen:
+            reporter.step(f"{directory} is frozen first: evaluate, finetune and report need its recorded outputs")
+        freeze(directory, model=model, data=data, device=device, reporter=reporter, **(frozen or {}))
     return prune(directory, device=device, reporter=reporter, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..console.program import program
@@ -222,7 +223,9 @@ def _another(config: Mapping[str, Any], run: str) -> str:
     if pruned is None:
         return f"{program()} decompose --run NEW --from {run}"
     asked = config["stages"].get("freeze", {}).get("asked", {})
-    weights = f" --weights {asked['weights']}" if asked.get("weights") else ""
+    inside = Path(run, asked.get("weights") or "").is_file()  # trained in the run itself
+    file = Path(run, asked["weights"]) if inside else asked.get("weights")
+    weights = f" --weights {file}" if file else ""
     criterion = pruned.get("asked", {}).get("criterion", "l1")
     command = f"{program()} prune --model {asked.get('model')}{weights} --data {asked.get('data')} --run NEW"
     return f"{command} --criterion {criterion}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -104,9 +105,35 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
         raise no_compressed_network(run)
     original, network = (loading.load_network(run, path) for path in (run.original_dir, made.path(run)))
     shape = network_file.read_structure(run.original_dir)["input_shape"]
-    before, after = cost(original, shape).per_layer, cost(network, shape).per_layer
     planned = _planned(run) if made.name == "decomposed" else {}
     errors = {report["layer"]: _last_error(report) for report in facts.get("layers", [])}
+    layers = layer_summaries(original, network, shape, planned, errors)
+    return Summary(
+        model=str((run.config("freeze") or {}).get("asked", {}).get("model", run.path)),
+        speedup=facts["asked"]["speedup"], macs_before=facts["macs_before"], macs_after=facts["macs_after"],
+        params_before=facts["params_before"], params_after=facts["params_after"],
+        fidelity=facts.get("fidelity") or {}, layers=layers, notes=list(facts.get("notes") or []),
+        network=made.label,
+    )  # fmt: skip
+
+
+def layer_summaries(
+    original: nn.Module, network: nn.Module, shape: Sequence[int],
+    planned: Mapping[str, LayerPlan] = MappingProxyType({}), errors: Mapping[str, float] = MappingProxyType({}),
+) -> list[LayerSummary]:  # fmt: skip
+    """Each layer of a network and what it became, in execution order.
+
+    Parameters
+    ----------
+    original, network : torch.nn.Module
+        The network keeps the module paths of the original.
+    shape : sequence of int
+        (C, H, W) of an image.
+    planned : mapping of str to LayerPlan, optional
+    errors : mapping of str to float, optional
+        Of the layers that were fitted.
+    """
+    before, after = cost(original, shape).per_layer, cost(network, shape).per_layer
     layers = []
     for name, macs in before.items():
         if not has_channels(original, name):
@@ -128,13 +155,7 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
                 error=errors.get(name),
             )  # fmt: skip
         )
-    return Summary(
-        model=str((run.config("freeze") or {}).get("asked", {}).get("model", run.path)),
-        speedup=facts["asked"]["speedup"], macs_before=facts["macs_before"], macs_after=facts["macs_after"],
-        params_before=facts["params_before"], params_after=facts["params_after"],
-        fidelity=facts.get("fidelity") or {}, layers=layers, notes=list(facts.get("notes") or []),
-        network=made.label,
-    )  # fmt: skip
+    return layers
 
 
 def _planned(run: RunDirectory) -> dict[str, LayerPlan]:

@@ -111,7 +111,8 @@ def require_not_pruned(run: RunDirectory) -> None:
 def _with_names(run: RunDirectory, command: str) -> str:
     """A command with the model and the images of a run in it."""
     asked = freeze_options(run)
-    model = "" if asked.weights is None else f" --weights {asked.weights}"
+    inside = asked.weights is not None and (run.path / asked.weights).is_file()  # trained in the run itself
+    model = "" if asked.weights is None else f" --weights {run.path / asked.weights if inside else asked.weights}"
     return command.replace(" MODEL", f" {asked.model}{model}").replace(" DATA", f" {asked.data}")
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from decomp.cost.count import Cost
-from decomp.criteria.names import NEEDS
 from decomp.errors import DecompError
 
 from ...data.formats.digests import digest_file
@@ -108,6 +107,8 @@ def prune(
     multiple: int = 1,
     skip: Sequence[str] = (),
     coupled: bool = False,
+    bias: str = "constant",
+    recalibrate_bn: bool = False,
     seed: int = 0,
     latency_batch: int = 64,
     latency_layout: str = "contiguous",
@@ -150,8 +151,14 @@ def prune(
         Layers that keep their filters, by name or pattern.
     coupled : bool
         Also prune residual streams, as whole groups of the layers that write into them.
+    bias : {'constant', 'mean', 'none'}
+        Values of dropped channels that the biases of the layers that read them take over: those of channels that are
+        constant on the calibration images, which is exact but for zero padding; also the means of all others; or none.
+    recalibrate_bn : bool
+        Estimate the statistics of the batch normalisations again, on calibration images. Kept only where the outputs
+        on the held-out ones come nearer to the original's.
     seed : int
-        Of the criterion 'random'.
+        Of the criteria 'random' and 'taylor'.
     latency_batch, latency_layout
         Images at a time, and memory layout, where ``cost`` is 'latency'.
     device : {'auto', 'cpu', 'cuda'}
@@ -175,7 +182,8 @@ def prune(
     given = None if keep is None else read_plan(keep)
     options = prune_options(
         given, criterion=criterion, speedup=speedup, ratio=ratio, cost=cost, ranking=ranking, normalise=normalise,
-        floor=floor, cap=cap, scoring=scoring, multiple=multiple, skip=skip, coupled=coupled, seed=seed,
+        floor=floor, cap=cap, scoring=scoring, multiple=multiple, skip=skip, coupled=coupled, bias=bias,
+        recalibrate_bn=recalibrate_bn, seed=seed,
         latency_batch=latency_batch, latency_layout=latency_layout,
     )  # fmt: skip
     target, directory = pick_device(device), RunDirectory.open(run)
@@ -188,8 +196,8 @@ def prune(
         loading.warn_of_other_versions(directory, "freeze", reporter)
         source = unfolded_of_run(directory)
         reporter.phase(CHOOSE)
-        with calibration_images(directory, options, target) as images:
-            source.network.to(target if images is not None else "cpu")
+        with calibration_images(directory, target, options.seed) as images:
+            source.network.to(target)
             pruned = remove(source, options, given, images=images, device=target, reporter=reporter)
         _clear(directory)
         plan = PruningPlan(pruned.keep, pruned.widths, _about(directory, options, pruned))
@@ -200,16 +208,13 @@ def prune(
 
 
 @contextmanager
-def calibration_images(run: RunDirectory, options: PruneOptions, device: torch.device) -> Iterator[Images | None]:
-    """The calibration images of a run but the held-out ones; None where the criterion needs none."""
-    if options.keep is not None or NEEDS[options.criterion] not in ("images", "loss"):
-        yield None
-        return
+def calibration_images(run: RunDirectory, device: torch.device, seed: int) -> Iterator[Images]:
+    """The calibration images of a run, a tenth of them held out."""
     frozen, _ = loading.open_frozen(run)
     with frozen:
         outputs, (channels, height, width) = frozen_outputs(frozen), frozen.meta["input_shape"]
         size = images_at_a_time(outputs, (channels, height, width))
-        yield batched(frozen.images, fitted_images(frozen), size, device, outputs, options.seed)
+        yield batched(frozen.images, fitted_images(frozen), frozen.n_images, size, device, outputs, seed)
 
 
 def _done_before(run: RunDirectory, options: PruneOptions) -> PruneResult | None:

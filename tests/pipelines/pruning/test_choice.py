@@ -7,6 +7,7 @@ from small_graphs import INPUT, make
 
 from decomp.cost.count import cost
 from decomp.errors import TargetError, UsageError
+from decomp.execution.output_change import Outputs
 from decomp.pipelines.pruning.choice import Images, choose, counted_cost, matching, score_spaces
 from decomp.pipelines.pruning.plan_file import prune_options
 from decomp.pipelines.pruning.unfolded import folded_copy, unfolded
@@ -89,7 +90,7 @@ def test_spaces_without_scale_factors_keep_their_channels_under_bn_scale():
 
 def test_images_reach_the_criterion(source):
     batches = [torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)]
-    images = Images(lambda: iter(batches), lambda output, labels: output.sum())
+    images = Images(lambda: iter(batches), lambda: iter(()), Outputs(()), lambda output, labels: output.sum())
     scores = score_spaces(source, prune_options(ratio=0.5, criterion="mean-mean"), images).scores["conv1"]
     with torch.no_grad():
         inner = source.network.get_submodule("conv1")(

@@ -1,6 +1,7 @@
 """Stage ``prune``: what it writes, what is refused, and how other stages treat the result."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,13 +9,13 @@ import torch
 from torch import nn
 
 import decomp
-from decomp.cost.count import cost
+from decomp.cost.count import Cost, cost
 from decomp.data.formats import network_file
-from decomp.errors import FileError, TargetError, UsageError
-from decomp.pipelines.measure.fidelity import compare
+from decomp.errors import DecompError, FileError, TargetError, UsageError
 from decomp.pipelines.pruning import removal
 from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages import prune as stage
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.evaluate import evaluate
 from decomp.pipelines.stages.export import export
@@ -109,13 +110,18 @@ def test_a_target_out_of_reach_leaves_the_run_as_it_was(run):
 
 
 def test_an_error_while_the_network_is_written_leaves_no_pruned_network(run, monkeypatch):
-    real = removal.shrink
-    monkeypatch.setattr(removal, "shrunk", None, raising=False)
-    monkeypatch.setattr(removal, "counted_cost", lambda *_: type("C", (), {"macs": 1, "params": 1})())
-    with pytest.raises(Exception, match="must have the planned 1 multiply-accumulates"):
-        pruned(run)
-    assert real is removal.shrink and not run.pruned_dir.exists() and run.config("prune") is None
-    monkeypatch.undo()
+    monkeypatch.setattr(removal, "counted_cost", lambda *_: Cost(1, 1, {}))
+    with pytest.raises(DecompError, match="must have the planned 1 multiply-accumulates"):
+        pruned(run, ratio=0.5)
+    assert not run.pruned_dir.exists() and run.config("prune") is None
+
+
+def test_statistics_are_estimated_again_only_where_that_helps(run):
+    result = pruned(run, recalibrate_bn=True)
+    line = next(line for line in result.facts["notes"] if "statistics" in line)
+    before, after = (float(x) for x in re.search(r"held-out images (\S+) before, (\S+) after", line).groups())
+    assert line.startswith("statistics of the batch normalisations estimated again" if after < before else "statistics")
+    assert float(f"{result.facts['fidelity']['kl']:.3g}") == pytest.approx(min(before, after), rel=0.02)
 
 
 def test_fine_tuning_trains_the_normalisations_of_the_original_and_writes_both_forms(run):
@@ -165,19 +171,12 @@ def test_evaluate_export_and_status_know_the_pruned_network(run):
 
 
 def test_held_out_images_are_not_those_of_the_criterion(run, monkeypatch):
-    seen, compared = [], []
-    real = compare
+    seen, real = [], stage.batched
 
-    def watched(original, network, frozen, first, *rest):
-        compared.append((first, frozen.n_images))
-        return real(original, network, frozen, first, *rest)
+    def watched(images, fitted, n, *rest):
+        seen.append((fitted, n))
+        return real(images, fitted, n, *rest)
 
-    monkeypatch.setattr("decomp.pipelines.stages.prune.fidelity.compare", watched)
-    monkeypatch.setattr(
-        "decomp.pipelines.stages.prune.batched",
-        lambda images, n, *rest: (
-            seen.append(n) or __import__("decomp.pipelines.pruning.images", fromlist=["x"]).batched(images, n, *rest)
-        ),
-    )
-    pruned(run, criterion="mean-l1", ratio=0.25)
-    assert seen == [compared[0][0]] and seen[0] < compared[0][1]
+    monkeypatch.setattr(stage, "batched", watched)
+    result = pruned(run, criterion="mean-l1", ratio=0.25)
+    assert seen == [(360, 400)] and result.facts["fidelity"]["images"] == 40

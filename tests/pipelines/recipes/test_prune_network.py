@@ -1,0 +1,89 @@
+"""Pruning of a network in memory: its class, its normalisations, its report, and mistakes."""
+
+import copy
+
+import pytest
+import torch
+from networks import Block, block
+from torch import nn
+
+import decomp
+from decomp.cost.count import cost
+from decomp.errors import TargetError, UsageError
+
+SHAPE = (3, 8, 8)
+
+
+def images(n=60):
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def prune(*arguments, **options):
+    return decomp.prune(*arguments, quiet=True, **{"input_size": SHAPE, **options})
+
+
+def test_the_result_has_the_given_class_with_narrower_layers_and_normalisations():
+    model = block().half()
+    before = copy.deepcopy(model.state_dict())
+    network, report = prune(model, speedup=1.3)
+    assert type(network) is Block and not network.training and next(network.parameters()).dtype == torch.float16
+    assert network.bn1.num_features == network.conv1.out_channels == network.conv2.in_channels < 12
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    kept, norms = network.conv1.weight, model.conv1.weight.float().abs().sum((1, 2, 3))
+    stays = sorted(norms.argsort(descending=True)[: len(kept)].tolist())
+    assert torch.equal(kept, model.conv1.weight[stays])
+    assert torch.equal(network.bn1.running_var, model.bn1.running_var[stays])
+    assert (report.macs_before, report.macs_after) == (cost(model, SHAPE).macs, cost(network, SHAPE).macs)
+    assert report.macs_before / report.macs_after >= 1.3 and report.network == "pruned" and report.fidelity == {}
+    assert "target 1.3x" in str(report) and "a sum joins 2 layers; coupled" not in str(report)
+
+
+def test_images_give_the_closeness_and_serve_the_criteria():
+    network, report = prune(block(), images(), "mean-std", ratio=0.25, outputs="scores")
+    assert report.fidelity["images"] == 6 and report.fidelity["kl"] > 0 and network.conv1.out_channels == 9
+    same, report = prune(block(), images(), ratio=0, outputs="scores")
+    assert report.fidelity["relative"] == 0 and torch.equal(same(images(2)), block()(images(2)))
+    closer = prune(block(), images(), ratio=0.5, bias="mean")[1].fidelity["relative"]
+    assert closer < prune(block(), images(), ratio=0.5)[1].fidelity["relative"]
+
+
+def test_the_result_can_be_saved_folded_and_pruned_again(tmp_path):
+    network, _ = prune(block(), ratio=0.5)
+    decomp.save(network, tmp_path / "net")
+    assert torch.equal(decomp.load(tmp_path / "net")(images(2)), network(images(2)))
+    folded = decomp.folded(network)
+    assert isinstance(folded.bn1, nn.Identity)
+    torch.testing.assert_close(folded(images(2)), network(images(2)), rtol=1e-4, atol=1e-5)
+    again, report = decomp.prune(network, ratio=0.5, quiet=True)  # it knows the size of its images
+    assert again.conv1.out_channels == 3 and report.macs_before == cost(network, SHAPE).macs
+
+
+def test_a_part_is_pruned_in_its_model():
+    model = nn.Sequential(block(), nn.Identity()).eval()
+    network, _ = prune(model, ratio=0.5, module="0")
+    assert isinstance(network, nn.Sequential) and network[0].conv1.out_channels == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 1.0}, "ratio: must be a share from 0 to below 1, got 1.0"),
+        ({"ratio": -0.1}, "ratio: must be a share"),
+        ({}, "one of speedup, ratio and keep is needed; give for example speedup 2x"),
+        ({"speedup": 2, "ratio": 0.5}, "only one of these can be given, got speedup and ratio"),
+        ({"speedup": 2, "input_size": None}, r"input_size: is needed: .*give for example input_size=\(3, 224, 224\)"),
+        ({"speedup": 2, "criterion": "taylor"}, "images: the criterion taylor needs some, got none"),
+        ({"speedup": 2, "recalibrate_bn": True}, "recalibrate_bn: needs images"),
+        ({"speedup": 2, "copuled": True}, "copuled: is no option of prune; did you mean coupled"),
+        ({"speedup": 2, "criterion": "l3"}, "criterion: must be one of l1"),
+        ({"speedup": 2, "skip": "conv9"}, "skip: must be a layer's name.*got 'conv9'; did you mean conv"),
+    ],
+)
+def test_mistakes_are_told_in_the_words_of_python(options, message):
+    with pytest.raises(UsageError, match=message):
+        prune(block(), **options)
+
+
+def test_a_speedup_out_of_reach_names_the_greatest():
+    with pytest.raises(TargetError, match="at most .*x can be reached"):
+        prune(block(), speedup=50)
