@@ -14,6 +14,7 @@ from decomp.criteria.scores import gather, scorable, score
 from decomp.errors import NumericalError, UsageError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
+from decomp.surgery.narrow_network import shrink, shrunk_params
 
 
 def images(shape=INPUT, n=4):
@@ -125,8 +126,6 @@ def test_greedy_scores_leave_out_the_weights_of_removed_inputs():
 
 @pytest.mark.parametrize("criterion", FILTER_CRITERIA)
 def test_greedy_scores_are_those_of_the_shrunk_network(criterion):
-    from decomp.surgery.narrow_network import shrink
-
     for name in ("dense", "depthwise separable", "grouped", "viewed", "u-net"):
         graph = graph_of(make(name))
         names = candidates(graph.spaces, coupled=True)
@@ -156,6 +155,18 @@ def test_scale_factors_behind_a_concatenation_go_to_the_spaces_that_it_joins():
     torch.testing.assert_close(found["stem"], gamma[:16])
     torch.testing.assert_close(found["a"], gamma[16:])
     assert set(found) == {"stem", "a"}
+
+
+def test_a_normalisation_behind_a_flatten_gives_a_channel_the_mean_over_its_pixels():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(4 * 9), nn.ReLU(), nn.Linear(36, 3))
+    with torch.no_grad():
+        module[2].weight.copy_(torch.arange(36.0))
+    graph = graph_of(module.eval(), (3, 5, 5))
+    found = score(graph.module, graph.spaces, ["0"], "bn-scale")["0"]
+    assert found.tolist() == [4, 13, 22, 31]
+    n = shrunk_params(graph.module, graph.spaces, {"0": [1, 3]})
+    shrink(graph.module, graph.spaces, {"0": [1, 3]})
+    assert sum(p.numel() for p in graph.module.parameters()) == n == 2 * 27 + 2 + 36 + 3 * 18 + 3
 
 
 def test_a_normalisation_without_scale_factors_is_no_ground_for_a_choice():
