@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._ops import OpOverload
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
 from decomp.errors import UsageError
+from decomp.modules.copies import computed_tensors
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -42,11 +42,7 @@ def plain_copy(module: nn.Module, name: str) -> nn.Module:
     module = unwrapped(module)
     for path, part in module.named_modules():
         _refuse(part, f"{name}, {path}" if path else name)
-    copies: dict[int, Any] = {}
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                copies[id(value)] = value.detach().clone()
+    copies = computed_tensors(module)
     # The inner ones first, so that the copy of a wrapper finds the copy of what it holds.
     for wrapper in reversed([part for part in module.modules() if _inner(part) is not None]):
         copies[id(wrapper)] = copy.deepcopy(unwrapped(wrapper), copies)

@@ -96,10 +96,10 @@ class EvaluationResult:
         The report existed already, of the same networks under the same conditions.
     """
 
-    rows: list[Row]
-    conditions: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-    classes: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(repr=False)
+    conditions: dict[str, Any] = field(repr=False)
+    notes: list[str] = field(default_factory=list, repr=False)
+    classes: dict[str, Any] = field(default_factory=dict, repr=False)
     run: RunDirectory | None = None
     done_before: bool = False
 

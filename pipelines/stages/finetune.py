@@ -53,7 +53,7 @@ class FinetuneResult:
     """
 
     run: RunDirectory
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
     done_before: bool = False
 
     def lines(self) -> list[str]:

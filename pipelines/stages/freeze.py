@@ -64,7 +64,7 @@ class FreezeResult:
 
     run: RunDirectory
     done_before: bool
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def lines(self) -> list[str]:
         """Human-readable summary lines."""

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,9 @@ class InspectResult:
     """
 
     network: dict[str, Any]
-    layers: list[dict[str, Any]]
-    spaces: list[dict[str, Any]]
-    other: dict[str, str]
+    layers: list[dict[str, Any]] = field(repr=False)
+    spaces: list[dict[str, Any]] = field(repr=False)
+    other: dict[str, str] = field(repr=False)
     written: list[str]
 
     def to_json(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class PruneResult:
 
     run: RunDirectory
     done_before: bool
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def lines(self) -> list[str]:
         """Human-readable summary lines."""

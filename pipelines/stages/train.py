@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class TrainingResult:
     """File of the weights, ``record``, the content of the JSON beside it, and ``run`` where it was trained in one."""
 
     weights: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     already_done: bool = False
     run: RunDirectory | None = None
 

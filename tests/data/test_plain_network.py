@@ -104,3 +104,10 @@ def test_a_parameter_of_two_modules_is_named_and_a_module_under_two_names_is_non
     assert shared_tensors(plain_copy(net, "net")) == []
     net[1].weight = net[0].weight
     assert shared_tensors(plain_copy(net, "net")) == ["0.weight and 1.weight"]
+
+
+def test_a_buffer_that_was_computed_from_a_parameter_is_copied_with_its_values():
+    module = nn.Linear(2, 2)
+    module.register_buffer("doubled", module.weight * 2)
+    copied = plain_copy(module, "net")
+    assert torch.equal(copied.doubled, module.weight * 2) and copied.doubled.grad_fn is None

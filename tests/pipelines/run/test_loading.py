@@ -46,8 +46,10 @@ def test_a_frozen_file_that_names_code_inside_the_run_directory_is_refused(run, 
 
 @pytest.mark.parametrize("key", ["model", "data"])
 def test_code_outside_the_run_directory_may_be_named(run, key):
-    freeze(run, **{key: f"{run.path.parent / 'own.py'}:build"})
-    open_frozen(run)
+    code = f"{run.path.parent / 'own.py'}:build"
+    freeze(run, **{key: code})
+    with open_frozen(run)[0] as frozen:
+        assert code in str(frozen.meta)
 
 
 def test_frozen_points_of_another_network_are_refused(run):

@@ -5,6 +5,9 @@ import pytest
 from decomp.data.formats.json_files import write_json
 from decomp.errors import FileError, MissingError
 from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages.decompose import DecomposeResult
+from decomp.pipelines.stages.finetune import FinetuneResult
+from decomp.pipelines.stages.freeze import FreezeResult
 from decomp.pipelines.stages.runs import runs
 
 
@@ -64,3 +67,10 @@ def test_a_folder_without_runs_says_so_and_one_that_is_not_there_is_refused(fold
         runs(folder / "nowhere")
     with pytest.raises(FileError, match="there is no such folder"):
         runs(folder / "a" / "run.json")
+
+
+@pytest.mark.parametrize("kind", [DecomposeResult, FinetuneResult, FreezeResult])
+def test_results_show_themselves_in_one_short_line(kind, tmp_path):
+    many = {f"layer {number}": number for number in range(1000)}
+    result = kind(run=RunDirectory(tmp_path / "run"), done_before=False, facts=many)
+    assert "layer 1" not in repr(result) and "done_before=False" in repr(result)
