@@ -23,7 +23,7 @@ FIRST = "compress-my-classifier.md"
 # The others, in the order in which they build on each other; those that take longer run with -m slow.
 GUIDES = (
     "train-the-result.md", "my-own-images.md", "only-prune.md", "limit-the-loss.md", "read-a-report.md",
-    "what-the-numbers-mean.md", "edit-a-plan.md", "repr.md",
+    "what-the-numbers-mean.md", "edit-a-plan.md", "repr.md", "continual-learning.md",
 )  # fmt: skip
 SLOW = ("aim-at-latency.md", "detector-backbone.md")
 

@@ -129,8 +129,12 @@ def finetune(learning: Learning, start: TaskState, parent: str, *, owns: bool, n
 def finetune_recipe(learning: Learning) -> Recipe:
     """Of a fine-tuning without its picks: the rate falls to a tenth after half of the epochs, and after four fifths."""
     options = learning.options
-    rate = _stepped(options.learning_rate, options.epochs, (0.5, 0.8), (0.1, 0.1))
-    return _recipe(learning, options.epochs, rate)
+    return stepped_recipe(options.epochs, options.learning_rate, options.batch_size, learning.seed)
+
+
+def stepped_recipe(epochs: int, learning_rate: float, batch_size: int, seed: int) -> Recipe:
+    """The same, given by its numbers."""
+    return _recipe(epochs, batch_size, seed, _stepped(learning_rate, epochs, (0.5, 0.8), (0.1, 0.1)))
 
 
 def prune(learning: Learning, start: TaskState, parent: str, rung: Rung, *, name: str) -> Phase | None:
@@ -143,7 +147,7 @@ def prune(learning: Learning, start: TaskState, parent: str, rung: Rung, *, name
     """
     options = learning.options
     rate = {"learning_rate": options.prune_learning_rate, "schedule": "constant"}
-    recipe = _recipe(learning, options.prune_epochs, rate)
+    recipe = _recipe(options.prune_epochs, options.batch_size, learning.seed, rate)
     try:
         return _run(learning, name, start, parent, recipe, rung=rung)
     except NumericalError as error:
@@ -156,15 +160,15 @@ def retrain(learning: Learning, start: TaskState, parent: str, *, name: str) -> 
     """Learn the picks anew beside the weights of the task; owners stay. The result is the best epoch's."""
     options = learning.options
     rate = {"learning_rate": options.prune_learning_rate, "schedule": "constant"}
-    recipe = _recipe(learning, options.retrain_epochs, rate)
+    recipe = _recipe(options.retrain_epochs, options.batch_size, learning.seed, rate)
     picks = {"learning_rate": RETRAIN_PICK_RATE, "schedule": "constant"}
     return _run(learning, name, start, parent, recipe, picks=picks, best=True)
 
 
-def _recipe(learning: Learning, epochs: int, rate: Mapping[str, Any]) -> Recipe:
+def _recipe(epochs: int, batch_size: int, seed: int, rate: Mapping[str, Any]) -> Recipe:
     return Recipe(
-        epochs=epochs, batch_size=learning.options.batch_size, warmup_epochs=0.0, momentum=0.9, nesterov=True,
-        weight_decay=0.0, seed=learning.seed, **rate,
+        epochs=epochs, batch_size=batch_size, warmup_epochs=0.0, momentum=0.9, nesterov=True,
+        weight_decay=0.0, seed=seed, **rate,
     )  # fmt: skip
 
 
