@@ -41,7 +41,7 @@ def filter_rows(module: nn.Module, columns: Tensor | None = None) -> Tensor:
 
 
 def l1(rows: Tensor) -> Tensor:
-    """Sum of absolute weights (Li et al., Pruning Filters for Efficient ConvNets, 2017, section 3.1)."""
+    """Sum of absolute weights (Li et al., Pruning Filters for Efficient ConvNets, 2017)."""
     return _by_parts(rows, lambda part: part.abs().sum(dim=1))
 
 
@@ -51,7 +51,7 @@ def l2(rows: Tensor) -> Tensor:
 
 
 def largest(rows: Tensor) -> Tensor:
-    """The negative of :func:`l1`: the largest filters go first, for comparison (Li et al. 2017, section 4.3)."""
+    """The negative of :func:`l1`: the largest filters go first, for comparison, as in Li et al. 2017."""
     return -l1(rows)
 
 

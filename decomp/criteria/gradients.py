@@ -1,8 +1,8 @@
 """First-order Taylor criterion: how much the loss would change if a channel were not read any more.
 
 For one image the change is, to first order, −Σ a·∂loss/∂a over everything that reads the channel, with a the values as
-they are read (Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, 2017, section
-2.2). The values are taken where layers read them: a channel that several layers write or carry, or that goes through a
+they are read (Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, 2017). The
+values are taken where layers read them: a channel that several layers write or carry, or that goes through a
 normalisation or an activation with a value at 0, is then judged as a whole, as it is removed.
 """
 
@@ -145,7 +145,14 @@ def _changes(network: nn.Module, readers: Sequence[str], images: Tensor, labels:
     changes: dict[str, Tensor] = {}
     for (path, own), gradient in zip(read, gradients):
         if gradient is not None:
-            product = (own.detach().double() * gradient.double()).flatten(2) if own.dim() > 2 else None
-            change = own.detach().double() * gradient.double() if product is None else product.sum(dim=2)
-            changes[path] = changes[path] + change.cpu() if path in changes else change.cpu()
+            change = _summed(own.detach(), gradient).cpu()
+            changes[path] = changes[path] + change if path in changes else change
     return changes
+
+
+def _summed(value: Tensor, gradient: Tensor) -> Tensor:
+    """Products summed over the pixels in float64, shape (images, columns)."""
+    if value.dim() == 2:
+        return value.double() * gradient.double()
+    # Image by image, as the products are taken in twice the precision.
+    return torch.stack([(a.double() * b.double()).flatten(1).sum(dim=1) for a, b in zip(value, gradient)])

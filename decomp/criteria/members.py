@@ -22,7 +22,8 @@ def projections(spaces: Spaces, space: ChannelSpace) -> tuple[str, ...]:
     """Paths of the layers that write a space as shortcuts of blocks.
 
     Such a layer reads what the block reads, and another layer that reads it reaches the same space by a longer way,
-    through spaces of the block's own. Li et al. (2017, section 3.3) rank its filters for the whole space.
+    through spaces of the block's own. Li et al. (2017, on pruning across several layers) rank its filters for the
+    whole space.
     """
     return tuple(path for path in space.producers if len(space.producers) > 1 and _is_projection(spaces, space, path))
 

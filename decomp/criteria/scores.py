@@ -2,7 +2,7 @@
 
 Where several layers write a space, its channels are only removed together, and a score is that of the group: the sum
 of norms and distances over the layers that write it, the mean of activations and scale factors. Where blocks with
-projection shortcuts write it, the projections alone decide (Li et al. 2017, section 3.3).
+projection shortcuts write it, the projections alone decide (Li et al. 2017, on pruning across several layers).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def score(
         From :func:`gather`, for criteria that need images.
     removed : mapping of str to iterable of int, optional
         Channels that other spaces keep. Criteria of weights then leave out the weights that read the channels which
-        those spaces lose ("greedy", Li et al. 2017, section 3.4); without it, all weights count ("independent").
+        those spaces lose ("greedy" in Li et al. 2017); without it, all weights count ("independent").
     seed : int
         For 'random'.
 

@@ -1,7 +1,8 @@
 """Criteria of activations: statistics of a layer's outputs on images without labels.
 
-The outputs are those of the convolution or linear layer itself, before a normalisation and an activation (Li et al.,
-Pruning Filters for Efficient ConvNets, 2017, section 4.4). A linear layer's output is a map of one pixel.
+The outputs are those of the convolution or linear layer itself, before a normalisation and an activation; the
+statistics are those that Li et al., Pruning Filters for Efficient ConvNets, 2017, compare with. A linear layer's output
+is a map of one pixel.
 """
 
 from __future__ import annotations
@@ -78,7 +79,13 @@ def activation_statistics(
 
 def _of_maps(output: Tensor) -> Tensor:
     """Sums over the images of mean, deviation, l1, l2 and squared l2 of every channel's map, shape (5, channels)."""
-    maps = output.detach().to(torch.float64).flatten(2) if output.dim() > 2 else output.detach().double()[:, :, None]
+    maps = output.detach().flatten(2) if output.dim() > 2 else output.detach()[:, :, None]
+    # Some images at a time, as the numbers are taken in twice the precision.
+    parts = maps.split(max(1, _PART // max(1, maps[0].numel())))
+    return torch.stack([_of_part(part.to(torch.float64)) for part in parts]).sum(dim=0)
+
+
+def _of_part(maps: Tensor) -> Tensor:
     squares = maps.square().sum(dim=2)
     parts = [maps.mean(dim=2), maps.std(dim=2, correction=0), maps.abs().sum(dim=2), squares.sqrt(), squares]
     return torch.stack([part.sum(dim=0) for part in parts])
@@ -87,3 +94,6 @@ def _of_maps(output: Tensor) -> Tensor:
 def _finished(means: Tensor) -> dict[str, Tensor]:
     mean, deviation, l1, l2, squares = means
     return dict(zip(STATISTICS, (mean, deviation, l1, l2, (squares - l2.square()).clamp_min(0.0))))
+
+
+_PART = 1 << 22  # pixels at a time

@@ -136,8 +136,10 @@ def _ranges(
     def hook_of(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             columns = inputs[0].detach().index_select(1, dropped[path].to(inputs[0].device))
-            values = columns.to("cpu", torch.float64).transpose(0, 1).flatten(1)
-            found[path].append((values.amin(1), values.amax(1), values.sum(1)))
+            values = columns.transpose(0, 1).flatten(1)
+            parts = (values.amin(1), values.amax(1), values.sum(1, dtype=torch.float64))
+            low, high, total = (part.to("cpu", torch.float64) for part in parts)
+            found[path].append((low, high, total))
             counts[path].append(values.shape[1])
 
         return hook

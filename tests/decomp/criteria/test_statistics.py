@@ -14,7 +14,9 @@ def images(n=7):
     return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
-def test_statistics_are_those_of_the_outputs_before_the_normalisation():
+@pytest.mark.parametrize("part", [1 << 22, 2000])
+def test_statistics_are_those_of_the_outputs_before_the_normalisation(part, monkeypatch):
+    monkeypatch.setattr("decomp.criteria.statistics._PART", part)
     network = block()
     with torch.no_grad():
         x = network.conv1(torch.relu(network.stem(images()))).double().flatten(2)
