@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         prune,
         prune_run,
         report,
+        sensitivity,
         summarise,
         trainable,
     )
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
-    "load", "prune", "prune_run", "report", "save", "summarise", "tasks", "trainable",
+    "load", "prune", "prune_run", "report", "save", "sensitivity", "summarise", "tasks", "trainable",
 ]  # fmt: skip
 
 

@@ -32,10 +32,11 @@ from .stages.prune import prune as _prune
 from .stages.report import ReportResult
 from .stages.report import compare as _compare
 from .stages.report import report as _report
+from .stages.sensitivity import sensitivity as _sensitivity
 
 __all__ = [
     "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
-    "prune", "prune_run", "report", "summarise", "trainable",
+    "prune", "prune_run", "report", "sensitivity", "summarise", "trainable",
 ]  # fmt: skip
 
 Parameters = ParamSpec("Parameters")
@@ -83,6 +84,7 @@ finetune = _without_output(_finetune)
 evaluate = _without_output(_evaluate)
 export = _without_output(_export)
 report = _without_output(_report)
+sensitivity = _without_output(_sensitivity)
 
 
 @functools.wraps(_decompose_within)

@@ -24,8 +24,8 @@ _OPTION = re.compile(r"\boption (?=(leaf|module)\b)")  # in messages that a Pyth
 JSON_KEY = "decomp.json"  # under which it keeps whether the result is printed as JSON
 VERBOSE_KEY = "decomp.verbose"  # under which it keeps whether details are printed
 COMMANDS = (
-    "inspect", "freeze", "decompose", "prune", "finetune", "evaluate", "export", "report", "compare", "status", "runs",
-    "demo", "train", "tasks",
+    "inspect", "freeze", "decompose", "prune", "sensitivity", "finetune", "evaluate", "export", "report",
+    "compare", "status", "runs", "demo", "train", "tasks",
 )  # fmt: skip
 
 

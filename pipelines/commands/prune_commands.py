@@ -10,7 +10,7 @@ from decomp.allocation.plan import COSTS
 from decomp.criteria.names import CRITERIA, NORMALISATIONS, RANKINGS
 
 from ..console import parse
-from ..console.options import BIASES, LAYOUTS, SCORINGS, PruneOptions
+from ..console.options import BIASES, LAYOUTS, SCORINGS, PruneOptions, SensitivityOptions
 from .group import main
 from .inputs import network_and_images
 from .shared import (
@@ -136,3 +136,33 @@ def prune(run: str, threads: int | None, quiet: bool, seed: int, **options: Any)
     directory, reporter = open_run(run, quiet)
     frozen = {name: options.pop(name) for name in FROZEN} | {"seed": seed}
     show(recipe(directory, reporter=reporter, seed=seed, frozen=frozen, **options))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  decomp sensitivity --run runs/l1
+  decomp sensitivity --run runs/l1 --criterion taylor --ratios 0.25,0.5,0.75
+"""
+)
+@shared_options("run")
+@click.option(
+    "--criterion", type=Choice(CRITERIA), default=default_of(SensitivityOptions, "criterion"), show_default=True,
+    help="Number that judges a channel; the channels with the lowest go.",
+)  # fmt: skip
+@click.option(
+    "--ratios", type=parse.ratios, metavar="LIST", default="0.1,0.3,0.5,0.7,0.9", show_default=True,
+    help="Shares of a layer's channels that go.",
+)  # fmt: skip
+@click.option("--coupled", is_flag=True, help="Also prune residual streams, each as a whole.")
+@shared_options("redo", "seed", "device", "verbose", "common")
+def sensitivity(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
+    """Prune one layer at a time and compare the outputs.
+
+    Nothing is trained. The curves are written as CSV and PNG, and are in the report.
+    """
+    begin(threads)
+    from ..stages.sensitivity import sensitivity as stage
+
+    directory, reporter = open_run(run, quiet)
+    show(stage(directory, reporter=reporter, **options))

@@ -249,6 +249,16 @@ class PruneOptions(StageOptions):
 
 
 @dataclass(frozen=True)
+class SensitivityOptions(StageOptions):
+    """Options of ``sensitivity``; see :func:`decomp.pipelines.stages.sensitivity.sensitivity`."""
+
+    criterion: str = _checked(parse.choice("--criterion", CRITERIA), "l1")
+    ratios: tuple[float, ...] = _checked(parse.ratios, (0.1, 0.3, 0.5, 0.7, 0.9))
+    coupled: bool = _flag("--coupled", False)
+    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
+
+
+@dataclass(frozen=True)
 class FinetuneOptions(StageOptions):
     """Options of ``finetune``; see :func:`decomp.pipelines.stages.finetune.finetune`."""
 

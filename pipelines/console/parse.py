@@ -61,6 +61,22 @@ def share_below_one(name: str) -> Callable[[object], float]:
     return parse
 
 
+def ratios(value: object) -> tuple[float, ...]:
+    """``'0.1,0.5'``, or a sequence of shares in (0, 1), ascending and each once.
+
+    Raises
+    ------
+    UsageError
+    """
+    given = value.split(",") if isinstance(value, str) else value if isinstance(value, Iterable) else [value]
+    shares = {share_below_one("--ratios")(part) for part in given if str(part).strip()} - {0.0}
+    if not shares:
+        raise UsageError(
+            "--ratios", "must be shares above 0 and below 1", got=repr(value), fix="give for example 0.1,0.5"
+        )
+    return tuple(sorted(shares))
+
+
 def loss_budget(value: object) -> float:
     """``'1%'``, ``'0.5 %'`` or ``0.01`` as a share between 0 and 1.
 

@@ -268,6 +268,18 @@ def channels(run: RunDirectory) -> Table | Missing:
     return Missing("channels", why, command)
 
 
+def sensitivity(run: RunDirectory) -> Table | None:
+    """Outputs with one layer pruned at a time; None where that is not measured, which is not a part of every run."""
+    record = run.config("sensitivity") or {}
+    rows = [tuple(row) for row in record.get("rows") or ()]
+    header = ("layer", "ratio", "kept", "channels", "agreement", "divergence_nats", "output_difference")
+    if not rows or len(rows[0]) != len(header):
+        return None
+    by = (record.get("asked") or {}).get("criterion", "l1")
+    note = f"by {by}, on {record.get('images', 0):,} held-out calibration images"
+    return Table("sensitivity", header, rows, [note])
+
+
 def finetuning(run: RunDirectory) -> Table | Missing:
     """The epochs of the fine-tuning."""
     path = run.finetune_dir / "metrics.csv"
@@ -284,4 +296,14 @@ def _number(text: str) -> float | None:
 
 Collector = Callable[[RunDirectory], Table | Missing | None]
 #: The tables of one run, in the order of the report.
-COLLECTORS: tuple[Collector, ...] = (networks, classes, layers, errors, curves, channels, finetuning, outputs)
+COLLECTORS: tuple[Collector, ...] = (
+    networks,
+    classes,
+    layers,
+    errors,
+    curves,
+    channels,
+    finetuning,
+    sensitivity,
+    outputs,
+)

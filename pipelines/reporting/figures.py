@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from . import layer_figures, network_figures, training_figures
+from . import layer_figures, network_figures, sensitivity_figure, training_figures
 from .collect import Table
 from .figure_style import DPI, NARROW, STYLE, WIDE
 from .svg import inline_svg
@@ -23,13 +23,14 @@ PANELS_IN_A_FIGURE = (12, 12)
 DRAWINGS: dict[str, Callable[[Table], Figure | None]] = {
     "accuracy": network_figures.accuracy, "latency": network_figures.latency, "classes": network_figures.classes,
     "layers": layer_figures.layer_costs, "errors": layer_figures.layer_errors, "curves": layer_figures.error_curves,
-    "channels": layer_figures.kept_channels, "finetuning": network_figures.finetuning,
+    "channels": layer_figures.kept_channels,
+    "sensitivity": sensitivity_figure.sensitivity_curves, "finetuning": network_figures.finetuning,
     "training": training_figures.training, "filters": training_figures.filters,
 }  # fmt: skip
 #: Of the figures with a row or panel for each layer, the most in one figure.
 PARTED = {
     "layers": LAYERS_IN_A_FIGURE, "errors": LAYERS_IN_A_FIGURE, "channels": LAYERS_IN_A_FIGURE,
-    "curves": PANELS_IN_A_FIGURE,
+    "curves": PANELS_IN_A_FIGURE, "sensitivity": PANELS_IN_A_FIGURE,
 }  # fmt: skip
 
 
@@ -99,6 +100,6 @@ def parts(table: Table) -> Iterator[slice | None]:
     whole, each = most
     count = 1 if n <= whole else -(-n // each)
     # Whole lines of four panels, except in the last part.
-    size = -(-n // count) if table.name != "curves" else -(-n // count // 4) * 4
+    size = -(-n // count) if table.name not in ("curves", "sensitivity") else -(-n // count // 4) * 4
     for start in range(0, max(n, 1), max(size, 1)):
         yield slice(start, start + max(size, 1))

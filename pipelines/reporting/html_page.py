@@ -20,6 +20,7 @@ TITLES = {
     "errors": "Error of each layer after each step",
     "curves": "Error at every size, with the chosen size",
     "channels": "Kept channels",
+    "sensitivity": "Sensitivity of each layer to pruning",
     "finetuning": "Fine-tuning",
     "outputs": "Closeness of each output",
     "training": "Training",
@@ -47,6 +48,8 @@ CAPTIONS = {
     "channels": "Only pruned layers are shown: their inputs, or in a pruned network their outputs. A "
     "pattern that repeats in blocks would indicate a selection by position "
     "instead of importance.",
+    "sensitivity": "One layer is pruned at a time, and nothing is trained. Where a curve stays high, the layer has "
+    "channels to spare; layers whose curve falls early can be left out with --skip.",
     "finetuning": "Epoch 0 is the network before fine-tuning; it can be the best.",
     "outputs": "Each output is compared by its own spread.",
     "training": "Grey: epochs in which filters were absent; dotted lines: they are dropped or come back. The loss is "

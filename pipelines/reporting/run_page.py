@@ -39,7 +39,7 @@ WARNING = "warning: "
 #: For each figure, the elements for a wide and for a narrow page, part by part.
 Drawn = Mapping[str, Sequence[tuple[str, str]]]
 #: Figures that only some readers need, after the tables.
-DETAILS = ("errors", "curves", "channels")
+DETAILS = ("errors", "curves", "channels", "sensitivity")
 
 
 def run_page(

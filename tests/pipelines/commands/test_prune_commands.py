@@ -71,3 +71,14 @@ def test_what_a_plan_decides_is_refused_beside_it(recipe):
 def test_the_command_is_listed(recipe):
     with click.Context(main) as context:
         assert "prune" in main.list_commands(context)
+
+
+def test_sensitivity_passes_its_options_on(recipe, monkeypatch):
+    stage = Recorded(monkeypatch, "stages.sensitivity.sensitivity")
+    decomp_command(
+        *"sensitivity --run r --criterion l2 --ratios 0.5,0.25 --coupled --redo --seed 3 --device cpu".split()
+    )
+    options = {"criterion": "l2", "ratios": (0.25, 0.5), "coupled": True, "redo": True, "seed": 3, "device": "cpu"}
+    assert stage.calls == [(("r",), options)]
+    decomp_command(*"sensitivity --run r".split())
+    assert stage.calls[1][1]["ratios"] == stage.default("ratios") == (0.1, 0.3, 0.5, 0.7, 0.9)
