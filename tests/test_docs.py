@@ -112,7 +112,16 @@ def test_the_examples_of_the_readme_work(place):
 
 def test_every_guide_is_listed_tested_and_found_by_its_links():
     # Those without quick commands.
-    pages = {"README.md", "architecture.md", "limits.md", "results.md", "coverage.md", "faults.md", "peers.md"}
+    pages = {
+        "README.md",
+        "architecture.md",
+        "limits.md",
+        "results.md",
+        "coverage.md",
+        "faults.md",
+        "peers.md",
+        "criteria.md",
+    }
     files = {path.name for path in DOCS.glob("*.md")} - pages
     assert files == {FIRST, *GUIDES, *SLOW}
     for path in [*DOCS.glob("*.md"), ROOT / "README.md"]:
