@@ -22,8 +22,8 @@ DOCS = ROOT / "docs"
 FIRST = "compress-my-classifier.md"
 # The others, in the order in which they build on each other; those that take longer run with -m slow.
 GUIDES = (
-    "train-the-result.md", "my-own-images.md", "only-prune.md", "limit-the-loss.md", "read-a-report.md",
-    "what-the-numbers-mean.md", "edit-a-plan.md", "repr.md", "continual-learning.md",
+    "train-the-result.md", "my-own-images.md", "only-prune.md", "prune-filters.md", "limit-the-loss.md",
+    "read-a-report.md", "what-the-numbers-mean.md", "edit-a-plan.md", "repr.md", "continual-learning.md",
 )  # fmt: skip
 SLOW = ("aim-at-latency.md", "detector-backbone.md")
 
