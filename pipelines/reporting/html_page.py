@@ -54,7 +54,7 @@ CAPTIONS = {
     "outputs": "Each output is compared by its own spread.",
     "training": "Grey: epochs in which filters were absent; dotted lines: they are dropped or come back. The loss is "
     "the mean of an epoch, the accuracy is measured after it; epoch 0 is the network with random weights.",
-    "filters": "Each drop is chosen anew, from one list over all layers.",
+    "filters": "One line for each filter. Each drop is chosen anew, from one list over all layers.",
 }
 #: Number of sections above which a page has a list of them.
 MOST_WITHOUT_CONTENTS = 5

@@ -70,7 +70,7 @@ def filters(table: Table, width: float = WIDE) -> Figure:
     layers = list(dict.fromkeys(table.column("layer")))
     columns = list(table.header[2:])
     kept = np.array([row[2:] for row in table.rows], dtype=float)
-    figure = new_figure(min(7.0, 1.2 + 0.035 * len(kept) + 0.16 * len(layers)), width)
+    figure = new_figure(min(7.0, 1.4 + 0.035 * len(kept) + 0.16 * len(layers)), width)
     axes = figure.add_subplot()
     axes.imshow(
         kept, aspect="auto", interpolation="nearest", cmap=ListedColormap([DARK, LIGHT]), vmin=0, vmax=1
@@ -93,5 +93,5 @@ def filters(table: Table, width: float = WIDE) -> Figure:
                 text.set_gid(f"share-{name}")
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set(xlabel="dropped (dark), with the share of the layer", ylabel="layer, one line for each filter")
+    axes.set(xlabel="dropped (dark), with the share of the layer", ylabel="layer")
     return figure

@@ -171,3 +171,13 @@ def test_the_shipped_fashion_networks_measure_what_their_records_say(name):
     measured = (predicted == source.test.labels(indices)).float().mean().item()
     expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["accuracy"]["test"]
     assert abs(measured - expected) < 3 * (expected * (1 - expected) / len(indices)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["c3-32", "c3-32-dropout"])
+def test_every_layer_of_the_three_convolutions_contributes_to_the_output(name):
+    module = zoo.build(name, input_shape=(3, 32, 32))
+    module(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in module.parameters())
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    assert [part.weight.flatten(1).shape for part in convolutions] == [(32, 27), (32, 288), (32, 288)]
+    assert [type(part).__name__ for part in module][-2:] == ["Dropout", "Linear"] and module[-1].in_features == 512

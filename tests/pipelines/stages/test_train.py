@@ -317,6 +317,9 @@ def test_repr_is_recorded_with_its_settings_and_events_and_standard_takes_as_man
     assert sum(map(len, scheme["events"][0]["dropped"].values())) == 19  # of 64
     assert scheme["left_out"] == {"0": "reads the image"} and scheme["settings"]["drop"] == 0.3
     assert result.record["steps"] == standard.record["steps"] == 4 * (1213 // 256)
+    # A pair: until the first drop the two trainings are the same.
+    by_epoch = [one.record["validation_accuracy_by_epoch"] for one in (result, standard)]
+    assert by_epoch[0][:2] == by_epoch[1][:2] and by_epoch[0] != by_epoch[1]
     assert "scheme" not in standard.record and result.record["sha256"] != standard.record["sha256"]
     assert (
         "--scheme repr --s1 1 --s2 1 --drop 0.3 --cycles 3 --min-keep 0.1 --order overlap" in result.record["command"]
