@@ -20,6 +20,8 @@ class Method:
     options : dict
     labels : bool
         It reads the labels of the calibration images.
+    folded : bool
+        Its networks have their batch normalisations folded; in others these are in place.
     """
 
     tool: str
@@ -27,6 +29,7 @@ class Method:
     module: str
     options: dict = field(default_factory=dict)
     labels: bool = False
+    folded: bool = False
 
     @property
     def key(self):
@@ -70,16 +73,31 @@ def _aimet():
 
 def _ours():
     where = "benchmarks.peers.ours"
-    yield Method("decomp", "all steps", where)
-    yield Method("decomp", "all steps uniform", where, {"allocation": "uniform"})
-    yield Method("decomp", "prune", where, {"steps": ("prune",)})
-    yield Method("decomp", "prune lasso", where, {"steps": ("prune",), "selector": "lasso"})
-    yield Method("decomp", "prune backward", where, {"steps": ("prune",), "selector": "backward"})
-    yield Method("decomp", "spatial", where, {"steps": ("spatial",)})
-    yield Method("decomp", "channel", where, {"steps": ("channel",)})
+    for name, options in (
+        ("all steps", {}),
+        ("all steps uniform", {"allocation": "uniform"}),
+        ("prune", {"steps": ("prune",)}),
+        ("prune lasso", {"steps": ("prune",), "selector": "lasso"}),
+        ("prune backward", {"steps": ("prune",), "selector": "backward"}),
+        ("spatial", {"steps": ("spatial",)}),
+        ("channel", {"steps": ("channel",)}),
+    ):
+        yield Method("decomp", name, where, options, folded=True)
 
 
-METHODS = {method.key: method for make in (_ours, _torch_pruning, _tensorly, _aimet) for method in make()}
+def _our_criteria():
+    where = "benchmarks.peers.criteria"
+    for bn in (False, True):
+        for criterion in ("l1", "l2", "taylor", "bn-scale"):
+            for ranking in ("layer", "global"):
+                for coupled in (False, True):
+                    name = f"{criterion} {'uniform' if ranking == 'layer' else 'global'}"
+                    name += (" coupled" if coupled else "") + (" +bn" if bn else "")
+                    options = {"criterion": criterion, "ranking": ranking, "coupled": coupled, "bn": bn}
+                    yield Method("decomp", name, where, options)
+
+
+METHODS = {method.key: method for make in (_ours, _our_criteria, _torch_pruning, _tensorly, _aimet) for method in make()}
 
 
 def named(key):
