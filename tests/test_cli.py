@@ -17,6 +17,7 @@ from decomp import cli
 from decomp.pipelines.commands.group import COMMANDS
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.record import read_log
+from tests.pipelines import task_runs
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,8 @@ JSON_RESULTS = {
     "compare": ("compare {run} {other}", "figures"),
     "status": ("status --run {run}", "run"),
     "runs": ("runs .", "runs"),
+    "prune": ("prune --model net.py:build --data digits --images 150 --points 5 --ratio 0.25 --run runs/pruned", "run"),
+    "tasks": ("tasks list --run runs/tasks", "tasks"),
     "train": ("train --model zoo:vgg-digits --data digits --epochs 1 --out json.safetensors", "weights"),
 }
 
@@ -94,11 +97,16 @@ def test_every_command_prints_its_result_as_json(finished, command):
     other = "runs/copy"
     if command == "compare" and not Path(other).is_dir():
         shutil.copytree(finished, other)
+    if command == "tasks":
+        Path("net_of_tasks").mkdir()
+        data = task_runs.halves("halves.npz", 0)
+        task_runs.add("runs/tasks", "rows", data, model=task_runs.network_file(Path("net_of_tasks")))
     line, key = JSON_RESULTS[command]
-    result = decomp_command(*line.format(run=finished, other=other).split(), "--json")
+    line = line.format(run=finished, other=other)
+    result = decomp_command(*line.split(), "--json")
     assert result.code == 0 and result.err == "", result
     value = json.loads(result.out)[key]
-    assert value and (key != "run" or value == finished)
+    assert value and (key != "run" or line.endswith(f"--run {value}"))
     if command == "export":
         assert Path(value[0]["path"]).stat().st_size == value[0]["bytes"]
 
@@ -173,16 +181,30 @@ def test_a_family_is_one_command(frozen):
 # -- help --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_helps(command):
-    result = decomp_command(command, "--help")
-    assert result.code == 0 and "Usage:" in result.out and "--debug" in result.out
+def commands_with_options():
+    """Each command by its words; of a group of commands those in it."""
+    for name, command in cli.main.commands.items():
+        inner = command.commands if isinstance(command, click.Group) else None
+        if inner is None:
+            yield name, command
+        else:
+            yield from ((f"{name} {word}", entry) for word, entry in inner.items())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_has_a_sentence_of_help_and_those_with_a_value_say_their_default(command):
-    context = click.Context(cli.main.commands[command])
-    options = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
+WITH_OPTIONS = dict(commands_with_options())
+
+
+@pytest.mark.parametrize("words", [*WITH_OPTIONS, "tasks"])
+def test_every_command_helps(words):
+    result = decomp_command(*words.split(), "--help")
+    assert result.code == 0 and f"Usage: decomp {words} " in result.out
+    assert ("--debug" in result.out) == (words in WITH_OPTIONS)
+
+
+@pytest.mark.parametrize("words", WITH_OPTIONS)
+def test_every_option_has_a_sentence_of_help_and_those_with_a_value_say_their_default(words):
+    context = click.Context(WITH_OPTIONS[words])
+    options = [param for param in context.command.params if isinstance(param, click.Option)]
     assert len(options) >= 2
     for option in options:
         _, text = option.get_help_record(context)

@@ -33,30 +33,32 @@ OPTIONS: tuple[Any, ...] = (
     ),
     click.option(
         "--scheme", type=Choice(TRAINING_SCHEMES), default=default_of(TrainOptions, "scheme"), show_default=True,
-        help="repr: drop overlapping filters for some epochs and bring them back orthogonal.",
+        help="Training scheme; repr drops overlapping filters for some epochs and brings them back orthogonal.",
     ),
-    number("--s1", help="repr: epochs of the full network before each drop." + _default("s1")),
-    number("--s2", help="repr: epochs of the smaller network after each drop." + _default("s2")),
+    number("--s1", help="With repr: epochs of the full network before each drop." + _default("s1")),
+    number("--s2", help="With repr: epochs of the smaller network after each drop." + _default("s2")),
     number(
         "--drop", kind=float, least=0, above=True, metavar="SHARE",
-        help="repr: share of all filters to drop." + _default("drop"),
+        help="With repr: share of all filters to drop." + _default("drop"),
     ),
-    number("--cycles", help="repr: most drops; fewer where the epochs end." + _default("cycles")),
+    number("--cycles", help="With repr: most drops; fewer where the epochs end." + _default("cycles")),
     number(
         "--min-keep", kind=float, least=0, metavar="SHARE",
-        help="repr: share of each layer's filters that stays." + _default("min_keep"),
+        help="With repr: share of each layer's filters that stays." + _default("min_keep"),
     ),
-    click.option("--first", is_flag=True, default=None, help="repr: drop filters of layers that read the image too."),
+    click.option(
+        "--first", is_flag=True, default=None, help="With repr: drop filters of layers that read the image too."
+    ),
     click.option(
         "--coupled", is_flag=True, default=None,
-        help="repr: drop channels that several layers write too, such as those of residual streams, as a whole.",
+        help="With repr: drop channels that several layers write too, such as those of residual streams, as a whole.",
     ),
-    click.option("--order", type=Choice(ORDERS), help="repr: filters to drop first." + _default("order")),
-    click.option("--reinit", "method", type=Choice(METHODS), help="repr: new filters." + _default("method")),
-    click.option("--scale", type=Choice(SCALES), help="repr: scale of new filters." + _default("scale")),
+    click.option("--order", type=Choice(ORDERS), help="With repr: filters to drop first." + _default("order")),
+    click.option("--reinit", "method", type=Choice(METHODS), help="With repr: new filters." + _default("method")),
+    click.option("--scale", type=Choice(SCALES), help="With repr: scale of new filters." + _default("scale")),
     click.option(
         "--next", "next_slice", type=Choice(NEXT_SLICES),
-        help="repr: weights with which the next layer reads a filter that comes back." + _default("next_slice"),
+        help="With repr: weights with which the next layer reads a filter that comes back." + _default("next_slice"),
     ),
 )  # fmt: skip
 

@@ -42,7 +42,9 @@ class TaskGroup(click.Group):
 @main.group(cls=TaskGroup, invoke_without_command=True)
 @click.pass_context
 def tasks(ctx: click.Context) -> None:
-    """Learn tasks one after another in one network; those learned stay bit-identical.
+    """Learn tasks one after another in one network.
+
+    The tasks learned before stay as they are, to the last bit.
 
     \b
       decomp tasks add    --run runs/tasks --model zoo:vgg-tasks --data npz:task1.npz --name letters --goal 0.95
@@ -74,7 +76,7 @@ Examples:
     "--goal", required=True, type=parse.goal, metavar="SHARE",
     help="Accuracy on held-out images, such as 0.95; or independent: that of a network of its own, trained first.",
 )  # fmt: skip
-@click.option("--model", metavar="NAME", help="For the first task: " + MODEL_HELP)
+@click.option("--model", metavar="NAME", help="For the first task: " + MODEL_HELP + "  [default: that of the run]")
 @click.option("--weights", metavar="FILE", help="For the first task: weights to begin with.  [default: random ones]")
 @click.option("--input-size", metavar="[CxHx]W", help="For the first task: size of one image.  [default: theirs]")
 @number("--seed", least=0, help="For the first task: random seed of the run.  [default: 0]")
