@@ -87,6 +87,7 @@ JSON_RESULTS = {
     "status": ("status --run {run}", "run"),
     "runs": ("runs .", "runs"),
     "prune": ("prune --model net.py:build --data digits --images 150 --points 5 --ratio 0.25 --run runs/pruned", "run"),
+    "sensitivity": ("sensitivity --run {run} --ratios 0.5", "facts"),
     "tasks": ("tasks list --run runs/tasks", "tasks"),
     "train": ("train --model zoo:vgg-digits --data digits --epochs 1 --out json.safetensors", "weights"),
 }
