@@ -90,6 +90,10 @@ JSON_RESULTS = {
     "sensitivity": ("sensitivity --run {run} --ratios 0.5", "facts"),
     "tasks": ("tasks list --run runs/tasks", "tasks"),
     "train": ("train --model zoo:vgg-digits --data digits --epochs 1 --out json.safetensors", "weights"),
+    "slim": (
+        "slim --model zoo:vgg-digits --data digits --run runs/json --passes 1 --epochs 1 --tune-epochs 1 --images 20",
+        "passes",
+    ),
 }
 
 

@@ -105,8 +105,7 @@ def scaled_channels(network: fx.GraphModule, input_shape: Sequence[int], *, coup
     network = _copied(network)
     before = NetworkGraph(network, input_shape)
     verdicts = {path: _judged(before, path, path, "cut", coupled) for path in _normalisations(network)}
-    # Those that read the image would select among its colours.
-    others = [path for path, verdict in verdicts.items() if isinstance(verdict, str) and not _reads_image(before, path)]
+    others = [path for path, verdict in verdicts.items() if isinstance(verdict, str) and _can_select(before, path)]
     if others and not coupled:
         insert_selections(network, others)
         between = NetworkGraph(network, input_shape)
@@ -117,6 +116,29 @@ def scaled_channels(network: fx.GraphModule, input_shape: Sequence[int], *, coup
     factors = tuple(verdict for verdict in verdicts.values() if isinstance(verdict, ScaleFactors))
     left_out = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, str)}
     return ScaledChannels(network, NetworkGraph(network, input_shape), factors, left_out)
+
+
+def rankable_spaces(graph: NetworkGraph, *, coupled: bool = False) -> tuple[list[str], dict[str, str]]:
+    """Channel spaces of a network as it is whose scale factors judge them.
+
+    Parameters
+    ----------
+    graph : decomp.graph.network_graph.NetworkGraph
+        With selections, where :func:`scaled_channels` has put them.
+    coupled : bool
+        As for :func:`scaled_channels`.
+
+    Returns
+    -------
+    names : list of str
+    reasons : dict of str to str
+        For the normalisations that judge none, by path, why not, as the end of a sentence.
+    """
+    assert isinstance(graph.module, fx.GraphModule)
+    verdicts = {path: _judged(graph, path, path, "cut", coupled) for path in _normalisations(graph.module)}
+    names = {verdict.space for verdict in verdicts.values() if isinstance(verdict, ScaleFactors)}
+    reasons = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, str)}
+    return [space.name for space in graph.spaces.all if space.name in names], reasons
 
 
 def _copied(network: fx.GraphModule) -> fx.GraphModule:
@@ -132,8 +154,20 @@ def _normalisations(network: fx.GraphModule) -> list[str]:
     return [path for path, module in modules.items() if isinstance(module, BATCHNORMS) and module.affine]
 
 
-def _reads_image(graph: NetworkGraph, path: str) -> bool:
-    return any("image" in (space.frozen or "") for space in graph.spaces.read_by(path))
+def _can_select(graph: NetworkGraph, path: str) -> bool:
+    """Whether the channels that a normalisation reads are there for others too.
+
+    Those of the image always are; those of a layer that nothing else reads, and that it is folded into, are not.
+    """
+    if any("image" in (space.frozen or "") for space in graph.spaces.read_by(path)):
+        return False
+    for node in graph.module.graph.nodes:
+        if node.op == "call_module" and node.target == path:
+            (source,) = node.all_input_nodes
+            module = graph.module.get_submodule(str(source.target)) if source.op == "call_module" else None
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and len(source.users) == 1:
+                return False
+    return True
 
 
 def _judged(

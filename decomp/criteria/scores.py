@@ -22,6 +22,7 @@ from decomp.criteria.names import CRITERIA, FILTER_CRITERIA, NEEDS, STATISTICS
 from decomp.criteria.statistics import activation_statistics
 from decomp.errors import NumericalError, UsageError, check_choice
 from decomp.graph.channel_spaces import ChannelSpace, Spaces
+from decomp.modules.select import Select
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,10 @@ def score(
 
 
 def scorable(network: nn.Module, spaces: Spaces, names: Sequence[str], criterion: str) -> list[str]:
-    """Those of some spaces that a criterion can judge: for 'bn-scale' the ones with scale factors.
+    """Those of some spaces that a criterion can judge.
+
+    For 'bn-scale' the ones with scale factors; for others but 'random' those that layers with weights write, not
+    selections of channels.
 
     Raises
     ------
@@ -146,6 +150,8 @@ def scorable(network: nn.Module, spaces: Spaces, names: Sequence[str], criterion
         Unknown criterion, or there are none.
     """
     need = NEEDS[check_choice("criterion", criterion, CRITERIA)]
+    if criterion != "random" and need != "batchnorm":
+        return [name for name in names if not _selected(network, spaces[name])]
     found = [name for name in names if need != "batchnorm" or _normalisations(network, spaces[name])]
     if names and not found:
         raise _without_scales(f"the {len(names)} channel spaces that can be narrowed")
@@ -219,6 +225,10 @@ def _normalisations(network: nn.Module, space: ChannelSpace) -> list[str]:
     carriers = [(path, network.get_submodule(path)) for path in space.carriers]
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
     return [path for path, module in carriers if isinstance(module, kinds) and module.affine]
+
+
+def _selected(network: nn.Module, space: ChannelSpace) -> bool:
+    return any(isinstance(network.get_submodule(path), Select) for path in space.producers)
 
 
 def _without_images(criterion: str) -> UsageError:

@@ -78,6 +78,9 @@ def stopped_line(args: Sequence[str]) -> str:
 def _kept(command: str, args: Sequence[str]) -> str:
     if command == "train":
         return "the finished epochs" if _checkpoint(args).exists() else ""
+    if command == "slim":
+        begun = RunDirectory(f"{_value(args, '--run')}-pass1").run_json.is_file()
+        return "the finished passes, stages and epochs" if begun else ""
     if command == "tasks" or command == "demo" and "tasks" in args:
         return _kept_of_tasks(args)
     if command == "demo" and "masked" in args:

@@ -14,6 +14,7 @@ from decomp.criteria.choose import Choice, by_layer, by_rank, for_speedup, greed
 from decomp.criteria.gradients import Loss
 from decomp.criteria.names import FILTER_CRITERIA, NEEDS
 from decomp.criteria.ranking import Limits
+from decomp.criteria.scale_factors import rankable_spaces
 from decomp.criteria.scores import Evidence, gather, scorable, score
 from decomp.errors import UsageError, near_miss
 from decomp.execution.output_change import Outputs
@@ -105,8 +106,12 @@ def score_spaces(source: Unfolded, options: PruneOptions, images: Images | None)
     skipped = matching(source.graph, options.skip)
     names = candidates(spaces, coupled=options.coupled, skip=skipped)
     able = scorable(source.network, spaces, names, criterion)
+    reasons: Mapping[str, str] = {}
+    if criterion == "bn-scale":
+        ranked, reasons = rankable_spaces(source.graph, coupled=options.coupled)
+        able = [name for name in able if name in ranked]
     left_alone = {
-        space.name: _reason(space, skipped, space.name in names)
+        space.name: _reason(space, skipped, space.name in names, reasons)
         for space in spaces.all
         if space.producers and space.name not in able
     }
@@ -185,7 +190,7 @@ def counted_cost(graph: NetworkGraph, folded: fx.GraphModule, keep: Mapping[str,
     return Cost(macs, shrunk_params(folded, graph.spaces, keep), {})
 
 
-def _reason(space: ChannelSpace, skipped: set[str], candidate: bool) -> str:
+def _reason(space: ChannelSpace, skipped: set[str], candidate: bool, reasons: Mapping[str, str]) -> str:
     """Why a space keeps all its channels."""
     left = next((name for name in (*space.producers, *space.carriers) if name in skipped), None)
     if space.frozen is not None:
@@ -196,6 +201,8 @@ def _reason(space: ChannelSpace, skipped: set[str], candidate: bool) -> str:
         return "it has one channel that can be kept or dropped"
     if not candidate and united_by_addition(space):
         return f"a sum joins {len(space.producers)} layers; --coupled prunes them together"
+    if path := next((path for path in space.carriers if path in reasons), None):
+        return f"its normalisation {path} {reasons[path]}"
     return "it has no batch normalisation with scale factors"
 
 

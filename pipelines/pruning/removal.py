@@ -22,6 +22,7 @@ from .compensation import choose_statistics, compensate
 from .compensation import words as compensation_words
 from .measured import MeasuredCost
 from .plan_file import PruningPlan, check_plan
+from .selection import with_selections, without_full_selections
 from .unfolded import Unfolded, folded_copy
 
 _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -86,6 +87,7 @@ def remove(
     TargetError
         The target is out of reach, nothing can be pruned, or the plan is for another network.
     """
+    source, selecting = with_selections(source, options, given)
     graph, folded = source.graph, folded_copy(source.network)
     before = count_cost(folded, graph.input_shape)
     measured = MeasuredCost(source, options, device, reporter) if options.latency_batch else None
@@ -103,7 +105,7 @@ def remove(
     network.meta.update(source.network.meta)
     moved = compensate(network, graph, keep, images, options.bias)
     notes += compensation_words(moved, options.bias)
-    changed = shrink(network, graph.spaces, keep)
+    changed = without_full_selections(network, selecting, shrink(network, graph.spaces, keep))
     if options.recalibrate_bn:
         network, note = _recalibrated(source, network, images)
         notes.append(note)

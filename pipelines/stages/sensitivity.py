@@ -29,6 +29,7 @@ from ..measure.shares import images_at_a_time
 from ..pruning.choice import Images, score_spaces
 from ..pruning.images import batched
 from ..pruning.plan_file import prune_options
+from ..pruning.selection import with_selections
 from ..pruning.unfolded import unfolded_of_run
 from ..reporting import collect, figures
 from ..run import loading
@@ -175,6 +176,7 @@ def _rows(
     source = unfolded_of_run(run)
     source.network.to(device)
     chosen = prune_options(criterion=options.criterion, ratio=0.5, coupled=options.coupled, seed=options.seed)
+    source, _ = with_selections(source, chosen, None)
     with torch.enable_grad():
         scored = score_spaces(source, chosen, images)
     if not scored.scores:

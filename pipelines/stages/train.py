@@ -81,7 +81,9 @@ class TrainingResult:
             yield f"scale factors below {NEAR_ZERO:g}: {found['near_zero']:,} of {found['channels']:,}{zero}"
         yield f"weights: {self.weights} ({self.weights.stat().st_size / 2**20:.2f} MiB)"
         if self.run is not None:
-            yield f"next: {command_line('freeze', self.run)}"
+            sparse = "scale_factors" in self.record
+            options = "--criterion bn-scale --ratio 0.7" if sparse else ""
+            yield f"next: {command_line('prune' if sparse else 'freeze', self.run, options)}"
             return
         model, data = (shlex.quote(self.record["options"][name]) for name in ("model", "data"))
         options = f"--model {model} --weights {shlex.quote(str(self.weights))} --data {data}"

@@ -93,6 +93,12 @@ def test_train_keeps_epochs_beside_the_file_it_writes(run, tmp_path):
     assert kept("train --model zoo:a --run r") == "the finished epochs"
 
 
+def test_slim_keeps_what_its_passes_have_finished(run, tmp_path):
+    assert kept("slim --model zoo:a --run s") is None
+    RunDirectory.create(tmp_path / "s-pass1")
+    assert kept("slim --model zoo:a --run s") == "the finished passes, stages and epochs"
+
+
 @pytest.mark.parametrize("line", ["evaluate --run r", "inspect --model zoo:a", "export --run r --out x"])
 def test_commands_without_intermediate_results_keep_nothing(run, line):
     assert kept(line) is None
