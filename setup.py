@@ -65,6 +65,8 @@ setup(
         "timm": ["timm>=1.0.3"],
         # the newest PyTorch exports with these, and with nothing older of onnxscript
         "export": ["onnx>=1.17", "onnxruntime>=1.20.1", "onnxscript>=0.6"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20.1", "onnxscript>=0.6"],
+        "openvino": ["openvino>=2024.4"],
         "tensorboard": ["tensorboard>=2.17.1"],
     },
 )

@@ -45,7 +45,9 @@ LIBRARIES = {
     "click": {"pipelines/commands/"},
     "matplotlib": {"pipelines/reporting/"},
     "tqdm": {"pipelines/console/"},
-    "onnxruntime": {"data/formats/exported.py", "decomp/runtimes/"},
+    "onnxruntime": {"data/formats/exported.py", "decomp/runtimes/onnx.py"},
+    "onnx": {"decomp/runtimes/onnx_graph.py"},
+    "openvino": {"decomp/runtimes/openvino.py"},
     "torch.distributed": {"pipelines/training/distributed.py"},
 }
 
@@ -252,6 +254,8 @@ RULES = {
         {"decomp/solvers/selection.py": "from sklearn.linear_model import lars_path"},
         {"pipelines/console/options.py": "def f():\n    import click"},
         {"pipelines/stages/export.py": "import onnxruntime"},
+        {"decomp/runtimes/eager.py": "import onnxruntime"},
+        {"decomp/runtimes/onnx.py": "def f():\n    import openvino"},
         {"pipelines/training/loop.py": "import torch.distributed as dist"},
     ],
     stages_apart: [

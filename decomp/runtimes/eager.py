@@ -27,6 +27,8 @@ class Eager:
 
     layout: str = "contiguous"
     name: str = "eager"
+    version: str = torch.__version__
+    optimisation: str = "none"
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, LAYOUTS)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.criteria.names import CRITERIA, NORMALISATION_OF, NORMALISATIONS, RANKINGS
 from decomp.errors import UsageError
+from decomp.runtimes.names import LAYOUTS as LAYOUTS
 from decomp.schemes.repr_settings import METHODS, NEXT_SLICES, ORDERS, SCALES, ReprSettings
 from decomp.solvers.selectors import SELECTORS
 
@@ -21,7 +22,6 @@ from ...data import image_options
 from ...data.image_options import ImageOptions
 from . import parse
 
-LAYOUTS = ("contiguous", "channels-last")
 FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
 SCHEDULES = ("cosine", "constant")
 TRAIN_SCHEDULES = (*SCHEDULES, "milestones")
