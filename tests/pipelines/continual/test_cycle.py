@@ -8,7 +8,6 @@ import torch
 
 from decomp.pipelines.continual import cycle, phases
 from decomp.pipelines.continual.phases import Phase
-from decomp.schemes.cpg_module import TaskState
 from tests.pipelines.continual.learnings import learning
 
 
@@ -18,19 +17,22 @@ def third(learned, tmp_path):
     return learning(tmp_path, tmp_path / "run")
 
 
-def scripted(monkeypatch, finetune=(0.9,), prune=(), retrain=0.0, training=1.0):
+def scripted(monkeypatch, finetune=(0.9,), prune=(), retrain=0.0, training=1.0, parents=None):
     """Phases that train nothing and give these accuracies in turn; returns the names of the calls."""
     calls, tuned, pruned = [], iter(finetune), iter(prune)
 
     def phase(name, start, accuracy):
         calls.append(name)
-        return Phase(replace_owner(start, name), accuracy, training, name)
-
-    def replace_owner(start, name):
-        return TaskState(start.width, start.weights, start.owners, start.picks, start.private)
+        return Phase(replace(start), accuracy, training, name)
 
     monkeypatch.setattr(phases, "finetune", lambda _, s, p, *, owns, name: phase(name, s, next(tuned)))
-    monkeypatch.setattr(phases, "prune", lambda _, s, p, rung, *, name: phase(name, s, next(pruned)))
+
+    def climb(_, start, parent, rung, *, name):
+        if parents is not None:
+            parents.append(parent)
+        return phase(name, start, next(pruned))
+
+    monkeypatch.setattr(phases, "prune", climb)
     monkeypatch.setattr(phases, "retrain", lambda _, s, p, *, name: phase(name, s, retrain))
     return calls
 
@@ -51,6 +53,13 @@ def test_growth_begins_every_attempt_from_the_task_before(third, monkeypatch):
     assert calls[:3] == ["finetune-1.00", "finetune-1.50", "finetune-2.00"] and task.width == 2.0
     assert starts[0] is starts[1] is starts[2]
     assert [attempt["width"] for attempt in task.facts["attempts"]] == [1.0, 1.5, 2.0]
+
+
+def test_every_rung_goes_on_from_the_one_before(third, monkeypatch):
+    parents = []
+    scripted(monkeypatch, prune=(0.92, 0.93, 0.94), parents=parents)
+    learn(third, ladder=(0.1, 0.2, 0.3))
+    assert parents == ["finetune-1.00", "prune-0.1", "prune-0.2"]
 
 
 def test_the_most_compact_rung_that_meets_the_goal_is_committed(third, monkeypatch):
