@@ -8,13 +8,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import fx
 
+from decomp.errors import UsageError, near_miss
+
 from ..data.splits import ImageSource
+from .console.options import TaskOptions
+from .console.python_words import said_for_python
 from .console.reporter import Reporter
 from .continual.compact import compact
 from .continual.results import AddedTask, ExportedTaskResult, TaskList, TaskReport, VerifyResult
@@ -23,6 +29,24 @@ from .run.directory import RunDirectory
 from .stages import tasks as stage
 
 __all__ = ["TaskRun", "open"]
+
+#: Options of the command line whose arguments have other names.
+ARGUMENTS = {
+    "lr": "learning_rate",
+    "prune-lr": "prune_learning_rate",
+    "format": "formats",
+    "no-picking": "picking=False",
+}
+
+
+def _check_names(options: Mapping[str, Any]) -> None:
+    """Refuse options that `add` does not have, and name the closest one."""
+    own = [name for name in inspect.signature(stage.add).parameters if name not in ("run", "options")]
+    names = [*own, *(entry.name for entry in fields(TaskOptions) if entry.name not in own)]
+    for name in options:
+        if name not in names:
+            fix = near_miss(ARGUMENTS.get(name, name), names) or f"there are {', '.join(names)}"
+            raise UsageError(name, "is no option of add", fix=fix)
 
 
 class TaskRun:
@@ -44,7 +68,9 @@ class TaskRun:
     ) -> AddedTask:
         """Learn a task and commit it; see :func:`decomp.pipelines.stages.tasks.add` for options and errors."""
         reporter = reporter or Reporter.for_run(self.run, quiet=True)
-        return stage.add(self.run, name=name, data=data, goal=goal, reporter=reporter, **options)
+        with said_for_python(ARGUMENTS):
+            _check_names(options)
+            return stage.add(self.run, name=name, data=data, goal=goal, reporter=reporter, **options)
 
     def names(self) -> list[str]:
         """Names of the committed tasks, in order."""
@@ -80,7 +106,8 @@ class TaskRun:
     ) -> ExportedTaskResult:
         """Write a task as an ordinary network; see :func:`decomp.pipelines.stages.tasks.export`."""
         reporter = Reporter.for_run(self.run, quiet=True)
-        return stage.export(self.run, name=name, formats=formats, out=out, reporter=reporter)
+        with said_for_python(ARGUMENTS):
+            return stage.export(self.run, name=name, formats=formats, out=out, reporter=reporter)
 
 
 def open(run: str | os.PathLike[str] | RunDirectory) -> TaskRun:

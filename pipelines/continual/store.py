@@ -50,9 +50,13 @@ class TaskStore:
             raise FileError(run.path, rule, fix=fix)
         self.run = run
         self.options = TaskRunOptions.from_json(record["asked"])
-        structure = network_file.read_structure(run.tasks_base)
+        try:
+            structure = network_file.read_structure(run.tasks_base)
+            network = network_file.load(run.tasks_base)
+        except FileError as error:
+            fix = "put a copy of it back: all tasks were made from it"
+            raise FileError(error.thing, error.rule, error.got, fix) from error
         self.input_shape: tuple[int, ...] = tuple(structure["input_shape"])
-        network = network_file.load(run.tasks_base)
         assert isinstance(network, fx.GraphModule)
         self.base = network
         self.first_parent = digest_file(run.tasks_base / "structure.json")
@@ -67,7 +71,7 @@ class TaskStore:
         FileError
             There is no such run, or it is a run of something else.
         """
-        return cls(RunDirectory.open(run))
+        return cls(RunDirectory.open(run, of_tasks=True))
 
     @classmethod
     def create(

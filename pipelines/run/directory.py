@@ -182,9 +182,7 @@ class RunDirectory:
         """
         run = cls(path)
         if run.run_json.exists():
-            if "tasks" in run.read_config()["stages"] and not of_tasks:
-                raise FileError(run.path, "holds tasks, beside which nothing else fits", fix="give another --run")
-            return run
+            return run._checked(of_tasks)
         run.check_free()
         run.write_config({"created": now(), "versions": {}, "stages": {}})
         return run
@@ -213,8 +211,14 @@ class RunDirectory:
             raise FileError(self.path, why, fix=fix) from error
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str] | RunDirectory) -> RunDirectory:
+    def open(cls, path: str | os.PathLike[str] | RunDirectory, *, of_tasks: bool = False) -> RunDirectory:
         """Open the existing run directory at `path`.
+
+        Parameters
+        ----------
+        path : str, Path or RunDirectory
+        of_tasks : bool
+            Whether it may be one in which tasks are learned.
 
         Raises
         ------
@@ -227,8 +231,14 @@ class RunDirectory:
             raise MissingError(run.path, "there is no such run directory", fix=hint)
         if not run.run_json.is_file():
             raise FileError(run.path, "a run directory must contain run.json", got="none", fix=hint)
-        run.read_config()
-        return run
+        return run._checked(of_tasks)
+
+    def _checked(self, of_tasks: bool) -> RunDirectory:
+        """This run, whose run.json was read; refuses one in which tasks are learned where that is not asked for."""
+        if "tasks" in self.read_config()["stages"] and not of_tasks:
+            fix = f"give tasks list, verify, export or report --run {self.path}, or another --run"
+            raise FileError(self.path, "is a run of tasks", fix=fix)
+        return self
 
     def read_config(self) -> dict[str, Any]:
         """Content of run.json: ``created``, ``versions`` and ``stages``, with one record per stage.

@@ -95,7 +95,7 @@ def status(run: str | os.PathLike[str] | RunDirectory, *, program: str = "decomp
     FileError
         There is no such run directory.
     """
-    run = RunDirectory.open(run)
+    run = RunDirectory.open(run, of_tasks=True)
     config = run.read_config()["stages"]
     if "tasks" in config:
         stages, following = _tasks(run, config["tasks"], program)

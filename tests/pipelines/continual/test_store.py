@@ -1,5 +1,7 @@
 """Store of tasks: owners and weights from the files, states of tasks, names."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -63,6 +65,14 @@ def test_a_network_shares_nothing_with_another_of_the_same_task(learned):
         one.get_submodule("0").weight.zero_()
     assert two.get_submodule("0").weight.abs().sum() > 0
     assert not any(module.training for module in two.modules())
+
+
+def test_a_damaged_base_is_named_with_the_way_out(learned, tmp_path):
+    shutil.copytree(learned.run, tmp_path / "run")
+    path = tmp_path / "run" / "tasks" / "base" / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(FileError, match="weights.safetensors: .* put a copy of it back: all tasks were made from it"):
+        TaskStore.open(tmp_path / "run")
 
 
 def test_a_run_without_tasks_is_refused_with_the_command_that_begins_one(tmp_path):

@@ -251,8 +251,11 @@ def test_a_residual_network_learns_tasks_across_growth(place, tmp_path):
 
 def test_other_stages_are_refused_in_a_run_of_tasks_and_status_tells_what_is_learned(place):
     run = place[0] / "run"
-    refused = decomp_command("freeze", "--run", run, "--model", "zoo:vgg-digits", "--data", "digits")
-    assert refused.errors == [f"error: {run}: holds tasks, beside which nothing else fits; give another --run."]
+    more = {"freeze": ("--model", "zoo:vgg-digits", "--data", "digits"), "decompose": ("--speedup", "2x")}
+    for command in ("freeze", "report", "evaluate", "export", "finetune", "decompose"):
+        refused = decomp_command(command, "--run", run, *more.get(command, ()))
+        fix = f"give tasks list, verify, export or report --run {run}, or another --run"
+        assert refused.errors == [f"error: {run}: is a run of tasks; {fix}."], command
     shown = decomp_command("status", "--run", run).out
     assert "task noise" in shown and "4 in " in shown and f"next: decomp tasks verify --run {run}" in shown
 
