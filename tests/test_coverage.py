@@ -1,10 +1,18 @@
 """Families of networks: exact at full size, planned cost at 2x, equal outputs after loading."""
 
 import pytest
+import torch
 from small_graphs import GRAPHS, INPUT, make
+from torchvision import models
 
 from benchmarks import coverage
 from benchmarks.coverage_networks import TIMM
+from decomp.cost.count import cost
+from decomp.errors import TargetError
+from decomp.pipelines.console.reporter import Reporter
+from decomp.pipelines.pruning.plan_file import prune_options
+from decomp.pipelines.pruning.removal import remove
+from decomp.pipelines.pruning.unfolded import folded_copy, unfolded
 
 UNMARKED = ("squeezenet1_1", "resnet18", "mobilenet_v2", "regnet_x_400mf")
 SLOW = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "densenet121", "googlenet", "inception_v3", "efficientnet_b0",
@@ -54,3 +62,34 @@ def test_transformers_say_that_their_cost_does_not_lie_in_convolutions(name):
     row = coverage.run_one(name)
     assert row["exact"] < coverage.TOLERANCE and row["as_planned"] and row["loads"]
     assert 1 <= row["speedup"] < 1.1 and "at most: what can be fitted is" in coverage.table([row], [name])
+
+
+# Their convolutions write values whose axes forward exchanges or reshapes to fixed sizes, so no channel can go.
+WITHOUT_CHANNELS_TO_PRUNE = ("convnext", "swin", "vit_")
+OUT_OF_REACH = ("maxvit_t",)  # most of its cost lies in attention
+SAMPLE = ("squeezenet1_1",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*SAMPLE, *(pytest.param(n, marks=pytest.mark.slow) for n in models.list_models(module=models) if n not in SAMPLE)],
+)
+def test_classifiers_of_torchvision_are_pruned_to_half_their_cost_or_refused_with_the_reason(name):
+    network, shape = coverage.build(name)
+    source = unfolded(network, name, shape)
+    quiet = Reporter(quiet=True)
+    if name.startswith(WITHOUT_CHANNELS_TO_PRUNE):
+        with pytest.raises(TargetError, match="no channel of this network can be removed, got .*: it "):
+            remove(source, prune_options(speedup=2), device=torch.device("cpu"), reporter=quiet)
+        return
+    if name in OUT_OF_REACH:
+        with pytest.raises(TargetError, match=r"at most 1\.\d+x can be reached"):
+            remove(source, prune_options(speedup=2), device=torch.device("cpu"), reporter=quiet)
+        return
+    made = remove(source, prune_options(criterion="l1", speedup=2), device=torch.device("cpu"), reporter=quiet)
+    folded = folded_copy(made.network)
+    after = cost(folded, shape)
+    assert (after.macs, after.params) == (made.planned.macs, made.planned.params)
+    assert 2 <= made.before.macs / after.macs <= 2.2
+    edited = [*source.network.meta["exchanged"], *(path for pair in source.normalised for path in pair), *made.changed]
+    assert coverage.loads_elsewhere(folded, list(dict.fromkeys(edited)), shape, torch.randn(2, *shape))

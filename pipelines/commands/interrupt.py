@@ -94,7 +94,7 @@ def _kept(command: str, args: Sequence[str]) -> str:
             return ""
         if command == "demo":
             return "the finished stages"
-        if command == "freeze":
+        if command in ("freeze", "prune"):
             return "the frozen points" if run.config("freeze") and run.frozen.is_file() else ""
         if command == "decompose":
             return _kept_of_decompose(run, args)

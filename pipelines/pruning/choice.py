@@ -16,7 +16,7 @@ from decomp.criteria.names import FILTER_CRITERIA, NEEDS
 from decomp.criteria.ranking import Limits
 from decomp.criteria.scale_factors import rankable_spaces
 from decomp.criteria.scores import Evidence, gather, scorable, score
-from decomp.errors import UsageError, near_miss
+from decomp.errors import TargetError, UsageError, near_miss
 from decomp.execution.output_change import Outputs
 from decomp.graph.channel_spaces import ChannelSpace
 from decomp.graph.network_graph import NetworkGraph
@@ -148,7 +148,13 @@ def choose(source: Unfolded, options: PruneOptions, images: Images | None, cost_
     scored = score_spaces(source, options, images)
     if not scored.scores:
         return Chosen({}, (), scored.left_alone)
-    choice = _by_target(scored.scores, options, cost_of, original)
+    try:
+        choice = _by_target(scored.scores, options, cost_of, original)
+    except TargetError as error:
+        if not any("--coupled" in reason for reason in scored.left_alone.values()):
+            raise
+        # Channels that sums join are not among those that the limit was found with.
+        raise TargetError(f"--{error.thing}", error.rule, error.got, f"{error.fix}, or give --coupled") from error
     if options.scoring == "greedy" and options.criterion in FILTER_CRITERIA:
 
         def score_of(name: str, removed: Mapping[str, list[int]]) -> Tensor:

@@ -151,5 +151,6 @@ def _limit_notes(chosen: Chosen) -> list[str]:
 def nothing_to_prune(graph: NetworkGraph, left_alone: Mapping[str, str]) -> TargetError:
     """The error for a network of which no channel can go, with the first reasons."""
     why = "; ".join(f"{name}: {reason}" for name, reason in list(left_alone.items())[:2])
-    fix = "give --coupled" if any("--coupled" in reason for reason in left_alone.values()) else "use decompose"
+    fix = "give --coupled" if any("--coupled" in reason for reason in left_alone.values()) else None
+    fix = fix or "decompose may still split its convolutions"
     return TargetError(graph.name, "no channel of this network can be removed", got=why or "no layer", fix=fix)

@@ -202,8 +202,13 @@ def prune(
         _clear(directory)
         plan = PruningPlan(pruned.keep, pruned.widths, _about(directory, options, pruned))
         write_plan(directory.prune_json, plan)
+        directory.update_config("prune", {"asked": options.to_json()})  # begun: the run is not to be decomposed
         reporter.phase(CHECK)
-        after, verified = _emit(directory, source, pruned, options, reporter)
+        try:
+            after, verified = _emit(directory, source, pruned, options, reporter)
+        except DecompError:
+            directory.update_config("prune", None)
+            raise
         return _record(directory, options, pruned, after, verified, _compare(directory, target, reporter))
 
 
@@ -220,7 +225,7 @@ def calibration_images(run: RunDirectory, device: torch.device, seed: int) -> It
 def _done_before(run: RunDirectory, options: PruneOptions) -> PruneResult | None:
     """The result of an earlier call with the same options; an error for other options; None when there is none."""
     before = run.config("prune")
-    if before is None or not (run.pruned_dir / "structure.json").is_file():
+    if before is None or "macs_after" not in before or not (run.pruned_dir / "structure.json").is_file():
         return None
     fix = "use --redo to replace it, or give another --run to keep both"
     require_same_options(run, "pruned", options, before["asked"], fix, _shown)

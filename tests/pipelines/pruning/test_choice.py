@@ -59,8 +59,10 @@ def test_a_speedup_is_met_with_as_many_channels_as_it_allows(source):
     more = {"conv1": sorted({*range(12)})[: len(keep["conv1"]) + 1]}
     assert before.macs / counted_cost(graph, folded, keep, before).macs >= 1.3
     assert before.macs / counted_cost(graph, folded, more, before).macs < 1.3
-    with pytest.raises(TargetError, match="at most .*x can be reached"):
+    with pytest.raises(TargetError, match="--speedup: at most .*x can be reached.*or less, or give --coupled"):
         chosen(source, speedup=9)
+    with pytest.raises(TargetError, match=r"at most .*x can be reached.* or less\.$"):
+        chosen(source, speedup=99, coupled=True)
 
 
 def test_skipped_layers_keep_their_filters_and_a_name_that_is_none_names_the_nearest(source):

@@ -58,6 +58,15 @@ def test_the_result_can_be_saved_folded_and_pruned_again(tmp_path):
     assert again.conv1.out_channels == 3 and report.macs_before == cost(network, SHAPE).macs
 
 
+def test_linear_layers_lose_whole_neurons():
+    model = nn.Sequential(
+        nn.Flatten(), *(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10))
+    )
+    network, report = decomp.prune(model, ratio=0.5, input_size=(1, 28, 28), quiet=True)
+    assert (report.params_before, report.params_after) == (199_210, 78_500 + 10_100 + 1_010)
+    assert [part.out_features for part in network if isinstance(part, nn.Linear)] == [100, 100, 10]
+
+
 def test_a_part_is_pruned_in_its_model():
     model = nn.Sequential(block(), nn.Identity()).eval()
     network, _ = prune(model, ratio=0.5, module="0")

@@ -116,6 +116,24 @@ def test_an_error_while_the_network_is_written_leaves_no_pruned_network(run, mon
     assert not run.pruned_dir.exists() and run.config("prune") is None
 
 
+def test_a_pruning_that_was_killed_is_known_and_goes_on(run, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "emit", killed)
+        told = Collected()
+        told.command = f"prune --run {run} --ratio 0.5"
+        told.log_path = run.log
+        pruned(run, ratio=0.5, reporter=told)
+    shown = status(run)
+    assert (shown.stages[1].name, shown.stages[1].state) == ("prune", "partly")
+    assert shown.next == f"decomp prune --run {run} --ratio 0.5"
+    with pytest.raises(UsageError, match="is pruned already"):
+        decompose(run, speedup=1.5, reporter=Collected())
+    assert not pruned(run, ratio=0.25).done_before and status(run).stages[1].state == "done"
+
+
 def test_statistics_are_estimated_again_only_where_that_helps(run):
     result = pruned(run, recalibrate_bn=True)
     line = next(line for line in result.facts["notes"] if "statistics" in line)
