@@ -61,6 +61,13 @@ def test_the_rank_is_found_with_a_relative_tolerance_in_double_precision():
     assert largest_cosine(made.rows, rows[31:]) < 1e-12
 
 
+def test_filters_that_differ_at_all_are_two_constraints_and_equal_ones_are_one():
+    first, other = layer(2, 288)
+    for difference, rank in ((1e-8, 2), (1e-11, 2), (0.0, 1)):
+        near = first + difference * other
+        assert len(row_space(torch.stack([first, near, 3 * first, -near]))) == rank
+
+
 def test_directions_are_random_in_the_null_space_and_not_of_one_sign():
     constraints = layer(4, 6)
     drawn = torch.cat([random_null_directions(constraints, 1, generator(seed)) for seed in range(400)])

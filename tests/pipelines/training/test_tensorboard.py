@@ -42,6 +42,21 @@ def test_events_are_the_history_each_epoch_once_also_when_resumed(tmp_path):
 
 
 @needs_tensorboard
+def test_further_values_are_written_at_their_epoch_once(tmp_path):
+    values = [("repr/drop/filters", 4.0, 1), ("repr/restore/filters", 4.0, 3)]
+    known = []
+    for already in ([], values[:1]):  # the second process goes on where one value is known
+        known[:] = already
+        writer = tensorboard.EventWriter(tmp_path / "events", lambda: list(known))
+        for n in (1, 2):
+            known[:] = values[:n]
+            writer(SimpleNamespace(history=history(n)))
+        writer.close()
+    found = scalars(tmp_path / "events")
+    assert found["repr/drop/filters"] == [(1, 4.0)] and found["repr/restore/filters"] == [(3, 4.0)]
+
+
+@needs_tensorboard
 def test_finetune_writes_them(tmp_path):
     run = make_run(tmp_path / "run")
     result = finetune.finetune(run, epochs=1, reporter=quiet())
