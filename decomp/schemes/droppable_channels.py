@@ -83,9 +83,9 @@ def droppable_spaces(
     finder = _Finder(network, graph, first, coupled)
     spaces, reasons = [], {}
     for space in graph.spaces.all:
-        if why := finder.reason(space):
-            reasons.update({path: why for path in space.producers if path in finder.convolutions})
-        else:
+        kept = finder.reasons(space)
+        reasons.update(kept or {})
+        if kept is None:
             spaces.append(finder.members(space))
     # A convolution of which some channels can go is not left out.
     for found in spaces:
@@ -106,8 +106,21 @@ class _Finder:
         names = network.named_parameters(remove_duplicate=False)
         self.owners = Counter(id(parameter) for _, parameter in names)
 
-    def reason(self, space: ChannelSpace) -> str | None:
-        """Why the channels of a space are not dropped; None where they are."""
+    def reasons(self, space: ChannelSpace) -> dict[str, str] | None:
+        """For the convolutions that write a space, why its channels are not dropped; None where they are."""
+        writers = [path for path in space.producers if path in self.convolutions]
+        reading = [path for path in writers if self._reads_the_image(self.layers[path])]
+        why = self._reason(space)
+        if why is None and reading and not self.first:
+            told = f"shares its channels with {reading[0]}, which reads the image"
+            return {path: "reads the image" if path in reading else told for path in writers}
+        if why is None and len(writers) > 1 and not self.coupled:
+            other = {path: next(name for name in writers if name != path) for path in writers}
+            return {path: f"shares its channels with {name}" for path, name in other.items()}
+        return None if why is None else dict.fromkeys(writers, why)
+
+    def _reason(self, space: ChannelSpace) -> str | None:
+        """A reason that no option removes."""
         others = [path for path in space.producers if path not in self.convolutions]
         if space.frozen is not None:
             return f"is not dropped: its output {space.frozen}"
@@ -117,10 +130,6 @@ class _Finder:
             return "is read by no layer"
         if space.width < 2:
             return "has one channel that can be dropped by itself"
-        if not self.first and any(self._reads_the_image(self.layers[path]) for path in space.producers):
-            return "reads the image"
-        if len(space.producers) > 1 and not self.coupled:
-            return f"shares its channels with {next(p for p in space.producers[1:])}"
         grouped = [path for path in (*space.producers, *space.consumers) if self._is_grouped(path)]
         if grouped:
             return f"has its channels united by the groups of {grouped[0]}"
