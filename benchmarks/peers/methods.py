@@ -97,7 +97,8 @@ def _our_criteria():
                     yield Method("decomp", name, where, options)
 
 
-METHODS = {method.key: method for make in (_ours, _our_criteria, _torch_pruning, _tensorly, _aimet) for method in make()}
+_TABLES = (_ours, _our_criteria, _torch_pruning, _tensorly, _aimet)
+METHODS = {method.key: method for make in _TABLES for method in make()}
 
 
 def named(key):
