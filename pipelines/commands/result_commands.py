@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
+from decomp.runtimes.names import RUNTIMES
+
 from ..console.options import FORMATS, LAYOUTS, LEAST_IMAGES, EvaluateOptions, FreezeOptions, formats
+from ..console.parse import runtimes
 from ..console.program import program
 from ..run.networks import NETWORK_NAMES
 from .group import main
@@ -63,6 +66,7 @@ def inspect(threads: int | None, quiet: bool, model: str, **options: Any) -> Non
 Examples:
   decomp evaluate --run runs/vgg
   decomp evaluate --run runs/vgg --batch-size 1 --json
+  decomp evaluate --run runs/vgg --batch-size 1 --runtime all
 """
 )
 @shared_options("run")
@@ -73,6 +77,10 @@ Examples:
 @number(
     "--repeats", default=default_of(EvaluateOptions, "repeats"), show_default=True,
     help="Rounds of the latency measurement.",
+)  # fmt: skip
+@click.option(
+    "--runtime", type=runtimes, metavar="LIST", default="eager", show_default=True,
+    help=f"Runtimes to measure latency in, comma-separated: {', '.join(RUNTIMES)}, or all that are installed.",
 )  # fmt: skip
 @click.option(
     "--layout", type=Choice(LAYOUTS), default=default_of(EvaluateOptions, "layout"), show_default=True,

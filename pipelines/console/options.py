@@ -342,6 +342,7 @@ class EvaluateOptions(StageOptions):
     """Options of ``evaluate``."""
 
     batch_size: int = _checked(parse.number("--batch-size", int, 1), 64)
+    runtime: tuple[str, ...] = _checked(parse.runtimes, ("eager",))
     layout: str = _checked(parse.choice("--layout", LAYOUTS), "contiguous")
     repeats: int = _checked(parse.number("--repeats", int, 1), 30)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from decomp.errors import UsageError, check_choice, kind_of, near_miss
+from decomp.runtimes.names import RUNTIMES
 
 Number = TypeVar("Number", int, float)
 
@@ -173,6 +174,16 @@ def several(name: str, value: object, possible: tuple[str, ...], fix: str, *, or
             fix=near_miss(unknown[0], possible) if unknown else fix,
         )
     return tuple(word for word in possible if word in words) if ordered else tuple(dict.fromkeys(words))
+
+
+def runtimes(value: Any) -> tuple[str, ...]:
+    """Runtimes of ``evaluate``, in the order given; 'all' stands for those that are installed.
+
+    Raises
+    ------
+    UsageError
+    """
+    return several("--runtime", value, (*RUNTIMES, "all"), "leave it out for eager", ordered=False)
 
 
 def choice(name: str, possible: Iterable[str]) -> Callable[[object], str]:

@@ -117,8 +117,8 @@ def conditions_line(report: Mapping[str, Any]) -> str:
     tested = f"{tested_on(report)}; " if c["n_images"] else ""
     threads = f", {counted(c['threads'], 'thread')}" if c["device"] == "CPU" else ""
     return (
-        f"{tested}latency: median and quartiles of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, "
-        f"float32, {c['layout']}, {c['device']}{threads}"
+        f"{tested}latency: median and quartiles of {c['rounds']} interleaved rounds in {c.get('runtime', 'eager')}, "
+        f"batch of {c['batch_size']}, float32, {c['layout']}, {c['device']}{threads}"
     )
 
 

@@ -10,6 +10,7 @@ from ..console.program import program
 from ..console.words import counted
 from ..measure import sanity
 from ..measure.intervals import share_words
+from ..measure.latency import Measurement, comparable, fastest_words, latency_table
 from . import html_tables, verdict
 from .collect import Missing, Table
 from .html_page import (
@@ -80,6 +81,7 @@ def run_page(
     sections = [
         Section("Networks", [html_tables.networks_table(networks), *_notes(networks)] if networks else []),
         *(Section(_title(key, networks), figures.get(key, [])) for key in ("accuracy", "latency")),
+        Section("Runtimes", _runtimes(report)),
         Section(TITLES["classes"], [*_class_words(tables.get("classes")), *figures.get("classes", [])]),
         Section(TITLES["layers"], _layers(layers, figures, "outputs" in tables)),
         Section(TITLES["finetuning"], figures.get("finetuning", [])),
@@ -93,6 +95,18 @@ def run_page(
     ]
     measured = verdict.title(config, report)
     return render_page(name, words or measured, measured if words else "", first, sections)
+
+
+def _runtimes(report: Mapping[str, Any] | None) -> list[str]:
+    """Times in several runtimes or memory layouts; nothing where one alone was measured."""
+    measured = [Measurement.of(entry) for entry in (report or {}).get("latencies", [])]
+    shown = comparable(measured, measured[-1]) if measured else []
+    if len(shown) < 2:
+        return []
+    header, *rows = latency_table(shown)
+    notes = [note for one in shown for note in one.notes()]
+    words = [paragraph(sentence(text), "note") for text in [fastest_words(shown), *notes] if text]
+    return [html_tables.text_rows("Runtimes", header, rows), *words]
 
 
 def _title(name: str, networks: Table | None) -> str:
@@ -191,7 +205,7 @@ def _conditions(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> 
             rows.append(("images", f"{c['n_images']:,} {c.get('images', 'test images')} of {c['data']}"))
         threads = f", {counted(c['threads'], 'thread')}" if c["device"] == "CPU" else ""
         how = f"batch of {c['batch_size']}, {c['layout']}, {c['rounds']} interleaved rounds"
-        rows += [("device", c["device"] + threads), ("time", f"eager PyTorch, float32, {how}")]
+        rows += [("device", c["device"] + threads), ("time", f"{c.get('runtime', 'eager')}, float32, {how}")]
     if versions := versions_line(config):
         rows.append(("versions", versions))
     return [html_tables.text_rows("Conditions", ["condition", "value"], rows)] if rows else []

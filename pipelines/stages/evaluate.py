@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,40 +12,39 @@ import torch
 from torch import nn
 
 from decomp.cost.count import cost
-from decomp.errors import FileError
-from decomp.execution.output_change import Outputs
-from decomp.runtimes.eager import Eager
-from decomp.runtimes.timing import latencies, random_images
+from decomp.errors import DecompError, FileError
 
-from ...data import given
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
-from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.json_files import read_json, write_json
-from ...data.splits import Split
 from ...data.transforms import Shape
 from ..console.options import EvaluateOptions
+from ..console.parse import runtimes
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..console.words import counted
 from ..decomposition.gather import fitted_images
-from ..measure.class_counts import ClassCounts
 from ..measure.closeness import closeness_words, percent
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
-from ..measure.shares import Batches, Shares, images_at_a_time, measure_shares
+from ..measure.latency import (
+    Measurement,
+    asked_conditions,
+    chosen_runtimes,
+    comparable,
+    latency_lines,
+    measure_latency,
+)
+from ..measure.tested import ON_IMAGES, Tested, measure_on_images
 from ..run import loading
-from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
-from ..run.images import open_images
-from ..run.loading import run_outputs
 from ..run.networks import compressed, existing, missing, unimproved
 from ..run.record import library_versions
 
 KIND = "decomp report"
-#: Interquartile range over median above which a machine is too busy for latency measurements.
-SPREAD = 0.3
+#: What the measurements on images depend on.
+TESTED_BY = ("device", "networks", "tuning_finished", "versions")
 
 
 @dataclass(frozen=True)
@@ -85,12 +82,16 @@ class EvaluationResult:
     rows : list of Row
         The original first, then the other networks of the run.
     conditions : dict
-        ``batch_size``, ``device``, ``threads``, ``rounds``, ``data``, ``n_images``, ``versions``.
+        ``batch_size``, ``device``, ``threads``, ``rounds``, ``data``, ``n_images``, ``versions``; ``runtime`` and
+        ``layout`` are those of the latencies in the rows.
     notes : list of str
         Reasons for empty columns, and warnings.
     classes : dict
         Correct images of each class, see :meth:`decomp.pipelines.measure.class_counts.ClassCounts.to_json`; empty
         without labels.
+    latencies : list of Measurement
+        All measurements of time that were ever made of networks of the run, each with its conditions; the last ones
+        are new.
     run : RunDirectory, optional
     done_before : bool
         The report existed already, of the same networks under the same conditions.
@@ -100,6 +101,7 @@ class EvaluationResult:
     conditions: dict[str, Any] = field(repr=False)
     notes: list[str] = field(default_factory=list, repr=False)
     classes: dict[str, Any] = field(default_factory=dict, repr=False)
+    latencies: list[Measurement] = field(default_factory=list, repr=False)
     run: RunDirectory | None = None
     done_before: bool = False
 
@@ -133,9 +135,12 @@ class EvaluationResult:
             yield f"{row.network}: {first}"
             yield from (f"  {line}" for line in others)
         yield (
-            f"{tested}latency: median of {c['rounds']} interleaved rounds, batch of {c['batch_size']}, float32, "
-            f"{c['layout']}, {c['device']}{_threads(c)}; speed-ups are relative to the original"
+            f"{tested}latency: median of {c['rounds']} interleaved rounds in {c.get('runtime', 'eager')}, batch of "
+            f"{c['batch_size']}, float32, {c['layout']}, {c['device']}{_threads(c)}; speed-ups are relative to the "
+            "original"
         )
+        if self.latencies:
+            yield from latency_lines(comparable(self.latencies, self.latencies[-1]))
         yield from self.notes
         if self.done_before:
             yield "measured earlier; use --redo to measure again"
@@ -148,13 +153,17 @@ class EvaluationResult:
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
         rows = [asdict(row) for row in self.rows]
-        return {"rows": rows, "conditions": self.conditions, "notes": list(self.notes), "classes": self.classes}
+        return {
+            "rows": rows, "conditions": self.conditions, "notes": list(self.notes), "classes": self.classes,
+            "latencies": [one.to_json() for one in self.latencies],
+        }  # fmt: skip
 
 
 def evaluate(
     run: str | os.PathLike[str] | RunDirectory,
     *,
     batch_size: int = 64,
+    runtime: str | Sequence[str] = ("eager",),
     layout: str = "contiguous",
     device: str = "auto",
     repeats: int = 30,
@@ -169,6 +178,10 @@ def evaluate(
         Frozen at least; decomposed, pruned and fine-tuned networks are measured where they exist.
     batch_size : int
         Images per batch in the latency measurement.
+    runtime : str or sequence of str
+        Runtimes in which latency is measured, of :data:`decomp.runtimes.names.RUNTIMES`, or 'all' for those that are
+        installed. The table of networks shows the first one that takes all networks. What was measured before is
+        kept, and not measured again under the same conditions.
     layout : {'contiguous', 'channels-last'}
         Memory layout of images and weights in the latency measurement, of all networks alike.
     device : str
@@ -194,47 +207,87 @@ def evaluate(
     -----
     Reads the test split, as ``train`` does after its last epoch; no stage decides anything by it.
     """
-    options = EvaluateOptions(batch_size=batch_size, layout=layout, repeats=repeats)
+    options = EvaluateOptions(batch_size=batch_size, runtime=runtimes(runtime), layout=layout, repeats=repeats)
     run, reporter = RunDirectory.open(run), reporter or Reporter()
     with run.lock(), reporter.stage("evaluate"):
         target = pick_device(device)
+        pairs, said = chosen_runtimes(options.runtime, target, options.layout)
+        asked = [asked_conditions(*pair, target, options.batch_size, options.repeats) for pair in pairs]
         paths = _network_paths(run)
+        digests = {name: digest_file(path / "structure.json") for name, path in paths.items()}
         identity = {
             "batch_size": options.batch_size, "layout": options.layout, "device": str(target),
-            "repeats": options.repeats, "threads": torch.get_num_threads(),
-            "networks": {name: digest_file(path / "structure.json") for name, path in paths.items()},
+            "repeats": options.repeats, "threads": torch.get_num_threads(), "latencies": asked,
+            "networks": digests,
             "tuning_finished": run.config("finetune") is not None, "versions": library_versions(),
         }  # fmt: skip
-        if not redo and (before := _measured_before(run, identity)):
-            return before
+        before = _before(run)
+        if not redo and before is not None and before[1] == identity:
+            return before[0]
         networks: dict[str, nn.Module] = {
             name: loading.load_network(run, path).to(target).eval() for name, path in paths.items()
         }
-        channels, height, width = network_file.read_structure(run.original_dir)["input_shape"]
-        shape = (channels, height, width)
-        outputs, shares, notes, counts = run_outputs(run), {}, [], ClassCounts(None)
-        with _images(run, shape, outputs) as images:
-            if images is not None:
-                notes, counts = images.notes, ClassCounts(images.class_names)
-                shares = measure_shares(
-                    networks, images.batches, images.n, outputs, images.data, target, reporter, counts
-                )  # fmt: skip
-        reporter.step(f"measuring latency of {counted(len(networks), 'network')}, batch size {options.batch_size}")
-        batch, runtime = (options.batch_size, *shape), Eager(options.layout)
-        example = random_images(batch, target, options.layout)
-        timed = {name: runtime.prepare(network, example) for name, network in networks.items()}
-        times = latencies(timed, batch, target, options.repeats, layout=options.layout)
-        rows, data = _rows(networks, shape, shares, times), freeze_options(run).data if images is None else images.data
+        shape = _shape(run)
+        tested = None if redo or before is None else _tested_before(*before, identity)
+        tested = tested or measure_on_images(run, networks, shape, target, reporter, fitted_images)
+        earlier = [] if before is None else before[0].latencies
+        times, main = _timed(networks, digests, shape, target, asked, [] if redo else earlier, reporter)
+        kept = [one for one in earlier if not any(one.matches(new.conditions, new.networks) for new in times)]
         conditions = {
-            "batch_size": options.batch_size, "layout": options.layout, "device": device_name(target),
-            "threads": identity["threads"], "rounds": len(times["original"]), "data": data,
-            "n_images": 0 if images is None else images.n, "images": "" if images is None else images.words,
-            "test_digest": None if images is None else images.digest, "versions": identity["versions"],
+            "batch_size": options.batch_size, "layout": main.conditions["layout"], "device": device_name(target),
+            "threads": identity["threads"], "rounds": main.conditions["rounds"], **tested.facts,
+            "runtime": main.conditions["runtime"], "optimisation": main.conditions["optimisation"],
+            "versions": identity["versions"],
         }  # fmt: skip
-        notes += _missing(run) + _unsteady(rows)
-        result = EvaluationResult(rows, conditions, notes, counts.to_json(), run)
-        write_json(run.report_json, {"identity": identity, **result.to_json()}, kind=KIND)
+        notes = [*tested.notes, *_missing(run), *said, *(note for one in times for note in one.notes())]
+        rows = _rows(networks, shape, tested.columns, main)
+        result = EvaluationResult(rows, conditions, notes, tested.classes, [*kept, *times], run)
+        content = {"identity": identity, "tested_notes": tested.notes, **result.to_json()}
+        write_json(run.report_json, content, kind=KIND)
         return result
+
+
+def _shape(run: RunDirectory) -> tuple[int, int, int]:
+    channels, height, width = network_file.read_structure(run.original_dir)["input_shape"]
+    return channels, height, width
+
+
+def _tested_before(
+    result: EvaluationResult, identity: Mapping[str, Any], notes: list[str], now: Mapping[str, Any]
+) -> Tested | None:
+    """The measurements on images of an earlier evaluation of the same networks; None where it was of others."""
+    if any(identity.get(key) != now[key] for key in TESTED_BY):
+        return None
+    columns = {row.network: {key: getattr(row, key) for key in ON_IMAGES} for row in result.rows}
+    facts = {key: result.conditions[key] for key in ("data", "n_images", "images", "test_digest")}
+    return Tested(columns, result.classes, facts, notes)
+
+
+def _timed(
+    networks: Mapping[str, nn.Module],
+    digests: Mapping[str, str],
+    shape: Shape,
+    device: torch.device,
+    asked: Sequence[Mapping[str, Any]],
+    earlier: Sequence[Measurement],
+    reporter: Reporter,
+) -> tuple[list[Measurement], Measurement]:
+    """Times under all conditions that are asked, measured where they are not known; the first that has all networks."""
+    times = []
+    for wanted in asked:
+        known = [one for one in earlier if one.matches(wanted, digests)]
+        if not known:
+            reporter.step(
+                f"measuring latency of {counted(len(networks), 'network')} in {wanted['runtime']}, batch size "
+                f"{wanted['batch_size']}"
+            )
+        times.append(known[-1] if known else measure_latency(networks, digests, shape, device, wanted))
+    complete = [one for one in times if not any(time.reason for time in one.times)]
+    if not complete:
+        reason = next(time.reason for one in times for time in one.times if time.reason)
+        name, rule = reason.split(": ", 1)
+        raise DecompError(name, rule, fix="name a runtime that takes all networks beside it, such as eager")
+    return times, complete[0]
 
 
 def device_name(device: torch.device) -> str:
@@ -280,113 +333,40 @@ def _missing(run: RunDirectory) -> list[str]:
     return []
 
 
-def _unsteady(rows: Sequence[Row]) -> list[str]:
-    spread = max((high - low) / row.latency_ms for row in rows for low, high in [row.latency_quartiles_ms])
-    if spread <= SPREAD:
-        return []
-    return [
-        f"unreliable latencies: half the rounds of a network spread over {100 * spread:.0f} % of its median; "
-        "measure again when nothing else runs"
-    ]
-
-
-def _measured_before(run: RunDirectory, identity: Mapping[str, Any]) -> EvaluationResult | None:
+def _before(run: RunDirectory) -> tuple[EvaluationResult, dict[str, Any], list[str]] | None:
+    """The evaluation in the run, what it was made under, and its notes on images; None where there is none."""
     try:
         report = read_json(run.report_json, kind=KIND)
-        if report["identity"] != identity:
-            return None
         rows = [Row(**{**row, "latency_quartiles_ms": tuple(row["latency_quartiles_ms"])}) for row in report["rows"]]
         classes = report.get("classes") or {}  # reports of earlier versions have none
-        return EvaluationResult(rows, report["conditions"], report["notes"], classes, run, done_before=True)
+        times = [Measurement.of(entry) for entry in report["latencies"]]
+        result = EvaluationResult(rows, report["conditions"], report["notes"], classes, times, run, done_before=True)
+        return result, report["identity"], report["tested_notes"]
     except (FileError, KeyError, TypeError):
         return None  # no report, or one that cannot be used: it is made anew
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Images on which the networks are compared: the test split, or the held-out calibration images."""
-
-    words: str
-    data: str
-    n: int
-    batches: Batches
-    notes: list[str]
-    class_names: Sequence[str] | None = None
-    digest: str | None = None
-
-
-@contextmanager
-def _images(run: RunDirectory, shape: Shape, outputs: Outputs) -> Iterator[_Images | None]:
-    """The images to compare on, with the reasons for empty columns; None where there are none at all."""
-    size = images_at_a_time(outputs, shape)
-    if freeze_options(run).data == given.NAME:
-        data, reason = given.NAME, "the images were given to decomp.compress, and none of them for tests"
-    else:
-        source = open_images(run)
-        test, data, reason = source.test, source.name, f"{source.name} has no test images"
-        if test is not None and len(test):
-            batches = test.batches(torch.arange(len(test)), size)
-            notes, names = _notes(test, outputs, data), source.class_names
-            yield _Images("test images", data, len(test), batches, notes, names, test.digest())
-            return
-    if not run.frozen.is_file():
-        yield None
-        return
-    with FrozenFile(run.frozen) as frozen:
-        first = fitted_images(frozen)
-        starts = range(first, frozen.n_images, size)
-        held_out = ((frozen.images(start, min(start + size, frozen.n_images)), None) for start in starts)
-        note = f"no accuracy: {reason}; the outputs are compared on calibration images that no fit has seen"
-        yield _Images("held-out calibration images", data, frozen.n_images - first, held_out, [note])
-
-
-def _notes(test: Split, outputs: Outputs, data: str) -> list[str]:
-    if outputs.scores is None:
-        reason = "" if test.has_labels else ", and the test images have no labels"
-        rule = f"no accuracy: it needs class scores as the only output, here {outputs.words()}{reason}"
-        return [rule, *outputs.notes()]
-    return [] if test.has_labels else [f"no accuracy: the test images of {data} have no labels"]
-
-
 def _rows(
     networks: Mapping[str, nn.Module],
-    shape: tuple[int, int, int],
-    shares: Mapping[str, Shares],
-    times: Mapping[str, Sequence[float]],
+    shape: Shape,
+    columns: Mapping[str, dict[str, Any]],
+    main: Measurement,
 ) -> list[Row]:
     rows: list[Row] = []
-    for name, network in networks.items():
+    for (name, network), time in zip(networks.items(), main.times, strict=True):
         count = cost(network, shape)
-        median = statistics.median(times[name])
         first = rows[0] if rows else None
+        assert time.latency_ms is not None and time.quartiles_ms is not None and time.speedup is not None
         rows.append(
             Row(
                 network=name,
-                **_columns(shares.get(name)),
+                **columns[name],
                 macs=count.macs,
                 params=count.params,
-                latency_ms=median,
-                latency_quartiles_ms=_quartiles(times[name]),
+                latency_ms=time.latency_ms,
+                latency_quartiles_ms=time.quartiles_ms,
                 counted_speedup=(first.macs if first else count.macs) / max(count.macs, 1),
-                measured_speedup=(first.latency_ms if first else median) / median,
+                measured_speedup=time.speedup,
             )
         )
     return rows
-
-
-def _columns(shares: Shares | None) -> dict[str, Any]:
-    """The columns of a row that are measured on images."""
-    if shares is None:
-        return {"top1": None, "top5": None, "agreement": None, "divergence": None, "lost": None, "outputs": {}}
-    close = shares.close
-    return {
-        "top1": shares.top1, "top5": shares.top5, "agreement": close.get("agreement"), "divergence": close.get("kl"),
-        "lost": close["relative"], "outputs": close["outputs"],
-    }  # fmt: skip
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return values[0], values[0]
-    quartiles = statistics.quantiles(values, n=4, method="inclusive")
-    return quartiles[0], quartiles[2]

@@ -62,8 +62,8 @@ def test_networks_are_the_rows_of_evaluate_and_a_change_since_is_noted(run):
     assert collect.read_report(run)["rows"][0]["macs"] == row["macs"]
     assert row["latency_low_ms"] == 1.5 and row["latency_high_ms"] == 2.5 and row["run"] == str(run)
     assert table.notes == [
-        "1,000 test images of digits; latency: median and quartiles of 30 interleaved rounds, batch of 64, float32, "
-        "contiguous, CPU, 1 thread", "note",
+        "1,000 test images of digits; latency: median and quartiles of 30 interleaved rounds in eager, batch of 64, "
+        "float32, contiguous, CPU, 1 thread", "note",
     ]  # fmt: skip
     (run.original_dir / "structure.json").write_text("{ }")
     assert (

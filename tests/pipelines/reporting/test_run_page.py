@@ -65,6 +65,23 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
     assert 'href="report/classes.csv"' in text
 
 
+def timed(runtime, milliseconds, threads=1):
+    conditions = {"runtime": runtime, "layout": "contiguous", "device": "CPU x", "threads": threads, "batch_size": 1,
+                  "precision": "float32"}  # fmt: skip
+    times = [{"network": "original", "latency_ms": milliseconds, "quartiles_ms": [1.0, 1.0], "speedup": 1.0,
+              "reason": ""}]  # fmt: skip
+    return {"conditions": conditions, "networks": {"original": "a"}, "times": times}
+
+
+def test_times_in_several_runtimes_have_a_table_and_the_fastest_is_said():
+    config = {"stages": {}, "versions": {}}
+    several = [timed("compile", 0.5, threads=2), timed("eager", 7.25), timed("onnxruntime", 2.5)]
+    text = page(config, {**report(), "latencies": several})
+    assert "<h2>Runtimes" in text and "Fastest of these: original in onnxruntime, contiguous, 2.5 ms." in text
+    assert "7.25 ms" in text and "0.5 ms" not in text  # of another number of threads
+    assert "<h2>Runtimes" not in page(config, {**report(), "latencies": several[:2]})
+
+
 def test_a_run_without_results_is_told_with_what_makes_them():
     config = {"stages": {"freeze": {"asked": {"model": "zoo:x", "data": "digits"}}}, "versions": {}}
     missing = [

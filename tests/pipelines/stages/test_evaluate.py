@@ -11,11 +11,12 @@ from decomp.cost import count as cost
 from decomp.data.formats import network_file
 from decomp.data.formats.digests import digest_file
 from decomp.data.sources import open_source
-from decomp.errors import FileError, UsageError
+from decomp.errors import DecompError, FileError, UsageError
+from decomp.pipelines.measure import latency, tested
 from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run import images as run_images
-from decomp.pipelines.stages import evaluate as stage
 from decomp.pipelines.stages.evaluate import evaluate
+from decomp.runtimes.compiled import Compiled
 from tests.pipelines.small_runs import SHAPE, Watched, disturbed, make_run, quiet
 
 
@@ -108,7 +109,7 @@ def test_a_cheaper_network_shows_its_counted_speedup(run):
 def test_the_report_holds_the_same_as_the_table(run):
     result = measure(run)
     report = json.loads(run.report_json.read_text(encoding="utf-8"))
-    assert {key: report[key] for key in ("rows", "conditions", "notes", "classes")} == json.loads(
+    assert {key: report[key] for key in ("rows", "conditions", "notes", "classes", "latencies")} == json.loads(
         json.dumps(result.to_json())
     )
     assert result.conditions["batch_size"] == 2 and result.conditions["threads"] == torch.get_num_threads()
@@ -139,7 +140,7 @@ def test_the_layout_is_that_of_weights_and_images_and_another_one_is_measured_an
         seen.append((layout, {weight.is_contiguous() for weight in weights}))
         return {name: [1.0] * rounds for name in networks}
 
-    monkeypatch.setattr(stage, "latencies", timed)
+    monkeypatch.setattr(latency, "latencies", timed)
     measure(run)
     assert measure(run).done_before
     result = measure(run, layout="channels-last")
@@ -237,7 +238,7 @@ def test_only_test_images_are_read(run, monkeypatch):
 
 def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
     first = measure(run)
-    monkeypatch.setattr(stage, "latencies", None)
+    monkeypatch.setattr(latency, "latencies", None)
     again = measure(run)
     assert again.done_before and again.rows == first.rows
     assert any("measured earlier" in line for line in again.lines())
@@ -274,10 +275,53 @@ def test_a_network_tuned_from_another_decomposition_is_not_shown(run):
 @pytest.mark.parametrize("spread, told", [(0.1, False), (2.0, True)])
 def test_a_machine_too_busy_to_be_timed_is_told(run, monkeypatch, spread, told):
     fake = [10.0 - 5 * spread, 10.0, 10.0, 10.0 + 5 * spread] * 5
-    monkeypatch.setattr(stage, "latencies", lambda networks, *rest, layout: {name: list(fake) for name in networks})
+    monkeypatch.setattr(latency, "latencies", lambda networks, *rest, layout: {name: list(fake) for name in networks})
     result = measure(run)
     assert result.rows[0].latency_ms == 10.0
     assert any("unreliable latencies" in line for line in result.lines()) == told
+
+
+def test_each_runtime_adds_its_rows_to_those_that_were_measured_before(run, monkeypatch):
+    made = []
+
+    def timed(networks, *rest, layout):
+        made.append(layout)
+        return {name: [4.0 / len(made) - place] * 2 for place, name in enumerate(networks)}
+
+    monkeypatch.setattr(latency, "latencies", timed)
+    shutil.rmtree(run.finetune_dir)
+    first = measure(run)
+    assert [(one.conditions["runtime"], len(one.times)) for one in first.latencies] == [("eager", 2)]
+    monkeypatch.setattr(tested, "measure_shares", None)  # the networks are not run on the images again
+    second = measure(run, layout="channels-last")
+    assert not second.done_before and made == ["contiguous", "channels-last"]
+    assert [row.top1 for row in second.rows] == [row.top1 for row in first.rows]
+    assert [one.conditions["layout"] for one in second.latencies] == ["contiguous", "channels-last"]
+    assert [(time.latency_ms, time.speedup) for one in second.latencies for time in one.times] == [
+        (4.0, 1.0), (3.0, 4 / 3), (2.0, 1.0), (1.0, 2.0),
+    ]  # fmt: skip
+    assert second.rows[1].latency_ms == 1.0 and second.rows[1].measured_speedup == 2.0
+    said = list(second.lines())
+    assert "fastest of these: original in eager, channels-last, 2 ms; decomposed in eager, channels-last, 1 ms" in said
+    again = measure(run)
+    assert len(made) == 2 and again.rows[1].latency_ms == 3.0
+    assert json.loads(run.report_json.read_text())["latencies"][1]["conditions"]["layout"] == "contiguous"
+    monkeypatch.undo()
+    assert len(measure(run, redo=True).latencies) == 2
+
+
+def test_a_runtime_that_takes_no_network_is_refused_unless_another_does(run, monkeypatch):
+    def refused(self, module, example):
+        raise DecompError("compile", "the network cannot be compiled (bad)", fix="choose another")
+
+    monkeypatch.setattr(Compiled, "prepare", refused)
+    with pytest.raises(DecompError, match=r"^compile: the network cannot be compiled \(bad\); name a runtime that"):
+        measure(run, runtime="compile")
+    assert not run.report_json.exists()
+    result = measure(run, runtime="compile,eager")
+    assert result.conditions["runtime"] == "eager" and result.rows[0].latency_ms > 0
+    assert "no time of the original network in compile: the network cannot be compiled (bad)" in result.notes
+    assert [time.latency_ms for one in result.latencies for time in one.times][:3] == [None] * 3
 
 
 # --- mistakes ---
@@ -286,6 +330,8 @@ def test_a_machine_too_busy_to_be_timed_is_told(run, monkeypatch, spread, told):
 def test_mistakes_are_told_in_one_line(run):
     with pytest.raises(UsageError, match="--batch-size: must be a whole number from 1, got 0"):
         measure(run, batch_size=0)
+    with pytest.raises(UsageError, match="--runtime: must be one or more of .*, all, separated .*got 'tensorrt'"):
+        measure(run, runtime="tensorrt")
     with pytest.raises(UsageError, match="device"):
         measure(run, device="toaster")
     narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
