@@ -30,6 +30,7 @@ from torch.export import ExportedProgram
 from decomp.errors import FileError, UsageError, kind_of
 
 from . import exported_program, user_code
+from .network_folder import open_folder, preprocessing_of
 from .own_preprocessing import of_weights
 from .plain_network import dtype_of, plain_copy, unwrapped
 from .preprocessing import NetworkInput, Preprocessing
@@ -167,7 +168,10 @@ def load_model(
         shape = full_shape(name, size, module)
     state = module.state_dict()
     check_finite(state, name)
-    own = of_weights(kind, rest, weights if file is None or not file.is_file() else file, module)
+    if kind not in KINDS and Path(name).expanduser().is_dir() and file is None:
+        own = preprocessing_of(name)
+    else:
+        own = of_weights(kind, rest, weights if file is None or not file.is_file() else file, module)
     fixed = size is not None or kind == "zoo" or weights_name not in ("random", str(weights))
     return LoadedModel(module, name, shape, digest_state_dict(state), weights_name, n_classes, own, fixed, dtype, note)
 
@@ -356,8 +360,6 @@ def _open_program(name: str, weights: Weights | None) -> Opened:
 
 
 def _open_folder(name: str, weights: Weights | None) -> Opened:
-    from .network_folder import open_folder
-
     module, shape = open_folder(name)
     given = weights is not None and not _is_word(weights, "random") and not _is_word(weights, "default")
     return module, shape, FROM_FILE if given else "as in the folder"

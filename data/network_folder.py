@@ -10,10 +10,31 @@ from torch import nn
 from decomp.errors import UsageError
 
 from .formats import network_file
+from .preprocessing import Preprocessing
 from .transforms import Shape
 
 #: Networks of a run by their folders, the most advanced first.
 _IN_A_RUN = ("finetune/best", "pruned", "model", "original")
+
+
+def preprocessing_of(name: str) -> Preprocessing | None:
+    """Preprocessing of the images that a network in a folder was made with; None where it is not recorded.
+
+    Raises
+    ------
+    FileError
+        The record is broken.
+    """
+    record = network_file.read_structure(_with_batchnorm(name)).get("meta", {}).get("preprocessing")
+    if not record:
+        return None
+    return Preprocessing.from_json({**record, "origin": "as recorded with the network"}, name)
+
+
+def _with_batchnorm(name: str) -> Path:
+    folder = Path(name).expanduser()
+    unfolded = folder / network_file.WITH_BATCHNORM
+    return unfolded if (unfolded / "structure.json").is_file() else folder
 
 
 def open_folder(name: str) -> tuple[nn.Module, Shape]:
@@ -43,8 +64,7 @@ def open_folder(name: str) -> tuple[nn.Module, Shape]:
         inside = next((part for part in _IN_A_RUN if (folder / part / "structure.json").is_file()), _IN_A_RUN[-1])
         fix = f"name one of its networks: --model {folder / inside}"
         raise UsageError(f"--model {name}", "is a run directory", fix=fix)
-    unfolded = folder / network_file.WITH_BATCHNORM
-    folder = unfolded if (unfolded / "structure.json").is_file() else folder
+    folder = _with_batchnorm(name)
     structure = network_file.read_structure(folder)
     if leaves := network_file.leaves(structure):
         rule = f"has modules that are not written as data ({leaves[0]}), which only the original class builds"

@@ -86,7 +86,7 @@ class FreezeResult:
         ]
 
     def _next(self) -> str:
-        if self.done_before and self.run.config("decompose") is not None:
+        if self.done_before and any(self.run.config(stage) is not None for stage in ("decompose", "prune")):
             return f"next: {command_line('status', self.run.path)}"
         return f"next: {command_line('decompose', self.run.path, '--speedup 4x')}"
 

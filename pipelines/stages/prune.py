@@ -270,6 +270,9 @@ def _emit(
     network = pruned.network.cpu()
     meta = {"model": frozen.model, "prune": options.to_json(), "macs_before": pruned.before.macs}
     meta |= {key: structure["meta"][key] for key in ("dtype",) if key in structure["meta"]}
+    prepared = ((run.config("freeze") or {}).get("source") or {}).get("prepared") or {}
+    if "mean" in prepared:  # of image files, and not by a function of the user's
+        meta["preprocessing"] = prepared
     after, verified = emit(
         source, network, run.pruned_dir, changed=pruned.changed, planned=pruned.planned, meta=meta,
         part=frozen.part, leaves=frozen.leaves,

@@ -7,6 +7,7 @@ from torch import nn
 
 from decomp.data import models
 from decomp.data.formats import network_file
+from decomp.data.preprocessing import Preprocessing
 from decomp.errors import FileError, UsageError
 from decomp.graph.tracing import trace
 from decomp.surgery.batchnorm import fold_bn
@@ -35,6 +36,16 @@ def test_a_folder_without_normalisations_gives_the_folded_network(tmp_path):
     network_file.save(network, tmp_path / "net", input_shape=SHAPE)
     loaded = models.load_model(str(tmp_path / "net"))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in loaded.module.modules())
+
+
+def test_the_preprocessing_of_its_images_is_remembered(tmp_path):
+    record = Preprocessing((8, 8), (10, 10), (0.5,), (0.25,), stretch=True).to_json()
+    loaded = models.load_model(str(written(tmp_path / "net", meta={"preprocessing": record})))
+    assert (
+        loaded.preprocessing.mean == (0.5,) and loaded.preprocessing.resize == (10, 10) and loaded.preprocessing.stretch
+    )
+    assert loaded.preprocessing.origin == "as recorded with the network"
+    assert models.load_model(str(written(tmp_path / "other"))).preprocessing is None
 
 
 def test_its_own_precision_is_remembered(tmp_path):

@@ -11,6 +11,8 @@ from torch import nn
 import decomp
 from decomp.cost.count import Cost, cost
 from decomp.data.formats import network_file
+from decomp.data.models import load_model
+from decomp.data.preprocessing import Preprocessing
 from decomp.errors import DecompError, FileError, TargetError, UsageError
 from decomp.pipelines.pruning import removal
 from decomp.pipelines.reporting.summary import summarise
@@ -101,6 +103,14 @@ def test_what_pruning_left_can_be_decomposed(run, tmp_path):
     assert inner.config("freeze")["facts"]["n_folded"] == 1
     result = decompose(inner, speedup=1.3, reporter=Collected())
     assert result.facts["macs_before"] == facts["macs_after"] and result.facts["into"]["verified"]
+
+
+def test_the_preprocessing_of_image_files_goes_with_the_network(run):
+    record = run.config("freeze")
+    prepared = Preprocessing((8, 8), None, (0.5,), (0.25,)).to_json()
+    run.update_config("freeze", {**record, "source": {**record["source"], "prepared": prepared}})
+    pruned(run)
+    assert load_model(str(run.pruned_dir)).preprocessing.std == (0.25,)
 
 
 def test_a_target_out_of_reach_leaves_the_run_as_it_was(run):
