@@ -22,6 +22,10 @@ NEEDS: Final = {
     "taylor": "loss",
 }
 
+#: Criteria that can choose the input channels of a layer in `decompose`, beside the selectors of
+#: :mod:`decomp.solvers.selectors`, whose l1 and random are others. It sees no batch normalisations: they are folded.
+AS_SELECTORS: Final = tuple(name for name in CRITERIA if name not in ("l1", "random", "bn-scale"))
+
 #: Rules that make the numbers of different layers comparable (:func:`decomp.criteria.ranking.normalised`).
 NORMALISATIONS: Final = ("none", "mean", "max", "l2")
 #: The rule for each criterion where none is asked for. Scale factors and changes of the loss are comparable as they

@@ -71,6 +71,30 @@ def select(problem: LayerProblem, keep: int, selector: str = "lasso", *, seed: i
     return Selection(torch.tensor(chosen, dtype=torch.int64), c, {"selector": selector})
 
 
+def select_by(problem: LayerProblem, keep: int, scores: Tensor, name: str) -> Selection:
+    """Choose the ``keep`` input channels with the highest scores.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+    keep : int
+        In 1..c.
+    scores : Tensor of shape (c,)
+    name : str
+        Of the scores, for the report.
+
+    Raises
+    ------
+    DecompError
+        Count out of range.
+    """
+    c = problem.n_channels
+    if not 1 <= keep <= c:
+        raise DecompError(problem.name, f"the number of channels kept must be in 1..{c} (c)", got=keep)
+    chosen = sorted(_descending(scores)[:keep])
+    return Selection(torch.tensor(chosen, dtype=torch.int64), c, {"selector": name})
+
+
 def retention_order(problem: LayerProblem, selector: str, *, seed: int = 0) -> list[int]:
     """All channels, the one to keep longest first.
 

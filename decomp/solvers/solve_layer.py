@@ -80,6 +80,7 @@ def solve_layer(
     activation_aware: bool = True,
     refined: bool = True,
     seed: int = 0,
+    scores: Tensor | None = None,
 ) -> tuple[LayerSolution, dict[str, Any]]:
     """Apply the planned steps to one layer: prune the input, split, decompose, refine, all on the same rows.
 
@@ -96,13 +97,15 @@ def solve_layer(
     held_out : decomp.problem.moments.Moments, optional
         Rows that are not fitted, for the report.
     selector : str
-        See `choose`.
+        See `choose`; with ``scores`` their name.
     activation_aware : bool
         Fit the channel decomposition and the refinement after the activation, where it is a known one.
     refined : bool
         Refine the chain of factors jointly; a layer that is only narrowed is fitted again, after its activation.
     seed : int
         For the random selector.
+    scores : Tensor of shape (c,), optional
+        Numbers of the input channels, in place of a selector: the channels with the highest stay.
 
     Returns
     -------
@@ -120,14 +123,19 @@ def solve_layer(
     NumericalError
         NaN or Inf in the problem, or no factorisation.
     """
-    check_choice("selector", selector, SELECTORS)
+    if scores is None:
+        check_choice("selector", selector, SELECTORS)
     errors: dict[str, dict[str, float]] = {"before": _errors(problem.weight, problem, held_out)}
     report: dict[str, Any] = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
     report["errors"] = errors
     pruned = sizes.keep is not None
     chosen = Selection(torch.arange(problem.n_channels), problem.n_channels)
     if sizes.keep is not None:
-        chosen = choose(problem, sizes.keep, selector, seed)
+        chosen = (
+            selection.select_by(problem, sizes.keep, scores, selector)
+            if scores is not None
+            else choose(problem, sizes.keep, selector, seed)
+        )
         report["selection"] = chosen.report
     fitted = selection.reconstruct(problem, chosen)
     report["least_squares"] = fitted.report

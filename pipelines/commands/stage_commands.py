@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
+from decomp.criteria.names import AS_SELECTORS
 from decomp.errors import UsageError
 from decomp.solvers.selectors import SELECTORS
 
@@ -126,8 +127,10 @@ Examples:
 @click.option("--keep-first", is_flag=True, help="The first convolution keeps its shape.")
 @number("--max-layer-speedup", kind=float, help="Largest speed-up of any single layer.  [default: no limit]")
 @click.option(
-    "--selector", type=Choice(SELECTORS), default=default_of(DecomposeOptions, "selector"), show_default=True,
-    help="Criterion for the channels to keep; best: the better fit of lasso and backward.",
+    "--selector", type=Choice((*SELECTORS, *AS_SELECTORS)), default=default_of(DecomposeOptions, "selector"),
+    show_default=True,
+    help="Criterion for the channels to keep; best: the better fit of lasso and backward; l1: of the layer's own "
+    "weights; from l2 on: criteria of `decomp prune`.",
 )  # fmt: skip
 @click.option("--linear", is_flag=True, help="Fit outputs before the activation function in all layers.")
 @click.option("--no-refine", is_flag=True, help="Skip the joint refinement of each layer's factors.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
-from decomp.criteria.names import CRITERIA, NORMALISATION_OF, NORMALISATIONS, RANKINGS
+from decomp.criteria.names import AS_SELECTORS, CRITERIA, NORMALISATION_OF, NORMALISATIONS, RANKINGS
 from decomp.errors import UsageError
 from decomp.runtimes.names import LAYOUTS as LAYOUTS
 from decomp.schemes.repr_settings import METHODS, NEXT_SLICES, ORDERS, SCALES, ReprSettings
@@ -174,7 +174,7 @@ class DecomposeOptions(StageOptions):
     steps: tuple[str, ...] = _checked(
         lambda value: parse.several("--steps", value, STEPS, "leave it out to use all three"), STEPS
     )
-    selector: str = _checked(parse.choice("--selector", SELECTORS), "best")
+    selector: str = _checked(parse.choice("--selector", (*SELECTORS, *AS_SELECTORS)), "best")
     allocation: str = _checked(parse.choice("--allocation", ALLOCATIONS), "joint")
     cost: str = _checked(parse.choice("--cost", COSTS), "macs")
     multiple: int = _checked(parse.number("--multiple", int, 1), 8)

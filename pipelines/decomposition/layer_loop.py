@@ -15,6 +15,7 @@ from ...data.formats.digests import digest_file
 from ...data.formats.layer_file import read_layer, write_layer
 from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
+from .channel_scores import channel_scores
 from .gather import ProblemGatherer
 from .layer_reports import layer_words
 
@@ -57,7 +58,8 @@ def solve_layers(
     parent : str
         Digest of all that the first layer is made from; each file carries the digest of its predecessor.
     selector, activation_aware, refine
-        See :func:`decomp.solvers.solve_layer.solve_layer`.
+        See :func:`decomp.solvers.solve_layer.solve_layer`; the selector may be a criterion of
+        :data:`decomp.criteria.names.AS_SELECTORS`.
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Raises
@@ -67,6 +69,8 @@ def solve_layers(
     """
     graph, result = gatherer.graph, SolvedLayers()
     seed = gatherer.frozen.meta["seed"]
+    pruned = [layer.name for layer in graph.layers if layer.fitted and plan.layer(layer.name).keep is not None]
+    scores = channel_scores(gatherer, selector, pruned)
     work = [_work(layer, plan, run) for layer in graph.layers]
     with reporter.progress(len(graph.layers), "fit", "layers", work=work) as progress:
         for layer in graph.layers:
@@ -79,9 +83,12 @@ def solve_layers(
                 solution, report = read_layer(path, parent, layer.name)
             else:
                 problem, held_out = gatherer.problem(layer)
+                # A layer that keeps all its input channels needs no selector.
+                own = selector if layer.name in pruned else "best"
                 solution, report = solve_layer(
-                    problem, sizes, held_out=held_out, selector=selector, activation_aware=activation_aware,
+                    problem, sizes, held_out=held_out, selector=own, activation_aware=activation_aware,
                     refined=refine, seed=seeds.derive_seed(seed, "decompose", layer.name),
+                    scores=scores.get(layer.name),
                 )  # fmt: skip
                 write_layer(path, solution, report, parent)
                 # Applied as read, like in a resumed run: the bytes of both are the same.

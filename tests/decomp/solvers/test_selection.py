@@ -174,3 +174,12 @@ def test_the_narrowed_fit_and_the_moments_agree():
     prior = rows.problem.narrowed(chosen).matrix()
     weight, _ = reconstruct(rows.problem, chosen, ridge=1e-3)
     assert torch.allclose(weight.flatten(1).T, least_squares(taken, ridge=1e-3, prior=prior).weight)
+
+
+def test_given_scores_choose_the_highest_and_of_equal_ones_those_in_front():
+    problem = make(c=5, n=4, kernel=(2, 2)).problem
+    scores = torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0])
+    chosen = selection.select_by(problem, 3, scores, "fpgm")
+    assert chosen.channels.tolist() == [1, 2, 3] and chosen.report == {"selector": "fpgm"}
+    with pytest.raises(DecompError, match="the number of channels kept must be in 1..5"):
+        selection.select_by(problem, 6, scores, "fpgm")

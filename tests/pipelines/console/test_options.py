@@ -39,6 +39,7 @@ def test_the_choices_are_those_of_the_modules_that_use_them():
 
     assert options.STEPS == plan.STEPS and set(options.STEPS) == set(plan.SIZES)
     assert set(options.SELECTORS) == set(solve_layer.SELECTORS)
+    assert set(options.AS_SELECTORS) < set(options.CRITERIA) and not set(options.AS_SELECTORS) & set(options.SELECTORS)
     assert options.FORMATS == tuple(exported.FORMATS)
     assert set(options.LAYOUTS) == set(eager.LAYOUTS)
     assert options.ALLOCATIONS == plan.ALLOCATIONS and options.COSTS == plan.COSTS
