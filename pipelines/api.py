@@ -1,6 +1,7 @@
-"""Stages and recipes as ``import decomp`` offers them: the functions of the command line, without output by default.
+"""Stages and recipes as ``import decomp`` offers them: the functions of the command line.
 
-With a ``reporter`` a stage prints its steps; without one they go only to the run's log.
+They print their steps to standard error as the commands do; ``quiet=True`` or a reporter of one's own changes that.
+Messages name arguments, not options of the command line.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from decomp.errors import UsageError, near_miss
 
+from .console.parse import flag
+from .console.python_words import said_for_python
 from .console.reporter import Reporter
 from .recipes.compress import compress
 from .recipes.loss_budget import BudgetResult
@@ -46,8 +49,11 @@ Result = TypeVar("Result")
 #: Options whose name in Python is not that of the command line.
 COMMAND_LINE_NAMES = {
     "images": "n_images", "points": "n_points", "module": "part", "leaf": "leaves", "lr": "learning_rate",
-    "format": "formats", "from": "source_run", "layout": "latency_layout",
+    "format": "formats", "from": "source_run", "layout": "latency_layout", "batch-size": "latency_batch",
 }  # fmt: skip
+#: How the reporter is described, and what follows it.
+REPORTER_DOC = "    reporter : Reporter, optional\n"
+QUIET_DOC = "    quiet : bool\n        Without lines and progress bars, which are written to standard error.\n"
 
 
 def _check_names(stage: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -61,53 +67,85 @@ def _check_names(stage: Callable[..., Any], options: Mapping[str, Any]) -> None:
             raise UsageError(name, rule, fix=fix or f"there are {', '.join(names)}")
 
 
-def _without_output(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def _names(stage: Callable[..., Any]) -> dict[str, str]:
+    """Arguments of a stage by the option of the command line, where the two differ."""
+    known = inspect.signature(stage).parameters
+    return {option: name for option, name in COMMAND_LINE_NAMES.items() if name in known and option not in known}
+
+
+def _documented(stage: Callable[..., Any], call: Callable[..., Any]) -> None:
+    """Add ``quiet`` to the signature and the documentation of a function."""
+    signature = inspect.signature(stage)
+    quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")
+    parameters = [entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
+    rest = [entry for entry in signature.parameters.values() if entry.kind is entry.VAR_KEYWORD]
+    call.__signature__ = signature.replace(parameters=[*parameters, quiet, *rest])  # type: ignore[attr-defined]
+    call.__doc__ = (stage.__doc__ or "").replace(REPORTER_DOC, REPORTER_DOC + QUIET_DOC, 1)
+
+
+def _reporter(run: str | os.PathLike[str] | RunDirectory, quiet: bool) -> Reporter:
+    return Reporter.for_run(RunDirectory(run), quiet=flag("quiet", quiet))
+
+
+def _offered(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     @functools.wraps(stage)
     def call(
-        run: str | os.PathLike[str] | RunDirectory, *arguments: Any, reporter: Reporter | None = None, **options: Any
-    ) -> Result:
-        _check_names(stage, options)
-        required = {
-            name: None for name, parameter in inspect.signature(stage).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name not in options
-        }  # fmt: skip
-        options |= required  # each is refused by the stage with its own line
-        reporter = reporter or Reporter.for_run(RunDirectory(run), quiet=True)
-        return cast("Callable[..., Result]", stage)(run, *arguments, reporter=reporter, **options)
+        run: str | os.PathLike[str] | RunDirectory, *arguments: Any, reporter: Reporter | None = None,
+        quiet: bool = False, **options: Any,
+    ) -> Result:  # fmt: skip
+        with said_for_python(_names(stage)):
+            _check_names(stage, options)
+            required = {
+                name: None for name, parameter in inspect.signature(stage).parameters.items()
+                if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+                and name not in options
+            }  # fmt: skip
+            options |= required  # each is refused by the stage with its own line
+            reporter = reporter or _reporter(run, quiet)
+            return cast("Callable[..., Result]", stage)(run, *arguments, reporter=reporter, **options)
 
+    _documented(stage, call)
     return cast("Callable[Parameters, Result]", call)
 
 
-freeze = _without_output(_freeze)
-decompose = _without_output(_decompose)
-finetune = _without_output(_finetune)
-evaluate = _without_output(_evaluate)
-export = _without_output(_export)
-report = _without_output(_report)
-sensitivity = _without_output(_sensitivity)
+freeze = _offered(_freeze)
+decompose = _offered(_decompose)
+finetune = _offered(_finetune)
+evaluate = _offered(_evaluate)
+export = _offered(_export)
+report = _offered(_report)
+sensitivity = _offered(_sensitivity)
 
 
 @functools.wraps(_decompose_within)
 def decompose_within(
-    run: str | os.PathLike[str] | RunDirectory, *, reporter: Reporter | None = None, **options: Any
+    run: str | os.PathLike[str] | RunDirectory, *, reporter: Reporter | None = None, quiet: bool = False, **options: Any
 ) -> BudgetResult:
-    _check_names(_decompose, {name: value for name, value in options.items() if name != "max_drop"})
-    reporter = reporter or Reporter.for_run(RunDirectory(run), quiet=True)
-    return _decompose_within(run, reporter=reporter, **{"max_drop": None, **options})
+    with said_for_python(_names(_decompose)):
+        _check_names(_decompose, {name: value for name, value in options.items() if name != "max_drop"})
+        reporter = reporter or _reporter(run, quiet)
+        return _decompose_within(run, reporter=reporter, **{"max_drop": None, **options})
 
 
 @functools.wraps(_prune_run)
 def prune_run(
-    run: str | os.PathLike[str] | RunDirectory, *, reporter: Reporter | None = None, **options: Any
+    run: str | os.PathLike[str] | RunDirectory, *, reporter: Reporter | None = None, quiet: bool = False, **options: Any
 ) -> PruneResult:
-    own = {"model", "data", "frozen"}
-    _check_names(_prune, {name: value for name, value in options.items() if name not in own})
-    reporter = reporter or Reporter.for_run(RunDirectory(run), quiet=True)
-    return _prune_run(run, reporter=reporter, **options)
+    with said_for_python({**_names(_freeze), **_names(_prune)}):
+        own = {"model", "data", "frozen"}
+        _check_names(_prune, {name: value for name, value in options.items() if name not in own})
+        reporter = reporter or _reporter(run, quiet)
+        return _prune_run(run, reporter=reporter, **options)
 
 
 @functools.wraps(_compare)
 def compare(
-    runs: Sequence[str | os.PathLike[str] | RunDirectory], *, reporter: Reporter | None = None, **options: Any
-) -> ReportResult:
-    return _compare(runs, reporter=reporter or Reporter(quiet=True), **options)
+    runs: Sequence[str | os.PathLike[str] | RunDirectory], *, reporter: Reporter | None = None, quiet: bool = False,
+    **options: Any,
+) -> ReportResult:  # fmt: skip
+    with said_for_python({}):
+        return _compare(runs, reporter=reporter or Reporter(quiet=flag("quiet", quiet)), **options)
+
+
+for _stage, _call in ((_decompose_within, decompose_within), (_prune_run, prune_run), (_compare, compare)):
+    _documented(_stage, _call)

@@ -297,6 +297,7 @@ def in_original_class(path: str | os.PathLike[str], original: nn.Module) -> tupl
     alone_at = next((name for name, kind in types.items() if kind == STANDS_ALONE), None)
     if alone_at is not None:
         return None, _function_words(alone_at)
+    network: nn.Module | None = None
     try:
         network = load(path, into=original)
         alone = load(path, leaves_of=original.get_submodule(part) if part else original)
@@ -306,7 +307,7 @@ def in_original_class(path: str | os.PathLike[str], original: nn.Module) -> tupl
     except DecompError as error:
         return None, f"{error.rule}" if error.thing == str(path) else str(error).rstrip(".")
     except Exception as error:  # of the forward pass, which is the user's
-        return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return None, _chain_words(error, network) or " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if off > INTO_TOLERANCE:
         size = "of another form" if off == math.inf else f"off by {off:.2g} of the largest"
         return None, f"with the exchanged modules its outputs are {size}"
@@ -315,6 +316,14 @@ def in_original_class(path: str | os.PathLike[str], original: nn.Module) -> tupl
 
 def _function_words(path: str) -> str:
     return f"{path or 'the forward pass'} calls layers as functions on its own parameters, where no other can be put"
+
+
+def _chain_words(error: Exception, network: nn.Module | None) -> str:
+    """A line about an attribute that a forward pass asks of a layer in whose place a chain is now; '' otherwise."""
+    if network is None or not isinstance(error, AttributeError) or not isinstance(error.obj, nn.Sequential):
+        return ""
+    name = next((name for name, module in network.named_modules() if module is error.obj), "")
+    return f"its forward reads {name}.{error.name}, and {name} is a chain of layers now, which has none"
 
 
 def _load_into(whole: nn.Module, structure: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> nn.Module:

@@ -13,6 +13,7 @@ from decomp.solvers.selectors import SELECTORS
 
 from ..console import parse
 from ..console.options import (
+    FORMATS,
     LABELS,
     LAYOUTS,
     SCHEDULES,
@@ -78,6 +79,7 @@ Examples:
   decomp decompose --run runs/vgg --speedup 4x
   decomp decompose --run runs/vgg --speedup 4x --plan-only
   decomp decompose --run runs/vgg --speedup 2x,3x,4x,5x --evaluate
+  decomp decompose --run runs/vgg --speedup 4x --export pt2,onnx
   decomp decompose --run runs/vgg --max-drop 1%
   decomp decompose --run runs/fast --from runs/vgg --speedup 2x --cost latency --batch-size 1
   decomp decompose --run runs/mine --from runs/vgg --plan plan.json
@@ -147,6 +149,12 @@ Examples:
     "--evaluate", "then_evaluate", is_flag=True,
     help="Evaluate the result; of several, write one page that compares them.",
 )  # fmt: skip
+@click.option(
+    "--export", "then_export", metavar="LIST",
+    type=lambda text: parse.several("--export", text, FORMATS, "give for example pt2", ordered=False),
+    help=f"Export the result, comma-separated: {', '.join(FORMATS)}; tried with random weights first.  "
+    "[default: none]",
+)  # fmt: skip
 @click.option("--plan-only", is_flag=True, help="Stop after writing plan.json, which can be edited.")
 @click.option(
     "--plan",
@@ -159,7 +167,7 @@ Examples:
 @shared_options("redo", "memory", "device", "verbose", "common")
 def decompose(
     run: str, threads: int | None, quiet: bool, linear: bool, speedup: tuple[float, ...] | None,
-    max_drop: float | None, then_evaluate: bool, **options: Any,
+    max_drop: float | None, then_evaluate: bool, then_export: tuple[str, ...] | None, **options: Any,
 ) -> int:  # fmt: skip
     """Replace convolutions by cheaper ones.
 
@@ -167,13 +175,19 @@ def decompose(
     """
     if options["plan"] is not None:
         refuse_beside("--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled"))
-    if then_evaluate and options["plan_only"]:
-        raise UsageError("--evaluate", "needs a finished network", got="--plan-only", fix="leave one of them out")
+    for name, asked in {"--evaluate": then_evaluate, "--export": then_export}.items():
+        if asked and options["plan_only"]:
+            raise UsageError(name, "needs a finished network", got="--plan-only", fix="leave one of them out")
     begin(threads)
     directory, reporter = open_run(run, quiet)
     options.update(activation_aware=not linear, reporter=reporter)
     for name in ("refine", "recovery", "sampler"):
         options[name] = not options.pop(f"no_{name}")
+    if then_export:
+        from ..recipes.exported import exported, require_exportable
+
+        first = speedup[0] if speedup else None if max_drop is None else 2.0  # it does not decide the kind of network
+        require_exportable(directory, then_export, speedup=first, options=options, reporter=reporter)
     result, runs = _decompose(directory, speedup, max_drop, options)
     code = getattr(result, "exit_code", 0)  # a family may lack a member
     if then_evaluate and runs:
@@ -181,6 +195,9 @@ def decompose(
 
         out = f"{directory}-comparison"
         result = evaluated(result, runs, out=out, device=options["device"], reporter=reporter)
+    if then_export and runs:
+        result = exported(result, runs, then_export, reporter=reporter)
+        code = max(code, result.exit_code)
     show(result)
     return code
 

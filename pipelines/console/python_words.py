@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 from decomp.errors import DecompError
 
+#: Commands that messages name with their options.
+COMMANDS = ("inspect", "freeze", "decompose", "prune", "finetune", "evaluate", "export", "report", "status", "train")
 _FLAG = re.compile(r"(?<=\s)--(redo|skip-bad)\b")  # at the begin of a message it is the name of the argument
 _OTHER_RUN = re.compile(r"--run OTHER --from \S+")
+_COMMAND = re.compile(rf"(`[^`]*`|\b(?:decomp )?(?:{'|'.join(COMMANDS)})(?: --[a-z-]+(?: [^\s;,-][^\s;,]*)?)+)")
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)|\boption (leaf|module)\b")
 
 
@@ -21,7 +24,7 @@ def said_for_python(names: Mapping[str, str]) -> Iterator[None]:
     ----------
     names : mapping of str to str
         Arguments of options that are named otherwise, such as ``{"leaf": "leaves"}``; others have the option's name
-        with underscores.
+        with underscores. Commands with their options, such as ``freeze --run r``, stay commands.
     """
 
     def argument(match: re.Match[str]) -> str:
@@ -31,8 +34,14 @@ def said_for_python(names: Mapping[str, str]) -> Iterator[None]:
     def flag(match: re.Match[str]) -> str:
         return f"{match[1].replace('-', '_')}=True"
 
+    def reworded(text: str) -> str:
+        parts = _COMMAND.split(_OTHER_RUN.sub("another run", text))
+        return "".join(
+            part if place % 2 else _OPTION.sub(argument, _FLAG.sub(flag, part)) for place, part in enumerate(parts)
+        )
+
     try:
         yield
     except DecompError as error:
-        error.reword(lambda text: _OPTION.sub(argument, _FLAG.sub(flag, _OTHER_RUN.sub("another run", text))))
+        error.reword(reworded)
         raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,8 +35,9 @@ SHARE = 1 / 8
 
 
 def rehearse(
-    opened: OpenedRun, options: DecomposeOptions, widths: Mapping[str, int], *, original: nn.Module | None = None
-) -> Verified:
+    opened: OpenedRun, options: DecomposeOptions, widths: Mapping[str, int], *, original: nn.Module | None = None,
+    use: Callable[[Path], None] | None = None,
+) -> Verified:  # fmt: skip
     """Take a network of random layers through all that a decomposition ends with.
 
     Parameters
@@ -49,6 +50,8 @@ def rehearse(
         Channel spaces that will be narrowed as a whole, with their numbers of remaining channels.
     original : torch.nn.Module, optional
         An instance of the original class, where the name of the model does not build one.
+    use : callable, optional
+        Called with the folder of the written network; what it raises is passed on.
 
     Returns
     -------
@@ -77,8 +80,12 @@ def rehearse(
                     written.add(form)
                     solution = _through_a_file(solution, Path(folder) / "layer")
                 edited += apply_solution(network, graph, solution)
+        written_to = Path(folder) / "model"
         with _refused("the network"):
-            return emit(opened, network.cpu(), Path(folder) / "model", edited=edited, meta={}, original=original)
+            verified = emit(opened, network.cpu(), written_to, edited=edited, meta={}, original=original)
+        if use is not None:
+            use(written_to)
+        return verified
 
 
 def rehearsal_plans(graph: NetworkGraph, options: DecomposeOptions) -> dict[str, LayerPlan]:

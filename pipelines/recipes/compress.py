@@ -82,7 +82,8 @@ def compress(
         Output positions per image and layer.
     seed : int
     module : str, optional
-        Path of the submodule that is compressed, such as ``'backbone'``; it must take the images.
+        Path of the submodule that is compressed, such as ``'backbone'``; it must take the images (``part`` of
+        :func:`decomp.freeze`).
     leaves : sequence of str
         Paths of modules, in that submodule, that are not traced and stay as they are.
     input_size : str or sequence of int, optional
@@ -179,6 +180,11 @@ def _check_options(options: dict[str, Any]) -> None:
     for name in options:
         if name not in known:
             close = f"did you mean {otherwise[name]}" if name in otherwise else near_miss(name, known)
+            rule = "is no option of compress"
             if name == "max_drop":
-                close = "freeze the network and its images by name, then decomp.decompose_within(run, max_drop=...)"
-            raise UsageError(name, "is no option of compress", fix=close or f"there are {', '.join(known)}")
+                rule += ", which has no images beside those of the fits to measure a loss on"
+                close = (
+                    "name the network and its images, decomp.freeze(run, model='FILE.py:NAME', data='FILE.py:NAME'), "
+                    "then decomp.decompose_within(run, max_drop='1%')"
+                )
+            raise UsageError(name, rule, fix=close or f"there are {', '.join(known)}")

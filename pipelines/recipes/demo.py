@@ -26,8 +26,8 @@ MODEL, DATA, SPEEDUP, EPOCHS = "zoo:vgg-digits", "digits", 4.0, 3
 class Result(Protocol):
     """Result of a stage."""
 
-    def lines(self) -> Iterable[str]:
-        """Human-readable summary lines."""
+    def findings(self) -> Iterable[str]:
+        """Human-readable summary lines without the next step."""
         ...
 
 
@@ -41,7 +41,7 @@ class DemoResult:
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
-        yield from (line for line in self.evaluation.lines() if not line.startswith(("next:", "  or:")))
+        yield from self.evaluation.findings()
         yield f"the fine-tuned network: decomp.load({str(self.run.finetune_dir / 'best')!r})"
         yield f"all of its files: {self.run.path}; `{program()} status --run {shlex.quote(str(self.run))}` lists them"
         yield f"next: open {os.path.abspath(self.report.html)} in a browser"
@@ -73,6 +73,5 @@ def demo(run: str | os.PathLike[str] = "runs/demo", *, reporter: Reporter | None
 
 
 def _report(result: Result, reporter: Reporter) -> None:
-    for line in result.lines():
-        if not line.startswith("next:"):
-            reporter.step(f"  {line}")
+    for line in result.findings():
+        reporter.step(f"  {line}")

@@ -15,8 +15,8 @@ from ..stages.report import ReportResult, compare
 class Result(Protocol):
     """Result of a decomposition of any kind."""
 
-    def lines(self) -> Iterator[str] | list[str]:
-        """Human-readable summary lines."""
+    def findings(self) -> Iterator[str] | list[str]:
+        """Human-readable summary lines without the next steps."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,26 @@ class EvaluatedResult:
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
-        lines = list(self.result.lines())
-        # Evaluating and comparing, which these lines would lead to, is done below.
-        yield from (line for line in lines if not line.startswith(("next: ", "to compare them")))
+        yield from self.findings()
+        yield from self.next_steps()
+
+    def findings(self) -> Iterator[str]:
+        """The lines without the next steps."""
+        yield from self.result.findings()
         for run, evaluation in self.evaluations.items():
             yield ""
             yield f"{run}:"
-            yield from evaluation.lines()
+            yield from evaluation.findings()
         if self.comparison is not None:
             yield ""
-            yield from self.comparison.lines()
+            yield from self.comparison.findings()
+
+    def next_steps(self) -> Iterator[str]:
+        """The lines with the next steps."""
+        for evaluation in self.evaluations.values():
+            yield from evaluation.next_steps()
+        if self.comparison is not None:
+            yield from self.comparison.next_steps()
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""

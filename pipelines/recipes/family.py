@@ -46,17 +46,34 @@ class FamilyResult:
         return 1 if self.failed else 0
 
     def lines(self) -> Iterator[str]:
-        """Human-readable summary lines: a table of the members, then what failed and why."""
-        planned = [member for member in self.members if member.facts.get("plan_only")]
-        for member in planned:
+        """Human-readable summary lines: a table of the members, what failed and why, then the next steps."""
+        yield from self.findings()
+        yield from self.next_steps()
+
+    def findings(self) -> Iterator[str]:
+        """The lines without the next steps."""
+        for member in self._planned():
             yield f"plan: {member.run.plan_json}, which can be edited"
-            yield f"next: {program()} {member.facts['again']}"
-        if len(self.members) > len(planned):
+        if len(self.members) > len(self._planned()):
             yield from self._table()
         if self.failed:
             made = ", ".join(str(member.run) for member in self.members) or "none"
             yield f"made: {made}; failed: {', '.join(self.failed)}. The same command tries these again"
         yield from (f"{run}: {reason}" for run, reason in self.failed.items())
+
+    def next_steps(self) -> Iterator[str]:
+        """The commands that continue the plans, or evaluate and compare the members."""
+        for member in self._planned():
+            yield f"next: {program()} {member.facts['again']}"
+        if len(self.members) == len(self._planned()):
+            return
+        yield "to compare them, evaluate each and then all:"
+        for member in self.members:
+            yield f"next: {command_line('evaluate', member.run)}"
+        yield f"next: {program()} compare {' '.join(shlex.quote(str(member.run)) for member in self.members)}"
+
+    def _planned(self) -> list[DecomposeResult]:
+        return [member for member in self.members if member.facts.get("plan_only")]
 
     def _table(self) -> Iterator[str]:
         scores = all("kl" in (member.facts.get("fidelity") or {"kl": 0}) for member in self.members)
@@ -78,11 +95,6 @@ class FamilyResult:
             rows[0].append("measured")
         yield from text_table(rows).split("\n")
         yield "divergence and agreement: to the original, on held-out calibration images"
-        runs = " ".join(shlex.quote(str(member.run)) for member in self.members)
-        yield "to compare them, evaluate each and then all:"
-        for member in self.members:
-            yield f"next: {command_line('evaluate', member.run)}"
-        yield f"next: {program()} compare {runs}"
 
 
 def family(

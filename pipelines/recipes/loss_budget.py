@@ -85,6 +85,11 @@ class BudgetResult:
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines: a table of the trials, the answer, how sure it is, and the next command."""
+        yield from self.findings()
+        yield from self.next_steps()
+
+    def findings(self) -> Iterator[str]:
+        """The lines without the next command."""
         unit = next((trial.loss.unit for trial in self.trials if trial.loss is not None), "loss")
         rows = [["run", f"speed-up ({self.cost})", unit, "95 % interval", "within"]]
         for trial in self.trials:
@@ -119,7 +124,12 @@ class BudgetResult:
                 f"not sure: a loss of up to {100 * best.loss.high:.2f} % agrees with these {best.loss.n_images:,} "
                 "images; a smaller --max-drop, or more training images that are not calibration images, make sure"
             )
-        yield f"next: {command_line('finetune', best.result.run, label_options(best.result.run))}"
+
+    def next_steps(self) -> Iterator[str]:
+        """The next command, where a speed-up was found."""
+        if self.best is not None and self.best.result is not None:
+            run = self.best.result.run
+            yield f"next: {command_line('finetune', run, label_options(run))}"
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""

@@ -51,9 +51,9 @@ class Summary:
     macs_after: int
     params_before: int
     params_after: int
-    fidelity: Mapping[str, Any]
-    layers: list[LayerSummary]
-    notes: list[str] = field(default_factory=list)
+    fidelity: Mapping[str, Any] = field(repr=False)
+    layers: list[LayerSummary] = field(repr=False)
+    notes: list[str] = field(default_factory=list, repr=False)
     network: str = "decomposed"
 
     def costs(self) -> str:

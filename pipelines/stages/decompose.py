@@ -63,11 +63,14 @@ class DecomposeResult:
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def lines(self) -> list[str]:
-        """Human-readable summary lines."""
+        """Human-readable summary lines: what was found, then the next step."""
+        return [*self.findings(), *self.next_steps()]
+
+    def findings(self) -> list[str]:
+        """The lines without the next step."""
         f = self.facts
         if f.get("plan_only"):
-            table, plan = table_lines(f["table"]), f"plan: {self.run.plan_json}, which can be edited"
-            return [*table, plan, f"next: {program()} {f['again']}"]
+            return [*table_lines(f["table"]), f"plan: {self.run.plan_json}, which can be edited"]
         if self.done_before:
             first = f"{self.run.model_dir}: already decomposed at {f['asked']['speedup']:g}x, nothing to do"
         else:
@@ -90,14 +93,18 @@ class DecomposeResult:
         folder, into = str(self.run.model_dir), f.get("into") or {}
         if into.get("verified") is False:
             lines.append(f"decomp.load({folder!r}) gives the network, into= not: {into['reason']}")
-        lines += [into["unused"]] if into.get("unused") else []
-        if f.get("part") and into.get("verified") is not False:
-            lines.append(f"next: decomp.load({folder!r}, into=model) puts {f['part']} back into its model")
-        elif self.done_before and self.run.config("finetune") is not None:
-            lines.append(f"next: {command_line('status', self.run.path)}")
-        else:
-            lines.append(f"next: {command_line('finetune', self.run.path, label_options(self.run))}")
-        return lines
+        return [*lines, into["unused"]] if into.get("unused") else lines
+
+    def next_steps(self) -> list[str]:
+        """The line with the next step."""
+        f = self.facts
+        if f.get("plan_only"):
+            return [f"next: {program()} {f['again']}"]
+        if f.get("part") and (f.get("into") or {}).get("verified") is not False:
+            return [f"next: decomp.load({str(self.run.model_dir)!r}, into=model) puts {f['part']} back into its model"]
+        if self.done_before and self.run.config("finetune") is not None:
+            return [f"next: {command_line('status', self.run.path)}"]
+        return [f"next: {command_line('finetune', self.run.path, label_options(self.run))}"]
 
 
 def decompose(

@@ -123,7 +123,12 @@ class EvaluationResult:
         return text_table(rows)
 
     def lines(self) -> Iterator[str]:
-        """Human-readable summary lines."""
+        """Human-readable summary lines: what was found, then the next steps."""
+        yield from self.findings()
+        yield from self.next_steps()
+
+    def findings(self) -> Iterator[str]:
+        """The lines without the next steps."""
         c = self.conditions
         yield from self.table().split("\n")
         tested = f"on {c['n_images']:,} {c['images']} of {c['data']}; " if c["n_images"] else ""
@@ -144,6 +149,9 @@ class EvaluationResult:
         yield from self.notes
         if self.done_before:
             yield "measured earlier; use --redo to measure again"
+
+    def next_steps(self) -> Iterator[str]:
+        """The lines with the next steps."""
         if self.run is not None and len(self.rows) > 1:
             yield f"next: {command_line('report', self.run)}"
             yield f"  or: {command_line('export', self.run)}"

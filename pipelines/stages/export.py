@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class ExportResult:
 
     run: RunDirectory
     network: str
-    exported: list[Exported]
+    exported: list[Exported] = field(repr=False)
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
@@ -154,22 +155,54 @@ def export(
     chosen = find_network(run, which)
     path = chosen.path(run)
     with run.lock(), reporter.stage("export"):
-        network = loading.load_network(run, path)
-        structure = network_file.read_structure(path)
-        shape = structure["input_shape"]
-        if not shape:
-            raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
-        text = json.dumps(metadata(run, path, chosen.name, network), ensure_ascii=False)
-        loading.in_own_precision(network, structure)
         folder = Path(out) if out is not None else run.export_dir
-        by_size = (run.config("freeze") or {}).get("facts", {}).get("branches")
-        axes = () if by_size else free_axes(network, tuple(shape))
-        exported = []
-        for name in formats:
-            reporter.step(f"writing and checking {name}")
-            file = folder / f"{chosen.name}{FORMATS[name].suffix}"
-            exported.append(_write(name, network, tuple(shape), file, text, axes))
-        return ExportResult(run, chosen.name, exported)
+        return ExportResult(run, chosen.name, _export(run, path, chosen.name, formats, folder, reporter))
+
+
+def _export(
+    run: RunDirectory, path: Path, which: str, formats: Sequence[str], folder: Path, reporter: Reporter
+) -> list[Exported]:
+    """Write the network at a path into a folder."""
+    network = loading.load_network(run, path)
+    structure = network_file.read_structure(path)
+    shape = structure["input_shape"]
+    if not shape:
+        raise FileError(path, "does not say what shape its input has", fix="make it again with decompose --redo")
+    text = json.dumps(metadata(run, path, which, network), ensure_ascii=False)
+    loading.in_own_precision(network, structure)
+    by_size = (run.config("freeze") or {}).get("facts", {}).get("branches")
+    axes = () if by_size else free_axes(network, tuple(shape))
+    exported = []
+    for name in formats:
+        reporter.step(f"writing and checking {name}")
+        file = folder / f"{which}{FORMATS[name].suffix}"
+        exported.append(_write(name, network, tuple(shape), file, text, axes))
+    return exported
+
+
+def require_format(run: RunDirectory, path: Path, name: str) -> None:
+    """Refuse a format that cannot hold a network.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    path : Path
+        The network directory; its numbers do not matter.
+    name : str
+        Of :data:`FORMATS`.
+
+    Raises
+    ------
+    DecompError
+    """
+    if name == "onnx":
+        _require_onnx()
+    with tempfile.TemporaryDirectory(prefix="decomp-") as folder:
+        try:
+            _export(run, path, "decomposed", [name], Path(folder), Reporter(quiet=True))
+        except DecompError as error:
+            rule = f"a network of this kind cannot be exported ({error.rule}), as random weights show"
+            raise DecompError(name, rule, got=error.got, fix="leave this format out") from error
 
 
 def metadata(run: RunDirectory, path: Path, which: str, network: nn.Module) -> dict[str, Any]:

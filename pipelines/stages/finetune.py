@@ -57,13 +57,14 @@ class FinetuneResult:
     done_before: bool = False
 
     def lines(self) -> list[str]:
-        """Human-readable summary lines."""
+        """Human-readable summary lines: what was found, then the next step."""
+        return [*self.findings(), *self.next_steps()]
+
+    def findings(self) -> list[str]:
+        """The lines without the next step."""
         f, best = self.facts, self.run.finetune_dir / "best"
         if self.done_before:
-            # Whatever was done after it: the true next command is one that status knows.
-            following = "status" if self.run.report_json.is_file() else "evaluate"
-            done = f"{best}: already fine-tuned with these options, nothing to do"
-            return [done, f"next: {command_line(following, self.run.path)}"]
+            return [f"{best}: already fine-tuned with these options, nothing to do"]
 
         def shown(value: float) -> str:
             accuracy = f["metric"].endswith("accuracy")
@@ -76,7 +77,13 @@ class FinetuneResult:
         else:
             lines = [f"{first}, {shown(f['after'])} after epoch {f['best_epoch']}", f"best network: {best}"]
         lines.append(f"last network: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
-        return [*lines, f"next: {command_line('evaluate', self.run.path)}"]
+        return lines
+
+    def next_steps(self) -> list[str]:
+        """The line with the next step."""
+        # Whatever was done after it: the true next command is one that status knows.
+        following = "status" if self.done_before and self.run.report_json.is_file() else "evaluate"
+        return [f"next: {command_line(following, self.run.path)}"]
 
 
 def finetune(

@@ -67,9 +67,13 @@ class FreezeResult:
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def lines(self) -> list[str]:
-        """Human-readable summary lines."""
+        """Human-readable summary lines: what was found, then the next step."""
+        return [*self.findings(), *self.next_steps()]
+
+    def findings(self) -> list[str]:
+        """The lines without the next step."""
         if self.done_before:
-            return [f"{self.run.frozen}: already frozen, nothing to do", self._next()]
+            return [f"{self.run.frozen}: already frozen, nothing to do"]
         f = self.facts
         folded = f"{counted(f['n_folded'], 'batch normalisation')} folded into the layers before; "
         folded = folded if f["n_folded"] else ""
@@ -82,13 +86,13 @@ class FreezeResult:
             *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),
             *([AUTOCAST] if f.get("autocast") else []),
             f"recorded outputs (frozen points): {self.run.frozen} ({f['bytes'] / 2**20:,.0f} MiB)",
-            self._next(),
         ]
 
-    def _next(self) -> str:
+    def next_steps(self) -> list[str]:
+        """The line with the next step."""
         if self.done_before and any(self.run.config(stage) is not None for stage in ("decompose", "prune")):
-            return f"next: {command_line('status', self.run.path)}"
-        return f"next: {command_line('decompose', self.run.path, '--speedup 4x')}"
+            return [f"next: {command_line('status', self.run.path)}"]
+        return [f"next: {command_line('decompose', self.run.path, '--speedup 4x')}"]
 
     def _output_lines(self) -> list[str]:
         outputs = Outputs.from_json(self.facts["outputs"])
@@ -132,7 +136,8 @@ def freeze(
     input_size : str or sequence of int, optional
         ``224``, ``28x28`` or ``3x224x224``, where neither the model nor the images give it.
     part : str, optional
-        Path of a submodule that takes the images; only this submodule is compressed.
+        Path of a submodule that takes the images; only this submodule is compressed (``module`` of
+        :func:`decomp.compress`, ``--module`` of the command).
     leaves : sequence of str
         Paths of modules, in the part, that are not traced and stay unchanged.
     mean, std : float or sequence of float, optional

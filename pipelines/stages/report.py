@@ -39,14 +39,22 @@ class ReportResult:
 
     html: str
     folder: str
-    figures: list[str] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list, repr=False)
+    missing: list[tuple[str, str]] = field(default_factory=list, repr=False)
 
     def lines(self) -> Iterator[str]:
-        """Human-readable summary lines."""
+        """Human-readable summary lines: what was written, then the next step."""
+        yield from self.findings()
+        yield from self.next_steps()
+
+    def findings(self) -> Iterator[str]:
+        """The lines without the next step."""
         yield f"{self.html}: {len(self.figures)} figures; each as PNG and its numbers as CSV in {self.folder}"
         for why, command in self.missing:
             yield f"missing: {why}; run: {command}"
+
+    def next_steps(self) -> Iterator[str]:
+        """The line with the next step."""
         yield f"next: open {os.path.abspath(self.html)} in a browser"
 
 
@@ -106,6 +114,7 @@ def compare(
         Two or more, each evaluated, or trained with ``train --run``.
     out : path
         Folder for compare.html and its figures.
+    reporter : Reporter, optional
 
     Returns
     -------

@@ -56,7 +56,7 @@ class SensitivityResult:
 
     run: RunDirectory
     done_before: bool
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,9 @@ class StatusResult:
     """
 
     run: str
-    stages: list[StageStatus]
+    stages: list[StageStatus] = field(repr=False)
     next: str | None
-    files: list[tuple[str, str]]
+    files: list[tuple[str, str]] = field(repr=False)
     owner: dict[str, Any]
 
     def lines(self) -> Iterator[str]:

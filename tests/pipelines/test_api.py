@@ -1,4 +1,4 @@
-"""Stages as ``import decomp`` offers them: silent without a reporter, and otherwise those of the command line."""
+"""Stages as ``import decomp`` offers them: their steps are shown unless quiet, their messages name arguments."""
 
 import contextlib
 import inspect
@@ -39,13 +39,13 @@ def used(place):
     for stage, options in CALLS.items():
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            getattr(decomp, stage)("runs/api", **options)
+            getattr(decomp, stage)("runs/api", quiet=True, **options)
         printed[stage] = out.getvalue(), err.getvalue()
     return RunDirectory.open("runs/api"), printed
 
 
 def test_the_package_offers_these_functions_and_load():
-    assert set(decomp.__all__) == {*api.__all__, "load", "save"} and len(decomp.__all__) == len(api.__all__) + 2
+    assert sorted(decomp.__all__) == sorted([*api.__all__, "load", "save", "tasks"])
     assert all(getattr(decomp, name) is getattr(api, name) for name in api.__all__)
     assert api.compress is compress.compress and api.summarise is summary.summarise
 
@@ -53,11 +53,15 @@ def test_the_package_offers_these_functions_and_load():
 @pytest.mark.parametrize("name", STAGES)
 def test_signature_and_documentation_are_those_of_the_stage(name):
     offered, stage = getattr(api, name), STAGES[name]
-    assert offered is not stage and inspect.signature(offered) == inspect.signature(stage)
-    assert (offered.__name__, offered.__doc__) == (name, stage.__doc__)
+    shown = dict(inspect.signature(offered).parameters)
+    assert offered is not stage and shown.pop("quiet").default is False
+    assert shown == dict(inspect.signature(stage).parameters)
+    lines = "    quiet : bool\n        Without lines and progress bars, which are written to standard error.\n"
+    assert offered.__name__ == name and offered.__doc__.count(lines) == 1
+    assert offered.__doc__.replace(lines, "") == stage.__doc__
 
 
-def test_stages_without_a_reporter_print_nothing_and_log_into_the_run(used):
+def test_quiet_stages_print_nothing_and_log_into_the_run(used):
     run, printed = used
     assert printed == {stage: ("", "") for stage in CALLS}
     events = [(event["stage"], event["event"]) for event in read_log(run.log) if event.get("event") in ("begin", "end")]
@@ -73,12 +77,20 @@ def test_a_reporter_that_is_given_is_used(used, capfd):
     assert len(read_log(run.log)) == before  # this reporter has no log
 
 
-def test_comparing_runs_prints_its_steps_only_with_a_reporter(tmp_path, capfd):
+def test_steps_are_shown_on_standard_error_without_a_reporter(used, capsys):
+    run, _ = used
+    decomp.export(run, **CALLS["export"])
+    assert capsys.readouterr() == ("", "writing and checking state-dict\n")
+
+
+def test_comparing_runs_shows_its_steps_unless_it_is_quiet(tmp_path, capsys):
     runs, stream = [RunDirectory.create(tmp_path / name) for name in "ab"], io.StringIO()
-    for options in ({}, {"reporter": Reporter(stream=stream)}):
+    mine = Reporter(stream=stream)
+    for options, err in (({}, "comparing 2 runs\n"), ({"quiet": True}, ""), ({"reporter": mine}, "")):
         with pytest.raises(FileError, match="none of these runs was evaluated"):
             decomp.compare(runs, **options)
-    assert stream.getvalue() == "comparing 2 runs\n" and capfd.readouterr() == ("", "")
+        assert capsys.readouterr() == ("", err)
+    assert stream.getvalue() == "comparing 2 runs\n"
 
 
 @pytest.mark.parametrize(
@@ -90,15 +102,21 @@ def test_comparing_runs_prints_its_steps_only_with_a_reporter(tmp_path, capfd):
         (lambda run: decomp.decompose(run, speed_up=4), "speed_up: is no option of decompose; did you mean speedup."),
         (
             lambda run: decomp.freeze(run, model="zoo:vgg-digits"),
-            "--data: images must be named; give for example digits",
+            "data: images must be named; give for example digits",
         ),
         (
             lambda run: decomp.freeze(run, model=torch.nn.ReLU(), data="digits"),
             "decomp.compress(model, images) takes a module",
         ),
-        (lambda run: decomp.freeze(run, model="a:b", data="digits", memory="much"), "--memory: must be an amount"),
-        (lambda run: decomp.freeze(run, model="a:b", data="digits", device="gpu"), "--device: must be auto, cpu, cuda"),
-        (lambda run: decomp.decompose(None, speedup=2), "--run: must be the path of a run directory, got None"),
+        (lambda run: decomp.freeze(run, model="a:b", data="digits", memory="much"), "memory: must be an amount"),
+        (lambda run: decomp.freeze(run, model="a:b", data="digits", device="gpu"), "device: must be auto, cpu, cuda"),
+        (lambda run: decomp.decompose(None, speedup=2), "run: must be the path of a run directory, got None"),
+        (
+            lambda run: decomp.freeze(run, model="a:b", data="digits", part=3),
+            "part: must be a text that is not empty",
+        ),
+        (lambda run: decomp.decompose(run, speedup=2, quiet="no"), "quiet: must be True or False, got 'no'"),
+        (lambda run: decomp.decompose(run, speedup=2), "run `decomp freeze --model … --data … --run"),
         (
             lambda run: decomp.load(run, into=torch.nn.Linear),
             "into: must be a module of the original class",

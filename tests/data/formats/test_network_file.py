@@ -173,6 +173,23 @@ def test_a_class_that_does_not_take_the_network_is_a_reason_and_no_error(saved, 
     assert network is None and same == refused.reason
 
 
+def test_a_forward_that_reads_the_weight_of_a_layer_that_became_a_chain_is_named(tmp_path):
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+
+        def forward(self, x):
+            return self.b(self.a(x)) * self.b.weight.shape[0]
+
+    network = trace(Asking(), shape=(3, 7, 6))
+    network.b = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Conv2d(2, 5, 3))
+    network_file.save(network, tmp_path / "a", edited=["b"], input_shape=(3, 7, 6))
+    said = network_file.verify_into_original(tmp_path / "a", Asking)
+    assert said.into is False
+    assert said.reason == "its forward reads b.weight, and b is a chain of layers now, which has none"
+
+
 def spoil_weights(path):
     state = load_file(str(path / "weights.safetensors"))
     save_file({k: v + 1 for k, v in state.items()}, str(path / "weights.safetensors"))

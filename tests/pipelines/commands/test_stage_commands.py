@@ -94,7 +94,7 @@ def test_every_option_reaches_the_argument_of_its_stage(monkeypatch, tmp_path, t
 def test_the_full_line_has_all_options_of_the_command(command):
     declared = [param for param in cli.main.commands[command].params if isinstance(param, click.Option)]
     elsewhere = {"--threads", "--quiet", "-v", "--json", "--debug"}
-    elsewhere |= {"--plan", "--max-drop", "--evaluate"}  # not beside the others, see below
+    elsewhere |= {"--plan", "--max-drop", "--evaluate", "--export"}  # not beside the others, see below
     elsewhere |= {"--data"} if command == "demo" else set()  # of the masked demo
     missing = {option.opts[0] for option in declared} - elsewhere - set(FULL[command][0].split())
     assert missing == set()
@@ -210,3 +210,13 @@ def test_the_masked_demo_takes_images_and_no_run(monkeypatch, tmp_path):
     assert result.err == "error: --run: has no effect on the masked demo, which writes nothing; leave it out.\n"
     result = decomp_command("demo", "--data", "digits")
     assert result.code == 2 and "leave it out, or write `demo masked`" in result.err and stage.calls == []
+
+
+def test_the_export_is_tried_with_the_options_of_the_decomposition(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Recorded(monkeypatch, "recipes.loss_budget.decompose_within")
+    tried = Recorded(monkeypatch, "recipes.exported.require_exportable")
+    decomp_command(*"decompose --run r --max-drop 1% --export onnx,pt2 --steps prune --skip a".split())
+    ((arguments, options),) = tried.calls
+    assert arguments == ("r", ("onnx", "pt2")) and options["speedup"] == 2.0
+    assert (options["options"]["steps"], options["options"]["skip"]) == (("prune",), ("a",))

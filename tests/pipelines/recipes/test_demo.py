@@ -11,8 +11,11 @@ class Result:
     def __init__(self, name):
         self.name = name
 
+    def findings(self):
+        return [f"{self.name} done"]
+
     def lines(self):
-        return [f"{self.name} done", "next: another command"]
+        return [*self.findings(), "next: another command"]
 
     @property
     def html(self):

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 
 import pytest
 from click.testing import CliRunner
 
 from decomp.pipelines.commands.main import main
+from decomp.pipelines.recipes.evaluated import EvaluatedResult
 from decomp.pipelines.stages.freeze import freeze
 from tests.pipelines.digit_runs import Collected
 
@@ -42,6 +44,23 @@ def test_one_speedup_is_evaluated_without_a_comparison(frozen, tmp_path):
     result = call(run, "--speedup", "2x", "--evaluate")
     assert result.exit_code == 0, result.output
     assert "decomposed" in result.stdout and not (tmp_path / "vgg-comparison").exists()
+
+
+@dataclass
+class Told:
+    name: str
+
+    def findings(self):
+        return [f"{self.name} found", "next: in a path"]
+
+    def next_steps(self):
+        return [f"after {self.name}"]
+
+
+def test_next_steps_of_the_decomposition_are_left_out_and_the_others_come_last():
+    told = EvaluatedResult(Told("one"), {"r": Told("two")}, Told("three"))
+    lines = ["one found", "next: in a path", "", "r:", "two found", "next: in a path", "", "three found"]
+    assert list(told.lines()) == [*lines, "next: in a path", "after two", "after three"]
 
 
 def test_a_plan_alone_cannot_be_evaluated(frozen, tmp_path):

@@ -86,10 +86,11 @@ def test_one_member_that_fails_does_not_keep_the_others_from_being_made(vgg_run,
     reporter = Collected()
     result = family(vgg_run, speedups=(2.0, 3.0), reporter=reporter)
     assert [str(member.run) for member in result.members] == [f"{vgg_run}-3x"] and result.exit_code == 1
-    lines = list(result.lines())
+    lines = list(result.findings())
     assert [line.split()[1] for line in lines[1:2]] == ["3x"]
     assert f"made: {vgg_run}-3x; failed: {vgg_run}-2x. The same command" in lines[-2]
     assert re.match(f"{vgg_run}-2x: {words}", lines[-1])
+    assert list(result.lines()) == [*lines, *result.next_steps()]
     monkeypatch.undo()
     again = family(vgg_run, speedups=(2.0, 3.0), reporter=Collected())
     assert [member.done_before for member in again.members] == [False, True] and again.exit_code == 0

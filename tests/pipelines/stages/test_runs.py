@@ -4,11 +4,16 @@ import pytest
 
 from decomp.data.formats.json_files import write_json
 from decomp.errors import FileError, MissingError
+from decomp.pipelines.reporting.summary import Summary
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import DecomposeResult
+from decomp.pipelines.stages.export import ExportResult
 from decomp.pipelines.stages.finetune import FinetuneResult
 from decomp.pipelines.stages.freeze import FreezeResult
+from decomp.pipelines.stages.report import ReportResult
 from decomp.pipelines.stages.runs import runs
+from decomp.pipelines.stages.sensitivity import SensitivityResult
+from decomp.pipelines.stages.status import StatusResult
 
 
 def make(path, *folders, **stages):
@@ -74,3 +79,16 @@ def test_results_show_themselves_in_one_short_line(kind, tmp_path):
     many = {f"layer {number}": number for number in range(1000)}
     result = kind(run=RunDirectory(tmp_path / "run"), done_before=False, facts=many)
     assert "layer 1" not in repr(result) and "done_before=False" in repr(result)
+
+
+def test_results_of_many_files_or_layers_show_themselves_in_one_short_line():
+    many = [f"layer {number}" for number in range(1000)]
+    results = [
+        ReportResult("report.html", "report", many, [("a", line) for line in many]),
+        ExportResult("run", "pruned", many),
+        StatusResult("run", many, "decomp evaluate --run run", [("a", line) for line in many], {}),
+        Summary("zoo:vgg", 2.0, 4, 2, 4, 2, {"words": many}, many, many), SensitivityResult("run", False, {"a": many}),
+    ]  # fmt: skip
+    for result in results:
+        assert "layer 1" not in repr(result) and repr(result).startswith(f"{type(result).__name__}(")
+    assert "next='decomp evaluate --run run'" in repr(results[2]) and "macs_after=2" in repr(results[3])
