@@ -304,6 +304,7 @@ def _files(run: RunDirectory) -> list[tuple[str, str]]:
         (run.model_dir, "the decomposed network"),
         (run.prune_json, "channels that stay in the pruned network"),
         (run.pruned_dir, "the pruned network"),
+        (run.path / "sensitivity.png", "closeness to the original with one layer pruned at a time"),
         (run.finetune_dir / "best", "the fine-tuned network"),
         (run.report_json, "the table of evaluate"),
         (run.report_html, "the report; open it in a browser"),

@@ -61,6 +61,13 @@ def test_a_run_directory_names_its_most_advanced_network(tmp_path):
         models.load_model(str(tmp_path))
 
 
+def test_a_broken_part_names_the_command_that_writes_it_again(tmp_path):
+    folder = written(tmp_path / "pruned")
+    (folder / network_file.WITH_BATCHNORM / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(FileError, match="does not match its structure.json .*; run prune with --redo"):
+        models.load_model(str(folder))
+
+
 def test_another_folder_and_parts_that_only_the_class_builds_are_refused(tmp_path):
     with pytest.raises(FileError, match="is not an emitted network"):
         models.load_model(str(tmp_path))
