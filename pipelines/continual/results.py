@@ -153,7 +153,7 @@ class AddedTask:
             reached = short_share(task["validation"], task["n_validation"])
             yield (
                 f"task {self.name} is below its goal: {reached} at the largest width, the goal is "
-                f"{_percent(task['goal'])}; a larger width (--max-width) or more epochs would be another run"
+                f"{_percent(task['goal'])}; another run with a larger --max-width or more epochs may reach it"
             )
         yield f"next: {command_line('tasks verify', self.run)}"
 
