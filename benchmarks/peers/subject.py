@@ -12,7 +12,7 @@ from decomp.cost.count import cost
 from decomp.data import models
 from decomp.data.sources import open_source
 from decomp.execution.output_change import kl_divergence
-from decomp.pipelines.stages.freeze import draw_images
+from decomp.pipelines.run.calibration import draw_images
 
 N_IMAGES = 5000
 AT_A_TIME = 250

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from ..console import parse
-from ..console.options import LEAST_IMAGES, TRAIN_SCHEDULES, FinetuneOptions
+from ..console.finetune_options import FINETUNE_EPOCHS, FinetuneOptions
+from ..console.options import LEAST_IMAGES, TRAIN_SCHEDULES
 from .group import main
 from .shared import DATA_HELP, MODEL_HELP, Choice, begin, default_of, number, open_run, shared_options, show
 
@@ -50,7 +51,7 @@ Examples:
     help="Learning rate of each training, as for train.  [default: the zoo's recipe, otherwise cosine]",
 )  # fmt: skip
 @number(
-    "--tune-epochs", default=default_of(FinetuneOptions, "epochs"), show_default=True,
+    "--tune-epochs", default=FINETUNE_EPOCHS, show_default=True,
     help="Epochs of each fine-tuning.",
 )  # fmt: skip
 @number(

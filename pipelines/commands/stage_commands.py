@@ -12,13 +12,12 @@ from decomp.errors import UsageError
 from decomp.solvers.selectors import SELECTORS
 
 from ..console import parse
+from ..console.finetune_options import BATCH_SIZES, FINETUNE_EPOCHS, LABELS, FinetuneOptions
 from ..console.options import (
     FORMATS,
-    LABELS,
     LAYOUTS,
     SCHEDULES,
     DecomposeOptions,
-    FinetuneOptions,
 )  # fmt: skip
 from .group import main
 from .inputs import network_and_images
@@ -226,31 +225,39 @@ def _decompose(
     epilog="""\b
 Examples:
   decomp finetune --run runs/vgg
-  decomp finetune --run runs/vgg --labels none --epochs 10
+  decomp finetune --run runs/vgg --labels none --minutes 5
   decomp finetune --run runs/vgg --distill --lr 0.005 --schedule constant
 """
 )
 @shared_options("run")
 @number(
     "--epochs",
-    default=default_of(FinetuneOptions, "epochs"),
-    show_default=True,
-    help="Passes over the training images.",
+    help=f"Passes over the training images.  [default: {FINETUNE_EPOCHS}, unless --minutes is given]",
 )
+@number(
+    "--minutes", least=0, kind=float, above=True,
+    help="Instead of --epochs: as many as fit into this time.",
+)  # fmt: skip
 @number(
     "--lr", "--learning-rate", "learning_rate", least=0, kind=float, above=True,
     default=default_of(FinetuneOptions, "learning_rate"), show_default=True, help="Highest learning rate.",
 )  # fmt: skip
-@number("--batch-size", default=default_of(FinetuneOptions, "batch_size"), show_default=True, help="Images per batch.")
+@number(
+    "--batch-size", help=f"Images per batch.  [default: {BATCH_SIZES['train']}, without labels {BATCH_SIZES['none']}]"
+)
 @click.option(
     "--schedule", type=Choice(SCHEDULES), default=default_of(FinetuneOptions, "schedule"), show_default=True,
     help="Learning rate after the warm-up.",
 )  # fmt: skip
 @click.option(
     "--labels", type=Choice(LABELS), default=default_of(FinetuneOptions, "labels"), show_default=True,
-    help="Train on the labels of the training images, or, with none, on the original's outputs for the calibration "
-    "images.",
+    help="Train on the labels of the training images, or, with none, on the original's outputs for training images and "
+    "mixtures of them.",
 )  # fmt: skip
+@click.option(
+    "--data", metavar="NAME", help="With --labels none: other images to train on, of any source.  [default: the run's]"
+)
+@number("--images", "n_images", help="With --labels none: at most so many images.  [default: all]")
 @click.option("--distill", is_flag=True, help="With labels: follow the original's outputs as well.")
 @number(
     "--weight-decay", least=0, kind=float, default=default_of(FinetuneOptions, "weight_decay"), show_default=True,

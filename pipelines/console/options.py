@@ -25,7 +25,6 @@ from . import parse
 FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
 SCHEDULES = ("cosine", "constant")
 TRAIN_SCHEDULES = (*SCHEDULES, "milestones")
-LABELS = ("train", "none")
 OUTPUTS = ("scores", "values")
 #: Values that a new task finds in weights that earlier tasks have released.
 FREE_WEIGHTS = ("zero", "kaiming")
@@ -44,7 +43,7 @@ LEAST_IMAGES, LEAST_POINTS = 10, 1
 Options = TypeVar("Options", bound="StageOptions")
 
 
-def _checked(check: Callable[[object], Any], default: Any = None, optional: bool = False) -> Any:
+def checked_field(check: Callable[[object], Any], default: Any = None, optional: bool = False) -> Any:
     """A field of options with its check; None passes unchecked where the field is optional."""
 
     def checked(value: object) -> Any:
@@ -57,8 +56,8 @@ def _needed(check: Callable[[object], Any]) -> Any:
     return field(metadata={"check": check})
 
 
-def _flag(name: str, default: bool) -> Any:
-    return _checked(lambda value: parse.flag(name, value), default)
+def flag_field(name: str, default: bool) -> Any:
+    return checked_field(lambda value: parse.flag(name, value), default)
 
 
 @dataclass(frozen=True)
@@ -135,22 +134,22 @@ class FreezeOptions(StageOptions):
     """
 
     model: str = _needed(lambda value: parse.text("--model", value, _MODEL))
-    weights: str | None = _checked(lambda value: parse.text("--weights", value), None, optional=True)
-    data: str = _checked(lambda value: parse.text("--data", value, "give for example digits or imagefolder:DIR"))
+    weights: str | None = checked_field(lambda value: parse.text("--weights", value), None, optional=True)
+    data: str = checked_field(lambda value: parse.text("--data", value, "give for example digits or imagefolder:DIR"))
     input_size: Any = None
-    n_images: int = _checked(parse.number("--images", int, LEAST_IMAGES), 5000)
-    n_points: int = _checked(parse.number("--points", int, LEAST_POINTS), 10)
-    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
-    skip_bad: bool = _flag("--skip-bad", False)
-    part: str | None = _checked(lambda value: parse.text("--module", value), None, optional=True)
-    leaves: tuple[str, ...] = _checked(_names("--leaf"), ())
-    outputs: str | None = _checked(parse.choice("--outputs", OUTPUTS), None, optional=True)
-    mean: tuple[float, ...] | None = _checked(lambda v: image_options.numbers("--mean", v), None, optional=True)
-    std: tuple[float, ...] | None = _checked(lambda v: image_options.numbers("--std", v), None, optional=True)
-    resize: tuple[int, ...] | None = _checked(lambda v: image_options.sides("--resize", v), None, optional=True)
-    crop: tuple[int, ...] | None = _checked(lambda v: image_options.sides("--crop", v), None, optional=True)
-    flip: bool = _flag("flip", True)
-    transforms: str | None = _checked(lambda v: parse.text("--transforms", v), None, optional=True)
+    n_images: int = checked_field(parse.number("--images", int, LEAST_IMAGES), 5000)
+    n_points: int = checked_field(parse.number("--points", int, LEAST_POINTS), 10)
+    seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
+    skip_bad: bool = flag_field("--skip-bad", False)
+    part: str | None = checked_field(lambda value: parse.text("--module", value), None, optional=True)
+    leaves: tuple[str, ...] = checked_field(_names("--leaf"), ())
+    outputs: str | None = checked_field(parse.choice("--outputs", OUTPUTS), None, optional=True)
+    mean: tuple[float, ...] | None = checked_field(lambda v: image_options.numbers("--mean", v), None, optional=True)
+    std: tuple[float, ...] | None = checked_field(lambda v: image_options.numbers("--std", v), None, optional=True)
+    resize: tuple[int, ...] | None = checked_field(lambda v: image_options.sides("--resize", v), None, optional=True)
+    crop: tuple[int, ...] | None = checked_field(lambda v: image_options.sides("--crop", v), None, optional=True)
+    flip: bool = flag_field("flip", True)
+    transforms: str | None = checked_field(lambda v: parse.text("--transforms", v), None, optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,24 +170,24 @@ class DecomposeOptions(StageOptions):
     """
 
     speedup: float = _needed(parse.speedup)
-    steps: tuple[str, ...] = _checked(
+    steps: tuple[str, ...] = checked_field(
         lambda value: parse.several("--steps", value, STEPS, "leave it out to use all three"), STEPS
     )
-    selector: str = _checked(parse.choice("--selector", (*SELECTORS, *AS_SELECTORS)), "best")
-    allocation: str = _checked(parse.choice("--allocation", ALLOCATIONS), "joint")
-    cost: str = _checked(parse.choice("--cost", COSTS), "macs")
-    multiple: int = _checked(parse.number("--multiple", int, 1), 8)
-    skip: tuple[str, ...] = _checked(_names("--skip"), ())
-    keep_first: bool = _flag("--keep-first", False)
-    max_layer_speedup: float | None = _checked(parse.number("--max-layer-speedup", float, 1), None, optional=True)
-    latency_batch: int | None = _checked(parse.number("--batch-size", int, 1), 64, optional=True)
-    latency_layout: str | None = _checked(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
+    selector: str = checked_field(parse.choice("--selector", (*SELECTORS, *AS_SELECTORS)), "best")
+    allocation: str = checked_field(parse.choice("--allocation", ALLOCATIONS), "joint")
+    cost: str = checked_field(parse.choice("--cost", COSTS), "macs")
+    multiple: int = checked_field(parse.number("--multiple", int, 1), 8)
+    skip: tuple[str, ...] = checked_field(_names("--skip"), ())
+    keep_first: bool = flag_field("--keep-first", False)
+    max_layer_speedup: float | None = checked_field(parse.number("--max-layer-speedup", float, 1), None, optional=True)
+    latency_batch: int | None = checked_field(parse.number("--batch-size", int, 1), 64, optional=True)
+    latency_layout: str | None = checked_field(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
     plan: str | None = None
-    activation_aware: bool = _flag("activation_aware", True)
-    refine: bool = _flag("refine", True)
-    recovery: bool = _flag("recovery", True)
-    sampler: bool = _flag("sampler", True)
-    coupled: float | None = _checked(parse.number("--coupled", float, 0, above=True, most=1), None, optional=True)
+    activation_aware: bool = flag_field("activation_aware", True)
+    refine: bool = flag_field("refine", True)
+    recovery: bool = flag_field("recovery", True)
+    sampler: bool = flag_field("sampler", True)
+    coupled: float | None = checked_field(parse.number("--coupled", float, 0, above=True, most=1), None, optional=True)
 
     def _taken_as_given(self) -> tuple[str, ...]:
         # Those of a plan from a file, which is checked where it is read.
@@ -211,24 +210,24 @@ class PruneOptions(StageOptions):
     given.
     """
 
-    criterion: str = _checked(parse.choice("--criterion", CRITERIA), "l1")
-    speedup: float | None = _checked(parse.speedup, None, optional=True)
-    ratio: float | None = _checked(parse.share_below_one("--ratio"), None, optional=True)
+    criterion: str = checked_field(parse.choice("--criterion", CRITERIA), "l1")
+    speedup: float | None = checked_field(parse.speedup, None, optional=True)
+    ratio: float | None = checked_field(parse.share_below_one("--ratio"), None, optional=True)
     keep: str | None = None
-    cost: str = _checked(parse.choice("--cost", COSTS), "macs")
-    ranking: str | None = _checked(parse.choice("--ranking", RANKINGS), None, optional=True)
-    normalise: str | None = _checked(parse.choice("--normalise", NORMALISATIONS), None, optional=True)
-    floor: float | None = _checked(parse.number("--floor", float, 0, most=1), None, optional=True)
-    cap: float = _checked(parse.number("--cap", float, 0, most=1), 1.0)
-    scoring: str = _checked(parse.choice("--scoring", SCORINGS), "greedy")
-    multiple: int = _checked(parse.number("--multiple", int, 1), 1)
-    skip: tuple[str, ...] = _checked(_names("--skip"), ())
-    coupled: bool = _flag("--coupled", False)
-    bias: str = _checked(parse.choice("--bias", BIASES), "constant")
-    recalibrate_bn: bool = _flag("--recalibrate-bn", False)
-    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
-    latency_batch: int | None = _checked(parse.number("--batch-size", int, 1), 64, optional=True)
-    latency_layout: str | None = _checked(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
+    cost: str = checked_field(parse.choice("--cost", COSTS), "macs")
+    ranking: str | None = checked_field(parse.choice("--ranking", RANKINGS), None, optional=True)
+    normalise: str | None = checked_field(parse.choice("--normalise", NORMALISATIONS), None, optional=True)
+    floor: float | None = checked_field(parse.number("--floor", float, 0, most=1), None, optional=True)
+    cap: float = checked_field(parse.number("--cap", float, 0, most=1), 1.0)
+    scoring: str = checked_field(parse.choice("--scoring", SCORINGS), "greedy")
+    multiple: int = checked_field(parse.number("--multiple", int, 1), 1)
+    skip: tuple[str, ...] = checked_field(_names("--skip"), ())
+    coupled: bool = flag_field("--coupled", False)
+    bias: str = checked_field(parse.choice("--bias", BIASES), "constant")
+    recalibrate_bn: bool = flag_field("--recalibrate-bn", False)
+    seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
+    latency_batch: int | None = checked_field(parse.number("--batch-size", int, 1), 64, optional=True)
+    latency_layout: str | None = checked_field(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,31 +251,10 @@ class PruneOptions(StageOptions):
 class SensitivityOptions(StageOptions):
     """Options of ``sensitivity``; see :func:`decomp.pipelines.stages.sensitivity.sensitivity`."""
 
-    criterion: str = _checked(parse.choice("--criterion", CRITERIA), "l1")
-    ratios: tuple[float, ...] = _checked(parse.ratios, (0.1, 0.3, 0.5, 0.7, 0.9))
-    coupled: bool = _flag("--coupled", False)
-    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
-
-
-@dataclass(frozen=True)
-class FinetuneOptions(StageOptions):
-    """Options of ``finetune``; see :func:`decomp.pipelines.stages.finetune.finetune`."""
-
-    epochs: int = _checked(parse.number("--epochs", int, 1), 5)
-    learning_rate: float = _checked(parse.number("--lr", float, 0, above=True), 0.01)
-    batch_size: int = _checked(parse.number("--batch-size", int, 1), 128)
-    schedule: str = _checked(parse.choice("--schedule", SCHEDULES), "cosine")
-    labels: str = _checked(parse.choice("--labels", LABELS), "train")
-    distill: bool = _flag("--distill", False)
-    weight_decay: float = _checked(parse.number("--weight-decay", float, 0), 5e-4)
-    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.distill and self.labels == "none":
-            raise UsageError(
-                "--distill", "adds the original's outputs to labels", got="--labels none", fix="leave one of them out"
-            )
+    criterion: str = checked_field(parse.choice("--criterion", CRITERIA), "l1")
+    ratios: tuple[float, ...] = checked_field(parse.ratios, (0.1, 0.3, 0.5, 0.7, 0.9))
+    coupled: bool = flag_field("--coupled", False)
+    seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
 
 
 @dataclass(frozen=True)
@@ -284,26 +262,26 @@ class TrainOptions(StageOptions):
     """Options of ``train``; where a number is None, the zoo's recipe of the network, or the stage's default, holds."""
 
     model: str = _needed(lambda value: parse.text("--model", value))
-    data: str | None = _checked(lambda value: parse.text("--data", value), None, optional=True)
-    epochs: int | None = _checked(parse.number("--epochs", int, 1), None, optional=True)
-    learning_rate: float | None = _checked(parse.number("--lr", float, 0, above=True), None, optional=True)
-    batch_size: int | None = _checked(parse.number("--batch-size", int, 1), None, optional=True)
-    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
-    schedule: str | None = _checked(parse.choice("--schedule", TRAIN_SCHEDULES), None, optional=True)
-    sparsity: float | None = _checked(parse.number("--sparsity", float, 0, above=True), None, optional=True)
-    proximal: bool = _flag("--proximal", False)
-    scheme: str = _checked(parse.choice("--scheme", TRAINING_SCHEMES), "standard")
-    s1: int | None = _checked(parse.number("--s1", int, 1), None, optional=True)
-    s2: int | None = _checked(parse.number("--s2", int, 1), None, optional=True)
-    drop: float | None = _checked(parse.number("--drop", float, 0, above=True), None, optional=True)
-    cycles: int | None = _checked(parse.number("--cycles", int, 1), None, optional=True)
-    min_keep: float | None = _checked(parse.number("--min-keep", float, 0), None, optional=True)
-    first: bool | None = _checked(lambda value: parse.flag("--first", value), None, optional=True)
-    coupled: bool | None = _checked(lambda value: parse.flag("--coupled", value), None, optional=True)
-    order: str | None = _checked(parse.choice("--order", ORDERS), None, optional=True)
-    method: str | None = _checked(parse.choice("--reinit", METHODS), None, optional=True)
-    scale: str | None = _checked(parse.choice("--scale", SCALES), None, optional=True)
-    next_slice: str | None = _checked(parse.choice("--next", NEXT_SLICES), None, optional=True)
+    data: str | None = checked_field(lambda value: parse.text("--data", value), None, optional=True)
+    epochs: int | None = checked_field(parse.number("--epochs", int, 1), None, optional=True)
+    learning_rate: float | None = checked_field(parse.number("--lr", float, 0, above=True), None, optional=True)
+    batch_size: int | None = checked_field(parse.number("--batch-size", int, 1), None, optional=True)
+    seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
+    schedule: str | None = checked_field(parse.choice("--schedule", TRAIN_SCHEDULES), None, optional=True)
+    sparsity: float | None = checked_field(parse.number("--sparsity", float, 0, above=True), None, optional=True)
+    proximal: bool = flag_field("--proximal", False)
+    scheme: str = checked_field(parse.choice("--scheme", TRAINING_SCHEMES), "standard")
+    s1: int | None = checked_field(parse.number("--s1", int, 1), None, optional=True)
+    s2: int | None = checked_field(parse.number("--s2", int, 1), None, optional=True)
+    drop: float | None = checked_field(parse.number("--drop", float, 0, above=True), None, optional=True)
+    cycles: int | None = checked_field(parse.number("--cycles", int, 1), None, optional=True)
+    min_keep: float | None = checked_field(parse.number("--min-keep", float, 0), None, optional=True)
+    first: bool | None = checked_field(lambda value: parse.flag("--first", value), None, optional=True)
+    coupled: bool | None = checked_field(lambda value: parse.flag("--coupled", value), None, optional=True)
+    order: str | None = checked_field(parse.choice("--order", ORDERS), None, optional=True)
+    method: str | None = checked_field(parse.choice("--reinit", METHODS), None, optional=True)
+    scale: str | None = checked_field(parse.choice("--scale", SCALES), None, optional=True)
+    next_slice: str | None = checked_field(parse.choice("--next", NEXT_SLICES), None, optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -341,10 +319,10 @@ class TrainOptions(StageOptions):
 class EvaluateOptions(StageOptions):
     """Options of ``evaluate``."""
 
-    batch_size: int = _checked(parse.number("--batch-size", int, 1), 64)
-    runtime: tuple[str, ...] = _checked(parse.runtimes, ("eager",))
-    layout: str = _checked(parse.choice("--layout", LAYOUTS), "contiguous")
-    repeats: int = _checked(parse.number("--repeats", int, 1), 30)
+    batch_size: int = checked_field(parse.number("--batch-size", int, 1), 64)
+    runtime: tuple[str, ...] = checked_field(parse.runtimes, ("eager",))
+    layout: str = checked_field(parse.choice("--layout", LAYOUTS), "contiguous")
+    repeats: int = checked_field(parse.number("--repeats", int, 1), 30)
 
 
 @dataclass(frozen=True)
@@ -352,9 +330,9 @@ class TaskRunOptions(StageOptions):
     """Options of a run that learns tasks, given with its first task."""
 
     model: str = _needed(lambda value: parse.text("--model", value, "give a name such as zoo:vgg-tasks"))
-    weights: str | None = _checked(lambda value: parse.text("--weights", value), None, optional=True)
+    weights: str | None = checked_field(lambda value: parse.text("--weights", value), None, optional=True)
     input_size: Any = None
-    seed: int = _checked(parse.number("--seed", int, -(2**63)), 0)
+    seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
 
 
 @dataclass(frozen=True)
@@ -364,22 +342,22 @@ class TaskOptions(StageOptions):
     name: str = _needed(parse.task_name)
     data: str = _needed(lambda value: parse.text("--data", value, "give for example npz:task.npz"))
     goal: float | str = _needed(parse.goal)
-    classes: int | None = _checked(parse.number("--classes", int, 2), None, optional=True)
-    epochs: int = _checked(parse.number("--epochs", int, 1), 100)
-    prune_epochs: int = _checked(parse.number("--prune-epochs", int, 1), 20)
-    retrain_epochs: int = _checked(parse.number("--retrain-epochs", int, 1), 30)
-    batch_size: int = _checked(parse.number("--batch-size", int, 1), 32)
-    learning_rate: float = _checked(parse.number("--lr", float, 0, above=True), 0.01)
-    prune_learning_rate: float = _checked(parse.number("--prune-lr", float, 0, above=True), 0.001)
-    weight_decay: float = _checked(parse.number("--weight-decay", float, 0), 4e-5)
-    width_step: float = _checked(parse.number("--width-step", float, 0, above=True), 0.5)
-    max_width: float = _checked(parse.number("--max-width", float, 1, most=100), 1.5)
-    planned: int | None = _checked(parse.number("--planned", int, 1, most=255), None, optional=True)
-    strict: bool = _flag("--strict", False)
-    train_gate: float = _checked(parse.number("--train-gate", float, 0, most=1), 0.0)
-    ladder: tuple[float, ...] = _checked(parse.ladder, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95))
-    free_weights: str = _checked(parse.choice("--free-weights", FREE_WEIGHTS), "zero")
-    picking: bool = _flag("--picking", True)
+    classes: int | None = checked_field(parse.number("--classes", int, 2), None, optional=True)
+    epochs: int = checked_field(parse.number("--epochs", int, 1), 100)
+    prune_epochs: int = checked_field(parse.number("--prune-epochs", int, 1), 20)
+    retrain_epochs: int = checked_field(parse.number("--retrain-epochs", int, 1), 30)
+    batch_size: int = checked_field(parse.number("--batch-size", int, 1), 32)
+    learning_rate: float = checked_field(parse.number("--lr", float, 0, above=True), 0.01)
+    prune_learning_rate: float = checked_field(parse.number("--prune-lr", float, 0, above=True), 0.001)
+    weight_decay: float = checked_field(parse.number("--weight-decay", float, 0), 4e-5)
+    width_step: float = checked_field(parse.number("--width-step", float, 0, above=True), 0.5)
+    max_width: float = checked_field(parse.number("--max-width", float, 1, most=100), 1.5)
+    planned: int | None = checked_field(parse.number("--planned", int, 1, most=255), None, optional=True)
+    strict: bool = flag_field("--strict", False)
+    train_gate: float = checked_field(parse.number("--train-gate", float, 0, most=1), 0.0)
+    ladder: tuple[float, ...] = checked_field(parse.ladder, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95))
+    free_weights: str = checked_field(parse.choice("--free-weights", FREE_WEIGHTS), "zero")
+    picking: bool = flag_field("--picking", True)
 
 
 def formats(value: str | Sequence[str]) -> tuple[str, ...]:

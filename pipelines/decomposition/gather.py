@@ -21,10 +21,10 @@ from decomp.problem.moments import TILE_ROWS, Moments
 
 from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.frozen_keys import keys_of, shortcut_key
+from ..run.calibration import fitted_images
 from .memory import StageMemory
 from .spill_store import SpillStore
 
-HELD_OUT = 10  # one image in so many is left out of every fit, for reporting
 ROWS_BUDGET = 1 << 30  # bytes that the rows of one layer may take
 
 # Rows X (m, c, kh, kw) and wanted responses Y (m, n).
@@ -76,7 +76,7 @@ class ProblemGatherer:
         else:
             self.replay = memory.replay(graph.module, frozen.images, frozen.n_images, device, share)
             self._row_store = memory.row_store()
-        self.n_fit = fitted_images(frozen)
+        self.n_fit = fitted_images(frozen.n_images)
         self._positions: dict[str, Tensor] = {}
         self._stored_rows: tuple[str, int] | None = None  # layer and number of tiles in the store
 
@@ -197,11 +197,6 @@ class ProblemGatherer:
         values = self.frozen.responses(key, start, stop)
         remaining = self.remaining_outputs.get(layer.name)
         return values if remaining is None else values[..., remaining]
-
-
-def fitted_images(frozen: FrozenFile) -> int:
-    """Number of images for the fits; the ones behind them are held out."""
-    return frozen.n_images - max(1, frozen.n_images // HELD_OUT)
 
 
 class _Tiles:

@@ -30,8 +30,9 @@ from ...data.formats.digests import digest_json
 from ...data.formats.frozen_file import FrozenFile
 from ..console.reporter import Reporter
 from ..measure.parallel import in_batches, in_parallel
+from ..run.calibration import fitted_images
 from ..run.outputs import frozen_outputs
-from .gather import ProblemGatherer, fitted_images
+from .gather import ProblemGatherer
 from .memory import StageMemory, problem_bytes
 
 # Images whose gradients make up the output metric.
@@ -163,7 +164,7 @@ def output_metrics(
     frozen: FrozenFile, graph: NetworkGraph, *, device: torch.device, memory: StageMemory, reporter: Reporter
 ) -> dict[str, Tensor]:
     """Output metric (n, n) of every fitted layer, see :mod:`decomp.execution.output_metric`."""
-    n_images, batch_size = min(fitted_images(frozen), METRIC_IMAGES), memory.limits.backward_batch
+    n_images, batch_size = min(fitted_images(frozen.n_images), METRIC_IMAGES), memory.limits.backward_batch
     with reporter.progress(n_images, "output metric", "images") as progress:
 
         def batches() -> Iterator[Tensor]:
@@ -191,7 +192,7 @@ def n_output_images(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[floa
     places, passes = {node: place for place, node in enumerate(graph.module.graph.nodes)}, 1.0
     for layer in graph.layers:
         passes += len(_steps(layer)) * len(LEVELS) * sum(work[places[graph.node(layer)] :])
-    n_fit = fitted_images(frozen)
+    n_fit = fitted_images(frozen.n_images)
     free = (FORWARD_PASSES - OTHER_PASSES) * frozen.n_images - min(n_fit, METRIC_IMAGES)
     return min(frozen.n_images - n_fit, max(LEAST_OUTPUT_IMAGES, min(MOST_OUTPUT_IMAGES, int(free / passes))))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from ...data.formats.frozen_file import FrozenFile
 from ...data.splits import Split
 from ...data.transforms import Shape
 from ..console.reporter import Reporter
+from ..run.calibration import fitted_images
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
@@ -44,7 +45,6 @@ def measure_on_images(
     shape: Shape,
     device: torch.device,
     reporter: Reporter,
-    fitted_images: Callable[[FrozenFile], int],
 ) -> Tested:
     """Accuracy and closeness of the networks of a run on images.
 
@@ -57,11 +57,9 @@ def measure_on_images(
         (C, H, W) of an image.
     device : torch.device
     reporter : Reporter
-    fitted_images : callable
-        Number of calibration images, of all in the frozen file, that a fit may have seen.
     """
     outputs, shares, counts = run_outputs(run), {}, ClassCounts(None)
-    with _images(run, shape, outputs, fitted_images) as images:
+    with _images(run, shape, outputs) as images:
         if images is not None:
             counts = ClassCounts(images.class_names)
             shares = measure_shares(
@@ -90,9 +88,7 @@ class _Images:
 
 
 @contextmanager
-def _images(
-    run: RunDirectory, shape: Shape, outputs: Outputs, fitted_images: Callable[[FrozenFile], int]
-) -> Iterator[_Images | None]:
+def _images(run: RunDirectory, shape: Shape, outputs: Outputs) -> Iterator[_Images | None]:
     """The images to compare on, with the reasons for empty columns; None where there are none at all."""
     size = images_at_a_time(outputs, shape)
     if freeze_options(run).data == given.NAME:
@@ -109,7 +105,7 @@ def _images(
         yield None
         return
     with FrozenFile(run.frozen) as frozen:
-        first = fitted_images(frozen)
+        first = fitted_images(frozen.n_images)
         starts = range(first, frozen.n_images, size)
         held_out = ((frozen.images(start, min(start + size, frozen.n_images)), None) for start in starts)
         note = f"no accuracy: {reason}; the outputs are compared on calibration images that no fit has seen"

@@ -18,17 +18,16 @@ from ..console import parse
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
-from ..decomposition.gather import fitted_images
 from ..decomposition.make_plan import decompose_options
 from ..measure.devices import pick_device
 from ..measure.held_out_loss import HeldOutImages, HeldOutLoss, held_out_loss, images_outside_fits
 from ..run import loading
+from ..run.calibration import draw_images, fitted_images
 from ..run.conditions import freeze_options, label_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import run_outputs
 from ..stages.decompose import DecomposeResult, decompose
-from ..stages.freeze import draw_images
 from ..training.hold_out import hold_out
 from .family import survey_once
 
@@ -275,7 +274,7 @@ def _held_out(base: RunDirectory) -> HeldOutImages:
     options = freeze_options(base)
     frozen, _ = loading.open_frozen(base)
     with frozen:
-        n_fit = fitted_images(frozen)
+        n_fit = fitted_images(frozen.n_images)
     source = open_images(base)
     fitted = draw_images(source, options.n_images, options.seed)[:n_fit]
     _, unseen = hold_out(len(source.train), options.seed)

@@ -41,14 +41,13 @@ from ..pruning.plan_file import prune_options, read_plan
 from ..pruning.removal import Pruned, remove
 from ..pruning.unfolded import Unfolded, unfolded
 from ..reporting.summary import Summary, layer_summaries
+from ..run.calibration import fitted_images
 from ..run.saving import RECORD, attach_record
 from .give_back import as_it_came, in_class_of
 from .in_memory import loaded_copy, module_of
 
 #: Names of this function's arguments, where options of the command line are named otherwise.
 ARGUMENTS = {"data": "images", "images": "n_images", "leaf": "leaves", "layout": "latency_layout"}
-#: One image in so many is held out: it judges, and no choice has seen it.
-HELD_OUT = 10
 
 
 def prune(
@@ -191,7 +190,7 @@ def _images(
     """The images with the network's outputs described and measured on them."""
     _, _, outputs = prepare(loaded, source, asked)
     n = len(source.train)
-    fitted = n - max(1, n // HELD_OUT)
+    fitted = fitted_images(n)
 
     def part(start: int, stop: int) -> torch.Tensor:
         return source.train.images(torch.arange(start, stop))

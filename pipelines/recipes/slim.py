@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..console import parse
-from ..console.options import FinetuneOptions
+from ..console.finetune_options import FINETUNE_EPOCHS, FinetuneOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
@@ -83,7 +83,7 @@ def slim(
     run: str | os.PathLike[str] | RunDirectory, model: str, *, data: str | None = None, passes: int = 3,
     sparsity: float = 1e-4, proximal: bool = False, ratio: float = 0.5, cap: float = 0.5, floor: float | None = None,
     epochs: int | None = None, learning_rate: float | None = None, batch_size: int | None = None,
-    schedule: str | None = None, tune_epochs: int = FinetuneOptions.epochs,
+    schedule: str | None = None, tune_epochs: int = FINETUNE_EPOCHS,
     tune_learning_rate: float = FinetuneOptions.learning_rate, n_images: int = 500, seed: int = 0,
     device: str = "auto", reporter: Reporter | None = None,
 ) -> SlimResult:  # fmt: skip

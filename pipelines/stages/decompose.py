@@ -25,7 +25,7 @@ from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..decomposition.emission import emit, unused_work
-from ..decomposition.gather import ProblemGatherer, fitted_images
+from ..decomposition.gather import ProblemGatherer
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce, planned_layers
 from ..decomposition.make_plan import check_plan, decompose_options, make_plan, read_plan, space_widths
@@ -35,6 +35,7 @@ from ..measure import fidelity, sanity
 from ..measure.devices import pick_device
 from ..reporting.summary import summarise
 from ..run import loading, reuse
+from ..run.calibration import fitted_images
 from ..run.conditions import label_options, require_not_pruned, require_same_options
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
@@ -352,7 +353,7 @@ def _compare(surveyed: SurveyedRun, reporter: Reporter) -> dict[str, Any]:
     try:
         close = fidelity.compare(
             opened.original.to(opened.device), surveyed.graph.module.to(opened.device), opened.frozen,
-            fitted_images(opened.frozen), opened.memory.limits.batch_size, opened.device,
+            fitted_images(opened.frozen.n_images), opened.memory.limits.batch_size, opened.device,
             frozen_outputs(opened.frozen),
         )  # fmt: skip
     except DecompError as error:

@@ -24,7 +24,6 @@ from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..console.words import counted
-from ..decomposition.gather import fitted_images
 from ..measure.closeness import closeness_words, percent
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
@@ -237,7 +236,7 @@ def evaluate(
         }
         shape = _shape(run)
         tested = None if redo or before is None else _tested_before(*before, identity)
-        tested = tested or measure_on_images(run, networks, shape, target, reporter, fitted_images)
+        tested = tested or measure_on_images(run, networks, shape, target, reporter)
         earlier = [] if before is None else before[0].latencies
         times, main = _timed(networks, digests, shape, target, asked, [] if redo else earlier, reporter)
         kept = [one for one in earlier if not any(one.matches(new.conditions, new.networks) for new in times)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from decomp.errors import FileError, NumericalError
 
 from ...data.formats.digests import digest_file
 from ...data.formats.network_file import WITH_BATCHNORM, read_structure
-from ..console.options import FinetuneOptions
+from ..console.finetune_options import FinetuneOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.words import counted
@@ -25,17 +26,20 @@ from ..run.directory import RunDirectory
 from ..run.loading import load_network, run_outputs, warn_of_other_versions
 from ..run.networks import RunNetwork, compressed
 from ..training import tensorboard
-from ..training.batchnorm import MIN_BATCH_SIZE, disable_dropout, insert_batchnorm
+from ..training.batchnorm import MIN_BATCH_SIZE, disable_dropout, insert_batchnorm, keep_statistics
+from ..training.budget import Budget, epoch_seconds
 from ..training.hooks import Hooks
 from ..training.loop import Training, fit
 from ..training.losses import loss_for
 from ..training.outputs import NetworkWriter, checkpoint_file, events_dir, metrics_file
 from ..training.recipe import Recipe
-from ..training.tasks import CalibrationTask, LabelledTask, TrainingTask
+from ..training.tasks import LabelledTask, TrainingTask
+from ..training.unlabelled import UnlabelledTask
 
 WARMUP_EPOCHS = 0.5
 DEFAULT_RATE = FinetuneOptions.learning_rate
 CLIP_NORM = 1.0
+START_OVER = "give --redo"
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,10 @@ class FinetuneResult:
 
 
 def finetune(
-    run: str | os.PathLike[str], *, epochs: int = 5, learning_rate: float = 0.01, batch_size: int = 128,
-    schedule: str = "cosine", labels: str = "train", distill: bool = False, weight_decay: float = 5e-4, seed: int = 0,
-    device: str = "auto", redo: bool = False, reporter: Reporter | None = None,
+    run: str | os.PathLike[str], *, epochs: int | None = None, minutes: float | None = None,
+    learning_rate: float = 0.01, batch_size: int | None = None, schedule: str = "cosine", labels: str = "train",
+    distill: bool = False, weight_decay: float = 5e-4, data: str | None = None, n_images: int | None = None,
+    seed: int = 0, device: str = "auto", redo: bool = False, reporter: Reporter | None = None,
 ) -> FinetuneResult:  # fmt: skip
     """Fine-tune the decomposed or pruned network of a run and keep the last and the best weights.
 
@@ -97,17 +102,31 @@ def finetune(
     ----------
     run : path or RunDirectory
         With a decomposed or pruned network in it.
-    epochs, learning_rate, batch_size, schedule, weight_decay, seed
-        See :class:`decomp.pipelines.training.recipe.Recipe`. The gradient's norm is clipped to 1, and the warm-up takes
-        half an epoch (at most half the training): a network without batch normalisation diverges more easily.
+    epochs : int, optional
+        5 where neither these nor the minutes are given.
+    minutes : float, optional
+        Instead of epochs: as many as fit into this time, at least one. They are counted after some steps were timed,
+        and the learning rate falls over them; an interrupted call keeps the number. When the machine becomes slower,
+        the epoch that exceeds the time is the last one.
+    learning_rate, batch_size, schedule, weight_decay, seed
+        See :class:`decomp.pipelines.training.recipe.Recipe`. Batches have 128 images, without labels 32. The gradient's
+        norm is clipped to 1, and the warm-up takes half an epoch (at most half the training): a network without batch
+        normalisation diverges more easily.
     labels : {'train', 'none'}
         'train': cross-entropy on the training split, of which a seeded tenth (at most 5,000 images) is held out; the
-        best epoch has the highest accuracy there. 'none': the frozen calibration images alone; the loss is the
-        Kullback-Leibler divergence from the original's outputs, and the best epoch has the lowest one on a held-out
-        tenth of the calibration images. Dropout is then off: the original's outputs determine every class probability
-        of an image, and dropout only adds noise to them.
+        best epoch has the highest accuracy there. 'none': all training images, augmented and mixed with each other;
+        the loss is the change of the original's outputs (:mod:`decomp.execution.output_change`), and the best epoch has
+        the lowest one on the frozen images that no fit has used, which are left out of the training. Of images in
+        memory the frozen ones are used alone. An epoch has at least 1,000 images: fewer are used several times.
+        Dropout is then off: the original's outputs determine every class probability of an image, and dropout only
+        adds noise to them.
     distill : bool
         With labels: the mean of cross-entropy and that divergence.
+    data : str, optional
+        Without labels: other images to train on, as :func:`decomp.data.sources.open_source` reads them. Those among
+        them that are held out are left out too.
+    n_images : int, optional
+        Without labels: at most so many images; of the run's own those that were fitted come first.
     device : str
     redo : bool
         Delete an earlier fine-tuning and start over.
@@ -135,8 +154,8 @@ def finetune(
     that is repeated resumes after the last finished epoch and ends bit-identical. The test split is never read.
     """
     options = FinetuneOptions(
-        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule, labels=labels,
-        distill=distill, weight_decay=weight_decay, seed=seed,
+        epochs=epochs, minutes=minutes, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule,
+        labels=labels, distill=distill, weight_decay=weight_decay, data=data, n_images=n_images, seed=seed,
     )  # fmt: skip
     target = pick_device(device)
     directory = RunDirectory.open(run)
@@ -184,16 +203,7 @@ def _finetune(
     run: RunDirectory, options: FinetuneOptions, source: RunNetwork, network_digest: str, device: torch.device,
     reporter: Reporter,
 ) -> FinetuneResult:  # fmt: skip
-    task = (LabelledTask if options.labels == "train" else CalibrationTask)(run, options.seed)
-    reporter.step(
-        f"fine-tuning on {len(task.train):,} {task.description}, {len(task.held_out):,} more held out, on {device}",
-        n_train=len(task.train), n_validation=len(task.held_out),
-    )  # fmt: skip
-    recipe = Recipe(
-        epochs=options.epochs, learning_rate=options.learning_rate, batch_size=options.batch_size,
-        schedule=options.schedule, weight_decay=options.weight_decay, seed=options.seed,
-        warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM,
-    )  # fmt: skip
+    began, (task, recipe) = time.perf_counter(), _task(run, options, device, reporter)
     needs_original = options.labels == "none" or options.distill
     original = load_network(run, run.original_dir).to(device) if needs_original else None
     network, inserted, own = _trained_network(run, source, task, recipe, device, reporter)
@@ -203,6 +213,24 @@ def _finetune(
     events = _event_writer(run, reporter)
     if options.labels == "none":
         disable_dropout(network)  # not in the files, whose network the writer has copied
+        keep_statistics(network)
+    loss = loss_for(options.labels, options.distill, original, run_outputs(run))
+    hooks = [Hooks(after_save=writer), *([] if events is None else [Hooks(after_save=events)])]
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return task.validate(network, original, device)
+
+    if options.minutes is not None:
+        time_limit = Budget(options.minutes, began)
+        recipe = time_limit.plan(
+            recipe, checkpoint_file(run), START_OVER,
+            lambda: epoch_seconds(
+                network, recipe, n_images=len(task.train), batches=task.batches, loss=loss, validate=validate,
+                device=device,
+            ),
+        )  # fmt: skip
+        hooks.append(time_limit.hook(reporter))
+        reporter.step(f"{counted(recipe.epochs, 'epoch')} planned for {options.minutes:g} minutes")
     try:
         training = fit(
             network,
@@ -210,16 +238,19 @@ def _finetune(
             stage="finetune",
             n_images=len(task.train),
             batches=task.batches,
-            loss=loss_for(options.labels, options.distill, original, run_outputs(run)),
-            validate=lambda network: task.validate(network, original, device),
+            loss=loss,
+            validate=validate,
             n_validation=len(task.held_out),
             checkpoint=checkpoint_file(run),
-            start_over="give --redo",
-            identity={**options.to_json(), "network": network_digest, "normalised": [*inserted, *own]},
-            hooks=[Hooks(after_save=writer), *([] if events is None else [Hooks(after_save=events)])],
+            start_over=START_OVER,
+            identity={
+                **options.to_json(), "epochs": recipe.epochs, "network": network_digest,
+                "normalised": [*inserted, *own],
+            },
+            hooks=hooks,
             device=device,
             reporter=reporter,
-        )
+        )  # fmt: skip
     except NumericalError as error:
         raise _stopped(error, run, options) from error
     if events is not None:
@@ -228,6 +259,30 @@ def _finetune(
     run.update_config("finetune", {"asked": options.to_json(), "network": network_digest, "facts": facts})
     checkpoint_file(run).unlink(missing_ok=True)
     return FinetuneResult(run, facts)
+
+
+def _task(
+    run: RunDirectory, options: FinetuneOptions, device: torch.device, reporter: Reporter
+) -> tuple[TrainingTask, Recipe]:
+    """The images, announced, and the recipe; of one epoch where a time decides."""
+    task: TrainingTask
+    if options.labels == "train":
+        task = LabelledTask(run, options.seed)
+    else:
+        task = UnlabelledTask(run, options.seed, data=options.data, n_images=options.n_images)
+    for note in task.notes:
+        reporter.step(note)
+    reporter.step(
+        f"fine-tuning on {task.n_train:,} {task.description}, {len(task.held_out):,} more held out, on {device}",
+        n_train=task.n_train, n_validation=len(task.held_out),
+    )  # fmt: skip
+    assert options.batch_size is not None  # the options have chosen one
+    recipe = Recipe(
+        epochs=options.epochs or 1, learning_rate=options.learning_rate, batch_size=options.batch_size,
+        schedule=options.schedule, weight_decay=options.weight_decay, seed=options.seed,
+        warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM,
+    )  # fmt: skip
+    return task, recipe
 
 
 def _stopped(error: NumericalError, run: RunDirectory, options: FinetuneOptions) -> NumericalError:
@@ -292,5 +347,5 @@ def _facts(task: TrainingTask, training: Training) -> dict[str, Any]:
     return {
         "metric": task.metric.replace("_", " "), "before": training.history[0][task.metric],
         "after": training.history[best][task.metric], "best_epoch": best,
-        "epochs": training.recipe.epochs, "n_train": len(task.train), "n_validation": len(task.held_out),
+        "epochs": training.epoch, "n_train": task.n_train, "n_validation": len(task.held_out),
     }  # fmt: skip

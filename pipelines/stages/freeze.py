@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from decomp import seeds
 from decomp.cost.count import cost
 from decomp.errors import UsageError
 from decomp.execution.output_change import Outputs
@@ -31,7 +29,7 @@ from ...data.preparation import require_same_transforms
 from ...data.sources import open_source
 from ...data.splits import ImageSource
 from ..console import parse
-from ..console.options import LEAST_IMAGES, FreezeOptions
+from ..console.options import FreezeOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.words import counted
@@ -42,6 +40,7 @@ from ..decomposition.refusals import no_convolution
 from ..measure import sanity
 from ..measure.devices import pick_device
 from ..run import trained
+from ..run.calibration import draw_images
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
@@ -344,34 +343,6 @@ def _require_unchanged(run: RunDirectory, before: dict[str, Any], loaded: Loaded
             )  # fmt: skip
     recorded, made = before["source"].get("prepared") or {}, source.prepared or {}
     require_same_transforms(str(made.get("transforms")), recorded.get("first"), made.get("first"))
-
-
-def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:
-    """Draw the calibration images.
-
-    Parameters
-    ----------
-    source : ImageSource
-    n_images : int
-        At most.
-    seed : int
-
-    Returns
-    -------
-    torch.LongTensor
-        Indices of training images, in random order.
-
-    Raises
-    ------
-    UsageError
-        There are fewer than ten.
-    """
-    available = len(source.train)
-    if available < LEAST_IMAGES:
-        rule, fix = f"at least {LEAST_IMAGES} training images are needed", "give more; a few thousand are usual"
-        raise UsageError(source.name, rule, got=available, fix=fix)
-    order = torch.randperm(available, generator=seeds.generator(seed, "freeze", "images"))
-    return order[: min(n_images, available)]
 
 
 def _bytes_needed(graph: NetworkGraph, n_images: int, n_points: int) -> int:

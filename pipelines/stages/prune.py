@@ -21,7 +21,6 @@ from ..console.layer_table import layer_lines, left_alone_lines
 from ..console.options import PruneOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
-from ..decomposition.gather import fitted_images
 from ..measure import fidelity, sanity
 from ..measure.devices import pick_device
 from ..measure.shares import images_at_a_time
@@ -33,6 +32,7 @@ from ..pruning.removal import Pruned, remove
 from ..pruning.unfolded import Unfolded, unfolded_of_run
 from ..reporting.summary import summarise
 from ..run import loading
+from ..run.calibration import fitted_images
 from ..run.conditions import freeze_options, label_options, pruned_words, require_not_decomposed, require_same_options
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
@@ -219,7 +219,7 @@ def calibration_images(run: RunDirectory, device: torch.device, seed: int) -> It
     with frozen:
         outputs, (channels, height, width) = frozen_outputs(frozen), frozen.meta["input_shape"]
         size = images_at_a_time(outputs, (channels, height, width))
-        yield batched(frozen.images, fitted_images(frozen), frozen.n_images, size, device, outputs, seed)
+        yield batched(frozen.images, fitted_images(frozen.n_images), frozen.n_images, size, device, outputs, seed)
 
 
 def _done_before(run: RunDirectory, options: PruneOptions) -> PruneResult | None:
@@ -290,7 +290,7 @@ def _compare(run: RunDirectory, device: torch.device, reporter: Reporter) -> dic
             outputs, (channels, height, width) = frozen_outputs(frozen), frozen.meta["input_shape"]
             return fidelity.compare(
                 original.to(device), loading.load_network(run, run.pruned_dir).to(device), frozen,
-                fitted_images(frozen), images_at_a_time(outputs, (channels, height, width)), device, outputs,
+                fitted_images(frozen.n_images), images_at_a_time(outputs, (channels, height, width)), device, outputs,
             )  # fmt: skip
     except DecompError as error:
         reporter.warn(f"the network is written, but its outputs cannot be compared with the original's: {error}")

@@ -206,7 +206,7 @@ def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
             return StageStatus("finetune", PARTLY, f"made from an earlier {label} network; --redo tunes this one")
         asked, facts = config.get("asked", {}), config.get("facts", {})
         kind = "without labels" if asked.get("labels") == "none" else "with labels"
-        detail = f"{asked.get('epochs', '?')} epochs {kind}"
+        detail = f"{facts.get('epochs', asked.get('epochs', '?'))} epochs {kind}"
         if isinstance(facts.get("before"), float) and isinstance(facts.get("after"), float):
             percent = str(facts.get("metric")).endswith("accuracy")
             before, after = (f"{100 * x:.1f} %" if percent else f"{x:.3g}" for x in (facts["before"], facts["after"]))

@@ -18,6 +18,7 @@ from .recipe import Recipe
 MIN_BATCH_SIZE = 16
 #: Images from which the running statistics are initialised.
 STATISTICS_IMAGES = 2000
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -63,3 +64,18 @@ def disable_dropout(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, DROPOUT):
             module.p = 0.0
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """Let every batch normalisation use its running statistics in training too, and leave them as they are, in place.
+
+    For training without labels: mixtures of images have other statistics than images, and the original, whose outputs
+    are the targets, uses its running ones.
+    """
+    for module in network.modules():
+        if isinstance(module, NORMALISATIONS) and module.running_mean is not None:
+            module.register_forward_pre_hook(_in_evaluation)
+
+
+def _in_evaluation(module: nn.Module, inputs: object) -> None:
+    module.eval()

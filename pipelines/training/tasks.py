@@ -1,8 +1,8 @@
-"""Images and validation of a fine-tuning: labelled training images, or calibration images without labels."""
+"""Images and validation of a fine-tuning; labelled training images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -13,16 +13,12 @@ from decomp.errors import UsageError
 from decomp.execution.output_kinds import Output, logits
 
 from ...data import given
-from ...data.formats.frozen_file import FrozenFile
-from ..measure.accuracy import check_labels, logits_of, outputs_of
+from ..measure.accuracy import check_labels, logits_of
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
-from ..run.loading import open_frozen, run_outputs
+from ..run.loading import run_outputs
 from .hold_out import hold_out
-
-#: Calibration images up to this size are held in memory; larger ones are read from the file batch by batch.
-MEMORY_BYTES = 2**30
 
 
 class TrainingTask(Protocol):
@@ -36,15 +32,21 @@ class TrainingTask(Protocol):
         The images in words.
     uses_batchnorm : bool
         Whether batch normalisations are put into the network while it is trained.
+    n_train : int
+        Number of different images that are trained on.
     train, held_out : LongTensor
-        Indices of the images.
+        Indices of the images; in `train` they may repeat.
+    notes : sequence of str
+        Lines for the person who asked.
     """
 
     metric: str
     description: str
     uses_batchnorm: bool
+    n_train: int
     train: torch.Tensor
     held_out: torch.Tensor
+    notes: Sequence[str]
 
     def batches(
         self, order: torch.Tensor, batch_size: int, augment_seed: int
@@ -79,6 +81,8 @@ class LabelledTask:
             rule, fix = "the training images must be labelled", "give --labels none"
             raise UsageError("--labels train", rule, got=f"{self.data}{ignored}", fix=fix)
         self.train, self.held_out = hold_out(len(self.split), seed)
+        self.n_train = len(self.train)
+        self.notes: Sequence[str] = ()
 
     @staticmethod
     def _only_scores(run: RunDirectory) -> Output:
@@ -109,43 +113,3 @@ class LabelledTask:
         # Among equal accuracies the lower loss is better; it never outweighs one image.
         score = accuracy - min(loss, 100.0) * 1e-3 / len(self.held_out)
         return {"score": score, "validation_accuracy": accuracy, "validation_loss": loss}
-
-
-class CalibrationTask:
-    """The frozen calibration images, without augmentation and labels."""
-
-    description, uses_batchnorm = "calibration images without labels", False
-
-    def __init__(self, run: RunDirectory, seed: int) -> None:
-        self.path, self.outputs = run.frozen, run_outputs(run)
-        self.metric = "validation_divergence" if self.outputs.scores is not None else "validation_change"
-        frozen, _ = open_frozen(run)
-        with frozen:
-            self.train, self.held_out = hold_out(frozen.n_images, seed)
-            n_bytes = 4 * frozen.n_images * torch.Size(frozen.input_shape).numel()
-            self.images = frozen.images() if n_bytes <= MEMORY_BYTES else None
-
-    def batches(
-        self, order: torch.Tensor, batch_size: int, augment_seed: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        return self._read(self.train[order], batch_size)
-
-    def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
-        """Mean change of the outputs, see :mod:`decomp.execution.output_change`; for class scores a divergence."""
-        assert original is not None
-        total = 0.0
-        for images, _ in self._read(self.held_out, 100):
-            got = outputs_of(network, images, device, self.outputs)
-            wanted = outputs_of(original, images, device, self.outputs)
-            total += float(self.outputs.change(wanted, got).sum())
-        change = total / len(self.held_out)
-        return {"score": -change, self.metric: change}
-
-    def _read(self, indices: torch.Tensor, batch_size: int) -> Iterator[tuple[torch.Tensor, None]]:
-        if self.images is not None:
-            for part in indices.split(batch_size):
-                yield self.images[part], None
-            return
-        with FrozenFile(self.path) as frozen:
-            for part in indices.split(batch_size):
-                yield torch.cat([frozen.images(number, number + 1) for number in part.tolist()]), None

@@ -15,7 +15,8 @@ import decomp
 from decomp.errors import UsageError
 from decomp.pipelines.commands import shared
 from decomp.pipelines.commands.group import JSON_KEY
-from decomp.pipelines.console.options import DecomposeOptions, FinetuneOptions
+from decomp.pipelines.console.finetune_options import FinetuneOptions
+from decomp.pipelines.console.options import DecomposeOptions
 
 
 def called(options, line, **extra):
@@ -58,7 +59,7 @@ def test_a_number_has_its_limits_and_a_letter_for_its_kind():
 
 
 def test_defaults_are_those_of_the_options_class():
-    assert shared.default_of(FinetuneOptions, "epochs") == FinetuneOptions().epochs
+    assert shared.default_of(FinetuneOptions, "learning_rate") == FinetuneOptions().learning_rate
     assert shared.default_of(DecomposeOptions, "steps") == ",".join(DecomposeOptions(2).steps)
     assert shared.default_of(DecomposeOptions, "coupled") is None
 

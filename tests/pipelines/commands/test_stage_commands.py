@@ -43,9 +43,10 @@ FULL = {
     ),
     "finetune": (
         "--run r --epochs 7 --lr 0.5 --batch-size 9 --schedule constant --labels none --distill --weight-decay 0 "
-        "--redo --seed 3 --device cpu",
+        "--redo --seed 3 --device cpu --minutes 2.5 --data npz:a --images 20",
         ("r",),
         {
+            "minutes": 2.5, "data": "npz:a", "n_images": 20,
             "epochs": 7, "learning_rate": 0.5, "batch_size": 9, "schedule": "constant", "labels": "none",
             "distill": True, "weight_decay": 0.0, "redo": True, "seed": 3, "device": "cpu",
         },

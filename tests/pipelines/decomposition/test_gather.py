@@ -137,12 +137,6 @@ def test_tiles_are_the_same_for_any_batch(batch):
     assert torch.equal(torch.cat([rows[1] for _, rows in cut]), Y)
 
 
-def test_one_image_in_ten_is_held_out_and_at_least_one():
-    sizes = {10: 9, 11: 10, 19: 18, 20: 18, 5000: 4500}
-    for n_images, n_fit in sizes.items():
-        assert gather.fitted_images(type("Frozen", (), {"n_images": n_images})) == n_fit
-
-
 def frozen_points(folder, network, images):
     """A frozen file with all positions of all layers, and the graph."""
     run, graph = RunDirectory.create(folder), NetworkGraph(trace(network), SHAPE)

@@ -13,9 +13,10 @@ from decomp.errors import UsageError
 from decomp.pipelines.measure.held_out_loss import HeldOutLoss
 from decomp.pipelines.recipes import loss_budget
 from decomp.pipelines.recipes.loss_budget import BudgetResult, Trial, bisect, decompose_within
+from decomp.pipelines.run.calibration import draw_images
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import load_network
-from decomp.pipelines.stages.freeze import draw_images, freeze
+from decomp.pipelines.stages.freeze import freeze
 from tests.pipelines.digit_runs import Collected, bytes_of
 
 

@@ -90,16 +90,14 @@ def test_fine_tuning_with_labels_helps_on_images_it_has_not_seen(run):
     assert lines[-1] == f"next: decomp evaluate --run {run}"
 
 
-def test_fine_tuning_without_labels_comes_closer_to_the_original(run, monkeypatch):
-    # No source may even be opened: the frozen images are all there is.
-    monkeypatch.setattr(run_images, "open_source", None)
+def test_fine_tuning_without_labels_comes_closer_to_the_original(run):
     result = tune(run, labels="none", epochs=3, batch_size=16)
     assert result.facts["after"] < 0.7 * result.facts["before"]
-    images = open_source("digits").train.images(torch.arange(300))
-    _, held_out = hold_out(300, 0)
+    assert (result.facts["n_train"], result.facts["n_validation"]) == (1347 - 30, 30)
+    images = open_source("digits").train.images(torch.arange(270, 300))  # what decompose held out
     with torch.no_grad():
-        target = network_file.load(run.original_dir)(images[held_out])
-        tuned = network_file.load(run.finetune_dir / "best")(images[held_out])
+        target = network_file.load(run.original_dir)(images)
+        tuned = network_file.load(run.finetune_dir / "best")(images)
         measured = kl_divergence(target, tuned).mean().item()
     assert measured == pytest.approx(result.facts["after"], rel=1e-4)
 
@@ -278,6 +276,27 @@ def test_a_network_decomposed_anew_is_not_taken_for_the_old_one(run):
         tune(run, epochs=1)
 
 
+def test_a_time_decides_the_epochs_and_a_resumed_run_keeps_them(run, monkeypatch):
+    monkeypatch.setattr(stage, "epoch_seconds", lambda *arguments, **options: 6.0)
+    options = {"epochs": None, "minutes": 0.5, "labels": "none", "n_images": 200}
+    result = tune(run, **options)
+    assert result.facts["epochs"] == 4  # of nine tenths of 30 seconds
+    assert run.config("finetune")["asked"]["epochs"] is None
+    assert next(s for s in status(run).stages if s.name == "finetune").detail.startswith("4 epochs without labels")
+    whole = weights(run.finetune_dir / "last")
+    writer = outputs.NetworkWriter.__call__
+    monkeypatch.setattr(
+        outputs.NetworkWriter, "__call__", lambda self, state: writer(self, state) if state.epoch < 2 else die()
+    )
+    with pytest.raises(Killed):
+        tune(run, **options, redo=True)
+    monkeypatch.setattr(outputs.NetworkWriter, "__call__", writer)
+    monkeypatch.setattr(stage, "epoch_seconds", lambda *arguments, **options: 1.0)  # now the machine is quick
+    assert tune(run, **options).facts == result.facts
+    assert_same(weights(run.finetune_dir / "last"), whole)
+    assert tune(run, **options).done_before
+
+
 # --- mistakes ---
 
 
@@ -311,6 +330,12 @@ def test_a_mistake_is_one_line_that_names_the_option(run, monkeypatch):
         tune(run, labels="some")
     with pytest.raises(UsageError, match="--distill.*--labels none"):
         tune(run, labels="none", distill=True)
+    with pytest.raises(UsageError, match="--minutes: decides the number of epochs, got --epochs 2 beside it"):
+        tune(run, minutes=1)
+    with pytest.raises(UsageError, match="--data: is for training without labels.*give --labels none"):
+        tune(run, data="digits")
+    with pytest.raises(UsageError, match="--images: is for training without labels"):
+        tune(run, n_images=7)
     with pytest.raises(UsageError, match="--lr: must be a number above 0, got -1"):
         tune(run, learning_rate=-1)
 

@@ -10,8 +10,9 @@ from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.models import load_model
 from decomp.errors import NumericalError, UsageError
 from decomp.pipelines.decomposition import record_responses
+from decomp.pipelines.run.calibration import draw_images
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.stages.freeze import draw_images, freeze
+from decomp.pipelines.stages.freeze import freeze
 from decomp.pipelines.training.tasks import LabelledTask
 from tests.pipelines.digit_runs import NETWORKS, Collected, make_run, plain
 

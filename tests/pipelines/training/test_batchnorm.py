@@ -1,10 +1,12 @@
 """Batch normalisations that are put in for a training, and dropout that is switched off."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from decomp.pipelines.training.batchnorm import MIN_BATCH_SIZE, disable_dropout, insert_batchnorm
+from decomp.pipelines.training.batchnorm import MIN_BATCH_SIZE, disable_dropout, insert_batchnorm, keep_statistics
 from decomp.pipelines.training.recipe import Recipe
 from decomp.surgery import batchnorm
 
@@ -80,3 +82,16 @@ def test_without_dropout_training_mode_computes_what_evaluation_does():
     assert not torch.equal(net.train()(images), expected)
     disable_dropout(net)
     assert torch.equal(net.train()(images), expected)
+
+
+def test_kept_statistics_are_used_in_training_and_do_not_change():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+    net[1].running_mean.fill_(0.3)
+    before = copy.deepcopy(net)
+    keep_statistics(net)
+    net.train()
+    with torch.no_grad():
+        expected = before[:3].eval()(IMAGES)
+        assert torch.equal(net[:3](IMAGES), expected)
+    assert torch.equal(net[1].running_mean, before[1].running_mean) and net[1].num_batches_tracked == 0
+    assert net[3].training and net[1].weight.requires_grad

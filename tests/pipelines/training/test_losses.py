@@ -8,7 +8,7 @@ from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import Output
 from decomp.pipelines.training.losses import loss_for
 
-SCORES = Outputs((Output("output", "scores", (4,)),))
+SCORES = Outputs((Output("output", "scores", (4,), variance=0.5),))
 
 
 def test_losses_are_cross_entropy_divergence_or_the_mean_of_both():
@@ -17,9 +17,11 @@ def test_losses_are_cross_entropy_divergence_or_the_mean_of_both():
     probabilities, target = student(images).softmax(1), teacher(images).softmax(1)
     entropy = -probabilities.log()[range(5), labels].mean()
     divergence = (target * (target / probabilities).log()).sum(1).mean()
+    centred = [scores - scores.mean(1, keepdim=True) for scores in (student(images), teacher(images))]
+    scores = (centred[0] - centred[1]).square().mean() / 0.5
     for options, targets, expected in (
         (("train", False, None), labels, entropy),
-        (("none", False, teacher), None, divergence),
+        (("none", False, teacher), None, divergence + scores),
         (("train", True, teacher), labels, (entropy + divergence) / 2),
     ):
         loss = loss_for(*options, SCORES)(student, images, targets)

@@ -1,4 +1,4 @@
-"""Tasks of a fine-tuning: their images, their validation against naive sums, and images without labels."""
+"""Task with labels: its images, and its validation against naive sums."""
 
 import pytest
 import torch
@@ -8,9 +8,8 @@ from decomp.data.sources import open_source
 from decomp.errors import UsageError
 from decomp.pipelines.run import images as run_images
 from decomp.pipelines.run.loading import load_network
-from decomp.pipelines.training import tasks
 from decomp.pipelines.training.hold_out import hold_out
-from decomp.pipelines.training.tasks import CalibrationTask, LabelledTask
+from decomp.pipelines.training.tasks import LabelledTask
 from tests.pipelines.small_runs import Watched, make_run
 
 CPU = torch.device("cpu")
@@ -74,41 +73,9 @@ def test_a_source_without_labels_is_refused_with_the_way_out(run, monkeypatch):
         LabelledTask(run, 0)
 
 
-@pytest.mark.parametrize("memory", [tasks.MEMORY_BYTES, 0])
-def test_calibration_images_are_the_frozen_ones_from_memory_and_from_the_file(run, monkeypatch, memory):
-    monkeypatch.setattr(tasks, "MEMORY_BYTES", memory)
-    task, split = CalibrationTask(run, 0), open_source("digits").train
-    assert (task.images is None) == (memory == 0)
-    batches = list(task.batches(torch.tensor([4, 1, 9]), 2, augment_seed=1))
-    assert [labels for _, labels in batches] == [None, None]
-    expected = split.images(hold_out(300, 0)[0][[4, 1, 9]])
-    assert torch.equal(torch.cat([images for images, _ in batches]), expected)
-
-
-def test_the_divergence_is_that_of_the_held_out_images(run):
-    task, split = CalibrationTask(run, 0), open_source("digits").train
-    original, network = (load_network(run, folder) for folder in (run.original_dir, run.model_dir))
-    result = task.validate(network, original, CPU)
-    with torch.no_grad():
-        images = split.images(hold_out(300, 0)[1])
-        target, found = original(images).double().log_softmax(1), network(images).double().log_softmax(1)
-    expected = (target.exp() * (target - found)).sum(1).mean().item()
-    assert result["validation_divergence"] == pytest.approx(expected, rel=1e-4)
-    assert result["score"] == -result["validation_divergence"]
-    assert task.validate(original, original, CPU)["validation_divergence"] == pytest.approx(0, abs=1e-6)
-
-
-def test_outputs_that_are_not_class_scores_alone_are_refused_for_labels_and_tuned_without(tmp_path):
+def test_outputs_that_are_not_class_scores_alone_are_refused_for_labels(tmp_path):
     run = make_run(tmp_path / "run", n_images=40)
     values = [{"name": "output", "kind": "values", "shape": [10], "reason": "as asked", "variance": 2.0}]
     run.update_config("freeze", {**run.config("freeze"), "outputs": values})
     with pytest.raises(UsageError, match="--labels train: .*class scores, got output: 10 values .as asked.; give --la"):
         LabelledTask(run, 0)
-    task = CalibrationTask(run, 0)
-    original, network = (load_network(run, folder) for folder in (run.original_dir, run.model_dir))
-    result = task.validate(network, original, CPU)
-    with torch.no_grad():
-        images = open_source("digits").train.images(hold_out(40, 0)[1])
-        expected = (original(images) - network(images)).square().mean().item() / 2
-    assert task.metric == "validation_change" and result["validation_change"] == pytest.approx(expected, rel=1e-5)
-    assert result["score"] == -result["validation_change"]

@@ -1,0 +1,221 @@
+"""Task without labels: all training images but the held-out frozen ones, mixed, towards the original's outputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from decomp import seeds
+from decomp.errors import DecompError, UsageError
+
+from ...data.formats.frozen_file import FrozenFile
+from ...data.sources import open_source
+from ...data.splits import ImageSource, Split
+from ..measure.accuracy import outputs_of
+from ..run.calibration import draw_images, fitted_images
+from ..run.conditions import IN_MEMORY, freeze_options
+from ..run.directory import RunDirectory
+from ..run.images import open_images
+from ..run.loading import open_frozen, run_outputs
+
+#: Frozen images up to this size are held in memory; larger ones are read from the file batch by batch.
+MEMORY_BYTES = 2**30
+#: An epoch has at least so many images: where there are fewer, each is used several times.
+EPOCH_IMAGES = 1000
+IMAGES_AT_A_TIME = 100
+
+Read = Callable[[Tensor, int, int], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images to train on.
+
+    Attributes
+    ----------
+    indices : torch.LongTensor
+        Distinct.
+    read : callable
+        ``read(indices, batch_size, augment_seed)`` yields images of shape (B, C, H, W).
+    words : str
+        The images in words.
+    notes : tuple of str
+        Lines for the person who asked.
+    """
+
+    indices: Tensor
+    read: Read
+    words: str
+    notes: tuple[str, ...] = ()
+
+
+class UnlabelledTask:
+    """Training images whose labels are not used; see :class:`decomp.pipelines.training.tasks.TrainingTask`.
+
+    Validated on the frozen images that no fit has used, and on nothing else: see
+    :mod:`decomp.pipelines.run.calibration`. They are never trained on, by whichever name their source is opened.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    seed : int
+        Of the choice among the images of another source.
+    data : str, optional
+        Source of the images in place of the run's own.
+    n_images : int, optional
+        At most so many. Of the run's own source the images that were fitted come first.
+
+    Raises
+    ------
+    UsageError, FileError
+        The source `data` cannot be opened, or has no images beside the held-out ones.
+
+    Notes
+    -----
+    The frozen images alone are used where the run's own source cannot be opened again; `notes` says why.
+    """
+
+    uses_batchnorm = False
+
+    def __init__(self, run: RunDirectory, seed: int, *, data: str | None = None, n_images: int | None = None) -> None:
+        self.path, self.outputs = run.frozen, run_outputs(run)
+        self.metric = "validation_divergence" if self.outputs.scores is not None else "validation_change"
+        frozen, _ = open_frozen(run)
+        with frozen:
+            n_fit = fitted_images(frozen.n_images)
+            n_bytes = 4 * frozen.n_images * torch.Size(frozen.input_shape).numel()
+            self.images = frozen.images() if n_bytes <= MEMORY_BYTES else None
+            self.held_out = torch.arange(n_fit, frozen.n_images)
+            pool = _own(run, frozen) if data is None else _other(run, frozen, data, seed)
+        if pool is None or isinstance(pool, str):
+            pool = Pool(torch.arange(n_fit), self._read, "frozen images", () if pool is None else (pool,))
+        self.pool, indices = pool, pool.indices[:n_images]
+        if not len(indices):
+            got = f"{data}, which has no others"
+            raise UsageError("--data", "must have images beside the held-out ones", got=got, fix="name another source")
+        self.n_train = len(indices)
+        self.notes: Sequence[str] = pool.notes
+        self.description = f"{pool.words} without labels"
+        self.train = indices.repeat(-(-EPOCH_IMAGES // len(indices)))
+
+    def batches(self, order: Tensor, batch_size: int, augment_seed: int) -> Iterator[tuple[Tensor, None]]:
+        """Images of ``train[order]``, augmented as their source does, then mixed."""
+        images = self.pool.read(self.train[order], batch_size, augment_seed)
+        for number, batch in enumerate(images):
+            yield mixed(batch, seeds.derive_seed(augment_seed, "mix", number)), None
+
+    def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
+        """Mean change of the outputs, see :mod:`decomp.execution.output_change`; for class scores a divergence."""
+        assert original is not None
+        total = 0.0
+        for images in self._read(self.held_out, IMAGES_AT_A_TIME, 0):
+            got = outputs_of(network, images, device, self.outputs)
+            wanted = outputs_of(original, images, device, self.outputs)
+            total += float(self.outputs.change(wanted, got).sum())
+        change = total / len(self.held_out)
+        return {"score": -change, self.metric: change}
+
+    def _read(self, indices: Tensor, batch_size: int, augment_seed: int) -> Iterator[Tensor]:
+        """Frozen images; they are kept as the network takes them and cannot be augmented."""
+        if self.images is not None:
+            for part in indices.split(batch_size):
+                yield self.images[part]
+            return
+        with FrozenFile(self.path) as frozen:
+            for part in indices.split(batch_size):
+                yield torch.cat([frozen.images(number, number + 1) for number in part.tolist()])
+
+
+def mixed(images: Tensor, seed: int) -> Tensor:
+    """Every image with a share of another one of its batch, drawn evenly between none and a half.
+
+    Mixtures of two images (Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", equation 1, with beta
+    distribution (1, 1)) show a network more of the space around few images. Targets are not mixed: the original
+    answers for the mixture itself.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (B, C, H, W)
+    seed : int
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = 0.5 * torch.rand(len(images), 1, 1, 1, generator=generator)
+    order = torch.randperm(len(images), generator=generator)
+    others = torch.empty_like(images)
+    others[order] = images[order.roll(1)]
+    return images + share * (others - images)
+
+
+def _own(run: RunDirectory, frozen: FrozenFile) -> Pool | str:
+    """The images of the run's own source; a line that says why not where it cannot be opened again."""
+    alone = "training on the frozen images alone, without augmentation"
+    if freeze_options(run).data == IN_MEMORY:
+        return f"{IN_MEMORY} cannot be opened again: {alone}; more can be given by a name (data, option --data)"
+    try:
+        source = open_images(run)
+        return _pool_of(run, frozen, source, None)
+    except DecompError as error:
+        return f"{alone}, since the others cannot be read: {error}"
+
+
+def _other(run: RunDirectory, frozen: FrozenFile, data: str, seed: int) -> Pool:
+    """The images of another source, prepared as those of the run where these are pictures too."""
+    options, source = freeze_options(run), (run.config("freeze") or {}).get("source")
+    channels, height, width = frozen.input_shape
+    opened = open_source(
+        data, input_shape=(channels, height, width), skip_bad=options.skip_bad, options=options.image_options,
+        recorded=source.get("prepared") if isinstance(source, dict) else None,
+    )  # fmt: skip
+    pool = _pool_of(run, frozen, opened, seed)
+    return Pool(pool.indices, pool.read, pool.words, (f"images of {data}: {opened.preprocessing}", *pool.notes))
+
+
+def _pool_of(run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: int | None) -> Pool:
+    """The images of a source without those that the run holds out.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    frozen : FrozenFile
+    source : ImageSource
+    seed : int, optional
+        None: the source is the run's own.
+    """
+    split, n_fit = source.train, fitted_images(frozen.n_images)
+    held_out = frozen.images(n_fit)
+    if seed is None and len(split) >= max(frozen.n_images, 10):
+        # In the order in which freeze drew them, so that the fitted images come first.
+        order = draw_images(source, len(split), freeze_options(run).seed)
+        places = order[n_fit : frozen.n_images]
+        if all(
+            torch.equal(images, held_out[start : start + len(images)])
+            for start, images in zip(range(0, len(places), IMAGES_AT_A_TIME), _images(split, places))
+        ):
+            kept = torch.cat([order[:n_fit], order[frozen.n_images :]])
+            return Pool(kept, _reader(split), f"training images of {source.name}")
+    # The frozen images are elsewhere in this source, or not in it: those that are held out are known by their pixels.
+    order = torch.randperm(len(split), generator=seeds.generator(seed or 0, "finetune", "pool"))
+    known = {_digest(image) for image in held_out}
+    fresh = torch.tensor([_digest(image) not in known for batch in _images(split, order) for image in batch]).bool()
+    n_left_out = int((~fresh).sum())
+    note = f"{n_left_out:,} of its {len(split):,} images are held out in this run and are not trained on"
+    return Pool(order[fresh], _reader(split), f"images of {source.name}", (note,) if n_left_out else ())
+
+
+def _images(split: Split, indices: Tensor) -> Iterator[Tensor]:
+    return (images for images, _ in split.batches(indices, IMAGES_AT_A_TIME))
+
+
+def _reader(split: Split) -> Read:
+    def read(indices: Tensor, batch_size: int, augment_seed: int) -> Iterator[Tensor]:
+        return (images for images, _ in split.batches(indices, batch_size, augment_seed=augment_seed))
+
+    return read
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()

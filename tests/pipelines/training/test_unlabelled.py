@@ -1,0 +1,173 @@
+"""Task without labels: its images never meet those that it is validated on, and are mixed with each other."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from decomp.data.sources import open_source
+from decomp.errors import FileError, UsageError
+from decomp.graph.network_graph import NetworkGraph
+from decomp.pipelines.decomposition.gather import ProblemGatherer
+from decomp.pipelines.pruning.images import batched
+from decomp.pipelines.run import images as run_images
+from decomp.pipelines.run.calibration import draw_images, fitted_images
+from decomp.pipelines.run.loading import load_network, open_frozen, run_outputs
+from decomp.pipelines.stages.freeze import freeze
+from decomp.pipelines.training import unlabelled
+from decomp.pipelines.training.unlabelled import UnlabelledTask, mixed
+from tests.pipelines.small_runs import SHAPE, make_run, quiet
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("unlabelled") / "run", n_images=60)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A run whose images were drawn by freeze."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "one_convolution.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))\n"
+    )
+    return freeze(
+        folder / "run", model=f"{folder}/one_convolution.py:build", data="digits", n_images=60, reporter=quiet()
+    ).run
+
+
+def keys(images):
+    return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images]
+
+
+def unmixed(task, monkeypatch):
+    """All images that an epoch of the task trains on, before they are mixed and without augmentation."""
+    monkeypatch.setattr(unlabelled, "mixed", lambda images, seed: images)
+    read = task.pool.read
+    return torch.cat(list(read(task.train.unique(), 500, None)))
+
+
+@pytest.mark.parametrize("which", ["run", "drawn"])
+@pytest.mark.parametrize("options", [{}, {"n_images": 50}, {"data": "digits"}])
+def test_no_image_of_the_validation_is_trained_on_or_was_fitted(which, options, monkeypatch, request):
+    run = request.getfixturevalue(which)
+    task = UnlabelledTask(run, 3, **options)
+    trained_on, judged = set(keys(unmixed(task, monkeypatch))), []
+    monkeypatch.setattr(unlabelled, "outputs_of", lambda network, images, *rest: judged.append(images) or images)
+    monkeypatch.setattr(type(task.outputs), "change", lambda self, wanted, got: torch.zeros(len(got)))
+    task.validate(None, load_network(run, run.original_dir), CPU)
+    judged = set(keys(torch.cat(judged)))
+    frozen, _ = open_frozen(run)
+    with frozen:
+        n_fit = ProblemGatherer(frozen, NetworkGraph(load_network(run, run.original_dir), SHAPE)).n_fit  # of decompose
+        pruning = batched(frozen.images, fitted_images(60), 60, 20, CPU, run_outputs(run), 0)  # of prune
+        fitted = keys(frozen.images(0, n_fit))
+        assert keys(torch.cat(list(pruning.batches()))) == fitted
+        assert judged == set(keys(frozen.images(n_fit))) and len(judged) == 6
+    assert judged.isdisjoint(fitted) and judged.isdisjoint(trained_on)
+    assert len(trained_on) == task.n_train == (50 if "n_images" in options else 1347 - 6)
+
+
+def test_the_fitted_images_come_first_then_others_of_the_source(drawn, monkeypatch):
+    order = draw_images(open_source("digits"), 1347, 0)
+    assert torch.equal(UnlabelledTask(drawn, 0, n_images=54).train[:54], order[:54])
+    task = UnlabelledTask(drawn, 0)
+    assert torch.equal(task.train, torch.cat([order[:54], order[60:]])) and task.notes == ()
+    assert task.description == "training images of digits without labels"
+
+
+def test_an_epoch_goes_several_times_through_few_images(drawn):
+    task = UnlabelledTask(drawn, 0, n_images=54)
+    assert task.n_train == 54 and len(task.train) == 1026  # 19 times
+    assert task.train.unique(return_counts=True)[1].tolist() == [19] * 54
+
+
+@pytest.mark.parametrize("memory", [unlabelled.MEMORY_BYTES, 0])
+def test_the_frozen_images_alone_are_used_where_the_source_is_gone(run, monkeypatch, memory):
+    def gone(*arguments, **options):
+        raise FileError("digits", "no such folder")
+
+    monkeypatch.setattr(unlabelled, "MEMORY_BYTES", memory)
+    monkeypatch.setattr(run_images, "open_source", gone)
+    task = UnlabelledTask(run, 0)
+    assert (task.images is None) == (memory == 0) and task.n_train == 54
+    expected = "training on the frozen images alone, without augmentation, since the others cannot be read: digits:"
+    assert task.notes[0].startswith(expected)
+    batches = [images for images, labels in task.batches(torch.tensor([4, 1, 9]), 2, augment_seed=1)]
+    images = open_source("digits").train.images([4, 1, 9])
+    torch.testing.assert_close(batches[1], images[2:], rtol=0, atol=1e-6)  # alone in its batch: mixed with itself
+    assert not torch.equal(batches[0], images[:2])
+
+
+def test_images_in_memory_are_told_to_be_all_there_is(run, monkeypatch):
+    record = run.config("freeze")
+    monkeypatch.setitem(record["asked"], "data", "images in memory")
+    monkeypatch.setattr(type(run), "config", lambda self, stage: record)
+    task = UnlabelledTask(run, 0)
+    assert task.n_train == 54 and "images in memory cannot be opened again" in task.notes[0]
+
+
+def test_other_images_are_prepared_alike_and_said(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 17, (20, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "more.npz", x_train=pixels)
+    task = UnlabelledTask(run, 0, data=f"npz:{tmp_path}/more.npz")
+    assert task.n_train == 20 and task.notes[0].startswith(f"images of npz:{tmp_path}/more.npz: 8×8")
+
+
+def test_a_source_of_held_out_images_alone_is_refused(run, tmp_path):
+    held_out = open_source("digits").train.images(torch.arange(54, 60))
+    np.savez(tmp_path / "same.npz", x_train=held_out.numpy())
+    with pytest.raises(UsageError, match="--data: must have images beside the held-out ones"):
+        UnlabelledTask(run, 0, data=f"npz:{tmp_path}/same.npz")
+
+
+def test_the_divergence_is_that_of_the_held_out_images(run):
+    task, split = UnlabelledTask(run, 0), open_source("digits").train
+    original, network = (load_network(run, folder) for folder in (run.original_dir, run.model_dir))
+    result = task.validate(network, original, CPU)
+    with torch.no_grad():
+        images = split.images(torch.arange(54, 60))
+        target, found = original(images).double().log_softmax(1), network(images).double().log_softmax(1)
+    expected = (target.exp() * (target - found)).sum(1).mean().item()
+    assert result["validation_divergence"] == pytest.approx(expected, rel=1e-4)
+    assert result["score"] == -result["validation_divergence"]
+    assert task.validate(original, original, CPU)["validation_divergence"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_change_of_other_outputs_is_over_their_spread(tmp_path):
+    run = make_run(tmp_path / "run", n_images=40)
+    values = [{"name": "output", "kind": "values", "shape": [10], "reason": "as asked", "variance": 2.0}]
+    run.update_config("freeze", {**run.config("freeze"), "outputs": values})
+    task = UnlabelledTask(run, 0)
+    original, network = (load_network(run, folder) for folder in (run.original_dir, run.model_dir))
+    result = task.validate(network, original, CPU)
+    with torch.no_grad():
+        images = open_source("digits").train.images(torch.arange(36, 40))
+        expected = (original(images) - network(images)).square().mean().item() / 2
+    assert task.metric == "validation_change" and result["validation_change"] == pytest.approx(expected, rel=1e-5)
+    assert result["score"] == -result["validation_change"]
+
+
+def test_an_image_is_mixed_with_at_most_half_of_another():
+    images = torch.eye(64).reshape(64, 1, 8, 8)
+    found = mixed(images, 5).reshape(64, 64)
+    own, others = found.diagonal(), found - found.diagonal().diag()
+    assert 0.5 <= own.min() and 0.5 < own.mean() < 0.9
+    torch.testing.assert_close(own + others.sum(1), torch.ones(64))  # the shares add up to one
+    assert ((others > 0).sum(1) <= 1).all() and (others > 0).any(1).sum() > 60
+    assert torch.equal(mixed(images, 5), mixed(images, 5)) and not torch.equal(mixed(images, 5), mixed(images, 6))
+
+
+def test_images_are_augmented_as_their_source_does_it(drawn, monkeypatch):
+    monkeypatch.setattr(unlabelled, "mixed", lambda images, seed: images)
+    task, split = UnlabelledTask(drawn, 0), open_source("digits").train
+    order = torch.tensor([5, 0, 7])
+    got = torch.cat([images for images, _ in task.batches(order, 2, augment_seed=11)])
+    wanted = torch.cat([images for images, _ in split.batches(task.train[order], 2, augment_seed=11)])
+    assert torch.equal(got, wanted) and not torch.equal(got, split.images(task.train[order]))
+    assert got.shape[1:] == SHAPE
