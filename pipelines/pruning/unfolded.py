@@ -128,7 +128,7 @@ def _loaded(run: RunDirectory, options: FreezeOptions, shape: Sequence[int]) -> 
     if options.model.endswith(models.MEMORY):
         raise UsageError(
             run.path, f"holds {options.model}, which only the Python session that froze it can prune",
-            fix=f"call decomp.prune(model, images, run={str(run.path)!r}) with that network",
+            fix=f"call decomp.prune_run({str(run.path)!r}, original=model, speedup=2) with that network as model",
         )  # fmt: skip
     try:
         weights = weights_file(run, options.weights)

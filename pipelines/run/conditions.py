@@ -90,7 +90,10 @@ def require_not_decomposed(run: RunDirectory) -> None:
     if run.config("decompose") is not None:
         command = f"{program()} prune --model MODEL --data DATA --run OTHER --speedup 2x"
         rule = "is decomposed already, and a run is either decomposed or pruned"
-        raise UsageError(run.path, rule, fix=f"prune in another run: {_with_names(run, command)}")
+        fix = f"prune in another run: {_with_names(run, command)}"
+        if _in_memory(run):
+            fix = "call decomp.prune(model, images, speedup=2) with the network in memory"
+        raise UsageError(run.path, rule, fix=fix)
 
 
 def require_not_pruned(run: RunDirectory) -> None:
@@ -104,8 +107,15 @@ def require_not_pruned(run: RunDirectory) -> None:
         command = f"{program()} freeze --model {run.pruned_dir} --data DATA --run OTHER"
         rule = "is pruned already, and a run is either decomposed or pruned"
         fix = f"to decompose what pruning left, begin with {_with_names(run, command)}"
+        if _in_memory(run):
+            fix = f"to decompose what pruning left, call decomp.compress(decomp.load({str(run.pruned_dir)!r}), images)"
         fix += f"; to decompose the original, give --run OTHER --from {run.path}"
         raise UsageError(run.path, rule, fix=fix)
+
+
+def _in_memory(run: RunDirectory) -> bool:
+    """Whether the images of a run, and so its network, were given in Python: no command can name them."""
+    return freeze_options(run).data == IN_MEMORY
 
 
 def _with_names(run: RunDirectory, command: str) -> str:

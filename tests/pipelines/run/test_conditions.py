@@ -10,6 +10,8 @@ from decomp.pipelines.run.conditions import (
     freeze_options,
     label_options,
     recorded_options,
+    require_not_decomposed,
+    require_not_pruned,
     require_same_options,
 )
 from decomp.pipelines.run.directory import RunDirectory
@@ -81,3 +83,17 @@ def test_labels_are_proposed_where_finetune_takes_them(tmp_path, source, data, k
 
 def test_the_name_of_images_in_memory_is_that_of_their_source():
     assert IN_MEMORY == given.NAME
+
+
+@pytest.mark.parametrize("stage, refuse", [("decompose", require_not_decomposed), ("prune", require_not_pruned)])
+def test_a_run_of_a_network_in_memory_names_calls_and_no_commands(run, stage, refuse):
+    refuse(run)  # neither decomposed nor pruned
+    run.update_config("freeze", {"asked": FreezeOptions(model="Net in memory", data=IN_MEMORY).to_json()})
+    run.update_config(stage, {"asked": {}})
+    with pytest.raises(UsageError) as caught:
+        refuse(run)
+    calls = {
+        "decompose": "call decomp.prune(model, images",
+        "prune": f"decomp.compress(decomp.load('{run.pruned_dir}')",
+    }
+    assert calls[stage] in str(caught.value) and "--model" not in str(caught.value)
