@@ -251,8 +251,10 @@ class Plan:
 
 def latency_words(latency: Mapping[str, Any]) -> str:
     """Human-readable summary of the measurement in a plan by latency."""
+    rounds = f" ({latency['low']:.2f}x to {latency['high']:.2f}x in eight of ten rounds)" if "low" in latency else ""
     return (
-        f"a network of these sizes was measured {latency['measured_speedup']:.2f}x faster than the original: "
+        f"a network of these sizes was measured {latency['measured_speedup']:.2f}x faster than the original in "
+        f"{latency.get('runtime', 'eager')}{rounds}: "
         f"{latency['measured_ms']:.3g} ms for {latency['original_ms']:.3g} ms, batch of {latency['batch_size']}, "
         f"{latency['layout']}, {latency['device']}, {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
     )

@@ -18,7 +18,7 @@ def has_direct_graph(module: nn.Module, example: Tensor) -> bool:
     """Whether :func:`direct_graph` can write a module for a batch such as the example."""
     parts = list(_parts(module))
     linear = any(isinstance(part, nn.Linear) for part in parts)
-    return all(_is_known(part) for part in parts) and (example.dim() == 2) == linear
+    return all(_is_known(part) for part in parts) and (example.dim() == 2 or not linear)
 
 
 def _is_known(part: nn.Module) -> bool:

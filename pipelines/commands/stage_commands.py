@@ -9,6 +9,7 @@ import click
 from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.criteria.names import AS_SELECTORS
 from decomp.errors import UsageError
+from decomp.runtimes.names import RUNTIMES
 from decomp.solvers.selectors import SELECTORS
 
 from ..console import parse
@@ -81,6 +82,7 @@ Examples:
   decomp decompose --run runs/vgg --speedup 4x --export pt2,onnx
   decomp decompose --run runs/vgg --max-drop 1%
   decomp decompose --run runs/fast --from runs/vgg --speedup 2x --cost latency --batch-size 1
+  decomp decompose --run runs/fast --from runs/vgg --speedup 2x --cost latency --runtime onnxruntime
   decomp decompose --run runs/mine --from runs/vgg --plan plan.json
   decomp decompose --run runs/vgg-spatial --from runs/vgg --speedup 2.5x --steps spatial
 """
@@ -103,6 +105,10 @@ Examples:
 @number(
     "--batch-size", "latency_batch", default=default_of(DecomposeOptions, "latency_batch"), show_default=True,
     help="Images per batch in time measurements, for --cost latency.",
+)  # fmt: skip
+@click.option(
+    "--runtime", type=Choice(tuple(RUNTIMES)),
+    help="Runtime in which the network will run, for --cost latency.  [default: eager]",
 )  # fmt: skip
 @click.option(
     "--layout", "latency_layout", type=Choice(LAYOUTS), default=default_of(DecomposeOptions, "latency_layout"),

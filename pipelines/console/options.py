@@ -15,6 +15,7 @@ from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
 from decomp.criteria.names import AS_SELECTORS, CRITERIA, NORMALISATION_OF, NORMALISATIONS, RANKINGS
 from decomp.errors import UsageError
 from decomp.runtimes.names import LAYOUTS as LAYOUTS
+from decomp.runtimes.names import RUNTIMES
 from decomp.schemes.repr_settings import METHODS, NEXT_SLICES, ORDERS, SCALES, ReprSettings
 from decomp.solvers.selectors import SELECTORS
 
@@ -166,7 +167,7 @@ class DecomposeOptions(StageOptions):
     """Options of ``decompose`` that decide its result; see :func:`decomp.pipelines.stages.decompose.decompose`.
 
     ``plan`` is the digest of a plan that was given as a file; speed-up, steps, allocation, cost and multiple are then
-    those of the plan. ``latency_batch`` and ``latency_layout`` are None unless ``cost`` is 'latency'.
+    those of the plan. ``latency_batch``, ``latency_layout`` and ``runtime`` are None unless ``cost`` is 'latency'.
     """
 
     speedup: float = _needed(parse.speedup)
@@ -182,6 +183,7 @@ class DecomposeOptions(StageOptions):
     max_layer_speedup: float | None = checked_field(parse.number("--max-layer-speedup", float, 1), None, optional=True)
     latency_batch: int | None = checked_field(parse.number("--batch-size", int, 1), 64, optional=True)
     latency_layout: str | None = checked_field(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
+    runtime: str | None = checked_field(parse.choice("--runtime", tuple(RUNTIMES)), None, optional=True)
     plan: str | None = None
     activation_aware: bool = flag_field("activation_aware", True)
     refine: bool = flag_field("refine", True)
@@ -199,6 +201,11 @@ class DecomposeOptions(StageOptions):
             # Neither decides anything then, so that a record does not differ by them.
             object.__setattr__(self, "latency_batch", None)
             object.__setattr__(self, "latency_layout", None)
+            object.__setattr__(self, "runtime", None)
+        else:
+            object.__setattr__(self, "runtime", self.runtime or "eager")
+            assert self.runtime is not None and self.latency_layout is not None
+            parse.choice("--layout", RUNTIMES[self.runtime].layouts)(self.latency_layout)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ...data.formats.json_files import read_json, write_json
 from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
-from .latency_plan import allocate_for_latency, require_same_device
+from .latency_plan import allocate_for_latency, require_same_device, require_same_runtime
 from .rules import LayerRules, layer_rules
 from .session import SurveyedRun
 from .shared_channels import check_widths, widths_for_share
@@ -50,7 +50,12 @@ def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOpti
             fix = near_miss(name, known) or f"there are {', '.join(known)}"
             raise UsageError(name, "is no option of decompose", fix=fix)
     if plan is None:
+        if choices.get("runtime") is not None and choices.get("cost") != "latency":
+            fix = "give the cost latency too, or leave it out"
+            raise UsageError("--runtime", "decides only where the cost is latency", got=choices["runtime"], fix=fix)
         return DecomposeOptions(**{"speedup": None, **choices})
+    if choices.get("runtime") is not None:
+        require_same_runtime(plan, choices["runtime"], "the plan")
     if choices.get("speedup") is not None:
         got = f"--speedup {choices['speedup']}"
         raise UsageError("--plan", "says the speed-up itself", got=got, fix="leave one of them out")

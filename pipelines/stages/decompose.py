@@ -15,6 +15,7 @@ from decomp.cost.count import Cost
 from decomp.cost.count import cost as count_cost
 from decomp.errors import DecompError
 from decomp.graph.network_graph import NetworkGraph
+from decomp.runtimes.names import require_installed, require_supported
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
@@ -122,6 +123,7 @@ def decompose(
     max_layer_speedup: float | None = None,
     latency_batch: int = 64,
     latency_layout: str = "contiguous",
+    runtime: str | None = None,
     plan: PathLike | None = None,
     activation_aware: bool = True,
     refine: bool = True,
@@ -163,6 +165,9 @@ def decompose(
         No layer becomes more than so many times cheaper.
     latency_batch : int
         Images at a time, where ``cost`` is 'latency'.
+    runtime : str, optional
+        Where ``cost`` is 'latency': the runtime in which the network will run, of
+        :data:`decomp.runtimes.names.RUNTIMES`; eager mode if none is given.
     latency_layout : str
         Memory layout of images and weights then, of :data:`decomp.runtimes.eager.LAYOUTS`.
     plan : path, optional
@@ -206,10 +211,13 @@ def decompose(
     options = decompose_options(
         given, speedup=speedup, steps=steps, selector=selector, allocation=allocation, cost=cost, multiple=multiple,
         skip=skip, keep_first=keep_first, max_layer_speedup=max_layer_speedup, latency_batch=latency_batch,
-        latency_layout=latency_layout, activation_aware=activation_aware, refine=refine, recovery=recovery,
-        sampler=sampler, coupled=coupled,
+        latency_layout=latency_layout, runtime=runtime, activation_aware=activation_aware, refine=refine,
+        recovery=recovery, sampler=sampler, coupled=coupled,
     )  # fmt: skip
     target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
+    if options.runtime is not None and options.latency_layout is not None:
+        require_installed(options.runtime)
+        require_supported(options.runtime, options.latency_layout, target.type)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
     directory.original = original
     with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES):

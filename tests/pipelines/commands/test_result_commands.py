@@ -27,9 +27,12 @@ FULL = {
         },
     ),
     "evaluate": (
-        "--run r --batch-size 3 --repeats 4 --layout channels-last --redo --device cpu",
+        "--run r --batch-size 3 --repeats 4 --runtime compile,eager --layout channels-last --redo --device cpu",
         ("r",),
-        {"batch_size": 3, "repeats": 4, "layout": "channels-last", "redo": True, "device": "cpu"},
+        {
+            "batch_size": 3, "repeats": 4, "runtime": ("compile", "eager"), "layout": "channels-last", "redo": True,
+            "device": "cpu",
+        },
     ),
     "export": (
         "--run r --format onnx,pt2 --which original --out deploy",

@@ -63,7 +63,7 @@ def test_every_allocation_makes_another_plan(run):
 
 # Options whose flag on the command line says the opposite.
 NEGATED = {"activation_aware": "linear", "refine": "no_refine", "recovery": "no_recovery", "sampler": "no_sampler"}
-COMPARED = {"freeze": 15, "decompose": 15, "finetune": 10, "train": 19, "evaluate": 4}
+COMPARED = {"freeze": 15, "decompose": 16, "finetune": 10, "train": 19, "evaluate": 4}
 
 
 def stage_of(name):
@@ -163,6 +163,10 @@ def test_wrong_options_of_other_stages_are_refused_when_they_are_made(kind, give
 
 def test_latency_conditions_are_part_of_the_record_of_a_plan_by_latency_only():
     assert DecomposeOptions(speedup=2).latency_batch is None
+    assert DecomposeOptions(speedup=2, runtime="compile").runtime is None
+    assert DecomposeOptions(speedup=2, cost="latency").runtime == "eager"
+    with pytest.raises(UsageError, match="^--layout: must be one of contiguous, got 'channels-last'"):
+        DecomposeOptions(speedup=2, cost="latency", runtime="onnxruntime", latency_layout="channels-last")
     assert DecomposeOptions(speedup=2, cost="latency").to_json()["latency_layout"] == "contiguous"
 
 

@@ -1,15 +1,19 @@
 """Plans by latency: the measured target, the stored times, and the conditions of a measurement."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from decomp.allocation.plan import Plan, latency_words
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
-from decomp.errors import TargetError
-from decomp.pipelines.decomposition import latency_plan
+from decomp.errors import TargetError, UsageError
+from decomp.pipelines.decomposition import latency_plan, timings
+from decomp.pipelines.decomposition.make_plan import decompose_options
 from decomp.pipelines.measure import devices
 from decomp.pipelines.stages.decompose import decompose
 from decomp.runtimes import timing
@@ -45,13 +49,13 @@ def machine(monkeypatch):
     """A machine on which times follow `by_macs`, also those of modules inside a running network."""
 
     def install(milliseconds=by_macs):
-        monkeypatch.setattr(latency_plan, "latencies", clockwork(milliseconds))
+        monkeypatch.setattr(timings, "latencies", clockwork(milliseconds))
 
         def within(network, names, shape, device, rounds, **options):
             whole = cost(network, shape[1:]).per_layer
             return {name: 1e-2 + 1e-6 * whole[name] * shape[0] for name in names}, 0.0
 
-        monkeypatch.setattr(latency_plan, "times_within", within)
+        monkeypatch.setattr(timings, "times_within", within)
 
     return install
 
@@ -84,13 +88,13 @@ def test_times_are_stored_by_device_threads_version_batch_and_layout(vgg_run, ma
     assert len(json.loads(vgg_run.latency_json.read_text())["entries"]) == 2
     planned(vgg_run, cost="latency", latency_batch=4, latency_layout="channels-last", redo=True)
     assert len(json.loads(vgg_run.latency_json.read_text())["entries"]) == 3
-    timed, fake = [], latency_plan.latencies
+    timed, fake = [], timings.latencies
 
     def latencies(networks, *args, **options):
         timed.append(set(networks))
         return fake(networks, *args, **options)
 
-    monkeypatch.setattr(latency_plan, "latencies", latencies)
+    monkeypatch.setattr(timings, "latencies", latencies)
     planned(vgg_run, cost="latency", latency_batch=4, redo=True)
     assert {"original", "planned"} in timed and {""} not in timed  # no single factor was measured again
 
@@ -140,6 +144,88 @@ def test_a_plan_by_latency_is_refused_on_another_device(vgg_run, machine, monkey
     with pytest.raises(TargetError) as caught:
         decompose(vgg_run, speedup=2, cost="latency", reporter=Collected())
     assert here in str(caught.value) and "NVIDIA Other" in str(caught.value) and "plan.json" in str(caught.value)
+
+
+def test_a_plan_for_another_runtime_or_without_latency_is_refused():
+    plan = Plan(2.0, (), "joint", [], 1, 1, cost="latency", latency={"runtime": "onnxruntime"})
+    latency_plan.require_same_runtime(plan, "onnxruntime", "the plan")
+    with pytest.raises(TargetError, match="^the plan: was made for onnxruntime, got the runtime eager; leave the run"):
+        latency_plan.require_same_runtime(plan, "eager", "the plan")
+    with pytest.raises(TargetError, match="^the plan: was made for no runtime, but to reduce macs, got the runtime ea"):
+        latency_plan.require_same_runtime(Plan(2.0, (), "joint", [], 1, 1), "eager", "the plan")
+
+
+def test_a_runtime_without_latency_as_the_cost_is_refused():
+    with pytest.raises(UsageError, match="^--runtime: decides only where the cost is latency, got compile; give"):
+        decompose_options(speedup=2.0, runtime="compile")
+    plan = Plan(2.0, ("prune",), "joint", [], 1, 1, cost="latency", latency={"runtime": "onnxruntime"})
+    with pytest.raises(TargetError, match="^the plan: was made for onnxruntime, got the runtime compile"):
+        decompose_options(plan, runtime="compile")
+    assert decompose_options(plan, runtime="onnxruntime").cost == "latency"
+
+
+class Rounds:
+    """Times of rounds that are known, in place of measurements."""
+
+    def __init__(self, **times):
+        self.times, self.batch_size = times, 1
+
+    def rounds(self, networks, shape):
+        return {name: self.times[name] for name in networks}
+
+
+def confirmed(monkeypatch, first, **times):
+    monkeypatch.setattr(latency_plan, "random_network", lambda graph, plans: None)
+    graph, reporter = SimpleNamespace(module=None, input_shape=SHAPE), Collected()
+    search = latency_plan._Search(Rounds(**times), graph, None, SimpleNamespace(speedup=2.0), None, reporter)
+    allocation = SimpleNamespace(plans={}, latency={"measured_speedup": first, "original_ms": 1.0, "measured_ms": 1.0})
+    return search.confirmed(allocation), reporter.messages
+
+
+def test_the_lower_of_two_measurements_is_said_with_the_quantiles_of_single_rounds(monkeypatch):
+    original = [10.0] * 11
+    planned = [10.0 / ratio for ratio in np.linspace(1.5, 2.5, 11)]
+    found, messages = confirmed(monkeypatch, 2.1, original=original, planned=planned, again=original)
+    assert (found["low"], found["high"], found["noise"]) == (1.6, 2.4, 0.0)
+    assert (found["measured_speedup"], found["original_ms"], found["measured_ms"]) == (2.0, 10.0, 5.0) and not messages
+    found, _ = confirmed(monkeypatch, 1.97, original=original, planned=planned, again=original)
+    assert found["measured_speedup"] == 1.97 and found["measured_ms"] == 1.0
+    words = latency_words({**found, "runtime": "onnxruntime", "batch_size": 1, "layout": "contiguous", "device": "CPU",
+                           "threads": 2})  # fmt: skip
+    assert "1.97x faster than the original in onnxruntime (1.60x to 2.40x in eight of ten rounds)" in words
+
+
+def test_a_second_measurement_below_the_target_is_told(monkeypatch):
+    found, messages = confirmed(monkeypatch, 2.0, original=[10.0] * 4, planned=[8.0] * 4, again=[10.0] * 4)
+    assert found["measured_speedup"] == 1.25
+    assert (
+        "measured again, the planned sizes are 1.25x as fast as the original, less than the target of 2x"
+        in (messages[0])
+    )
+
+
+def test_a_busy_machine_is_recognised_by_the_original_against_itself(monkeypatch):
+    found, messages = confirmed(
+        monkeypatch, 2.0, original=[10.0, 20.0] * 5, planned=[5.0, 10.0] * 5, again=[20.0, 10.0] * 5
+    )
+    assert found["noise"] == 1.5
+    assert "the machine is busy: times of the original against itself spread over 150 %" in messages[0]
+
+
+def test_parts_in_context_are_scaled_to_the_whole_network_or_leave_the_rest(monkeypatch):
+    """Each convolution takes 2 ms in context, one layer is called twice, the whole network takes 10 or 3 ms."""
+    layer = SimpleNamespace(in_channels=4, out_channels=4, kind="conv")
+    graph = SimpleNamespace(
+        module=nn.ModuleDict({"a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 1)}),
+        layer=lambda name: SimpleNamespace(**vars(layer), calls=(1, 1) if name == "b" else (1,)),
+    )
+    link = SimpleNamespace(in_channels=4, out_channels=4, kernel=(1, 1), geometry=None, in_hw=(2, 2))
+    monkeypatch.setattr(latency_plan, "chain", lambda *sizes, geometry: [link])
+    for whole, parts, rest in ((10.0, (2.0, 4.0), 4.0), (3.0, (1.0, 2.0), 0.0)):
+        known = SimpleNamespace(
+            in_context=True, factor=lambda *_: 2.0, save=lambda: None, compare=lambda *_, whole=whole: {"whole": whole}
+        )
+        assert latency_plan._parts(known, graph, ["a", "b"], (1, *SHAPE)) == ({"a": parts[0], "b": parts[1]}, rest)
 
 
 class Attempt:

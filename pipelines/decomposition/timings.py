@@ -1,0 +1,162 @@
+"""Times of convolutions and of whole networks in one runtime, stored in the run directory with their conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from decomp.cost.latency_model import LINEAR, FactorKind
+from decomp.errors import FileError
+from decomp.runtimes.eager import Eager
+from decomp.runtimes.names import LAYOUTS, RUNTIMES
+from decomp.runtimes.runtime import Runtime
+from decomp.runtimes.runtime import conditions as conditions_of
+from decomp.runtimes.timing import latencies, random_images, times_within
+
+from ...data.formats.json_files import read_json, write_json
+from ..measure import devices
+
+KIND = "decomp latencies"
+# Repetitions of one factor: at most so many, and at least five of them even where they take longer than SECONDS.
+REPEATS, SECONDS = 20, 0.05
+ROUNDS, WHOLE_SECONDS = 30, 20.0
+# Channels of the images of a convolution in context, a whole number of blocks in every runtime; and the shortest time
+# of a factor, in milliseconds, where the difference of two measurements is smaller.
+LEAD, SHORTEST = 16, 1e-4
+# Quantiles of the ratios of single rounds that are said with a measured speed-up.
+LOW, HIGH = 0.1, 0.9
+
+Shape = tuple[int, ...]
+
+
+class Timings:
+    """Milliseconds of factors and networks on one device in one runtime, stored in the run directory.
+
+    Parameters
+    ----------
+    path : Path
+    device : torch.device
+    batch_size : int
+    runtime : decomp.runtimes.runtime.Runtime
+    """
+
+    def __init__(self, path: Path, device: torch.device, batch_size: int, runtime: Runtime) -> None:
+        self.path, self.device, self.batch_size, self.runtime = path, device, batch_size, runtime
+        self.conditions = conditions(device, batch_size, runtime)
+        self._key = "; ".join(f"{name} {value}" for name, value in self.conditions.items())
+        self._entries: dict[str, dict[str, float]] = {}
+        self._milliseconds: dict[str, float] = {}
+        self._prepared_before: dict[int, tuple[nn.Module, Shape, Callable[[Tensor], object]]] = {}
+        try:
+            self._entries = read_json(path, kind=KIND)["entries"]
+            self._milliseconds = dict(self._entries.get(self._key, {}))
+        except (FileError, KeyError, TypeError, AttributeError, ValueError):
+            self._entries = {}  # none, or a file that cannot be used: all is measured again
+
+    @property
+    def in_context(self) -> bool:
+        """Whether single convolutions are timed between others: the runtime orders the numbers inside by itself.
+
+        A convolution alone would be charged with the conversion of its input and output, which a network needs once.
+        """
+        return RUNTIMES[self.runtime.name].layouts != LAYOUTS
+
+    @property
+    def pieces(self) -> Runtime:
+        """The runtime of single factors. To compile each would take minutes, and compiled ones call the same code."""
+        return Eager(self.runtime.layout) if self.runtime.name == "compile" else self.runtime
+
+    def table(self, kind: FactorKind, inputs: Sequence[int], outputs: Sequence[int]) -> list[list[float]]:
+        """Times of a kind of factor, (inputs, outputs) in milliseconds."""
+        return [[self.factor(kind, n_in, n_out) for n_out in outputs] for n_in in inputs]
+
+    def factor(self, kind: FactorKind, n_in: int, n_out: int) -> float:
+        """Median time of one factor in milliseconds; in context, the difference of a chain with it and without it."""
+        words = kind.words(n_in, n_out)
+        if words not in self._milliseconds:
+            module = kind.build(n_in, n_out)
+            networks, shape = self.placed({"with": module}, kind, n_in), self.shape(kind, n_in)
+            if self.in_context:
+                networks |= self.placed({"without": nn.Identity()}, kind, n_in)
+            prepared = {name: self.pieces.prepare(net, self._images(shape)) for name, net in networks.items()}
+            times = latencies(
+                prepared, shape, self.device, REPEATS, layout=self.runtime.layout, max_seconds=SECONDS
+            )  # fmt: skip
+            spent = median(times["with"]) - (median(times["without"]) if self.in_context else 0.0)
+            self._milliseconds[words] = round(max(spent, SHORTEST), 5)
+        return self._milliseconds[words]
+
+    def shape(self, kind: FactorKind, n_in: int) -> Shape:
+        """Shape of the input of a factor as it is timed."""
+        lead = n_in if kind.kernel == LINEAR or not self.in_context else LEAD
+        return kind.images(self.batch_size, lead)
+
+    def placed(self, modules: Mapping[str, nn.Module], kind: FactorKind, n_in: int) -> dict[str, nn.Module]:
+        """Modules on the input of a factor, each between a small convolution and a mean over the map in context."""
+        if kind.kernel == LINEAR or not self.in_context:
+            return dict(modules)
+        return {
+            name: nn.Sequential(
+                nn.Conv2d(LEAD, n_in, 1), nn.ReLU(), module,
+                *([] if isinstance(module, nn.Identity) else [nn.ReLU()]), nn.AdaptiveAvgPool2d(1),
+            )
+            for name, module in modules.items()
+        }  # fmt: skip
+
+    def compare(self, networks: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+        """Median times of networks that run in turn, in milliseconds."""
+        return {name: median(values) for name, values in self.rounds(networks, shape).items()}
+
+    def rounds(self, networks: Mapping[str, nn.Module], shape: Shape) -> dict[str, list[float]]:
+        """Times of networks in each interleaved round, in milliseconds."""
+        prepared = {name: self._prepared(network, shape) for name, network in networks.items()}
+        return latencies(
+            prepared, shape, self.device, ROUNDS, layout=self.runtime.layout, max_seconds=WHOLE_SECONDS
+        )  # fmt: skip
+
+    def within(self, network: nn.Module, names: list[str], shape: Shape) -> tuple[dict[str, float], float]:
+        """Times of a network's modules while it runs in eager mode, and of the rest.
+
+        See :func:`decomp.runtimes.timing.times_within`.
+        """
+        layout = self.runtime.layout
+        prepared = Eager(layout).prepare(network, self._images(shape))
+        return times_within(prepared, names, shape, self.device, ROUNDS, layout=layout, max_seconds=WHOLE_SECONDS)
+
+    def keep_prepared(self, network: nn.Module, shape: Shape) -> None:
+        """Prepare a network once for all measurements, such as the original."""
+        self._prepared_before[id(network)] = network, shape, self.runtime.prepare(network, self._images(shape))
+
+    def _prepared(self, network: nn.Module, shape: Shape) -> Callable[[Tensor], object]:
+        known = self._prepared_before.get(id(network))
+        if known is not None and known[1] == shape:
+            return known[2]
+        return self.runtime.prepare(network, self._images(shape))
+
+    def _images(self, shape: Shape) -> Tensor:
+        return random_images(shape, self.device, self.runtime.layout)
+
+    def save(self) -> None:
+        """Write all times to the file."""
+        self._entries[self._key] = self._milliseconds
+        write_json(self.path, {"entries": self._entries}, kind=KIND)
+
+
+def conditions(device: torch.device, batch_size: int, runtime: Runtime) -> dict[str, Any]:
+    """Conditions of a measurement on which a time depends, beside the shapes."""
+    return {
+        "device": devices.full_name(device), **conditions_of(runtime), "torch": torch.__version__,
+        "batch_size": batch_size,
+    }  # fmt: skip
+
+
+def round_ratios(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Low and high quantile of the ratios of two networks' times in the same rounds."""
+    low, high = np.quantile(np.asarray(one) / np.asarray(other), (LOW, HIGH))
+    return float(low), float(high)

@@ -1,0 +1,101 @@
+"""Times of factors and networks in a runtime: what is timed, and what is kept."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from decomp.cost.latency_model import LINEAR, FactorKind
+from decomp.pipelines.decomposition import timings
+from decomp.pipelines.decomposition.timings import Timings, round_ratios
+from decomp.runtimes.compiled import Compiled
+from decomp.runtimes.eager import Eager
+from decomp.runtimes.onnx import OnnxRuntime
+
+CPU, KIND = torch.device("cpu"), FactorKind((3, 1), in_hw=(6, 5))
+
+
+class Reordering(Eager):
+    """A runtime that orders the numbers itself, as ONNX Runtime does, and runs in eager mode."""
+
+    def __init__(self):
+        super().__init__(name="onnxruntime")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """`latencies` that count: ten milliseconds for each convolution or linear layer; and what was timed."""
+    seen = []
+
+    def fake(networks, shape, device, rounds, **options):
+        seen.append((dict(networks), shape))
+        return {
+            name: [10.0 * sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in net.modules()) + 1.0] * 3
+            for name, net in networks.items()
+        }
+
+    monkeypatch.setattr(timings, "latencies", fake)
+    return seen
+
+
+def test_a_factor_in_context_takes_the_time_of_a_chain_with_it_less_that_without(tmp_path, counted):
+    known = Timings(tmp_path / "latency.json", CPU, 2, Reordering())
+    assert known.in_context and known.factor(KIND, 4, 8) == 10.0
+    ((networks, shape),) = counted
+    assert shape == (2, timings.LEAD, 6, 5)
+    with_it, without = networks["with"], networks["without"]
+    assert [type(part).__name__ for part in with_it] == ["Conv2d", "ReLU", "Conv2d", "ReLU", "AdaptiveAvgPool2d"]
+    assert [type(part).__name__ for part in without] == ["Conv2d", "ReLU", "Identity", "AdaptiveAvgPool2d"]
+    assert with_it[2].weight.shape == (8, 4, 3, 1) and with_it(torch.zeros(shape)).shape == (2, 8, 1, 1)
+    known.factor(KIND, 4, 8)
+    assert len(counted) == 1  # known
+
+
+def test_a_linear_layer_takes_its_time_less_that_of_a_run_without_it(tmp_path, counted):
+    known = Timings(tmp_path / "latency.json", CPU, 2, Reordering())
+    assert known.factor(FactorKind(LINEAR), 4, 8) == 10.0 and counted[0][1] == (2, 4)
+
+
+def test_a_difference_is_never_below_the_shortest_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(timings, "latencies", lambda *_, **__: {"with": [1.0], "without": [2.0]})
+    known = Timings(tmp_path / "latency.json", CPU, 2, Reordering())
+    assert known.factor(KIND, 4, 8) == timings.SHORTEST
+
+
+def test_factors_of_eager_and_compiled_networks_are_timed_by_themselves(tmp_path, counted):
+    for runtime in (Eager(), Compiled()):
+        known = Timings(tmp_path / "latency.json", CPU, 2, runtime)
+        assert not known.in_context and known.factor(KIND, 4, 8) == 11.0
+    assert [(list(networks), shape) for networks, shape in counted] == [(["with"], (2, 4, 6, 5))] * 2
+
+
+def test_times_are_kept_by_runtime(tmp_path, counted):
+    first = Timings(tmp_path / "latency.json", CPU, 2, Eager())
+    first.factor(KIND, 4, 8)
+    first.save()
+    (key,) = json.loads((tmp_path / "latency.json").read_text())["entries"]
+    assert "runtime eager" in key and "optimisation none" in key and "precision float32" in key
+    assert Timings(tmp_path / "latency.json", CPU, 2, Eager()).factor(KIND, 4, 8) == 11.0 and len(counted) == 1
+    Timings(tmp_path / "latency.json", CPU, 2, Reordering()).factor(KIND, 4, 8)
+    assert len(counted) == 2
+
+
+def test_a_kept_network_is_prepared_once(tmp_path, counted):
+    known, network = Timings(tmp_path / "latency.json", CPU, 1, Eager()), nn.Conv2d(1, 1, 1)
+    known.keep_prepared(network, (1, 1, 2, 2))
+    known.compare({"a": network, "b": nn.Conv2d(1, 1, 1)}, (1, 1, 2, 2))
+    known.compare({"a": network}, (1, 1, 2, 2))
+    assert counted[0][0]["a"] is counted[1][0]["a"]
+    known.compare({"a": network}, (1, 1, 3, 3))
+    assert counted[2][0]["a"] is not counted[1][0]["a"]
+
+
+def test_factors_really_run_in_onnx_runtime(tmp_path):
+    pytest.importorskip("onnxruntime")
+    known = Timings(tmp_path / "latency.json", CPU, 1, OnnxRuntime())
+    assert known.factor(KIND, 3, 2) > 0 and known.factor(FactorKind(LINEAR), 3, 2) > 0
+
+
+def test_ratios_of_rounds_are_told_by_their_low_and_high_quantile():
+    assert round_ratios([2.0] * 11, [2.0 / ratio for ratio in range(1, 12)]) == pytest.approx((2.0, 10.0))
