@@ -9,7 +9,7 @@ import click
 from decomp.runtimes.names import RUNTIMES
 
 from ..console.options import FORMATS, LAYOUTS, LEAST_IMAGES, EvaluateOptions, FreezeOptions, formats
-from ..console.parse import runtimes
+from ..console.parse import dynamic, runtimes
 from ..console.program import program
 from ..run.networks import NETWORK_NAMES
 from .group import main
@@ -110,6 +110,10 @@ Examples:
 )  # fmt: skip
 @click.option("--which", type=Choice(NETWORK_NAMES), help="Network to export.  [default: the most advanced one]")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: export/ in the run]")
+@click.option(
+    "--dynamic", type=dynamic, metavar="LIST", default="auto", show_default=True,
+    help="Sizes of images that programs leave open: height, width, both with a comma, none, or auto: all that can be.",
+)  # fmt: skip
 @shared_options("verbose", "common")
 def export(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
     """Export a network for use without this package.

@@ -186,6 +186,20 @@ def runtimes(value: Any) -> tuple[str, ...]:
     return several("--runtime", value, (*RUNTIMES, "all"), "leave it out for eager", ordered=False)
 
 
+def dynamic(value: Any) -> tuple[str, ...]:
+    """Sizes that an exported program leaves open: ``height``, ``width`` or both, or ``auto`` or ``none`` alone.
+
+    Raises
+    ------
+    UsageError
+    """
+    words = several("--dynamic", value, ("height", "width", "auto", "none"), "leave it out for auto")
+    if len(words) > 1 and words != ("height", "width"):
+        rule = "must be auto, none, height, width, or height,width"
+        raise UsageError("--dynamic", rule, got=repr(",".join(words)), fix="leave it out for auto")
+    return words
+
+
 def choice(name: str, possible: Iterable[str]) -> Callable[[object], str]:
     """A function that accepts one entry of `possible` as the value of option `name`."""
     return lambda value: check_choice(name, value, possible)

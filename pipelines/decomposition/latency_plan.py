@@ -22,6 +22,7 @@ from decomp.errors import TargetError
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 from decomp.runtimes.choice import runtime
+from decomp.runtimes.names import require_supported
 from decomp.surgery.random_network import random_network
 
 from ..console.options import DecomposeOptions
@@ -109,6 +110,7 @@ def allocate_for_latency(
     """
     assert options.latency_batch is not None and options.latency_layout is not None  # as cost is latency
     assert options.runtime is not None
+    require_supported(options.runtime, options.latency_layout, device.type)
     made = runtime(options.runtime, options.latency_layout)
     timings = Timings(path, device, options.latency_batch, made)
     timings.keep_prepared(graph.module, (options.latency_batch, *graph.input_shape))

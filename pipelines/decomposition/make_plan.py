@@ -16,6 +16,7 @@ from decomp.allocation.target import Allocation, OutOfReach, allocate
 from decomp.cost.models import counted_model
 from decomp.errors import MissingError, UsageError, near_miss
 from decomp.graph.network_graph import NetworkGraph
+from decomp.runtimes.names import require_installed
 
 from ...data.formats.digests import digest_json
 from ...data.formats.json_files import read_json, write_json
@@ -43,6 +44,8 @@ def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOpti
     ------
     UsageError
         For an unknown option, a value that is not allowed, or a speed-up beside a plan.
+    TargetError, DecompError
+        The plan is for another runtime than the one asked for, or that runtime is not installed.
     """
     known = [entry.name for entry in fields(DecomposeOptions) if entry.name != "plan"]
     for name in choices:
@@ -53,7 +56,10 @@ def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOpti
         if choices.get("runtime") is not None and choices.get("cost") != "latency":
             fix = "give the cost latency too, or leave it out"
             raise UsageError("--runtime", "decides only where the cost is latency", got=choices["runtime"], fix=fix)
-        return DecomposeOptions(**{"speedup": None, **choices})
+        options = DecomposeOptions(**{"speedup": None, **choices})
+        if options.runtime is not None:
+            require_installed(options.runtime)
+        return options
     if choices.get("runtime") is not None:
         require_same_runtime(plan, choices["runtime"], "the plan")
     if choices.get("speedup") is not None:

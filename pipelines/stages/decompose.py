@@ -15,7 +15,6 @@ from decomp.cost.count import Cost
 from decomp.cost.count import cost as count_cost
 from decomp.errors import DecompError
 from decomp.graph.network_graph import NetworkGraph
-from decomp.runtimes.names import require_installed, require_supported
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
@@ -215,9 +214,6 @@ def decompose(
         recovery=recovery, sampler=sampler, coupled=coupled,
     )  # fmt: skip
     target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
-    if options.runtime is not None and options.latency_layout is not None:
-        require_installed(options.runtime)
-        require_supported(options.runtime, options.latency_layout, target.type)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
     directory.original = original
     with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import decomp
 from decomp import seeds
 from decomp.cost.count import cost
-from decomp.errors import DecompError, FileError
+from decomp.errors import DecompError, FileError, UsageError
 from decomp.execution.outputs import leaves
 
 from ...data.formats import network_file
@@ -32,6 +32,7 @@ from ...data.formats.atomic import commit
 from ...data.formats.digests import digest_file
 from ...data.formats.exported import FORMATS
 from ...data.plain_network import dtype_of
+from ..console import parse
 from ..console.options import formats as checked_formats
 from ..console.reporter import Reporter
 from ..run import loading
@@ -53,6 +54,8 @@ LOADED_BY = {
     "state-dict": "decomp.load('{network}').load_state_dict(torch.load({file!r}, weights_only=True))",
     "safetensors": "decomp.load('{network}').load_state_dict(safetensors.torch.load_file({file!r}))",
 }
+#: Axes of a batch of images that can be dynamic beside the first.
+SIDES = {2: "height", 3: "width"}
 EXTRA = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -114,6 +117,7 @@ def export(
     formats: str | Sequence[str] = ("pt2", "state-dict"),
     which: str | None = None,
     out: str | os.PathLike[str] | None = None,
+    dynamic: str | Sequence[str] = ("auto",),
     reporter: Reporter | None = None,
 ) -> ExportResult:
     """Write a network of a run in formats that load without this package.
@@ -127,6 +131,9 @@ def export(
         By default the first of these that the run holds.
     out : path, optional
         The folder to write to; by default ``export/`` in the run. Files are named after the network.
+    dynamic : str or sequence of str
+        Sizes of the images that programs leave open beside that of the batch: 'height', 'width' or both, which the
+        network must take, 'none', or 'auto' for those that it takes. Some runtimes optimise files of one size further.
     reporter : Reporter, optional
 
     Returns
@@ -136,7 +143,7 @@ def export(
     Raises
     ------
     UsageError
-        A format or network that is not known.
+        A format or network that is not known, or a dynamic size that the network does not take.
     FileError
         The run does not hold that network.
     DecompError
@@ -148,7 +155,7 @@ def export(
     original where that is another one. Programs take images of other heights and widths where the network does; each is
     then compared at a second size too.
     """
-    formats = checked_formats(formats)
+    formats, dynamic = checked_formats(formats), parse.dynamic(dynamic)
     if "onnx" in formats:
         _require_onnx()
     run, reporter = RunDirectory.open(run), reporter or Reporter()
@@ -156,11 +163,17 @@ def export(
     path = chosen.path(run)
     with run.lock(), reporter.stage("export"):
         folder = Path(out) if out is not None else run.export_dir
-        return ExportResult(run, chosen.name, _export(run, path, chosen.name, formats, folder, reporter))
+        return ExportResult(run, chosen.name, _export(run, path, chosen.name, formats, folder, reporter, dynamic))
 
 
 def _export(
-    run: RunDirectory, path: Path, which: str, formats: Sequence[str], folder: Path, reporter: Reporter
+    run: RunDirectory,
+    path: Path,
+    which: str,
+    formats: Sequence[str],
+    folder: Path,
+    reporter: Reporter,
+    dynamic: tuple[str, ...] = ("auto",),
 ) -> list[Exported]:
     """Write the network at a path into a folder."""
     network = loading.load_network(run, path)
@@ -171,12 +184,12 @@ def _export(
     text = json.dumps(metadata(run, path, which, network), ensure_ascii=False)
     loading.in_own_precision(network, structure)
     by_size = (run.config("freeze") or {}).get("facts", {}).get("branches")
-    axes = () if by_size else free_axes(network, tuple(shape))
+    axes = _asked_axes(dynamic, () if by_size or dynamic == ("none",) else free_axes(network, tuple(shape)))
     exported = []
     for name in formats:
         reporter.step(f"writing and checking {name}")
         file = folder / f"{which}{FORMATS[name].suffix}"
-        exported.append(_write(name, network, tuple(shape), file, text, axes))
+        exported.append(_write(name, network, tuple(shape), file, text, axes, dynamic != ("auto",)))
     return exported
 
 
@@ -260,6 +273,18 @@ def free_axes(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     return ()
 
 
+def _asked_axes(dynamic: tuple[str, ...], free: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes that are asked for, of those that are free."""
+    if dynamic == ("auto",):
+        return free
+    axes = tuple(axis for axis, name in SIDES.items() if name in dynamic)
+    if not set(axes) <= set(free):
+        takes = " and ".join(SIDES[axis] for axis in free) or "neither"
+        rule = f"the network must take images of other sizes there; it takes another {takes}"
+        raise UsageError("--dynamic", rule, got=",".join(dynamic), fix="leave it out")
+    return axes
+
+
 def _larger(shape: tuple[int, ...], axes: Sequence[int]) -> tuple[int, ...]:
     """A second size; where a network needs multiples of a number, the first size is one and the second then too."""
     return tuple(
@@ -268,15 +293,20 @@ def _larger(shape: tuple[int, ...], axes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _write(
-    name: str, network: nn.Module, shape: tuple[int, ...], path: Path, text: str, axes: Sequence[int]
+    name: str, network: nn.Module, shape: tuple[int, ...], path: Path, text: str, axes: Sequence[int], asked: bool
 ) -> Exported:
-    """Write one file under a temporary name, read it back, compare, and rename it; first for all sizes, if it can."""
+    """Write one file under a temporary name, read it back, compare, and rename it; first for all sizes, if it can.
+
+    Where the sizes are `asked` for, a format that cannot hold them is refused.
+    """
     form = FORMATS[name]
     with commit(path) as part, _one_line_errors(name, path):
         if axes and form.is_program:
             try:
                 difference, seconds = _write_checked(name, network, shape, part, text, axes)
             except Exception:  # the format cannot hold a network of free sizes
+                if asked:
+                    raise
                 axes = ()
         if not axes or not form.is_program:
             difference, seconds = _write_checked(name, network, shape, part, text, ())
@@ -303,7 +333,7 @@ def _write_checked(
 def _size_words(shape: tuple[int, ...], axes: Sequence[int]) -> str:
     if not axes:
         return f"images of {'x'.join(map(str, shape[1:]))} only"
-    sides = " and ".join({2: "heights", 3: "widths"}[axis] for axis in axes)
+    sides = " and ".join(f"{SIDES[axis]}s" for axis in axes)
     return f"images of other {sides} too (checked at {'x'.join(map(str, _larger(shape, axes)[1:]))})"
 
 

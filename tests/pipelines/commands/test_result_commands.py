@@ -35,9 +35,9 @@ FULL = {
         },
     ),
     "export": (
-        "--run r --format onnx,pt2 --which original --out deploy",
+        "--run r --format onnx,pt2 --which original --out deploy --dynamic width",
         ("r",),
-        {"formats": ("onnx", "pt2"), "which": "original", "out": "deploy"},
+        {"formats": ("onnx", "pt2"), "which": "original", "out": "deploy", "dynamic": ("width",)},
     ),
     "report": ("--run r --out there", ("r",), {"out": "there"}),
     "compare": ("a b c --out there", (("a", "b", "c"),), {"out": "there"}),

@@ -11,12 +11,12 @@ from torch import nn
 from decomp.allocation.plan import Plan, latency_words
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
-from decomp.errors import TargetError, UsageError
+from decomp.errors import DecompError, TargetError, UsageError
 from decomp.pipelines.decomposition import latency_plan, timings
 from decomp.pipelines.decomposition.make_plan import decompose_options
 from decomp.pipelines.measure import devices
 from decomp.pipelines.stages.decompose import decompose
-from decomp.runtimes import timing
+from decomp.runtimes import names, timing
 from tests.pipelines.digit_runs import Collected, planned
 
 SHAPE = (1, 8, 8)
@@ -155,9 +155,12 @@ def test_a_plan_for_another_runtime_or_without_latency_is_refused():
         latency_plan.require_same_runtime(Plan(2.0, (), "joint", [], 1, 1), "eager", "the plan")
 
 
-def test_a_runtime_without_latency_as_the_cost_is_refused():
+def test_a_runtime_without_latency_as_the_cost_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="^--runtime: decides only where the cost is latency, got compile; give"):
         decompose_options(speedup=2.0, runtime="compile")
+    monkeypatch.setattr(names, "lacking", lambda name: ("openvino",))
+    with pytest.raises(DecompError, match="^openvino: this runtime needs openvino, not installed; pip install"):
+        decompose_options(speedup=2.0, cost="latency", runtime="openvino")
     plan = Plan(2.0, ("prune",), "joint", [], 1, 1, cost="latency", latency={"runtime": "onnxruntime"})
     with pytest.raises(TargetError, match="^the plan: was made for onnxruntime, got the runtime compile"):
         decompose_options(plan, runtime="compile")

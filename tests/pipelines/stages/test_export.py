@@ -235,6 +235,23 @@ def test_a_file_of_a_network_of_one_size_says_so_and_one_that_depends_on_the_wid
     assert item.sizes == "images of 8x8 only"
 
 
+def test_the_sizes_that_are_asked_for_are_open_and_no_others(run, monkeypatch, tmp_path):
+    network = Levels().eval()
+    monkeypatch.setattr(loading, "load_network", lambda run, path: network)
+    (item,) = export(run, formats=["pt2"], out=tmp_path, dynamic="none", reporter=quiet()).exported
+    assert item.sizes == "images of 8x8 only"
+    (item,) = export(run, formats=["pt2"], out=tmp_path, dynamic="width", reporter=quiet()).exported
+    assert item.sizes == "images of other widths too (checked at 8x16)"
+    with pytest.raises(AssertionError, match="size"):  # the height is fixed
+        FORMATS["pt2"].read(item.path, network)[0](torch.randn(1, 1, 12, 8))
+    line = Line().eval()
+    monkeypatch.setattr(loading, "load_network", lambda run, path: line)
+    with pytest.raises(UsageError, match="^--dynamic: .* it takes another width, got height; leave it out"):
+        export(run, formats=["pt2"], out=tmp_path, dynamic="height", reporter=quiet())
+    with pytest.raises(UsageError, match="^--dynamic: must be auto, none, height, width, or height,width, got"):
+        export(run, formats=["pt2"], out=tmp_path, dynamic="height,auto", reporter=quiet())
+
+
 def test_a_format_that_cannot_hold_free_sizes_is_written_for_one(run, monkeypatch, tmp_path):
     form = FORMATS["pt2"]
 
@@ -247,6 +264,8 @@ def test_a_format_that_cannot_hold_free_sizes_is_written_for_one(run, monkeypatc
     monkeypatch.setattr(loading, "load_network", lambda run, path: Levels().eval())
     pt2, weights = export(run, formats=["pt2", "state-dict"], out=tmp_path, reporter=quiet()).exported
     assert pt2.sizes == "images of 8x8 only" and weights.sizes == ""
+    with pytest.raises(DecompError, match="cannot be written as pt2 .no free sizes."):
+        export(run, formats=["pt2"], out=tmp_path / "other", dynamic="height", reporter=quiet())
 
 
 def test_the_best_network_there_is_is_taken_unless_another_is_named(run, tmp_path):
