@@ -1,7 +1,8 @@
-"""Fidelity: difference between the outputs of two networks on held-out calibration images."""
+"""Fidelity: difference between the outputs of two networks on held-out calibration images, and on fitted ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 from decomp.execution.output_change import Outputs
 
 from ...data.formats.frozen_file import FrozenFile
-from .closeness import Closeness, closeness_words, far_off
+from .closeness import Closeness, closeness_words, far_off, percent
+
+#: A difference on held-out images that is above FAR times that on fitted ones, and above LEAST, is warned of.
+FAR, LEAST = 3.0, 0.02
 
 
 def compare(
@@ -38,14 +42,42 @@ def compare(
     Returns
     -------
     dict
-        As :meth:`decomp.pipelines.measure.closeness.Closeness.result`, and ``words``: a summary line, with a line for
-        each of several outputs, a warning where they are far off, and one for each output whose kind was assumed.
+        As :meth:`decomp.pipelines.measure.closeness.Closeness.result`; ``fitted``, the same on as many images that were
+        used for fitting; and ``words``: a summary line, with a line for each of several outputs, a warning where they
+        are far off or much closer on the fitted images, and one for each output whose kind was assumed.
     """
-    close = Closeness(outputs)
-    with torch.no_grad():
-        for start in range(first, frozen.n_images, batch_size):
-            x = frozen.images(start, min(start + batch_size, frozen.n_images)).to(device)
-            close.add(outputs.named(original(x), len(x)), outputs.named(network(x), len(x)))
-    found = close.result()
+
+    def measured(begin: int, end: int) -> dict[str, Any]:
+        close = Closeness(outputs)
+        with torch.no_grad():
+            for start in range(begin, end, batch_size):
+                x = frozen.images(start, min(start + batch_size, end)).to(device)
+                close.add(outputs.named(original(x), len(x)), outputs.named(network(x), len(x)))
+        return close.result()
+
+    found = measured(first, frozen.n_images)
+    if first:
+        found["fitted"] = measured(0, min(first, found["images"]))
     words = closeness_words(found, "held-out calibration images")
-    return {**found, "words": "\n".join([words, *far_off(found), *outputs.notes()])}
+    lines = [words, *far_off(found), *learned_by_heart(found, first), *outputs.notes()]
+    return {**found, "words": "\n".join(lines)}
+
+
+def learned_by_heart(found: Mapping[str, Any], n_fit: int) -> list[str]:
+    """A warning where the difference on held-out images is far above that on fitted ones; else nothing.
+
+    Parameters
+    ----------
+    found : mapping
+        Of :func:`compare`.
+    n_fit : int
+        Images that were used for fitting.
+    """
+    unseen, seen = found["relative"], (found.get("fitted") or found)["relative"]
+    if unseen <= max(LEAST, FAR * seen):
+        return []
+    return [
+        f"warning: on images that were fitted the outputs differ by {percent(seen)} of their variance, so the "
+        f"{n_fit:,} fitted images are too few for this network: more calibration images, also unlabelled ones, bring "
+        "both numbers together, and so does fine-tuning without labels on more images"
+    ]

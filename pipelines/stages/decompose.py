@@ -363,7 +363,7 @@ def _compare(surveyed: SurveyedRun, reporter: Reporter) -> dict[str, Any]:
     except DecompError as error:
         reporter.warn(f"the network is written, but its outputs cannot be compared with the original's: {error}")
         return {}
-    opened.memory.count_passes(2 * close["images"])
+    opened.memory.count_passes(2 * (close["images"] + close["fitted"]["images"]))
     return close
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import Output
-from decomp.pipelines.measure.fidelity import compare
+from decomp.pipelines.measure.fidelity import compare, learned_by_heart
 from decomp.pipelines.measure.intervals import share_words
 
 CPU = torch.device("cpu")
@@ -107,3 +107,33 @@ def test_one_image_or_images_that_look_alike_are_weighed_by_the_spread_over_all(
     images.values[:] = images.values[0]
     found = compare(Map(1.0), Map(1.5), images, 5, 4, CPU, outputs)
     assert found["relative"] == pytest.approx(0.25 * images.values[0].double().square().mean().item() / 4, rel=1e-6)
+
+
+def partly_broken(threshold):
+    """The linear network, with other weights for images whose first value is above a threshold."""
+
+    class Partly(nn.Module):
+        def forward(self, x):
+            return torch.where(x[:, :1] > threshold, linear(1)(x), linear(0)(x) * 1.01)
+
+    return Partly()
+
+
+def test_fitted_images_are_compared_too_and_a_far_smaller_difference_on_them_is_warned_of():
+    frozen = Images(6)
+    frozen.values[:10, 0], frozen.values[10:, 0] = -1.0, 1.0
+    found = compare(linear(0), partly_broken(0.0), frozen, 10, 4, CPU, SCORES)
+    seen = frozen.values[:3]  # as many as are held out
+    with torch.no_grad():
+        wanted = linear(0)(seen)
+        expected = (0.01 * wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    assert found["fitted"]["images"] == 3 and found["fitted"]["relative"] == pytest.approx(expected.item(), rel=1e-4)
+    assert "the 10 fitted images are too few" in found["words"] and "more calibration images" in found["words"]
+
+
+@pytest.mark.parametrize(
+    "unseen, seen, warned", [(0.43, 0.012, True), (0.30, 0.11, False), (0.019, 0.001, False), (0.021, 0.001, True)]
+)
+def test_only_large_differences_far_above_those_on_fitted_images_are_warned_of(unseen, seen, warned):
+    assert bool(learned_by_heart({"relative": unseen, "fitted": {"relative": seen}}, 135)) == warned
+    assert learned_by_heart({"relative": unseen}, 0) == []
