@@ -157,7 +157,30 @@ class _Labelled:
         return torch.tensor(numbers, dtype=torch.int64)
 
 
-class TensorItems(Split):
+class _ItemSplit(Split):
+    """Split of the items of a Dataset, with the labels that come with them."""
+
+    _items: Items
+    _numbers: _Labelled
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images have class numbers."""
+        return self._numbers.labelled
+
+    def labels(self, indices: Any) -> Tensor | None:
+        """Class numbers, int64, shape (m,); None where the split has no labels."""
+        return self._numbers.of(torch.as_tensor(indices, dtype=torch.int64).reshape(-1))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of a sample of the items."""
+        return self._items.digest(self.has_labels)
+
+
+class TensorItems(_ItemSplit):
     """Split of a Dataset whose items are tensors or arrays.
 
     Parameters
@@ -175,22 +198,6 @@ class TensorItems(Split):
         self._items, self._numbers, self._shape = items, _Labelled(items, labels), shape
         self._scale, self._normalisation = normalisation.scale, normalisation.on_channels(shape[0])
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether the images have class numbers."""
-        return self._numbers.labelled
-
-    def labels(self, indices: Any) -> Tensor | None:
-        """Class numbers, int64, shape (m,); None where the split has no labels."""
-        return self._numbers.of(torch.as_tensor(indices, dtype=torch.int64).reshape(-1))
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of a sample of the items."""
-        return self._items.digest(self.has_labels)
-
     def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
         seed = 0 if augment_seed is None else augment_seed + 1
         images = [channels_first(as_tensor(self._items.read(index, seed)[0])) for index in indices.tolist()]
@@ -203,28 +210,12 @@ class TensorItems(Split):
         return self._normalisation.shift(adapt(pixels, self._shape))
 
 
-class PictureItems(PictureSplit):
+class PictureItems(_ItemSplit, PictureSplit):
     """Split of a Dataset whose items are PIL images, or arrays (H, W, 3) of bytes."""
 
     def __init__(self, items: Items, labels: bool, preparation: Preparation) -> None:
         super().__init__(items.name, None, preparation)
         self._items, self._numbers = items, _Labelled(items, labels)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether the images have class numbers."""
-        return self._numbers.labelled
-
-    def labels(self, indices: Any) -> Tensor | None:
-        """Class numbers, int64, shape (m,); None where the split has no labels."""
-        return self._numbers.of(torch.as_tensor(indices, dtype=torch.int64).reshape(-1))
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of a sample of the items."""
-        return self._items.digest(self.has_labels)
 
     def picture(self, index: int, mode: str) -> Image.Image:
         """One picture in mode L or RGB."""

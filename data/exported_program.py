@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from decomp.errors import FileError, TraceError
-from decomp.execution.outputs import same_outputs
+from decomp.execution.outputs import difference
 from decomp.modules.replace import with_parameters
 
 #: Largest difference of the outputs of the network and the program, relative to the largest output.
@@ -90,7 +90,7 @@ def as_network(program: ExportedProgram, name: str) -> fx.GraphModule:
     with torch.no_grad():
         wanted = exported(x)
         try:
-            same = same_outputs(wanted, network(x), TOLERANCE)
+            same = difference(wanted, network(x)) <= TOLERANCE
         except (RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:100]
             raise TraceError(

@@ -14,12 +14,13 @@ from torch.utils.data import Dataset, IterableDataset
 from decomp.errors import NumericalError, UsageError, kind_of
 from decomp.graph.ways_out import part_that_works
 
+from .image_options import IN_MEMORY
 from .items import as_tensor, channels_first, class_number, images_of, labels_of, leaves
 from .models import parse_input_size
 from .splits import ImageSource, MemorySplit
 from .transforms import Augmentation, Normalisation, Shape, check_shape
 
-NAME = "images in memory"
+NAME = IN_MEMORY
 
 
 def source_of(

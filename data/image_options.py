@@ -9,6 +9,8 @@ from typing import Any
 
 from decomp.errors import UsageError
 
+#: Name of images that are given as they are, and not by a name.
+IN_MEMORY = "images in memory"
 _SIZES = "write 224 (the short side) or 224x192 (height x width)"
 
 

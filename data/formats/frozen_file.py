@@ -5,7 +5,7 @@ Fletcher-32 checksums, so that a flipped bit is an error and not another result.
 
 ==========================  ===================  =================================================================
 ``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 3
-``/meta``                   uint8 (b,)           JSON in UTF-8: ``meta``, ``grids``, ``layers``, ``content``
+``/meta``                   uint8 (b,)           JSON in UTF-8: ``meta``, ``grids``, ``layers``, ``content``, ``drawn``
 ``/images``                 float32 (M,C,H,W)    the images as the network takes them
 ``/positions/000`` ...      int32 (M,P,2)        per output grid: (row y, column x) of P positions on each image
 ``/responses/000`` ...      float32 (M,P,n)      per layer: the n channels of the response at its grid's positions
@@ -28,6 +28,7 @@ is called several times, or on several maps for each image, has an entry for eac
 ``outputs``                            list: :meth:`decomp.execution.output_change.Outputs.to_json`
 =====================================  ========================================================================
 
+``drawn`` lists the indices of the images among the training images, in their order; files of before do not have it.
 ``content`` is a SHA-256 over everything written, in the order of writing: the identity of the file's content, by which
 an exchanged file is noticed. It is not computed again on reading: that would cost a pass over the whole file each time,
 whereas the checksum of each chunk detects damage in the part that is read.
@@ -92,6 +93,8 @@ class FrozenWriter:
         self._path = Path(path)
         self._part = self._path.with_name(self._path.name + ".part")
         self.meta, self._n_images = dict(meta), int(n_images)
+        #: Indices of the images among the training images, which are no part of :attr:`content`.
+        self.drawn: list[int] | None = None
         self._grids: dict[str, dict[str, Any]] = {}
         self._layers: dict[str, dict[str, Any]] = {}
         self._written: dict[str, np.ndarray] = {}
@@ -183,7 +186,8 @@ class FrozenWriter:
         try:
             self._check_complete()
             lists = {"grids": list(self._grids.values()), "layers": list(self._layers.values())}
-            text = json.dumps({"meta": self.meta, **lists, "content": self.content}).encode()
+            drawn = {} if self.drawn is None else {"drawn": self.drawn}
+            text = json.dumps({"meta": self.meta, **lists, "content": self.content, **drawn}).encode()
             with self._naming_the_file():
                 self._file.create_dataset(
                     "meta", data=np.frombuffer(text, np.uint8), chunks=(min(len(text), _CHUNK_BYTES),), fletcher32=True
@@ -265,6 +269,8 @@ class FrozenFile:
         As given to :class:`FrozenWriter`.
     content : str
         SHA-256 (hex) over everything that was written, see above.
+    drawn : list of int or None
+        Indices of the images among the training images; None in files of before.
     n_images : int
         M.
     input_shape : (C, H, W)
@@ -292,6 +298,8 @@ class FrozenFile:
                 header = json.loads(self._file["meta"][()].tobytes())
                 self.meta: dict[str, Any] = dict(header["meta"])
                 self.content = str(header["content"])
+                drawn = header.get("drawn")
+                self.drawn: list[int] | None = None if drawn is None else [int(index) for index in drawn]
                 self._grids = {grid["name"]: grid for grid in header["grids"]}
                 self._layers = {layer["name"]: layer for layer in header["layers"]}
                 self.n_images, *shape = self._file["images"].shape

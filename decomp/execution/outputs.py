@@ -152,8 +152,3 @@ def _difference(wanted: Any, got: Any) -> float:
     largest = wanted[wanted.isfinite()].abs().max() if bool(wanted.isfinite().any()) else torch.tensor(0.0)
     relative = float(worst / largest.clamp_min(1e-12))
     return relative if math.isfinite(relative) else math.inf
-
-
-def same_outputs(wanted: Any, got: Any, tolerance: float = 0.0) -> bool:
-    """Whether two outputs have the same form and the same numbers to a tolerance; see :func:`difference`."""
-    return difference(wanted, got) <= tolerance

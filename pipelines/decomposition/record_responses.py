@@ -89,6 +89,7 @@ class ResponseRecording:
         n_images, network = len(self.indices), self.graph.module.to(device)
         with FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=self.graph.input_shape) as writer:
             self._declare(writer)
+            writer.drawn = [int(index) for index in self.indices]
 
             def images(start: int, stop: int) -> Tensor:
                 # Called once per batch: the network gets exactly the images that are written.

@@ -274,9 +274,11 @@ def _held_out(base: RunDirectory) -> HeldOutImages:
     options = freeze_options(base)
     frozen, _ = loading.open_frozen(base)
     with frozen:
-        n_fit = fitted_images(frozen.n_images)
+        n_fit, drawn = fitted_images(frozen.n_images), frozen.drawn
     source = open_images(base)
-    fitted = draw_images(source, options.n_images, options.seed)[:n_fit]
+    # Files of before lack the indices: they were drawn in this way.
+    fitted = draw_images(source, options.n_images, options.seed) if drawn is None else torch.tensor(drawn)
+    fitted = fitted[:n_fit]
     _, unseen = hold_out(len(source.train), options.seed)
     return HeldOutImages(source.train, images_outside_fits(len(source.train), fitted, unseen), options.data)
 

@@ -26,6 +26,8 @@ TITLES = {
     "training": "Training",
     "filters": "Filters that were dropped",
 }
+#: Begin of each page's text, by which a page of ours is known.
+HEADER = '<header><p class="run">'
 #: In place of the title and the caption of accuracy, for outputs that are not class scores.
 CHANGE_TITLE = "Change of the outputs against time and cost"
 CHANGE_CAPTION = (
@@ -212,7 +214,7 @@ def render_page(name: str, title: str, below: str, first: Sequence[str], section
         Those without parts are left out.
     """
     style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    parts = [f'<header><p class="run">{html.escape(name)}</p><h1>{html.escape(title)}</h1>']
+    parts = [f"{HEADER}{html.escape(name)}</p><h1>{html.escape(title)}</h1>"]
     parts += [paragraph(below, "measured")] if below else []
     parts += [*first, "</header>"]
     shown = [section for section in sections if section.parts]

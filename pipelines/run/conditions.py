@@ -10,12 +10,10 @@ from typing import Any
 
 from decomp.errors import FileError, UsageError
 
+from ...data.image_options import IN_MEMORY
 from ..console.options import FreezeOptions, Options, StageOptions
 from ..console.program import program
 from .directory import RunDirectory
-
-#: Name of images that were given to `compress`: as decomp.data.given.NAME, without the imports of that module.
-IN_MEMORY = "images in memory"
 
 
 def recorded_options(run: RunDirectory, stage: str, kind: type[Options]) -> Options | None:

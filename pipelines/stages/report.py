@@ -16,7 +16,7 @@ from ..console.program import program
 from ..console.reporter import Reporter
 from ..reporting import collect, figures, training_tables
 from ..reporting.collect import Missing, Table
-from ..reporting.html_page import alternative
+from ..reporting.html_page import HEADER, alternative
 from ..reporting.run_page import compare_page, run_page
 from ..run.directory import RunDirectory
 
@@ -77,6 +77,11 @@ def report(
     -------
     ReportResult
 
+    Raises
+    ------
+    UsageError
+        Files of the same names are in `out` that no report has written.
+
     Notes
     -----
     Only reads files: nothing is measured here, and missing data is reported with the command that makes it.
@@ -86,6 +91,7 @@ def report(
     html, folder = run.report_html, run.figures_dir
     if out is not None:
         html, folder = Path(out, html.name), Path(out, folder.name)
+        _require_ours(html, folder)
     with run.lock(), reporter.stage("report"):
         found = _found(run)
         tables = {table.name: table for table in _tables(found)}
@@ -175,6 +181,19 @@ def _found(run: RunDirectory) -> list[Table | Missing | None]:
         why = "the trained network is not compressed"
         return [*found, Missing("networks", why, f"{program()} freeze --run {run}")]
     return [*(collector(run) for collector in collect.COLLECTORS), *found]
+
+
+def _require_ours(html: Path, folder: Path) -> None:
+    """Refuse to replace a page, or a folder beside no page, that this program has not written.
+
+    Raises
+    ------
+    UsageError
+    """
+    ours = html.is_file() and HEADER in html.read_text(encoding="utf-8", errors="replace")
+    if not ours and (html.exists() or folder.exists()):
+        there = html if html.exists() else folder
+        raise UsageError(there, "is there and was not written by report", fix="give another folder with --out")
 
 
 def _compared_before(html: Path, folder: Path) -> str | None:

@@ -13,11 +13,12 @@ from decomp import seeds
 from decomp.errors import DecompError, UsageError
 
 from ...data.formats.frozen_file import FrozenFile
+from ...data.image_options import IN_MEMORY
 from ...data.sources import open_source
 from ...data.splits import ImageSource, Split
 from ..measure.accuracy import outputs_of
 from ..run.calibration import draw_images, fitted_images
-from ..run.conditions import IN_MEMORY, freeze_options
+from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import open_frozen, run_outputs

@@ -27,9 +27,10 @@ def contents():
     return images, grids, layers
 
 
-def write(path, batch=4):
+def write(path, batch=4, drawn=None):
     images, grids, layers = contents()
     with FrozenWriter(path, meta=META, n_images=N_IMAGES, input_shape=(2, 5, 6)) as writer:
+        writer.drawn = drawn
         for size, positions in grids.items():
             writer.declare_grid(f"{size[0]}x{size[1]}", size, positions)
         for name, (size, responses) in layers.items():
@@ -65,6 +66,15 @@ def test_what_was_written_comes_back_bit_for_bit(tmp_path, batch):
             assert frozen.responses(name, 5, 9).dtype == torch.float32
         with pytest.raises(IndexError):
             frozen.images(20, 24)
+
+
+def test_the_indices_of_the_images_come_back_and_are_no_part_of_the_digest(tmp_path):
+    drawn = list(range(2 * N_IMAGES, 0, -2))
+    write(tmp_path / "with.h5", drawn=drawn)
+    write(tmp_path / "without.h5")
+    with FrozenFile(tmp_path / "with.h5") as one, FrozenFile(tmp_path / "without.h5") as other:
+        assert one.drawn == drawn and other.drawn is None
+        assert one.content == other.content
 
 
 def test_images_larger_than_a_chunk_and_many_layers_round_trip(tmp_path):

@@ -161,14 +161,22 @@ def test_calls_with_sizes_stay_calls_for_images_of_any_size(body):
     assert traced.meta["branches"] == []
 
 
-@pytest.mark.parametrize("body", [
-    lambda net, x: Pair(x, net.b(x)),
-    lambda net, x: Fields(x, net.b(x)),
-    lambda net, x: torch.max(x, 1),
-    lambda net, x: {"a": x, "b": [net.b(x), Pair(x.mean(1), x)]},
+def form(value):
+    """The class of a nested output, and of all that is in it."""
+    if isinstance(value, dict):
+        return {key: form(part) for key, part in value.items()}
+    return [type(value).__name__, *map(form, value)] if isinstance(value, (list, tuple)) else type(value).__name__
+
+
+@pytest.mark.parametrize("body, expected", [
+    (lambda net, x: Pair(x, net.b(x)), ["tuple", "Tensor", "Tensor"]),
+    (lambda net, x: Fields(x, net.b(x)), {"first": "Tensor", "second": "Tensor"}),
+    (lambda net, x: torch.max(x, 1), ["max", "Tensor", "Tensor"]),
+    (lambda net, x: {"a": x, "b": [net.b(x), Pair(x.mean(1), x)]},
+     {"a": "Tensor", "b": ["list", "Tensor", ["tuple", "Tensor", "Tensor"]]}),
 ])  # fmt: skip
-def test_outputs_of_other_classes_become_tuples_and_dicts(body):
-    check(body)
+def test_named_tuples_and_dataclasses_become_tuples_and_dicts(body, expected):
+    assert form(check(body)(torch.randn(2, *SHAPE))) == expected
 
 
 def test_a_chunk_in_a_loop_is_followed_like_one_that_is_unpacked():

@@ -150,6 +150,23 @@ def test_no_speedup_within_the_budget_is_said():
     assert lines[-1].startswith("no speed-up keeps the loss within 1 %, and 1.1x loses 5.00 %")
 
 
+def test_the_images_of_the_fits_are_those_of_the_frozen_file_or_drawn_again_for_files_of_before(run, monkeypatch):
+    read, source = loss_budget._held_out(run).indices, open_source("digits", input_shape=(1, 8, 8))
+    monkeypatch.setattr(loss_budget, "draw_images", None)
+    assert torch.equal(loss_budget._held_out(run).indices, read)
+    monkeypatch.undo()
+    opened = loss_budget.loading.open_frozen
+
+    def before(run):
+        frozen, network = opened(run)
+        frozen.drawn = None
+        return frozen, network
+
+    monkeypatch.setattr(loss_budget.loading, "open_frozen", before)
+    assert torch.equal(loss_budget._held_out(run).indices, read)
+    assert not set(read.tolist()) & set(draw_images(source, 200, 0)[:180].tolist())
+
+
 def test_a_network_without_class_scores_has_a_budget_of_variance(tmp_path, monkeypatch):
     monkeypatch.setattr(loss_budget, "MOST_TRIALS", 2)
     freeze(

@@ -2,11 +2,10 @@
 
 import pytest
 
-from decomp.data import given
+from decomp.data.image_options import IN_MEMORY
 from decomp.errors import FileError, UsageError
 from decomp.pipelines.console.options import DecomposeOptions, FreezeOptions
 from decomp.pipelines.run.conditions import (
-    IN_MEMORY,
     freeze_options,
     label_options,
     recorded_options,
@@ -41,9 +40,11 @@ def test_a_record_of_something_else_is_a_broken_file(run, record):
         recorded_options(run, "freeze", FreezeOptions)
 
 
-def test_the_same_options_pass(run):
+def test_the_same_options_pass_and_others_do_not(run):
     options = DecomposeOptions(speedup=4, skip=["conv1"])
-    require_same_options(run, "decomposed", options, options.to_json(), "x")
+    assert require_same_options(run, "decomposed", options, options.to_json(), "x") is None
+    with pytest.raises(UsageError, match=r"was decomposed with skip = \['conv1'\]"):
+        require_same_options(run, "decomposed", DecomposeOptions(speedup=4), options.to_json(), "x")
 
 
 def test_all_differences_are_told_with_both_values(run):
@@ -79,10 +80,6 @@ def test_labels_are_proposed_where_finetune_takes_them(tmp_path, source, data, k
     outputs = [{"kind": kind} for kind in kinds]
     run.update_config("freeze", {"asked": {"data": data}, "source": source, "outputs": outputs})
     assert label_options(run) == expected
-
-
-def test_the_name_of_images_in_memory_is_that_of_their_source():
-    assert IN_MEMORY == given.NAME
 
 
 @pytest.mark.parametrize("stage, refuse", [("decompose", require_not_decomposed), ("prune", require_not_pruned)])

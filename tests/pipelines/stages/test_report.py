@@ -187,6 +187,20 @@ def test_runs_on_the_same_images_are_compared_on_one_page(runs, tmp_path):
     assert "allocation" not in differences
 
 
+def test_a_report_elsewhere_replaces_reports_alone(tmp_path):
+    run, out = RunDirectory.create(tmp_path / "run"), tmp_path / "out"
+    first = Path(report(run, out=out, reporter=quiet()).html).read_text()
+    assert Path(report(run, out=out, reporter=quiet()).html).read_text() == first
+    (out / "report.html").unlink()
+    (out / "report" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="report: is there and was not written by report; give another folder"):
+        report(run, out=out, reporter=quiet())
+    assert (out / "report" / "mine.txt").read_text() == "mine"
+    (out / "report.html").write_text("<title>mine</title>")
+    with pytest.raises(UsageError, match="report.html: is there and was not written"):
+        report(run, out=out, reporter=quiet())
+
+
 def test_an_earlier_comparison_of_other_runs_is_named_and_files_of_others_are_left(runs, tmp_path):
     other = RunDirectory(shutil.copytree(runs[1].path, tmp_path / "other"))
     told, out = Collected(), tmp_path / "out"
