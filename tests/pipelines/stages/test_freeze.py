@@ -134,7 +134,7 @@ def test_a_network_whose_size_is_open_takes_the_images_as_they_are(tmp_path, mon
     )
     with FrozenFile("run/frozen.h5") as frozen:
         assert frozen.input_shape == (3, 8, 8)
-    assert "images: 8×8, 1 channels made 3, not normalised; in training the same" in reporter.messages
+    assert "images: 8×8, 1 channel made 3, not normalised; in training the same" in reporter.messages
 
 
 def test_images_that_are_left_out_are_said_and_a_decomposed_run_names_its_status(tmp_path):
