@@ -34,7 +34,9 @@ if TYPE_CHECKING:
         prune_run,
         report,
         sensitivity,
+        slim,
         summarise,
+        train,
         trainable,
     )
     from decomp.pipelines.run.loading import load
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
-    "load", "prune", "prune_run", "report", "save", "sensitivity", "summarise", "tasks", "trainable",
+    "load", "prune", "prune_run", "report", "save", "sensitivity", "slim", "summarise", "tasks", "train", "trainable",
 ]  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from .recipes.loss_budget import BudgetResult
 from .recipes.loss_budget import decompose_within as _decompose_within
 from .recipes.prune_network import prune
 from .recipes.prune_run import prune_run as _prune_run
+from .recipes.slim import SlimResult
+from .recipes.slim import slim as _slim
 from .recipes.trainable import folded, trainable
 from .reporting.summary import summarise
 from .run.directory import RunDirectory
@@ -36,10 +38,12 @@ from .stages.report import ReportResult
 from .stages.report import compare as _compare
 from .stages.report import report as _report
 from .stages.sensitivity import sensitivity as _sensitivity
+from .stages.train import TrainingResult
+from .stages.train import train as _train
 
 __all__ = [
     "compare", "compress", "decompose", "decompose_within", "evaluate", "export", "finetune", "folded", "freeze",
-    "prune", "prune_run", "report", "sensitivity", "summarise", "trainable",
+    "prune", "prune_run", "report", "sensitivity", "slim", "summarise", "train", "trainable",
 ]  # fmt: skip
 
 Parameters = ParamSpec("Parameters")
@@ -50,6 +54,7 @@ Result = TypeVar("Result")
 COMMAND_LINE_NAMES = {
     "images": "n_images", "points": "n_points", "module": "part", "leaf": "leaves", "lr": "learning_rate",
     "format": "formats", "from": "source_run", "layout": "latency_layout", "batch-size": "latency_batch",
+    "reinit": "method", "next": "next_slice", "tune-lr": "tune_learning_rate",
 }  # fmt: skip
 #: How the reporter is described, and what follows it.
 REPORTER_DOC = "    reporter : Reporter, optional\n"
@@ -138,6 +143,36 @@ def prune_run(
         return _prune_run(run, reporter=reporter, **options)
 
 
+@functools.wraps(_train)
+def train(
+    model: str | None = None, *, reporter: Reporter | None = None, quiet: bool = False, **options: Any
+) -> TrainingResult:
+    with said_for_python(_names(_train)):
+        _check_names(_train, {name: value for name, value in options.items() if name != "run"})
+        _check_named(model)
+        run = options.get("run")
+        reporter = reporter or (Reporter(quiet=flag("quiet", quiet)) if run is None else _reporter(run, quiet))
+        return _train(cast("str", model), reporter=reporter, **options)
+
+
+@functools.wraps(_slim)
+def slim(
+    run: str | os.PathLike[str] | RunDirectory, model: str | None = None, *, reporter: Reporter | None = None,
+    quiet: bool = False, **options: Any,
+) -> SlimResult:  # fmt: skip
+    with said_for_python(_names(_slim)):
+        _check_names(_slim, options)
+        _check_named(model)
+        return _slim(run, cast("str", model), reporter=reporter or _reporter(run, quiet), **options)
+
+
+def _check_named(model: object) -> None:
+    if not isinstance(model, str):
+        raise UsageError(
+            "model", "must be the name of a network", got=repr(model)[:60], fix="give such as zoo:vgg-digits"
+        )
+
+
 @functools.wraps(_compare)
 def compare(
     runs: Sequence[str | os.PathLike[str] | RunDirectory], *, reporter: Reporter | None = None, quiet: bool = False,
@@ -147,5 +182,7 @@ def compare(
         return _compare(runs, reporter=reporter or Reporter(quiet=flag("quiet", quiet)), **options)
 
 
-for _stage, _call in ((_decompose_within, decompose_within), (_prune_run, prune_run), (_compare, compare)):
+for _stage, _call in (
+    (_decompose_within, decompose_within), (_prune_run, prune_run), (_compare, compare), (_train, train), (_slim, slim),
+):  # fmt: skip
     _documented(_stage, _call)

@@ -20,6 +20,8 @@ from decomp.errors import TargetError, UsageError, near_miss
 from decomp.execution.output_change import Outputs
 from decomp.graph.channel_spaces import ChannelSpace
 from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.selections import NORM, SELECT
+from decomp.modules.select import Select
 from decomp.surgery.narrow_network import shrunk_macs, shrunk_params
 
 from ..console.options import PruneOptions
@@ -220,10 +222,16 @@ def matching(graph: NetworkGraph, patterns: Sequence[str]) -> set[str]:
     UsageError
         For a pattern that matches none; with the nearest name.
     """
-    names = list(dict.fromkeys(use.path for use in graph.spaces.uses))
-    found: set[str] = set()
+    named: dict[str, set[str]] = {}
+    for use in graph.spaces.uses:
+        path, _, part = use.path.rpartition(".")
+        # A normalisation behind a selection of its own goes by the name that the network has for both.
+        both = part in (SELECT, NORM) and isinstance(dict(graph.module.named_modules()).get(f"{path}.{SELECT}"), Select)
+        for name in (use.path, path) if both else (use.path,):
+            named.setdefault(name, set()).add(use.path)
+    found, names = set[str](), list(named)
     for pattern in patterns:
-        matches = {name for name in names if fnmatchcase(name, pattern)}
+        matches = {path for name in names if fnmatchcase(name, pattern) for path in named[name]}
         if not matches:
             listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
             raise UsageError(

@@ -12,14 +12,17 @@ from decomp.errors import DecompError, FileError
 from decomp.pipelines import api
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.recipes import compress
+from decomp.pipelines.recipes import slim as slim_recipe
 from decomp.pipelines.reporting import summary
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.record import read_log
 from decomp.pipelines.stages import decompose, evaluate, export, finetune, freeze, report
+from decomp.pipelines.stages import train as train_stage
 
 STAGES = {
     "freeze": freeze.freeze, "decompose": decompose.decompose, "finetune": finetune.finetune,
     "evaluate": evaluate.evaluate, "export": export.export, "report": report.report, "compare": report.compare,
+    "train": train_stage.train, "slim": slim_recipe.slim,
 }  # fmt: skip
 # A call of each stage, in the order of use.
 CALLS = {
@@ -121,6 +124,12 @@ def test_comparing_runs_shows_its_steps_unless_it_is_quiet(tmp_path, capsys):
             lambda run: decomp.load(run, into=torch.nn.Linear),
             "into: must be a module of the original class",
         ),
+        (lambda run: decomp.train(), "model: must be the name of a network, got None; give such as zoo:vgg-digits."),
+        (lambda run: decomp.train("zoo:vgg-digits", run=run, lr=1), "lr: is no option of train; did you mean learning"),
+        (lambda run: decomp.train("zoo:vgg-digits", run=run, proximal=True), "proximal: is a way to apply a sparsity"),
+        (lambda run: decomp.slim(run), "model: must be the name of a network, got None"),
+        (lambda run: decomp.slim(run, "zoo:vgg-digits", passes=0), "passes: must be a whole number"),
+        (lambda run: decomp.slim(run, "zoo:vgg-digits", ratio=2), "ratio: must be"),
         (lambda run: decomp.load(run), "there is no such network or run directory"),
     ],
 )

@@ -88,3 +88,12 @@ def test_channels_whose_scale_is_undone_are_left_alone_with_the_reason():
     made = pruned(network, criterion="bn-scale", ratio=0.5)
     assert list(made.keep) == ["0"]
     assert made.left_alone["3"].startswith("its normalisation 4 is read by 5 without an activation")
+
+
+def test_a_normalisation_that_got_a_selection_is_skipped_by_its_own_name():
+    every, left = (pruned(slimmed(), criterion="bn-scale", ratio=0.4, skip=skip) for skip in ((), ("block0.bn1",)))
+    assert "block0.bn1.select" in every.keep and "block0.bn1.select" not in left.keep
+    assert left.left_alone["block0.bn1.select"] in ("block0.bn1.select is skipped", "block0.bn1.norm is skipped")
+    assert isinstance(left.network.block0.bn1, torch.nn.BatchNorm2d)
+    pattern = pruned(slimmed(), criterion="bn-scale", ratio=0.4, skip=("*.bn1",))
+    assert not any(name.endswith("bn1.select") for name in pattern.keep)
