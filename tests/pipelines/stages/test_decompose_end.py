@@ -64,7 +64,9 @@ def test_what_the_class_does_not_take_stands_alone_and_the_reason_is_kept(run, m
 
 
 def test_what_the_class_takes_is_recorded_too(run):
-    assert decompose(run, speedup=2, reporter=Collected()).facts["into"] == {"verified": True, "reason": ""}
+    assert decompose(run, speedup=2, reporter=Collected()).facts["into"] == {
+        "verified": True, "reason": "", "unused": "",
+    }  # fmt: skip
 
 
 def test_a_comparison_that_fails_does_not_lose_the_network(run, monkeypatch):
