@@ -233,7 +233,7 @@ def test_help_lists_every_command_and_the_version_is_that_of_the_package():
     [
         ("decomp de", {"decompose", "demo"}),
         ("decomp decompose --sel", {"--selector"}),
-        ("decomp decompose --selector l", {"lasso", "l1"}),
+        ("decomp decompose --selector la", {"lasso", "largest"}),
         ("decomp bogus --x", set()),
     ],
 )

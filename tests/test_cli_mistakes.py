@@ -159,11 +159,13 @@ def test_a_mistake_ends_in_one_line(mistake, frozen, bad_things):
         ("export", "--format", "formats", "onxn"),
     ],
 )
-def test_python_and_the_command_line_refuse_a_word_in_the_same_line(frozen, stage, option, name, value):
+def test_python_and_the_command_line_refuse_a_word_alike_each_by_its_own_name(frozen, stage, option, name, value):
     with pytest.raises(UsageError) as caught:
         getattr(decomp, stage)(frozen, **{name: value})
     assert "did you mean" in str(caught.value)
-    assert decomp_command(stage, "--run", frozen, option, value).errors == [f"error: {caught.value}"]
+    assert str(caught.value).startswith(f"{name}: ")
+    said = str(caught.value).replace(name, option, 1)
+    assert decomp_command(stage, "--run", frozen, option, value).errors == [f"error: {said}"]
 
 
 def test_out_of_reach_says_what_can_be_reached(frozen):

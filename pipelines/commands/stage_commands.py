@@ -242,7 +242,7 @@ Examples:
 )
 @number(
     "--minutes", least=0, kind=float, above=True,
-    help="Instead of --epochs: as many as fit into this time.",
+    help="Instead of --epochs: as many as fit into this time.  [no default]",
 )  # fmt: skip
 @number(
     "--lr", "--learning-rate", "learning_rate", least=0, kind=float, above=True,

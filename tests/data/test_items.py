@@ -38,7 +38,7 @@ def test_the_tensor_that_looks_like_images_is_taken(thing, n_axes, place):
         (
             {"label": torch.arange(5), "image": ITEM},
             4,
-            r"got label: int64 \(5,\), image: float32 \(3, 8, 9\); add the mis",
+            r"got label: int64 \(5,\), image: float32 \(3, 8, 9\); stack single images",
         ),
         (BATCH[None], 4, r"got float32 \(1, 5, 3, 8, 9\); give single images: frames"),
         ((BATCH, 1), 3, r"got 0: float32 \(5, 3, 8, 9\), 1: int 1; give single images"),
@@ -70,4 +70,4 @@ def test_what_is_no_class_number(label):
 
 def test_a_description_names_kinds_and_shapes():
     thing = {"a": torch.zeros(2, 1), "b": [np.zeros(3, np.uint8), None], "c": "text", "d": PICTURE}
-    assert described(thing) == "a: float32 (2, 1), b.0: uint8 (3,), b.1: nothing, c: str text, d: a Image"
+    assert described(thing) == "a: float32 (2, 1), b.0: uint8 (3,), b.1: nothing, c: str text, d: an Image"
