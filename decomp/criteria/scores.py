@@ -154,7 +154,7 @@ def scorable(network: nn.Module, spaces: Spaces, names: Sequence[str], criterion
         return [name for name in names if not _selected(network, spaces[name])]
     found = [name for name in names if need != "batchnorm" or _normalisations(network, spaces[name])]
     if names and not found:
-        raise _without_scales(f"the {len(names)} channel spaces that can be narrowed")
+        raise _without_scales(f"the channels of {', '.join(names[:4])}{', …' if len(names) > 4 else ''}")
     return found
 
 

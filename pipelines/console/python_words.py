@@ -16,6 +16,22 @@ _COMMAND = re.compile(rf"(`[^`]*`|\b(?:decomp )?(?:{'|'.join(COMMANDS)})(?: --[a
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)|\boption (leaf|module)\b")
 
 
+def python_words(text: str, names: Mapping[str, str]) -> str:
+    """A message in which each option of the command line is the argument of its name; see `said_for_python`."""
+
+    def argument(match: re.Match[str]) -> str:
+        option = match[1] or match[2]
+        return names.get(option, option.replace("-", "_"))
+
+    def flag(match: re.Match[str]) -> str:
+        return f"{match[1].replace('-', '_')}=True"
+
+    parts = _COMMAND.split(_OTHER_RUN.sub("another run", text))
+    return "".join(
+        part if place % 2 else _OPTION.sub(argument, _FLAG.sub(flag, part)) for place, part in enumerate(parts)
+    )
+
+
 @contextmanager
 def said_for_python(names: Mapping[str, str]) -> Iterator[None]:
     """Reword the errors of a block: each option of the command line becomes the argument of its name.
@@ -27,21 +43,8 @@ def said_for_python(names: Mapping[str, str]) -> Iterator[None]:
         with underscores. Commands with their options, such as ``freeze --run r``, stay commands.
     """
 
-    def argument(match: re.Match[str]) -> str:
-        option = match[1] or match[2]
-        return names.get(option, option.replace("-", "_"))
-
-    def flag(match: re.Match[str]) -> str:
-        return f"{match[1].replace('-', '_')}=True"
-
-    def reworded(text: str) -> str:
-        parts = _COMMAND.split(_OTHER_RUN.sub("another run", text))
-        return "".join(
-            part if place % 2 else _OPTION.sub(argument, _FLAG.sub(flag, part)) for place, part in enumerate(parts)
-        )
-
     try:
         yield
     except DecompError as error:
-        error.reword(reworded)
+        error.reword(lambda text: python_words(text, names))
         raise

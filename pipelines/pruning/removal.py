@@ -99,7 +99,10 @@ def remove(
     stay = {space.name: chosen.keep[space.name] for space in graph.spaces.all if space.name in chosen.keep}
     keep = {name: places for name, places in stay.items() if len(places) < graph.spaces[name].width}
     if not stay:
-        raise nothing_to_prune(graph, chosen.left_alone)
+        if given is not None:
+            fix = "edit it, or make one with a ratio above 0"
+            raise TargetError("--keep", "the plan must list channel spaces that lose channels", got="none", fix=fix)
+        raise nothing_to_prune(graph, chosen.left_alone, options.criterion)
     notes = _limit_notes(chosen)
     network = deep_copy(source.network)
     network.meta.update(source.network.meta)
@@ -148,9 +151,13 @@ def _limit_notes(chosen: Chosen) -> list[str]:
     return [f"kept from losing more channels by the limits of a layer: {names}"]
 
 
-def nothing_to_prune(graph: NetworkGraph, left_alone: Mapping[str, str]) -> TargetError:
+def nothing_to_prune(graph: NetworkGraph, left_alone: Mapping[str, str], criterion: str = "l1") -> TargetError:
     """The error for a network of which no channel can go, with the first reasons."""
     why = "; ".join(f"{name}: {reason}" for name, reason in list(left_alone.items())[:2])
     fix = "give --coupled" if any("--coupled" in reason for reason in left_alone.values()) else None
+    if fix is None and criterion == "bn-scale":
+        fix = "take another criterion, such as l1"
+    if fix is None and any(reason.endswith(" is skipped") for reason in left_alone.values()):
+        fix = "skip fewer layers"
     fix = fix or "decompose may still split its convolutions"
     return TargetError(graph.name, "no channel of this network can be removed", got=why or "no layer", fix=fix)

@@ -28,7 +28,7 @@ from ...data.splits import ImageSource
 from ..console import parse
 from ..console.layer_table import left_alone_lines
 from ..console.options import FreezeOptions, PruneOptions
-from ..console.python_words import said_for_python
+from ..console.python_words import python_words, said_for_python
 from ..console.reporter import Reporter
 from ..decomposition.emission import unused_work
 from ..decomposition.prepare import prepare
@@ -116,13 +116,15 @@ def prune(
     Raises
     ------
     DecompError
-        UsageError for a value that is not allowed, before any work; others of decomp.errors.
+        UsageError for a value that is not allowed, or where images are missing, before any work; others of
+        decomp.errors.
 
     Examples
     --------
     >>> network, report = decomp.prune(model, criterion="l1", speedup=2, input_size=(3, 224, 224))  # doctest: +SKIP
     """
-    with said_for_python(ARGUMENTS):
+    # A caller's inference mode would forbid the derivatives that the criterion taylor takes.
+    with said_for_python(ARGUMENTS), torch.inference_mode(False):
         original = module_of(model)
         _check_options(options)
         plan = None if keep is None else read_plan(keep)
@@ -130,11 +132,17 @@ def prune(
         if images is None and NEEDS[chosen.criterion] in ("images", "loss") and plan is None:
             fix = "give images, or take a criterion of the weights, such as l1"
             raise UsageError("images", f"the criterion {chosen.criterion} needs some", got="none", fix=fix)
+        if images is None and chosen.bias == "mean":
+            fix = "give images, or take bias='constant'"
+            raise UsageError("images", "the means of dropped channels are taken from some", got="none", fix=fix)
         target, reporter, loaded = pick_device(device), Reporter(quiet=quiet), loaded_copy(original)
         n_images = parse.number("--images", int, 2)(n_images)
         source = None
         if images is not None:
             source = given.source_of(images, n_images, input_size=input_size, seed=chosen.seed)
+            if len(source.train) < 2:
+                rule, fix = "there must be at least 2, as one is held out", "give more images, or none"
+                raise UsageError("images", rule, got=len(source.train), fix=fix)
         shape = _shape(original, loaded, input_size) if source is None else source.input_shape
         found = unfolded(loaded.module, loaded.name, shape, part=module, leaves=leaves)
         found.network.to(target)
@@ -158,7 +166,8 @@ def prune(
             network, reason = in_class_of(loaded.module, place)
             attach_record(network, network_file.read_structure(place))
             notes = [*pruned.notes, *left_alone_lines(pruned.left_alone), reason or unused_work(network, place)]
-        report = _report(found, pruned, chosen, loaded.name, fidelity, [note for note in notes if note])
+        notes = [python_words(note, ARGUMENTS) for note in notes if note]
+        report = _report(found, pruned, chosen, loaded.name, fidelity, notes)
         return as_it_came(network, original), report
 
 
