@@ -88,7 +88,7 @@ class LabelledTask:
     def _only_scores(run: RunDirectory) -> Output:
         outputs = run_outputs(run)
         if outputs.scores is None:
-            rule = "labels train a network whose only output is class scores"
+            rule = "needs a network whose only output is class scores"
             fix = "give --labels none"
             if len(outputs.each) == 1:
                 fix += ", or freeze again with --outputs scores if they are class scores after all"
