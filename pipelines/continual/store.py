@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from decomp.errors import FileError, UsageError, near_miss
+from decomp.errors import FileError, MissingError, UsageError, near_miss
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.schemes import cpg_owners
@@ -71,6 +71,10 @@ class TaskStore:
         FileError
             There is no such run, or it is a run of something else.
         """
+        path = RunDirectory(run).path
+        if not path.exists():
+            fix = f"begin with tasks add --run {path} --model … --data … --name … --goal …"
+            raise MissingError(path, "there is no such run directory", fix=fix)
         return cls(RunDirectory.open(run, of_tasks=True))
 
     @classmethod

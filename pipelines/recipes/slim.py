@@ -7,10 +7,14 @@ each pass the lower half of all scale factors goes, and at most half of any laye
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from decomp.errors import DecompError
 
 from ..console import parse
 from ..console.finetune_options import FINETUNE_EPOCHS, FinetuneOptions
@@ -79,6 +83,17 @@ class SlimResult:
         return {"run": str(self.run), "passes": passes}
 
 
+@contextmanager
+def _way_out(directory: RunDirectory) -> Iterator[None]:
+    """Reword the errors of a pass: slimming has no option that replaces what a stage did before."""
+    fix = f"remove {directory} and the directories of later passes"
+    try:
+        yield
+    except DecompError as error:
+        error.reword(lambda text: re.sub(r"\b(?:give|use) --redo\b", fix, text))
+        raise
+
+
 def slim(
     run: str | os.PathLike[str] | RunDirectory, model: str, *, data: str | None = None, passes: int = 3,
     sparsity: float = 1e-4, proximal: bool = False, ratio: float = 0.5, cap: float = 0.5, floor: float | None = None,
@@ -129,14 +144,20 @@ def slim(
         directory = RunDirectory(f"{RunDirectory(run)}-pass{number}")
         inner = reporter.into(directory)
         reporter.step(f"pass {number} of {passes}: {directory}")
-        trained = train(
-            model, data=data, run=directory, sparsity=sparsity, proximal=proximal, seed=seed, device=device,
-            reporter=inner, **training,
-        )  # fmt: skip
-        pruned = prune_run(directory, frozen={"n_images": n_images}, device=device, reporter=inner, **pruning)
-        tuned = finetune(
-            directory, epochs=tune_epochs, learning_rate=tune_learning_rate, seed=seed, device=device, reporter=inner
-        )
+        with _way_out(directory):
+            trained = train(
+                model, data=data, run=directory, sparsity=sparsity, proximal=proximal, seed=seed, device=device,
+                reporter=inner, **training,
+            )  # fmt: skip
+            pruned = prune_run(directory, frozen={"n_images": n_images}, device=device, reporter=inner, **pruning)
+            tuned = finetune(
+                directory,
+                epochs=tune_epochs,
+                learning_rate=tune_learning_rate,
+                seed=seed,
+                device=device,
+                reporter=inner,
+            )
         done.append(Pass(directory, trained, pruned, tuned))
         options = trained.record["options"]
         model, data = str(directory.finetune_dir / "best"), options["data"]

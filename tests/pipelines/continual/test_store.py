@@ -36,6 +36,11 @@ def test_the_base_is_owned_by_nobody(learned):
     assert not any(owner.any() for owner in state.owners.values()) and "8.weight" in state.private
 
 
+def test_a_run_that_is_not_there_is_begun_with_tasks_add(tmp_path):
+    with pytest.raises(FileError, match="there is no such run directory; begin with tasks add --run .*none --model"):
+        TaskStore.open(tmp_path / "none")
+
+
 def test_tasks_are_read_in_order_with_their_names(learned):
     assert [task.name for task in learned.store.tasks()] == learned.store.names() == ["sides", "heights"]
     assert len(learned.store.tasks(1)) == 1 and learned.store.number_of("heights") == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from decomp.errors import UsageError
+from decomp.errors import DecompError, UsageError
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.recipes.slim import slim
 from decomp.pipelines.run.directory import RunDirectory
@@ -53,6 +53,9 @@ def test_a_stopped_call_goes_on_in_the_pass_where_it_was(tmp_path, monkeypatch):
     assert RunDirectory.open(tmp_path / "slim-pass1").config("finetune") is not None
     slimmed(tmp_path / "slim")
     assert len(trainings) == 5
+    with pytest.raises(DecompError, match="remove .*slim-pass1 and the directories of later passes to") as refused:
+        slimmed(tmp_path / "slim", epochs=2)
+    assert "--redo" not in str(refused.value)
 
 
 def test_mistakes_cost_no_training(tmp_path):
