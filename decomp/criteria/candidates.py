@@ -23,7 +23,7 @@ def candidates(spaces: Spaces, *, coupled: bool = False, skip: Iterable[str] = (
     Returns
     -------
     list of str
-        Frozen spaces and those of one channel are never among them.
+        Frozen spaces, those of one channel and those that no layer writes are never among them.
 
     Raises
     ------
@@ -38,6 +38,7 @@ def candidates(spaces: Spaces, *, coupled: bool = False, skip: Iterable[str] = (
         space.name
         for space in spaces.all
         if space.frozen is None
+        and space.producers
         and space.width > 1
         and (coupled or not united_by_addition(space))
         and skipped.isdisjoint((*space.producers, *space.carriers))

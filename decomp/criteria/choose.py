@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -51,10 +51,16 @@ def check_ratio(ratio: object, thing: str = "ratio") -> float:
     return float(ratio)
 
 
-def by_counts(scores: Mapping[str, Tensor], counts: Mapping[str, int], limited: tuple[str, ...] = ()) -> Choice:
-    """In each space the given number of channels with the highest scores; all where none is given."""
+def by_counts(
+    scores: Mapping[str, Tensor], counts: Mapping[str, int], limited: tuple[str, ...] = (), *,
+    emptied: Container[str] = (),
+) -> Choice:  # fmt: skip
+    """In each space the given number of channels with the highest scores; all where none is given.
+
+    At least one, but in the spaces `emptied`.
+    """
     for name, count in counts.items():
-        if name not in scores or not 1 <= count <= len(scores[name]):
+        if name not in scores or not (0 if name in emptied else 1) <= count <= len(scores[name]):
             there = f"1..{len(scores[name])}" if name in scores else "a channel space that was scored"
             raise UsageError(name, f"the number of channels that stay must be in {there}", got=count)
     return Choice({name: top(s, counts.get(name, len(s))) for name, s in scores.items()}, limited)
@@ -82,12 +88,12 @@ def by_layer(scores: Mapping[str, Tensor], ratio: float | Mapping[str, float], l
         if name not in scores:
             raise UsageError(name, "is not a channel space that was scored")
         thing = f"ratio of {name}" if isinstance(ratio, Mapping) else "ratio"
-        width, least = len(scores[name]), bounds.least(len(scores[name]))
+        width, least = len(scores[name]), bounds.least(len(scores[name]), name)
         wanted = rounded_down(width * (1 - check_ratio(share, thing)))
         counts[name] = bounds.rounded(max(wanted, least), width)
         if least > wanted:
             limited.append(name)
-    return by_counts(scores, counts, tuple(limited))
+    return by_counts(scores, counts, tuple(limited), emptied=bounds.emptied)
 
 
 def by_rank(
@@ -180,8 +186,8 @@ def greatest_speedup(
 ) -> float:
     """The speed-up when every space loses all the channels that it may lose."""
     bounds = _bounds(limits or Limits(), ranking)
-    least = {name: bounds.rounded(bounds.least(len(s)), len(s)) for name, s in scores.items()}
-    return original / cost(by_counts(scores, least).keep)
+    least = {name: bounds.rounded(bounds.least(len(s), name), len(s)) for name, s in scores.items()}
+    return original / cost(by_counts(scores, least, emptied=bounds.emptied).keep)
 
 
 def greedily(choice: Choice, score_of: ScoreOf) -> Choice:
@@ -219,7 +225,8 @@ def _steps(scores: Mapping[str, Tensor], ranking: str, normalisation: str, limit
 
 def _ranked(scores: Mapping[str, Tensor], order: Order, dropped: int, limits: Limits) -> Choice:
     counts, limited = order.counts(dropped)
-    return by_counts(scores, {name: limits.rounded(n, order.widths[name]) for name, n in counts.items()}, limited)
+    counts = {name: limits.rounded(n, order.widths[name]) for name, n in counts.items()}
+    return by_counts(scores, counts, limited, emptied=limits.emptied)
 
 
 def _bounds(limits: Limits, ranking: str) -> Limits:
@@ -241,7 +248,7 @@ def _out_of_reach(
         f"floor {limits.floor:g}": replace(limits, floor=0.0),
         f"cap {limits.cap:g}": replace(limits, cap=1.0),
         f"multiple {limits.multiple}": replace(limits, multiple=1),
-        "floor, cap and multiple": Limits(0.0),
+        "floor, cap and multiple": replace(limits, floor=0.0, cap=1.0, multiple=1),
     }
     reached = {rule: greatest_speedup(scores, cost, whole, less) for rule, less in loosened.items() if less != limits}
     enough = [rule for rule, value in reached.items() if value >= speedup]

@@ -38,11 +38,14 @@ class Limits:
     multiple : int
         The number of channels that stay is a multiple of it, rounded up, where the layer is wide enough
         (:func:`decomp.allocation.sizes.fitting_multiple`).
+    emptied : frozenset of str
+        Layers that may lose all channels, without floor and cap.
     """
 
     floor: float | None = None
     cap: float = 1.0
     multiple: int = 1
+    emptied: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name, share in (("floor", self.floor), ("cap", self.cap)):
@@ -55,8 +58,10 @@ class Limits:
         """The same limits with this floor where none is given."""
         return self if self.floor is not None else replace(self, floor=share)
 
-    def least(self, width: int) -> int:
+    def least(self, width: int, name: str | None = None) -> int:
         """Fewest channels that stay of a layer of this width."""
+        if name in self.emptied:
+            return 0
         by_floor = math.ceil((self.floor or 0.0) * width - _SLACK)
         return max(1, by_floor, width - math.floor(self.cap * width + _SLACK))
 
@@ -127,7 +132,7 @@ class Order:
         """The order by the scores of all layers together."""
         values = normalised(scores, normalisation)
         widths = {name: len(s) for name, s in values.items()}
-        least = {name: limits.least(width) for name, width in widths.items()}
+        least = {name: limits.least(width, name) for name, width in widths.items()}
         if not widths:
             return cls(widths, least, np.empty(0, dtype=np.int64))
         layers = np.concatenate([np.full(width, i) for i, width in enumerate(widths.values())])

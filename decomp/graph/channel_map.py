@@ -24,6 +24,7 @@ from decomp.graph.channel_numbers import ChannelNumbers, Layout, Use
 from decomp.graph.union_find import IntArray
 from decomp.graph.weight_reads import unchangeable
 from decomp.modules.select import Select
+from decomp.modules.zeros import Zeros
 
 _NO_SIZES = ("dtype", "device", "ndim", "is_cuda", "requires_grad")  # attributes that say nothing of channels
 _RESHAPES = ("view", "reshape", torch.flatten, "flatten", torch.reshape)
@@ -111,6 +112,8 @@ def _follow_module(channels: ChannelNumbers, node: fx.Node, module: nn.Module) -
         layer_rules.carrier(channels, node, module, source)
     elif isinstance(module, Select):
         layer_rules.selection(channels, node, module, source)
+    elif isinstance(module, Zeros):
+        layer_rules.zeros(channels, node, module)
     elif isinstance(module, nn.Flatten):
         reshape_rules.reshape(channels, node, source)
     elif operations.is_channelwise(node, module):

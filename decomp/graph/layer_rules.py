@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from decomp.graph.channel_numbers import ChannelNumbers, Layout, Use
 from decomp.modules.select import Select
+from decomp.modules.zeros import Zeros
 
 
 def convolution(
@@ -64,3 +65,10 @@ def selection(channels: ChannelNumbers, node: fx.Node, module: Select, source: L
     channels.freeze(source.ids, f"is read by the selection {node.target}")
     writes = channels.numbers.add(module.out_channels)
     channels.call(node, Use(str(node.target), "layer", source.ids, writes))
+
+
+def zeros(channels: ChannelNumbers, node: fx.Node, module: Zeros) -> None:
+    """New channels without weights, whatever it reads; there can be fewer."""
+    path, written = str(node.target), channels.numbers.add(module.out_channels)
+    channels.origins.append((path, written))
+    channels.call(node, Use(path, "carrier", written, written))

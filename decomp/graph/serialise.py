@@ -1,7 +1,7 @@
 """Serialisation of a traced network's structure to JSON data: module specifications and the graph of calls.
 
-A file can only name classes of ``torch.nn``, :class:`decomp.modules.select.Select` and the tensor functions listed
-here: no code comes out of a file.
+A file can only name classes of ``torch.nn``, :class:`decomp.modules.select.Select`,
+:class:`decomp.modules.zeros.Zeros` and the tensor functions listed here: no code comes out of a file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from decomp.graph.constructors import arguments_of, leaf_advice, require_same
 from decomp.graph.functions import ATTRIBUTES, full_name, function_of, name_of
 from decomp.modules.select import Select
 from decomp.modules.sized_chain import SizedChain
+from decomp.modules.zeros import Zeros
 
-OWN_MODULES = {"Select": Select}  # the only ones beside torch.nn that a file may name
+OWN_MODULES: dict[str, type[nn.Module]] = {
+    "Select": Select,
+    "Zeros": Zeros,
+}  # the only ones beside torch.nn that a file may name
 
 
 # -- modules -----------------------------------------------------------------------------------------------

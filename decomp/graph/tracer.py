@@ -28,6 +28,7 @@ from decomp.graph.value_checks import passing_answer
 from decomp.graph.views import is_number
 from decomp.modules.entries import with_entries
 from decomp.modules.select import Select
+from decomp.modules.zeros import Zeros
 
 
 class SizedProxy(fx.Proxy):
@@ -377,7 +378,7 @@ class SizedTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as it is."""
-        if module_qualified_name in self.leaves or isinstance(m, Select):
+        if module_qualified_name in self.leaves or isinstance(m, (Select, Zeros)):
             return True
         return super().is_leaf_module(m, module_qualified_name) and not has_own_forward(m)
 

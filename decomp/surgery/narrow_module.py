@@ -11,6 +11,7 @@ from decomp.errors import DecompError
 from decomp.modules.convolution import padding, pair
 from decomp.modules.replace import linear, with_parameters
 from decomp.modules.select import Select
+from decomp.modules.zeros import Zeros
 
 
 def narrow_layer(module: nn.Module, reads: torch.Tensor | None = None, writes: torch.Tensor | None = None) -> nn.Module:
@@ -69,7 +70,7 @@ def narrow_carrier(module: nn.Module, keep: torch.Tensor, width: int) -> nn.Modu
 
     Parameters
     ----------
-    module : nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU or a depthwise nn.Conv2d
+    module : nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU, Zeros or a depthwise nn.Conv2d
     keep : torch.LongTensor
     width : int
         A normalisation behind a flatten has several columns for each channel.
@@ -85,6 +86,8 @@ def narrow_carrier(module: nn.Module, keep: torch.Tensor, width: int) -> nn.Modu
     """
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         return _narrow_groups(module, keep, keep)
+    if isinstance(module, Zeros):
+        return Zeros(len(keep), module.kernel_size, module.stride, module.padding, module.dilation)
     if isinstance(module, nn.PReLU):
         if module.num_parameters == 1:
             return module

@@ -7,7 +7,7 @@ normalisation may shift them from zero), because every layer that reads them has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +137,9 @@ def shrunk_macs(spaces: Spaces, keep: Mapping[str, Iterable[int]], per_layer: Ma
     return total
 
 
-def shrunk_params(network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterable[int]]) -> int:
+def shrunk_params(
+    network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterable[int]], *, without: Collection[str] = ()
+) -> int:
     """Parameters of a network whose spaces keep only some channels, by formula.
 
     Parameters
@@ -146,6 +148,8 @@ def shrunk_params(network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterabl
         With all channels; it is not changed.
     spaces : decomp.graph.channel_spaces.Spaces
     keep : mapping of str to iterable of int
+    without : collection of str
+        Paths of modules that do not count.
 
     Returns
     -------
@@ -153,7 +157,10 @@ def shrunk_params(network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterabl
         Each parameter counts once.
     """
     total = sum(parameter.numel() for parameter in network.parameters())
+    total -= sum(parameter.numel() for path in without for parameter in network.get_submodule(path).parameters())
     for use, reads, writes in narrowed_uses(spaces, keep):
+        if use.path in without:
+            continue
         module = network.get_submodule(use.path)
         parts = list(module) if isinstance(module, nn.Sequential) else [module]
         before = sum(parameter.numel() for parameter in module.parameters())

@@ -34,7 +34,7 @@ FROZEN = (
 
 DECIDED_BY_PLAN = (
     "criterion", "speedup", "ratio", "cost", "ranking", "normalise", "floor", "cap", "scoring", "coupled", "multiple",
-    "skip",
+    "skip", "remove_branches",
 )  # fmt: skip
 
 
@@ -95,6 +95,10 @@ Examples:
     help="Judge filters without the kernels of removed input channels, or as they are in the original.",
 )  # fmt: skip
 @click.option("--coupled", is_flag=True, help="Also prune residual streams, as whole groups of layers.")
+@click.option(
+    "--remove-branches", is_flag=True,
+    help="A residual branch may lose all channels of a layer, without --floor and --cap; it then goes as a whole.",
+)  # fmt: skip
 @click.option(
     "--skip", multiple=True, metavar="LAYER",
     help="Layer that keeps its filters, or several by * and ?; can be given several times.  [default: none]",

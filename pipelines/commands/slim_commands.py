@@ -40,6 +40,10 @@ Examples:
     "--floor", least=0, kind=float, most=1, metavar="SHARE",
     help="Share of its channels that each layer keeps at least.  [default: 0.1]",
 )  # fmt: skip
+@click.option(
+    "--remove-branches", is_flag=True,
+    help="A residual branch may lose all channels of a layer, without --floor and --cap; it then goes as a whole.",
+)  # fmt: skip
 @number("--epochs", help="Epochs of each training.  [default: the zoo's recipe, otherwise 20]")
 @number(
     "--lr", "--learning-rate", "learning_rate", least=0, kind=float, above=True,

@@ -49,6 +49,8 @@ class LayerSummary:
     @property
     def becomes(self) -> str:
         """Description of the replacement."""
+        if self.writes[0] == 0 < self.writes[1]:
+            return "removed with its branch"
         words = [f"{step} rank {rank} of {full}" for step, (rank, full) in self.ranks.items()]
         if self.reads[0] != self.reads[1]:
             words.insert(0, f"reads {self.reads[0]} of {self.reads[1]} channels")

@@ -230,6 +230,7 @@ class PruneOptions(StageOptions):
     multiple: int = checked_field(parse.number("--multiple", int, 1), 1)
     skip: tuple[str, ...] = checked_field(_names("--skip"), ())
     coupled: bool = flag_field("--coupled", False)
+    remove_branches: bool = flag_field("--remove-branches", False)
     bias: str = checked_field(parse.choice("--bias", BIASES), "constant")
     recalibrate_bn: bool = flag_field("--recalibrate-bn", False)
     seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)

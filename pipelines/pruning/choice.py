@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, fx
@@ -18,6 +18,7 @@ from decomp.criteria.scale_factors import rankable_spaces
 from decomp.criteria.scores import Evidence, gather, scorable, score
 from decomp.errors import TargetError, UsageError, near_miss
 from decomp.execution.output_change import Outputs
+from decomp.graph.branches import Branch, without_branches
 from decomp.graph.channel_spaces import ChannelSpace
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.selections import NORM, SELECT
@@ -126,7 +127,10 @@ def score_spaces(source: Unfolded, options: PruneOptions, images: Images | None)
     return Scored(found, evidence, left_alone)
 
 
-def choose(source: Unfolded, options: PruneOptions, images: Images | None, cost_of: CostOf, original: float) -> Chosen:
+def choose(
+    source: Unfolded, options: PruneOptions, images: Images | None, cost_of: CostOf, original: float,
+    branches: Sequence[Branch] = (),
+) -> Chosen:  # fmt: skip
     """Channels that stay in each space, by the options.
 
     Parameters
@@ -139,6 +143,8 @@ def choose(source: Unfolded, options: PruneOptions, images: Images | None, cost_
         Cost of a choice, for a speed-up.
     original : float
         Cost of the original in its unit.
+    branches : sequence of decomp.graph.branches.Branch
+        That can go; the choice is empty for a channel space of each that goes, where the options let them.
 
     Raises
     ------
@@ -151,8 +157,11 @@ def choose(source: Unfolded, options: PruneOptions, images: Images | None, cost_
     if not scored.scores:
         return Chosen({}, (), scored.left_alone)
     try:
-        choice = _by_target(scored.scores, options, cost_of, original)
+        choice = _by_target(scored.scores, options, cost_of, original, branches)
     except TargetError as error:
+        if _reached_without(scored.scores, options, cost_of, original, branches):
+            fix = f"{error.fix}, or give --remove-branches"
+            raise TargetError(f"--{error.thing}", error.rule, error.got, fix) from error
         if not any("--coupled" in reason for reason in scored.left_alone.values()):
             raise
         # Channels that sums join are not among those that the limit was found with.
@@ -160,15 +169,31 @@ def choose(source: Unfolded, options: PruneOptions, images: Images | None, cost_
     if options.scoring == "greedy" and options.criterion in FILTER_CRITERIA:
 
         def score_of(name: str, removed: Mapping[str, list[int]]) -> Tensor:
-            spaces = source.graph.spaces
-            return score(source.network, spaces, [name], options.criterion, removed=removed, seed=options.seed)[name]
+            spaces, (left, _) = source.graph.spaces, without_branches(removed, branches, source.graph)
+            return score(source.network, spaces, [name], options.criterion, removed=left, seed=options.seed)[name]
 
         choice = greedily(choice, score_of)
     return Chosen(choice.keep, choice.limited, scored.left_alone)
 
 
-def _by_target(scores: Mapping[str, Tensor], options: PruneOptions, cost_of: CostOf, original: float) -> Choice:
-    limits = Limits(options.floor, options.cap, options.multiple)
+def _reached_without(
+    scores: Mapping[str, Tensor], options: PruneOptions, cost_of: CostOf, original: float, branches: Sequence[Branch]
+) -> bool:
+    """Whether a target that is out of reach can be met when branches go; not tried where each try is a measurement."""
+    if options.remove_branches or not branches or options.latency_batch is not None:
+        return False
+    try:
+        _by_target(scores, replace(options, remove_branches=True), cost_of, original, branches)
+    except TargetError:
+        return False
+    return True
+
+
+def _by_target(
+    scores: Mapping[str, Tensor], options: PruneOptions, cost_of: CostOf, original: float, branches: Sequence[Branch]
+) -> Choice:
+    emptied = frozenset(name for branch in branches for name in branch.inner if options.remove_branches)
+    limits = Limits(options.floor, options.cap, options.multiple, emptied)
     normalisation, ranking = options.normalise, options.ranking
     assert normalisation is not None and ranking is not None  # chosen where a plan does not decide
     if options.speedup is not None:
@@ -182,7 +207,10 @@ def _by_target(scores: Mapping[str, Tensor], options: PruneOptions, cost_of: Cos
     return by_layer(scores, options.ratio, limits)
 
 
-def counted_cost(graph: NetworkGraph, folded: fx.GraphModule, keep: Mapping[str, list[int]], before: Cost) -> Cost:
+def counted_cost(
+    graph: NetworkGraph, folded: fx.GraphModule, keep: Mapping[str, list[int]], before: Cost,
+    branches: Sequence[Branch] = (),
+) -> Cost:  # fmt: skip
     """Cost of a network whose spaces keep only some channels, by formula.
 
     Parameters
@@ -193,9 +221,13 @@ def counted_cost(graph: NetworkGraph, folded: fx.GraphModule, keep: Mapping[str,
     keep : mapping of str to list of int
     before : decomp.cost.count.Cost
         Of `folded`.
+    branches : sequence of decomp.graph.branches.Branch
+        That go where `keep` is empty for one of their channel spaces.
     """
-    macs = shrunk_macs(graph.spaces, keep, before.per_layer)
-    return Cost(macs, shrunk_params(folded, graph.spaces, keep), {})
+    left, gone = without_branches(keep, branches, graph)
+    layers = {path for branch in gone for path in branch.layers}
+    macs = shrunk_macs(graph.spaces, left, {path: n for path, n in before.per_layer.items() if path not in layers})
+    return Cost(macs, shrunk_params(folded, graph.spaces, left, without=layers), {})
 
 
 def _reason(space: ChannelSpace, skipped: set[str], candidate: bool, reasons: Mapping[str, str]) -> str:

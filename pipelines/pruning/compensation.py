@@ -9,9 +9,11 @@ from torch import Tensor, fx, nn
 
 from decomp import seeds
 from decomp.execution.output_change import Outputs
+from decomp.graph.branches import Branch
 from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.copies import deep_copy
 from decomp.surgery.constant_channels import Moved, move_constants
+from decomp.surgery.residual_branches import move_constant
 
 from ..console.words import counted
 from .choice import Images
@@ -44,13 +46,57 @@ def compensate(
     """
     if bias == "none" or not keep:
         return []
-    if images is None:
-        example = torch.randn(2, *graph.input_shape, generator=seeds.generator(0, "prune", "constants"))
-        batches: Iterable[Tensor] = [example]
-    else:
-        batches = first(images.batches(), STATISTICS_IMAGES)
+    batches = first(images.batches(), STATISTICS_IMAGES) if images is not None else [_example(network, graph)]
     moved = move_constants(network, graph.spaces, keep, batches, means=bias == "mean")
     return [one for one in moved if one.channels]
+
+
+def _example(network: fx.GraphModule, graph: NetworkGraph) -> Tensor:
+    """Two random images, on the network's device."""
+    example = torch.randn(2, *graph.input_shape, generator=seeds.generator(0, "prune", "constants"))
+    return example.to(next(network.parameters()).device)
+
+
+def branch_constants(
+    network: fx.GraphModule, graph: NetworkGraph, keep: Mapping[str, Sequence[int]], gone: Sequence[Branch],
+    images: Images | None, bias: str,
+) -> tuple[list[str], list[str]]:  # fmt: skip
+    """Let the shortcuts take over the constants of branches that go, in place, before they are removed.
+
+    Parameters
+    ----------
+    network, graph, images, bias
+        As for :func:`compensate`.
+    keep : mapping of str to sequence of int
+        Empty for a channel space of each branch.
+    gone : sequence of decomp.graph.branches.Branch
+
+    Returns
+    -------
+    layers : list of str
+        Paths of the layers and normalisations that took over a constant.
+    words : list of str
+        The same in a line, and one about the constants that are lost.
+    """
+    if bias == "none" or not gone:
+        return [], []
+    batch = _example(network, graph) if images is None else next(iter(images.batches()))
+    found = []
+    for branch in gone:
+        space = next(name for name in reversed(branch.inner) if not keep.get(name, [0]))
+        found.append(move_constant(network, graph, branch, space, batch, means=bias == "mean"))
+    layers = [one.layer for one in found if one.layer is not None]
+    lines = []
+    if layers:
+        lines.append(f"constants of removed branches moved into {', '.join(layers)}")
+    if inexact := [one.branch for one in found if one.layer is not None and not one.exact]:
+        lines.append(f"not exact for {', '.join(inexact)}: zero padding at the borders makes other values")
+    lines += [
+        f"{one.branch} also gave a constant of at most {one.largest:.2g}, which is lost: no layer ends its shortcut"
+        for one in found
+        if one.layer is None and one.largest
+    ]
+    return layers, lines
 
 
 def words(moved: Sequence[Moved], bias: str) -> list[str]:

@@ -11,6 +11,7 @@ from torch import fx
 from decomp.cost.count import Cost
 from decomp.cost.count import cost as count_cost
 from decomp.errors import DecompError
+from decomp.modules.zeros import Zeros
 
 from ...data.formats import network_file
 from .unfolded import Unfolded, folded_copy
@@ -60,11 +61,12 @@ def emit(
     ):  # fmt: skip
         if wanted != got:
             raise DecompError(source.graph.name, f"must have the planned {wanted:,} {unit}", got=f"{got:,}")
-    pairs = [list(pair) for pair in source.normalised]
-    edited = [*source.network.meta["exchanged"], *(path for pair in pairs for path in pair), *changed]
+    every = [list(pair) for pair in source.normalised]
+    pairs = [pair for pair in every if not isinstance(network.get_submodule(pair[0]), Zeros)]
+    edited = [*source.network.meta["exchanged"], *(path for pair in every for path in pair), *changed]
     network_file.save(
         folded, folder, edited=list(dict.fromkeys(edited)), input_shape=(channels, height, width),
         meta={**meta, "macs": after.macs, "normalised": pairs}, part=part, leaves=leaves,
-        unfolded=network if pairs else None,
+        unfolded=network if every else None,
     )  # fmt: skip
     return after, network_file.verify_into_original(folder, lambda: source.built)

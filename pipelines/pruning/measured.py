@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import torch
 
+from decomp.graph.branches import Branch, without_branches
 from decomp.modules.copies import deep_copy
 from decomp.runtimes.eager import Eager
 from decomp.runtimes.timing import latencies, random_images
 from decomp.surgery.narrow_network import shrink
+from decomp.surgery.residual_branches import remove_branches
 
 from ..console.options import PruneOptions
 from ..console.reporter import Reporter
@@ -33,9 +35,15 @@ class MeasuredCost:
         Batch size and memory layout.
     device : torch.device
     reporter : Reporter
+    branches : sequence of decomp.graph.branches.Branch
+        That can go.
     """
 
-    def __init__(self, source: Unfolded, options: PruneOptions, device: torch.device, reporter: Reporter) -> None:
+    def __init__(
+        self, source: Unfolded, options: PruneOptions, device: torch.device, reporter: Reporter,
+        branches: Sequence[Branch] = (),
+    ) -> None:  # fmt: skip
+        self.branches = branches
         assert options.latency_batch is not None and options.latency_layout is not None
         self.source, self.graph, self.device, self.reporter = source, source.graph, device, reporter
         self.shape = (options.latency_batch, *source.graph.input_shape)
@@ -58,7 +66,9 @@ class MeasuredCost:
 
     def _measure(self, keep: Mapping[str, list[int]]) -> float:
         narrow = deep_copy(self.source.network)
-        shrink(narrow, self.graph.spaces, keep)
+        left, gone = without_branches(keep, self.branches, self.graph)
+        shrink(narrow, self.graph.spaces, left)
+        remove_branches(narrow, dict.fromkeys(path for branch in gone for path in branch.layers))
         runtime, images = Eager(self.layout), random_images(self.shape, self.device, self.layout)
         networks = {
             name: runtime.prepare(folded_copy(module), images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class PruningPlan:
     Attributes
     ----------
     keep : dict of str to list of int
-        By channel space, ascending; only spaces that lose channels.
+        By channel space, ascending; only spaces that lose channels. None stays inside a branch that goes.
     widths : dict of str to int
         By channel space, its number of channels before.
     facts : dict
@@ -75,8 +75,8 @@ def read_plan(path: str | os.PathLike[str]) -> PruningPlan:
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
             raise FileError(path, f"{name}: 'channels' must be a number from 1", got=repr(width), fix=_FIX)
         whole = isinstance(places, list) and all(isinstance(p, int) and not isinstance(p, bool) for p in places)
-        if not whole or not places or places != sorted(set(places)) or not 0 <= places[0] <= places[-1] < width:
-            rule = f"{name}: 'keep' must have ascending numbers in 0..{width - 1}, at least one"
+        if not whole or places != sorted(set(places)) or (places and not 0 <= places[0] <= places[-1] < width):
+            rule = f"{name}: 'keep' must have ascending numbers in 0..{width - 1}"
             raise FileError(path, rule, got=repr(places)[:60], fix=_FIX)
         keep[name], widths[name] = places, width
     return PruningPlan(keep, widths)
@@ -102,8 +102,10 @@ def prune_options(given: PruningPlan | None = None, **choices: Any) -> PruneOpti
     return PruneOptions(keep=given.digest, **{name: value for name, value in choices.items() if name in kept})
 
 
-def check_plan(plan: PruningPlan, graph: NetworkGraph, name: str) -> None:
+def check_plan(plan: PruningPlan, graph: NetworkGraph, name: str, inner: Container[str] = ()) -> None:
     """Refuse a plan that was made for another network.
+
+    Only the channel spaces `inner`, of residual branches, may lose all channels.
 
     Raises
     ------
@@ -120,6 +122,9 @@ def check_plan(plan: PruningPlan, graph: NetworkGraph, name: str) -> None:
         if found.width != width:
             rule = f"{name} is for another network: {space} has {found.width} channels in this one"
             raise TargetError("--keep", rule, got=width, fix=fix)
+        if not plan.keep[space] and space not in inner:
+            rule = f"{space} must keep a channel: it is not inside a residual branch that could go"
+            raise TargetError("--keep", rule, got="none", fix=f"give it one in {name}")
         if found.frozen is not None and len(plan.keep[space]) < width:
             fix = f"take {space} out of {name}"
             rule = f"{space} must keep its channels: it {found.frozen}"

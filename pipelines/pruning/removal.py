@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,18 +11,20 @@ from torch import Tensor, fx, nn
 from decomp.cost.count import Cost
 from decomp.cost.count import cost as count_cost
 from decomp.errors import TargetError, UsageError
+from decomp.graph.branches import Branch, residual_branches, without_branches
 from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.copies import deep_copy
 from decomp.surgery.narrow_network import shrink
+from decomp.surgery.residual_branches import removable, remove_branches
 
 from ..console.options import PruneOptions
 from ..console.reporter import Reporter
 from .choice import Chosen, CostOf, Images, choose, counted_cost
-from .compensation import choose_statistics, compensate
+from .compensation import branch_constants, choose_statistics, compensate
 from .compensation import words as compensation_words
 from .measured import MeasuredCost
 from .plan_file import PruningPlan, check_plan
-from .selection import with_selections, without_full_selections
+from .selection import as_before, with_selections, without_full_selections
 from .unfolded import Unfolded, folded_copy
 
 _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -90,12 +92,15 @@ def remove(
     source, selecting = with_selections(source, options, given)
     graph, folded = source.graph, folded_copy(source.network)
     before = count_cost(folded, graph.input_shape)
-    measured = MeasuredCost(source, options, device, reporter) if options.latency_batch else None
+    branches = removable(graph, residual_branches(graph))
+    measured = MeasuredCost(source, options, device, reporter, branches) if options.latency_batch else None
     if given is not None:
-        check_plan(given, graph, "the plan")
+        check_plan(given, graph, "the plan", {name for branch in branches for name in branch.inner})
         chosen = Chosen(dict(given.keep), (), {})
     else:
-        chosen = choose(source, options, images, *_cost_of(graph, folded, options, before, measured))
+        chosen = choose(
+            source, options, images, *_cost_of(graph, folded, options, before, measured, branches), branches
+        )
     stay = {space.name: chosen.keep[space.name] for space in graph.spaces.all if space.name in chosen.keep}
     keep = {name: places for name, places in stay.items() if len(places) < graph.spaces[name].width}
     if not stay:
@@ -103,20 +108,26 @@ def remove(
             fix = "edit it, or make one with a ratio above 0"
             raise TargetError("--keep", "the plan must list channel spaces that lose channels", got="none", fix=fix)
         raise nothing_to_prune(graph, chosen.left_alone, options.criterion)
-    notes = _limit_notes(chosen)
+    left, gone = without_branches(keep, branches, graph)
+    keep = {**left, **{name: [] for branch in gone for name in branch.inner if not keep.get(name, [0])}}
+    notes = _limit_notes(chosen, branches, options.remove_branches) + _branch_notes(gone)
     network = deep_copy(source.network)
     network.meta.update(source.network.meta)
-    moved = compensate(network, graph, keep, images, options.bias)
+    moved = compensate(network, graph, left, images, options.bias)
     notes += compensation_words(moved, options.bias)
-    changed = without_full_selections(network, selecting, shrink(network, graph.spaces, keep))
+    taken, words = branch_constants(network, graph, keep, gone, images, options.bias)
+    notes += words
+    changed = without_full_selections(network, selecting, shrink(network, graph.spaces, left))
+    removed = as_before(selecting, (path for branch in gone for path in branch.layers))
+    changed = list(dict.fromkeys([*changed, *remove_branches(network, removed)]))
     if options.recalibrate_bn:
         network, note = _recalibrated(source, network, images)
         notes.append(note)
-    planned = counted_cost(graph, folded, keep, before)
+    planned = counted_cost(graph, folded, keep, before, branches)
     numbers = 0
-    for one in moved:
-        bias = network.get_submodule(one.layer).bias
-        if isinstance(bias, Tensor) and folded.get_submodule(one.layer).bias is None:
+    for layer in dict.fromkeys([*(one.layer for one in moved), *taken]):
+        bias = getattr(network.get_submodule(layer), "bias", None)
+        if isinstance(bias, Tensor) and getattr(folded.get_submodule(layer), "bias", bias) is None:
             numbers += bias.numel()
     return Pruned(
         network, keep, {name: graph.spaces[name].width for name in keep}, chosen.left_alone, tuple(changed), before,
@@ -135,20 +146,35 @@ def _recalibrated(source: Unfolded, network: fx.GraphModule, images: Images | No
 
 
 def _cost_of(
-    graph: NetworkGraph, folded: fx.GraphModule, options: PruneOptions, before: Cost, measured: MeasuredCost | None
-) -> tuple[CostOf, float]:
+    graph: NetworkGraph, folded: fx.GraphModule, options: PruneOptions, before: Cost, measured: MeasuredCost | None,
+    branches: Sequence[Branch],
+) -> tuple[CostOf, float]:  # fmt: skip
     """The cost that a speed-up counts, and that of the original."""
     if measured is not None:
         return measured, 1.0
     name = "params" if options.cost == "params" else "macs"
-    return lambda keep: getattr(counted_cost(graph, folded, keep, before), name), getattr(before, name)
+    return lambda keep: getattr(counted_cost(graph, folded, keep, before, branches), name), getattr(before, name)
 
 
-def _limit_notes(chosen: Chosen) -> list[str]:
+def _limit_notes(chosen: Chosen, branches: Sequence[Branch], may_go: bool) -> list[str]:
     if not chosen.limited:
         return []
-    names = ", ".join(chosen.limited[:4]) + (f" and {len(chosen.limited) - 4} more" if len(chosen.limited) > 4 else "")
-    return [f"kept from losing more channels by the limits of a layer: {names}"]
+    note = f"kept from losing more channels by the limits of a layer: {_listed(chosen.limited)}"
+    inner = {name for branch in branches for name in branch.inner}
+    if not may_go and (inside := [name for name in chosen.limited if name in inner]):
+        note += f" (with --remove-branches the branches of {_listed(inside)} could go as a whole)"
+    return [note]
+
+
+def _branch_notes(gone: Sequence[Branch]) -> list[str]:
+    if not gone:
+        return []
+    names = _listed([branch.name for branch in gone])
+    return [f"branches removed as a whole, by their last layers: {names}; their shortcuts pass on alone"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def nothing_to_prune(graph: NetworkGraph, left_alone: Mapping[str, str], criterion: str = "l1") -> TargetError:

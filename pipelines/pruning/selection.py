@@ -76,5 +76,10 @@ def without_full_selections(network: fx.GraphModule, paths: Sequence[str], chang
         assert isinstance(select, Select)
         full += [path] if select.keeps_all else []
     remove_selections(network, full)
+    return as_before(paths, changed)
+
+
+def as_before(paths: Sequence[str], changed: Iterable[str]) -> list[str]:
+    """Paths as the network has them without selections before the normalisations at `paths`."""
     owner = {f"{path}.{part}": path for path in paths for part in (SELECT, NORM)}
     return list(dict.fromkeys(owner.get(path, path) for path in changed))

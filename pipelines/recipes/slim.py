@@ -97,6 +97,7 @@ def _way_out(directory: RunDirectory) -> Iterator[None]:
 def slim(
     run: str | os.PathLike[str] | RunDirectory, model: str, *, data: str | None = None, passes: int = 3,
     sparsity: float = 1e-4, proximal: bool = False, ratio: float = 0.5, cap: float = 0.5, floor: float | None = None,
+    remove_branches: bool = False,
     epochs: int | None = None, learning_rate: float | None = None, batch_size: int | None = None,
     schedule: str | None = None, tune_epochs: int = FINETUNE_EPOCHS,
     tune_learning_rate: float = FinetuneOptions.learning_rate, n_images: int = 500, seed: int = 0,
@@ -112,7 +113,7 @@ def slim(
         Of each training, as for :func:`decomp.pipelines.stages.train.train`. The second and later passes train the
         fine-tuned network of the pass before.
     passes : int
-    ratio, cap, floor : float
+    ratio, cap, floor, remove_branches
         Of each pruning, as for :func:`decomp.pipelines.stages.prune.prune`.
     tune_epochs, tune_learning_rate
         Of each fine-tuning.
@@ -133,6 +134,7 @@ def slim(
     """
     passes = parse.number("--passes", int, 1)(passes)
     pruning: dict[str, Any] = {"criterion": "bn-scale", "ratio": ratio, "cap": cap, "floor": floor}
+    pruning["remove_branches"] = remove_branches
     prune_options(None, **pruning)  # a mistake in these must not cost a training
     FinetuneOptions(epochs=tune_epochs, learning_rate=tune_learning_rate)
     reporter = reporter or Reporter()

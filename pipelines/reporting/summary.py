@@ -174,6 +174,8 @@ def has_channels(network: nn.Module, name: str) -> bool:
 def width(module: nn.Module, side: str, first: bool = False) -> int:
     """Channels on one side, 'in' or 'out', of the first or last layer of a chain."""
     parts = [part for part in module.modules() if isinstance(part, _WITH_CHANNELS)]
+    if not parts:
+        return 0  # of a branch that is gone
     part = parts[0 if first else -1]
     return int(getattr(part, f"{side}_features" if isinstance(part, nn.Linear) else f"{side}_channels"))
 

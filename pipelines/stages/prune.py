@@ -107,6 +107,7 @@ def prune(
     multiple: int = 1,
     skip: Sequence[str] = (),
     coupled: bool = False,
+    remove_branches: bool = False,
     bias: str = "constant",
     recalibrate_bn: bool = False,
     seed: int = 0,
@@ -151,6 +152,9 @@ def prune(
         Layers that keep their filters, by name or pattern.
     coupled : bool
         Also prune residual streams, as whole groups of the layers that write into them.
+    remove_branches : bool
+        A layer inside a residual branch may lose all its channels, without floor and cap. Its branch then goes as a
+        whole, and the addition passes the shortcut alone.
     bias : {'constant', 'mean', 'none'}
         Values of dropped channels that the biases of the layers that read them take over: those of channels that are
         constant on the calibration images, which is exact but for zero padding; also the means of all others; or none.
@@ -182,8 +186,8 @@ def prune(
     given = None if keep is None else read_plan(keep)
     options = prune_options(
         given, criterion=criterion, speedup=speedup, ratio=ratio, cost=cost, ranking=ranking, normalise=normalise,
-        floor=floor, cap=cap, scoring=scoring, multiple=multiple, skip=skip, coupled=coupled, bias=bias,
-        recalibrate_bn=recalibrate_bn, seed=seed,
+        floor=floor, cap=cap, scoring=scoring, multiple=multiple, skip=skip, coupled=coupled,
+        remove_branches=remove_branches, bias=bias, recalibrate_bn=recalibrate_bn, seed=seed,
         latency_batch=latency_batch, latency_layout=latency_layout,
     )  # fmt: skip
     target, directory = pick_device(device), RunDirectory.open(run)

@@ -192,3 +192,16 @@ def test_greedy_choices_know_the_earlier_ones_and_keep_the_counts():
     assert choice.keep["a"] == sorted(SCORES["a"].argsort()[:2].tolist())
     assert [name for name, _ in seen] == ["a", "b", "c"]
     assert seen[2][1] == {"a": choice.keep["a"], "b": choice.keep["b"]}
+
+
+def test_only_the_spaces_that_may_be_emptied_lose_all_channels_without_floor_and_cap():
+    scores = {"in": torch.full((10,), 0.01, dtype=torch.float64), "out": torch.full((10,), 0.02, dtype=torch.float64)}
+    limits = Limits(0.2, cap=0.8, emptied=frozenset({"in"}))
+    found = by_rank(scores, 0.9, limits)
+    assert found.counts == {"in": 0, "out": 2} and found.limited == ()
+    assert by_rank(scores, 0.5, limits).counts == {"in": 0, "out": 10}
+    assert by_layer(scores, 0.95, limits).counts == {"in": 0, "out": 2}
+    cost = lambda keep: 1 + sum(map(len, keep.values()))  # noqa: E731
+    assert for_speedup(scores, 7, cost, limits=limits).counts == {"in": 0, "out": 2}
+    with pytest.raises(TargetError, match="7x can be reached"):
+        for_speedup(scores, 8, cost, limits=limits)

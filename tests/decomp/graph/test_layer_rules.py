@@ -4,6 +4,7 @@ from channel_maps import follow, map_of
 from torch import nn
 
 from decomp.modules.select import Select
+from decomp.modules.zeros import Zeros
 
 ALL = [0, 1, 2, 3]
 
@@ -85,3 +86,9 @@ class OwnLinear(nn.Linear):
 def test_other_classes_freeze_the_channels_with_the_reason(module, reason):
     (said,) = follow(module, leaves=("body.1",) if isinstance(module, nn.Sequential) else ("body",)).frozen
     assert said.endswith(reason)
+
+
+def test_zeros_write_new_channels_that_can_be_fewer():
+    found = follow(Zeros(6))
+    assert found.reads == [None] * 6 and found.united == ALL and found.frozen == []
+    assert uses(Zeros(6))["body"].role == "carrier"

@@ -34,7 +34,6 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ("keep", [2, 1], "stem: 'keep' must have ascending numbers in 0..7"),
         ("keep", [1, 1], "ascending"),
         ("keep", [0, 8], "in 0..7"),
-        ("keep", [], "at least one"),
         ("keep", [0, True], "ascending"),
         ("keep", None, "ascending"),
         ("channels", 0, "stem: 'channels' must be a number from 1"),
@@ -69,3 +68,12 @@ def test_options_of_a_plan_are_its_digest_and_a_target_beside_it_is_refused():
     assert options.keep == PLAN.digest and options == prune_options(PLAN)
     with pytest.raises(UsageError, match="only one of these can be given, got --speedup and --keep"):
         prune_options(PLAN, speedup=2)
+
+
+def test_no_channel_stays_only_inside_a_residual_branch(tmp_path):
+    path = edited(tmp_path / "prune.json", lambda space: space.update({"keep": []}))
+    plan = read_plan(path)
+    assert plan.keep["stem"] == []
+    network = unfolded(block(), "block", (3, 8, 8)).graph
+    with pytest.raises(TargetError, match="stem must keep a channel: it is not inside a residual branch that could go"):
+        check_plan(plan, network, "prune.json", {"conv1"})

@@ -63,4 +63,5 @@ def test_a_network_without_channels_that_can_go_says_why():
 
 def test_limits_are_told():
     made = removed(unfolded(block(), "block", (3, 8, 8)), ratio=0.9, floor=0.5)
-    assert made.notes == ("kept from losing more channels by the limits of a layer: conv1",)
+    words = "kept from losing more channels by the limits of a layer: conv1"
+    assert made.notes == (f"{words} (with --remove-branches the branches of conv1 could go as a whole)",)
