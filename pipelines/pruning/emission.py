@@ -61,12 +61,12 @@ def emit(
     ):  # fmt: skip
         if wanted != got:
             raise DecompError(source.graph.name, f"must have the planned {wanted:,} {unit}", got=f"{got:,}")
-    every = [list(pair) for pair in source.normalised]
-    pairs = [pair for pair in every if not isinstance(network.get_submodule(pair[0]), Zeros)]
-    edited = [*source.network.meta["exchanged"], *(path for pair in every for path in pair), *changed]
+    # Of a branch that is gone, layer and normalisation are among the modules that were exchanged.
+    pairs = [list(pair) for pair in source.normalised if not isinstance(network.get_submodule(pair[0]), Zeros)]
+    edited = [*source.network.meta["exchanged"], *(path for pair in pairs for path in pair), *changed]
     network_file.save(
         folded, folder, edited=list(dict.fromkeys(edited)), input_shape=(channels, height, width),
         meta={**meta, "macs": after.macs, "normalised": pairs}, part=part, leaves=leaves,
-        unfolded=network if every else None,
+        unfolded=network if pairs else None,
     )  # fmt: skip
     return after, network_file.verify_into_original(folder, lambda: source.built)

@@ -32,7 +32,8 @@ class Read(nn.Module):
 
     def __init__(self, how):
         super().__init__()
-        self.stem, self.a, self.b, self.c = (nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in range(3)))
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.a, self.b, self.c, self.d = (nn.Conv2d(8, 8, 1) for _ in range(4))
         self.how = how
         if how == "shared":
             self.c.weight = self.a.weight
@@ -41,6 +42,8 @@ class Read(nn.Module):
         x = torch.relu(self.stem(x))
         inner = torch.relu(self.a(x))
         last = self.b(inner + x if self.how == "skipping" else inner)
+        if self.how == "gated":
+            last = last * torch.sigmoid(self.d(x))
         total = x + last
         beside = {"inner": inner, "last": last}.get(self.how, total)
         return self.c(total) + beside.mean((2, 3), keepdim=True)
@@ -53,3 +56,4 @@ def names(how):
 def test_a_branch_that_something_else_reads_or_that_goes_round_its_inner_space_is_none():
     assert names("alone") == ["b"]
     assert names("inner") == names("last") == names("shared") == names("skipping") == []
+    assert names("gated") == []  # b gives its bias without inner channels, and the gate still depends on the image
