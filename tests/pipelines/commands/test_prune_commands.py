@@ -10,7 +10,7 @@ from tests.pipelines.commands.recorded_calls import PRINTED, Recorded
 
 LINE = (
     "prune --run r --model zoo:a --data digits --criterion taylor --speedup 2.5x --cost latency --ranking global "
-    "--normalise max --floor 0.2 --cap 0.5 --scoring independent --coupled --bias mean "
+    "--normalise max --floor 0.2 --cap 0.5 --scoring independent --coupled --bias mean --remove-branches "
     "--recalibrate-bn --skip a --skip b.* --multiple 4 --batch-size 3 --layout channels-last --weights w.pt "
     "--input-size 3x8x8 --mean 0.5 --std 0.2 --resize 40x36 "
     "--crop 32 --no-flip --transforms t.py:make --module body --leaf a --outputs values --images 20 --points 3 --redo "
@@ -33,7 +33,7 @@ def test_every_option_reaches_the_argument(recipe):
     assert run == "r" and options == {
         "model": "zoo:a", "data": "digits", "criterion": "taylor", "speedup": 2.5, "ratio": None, "keep": None,
         "cost": "latency", "ranking": "global", "normalise": "max", "floor": 0.2, "cap": 0.5, "scoring": "independent",
-        "coupled": True, "bias": "mean", "recalibrate_bn": True,
+        "coupled": True, "remove_branches": True, "bias": "mean", "recalibrate_bn": True,
         "skip": ("a", "b.*"), "multiple": 4, "latency_batch": 3, "latency_layout": "channels-last",
         "redo": True, "seed": 5, "device": "cuda:1",
     }  # fmt: skip

@@ -8,6 +8,7 @@ from tests.pipelines.commands.recorded_calls import PRINTED, Recorded
 
 LINE = (
     "slim --run r --model zoo:a --data digits --passes 2 --sparsity 0.01 --proximal --ratio 40% --cap 0.6 --floor 0.2 "
+    "--remove-branches "
     "--epochs 3 --lr 0.25 --batch-size 6 --schedule milestones --tune-epochs 4 --tune-lr 0.02 --images 30 --seed 8 "
     "--device cpu"
 )
@@ -24,7 +25,7 @@ def test_every_option_reaches_the_argument(monkeypatch, tmp_path):
             ("r", "zoo:a"),
             {
                 "data": "digits", "passes": 2, "sparsity": 0.01, "proximal": True, "ratio": 0.4, "cap": 0.6,
-                "floor": 0.2, "epochs": 3, "learning_rate": 0.25, "batch_size": 6, "schedule": "milestones",
+                "floor": 0.2, "remove_branches": True, "epochs": 3, "learning_rate": 0.25, "batch_size": 6, "schedule": "milestones",
                 "tune_epochs": 4, "tune_learning_rate": 0.02, "n_images": 30, "seed": 8, "device": "cpu",
             },
         )
