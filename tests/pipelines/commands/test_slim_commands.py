@@ -25,7 +25,8 @@ def test_every_option_reaches_the_argument(monkeypatch, tmp_path):
             ("r", "zoo:a"),
             {
                 "data": "digits", "passes": 2, "sparsity": 0.01, "proximal": True, "ratio": 0.4, "cap": 0.6,
-                "floor": 0.2, "remove_branches": True, "epochs": 3, "learning_rate": 0.25, "batch_size": 6, "schedule": "milestones",
+                "floor": 0.2, "remove_branches": True, "epochs": 3, "learning_rate": 0.25, "batch_size": 6,
+                "schedule": "milestones",
                 "tune_epochs": 4, "tune_learning_rate": 0.02, "n_images": 30, "seed": 8, "device": "cpu",
             },
         )
