@@ -239,6 +239,10 @@ def _unknown(name: str) -> UsageError:
     if name.endswith(".py") and Path(name).expanduser().is_file():
         fix = user_code.named_functions(name)
         return UsageError(f"--model {name}", "names a file without a function in it", fix=fix)
+    if Path(name).expanduser().is_file():
+        fix = "weights go to --weights FILE beside the network that they are for; for a TorchScript file, name the "
+        fix += "function that builds its module"
+        return UsageError(f"--model {name}", "must name a network, got a file of another kind", fix=fix)
     word = name.rpartition(":")[2] or name
     hint = _close(word, zoo=NETWORKS, torchvision=models.list_models(module=models))
     forms = "write zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, FILE.pt2 "

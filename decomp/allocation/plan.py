@@ -281,6 +281,9 @@ def _record(kind: type[_Record], data: Any, name: str, needed: tuple[str, ...], 
     if not isinstance(data, dict):
         raise TargetError(name, "must be an object", got=_shown(data))
     if kind is Plan and not any(key in data for key in needed):
+        if {"options", "left_alone"} <= data.keys():
+            got, renew = "a plan of channels to prune", "give it to prune, as the channels to keep"
+            raise TargetError(name, "is not a plan of decompose", got=got, fix=renew)
         raise TargetError(name, "is not a plan", got=f"an object without {needed[0]}", fix=renew)
     known = [f.name for f in fields(kind)]
     for key in data:

@@ -154,17 +154,17 @@ def shrunk_params(
     Returns
     -------
     int
-        Each parameter counts once.
+        Each parameter counts once. One that several modules share counts for each of them that is narrowed, since
+        each gets its own part of it.
     """
-    total = sum(parameter.numel() for parameter in network.parameters())
-    total -= sum(parameter.numel() for path in without for parameter in network.get_submodule(path).parameters())
+    total, changed = 0, [network.get_submodule(path) for path in without]
     for use, reads, writes in narrowed_uses(spaces, keep):
         if use.path in without:
             continue
         module = network.get_submodule(use.path)
+        changed.append(module)
         parts = list(module) if isinstance(module, nn.Sequential) else [module]
-        before = sum(parameter.numel() for parameter in module.parameters())
-        total -= before - sum(
+        total += sum(
             _narrowed_size(
                 parameter.numel(),
                 # A bias and the numbers of a carrier go with the outputs alone.
@@ -174,7 +174,14 @@ def shrunk_params(
             for part in parts
             for parameter in part.parameters()
         )
-    return total
+    inside = {id(part) for module in changed for part in module.modules()}
+    whole = {
+        id(parameter): parameter.numel()
+        for module in network.modules()
+        if id(module) not in inside
+        for parameter in module.parameters(recurse=False)
+    }
+    return total + sum(whole.values())
 
 
 def _narrowed_size(size: int, reads: BoolArray | None, writes: BoolArray | None) -> int:

@@ -68,6 +68,8 @@ class Closeness:
         found: dict[str, Any] = {"kind": entry.kind, "relative": self.squares[name] / self.n / scale}
         if entry.kind == "scores":
             found.update(kl=self.divergence[name] / self.n, agreement=self.same[name] / self.n)
+        if entry.constant:
+            found["constant"] = True
         return found
 
 
@@ -89,7 +91,7 @@ def closeness_words(found: Mapping[str, Any], images: str) -> str:
     return "\n".join([*lines, *(f"{name}: {words}" for name, words in each.items())])
 
 
-def far_off(found: Mapping[str, Any]) -> list[str]:
+def far_off(found: Mapping[str, Any], fits: bool = True) -> list[str]:
     """A warning where outputs differ by more than their variance, so that a constant would be closer; else nothing."""
     far = [name for name, one in found["outputs"].items() if one["relative"] > 1]
     if not far:
@@ -97,12 +99,14 @@ def far_off(found: Mapping[str, Any]) -> list[str]:
     which = f"{', '.join(far[:3])} differ" if len(found["outputs"]) > 1 else "the outputs differ"
     return [
         f"warning: {which} by more than they vary from image to image, so little of the original is left; try a "
-        "smaller speed-up, more calibration images, or fine-tuning"
+        f"smaller speed-up{', more calibration images,' if fits else ''} or fine-tuning"
     ]
 
 
 def _words(one: Mapping[str, Any], n: int) -> str:
-    words = f"{percent(one['relative'])} of their variance"
+    # An output that is the same for all images has no variance: its mean square is the scale.
+    scale = "mean square (they are the same for all images)" if one.get("constant") else "variance"
+    words = f"{percent(one['relative'])} of their {scale}"
     if one["kind"] == "scores":
         words += f", KL divergence {one['kl']:.3g}, same first class on {share_words(one['agreement'], n)}"
     return words

@@ -25,6 +25,7 @@ def compare(
     batch_size: int,
     device: torch.device,
     outputs: Outputs,
+    fits: bool = True,
 ) -> dict[str, Any]:
     """Compare the outputs of a network with those of the original on calibration images from ``first`` on.
 
@@ -38,6 +39,8 @@ def compare(
     batch_size : int
     device : torch.device
     outputs : decomp.execution.output_change.Outputs
+    fits : bool
+        Whether layers were fitted, so that more images may help.
 
     Returns
     -------
@@ -56,10 +59,10 @@ def compare(
         return close.result()
 
     found = measured(first, frozen.n_images)
-    if first:
+    if first and fits:
         found["fitted"] = measured(0, min(first, found["images"]))
     words = closeness_words(found, "held-out calibration images")
-    lines = [words, *far_off(found), *learned_by_heart(found, first), *outputs.notes()]
+    lines = [words, *far_off(found, fits), *(learned_by_heart(found, first) if fits else []), *outputs.notes()]
     return {**found, "words": "\n".join(lines)}
 
 

@@ -5,7 +5,8 @@ One rule for all stages: the same options mean that nothing is to be done, other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from decomp.errors import FileError, UsageError
@@ -86,12 +87,16 @@ def require_not_decomposed(run: RunDirectory) -> None:
     UsageError
     """
     if run.config("decompose") is not None:
-        command = f"{program()} prune --model MODEL --data DATA --run OTHER --speedup 2x"
         rule = "is decomposed already, and a run is either decomposed or pruned"
-        fix = f"prune in another run: {_with_names(run, command)}"
+        fix = f"prune in another run: {prune_elsewhere(run)}"
         if _in_memory(run):
             fix = "call decomp.prune(model, images, speedup=2) with the network in memory"
         raise UsageError(run.path, rule, fix=fix)
+
+
+def prune_elsewhere(run: RunDirectory) -> str:
+    """The command that prunes the original of a run in another run."""
+    return _with_names(run, f"{program()} prune --model MODEL --data DATA --run OTHER --speedup 2x")
 
 
 def require_not_pruned(run: RunDirectory) -> None:
@@ -117,11 +122,37 @@ def _in_memory(run: RunDirectory) -> bool:
 
 
 def _with_names(run: RunDirectory, command: str) -> str:
-    """A command with the model and the images of a run in it."""
+    """A command with the model and the images of a run in it, and the options that they were frozen with."""
     asked = freeze_options(run)
     inside = asked.weights is not None and (run.path / asked.weights).is_file()  # trained in the run itself
-    model = "" if asked.weights is None else f" --weights {run.path / asked.weights if inside else asked.weights}"
-    return command.replace(" MODEL", f" {asked.model}{model}").replace(" DATA", f" {asked.data}")
+    model = shlex.quote(asked.model)
+    if asked.weights is not None:
+        model += f" --weights {shlex.quote(str(run.path / asked.weights if inside else asked.weights))}"
+    options = [*_image_words(asked), *(_part_words(asked) if " MODEL" in command else [])]
+    data = " ".join([shlex.quote(asked.data), *options])
+    return command.replace(" MODEL", f" {model}").replace(" DATA", f" {data}")
+
+
+def _image_words(asked: FreezeOptions) -> Iterator[str]:
+    """Options of the images that are not the defaults: other images or transforms would change what is measured."""
+    for name, option, joint in (
+        ("input_size", "--input-size", "x"), ("mean", "--mean", ","), ("std", "--std", ","),
+        ("resize", "--resize", "x"), ("crop", "--crop", "x"), ("transforms", "--transforms", ""),
+        ("outputs", "--outputs", ""), ("n_images", "--images", ""), ("n_points", "--points", ""),
+        ("seed", "--seed", ""),
+    ):  # fmt: skip
+        value = getattr(asked, name)
+        if value != getattr(FreezeOptions, name):
+            word = joint.join(f"{part:g}" for part in value) if isinstance(value, (tuple, list)) else str(value)
+            yield f"{option} {shlex.quote(word)}"
+    yield from ["--no-flip"] if not asked.flip else []
+    yield from ["--skip-bad"] if asked.skip_bad else []
+
+
+def _part_words(asked: FreezeOptions) -> Iterator[str]:
+    if asked.part is not None:
+        yield f"--module {shlex.quote(asked.part)}"
+    yield from (f"--leaf {shlex.quote(leaf)}" for leaf in asked.leaves)
 
 
 def no_compressed_network(run: RunDirectory) -> FileError:

@@ -295,6 +295,7 @@ def _compare(run: RunDirectory, device: torch.device, reporter: Reporter) -> dic
             return fidelity.compare(
                 original.to(device), loading.load_network(run, run.pruned_dir).to(device), frozen,
                 fitted_images(frozen.n_images), images_at_a_time(outputs, (channels, height, width)), device, outputs,
+                fits=False,
             )  # fmt: skip
     except DecompError as error:
         reporter.warn(f"the network is written, but its outputs cannot be compared with the original's: {error}")

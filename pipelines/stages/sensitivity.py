@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from ..pruning.selection import with_selections
 from ..pruning.unfolded import unfolded_of_run
 from ..reporting import collect, figures
 from ..run import loading
+from ..run.conditions import prune_elsewhere
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
 
@@ -76,8 +78,12 @@ class SensitivityResult:
         if self.done_before:
             yield "measured earlier; use --redo to measure again"
         yield f"{sensitivity_csv(self.run)}, {sensitivity_png(self.run)}"
+        skip = f"--skip {shlex.quote(_most_sensitive(rows))}"
+        if self.run.config("decompose") is not None:
+            yield f"next: {prune_elsewhere(self.run)} {skip}"
+            return
         redo = " --redo" if self.run.config("prune") is not None else ""
-        yield f"next: {command_line('prune', self.run.path, f'--speedup 2x --skip {_most_sensitive(rows)}{redo}')}"
+        yield f"next: {command_line('prune', self.run.path, f'--speedup 2x {skip}{redo}')}"
 
 
 def _most_sensitive(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -114,6 +114,12 @@ def test_unknown_names_get_a_hint(small_zoo, name, hint):
     assert name in str(caught.value) and hint in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_no_network_is_not_taken_for_a_name(tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"x")
+    with pytest.raises(UsageError, match="got a file of another kind; weights go to --weights FILE beside the network"):
+        load_model(str(tmp_path / "net.pt"))
+
+
 @pytest.mark.parametrize(
     ("size", "shape"),
     [

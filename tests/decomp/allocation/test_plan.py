@@ -219,6 +219,15 @@ def test_edited_plans_are_refused_by_layer_field_and_rule(change, words):
         Plan.from_json(data).validate(view)
 
 
+def test_a_plan_of_prune_is_told_from_a_broken_one():
+    with pytest.raises(
+        TargetError, match="is not a plan of decompose, got a plan of channels to prune; give it to prune"
+    ):
+        Plan.from_json({"model": "zoo:a", "options": {}, "macs": [2, 1], "left_alone": {}})
+    with pytest.raises(TargetError, match="is not a plan, got an object without speedup"):
+        Plan.from_json({"options": {}})
+
+
 def test_a_plan_by_latency_must_say_how_it_was_measured():
     plan = {"speedup": 2.0, "steps": ["spatial"], "allocation": "joint", "layers": [{"layer": "a"}], "cost": "latency"}
     measured = dict.fromkeys(LATENCY_FIELDS, 1)

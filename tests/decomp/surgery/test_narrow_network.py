@@ -158,6 +158,17 @@ def test_the_formula_of_parameters_counts_those_of_the_shrunk_network(name, fold
     assert sum(p.numel() for p in network.parameters()) == wanted
 
 
+@pytest.mark.parametrize("also", [(), ("2",)])
+def test_a_parameter_of_several_layers_counts_for_each_that_gets_a_part_of_it(also):
+    network = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 6, 6, 3) for i in range(4)))
+    network[2].weight = network[1].weight
+    graph = NetworkGraph(trace(network), (3, 12, 12))
+    keep = {"0": [0, 1, 4], **{name: [2, 3] for name in also}}
+    wanted = shrunk_params(graph.module, graph.spaces, keep)
+    shrink(graph.module, graph.spaces, keep)
+    assert sum(p.numel() for p in graph.module.parameters()) == wanted
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("folded", [False, True])
 def test_a_masked_layer_has_no_bias_and_a_masked_normalisation_neither_scale_nor_shift(name, folded):

@@ -28,12 +28,24 @@ def test_class_scores_among_others_keep_their_divergence_and_agreement():
     assert lines[1].startswith("p: ") and f"KL divergence {one['kl']:.3g}, same first class on" in lines[1]
 
 
+def test_an_output_that_is_the_same_for_all_images_has_no_variance_to_be_compared_with():
+    entry = Output("output", "values", (3,), variance=4.0, constant=True)
+    close = Closeness(Outputs((entry,)))
+    close.add({"output": torch.full((5, 3), 2.0)}, {"output": torch.full((5, 3), 1.0)})
+    found = close.result()
+    assert found["relative"] == 0.25  # of the mean square
+    words = "outputs differ by 25 % of their mean square (they are the same for all images)"
+    assert closeness_words(found, "test images") == f"on 5 test images: {words}"
+
+
 def test_outputs_further_off_than_a_constant_are_told_with_what_to_try():
     outputs = {"boxes": {"relative": 1.2}, "scores": {"relative": 0.9}}
     (line,) = far_off({"outputs": outputs})
     assert line.startswith("warning: boxes differ by more than they vary") and "smaller speed-up" in line
     assert far_off({"outputs": {"output": {"relative": 3.0}}})[0].startswith("warning: the outputs differ by more")
     assert far_off({"outputs": {"output": {"relative": 1.0}}}) == []
+    assert line.endswith("smaller speed-up, more calibration images, or fine-tuning")
+    assert far_off({"outputs": outputs}, fits=False)[0].endswith("smaller speed-up or fine-tuning")
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,17 @@ def test_a_run_that_is_kept_is_continued_and_serves_the_stages(tmp_path, capsys)
         decomp.data.models.load_model("Block in memory")
 
 
+def test_doubts_about_the_original_are_in_the_report_of_a_quiet_call():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)
+    )
+    images = torch.randn(1, 3, 8, 8).repeat(30, 1, 1, 1)
+    _, report = decomp.compress(network.eval(), images, speedup=1.5, quiet=True)
+    assert "warning: output is the same for all images" in str(report)
+    assert "of their variance" not in str(report)
+
+
 def test_no_line_names_the_temporary_folder(capsys):
     decomp.compress(block(), images(40), 1.5, n_points=3)
     shown = capsys.readouterr().err

@@ -94,3 +94,26 @@ def test_a_run_of_a_network_in_memory_names_calls_and_no_commands(run, stage, re
         "prune": f"decomp.compress(decomp.load('{run.pruned_dir}')",
     }
     assert calls[stage] in str(caught.value) and "--model" not in str(caught.value)
+
+
+def test_the_command_for_another_run_has_all_options_of_the_images(run):
+    options = FreezeOptions(
+        model="nets.py:build", weights="w.pt", data="imagefolder:my photos", mean=(0.3,), std=(0.35,), resize=(20, 24),
+        flip=False, n_images=400, leaves=("a.b",), outputs="scores",
+    )  # fmt: skip
+    run.update_config("freeze", {"asked": options.to_json()})
+    run.update_config("decompose", {"asked": {}})
+    with pytest.raises(UsageError) as caught:
+        require_not_decomposed(run)
+    command = (
+        "prune --model nets.py:build --weights w.pt --data 'imagefolder:my photos' --mean 0.3 --std 0.35 "
+        "--resize 20x24 --outputs scores --images 400 --no-flip --leaf a.b --run OTHER --speedup 2x"
+    )
+    assert command in str(caught.value)
+    run.update_config("decompose", None)
+    run.update_config("prune", {"asked": {}})
+    with pytest.raises(UsageError) as caught:
+        require_not_pruned(run)
+    # The folder has the weights and the part alone.
+    command = f"freeze --model {run.pruned_dir} --data 'imagefolder:my photos' --mean 0.3 --std 0.35"
+    assert command in str(caught.value) and "--leaf" not in str(caught.value)

@@ -68,6 +68,9 @@ def test_the_next_command_leaves_out_the_most_sensitive_layer(run):
     assert list(result.lines())[-1] == f"next: decomp prune --run {run.path} --speedup 2x --skip {worst}"
     prune(run, ratio=0.25, reporter=Collected())
     assert list(measured(run).lines())[-1].endswith(f"--skip {worst} --redo")
+    run.update_config("decompose", {"asked": {}})  # where prune would be refused
+    (line,) = [line for line in measured(run).lines() if line.startswith("next: ")]
+    assert line.endswith(f"--run OTHER --speedup 2x --skip {worst}") and "prune --model " in line
 
 
 def test_a_run_without_it_misses_nothing(run):
