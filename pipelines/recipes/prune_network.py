@@ -6,7 +6,7 @@ import inspect
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def prune(
             attach_record(network, network_file.read_structure(place))
             notes = [*pruned.notes, *left_alone_lines(pruned.left_alone), reason or unused_work(network, place)]
         notes = [python_words(note, ARGUMENTS) for note in notes if note]
-        report = _report(found, pruned, chosen, loaded.name, fidelity, notes)
+        report = replace(_report(found, pruned, chosen, loaded.name, fidelity, notes), part=module)
         return as_it_came(network, original), report
 
 

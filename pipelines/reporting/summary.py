@@ -35,7 +35,7 @@ class Summary:
     speedup : float or None
         The target, where one was given; ``macs_before / macs_after`` is the speed-up that was reached.
     macs_before, macs_after, params_before, params_after : int
-        Of the whole network.
+        Of the whole network, or of its part.
     fidelity : dict
         Difference of the outputs on held-out images, see :func:`decomp.pipelines.measure.fidelity.compare`.
     layers : list of LayerSummary
@@ -43,6 +43,8 @@ class Summary:
     notes : list of str
         What else is to be known about the result.
     network : {'decomposed', 'pruned'}
+    part : str, optional
+        Path of the submodule that all numbers are about; the whole network if None.
     """
 
     model: str
@@ -55,6 +57,12 @@ class Summary:
     layers: list[LayerSummary] = field(repr=False)
     notes: list[str] = field(default_factory=list, repr=False)
     network: str = "decomposed"
+    part: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The network, and the part of it that all numbers are about."""
+        return self.model if self.part is None else f"{self.model}, {self.part} alone"
 
     def costs(self) -> str:
         """The costs in one line."""
@@ -71,7 +79,7 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
-        yield f"{self.model}: {self.costs()}"
+        yield f"{self.name}: {self.costs()}"
         if self.fidelity:
             yield from self.fidelity["words"].split("\n")
         yield from self.notes
@@ -85,7 +93,7 @@ class Summary:
         return "\n".join(self.lines())
 
     def _repr_html_(self) -> str:
-        words = [f"<b>{html.escape(self.model)}</b>: {html.escape(self.costs())}"]
+        words = [f"<b>{html.escape(self.name)}</b>: {html.escape(self.costs())}"]
         words += [html.escape(line) for line in (self.fidelity or {}).get("words", "").split("\n") + self.notes if line]
         return f"<div><p>{'<br>'.join(words)}</p>{html_table(self.rows())}</div>"
 
@@ -113,7 +121,7 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
         speedup=facts["asked"]["speedup"], macs_before=facts["macs_before"], macs_after=facts["macs_after"],
         params_before=facts["params_before"], params_after=facts["params_after"],
         fidelity=facts.get("fidelity") or {}, layers=layers, notes=list(facts.get("notes") or []),
-        network=made.label,
+        network=made.label, part=(run.config("freeze") or {}).get("asked", {}).get("part"),
     )  # fmt: skip
 
 

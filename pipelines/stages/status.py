@@ -135,9 +135,7 @@ def _train(run: RunDirectory, config: dict[str, Any] | None) -> list[StageStatus
         if not run.trained_weights.is_file():
             return [StageStatus("train", PARTLY, f"{run.trained_weights} is missing; --redo trains again")]
         asked, facts = config.get("asked", {}), config.get("facts", {})
-        detail = (
-            f"{asked.get('model', 'a network')} on {asked.get('data', 'images')}, {asked.get('epochs', '?')} epochs"
-        )
+        detail = f"{asked.get('model', 'a network')} on {asked.get('data', 'images')}, {_epochs(asked.get('epochs'))}"
         for name, value in facts.get("accuracy", {}).items():
             detail += f"; {100 * value:.1f} % of the {name} images"
         return [StageStatus("train", DONE, detail)]
@@ -206,7 +204,7 @@ def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
             return StageStatus("finetune", PARTLY, f"made from an earlier {label} network; --redo tunes this one")
         asked, facts = config.get("asked", {}), config.get("facts", {})
         kind = "without labels" if asked.get("labels") == "none" else "with labels"
-        detail = f"{facts.get('epochs', asked.get('epochs', '?'))} epochs {kind}"
+        detail = f"{_epochs(facts.get('epochs', asked.get('epochs')))} {kind}"
         if isinstance(facts.get("before"), float) and isinstance(facts.get("after"), float):
             percent = str(facts.get("metric")).endswith("accuracy")
             before, after = (f"{100 * x:.1f} %" if percent else f"{x:.3g}" for x in (facts["before"], facts["after"]))
@@ -218,6 +216,10 @@ def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     if not run.finetune_dir.is_dir():
         return StageStatus("finetune", OPEN)
     return StageStatus("finetune", PARTLY, last_saved_epoch(run.log, "finetune") or NO_EPOCH)
+
+
+def _epochs(n: object) -> str:
+    return counted(n, "epoch") if isinstance(n, int) else "epochs"
 
 
 def _diverged(run: RunDirectory) -> str | None:

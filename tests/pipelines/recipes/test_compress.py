@@ -164,6 +164,7 @@ def test_a_part_is_compressed_inside_the_bigger_model_and_leaves_stay(tmp_path):
     detector = Detector().eval()
     network, report = decomp.compress(detector, grey, 1.5, module="backbone", n_points=3, quiet=True)
     assert type(network) is Detector and torch.equal(network.head.weight, detector.head.weight)
+    assert str(report).startswith("Detector in memory, backbone alone: ")
     assert cost.cost(network.backbone, (1, 8, 8)).macs == report.macs_after < report.macs_before
     decomp.save(network, tmp_path / "part")
     whole = decomp.load(tmp_path / "part", into=detector)
