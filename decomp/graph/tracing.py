@@ -101,9 +101,9 @@ def trace(
     needed = [node for node in placeholders if node.users or not node.args]
     if len(needed) != 1:
         part = part_that_works(model, shape)
-        parts = (
-            [part] if part is not None else list(dict.fromkeys(part for node in needed for part in _first_parts(node)))
-        )
+        first = [part] if part is not None else [path for node in needed for path in _first_parts(node)]
+        # Not a convolution by itself: what it becomes could not be put back in its place.
+        parts = [path for path in dict.fromkeys(first) if any(model.get_submodule(path).children())]
         such = f", such as {' or '.join(parts[:2])}" if parts else ""
         raise TraceError(
             name, "the model must take one image tensor", got=f"{len(needed)} inputs",

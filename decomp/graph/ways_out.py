@@ -12,7 +12,7 @@ from decomp.modules.convolution import CONVOLUTIONS
 
 #: Modules that are tried as leaves, one after the other, where each is the next that cannot be followed.
 MOST_LEAVES = 4
-_ANOTHER = "treat another part of the network (option module)"
+_ANOTHER = "write forward without it, or put convolutions into a submodule and treat that alone (option module)"
 
 
 def way_out(model: nn.Module, leaves: Sequence[str], shape: Sequence[int] | None, within: Sequence[str]) -> str:
@@ -39,9 +39,12 @@ def way_out(model: nn.Module, leaves: Sequence[str], shape: Sequence[int] | None
 
 
 def part_that_works(model: nn.Module, shape: Sequence[int] | None) -> str | None:
-    """The submodule of most parameters, at most two levels deep, that takes images (C, H, W) and can be traced."""
+    """The submodule of most parameters, at most two levels deep, that takes images (C, H, W) and can be traced.
+
+    A convolution by itself is none: what it becomes could not be put back in its place.
+    """
     parts = [(path, part) for path, part in model.named_modules() if path and path.count(".") < 2]
-    parts = [(path, part) for path, part in parts if _has_convolution(part)]
+    parts = [(path, part) for path, part in parts if any(part.children()) and _has_convolution(part)]
     for path, part in sorted(parts, key=lambda pair: -sum(p.numel() for p in pair[1].parameters())):
         if shape is not None and _works(part, shape):
             return path

@@ -60,7 +60,7 @@ def test_frames_are_refused_with_the_part_that_reads_them():
     class Video(nn.Module):
         def __init__(self):
             super().__init__()
-            self.head, self.encoder = nn.Linear(900, 900), nn.Conv2d(3, 4, 1)
+            self.head, self.encoder = nn.Linear(900, 900), nn.Sequential(nn.Conv2d(3, 4, 1))
 
         def forward(self, x):
             return self.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)

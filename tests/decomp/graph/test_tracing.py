@@ -101,7 +101,7 @@ def test_a_model_of_several_inputs_names_the_parts_that_take_one_of_them():
     class Pair(nn.Module):
         def __init__(self, shared):
             super().__init__()
-            self.encoder, self.depth = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3)
+            self.encoder, self.depth = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 3))
             self.second = self.encoder if shared else self.depth
 
         def forward(self, x, y):
@@ -110,6 +110,10 @@ def test_a_model_of_several_inputs_names_the_parts_that_take_one_of_them():
     for shared, words in ((True, "such as encoder \\("), (False, "such as encoder or depth \\(")):
         with pytest.raises(TraceError, match=words):
             trace(Pair(shared), "pair")
+    pair = Pair(False)
+    pair.second = nn.Conv2d(3, 4, 3)  # by itself no part: what it becomes could not be put back
+    with pytest.raises(TraceError, match="such as encoder \\(option"):
+        trace(pair, "pair")
 
 
 def test_calls_whose_results_are_not_used_are_removed():

@@ -49,8 +49,7 @@ def test_an_output_that_is_not_finite_behind_all_layers_is_named():
 @pytest.mark.parametrize(("shape", "fix"), [
     ((8, 6, 3), "its first convolution takes 3 channels: put them in front, images.permute(0, 3, 1, 2)."),
     ((1, 8, 6), "its first convolution takes 3 channels: give --input-size 3x8x6."),
-    ((3, 8, 6), "give --input-size or other --data, treat its part 0 alone (--module 0), or give a module that hands "
-     "it a batch in its own form."),
+    ((3, 8, 6), "give --input-size or other --data."),
     ((5, 8, 6), "give --input-size or other --data."),
 ])  # fmt: skip
 def test_images_whose_channels_do_not_fit_are_refused_with_the_likely_reason(shape, fix):
