@@ -55,7 +55,7 @@ from .paths import safe_name
 from .tensor_groups import read_groups, write_groups
 
 KIND, VERSION = "decomp-task", 1
-FIX = "put a copy of it back; the tasks before it are not affected"
+FIX = "put a copy of it back; the tasks before it are not affected, and tasks verify and tasks export take them"
 
 
 @dataclass

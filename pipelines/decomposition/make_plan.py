@@ -53,10 +53,10 @@ def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOpti
             fix = near_miss(name, known) or f"there are {', '.join(known)}"
             raise UsageError(name, "is no option of decompose", fix=fix)
     if plan is None:
-        if choices.get("runtime") is not None and choices.get("cost") != "latency":
+        options = DecomposeOptions(**{"speedup": None, **choices})
+        if choices.get("runtime") is not None and options.cost != "latency":
             fix = "give the cost latency too, or leave it out"
             raise UsageError("--runtime", "decides only where the cost is latency", got=choices["runtime"], fix=fix)
-        options = DecomposeOptions(**{"speedup": None, **choices})
         if options.runtime is not None:
             require_installed(options.runtime)
         return options

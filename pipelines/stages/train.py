@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from decomp import seeds
-from decomp.errors import UsageError
+from decomp.errors import NumericalError, UsageError
 from decomp.schemes.repr_training import RePr
 from decomp.schemes.sparsity import ScalePenalty, start_scales
 
@@ -218,7 +218,13 @@ def _train(
         f"training {options.model} on {options.data}: {n_parameters:,} parameters, "
         f"{counted(recipe.epochs, 'epoch')} on {device}"
     )
-    training, scheme, n_images = _fit(opened, recipe, place, options, device, reporter)
+    try:
+        training, scheme, n_images = _fit(opened, recipe, place, options, device, reporter)
+    except NumericalError as error:
+        if options.sparsity is None:
+            raise
+        fix = f"take a smaller --sparsity (now {options.sparsity:g}), or {error.fix}"
+        raise NumericalError(error.thing, error.rule, error.got, fix) from error
     accuracies = {"validation": training.history[-1]["validation_accuracy"]}
     if source.test is not None:
         accuracies["test"] = accuracy(module, source.test, torch.arange(len(source.test)), device)

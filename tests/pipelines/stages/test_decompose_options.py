@@ -25,6 +25,7 @@ MISTAKES = [
     ("steps", ",", "--steps ,", "leave it out to use all three."),
     ("selector", "bset", "--selector bset", "got 'bset'; did you mean best."),
     ("latency_layout", "channel-last", "--layout channel-last", "did you mean channels-last."),
+    ("runtime", "onxruntime", "--runtime onxruntime", "got 'onxruntime'; did you mean onnxruntime."),
     ("speedup", "fast", "--speedup fast", "--speedup: must be a number above 1, got 'fast'; give for example 4x."),
     ("speedup", "0.5x", "--speedup 0.5x", "--speedup: must be a number above 1, got '0.5x'; give for example 4x."),
     ("multiple", "0", "--multiple 0", "--multiple: must be a whole number from 1, got '0'."),

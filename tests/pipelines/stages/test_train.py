@@ -12,7 +12,7 @@ from decomp.data import zoo
 from decomp.data.formats import network_file
 from decomp.data.models import load_model
 from decomp.data.sources import open_source
-from decomp.errors import FileError, UsageError
+from decomp.errors import FileError, NumericalError, UsageError
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run.conditions import freeze_options
@@ -391,3 +391,8 @@ def test_a_network_without_such_filters_names_the_option_that_helps(tmp_path):
     )  # fmt: skip
     with pytest.raises(UsageError, match=r"can be dropped \(0 reads the image\); give --first\.$"):
         train(f"{tmp_path / 'nets.py'}:one", **options)
+
+
+def test_a_sparse_training_that_diverges_is_told_to_take_a_smaller_penalty(tmp_path):
+    with pytest.raises(NumericalError, match=r"take a smaller --sparsity \(now 1000\), or lower the learning rate"):
+        train("zoo:vgg-bn", data="digits", run=tmp_path / "r", sparsity=1e3, epochs=3, reporter=quiet())
