@@ -74,20 +74,26 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.conv(self.relu(self.bn(x)))], 1)
 
 
+def vgg_layers(widths: Sequence[int | str], name: str, input_shape: Shape) -> tuple[list[nn.Module], Shape]:
+    """Convolutions with normalisation and ReLU, halved at each `POOL` among the widths; and the shape of their map."""
+    channels, height, width = input_shape
+    layers: list[nn.Module] = []
+    for item in widths:
+        if isinstance(item, str):
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+        else:
+            layers += [nn.Conv2d(channels, item, 3, padding=1, bias=False), nn.BatchNorm2d(item), nn.ReLU()]
+            channels = item
+    check_size(name, input_shape, height, width)
+    return layers, (channels, height, width)
+
+
 def vgg(widths: Sequence[int | str], name: str, dropout: float) -> Build:
     """3x3 convolutions with normalisation and ReLU, and one linear layer; `POOL` among the widths halves the map."""
 
     def build(n_classes: int, input_shape: Shape) -> nn.Module:
-        channels, height, width = input_shape
-        layers: list[nn.Module] = []
-        for item in widths:
-            if isinstance(item, str):
-                layers.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
-            else:
-                layers += [nn.Conv2d(channels, item, 3, padding=1, bias=False), nn.BatchNorm2d(item), nn.ReLU()]
-                channels = item
-        check_size(name, input_shape, height, width)
+        layers, (channels, height, width) = vgg_layers(widths, name, input_shape)
         layers += [nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * height * width, n_classes)]
         return initialised(nn.Sequential(*layers))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .transforms import Shape
-from .zoo_parts import POOL, Build, DenseLayer, check_size, initialised
+from .zoo_parts import POOL, Build, DenseLayer, check_size, initialised, vgg_layers
 
 VGG16: tuple[int | str, ...] = (64, 64, POOL, 128, 128, POOL, *[256] * 3, POOL, *[512] * 3, POOL, *[512] * 3, POOL)
 VGG19: tuple[int | str, ...] = (64, 64, POOL, 128, 128, POOL, *[256] * 4, POOL, *[512] * 4, POOL, *[512] * 4)
@@ -67,16 +67,7 @@ def vgg_of(widths: Sequence[int | str], hidden: int | None, name: str) -> Build:
     """VGG for CIFAR with normalisations; the map is averaged to one pixel before the linear layers."""
 
     def build(n_classes: int, input_shape: Shape) -> nn.Module:
-        channels, height, width = input_shape
-        layers: list[nn.Module] = []
-        for item in widths:
-            if isinstance(item, str):
-                layers.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
-            else:
-                layers += [nn.Conv2d(channels, item, 3, padding=1, bias=False), nn.BatchNorm2d(item), nn.ReLU()]
-                channels = item
-        check_size(name, input_shape, height, width)
+        layers, (channels, _, _) = vgg_layers(widths, name, input_shape)
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         if hidden is not None:
             layers += [nn.Linear(channels, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
