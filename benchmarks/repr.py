@@ -2,6 +2,7 @@
 
     python -m benchmarks.repr --out repr-digits
     python -m benchmarks.repr --out repr-c3 --data cifar10:DIR --model c3-32 --epochs 100 --s1 20 --s2 10 --lr 0.01
+    python -m benchmarks.repr --out repr-resnet --data fashion-mnist --n-train 3000 --halve --model resnet20-fashion
 
 A pair of trainings has the same seed: the same weights at the start, held-out images, order and augmentation, and
 exactly as many steps of the optimizer. A tenth of the training images is held out; test images are read once, after the
@@ -55,13 +56,36 @@ def build(name, shape, n_classes, seed):
         return zoo.build(name, n_classes=n_classes, input_shape=shape)
 
 
+def chosen_images(source, options, seed):
+    """Images to train on and held-out ones: all training images, or as many of the first ones as are asked for.
+
+    The images of all sources stand in an order without meaning; every seed has the same ones, and holds out others.
+    """
+    return hold_out(min(len(source.train), options.n_train or len(source.train)), seed)
+
+
+def halved(batches):
+    """Batches of images of half the height and width, each pixel the mean of four."""
+
+    def made(*asked, **options):
+        for images, labels in batches(*asked, **options):
+            yield torch.nn.functional.avg_pool2d(images, 2), labels
+
+    return made
+
+
 def train(options, source, arm, seed):
     """One training; returns its accuracies, times and history."""
-    module = build(options.model, source.input_shape, source.n_classes, seed)
-    trained_on, held_out = hold_out(len(source.train), seed)
+    shape, batches = source.input_shape, source.train.batches
+    if options.halve:
+        shape, batches = (shape[0], shape[1] // 2, shape[2] // 2), halved(batches)
+    module = build(options.model, shape, source.n_classes, seed)
+    trained_on, held_out = chosen_images(source, options, seed)
     n_train, device = len(trained_on), options.device
 
     def measure(network, split=source.train, indices=held_out):
+        if options.halve:
+            network = torch.nn.Sequential(torch.nn.AvgPool2d(2), network)
         return accuracy(network, split, indices, torch.device(device))
 
     def validate(network):
@@ -70,7 +94,7 @@ def train(options, source, arm, seed):
     hooks, settings = None, ARMS[arm]
     if settings is not None:
         scheme = RePr(
-            module, source.input_shape, epochs=options.epochs, s1=options.s1, s2=options.s2, drop=options.drop,
+            module, shape, epochs=options.epochs, s1=options.s1, s2=options.s2, drop=options.drop,
             seed=seed, **settings,
         )  # fmt: skip
         hooks = ReprHooks(scheme, measure, len(held_out))
@@ -80,7 +104,7 @@ def train(options, source, arm, seed):
     )  # fmt: skip
     training = fit(
         module, recipe, stage="repr", n_images=n_train, validate=validate, n_validation=len(held_out),
-        batches=lambda order, size, augment: source.train.batches(
+        batches=lambda order, size, augment: batches(
             trained_on[order], size, augment_seed=augment if options.augment else None
         ),
         loss=lambda network, images, labels: torch.nn.functional.cross_entropy(network(images), labels),
@@ -180,6 +204,8 @@ def arguments():
     parser.add_argument("--drop", type=float, default=0.3)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--n-train", type=int, default=0, help="the first training images alone; 0 takes all")
+    parser.add_argument("--halve", action="store_true", help="images of half the height and width")
     parser.add_argument("--no-augment", dest="augment", action="store_false")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()

@@ -40,7 +40,7 @@ class Setting:
 
 SETTINGS = {
     "digits": Setting("zoo:vgg-digits", 10, 4, 6, 32, 10**6),
-    "fashion-mnist": Setting("zoo:vgg-tasks", 6, 4, 6, 64, 2000),
+    "fashion-mnist": Setting("zoo:vgg-tasks", 6, 4, 6, 64, 1000),
 }
 
 
