@@ -18,6 +18,7 @@ def main():
     parser.add_argument("--speedups", default="2,3,4,5")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", default="0", help="1,5 trains for 1 and for 5 what was made without training")
+    parser.add_argument("--train-images", type=int, help="with --epochs: train on that many images; all by default")
     parser.add_argument("--methods", default="all", help="names or beginnings of names, with commas between")
     parser.add_argument("--list", action="store_true", help="print the names of the methods and stop")
     parser.add_argument("--retry", action="store_true", help="run again what failed before")
@@ -34,7 +35,7 @@ def main():
         return
     asked = driver.rows_asked(
         options.networks.split(","), options.data, numbers(options.seeds), numbers(options.speedups),
-        numbers(options.epochs), list(chosen),
+        numbers(options.epochs), list(chosen), options.train_images,
     )  # fmt: skip
     if options.latency:
         from benchmarks.peers import timing

@@ -12,13 +12,17 @@ from benchmarks.peers.groups import training_in_words
 KEYS = ("network", "data", "seed", "speedup", "epochs", "method")
 
 
-def rows_asked(networks, data, seeds, speedups, epochs, methods):
+def rows_asked(networks, data, seeds, speedups, epochs, methods, train_images=None):
     """Rows to be filled in, in the order in which they are run: shorter trainings first.
 
-    What is to be trained is compressed first: rows without training are asked for always.
+    What is to be trained is compressed first: rows without training are asked for always. Rows with training say on
+    how many of the training images, where it is not on all.
     """
     return [
-        {"network": network, "data": data, "seed": seed, "speedup": speedup, "epochs": count, "method": method}
+        {
+            "network": network, "data": data, "seed": seed, "speedup": speedup, "epochs": count, "method": method,
+            **({"train_images": train_images} if count and train_images else {}),
+        }  # fmt: skip
         for count in sorted({0, *epochs})
         for network in networks
         for seed in seeds
@@ -107,7 +111,8 @@ def filled(row, ended):
 
 def said(row):
     """A row in a line."""
-    name = f"{row['network']} {row['method']} {row['speedup']:g}x, {training_in_words(row['epochs'])}"
+    trained = training_in_words(row["epochs"], row.get("train_images"))
+    name = f"{row['network']} {row['method']} {row['speedup']:g}x, {trained}"
     if "error" in row:
         return f"{name}: {row['error']}"
     if "top1" not in row:

@@ -31,6 +31,7 @@ def epochs_in_words(count):
     return f"{count} epoch{'' if count == 1 else 's'}"
 
 
-def training_in_words(count):
-    """``nothing trained``, ``1 epoch of training``."""
-    return f"{epochs_in_words(count)} of training" if count else "nothing trained"
+def training_in_words(count, images=None):
+    """``nothing trained``, ``1 epoch of training``, ``5 epochs of training on 12,000 images``."""
+    on = f" on {images:,} images" if images else ""
+    return f"{epochs_in_words(count)} of training{on}" if count else "nothing trained"

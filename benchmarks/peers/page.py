@@ -67,7 +67,7 @@ def text(rows, pictures, note="", of_graphs=([], [])):
             parts.append(f"![accuracy against counted speed-up]({pictures[network]})")
         for epochs, speedup in dict.fromkeys((row["epochs"], row["speedup"]) for row in of_network):
             group = [row for row in of_network if (row["epochs"], row["speedup"]) == (epochs, speedup)]
-            title = f"### {speedup:g}x, {training_in_words(epochs)}"
+            title = f"### {speedup:g}x, {training_in_words(epochs, group[0].get('train_images'))}"
             parts += [title, markdown(COLUMNS, [_cells(g) for g in by_method(group)])]
     lines, words = of_graphs
     if lines:

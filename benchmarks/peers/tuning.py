@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional
 
+from decomp import seeds
 from decomp.graph.tracing import trace
 from decomp.pipelines.stages.finetune import CLIP_NORM, WARMUP_EPOCHS
 from decomp.pipelines.training.batchnorm import insert_batchnorm
@@ -18,13 +19,16 @@ def recipe(epochs, seed):
     return Recipe(epochs=epochs, learning_rate=0.01, warmup_epochs=WARMUP_EPOCHS, clip_norm=CLIP_NORM, seed=seed)
 
 
-def tune(network, subject, epochs, folded=False):
+def tune(network, subject, epochs, folded=False, n_images=None):
     """Train with labels; the network after the last epoch is returned, so that nothing is chosen.
 
     The normalisations of other tools' networks are in place. Where the tool has folded them, they stand behind the
-    layers again meanwhile, put there and folded as `decomp finetune` does.
+    layers again meanwhile, put there and folded as `decomp finetune` does. With `n_images`, that many of the images
+    are trained on, drawn by the seed: the same ones for all methods.
     """
     train, _ = hold_out(len(subject.source.train), subject.seed)
+    if n_images is not None:
+        train = train[torch.randperm(len(train), generator=seeds.generator(subject.seed, "part"))[:n_images]]
 
     def batches(order, batch_size, augment_seed):
         return subject.source.train.batches(train[order], batch_size, augment_seed=augment_seed)
@@ -34,11 +38,11 @@ def tune(network, subject, epochs, folded=False):
 
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-    settings, n_images = recipe(epochs, subject.seed), len(train)
+    settings, count = recipe(epochs, subject.seed), len(train)
     layers = [layer for layer, _ in fold_bn(trace(subject.fresh()))] if folded else []
-    paths = insert_batchnorm(network, layers, settings, n_images, batches)
+    paths = insert_batchnorm(network, layers, settings, count, batches)
     fit(
-        network, settings, stage="finetune", n_images=n_images, batches=batches, loss=loss,
+        network, settings, stage="finetune", n_images=count, batches=batches, loss=loss,
         device=torch.device("cpu"),
     )  # fmt: skip
     batchnorm.fold_inserted(network, paths)

@@ -40,7 +40,8 @@ def make(out, row, methods=METHODS):
         from benchmarks.peers.tuning import tune
 
         before = torch.load(file_of(out, {**row, "epochs": 0}), weights_only=False)
-        network, seconds = tune(before, subject, row["epochs"], folded=methods[row["method"]].folded), 0.0
+        folded, n_images = methods[row["method"]].folded, row.get("train_images")
+        network, seconds = tune(before, subject, row["epochs"], folded, n_images), 0.0
     else:
         network, seconds = methods[row["method"]].compress(subject, row["speedup"], work)
     seconds += time.monotonic() - start
