@@ -20,7 +20,12 @@ def rows_asked(networks, data, seeds, speedups, epochs, methods, train_images=No
     """
     return [
         {
-            "network": network, "data": data, "seed": seed, "speedup": speedup, "epochs": count, "method": method,
+            "network": network,
+            "data": data,
+            "seed": seed,
+            "speedup": speedup,
+            "epochs": count,
+            "method": method,
             **({"train_images": train_images} if count and train_images else {}),
         }  # fmt: skip
         for count in sorted({0, *epochs})

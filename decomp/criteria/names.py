@@ -9,14 +9,16 @@ from typing import Final
 
 #: Of one layer's weights (:mod:`decomp.criteria.filters`).
 FILTER_CRITERIA: Final = ("l1", "l2", "largest", "overlap", "fpgm")
+#: Of all weights that go with a channel: those that write it, scale it and read it (:mod:`decomp.criteria.groups`).
+GROUP_CRITERIA: Final = ("group-l1", "group-l2")
 #: Of the outputs of convolutions and linear layers on images (:mod:`decomp.criteria.statistics`).
 STATISTICS: Final = ("mean-mean", "mean-std", "mean-l1", "mean-l2", "var-l2")
-CRITERIA: Final = (*FILTER_CRITERIA, "random", "bn-scale", *STATISTICS, "taylor")
+CRITERIA: Final = (*FILTER_CRITERIA, *GROUP_CRITERIA, "random", "bn-scale", *STATISTICS, "taylor")
 
 #: Beside the weights: 'images' (without labels), 'loss' (images, with or without labels, and a gradient),
 #: 'batchnorm' (a network whose batch normalisations are modules of their own).
 NEEDS: Final = {
-    **dict.fromkeys((*FILTER_CRITERIA, "random")),
+    **dict.fromkeys((*FILTER_CRITERIA, *GROUP_CRITERIA, "random")),
     "bn-scale": "batchnorm",
     **dict.fromkeys(STATISTICS, "images"),
     "taylor": "loss",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from decomp import seeds
 from decomp.criteria.filters import FILTERS, filter_rows
 from decomp.criteria.gradients import Loss, taylor
+from decomp.criteria.groups import POWERS, group_norm
 from decomp.criteria.members import per_channel, projections, writers
 from decomp.criteria.names import CRITERIA, FILTER_CRITERIA, NEEDS, STATISTICS
 from decomp.criteria.statistics import activation_statistics
@@ -164,6 +165,8 @@ def _score(
 ) -> Tensor:  # fmt: skip
     if criterion in FILTER_CRITERIA:
         return _of_filters(network, spaces, space, FILTERS[criterion], alive)
+    if criterion in POWERS:
+        return group_norm(network, spaces, space, POWERS[criterion])
     if criterion in STATISTICS:
         return _of_activations(network, spaces, space, criterion, evidence)
     if criterion == "bn-scale":

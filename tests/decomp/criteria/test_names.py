@@ -9,7 +9,8 @@ def test_every_criterion_has_needs_and_a_normalisation():
     assert set(NEEDS) == set(NORMALISATION_OF) == set(CRITERIA) and len(set(CRITERIA)) == len(CRITERIA)
     assert set(NEEDS.values()) == {None, "batchnorm", "images", "loss"}
     assert set(NORMALISATION_OF.values()) <= set(NORMALISATIONS)
-    assert {name for name in CRITERIA if NEEDS[name] is None} == {"l1", "l2", "largest", "overlap", "fpgm", "random"}
+    of_weights = {"l1", "l2", "largest", "overlap", "fpgm", "group-l1", "group-l2", "random"}
+    assert {name for name in CRITERIA if NEEDS[name] is None} == of_weights
 
 
 def test_the_page_about_criteria_lists_them_all():
