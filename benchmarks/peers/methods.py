@@ -88,7 +88,7 @@ def _ours():
 def _our_criteria():
     where = "benchmarks.peers.criteria"
     for bn in (False, True):
-        for criterion in ("l1", "l2", "taylor", "bn-scale"):
+        for criterion in ("l1", "l2", "group-l1", "group-l2", "taylor", "bn-scale"):
             for ranking in ("layer", "global"):
                 for coupled in (False, True):
                     name = f"{criterion} {'uniform' if ranking == 'layer' else 'global'}"
