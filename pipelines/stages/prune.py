@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,16 +204,8 @@ def prune(
         with calibration_images(directory, target, options.seed) as images:
             source.network.to(target)
             pruned = remove(source, options, given, images=images, device=target, reporter=reporter)
-        _clear(directory)
-        plan = PruningPlan(pruned.keep, pruned.widths, _about(directory, options, pruned))
-        write_plan(directory.prune_json, plan)
-        directory.update_config("prune", {"asked": options.to_json()})  # begun: the run is not to be decomposed
         reporter.phase(CHECK)
-        try:
-            after, verified = _emit(directory, source, pruned, options, reporter)
-        except DecompError:
-            directory.update_config("prune", None)
-            raise
+        after, verified = _exchange(directory, source, pruned, options, reporter)
         return _record(directory, options, pruned, after, verified, _compare(directory, target, reporter))
 
 
@@ -266,8 +259,31 @@ def _about(run: RunDirectory, options: PruneOptions, pruned: Pruned) -> dict[str
     }  # fmt: skip
 
 
-def _emit(
+def _exchange(
     run: RunDirectory, source: Unfolded, pruned: Pruned, options: PruneOptions, reporter: Reporter
+) -> tuple[Cost, Verified]:
+    """Write the network beside an earlier one, which stays until the new one is whole, and put it in its place."""
+    beside, begun = run.pruned_dir.with_name(f"{run.pruned_dir.name}.new"), {"asked": options.to_json()}
+    shutil.rmtree(beside, ignore_errors=True)
+    first = "macs_after" not in (run.config("prune") or {})
+    if first:
+        run.update_config("prune", begun)  # the run is not to be decomposed
+    try:
+        after, verified = _emit(run, source, pruned, options, beside, reporter)
+    except DecompError:
+        shutil.rmtree(beside, ignore_errors=True)
+        if first:
+            run.update_config("prune", None)
+        raise
+    _clear(run)
+    run.update_config("prune", begun)
+    write_plan(run.prune_json, PruningPlan(pruned.keep, pruned.widths, _about(run, options, pruned)))
+    os.replace(beside, run.pruned_dir)
+    return after, verified
+
+
+def _emit(
+    run: RunDirectory, source: Unfolded, pruned: Pruned, options: PruneOptions, folder: Path, reporter: Reporter
 ) -> tuple[Cost, Verified]:
     """Write the pruned network, and try whether the class of the original takes it where it is at hand."""
     frozen, structure = freeze_options(run), read_structure(run.original_dir)
@@ -278,7 +294,7 @@ def _emit(
     if "mean" in prepared:  # of image files, and not by a function of the user's
         meta["preprocessing"] = prepared
     after, verified = emit(
-        source, network, run.pruned_dir, changed=pruned.changed, planned=pruned.planned, meta=meta,
+        source, network, folder, changed=pruned.changed, planned=pruned.planned, meta=meta,
         part=frozen.part, leaves=frozen.leaves,
     )  # fmt: skip
     say = reporter.warn if verified.into is False else reporter.step

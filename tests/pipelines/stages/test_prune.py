@@ -34,6 +34,10 @@ def pruned(run, **options):
     return prune(run, **{**target, "reporter": Collected(), **options})
 
 
+def files_of(folder, pattern="**/*"):
+    return {path.name: path.read_bytes() for path in folder.glob(pattern) if path.is_file()}
+
+
 @pytest.mark.parametrize("run", ["plain", "inverted", "upward"], indirect=True)
 def test_the_target_is_met_and_the_result_loads_alone(run):
     result = pruned(run)
@@ -124,6 +128,25 @@ def test_an_error_while_the_network_is_written_leaves_no_pruned_network(run, mon
     with pytest.raises(DecompError, match="must have the planned 1 multiply-accumulates"):
         pruned(run, ratio=0.5)
     assert not run.pruned_dir.exists() and run.config("prune") is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DecompError("pruned", "could not be written")])
+def test_an_earlier_result_stays_where_the_new_one_cannot_be_written(run, monkeypatch, error):
+    result = pruned(run, ratio=0.5)
+
+    def failing(*arguments, **options):
+        write(*arguments, **options)
+        raise error
+
+    kept, write = files_of(run.pruned_dir) | files_of(run.prune_json.parent, "prune.json"), stage.emit
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, DecompError)):
+        patch.setattr(stage, "emit", failing)
+        pruned(run, ratio=0.25, redo=True)
+    assert files_of(run.pruned_dir) | files_of(run.prune_json.parent, "prune.json") == kept
+    again = pruned(run, ratio=0.5)
+    assert again.done_before and again.facts == result.facts
+    assert pruned(run, ratio=0.25, redo=True).facts["macs_after"] > result.facts["macs_after"]
+    assert not run.pruned_dir.with_name("pruned.new").exists()
 
 
 def test_a_pruning_that_was_killed_is_known_and_goes_on(run, monkeypatch):
