@@ -120,12 +120,19 @@ def add(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
 
 @tasks.command(name="list")
 @shared_options("run", "verbose", "json", "debug")
-def list_tasks(run: str) -> None:
-    """List tasks: accuracies, owners, width and what is free."""
+@click.pass_context
+def list_tasks(ctx: click.Context, run: str) -> None:
+    """List tasks: accuracies, owners, width and what is free.
+
+    The exit code is 1 where the file of a task is damaged; the tasks before it are listed.
+    """
     begin(None)
     from ..stages.tasks import listed
 
-    show(listed(run))
+    result = listed(run)
+    show(result)
+    if result.unreadable:
+        ctx.exit(1)
 
 
 @tasks.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from decomp.schemes import cpg_owners
@@ -18,6 +18,8 @@ from . import matrix
 from .exports import ExportedTask, TaskSizes
 from .store import TaskStore, assembled
 from .verification import UNREADABLE, Verified
+
+PUT_BACK = "put a copy of the damaged file back; the tasks before it can be used meanwhile"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,10 @@ class TaskList:
     totals : dict
         ``width``, ``parameters`` of the shared layers and at width 1, their ``expansion``, ``free`` share, ``bytes`` of
         all task files and ``bytes_independent`` of as many networks of the base's size.
+    ladders : dict of str to list of dict
+        Compactness and accuracy of each rung, by task.
+    unreadable : dict of str to str
+        The task with a damaged file and those after it, with the reason.
     """
 
     run: RunDirectory
@@ -44,16 +50,18 @@ class TaskList:
     owners: dict[str, dict[int, float]]
     totals: dict[str, float]
     ladders: dict[str, list[dict[str, float]]]
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, store: TaskStore) -> TaskList:
-        """Read the list from the files of a run."""
-        tasks, rows = store.tasks(), matrix.read(store)[: len(store.paths())]
+        """Read the list from the files of a run; all other fields are of the tasks before a damaged file."""
+        tasks, unreadable = store.readable()
+        rows = matrix.read(store)[: len(tasks)]
         base = {layer: store.base.get_submodule(layer).weight.numel() for layer in store.family(False).layers}  # type: ignore[operator]
         if not tasks:
             totals = {"width": 1.0, "parameters": sum(base.values()), "parameters_base": sum(base.values()),
                       "expansion": 1.0, "free": 1.0, "bytes": 0.0, "bytes_independent": 0.0}  # fmt: skip
-            return cls(store.run, [], [], {}, totals, {})
+            return cls(store.run, [], [], {}, totals, {}, unreadable)
         _, owners = assembled(tasks)
         shares = {layer: cpg_owners.shares({layer: owner}) for layer, owner in owners.items()}
         count = sum(owner.numel() for owner in owners.values())
@@ -61,16 +69,21 @@ class TaskList:
         totals = {
             "width": tasks[-1].width, "parameters": count, "parameters_base": sum(base.values()),
             "expansion": count / sum(base.values()), "free": cpg_owners.shares(owners)[cpg_owners.FREE],
-            "bytes": float(sum(path.stat().st_size for path in store.paths())),
+            "bytes": float(sum(path.stat().st_size for path in store.paths()[: len(tasks)])),
             "bytes_independent": float(whole * len(tasks)),
         }  # fmt: skip
         lines = [_line(task, rows) for task in tasks]
-        return cls(store.run, lines, rows, shares, totals, {task.name: task.facts["ladder"] for task in tasks})
+        ladders = {task.name: task.facts["ladder"] for task in tasks}
+        return cls(store.run, lines, rows, shares, totals, ladders, unreadable)
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
+        yield from (f"{name}: {UNREADABLE} ({reason})" for name, reason in self.unreadable.items())
+        if self.unreadable:
+            yield PUT_BACK
         if not self.tasks:
-            yield "no task is committed yet"
+            if not self.unreadable:
+                yield "no task is committed yet"
             return
         header = ["task", "classes", "goal", "status", "validation", "at commit", "now", "own", "picked", "width"]
         table = [header, *(_cells(task) for task in self.tasks)]
@@ -180,7 +193,7 @@ class VerifyResult:
         n_good = sum(task.good for task in self.tasks)
         yield f"{n_good} of {len(self.tasks)} tasks are as they were committed"
         if any(task.state == UNREADABLE for task in self.tasks):
-            yield "put a copy of the damaged file back; the tasks before it can be used meanwhile"
+            yield PUT_BACK
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""

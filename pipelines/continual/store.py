@@ -152,6 +152,21 @@ class TaskStore:
             parent = found[-1].content
         return found
 
+    def readable(self) -> tuple[list[TaskFile], dict[str, str]]:
+        """The committed tasks before the first damaged file, and what hides each of the others, by task."""
+        parent, found, hidden = self.first_parent, list[TaskFile](), dict[str, str]()
+        for number, (name, path) in enumerate(zip(self.names(), self.paths()), start=1):
+            if hidden:
+                hidden[name] = f"it was made after {next(iter(hidden))}"
+                continue
+            try:
+                found.append(task_file.read_task(path, number, parent))
+            except FileError as error:
+                hidden[name] = str(error).rstrip(".")
+            else:
+                parent = found[-1].content
+        return found, hidden
+
     def number_of(self, name: str) -> int:
         """Number of the task with a name.
 

@@ -8,7 +8,6 @@ import torch
 
 from decomp.errors import FileError
 
-from ...data.formats import task_file
 from ...data.formats.task_file import TaskFile
 from ...data.weights import digest_state_dict
 from .store import TaskStore
@@ -43,22 +42,14 @@ def verify(store: TaskStore) -> list[Verified]:
 
     A damaged file also hides the tasks behind it, which may use its weights; those before it are verified.
     """
-    results: list[Verified] = []
-    parent = store.first_parent
-    tasks: list[TaskFile] = []
-    for number, path in enumerate(store.paths(), start=1):
-        name = path.stem.partition("_")[2]
-        if results and results[-1].state == UNREADABLE:
-            results.append(Verified(name, UNREADABLE, f"it was made after {results[-1].name}"))
-            continue
+    tasks, hidden = store.readable()
+    results = []
+    for number, task in enumerate(tasks, start=1):
         try:
-            tasks.append(task_file.read_task(path, number, parent))
-            results.append(_verified(store, tasks))
-        except FileError as error:
-            results.append(Verified(name, UNREADABLE, str(error).rstrip(".")))
-            continue
-        parent = tasks[-1].content
-    return results
+            results.append(_verified(store, tasks[:number]))
+        except FileError as error:  # its values do not fit its bits
+            results.append(Verified(task.name, UNREADABLE, str(error).rstrip(".")))
+    return results + [Verified(name, UNREADABLE, reason) for name, reason in hidden.items()]
 
 
 @torch.no_grad()

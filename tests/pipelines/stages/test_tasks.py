@@ -196,8 +196,14 @@ def test_a_damaged_task_file_is_named_and_the_tasks_before_it_are_untouched(plac
     assert torch.equal(TaskStore.open(tmp_path / "run").network("sides")(IMAGES), place[2][0]["sides"])
     with pytest.raises(FileError, match="002_heights.*put a copy of it back"):
         add(tmp_path / "run", "more", place[1]["sides"])
-    shown = decomp_command("tasks", "verify", "--run", tmp_path / "run")
-    assert shown.code == 1 and shown.errors == []
+    listed = tasks.listed(tmp_path / "run")
+    assert [task["name"] for task in listed.tasks] == ["sides"] and listed.rows == tasks.listed(place[0] / "run").rows[
+        :1
+    ]
+    assert list(listed.unreadable) == [task.name for task in result.tasks[1:]]
+    for command in ("verify", "list"):
+        shown = decomp_command("tasks", command, "--run", tmp_path / "run")
+        assert shown.code == 1 and shown.errors == [] and f"heights: unreadable ({path}" in shown.out
     assert path.read_bytes() != (place[0] / "run" / "tasks" / path.name).read_bytes()
 
 
