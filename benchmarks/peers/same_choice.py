@@ -1,4 +1,4 @@
-"""Which channels two tools drop by the same criterion: this package and Torch-Pruning, layer by layer.
+"""Channels dropped by the same criterion in this package and in Torch-Pruning, layer by layer.
 
     .peers/bin/python -m benchmarks.peers.same_choice
 

@@ -8,6 +8,7 @@ import click
 
 from decomp.allocation.plan import COSTS
 from decomp.criteria.names import CRITERIA, NORMALISATIONS, RANKINGS
+from decomp.runtimes.names import RUNTIMES
 
 from ..console import parse
 from ..console.options import BIASES, LAYOUTS, SCORINGS, PruneOptions, SensitivityOptions
@@ -120,6 +121,10 @@ Examples:
 @number(
     "--batch-size", "latency_batch", default=default_of(PruneOptions, "latency_batch"), show_default=True,
     help="Images per batch in time measurements, for --cost latency.",
+)  # fmt: skip
+@click.option(
+    "--runtime", type=Choice(tuple(RUNTIMES)),
+    help="Runtime in which the network will run, for --cost latency.  [default: eager]",
 )  # fmt: skip
 @click.option(
     "--layout", "latency_layout", type=Choice(LAYOUTS), default=default_of(PruneOptions, "latency_layout"),

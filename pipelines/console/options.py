@@ -162,6 +162,17 @@ class FreezeOptions(StageOptions):
         return ImageOptions(self.mean, self.std, self.resize, self.crop, self.flip, self.transforms)
 
 
+def _settle_latency(options: DecomposeOptions | PruneOptions, measured: bool) -> None:
+    """Settings of the measurement, where the options lead to one; otherwise None, so that no record differs by them."""
+    if not measured:
+        for name in ("latency_batch", "latency_layout", "runtime"):
+            object.__setattr__(options, name, None)
+        return
+    object.__setattr__(options, "runtime", options.runtime or "eager")
+    assert options.runtime is not None and options.latency_layout is not None
+    parse.choice("--layout", RUNTIMES[options.runtime].layouts)(options.latency_layout)
+
+
 @dataclass(frozen=True)
 class DecomposeOptions(StageOptions):
     """Options of ``decompose`` that decide its result; see :func:`decomp.pipelines.stages.decompose.decompose`.
@@ -197,15 +208,7 @@ class DecomposeOptions(StageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cost != "latency" or self.plan is not None:
-            # Neither decides anything then, so that a record does not differ by them.
-            object.__setattr__(self, "latency_batch", None)
-            object.__setattr__(self, "latency_layout", None)
-            object.__setattr__(self, "runtime", None)
-        else:
-            object.__setattr__(self, "runtime", self.runtime or "eager")
-            assert self.runtime is not None and self.latency_layout is not None
-            parse.choice("--layout", RUNTIMES[self.runtime].layouts)(self.latency_layout)
+        _settle_latency(self, self.cost == "latency" and self.plan is None)
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ class PruneOptions(StageOptions):
     seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
     latency_batch: int | None = checked_field(parse.number("--batch-size", int, 1), 64, optional=True)
     latency_layout: str | None = checked_field(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
+    runtime: str | None = checked_field(parse.choice("--runtime", tuple(RUNTIMES)), None, optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -249,10 +253,7 @@ class PruneOptions(StageOptions):
             object.__setattr__(self, "ranking", "global" if self.criterion == "bn-scale" else "layer")
         if self.normalise is None and self.keep is None:
             object.__setattr__(self, "normalise", NORMALISATION_OF[self.criterion])
-        if self.cost != "latency" or self.speedup is None:
-            # Neither decides anything then, so that a record does not differ by them.
-            object.__setattr__(self, "latency_batch", None)
-            object.__setattr__(self, "latency_layout", None)
+        _settle_latency(self, self.cost == "latency" and self.speedup is not None)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 
 from decomp.graph.branches import Branch, without_branches
 from decomp.modules.copies import deep_copy
-from decomp.runtimes.eager import Eager
+from decomp.runtimes.choice import runtime
+from decomp.runtimes.names import require_installed, require_supported
 from decomp.runtimes.timing import latencies, random_images
 from decomp.surgery.narrow_network import shrink
 from decomp.surgery.residual_branches import remove_branches
@@ -22,6 +23,19 @@ from .unfolded import Unfolded, folded_copy
 ROUNDS, MAX_SECONDS = 30, 10.0
 
 
+def require_runtime(options: PruneOptions, device: torch.device) -> None:
+    """Refuse a runtime that cannot measure, where the options lead to a measurement.
+
+    Raises
+    ------
+    DecompError
+        It is not installed, or does not take the layout or the device.
+    """
+    if options.runtime is not None and options.latency_layout is not None:
+        require_installed(options.runtime)
+        require_supported(options.runtime, options.latency_layout, device.type)
+
+
 class MeasuredCost:
     """Latency of a narrowed network as a share of the original's, in the same rounds.
 
@@ -32,11 +46,16 @@ class MeasuredCost:
     source : Unfolded
         The original; measured with its batch normalisations folded, as all networks are.
     options : PruneOptions
-        Batch size and memory layout.
+        Runtime, batch size and memory layout.
     device : torch.device
     reporter : Reporter
     branches : sequence of decomp.graph.branches.Branch
         That can go.
+
+    Raises
+    ------
+    DecompError
+        See :func:`require_runtime`.
     """
 
     def __init__(
@@ -48,6 +67,9 @@ class MeasuredCost:
         self.source, self.graph, self.device, self.reporter = source, source.graph, device, reporter
         self.shape = (options.latency_batch, *source.graph.input_shape)
         self.layout = options.latency_layout
+        assert options.runtime is not None
+        require_runtime(options, device)
+        self.runtime = runtime(options.runtime, self.layout)
         self._known: dict[str, float] = {}
 
     def __call__(self, keep: Mapping[str, list[int]]) -> float:
@@ -69,14 +91,15 @@ class MeasuredCost:
         left, gone = without_branches(keep, self.branches, self.graph)
         shrink(narrow, self.graph.spaces, left)
         remove_branches(narrow, dict.fromkeys(path for branch in gone for path in branch.layers))
-        runtime, images = Eager(self.layout), random_images(self.shape, self.device, self.layout)
+        images = random_images(self.shape, self.device, self.layout)
         networks = {
-            name: runtime.prepare(folded_copy(module), images)
+            name: self.runtime.prepare(folded_copy(module), images)
             for name, module in (("original", self.source.network), ("narrow", narrow))
         }
         times = latencies(networks, self.shape, self.device, ROUNDS, layout=self.layout, max_seconds=MAX_SECONDS)
         share = median(one / other for one, other in zip(times["narrow"], times["original"]))
         stay = sum(len(places) for places in keep.values())
         whole = sum(self.graph.spaces[name].width for name in keep)
-        self.reporter.step(f"measured with {stay:,} of {whole:,} channels: {1 / share:.2f}x as fast as the original")
+        how = f"measured in {self.runtime.name} with {stay:,} of {whole:,} channels"
+        self.reporter.step(f"{how}: {1 / share:.2f}x as fast as the original")
         return share

@@ -8,6 +8,8 @@ from typing import Any
 from decomp.errors import UsageError
 
 from ..console.reporter import Reporter
+from ..measure.devices import pick_device
+from ..pruning.measured import require_runtime
 from ..pruning.plan_file import prune_options, read_plan
 from ..run.directory import RunDirectory
 from ..stages.freeze import freeze
@@ -46,7 +48,8 @@ def prune_run(
     directory, reporter = RunDirectory(run), reporter or Reporter()
     # Before the images are recorded: a mistake in these must not cost that.
     plan = None if options.get("keep") is None else read_plan(options["keep"])
-    prune_options(plan, **{name: value for name, value in options.items() if name not in ("keep", "redo", "original")})
+    own = {name: value for name, value in options.items() if name not in ("keep", "redo", "original")}
+    require_runtime(prune_options(plan, **own), pick_device(device))
     is_frozen = directory.run_json.is_file() and directory.config("freeze") is not None
     if is_frozen and (model is None) != (data is None):
         given, other = ("--model", "--data") if data is None else ("--data", "--model")

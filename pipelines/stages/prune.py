@@ -28,6 +28,7 @@ from ..measure.shares import images_at_a_time
 from ..pruning.choice import Images
 from ..pruning.emission import emit
 from ..pruning.images import batched
+from ..pruning.measured import require_runtime
 from ..pruning.plan_file import PruningPlan, prune_options, read_plan, write_plan
 from ..pruning.removal import Pruned, remove
 from ..pruning.unfolded import Unfolded, unfolded_of_run
@@ -70,7 +71,8 @@ class PruneResult:
         lines += left_alone_lines(f.get("left_alone") or {})
         lines += f["notes"]
         if f.get("measured"):
-            lines.append(f"measured when it was chosen: {f['measured']:.2f}x as fast as the original")
+            where = f["asked"].get("runtime") or "eager"
+            lines.append(f"measured in {where} when it was chosen: {f['measured']:.2f}x as fast as the original")
         lines.append(costs_line(f))
         if f.get("fidelity"):
             lines += f["fidelity"]["words"].split("\n")
@@ -114,6 +116,7 @@ def prune(
     seed: int = 0,
     latency_batch: int = 64,
     latency_layout: str = "contiguous",
+    runtime: str | None = None,
     device: str = "auto",
     redo: bool = False,
     original: nn.Module | None = None,
@@ -166,6 +169,9 @@ def prune(
         Of the criteria 'random' and 'taylor'.
     latency_batch, latency_layout
         Images at a time, and memory layout, where ``cost`` is 'latency'.
+    runtime : str, optional
+        Where ``cost`` is 'latency': the runtime in which the network will run, of
+        :data:`decomp.runtimes.names.RUNTIMES`; eager mode if none is given.
     device : {'auto', 'cpu', 'cuda'}
     redo : bool
         Replace an earlier pruning of this run, and remove what was made from it.
@@ -189,9 +195,10 @@ def prune(
         given, criterion=criterion, speedup=speedup, ratio=ratio, cost=cost, ranking=ranking, normalise=normalise,
         floor=floor, cap=cap, scoring=scoring, multiple=multiple, skip=skip, coupled=coupled,
         remove_branches=remove_branches, bias=bias, recalibrate_bn=recalibrate_bn, seed=seed,
-        latency_batch=latency_batch, latency_layout=latency_layout,
+        latency_batch=latency_batch, latency_layout=latency_layout, runtime=runtime,
     )  # fmt: skip
     target, directory = pick_device(device), RunDirectory.open(run)
+    require_runtime(options, target)
     directory.original = original if original is not None else directory.original
     with directory.lock(), reporter.stage("prune", PHASES):
         require_not_decomposed(directory)

@@ -11,8 +11,8 @@ from tests.pipelines.commands.recorded_calls import PRINTED, Recorded
 LINE = (
     "prune --run r --model zoo:a --data digits --criterion taylor --speedup 2.5x --cost latency --ranking global "
     "--normalise max --floor 0.2 --cap 0.5 --scoring independent --coupled --bias mean --remove-branches "
-    "--recalibrate-bn --skip a --skip b.* --multiple 4 --batch-size 3 --layout channels-last --weights w.pt "
-    "--input-size 3x8x8 --mean 0.5 --std 0.2 --resize 40x36 "
+    "--recalibrate-bn --skip a --skip b.* --multiple 4 --batch-size 3 --runtime compile --layout channels-last "
+    "--weights w.pt --input-size 3x8x8 --mean 0.5 --std 0.2 --resize 40x36 "
     "--crop 32 --no-flip --transforms t.py:make --module body --leaf a --outputs values --images 20 --points 3 --redo "
     "--memory 2MiB --seed 5 --device cuda:1 --skip-bad"
 )
@@ -34,8 +34,8 @@ def test_every_option_reaches_the_argument(recipe):
         "model": "zoo:a", "data": "digits", "criterion": "taylor", "speedup": 2.5, "ratio": None, "keep": None,
         "cost": "latency", "ranking": "global", "normalise": "max", "floor": 0.2, "cap": 0.5, "scoring": "independent",
         "coupled": True, "remove_branches": True, "bias": "mean", "recalibrate_bn": True,
-        "skip": ("a", "b.*"), "multiple": 4, "latency_batch": 3, "latency_layout": "channels-last",
-        "redo": True, "seed": 5, "device": "cuda:1",
+        "skip": ("a", "b.*"), "multiple": 4, "latency_batch": 3, "runtime": "compile",
+        "latency_layout": "channels-last", "redo": True, "seed": 5, "device": "cuda:1",
     }  # fmt: skip
     assert frozen == {
         "weights": "w.pt", "input_size": "3x8x8", "mean": (0.5,), "std": (0.2,), "resize": (40, 36), "crop": (32,),
