@@ -37,6 +37,15 @@ def _with_batchnorm(name: str) -> Path:
     return unfolded if (unfolded / "structure.json").is_file() else folder
 
 
+def content_of(name: str) -> str | None:
+    """SHA-256 (hex) of the weights of a network in a folder, as recorded there; None for another kind of name."""
+    folder = _with_batchnorm(name)
+    if not (folder / "structure.json").is_file():
+        return None
+    content: str | None = network_file.read_structure(folder).get("weights_sha256")
+    return content
+
+
 def open_folder(name: str) -> tuple[nn.Module, Shape]:
     """A network that was written as data, with its batch normalisations where the folder has them.
 

@@ -51,6 +51,7 @@ from ..training.training_record import (
     finished_record,
     identity,
     record_options,
+    require_same_start,
     write_record,
 )
 
@@ -188,7 +189,9 @@ def _train_in_run(
             if not redo and (trained := trained_options(run)) is not None:
                 fix = "give --redo to train again with these, or give another --run"
                 require_same_options(run, "trained", options, trained.to_json(), fix)
-                return TrainingResult(place.weights, read_json(place.record, kind=KIND), already_done=True, run=run)
+                record = read_json(place.record, kind=KIND)
+                require_same_start(options, record, str(run.path))
+                return TrainingResult(place.weights, record, already_done=True, run=run)
             require_untouched(run)
         else:
             run.check_free()

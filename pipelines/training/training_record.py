@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from decomp.errors import UsageError
 
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json, write_json
+from ...data.network_folder import content_of
 from ..console.options import REPR_OPTIONS, TrainOptions
 from ..run.directory import RunDirectory
 from ..run.record import library_versions
@@ -55,7 +57,22 @@ def identity(options: TrainOptions) -> dict[str, Any]:
         values["scheme"] = {"name": options.scheme, **settings.to_json()}
     if options.sparsity is not None:
         values |= {"sparsity": options.sparsity, "proximal": options.proximal}
+    if (content := content_of(options.model)) is not None:
+        values["content"] = content  # a folder keeps its name when its network changes
     return values
+
+
+def require_same_start(options: TrainOptions, record: Mapping[str, Any], name: str) -> None:
+    """Refuse a finished training of a network in a folder that holds another one by now.
+
+    Raises
+    ------
+    UsageError
+    """
+    before, now = record.get("options", {}).get("content"), content_of(options.model)
+    if before is not None and now is not None and before != now:
+        rule = f"was trained from the network in {options.model}, which is another one now"
+        raise UsageError(name, rule, fix="give --redo to train that one, or give another --run")
 
 
 def record_options(options: TrainOptions, recipe: Recipe) -> dict[str, Any]:

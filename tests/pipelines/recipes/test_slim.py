@@ -7,6 +7,8 @@ from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.recipes.slim import slim
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages import train as training_stage
+from decomp.pipelines.stages.finetune import finetune
+from decomp.pipelines.stages.train import train
 from decomp.pipelines.training import loop
 from tests.pipelines.small_runs import quiet
 
@@ -56,6 +58,20 @@ def test_a_stopped_call_goes_on_in_the_pass_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(DecompError, match="remove .*slim-pass1 and the directories of later passes to") as refused:
         slimmed(tmp_path / "slim", epochs=2)
     assert "--redo" not in str(refused.value)
+
+
+def test_a_later_pass_of_another_network_is_refused(tmp_path):
+    first, second = slimmed(tmp_path / "slim").passes
+    finetune(first.run, epochs=1, learning_rate=0.2, device="cpu", redo=True, reporter=quiet())
+    before = second.run.trained_weights.read_bytes()
+    rule = "was trained from the network in .*best, which is another one now; "
+    with pytest.raises(UsageError, match=rule + "give --redo"):
+        train(**{**second.run.config("train")["asked"], "run": second.run, "device": "cpu", "reporter": quiet()})
+    with pytest.raises(DecompError, match="pass1"):
+        slimmed(tmp_path / "slim")  # with the first options; the tuning is another one
+    with pytest.raises(UsageError, match=rule + "remove .*slim-pass2 and the directories of later passes"):
+        slimmed(tmp_path / "slim", tune_learning_rate=0.2)
+    assert second.run.trained_weights.read_bytes() == before
 
 
 def test_mistakes_cost_no_training(tmp_path):
