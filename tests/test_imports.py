@@ -45,8 +45,8 @@ LIBRARIES = {
     "click": {"pipelines/commands/"},
     "matplotlib": {"pipelines/reporting/"},
     "tqdm": {"pipelines/console/"},
-    "onnxruntime": {"data/formats/exported.py", "decomp/runtimes/onnx.py"},
-    "onnx": {"decomp/runtimes/onnx_graph.py"},
+    "onnxruntime": {"data/formats/exported.py", "data/formats/quantised.py", "decomp/runtimes/onnx.py"},
+    "onnx": {"data/formats/quantised.py", "decomp/runtimes/onnx_graph.py"},
     "openvino": {"decomp/runtimes/openvino.py"},
     "torch.distributed": {"pipelines/training/distributed.py"},
 }

@@ -1,6 +1,6 @@
 """Export formats: exported program, ONNX, TorchScript, state dict, safetensors.
 
-Every file also holds a JSON text about itself (:func:`decomp.pipelines.stages.export.about`):
+Every file also holds a JSON text about itself (:func:`decomp.pipelines.stages.export.metadata`):
 
 ================  ==================  ===================================================  =======================
 format            suffix              network                                              JSON text

@@ -8,7 +8,7 @@ import click
 
 from decomp.runtimes.names import RUNTIMES
 
-from ..console.options import FORMATS, LAYOUTS, LEAST_IMAGES, EvaluateOptions, FreezeOptions, formats
+from ..console.options import LAYOUTS, LEAST_IMAGES, RUN_FORMATS, EvaluateOptions, FreezeOptions, run_formats
 from ..console.parse import dynamic, runtimes
 from ..console.program import program
 from ..run.networks import NETWORK_NAMES
@@ -105,8 +105,9 @@ Examples:
 )
 @shared_options("run")
 @click.option(
-    "--format", "formats", type=formats, metavar="LIST", default="pt2,state-dict", show_default=True,
-    help=f"Comma-separated: {', '.join(FORMATS)}; onnx needs decomp[export].",
+    "--format", "formats", type=run_formats, metavar="LIST", default="pt2,state-dict", show_default=True,
+    help=f"Comma-separated: {', '.join(RUN_FORMATS)}; onnx and onnx-int8, which is calibrated on images of the run, "
+    "need decomp[export].",
 )  # fmt: skip
 @click.option("--which", type=Choice(NETWORK_NAMES), help="Network to export.  [default: the most advanced one]")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: export/ in the run]")

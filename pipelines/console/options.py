@@ -24,6 +24,8 @@ from ...data.image_options import ImageOptions
 from . import parse
 
 FORMATS = ("pt2", "onnx", "torchscript", "state-dict", "safetensors")
+#: With the one that is calibrated on the images of a run.
+RUN_FORMATS = (*FORMATS, "onnx-int8")
 SCHEDULES = ("cosine", "constant")
 TRAIN_SCHEDULES = (*SCHEDULES, "milestones")
 OUTPUTS = ("scores", "values")
@@ -377,3 +379,13 @@ def formats(value: str | Sequence[str]) -> tuple[str, ...]:
     UsageError
     """
     return parse.several("--format", value, FORMATS, "leave it out for pt2 and state-dict", ordered=False)
+
+
+def run_formats(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Formats of ``export`` for a network of a run, in the order given.
+
+    Raises
+    ------
+    UsageError
+    """
+    return parse.several("--format", value, RUN_FORMATS, "leave it out for pt2 and state-dict", ordered=False)

@@ -33,8 +33,9 @@ from ...data.formats.digests import digest_file
 from ...data.formats.exported import FORMATS
 from ...data.plain_network import dtype_of
 from ..console import parse
-from ..console.options import formats as checked_formats
+from ..console.options import run_formats
 from ..console.reporter import Reporter
+from ..measure import int8
 from ..run import loading
 from ..run.directory import RunDirectory
 from ..run.networks import NETWORKS, find_network
@@ -50,6 +51,7 @@ TRACED_BATCH, CHECKED_BATCHES = 3, (1, 5)
 LOADED_BY = {
     "pt2": "torch.export.load({file!r}).module()",
     "onnx": "onnxruntime.InferenceSession({file!r})",
+    "onnx-int8": "onnxruntime.InferenceSession({file!r})",
     "torchscript": "torch.jit.load({file!r})",
     "state-dict": "decomp.load('{network}').load_state_dict(torch.load({file!r}, weights_only=True))",
     "safetensors": "decomp.load('{network}').load_state_dict(safetensors.torch.load_file({file!r}))",
@@ -67,8 +69,11 @@ class Exported:
     ----------
     difference : float
         Largest difference to the module's outputs, relative to the largest output.
+        For 'onnx-int8' the squared difference over the variance of the outputs, on held-out images.
     sizes : str
         Sizes of images that the file takes, in words; '' for weights.
+    words : str
+        Other lines for people.
     """
 
     format: str
@@ -77,6 +82,7 @@ class Exported:
     difference: float
     load_seconds: float
     sizes: str = ""
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,11 +107,14 @@ class ExportResult:
         for item in self.exported:
             yield (
                 f"{item.path:<{width}}  {item.format}, {item.bytes / 2**10:,.0f} KiB, loads in "
-                f"{item.load_seconds:.2f} s, outputs differ by {item.difference:.1e}"
+                f"{item.load_seconds:.2f} s"
+                + (f", outputs differ by {item.difference:.1e}" if not item.words else "")
                 + (f", takes {item.sizes}" if item.sizes else "")
             )
+            yield from item.words.split("\n") if item.words else ()
         batches = " and ".join(map(str, CHECKED_BATCHES))
-        yield f"{self.network} network of {self.run}; each file checked on random inputs, batch sizes {batches}"
+        but = " but that of 8 bits" if any(item.words for item in self.exported) else ""
+        yield f"{self.network} network of {self.run}; each file{but} checked on random inputs, batch sizes {batches}"
         source = self.run.path / next(entry.folder for entry in NETWORKS if entry.name == self.network)
         for item in self.exported:
             yield f"next, in Python: {LOADED_BY[item.format].format(file=item.path, network=source)}"
@@ -126,7 +135,8 @@ def export(
     ----------
     run : path or RunDirectory
     formats : sequence of str
-        Of :data:`FORMATS`: 'pt2', 'onnx', 'torchscript', 'state-dict', 'safetensors'.
+        Of :data:`FORMATS`: 'pt2', 'onnx', 'torchscript', 'state-dict', 'safetensors'; or 'onnx-int8', with weights and
+        activations of 8 bits, calibrated on images of the run and compared with the network on the held-out ones.
     which : {'finetuned', 'pruned', 'decomposed', 'original'}, optional
         By default the first of these that the run holds.
     out : path, optional
@@ -155,8 +165,8 @@ def export(
     original where that is another one. Programs take images of other heights and widths where the network does; each is
     then compared at a second size too.
     """
-    formats, dynamic = checked_formats(formats), parse.dynamic(dynamic)
-    if "onnx" in formats:
+    formats, dynamic = run_formats(formats), parse.dynamic(dynamic)
+    if {"onnx", int8.NAME} & set(formats):
         _require_onnx()
     run, reporter = RunDirectory.open(run), reporter or Reporter()
     chosen = find_network(run, which)
@@ -167,14 +177,9 @@ def export(
 
 
 def _export(
-    run: RunDirectory,
-    path: Path,
-    which: str,
-    formats: Sequence[str],
-    folder: Path,
-    reporter: Reporter,
+    run: RunDirectory, path: Path, which: str, formats: Sequence[str], folder: Path, reporter: Reporter,
     dynamic: tuple[str, ...] = ("auto",),
-) -> list[Exported]:
+) -> list[Exported]:  # fmt: skip
     """Write the network at a path into a folder."""
     network = loading.load_network(run, path)
     structure = network_file.read_structure(path)
@@ -188,9 +193,21 @@ def _export(
     exported = []
     for name in formats:
         reporter.step(f"writing and checking {name}")
+        if name == int8.NAME:
+            exported.append(_write_int8(run, network, folder / f"{which}{int8.SUFFIX}", text, tuple(shape)))
+            continue
         file = folder / f"{which}{FORMATS[name].suffix}"
         exported.append(_write(name, network, tuple(shape), file, text, axes, dynamic != ("auto",)))
     return exported
+
+
+def _write_int8(run: RunDirectory, network: nn.Module, path: Path, text: str, shape: tuple[int, ...]) -> Exported:
+    """Write an 8-bit file, calibrated on the images that were fitted and compared on the others."""
+    frozen, _ = loading.open_frozen(run)
+    with frozen, commit(path) as part, _one_line_errors(int8.NAME, path):
+        f = int8.write(network, part, text, frozen)
+    size, seconds = path.stat().st_size, round(f.load_seconds, 3)
+    return Exported(int8.NAME, str(path), size, f.relative, seconds, _size_words(shape, ()), f.words)
 
 
 def require_format(run: RunDirectory, path: Path, name: str) -> None:

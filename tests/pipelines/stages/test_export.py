@@ -331,3 +331,29 @@ def make_kept(run, path, dtype):
             input_shape=SHAPE, meta={**structure["meta"], "dtype": dtype},
         )  # fmt: skip
     return kept
+
+
+@needs_onnx
+def test_a_file_of_8_bits_is_calibrated_on_the_images_of_the_run(run, tmp_path):
+    import onnxruntime
+
+    result = export(run, formats="onnx-int8,onnx", out=tmp_path, reporter=quiet())
+    small, whole = result.exported
+    assert small.path == str(tmp_path / "decomposed.int8.onnx") and small.bytes < whole.bytes
+    assert 0 < small.difference < 0.01 and small.sizes == "images of 8x8 only"
+    session = onnxruntime.InferenceSession(small.path)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["decomp"])["origin"]["network"] == "decomposed"
+    lines = list(result.lines())
+    assert any("on 30 held-out calibration images, beside the network in float32" in line for line in lines)
+    assert any("each file but that of 8 bits checked on random inputs" in line for line in lines)
+
+
+@needs_onnx
+def test_no_file_of_8_bits_is_left_where_the_quantiser_fails(run, tmp_path, monkeypatch):
+    def failing(*_):
+        raise ValueError("node 7 has no range")
+
+    monkeypatch.setattr(stage.int8.quantised, "quantise", failing)
+    with pytest.raises(DecompError, match="cannot be written as onnx-int8 .node 7 has no range.; leave this format"):
+        export(run, formats="onnx-int8", out=tmp_path, reporter=quiet())
+    assert list(tmp_path.iterdir()) == []
