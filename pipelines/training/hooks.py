@@ -42,6 +42,9 @@ class Hooks:
         from the epoch. Saved with every checkpoint.
     load_state_dict : callable, optional
         Gets the same back, with tensors on the CPU, when a training is resumed.
+    changed_after : callable, optional
+        Returns how many epochs were finished when the network was last changed otherwise than by steps, such as by
+        filters that were dropped: what it could do before tells nothing about whether the training diverges since.
     name : str
         Names the state in the checkpoint; needed for hooks with a state.
 
@@ -58,6 +61,7 @@ class Hooks:
     after_save: Callable[[Training], None] | None = None
     state_dict: Callable[[], dict[str, Any]] | None = None
     load_state_dict: Callable[[dict[str, Any]], None] | None = None
+    changed_after: Callable[[], int] | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -75,7 +79,7 @@ class Hooks:
         UsageError
             The object has no such method, or one that is named like a place but is none.
         """
-        methods = {place: getattr(scheme, place) for place in (*PLACES, *STATE) if hasattr(scheme, place)}
+        methods = {place: getattr(scheme, place) for place in (*PLACES, *STATE, "changed_after") if hasattr(scheme, place)}
         for attribute in dir(scheme):
             if attribute.startswith(("before_", "after_")) and attribute not in PLACES:
                 rule = "must be a place of the training loop: " + ", ".join(PLACES)
@@ -91,6 +95,11 @@ def call_hooks(hooks: Iterable[Hooks], place: str, training: Training) -> None:
         function = getattr(hook, place)
         if function is not None:
             function(training)
+
+
+def last_change(hooks: Iterable[Hooks]) -> int:
+    """Epochs that were finished when a hook last changed the network otherwise than by steps; 0 where none did."""
+    return max((hook.changed_after() for hook in hooks if hook.changed_after is not None), default=0)
 
 
 def hook_states(hooks: Iterable[Hooks]) -> dict[str, dict[str, Any]]:

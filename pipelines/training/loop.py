@@ -25,7 +25,7 @@ from ..console.reporter import Reporter
 from ..measure.devices import autocast, pick_device, to_device
 from . import checkpoints
 from .epochs import divergence, epoch_words
-from .hooks import Hooks, call_hooks, state_names
+from .hooks import Hooks, call_hooks, last_change, state_names
 from .optimizers import Optimizers, buffers_of, group_parameters, make_optimizers, named_groups, set_learning_rates
 from .recipe import BIASES, WEIGHTS, Recipe
 
@@ -211,7 +211,8 @@ def _train(training: Training, inputs: _Inputs, checkpoint: str | Path | None, i
         call_hooks(hooks, "after_epoch", training)
         _record(training, inputs, line, started)
         assert training.first_loss is not None
-        sign = divergence(training.history, training.first_loss, inputs.n_validation)
+        since = [line for line in training.history if line["epoch"] > last_change(hooks)]
+        sign = divergence(since, training.first_loss, inputs.n_validation)
         if sign:
             _report_epoch(training, inputs, saved=False)
             raise NumericalError(f"epoch {training.epoch}", f"the training diverges: {sign}")

@@ -62,6 +62,10 @@ class ReprHooks:
     def after_step(self, training: Training) -> None:
         self.scheme.after_step()
 
+    def changed_after(self) -> int:
+        events = self.scheme.events
+        return int(events[-1]["epoch"]) if events else 0
+
     def state_dict(self) -> dict[str, Any]:
         return self.scheme.state_dict()
 

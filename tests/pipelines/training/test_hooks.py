@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from decomp.errors import FileError, UsageError
+from decomp.errors import FileError, NumericalError, UsageError
 from decomp.pipelines.training import checkpoints, hooks
 from decomp.pipelines.training.hooks import Hooks
 from decomp.pipelines.training.loop import copy_state
@@ -253,3 +253,21 @@ def test_of_takes_all_methods_of_a_scheme():
     present = {place for place in (*hooks.PLACES, *hooks.STATE) if getattr(taken, place) is not None}
     assert present == {"before_epoch", "after_step", "state_dict", "load_state_dict"}
     assert taken.after_step == scheme.after_step and taken.name == "dropping"
+
+
+@pytest.mark.parametrize("changed", [0, 2])
+def test_a_network_that_was_changed_on_purpose_is_judged_by_the_epochs_since(changed):
+    accuracies = iter([0.95, 0.95, 0.1, 0.1, 0.1])
+
+    def validate(module):
+        return {"score": 0.0, "validation_accuracy": next(accuracies)}
+
+    def run():
+        options = {"validate": validate, "n_validation": 1000, "hooks": [Hooks(changed_after=lambda: changed)]}
+        return train(small_net(), recipe=Recipe(epochs=5, learning_rate=1e-6, batch_size=8), **options)
+
+    if changed:
+        assert len(run().history) == 5
+    else:
+        with pytest.raises(NumericalError, match=r"epoch 3: the training diverges: validation accuracy 10"):
+            run()
