@@ -30,10 +30,10 @@ AS_SELECTORS: Final = tuple(name for name in CRITERIA if name not in ("l1", "ran
 
 #: Rules that make the numbers of different layers comparable (:func:`decomp.criteria.ranking.normalised`).
 NORMALISATIONS: Final = ("none", "mean", "max", "l2")
-#: The rule for each criterion where none is asked for. Scale factors that were trained to be sparse are comparable as they
-#: are; norms, distances and activations depend on a layer's size. First-order changes of the loss would be comparable for
-#: one channel; of many that go at once the late layers, with small changes each, lose too many: on held-out images of
-#: zoo:vgg-fashion at 2x the divergence was 1.30 without a rule and 0.12 by the mean.
+#: The rule for each criterion where none is asked for. Scale factors that were trained to be sparse are comparable as
+#: they are; norms, distances and activations depend on a layer's size. First-order changes of the loss would be
+#: comparable for one channel; of many that go at once the late layers, with small changes each, lose too many: on
+#: held-out images of zoo:vgg-fashion at 2x the divergence was 1.30 without a rule and 0.12 by the mean.
 NORMALISATION_OF: Final = {name: "none" if name in ("bn-scale", "random") else "mean" for name in CRITERIA}
 #: Channels ranked among those of all layers, or among those of their own layer.
 RANKINGS: Final = ("global", "layer")

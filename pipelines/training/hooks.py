@@ -79,7 +79,8 @@ class Hooks:
         UsageError
             The object has no such method, or one that is named like a place but is none.
         """
-        methods = {place: getattr(scheme, place) for place in (*PLACES, *STATE, "changed_after") if hasattr(scheme, place)}
+        names = (*PLACES, *STATE, "changed_after")
+        methods = {name: getattr(scheme, name) for name in names if hasattr(scheme, name)}
         for attribute in dir(scheme):
             if attribute.startswith(("before_", "after_")) and attribute not in PLACES:
                 rule = "must be a place of the training loop: " + ", ".join(PLACES)
