@@ -25,8 +25,9 @@ NEEDS: Final = {
 }
 
 #: Criteria that can choose the input channels of a layer in `decompose`, beside the selectors of
-#: :mod:`decomp.solvers.selectors`, whose l1 and random are others. It sees no batch normalisations: they are folded.
-AS_SELECTORS: Final = tuple(name for name in CRITERIA if name not in ("l1", "random", "bn-scale"))
+#: :mod:`decomp.solvers.selectors`, whose l1 and random are others. 'bn-scale' reads the network before its batch
+#: normalisations were folded.
+AS_SELECTORS: Final = tuple(name for name in CRITERIA if name not in ("l1", "random"))
 
 #: Rules that make the numbers of different layers comparable (:func:`decomp.criteria.ranking.normalised`).
 NORMALISATIONS: Final = ("none", "mean", "max", "l2")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from decomp import seeds
 from decomp.allocation.plan import Plan
@@ -46,6 +49,7 @@ def solve_layers(
     activation_aware: bool,
     refine: bool,
     reporter: Reporter,
+    scores: Mapping[str, Tensor] | None = None,
 ) -> SolvedLayers:
     """Solve the layers that are not committed yet, and apply all of them to the gatherer's network in order.
 
@@ -61,6 +65,9 @@ def solve_layers(
         See :func:`decomp.solvers.solve_layer.solve_layer`; the selector may be a criterion of
         :data:`decomp.criteria.names.AS_SELECTORS`.
     reporter : decomp.pipelines.console.reporter.Reporter
+    scores : mapping of str to torch.Tensor, optional
+        Numbers of the input channels, with the name `selector`, where these are known; layers without some are solved
+        with the selector 'best'.
 
     Raises
     ------
@@ -70,7 +77,10 @@ def solve_layers(
     graph, result = gatherer.graph, SolvedLayers()
     seed = gatherer.frozen.meta["seed"]
     pruned = [layer.name for layer in graph.layers if layer.fitted and plan.layer(layer.name).keep is not None]
-    scores = channel_scores(gatherer, selector, pruned)
+    if scores is None:
+        scores = channel_scores(gatherer, selector, pruned)
+    else:
+        pruned = [name for name in pruned if name in scores]
     work = [_work(layer, plan, run) for layer in graph.layers]
     with reporter.progress(len(graph.layers), "fit", "layers", work=work) as progress:
         for layer in graph.layers:
@@ -83,7 +93,7 @@ def solve_layers(
                 solution, report = read_layer(path, parent, layer.name)
             else:
                 problem, held_out = gatherer.problem(layer)
-                # A layer that keeps all its input channels needs no selector.
+                # A layer that keeps all its input channels needs none; one without numbers takes the default.
                 own = selector if layer.name in pruned else "best"
                 solution, report = solve_layer(
                     problem, sizes, held_out=held_out, selector=own, activation_aware=activation_aware,

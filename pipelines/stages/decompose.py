@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -33,12 +33,15 @@ from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import OpenedRun, SurveyedRun, narrow, open_run, survey
 from ..measure import fidelity, sanity
 from ..measure.devices import pick_device
+from ..pruning.scale_factors import input_scales, network_with_scales
+from ..pruning.unfolded import Unfolded
 from ..reporting.summary import summarise
 from ..run import loading, reuse
 from ..run.calibration import fitted_images
 from ..run.conditions import label_options, require_not_pruned, require_same_options
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
+from ..run.stage_result import StageResult
 
 SURVEY, PLAN, FIT, CHECK = PHASES = ("survey of all sizes", "plan", "fit of the layers", "check of the result")
 #: Steps that take time, by the labels of their progress, with their expected shares of it.
@@ -47,21 +50,8 @@ PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class DecomposeResult:
-    """Result of the stage: the plan, the counted cost and the closeness of the outputs.
-
-    Attributes
-    ----------
-    run : RunDirectory
-    done_before : bool
-        Whether the run was decomposed with these options before.
-    facts : dict
-        The record of the stage in run.json.
-    """
-
-    run: RunDirectory
-    done_before: bool
-    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+class DecomposeResult(StageResult):
+    """Result of the stage: the plan, the counted cost and the closeness of the outputs."""
 
     def lines(self) -> list[str]:
         """Human-readable summary lines: what was found, then the next step."""
@@ -148,7 +138,8 @@ def decompose(
         Cost of the original over that of the emitted network, above 1. Not with ``plan``.
     steps : sequence of {'spatial', 'channel', 'prune'}
     selector : str
-        Rule for the choice of pruned channels: 'best', 'lasso', 'backward', 'l1', 'max-response', 'first-k', 'random'.
+        Rule for the choice of pruned channels: 'best', 'lasso', 'backward', 'l1', 'max-response', 'first-k', 'random',
+        or a criterion of :data:`decomp.criteria.names.AS_SELECTORS`.
     allocation : {'joint', 'energy', 'uniform'}
         Rule for the sizes of all layers, see :mod:`decomp.allocation.allocator`.
     cost : {'macs', 'params', 'latency'}
@@ -223,6 +214,7 @@ def decompose(
             return before
         loading.warn_of_other_versions(directory, "decompose" if directory.layers_dir.is_dir() else "freeze", reporter)
         reporter.expect(WORK)
+        scaled = network_with_scales(directory) if options.selector == "bn-scale" else None
         with open_run(directory, target, memory=memory, batch_size=batch_size, start_over=redo) as opened:
             if redo:
                 # Not earlier: what stops a run from being opened must not cost the result that is there.
@@ -231,7 +223,7 @@ def decompose(
             if plan_only:
                 return _planned(options, plan_of_run, surveyed, reporter)
             reporter.phase(FIT)
-            solved = _solve(options, plan_of_run, surveyed, reporter)
+            solved = _solve(options, plan_of_run, surveyed, scaled, reporter)
             reporter.phase(CHECK)
             after = _checked_cost(plan_of_run, surveyed.graph, reporter)
             verified = _emit(plan_of_run, surveyed, solved, after, reporter, original)
@@ -303,7 +295,9 @@ def _planned(options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, repor
     return DecomposeResult(run, False, {"asked": options.to_json(), "plan_only": True, "table": table, "again": again})
 
 
-def _solve(options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, reporter: Reporter) -> SolvedLayers:
+def _solve(
+    options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, scaled: Unfolded | None, reporter: Reporter
+) -> SolvedLayers:
     """Solve and apply all layers; committed ones are read."""
     opened, narrowed = surveyed.opened, surveyed.narrowed
     gatherer = ProblemGatherer(
@@ -315,9 +309,16 @@ def _solve(options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, reporte
         "plan": plan.to_json(), "asked": options.to_json(), "frozen": opened.frozen.content,
         "spaces": narrowed.channels,
     })  # fmt: skip
+    scores = None
+    if scaled is not None:
+        layers = [layer for layer in surveyed.graph.layers if layer.fitted]
+        pruned = [layer for layer in layers if plan.layer(layer.name).keep is not None]
+        scores = input_scales(scaled, pruned, narrowed.remaining_outputs)
+        if others := [layer.name for layer in pruned if layer.name not in scores]:
+            reporter.step(f"without scale factors for all they read, chosen by selector best: {', '.join(others)}")
     return solve_layers(
         opened.run, plan, gatherer, parent, selector=options.selector, activation_aware=options.activation_aware,
-        refine=options.refine, reporter=reporter,
+        refine=options.refine, reporter=reporter, scores=scores,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,26 +44,14 @@ from ..run.calibration import draw_images
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
+from ..run.stage_result import StageResult
 
 OPEN, RECORD = PHASES = ("network and images", "recording of the outputs")
 
 
-@dataclass
-class FreezeResult:
-    """Result of the stage.
-
-    Attributes
-    ----------
-    run : RunDirectory
-    done_before : bool
-        The frozen points existed already; nothing was done.
-    facts : dict
-        Counts for the summary.
-    """
-
-    run: RunDirectory
-    done_before: bool
-    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+@dataclass(frozen=True)
+class FreezeResult(StageResult):
+    """Result of the stage: the numbers of the summary."""
 
     def lines(self) -> list[str]:
         """Human-readable summary lines: what was found, then the next step."""

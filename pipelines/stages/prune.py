@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +38,14 @@ from ..run.calibration import fitted_images
 from ..run.conditions import freeze_options, label_options, pruned_words, require_not_decomposed, require_same_options
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
+from ..run.stage_result import StageResult
 
 CHOOSE, CHECK = PHASES = ("choice of the channels", "check of the result")
 
 
 @dataclass(frozen=True)
-class PruneResult:
-    """Result of the stage: the counted cost and the closeness of the outputs.
-
-    Attributes
-    ----------
-    run : RunDirectory
-    done_before : bool
-        Whether the run was pruned with these options before.
-    facts : dict
-        The record of the stage in run.json.
-    """
-
-    run: RunDirectory
-    done_before: bool
-    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+class PruneResult(StageResult):
+    """Result of the stage: the counted cost and the closeness of the outputs."""
 
     def lines(self) -> list[str]:
         """Human-readable summary lines."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from decomp.criteria.names import AS_SELECTORS
+from decomp.criteria.names import AS_SELECTORS, CRITERIA, NEEDS
 from decomp.data.formats import network_file
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.formats.layer_file import read_layer
@@ -53,11 +53,22 @@ def test_every_criterion_scores_every_layer_that_can_be_pruned(run):
         gatherer = ProblemGatherer(frozen, NetworkGraph(network, SHAPE))
         layers = {layer.name: layer.input_width for layer in gatherer.graph.layers if layer.input_space is not None}
         assert any(layer.input_space.sampled for layer in gatherer.graph.layers if layer.name in layers)
-        for selector in AS_SELECTORS:
+        for selector in (name for name in AS_SELECTORS if NEEDS[name] != "batchnorm"):
             found = channel_scores(gatherer, selector, layers)
             assert {name: len(values) for name, values in found.items()} == layers
             assert all(values.unique().numel() > 1 for values in found.values()), selector
         assert channel_scores(gatherer, "best", layers) == {}
+
+
+@pytest.mark.parametrize("run", ["inverted"], indirect=True)
+@pytest.mark.parametrize("selector", CRITERIA)
+def test_every_criterion_of_prune_is_a_selector_and_its_layers_have_the_planned_cost(run, selector):
+    made = decompose(run, speedup=1.5, selector=selector, multiple=1, steps=("prune",), refine=False,
+                     reporter=Collected())  # fmt: skip
+    kept = selections(run)
+    assert kept and {report["selector"] for _, report in kept.values()} == {selector}
+    assert 1.5 <= made.facts["macs_before"] / made.facts["macs_after"] < 2
+    assert all(len(channels) < 24 for channels, _ in kept.values())
 
 
 def test_a_resumed_run_makes_the_same_choice(run):
