@@ -43,8 +43,15 @@ MOST_ITEMS = 200_000
 _NAMES = ("x_train", "y_train", "x_test", "y_test", "images", "labels", "mean", "std", "class_names")
 
 
-def from_npz(name: str, path: Path) -> Arrays:
+def from_npz(name: str, path: Path, *, skip_bad: bool = False) -> Arrays:
     """Read a file of ``numpy.savez`` without opening pickled objects.
+
+    Parameters
+    ----------
+    name : str
+    path : Path
+    skip_bad : bool
+        Leave out images with NaN or infinite values.
 
     Raises
     ------
@@ -69,11 +76,18 @@ def from_npz(name: str, path: Path) -> Arrays:
         raise FileError(name, "cannot be read as named arrays", got=reason, fix=fix) from error
     if "x_train" not in parts and "images" not in parts:
         raise FileError(name, "must hold x_train or images", got=names or "nothing", fix="save with those names")
-    return _arrays(name, parts)
+    return _arrays(name, parts, skip_bad)
 
 
-def from_result(name: str, result: Any) -> Arrays:
+def from_result(name: str, result: Any, *, skip_bad: bool = False) -> Arrays:
     """Read the arrays that a user's function returned.
+
+    Parameters
+    ----------
+    name : str
+    result : object
+    skip_bad : bool
+        Leave out images with NaN or infinite values.
 
     Raises
     ------
@@ -100,7 +114,7 @@ def from_result(name: str, result: Any) -> Arrays:
     if "x_train" not in parts and "images" not in parts:
         got = ", ".join(map(str, parts)) or "an empty one"
         raise DecompError(name, "its dict must hold x_train, images or train", got=got)
-    return _arrays(name, parts)
+    return _arrays(name, parts, skip_bad)
 
 
 def _collected(name: str, items: Iterable[Any]) -> dict[str, Any]:
@@ -138,7 +152,7 @@ def _flat(result: dict[Any, Any]) -> dict[Any, Any]:
     return parts
 
 
-def _arrays(name: str, parts: dict[str, Any]) -> Arrays:
+def _arrays(name: str, parts: dict[str, Any], skip_bad: bool) -> Arrays:
     train_key = "x_train" if "x_train" in parts else "images"
     label_key = "y_train" if "y_train" in parts else "labels"
     train = _pixels(name, train_key, parts[train_key])
@@ -151,9 +165,13 @@ def _arrays(name: str, parts: dict[str, Any]) -> Arrays:
         test_labels, test_ignored = _labels(name, "y_test", parts.get("y_test"), len(pixels))
         test, ignored = (pixels, test_labels), ignored or test_ignored
     class_names = _class_names(name, parts.get("class_names"), labels, test)
+    train, labels, skipped = _finite(name, train_key, train, labels, skip_bad)
+    if test is not None:
+        pixels, test_labels, bad = _finite(name, "x_test", *test, skip_bad)
+        test, skipped = (pixels, test_labels), skipped + bad
     scale = 255.0 if train.dtype == torch.uint8 else 1.0
     normalisation = Normalisation(scale, *_statistics(name, parts, train.shape[1]))
-    return Arrays((train, labels), test, normalisation, Augmentation(), class_names, ignored)
+    return Arrays((train, labels), test, normalisation, Augmentation(), class_names, ignored, skipped)
 
 
 def _kind(pixels: Tensor) -> str:
@@ -179,11 +197,21 @@ def _pixels(name: str, key: str, value: Any) -> Tensor:
         array = array.transpose(0, 3, 1, 2)
     if array.dtype == np.uint8:
         return torch.from_numpy(np.array(array, order="C"))
-    pixels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-    bad = ~torch.isfinite(pixels).flatten(1).all(1)
-    if bool(bad.any()):
-        raise NumericalError(name, f"{key} holds NaN or Inf", got=f"image {int(bad.nonzero()[0])}", fix="mend them")
-    return pixels
+    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+
+
+def _finite(
+    name: str, key: str, pixels: Tensor, labels: Tensor | None, skip_bad: bool
+) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """Images without NaN and infinite values, their labels, and the names of the others."""
+    good = torch.isfinite(pixels).flatten(1).all(1)
+    if bool(good.all()):
+        return pixels, labels, ()
+    bad = (~good).nonzero().flatten().tolist()
+    if not skip_bad or not bool(good.any()):
+        fix = "mend them" + ("" if skip_bad else "; freeze leaves such images out with --skip-bad")
+        raise NumericalError(name, f"{key} holds NaN or Inf", got=f"image {bad[0]}", fix=fix)
+    return pixels[good], None if labels is None else labels[good], tuple(f"{key} {place}" for place in bad)
 
 
 def _labels(name: str, key: str, value: Any, n_images: int) -> tuple[Tensor | None, str | None]:

@@ -95,6 +95,32 @@ class Items:
         self._labels[index] = label
         return image, label
 
+    def leave_out_bad(self) -> list[int]:
+        """Leave out the items that cannot be read or hold NaN or infinite values; returns their indices.
+
+        Raises
+        ------
+        UsageError
+            There are no others.
+        """
+        good = [self._is_good(index) for index in range(len(self))]
+        if not any(good):
+            rule, fix = "must hold images that can be read", "leave --skip-bad out to see what is wrong with the first"
+            raise UsageError(self.name, rule, got=f"{len(good)} items that cannot be", fix=fix)
+        if not all(good):
+            self.data, self._labels = Subset(self.data, np.flatnonzero(good).tolist()), {}
+        return [index for index, kept in enumerate(good) if not kept]
+
+    def _is_good(self, index: int) -> bool:
+        try:
+            image, _ = self.read(index)
+        except DecompError:
+            return False
+        if not isinstance(image, (Tensor, np.ndarray)):
+            return True
+        pixels = torch.as_tensor(image)
+        return not pixels.is_floating_point() or bool(torch.isfinite(pixels).all())
+
     def labels(self, indices: Tensor) -> list[Any]:
         """Labels as they are; items that have not been read yet are read for them."""
         return [self._labels[i] if i in self._labels else self.read(i)[1] for i in indices.tolist()]
@@ -256,6 +282,7 @@ def open_datasets(
     options: ImageOptions,
     recorded: Mapping[str, Any] | None = None,
     use_labels: bool = True,
+    skip_bad: bool = False,
 ) -> ImageSource:
     """Source of Datasets or DataLoaders.
 
@@ -268,6 +295,8 @@ def open_datasets(
         As for :func:`decomp.data.sources.open_source`.
     use_labels : bool
         False: labels are ignored.
+    skip_bad : bool
+        Read every item once, and leave out those that cannot be read or hold NaN or infinite values.
 
     Raises
     ------
@@ -275,6 +304,9 @@ def open_datasets(
     """
     train = Items(name, parts["train"])
     test = Items(name, parts["test"]) if "test" in parts else None
+    names = parts.get("class_names") or getattr(train.data, "classes", None)
+    skipped = [f"{key} item {place}" for key, items in (("train", train), ("test", test))
+               for place in (items.leave_out_bad() if skip_bad and items is not None else ())]  # fmt: skip
     image, label = train.read(0)
     if ("mean" in parts) != ("std" in parts):
         raise DecompError(name, "mean and std come together", got="one of them", fix="give both or neither")
@@ -285,7 +317,6 @@ def open_datasets(
     ignored = None
     if use_labels and label is not None and class_number(label) is None:
         ignored = described(label)
-    names = parts.get("class_names") or getattr(train.data, "classes", None)
     listed = [split._numbers.listed for split in (opened.train, opened.test) if split is not None]  # type: ignore[attr-defined]
     n_classes = max((int(numbers.max()) + 1 for numbers in listed if numbers is not None), default=None)
     if isinstance(names, Sequence) and opened.train.has_labels and len(names) >= (n_classes or 0):
@@ -294,7 +325,7 @@ def open_datasets(
         name=name, input_shape=opened.shape, n_classes=n_classes if use_labels else None,
         class_names=tuple(map(str, names)) if isinstance(names, Sequence) and len(names) == n_classes else None,
         train=opened.train, test=opened.test, normalisation=opened.normalisation, augmentation=opened.augmentation,
-        preprocessing=opened.description, prepared=opened.record, labels_ignored=ignored,
+        preprocessing=opened.description, prepared=opened.record, labels_ignored=ignored, skipped=tuple(skipped),
     )  # fmt: skip
 
 

@@ -62,7 +62,8 @@ def open_source(
         Shape that the model takes. One channel becomes three by repetition, three become one by luminance, and images
         of another size are resized by bilinear interpolation with antialiasing. Default: the images' own shape.
     skip_bad : bool
-        Leave unreadable image files out, named in ``source.skipped``, instead of raising.
+        Leave out image files and items that cannot be read, and images with NaN or infinite values, named in
+        ``source.skipped``, instead of raising.
     network : NetworkInput, optional
         Instead of `input_shape`: where the network takes several shapes, one is chosen that suits the images.
     options : ImageOptions, optional
@@ -104,13 +105,13 @@ def open_source(
             raise UsageError(name, f"{kind} needs a path", fix=f"write {kind}:PATH")
         if kind == "imagefolder":
             return folders.open_folder(name, folder, network, options, skip_bad, recorded)
-        return _in_memory(name, arrays.from_npz(name, folder), network, options)
+        return _in_memory(name, arrays.from_npz(name, folder, skip_bad=skip_bad), network, options)
     if user_code.names_user_code(name) and not _close_names(kind):
         result = user_code.call(name, (Tensor, np.ndarray, Dataset, DataLoader, Mapping, list, tuple))
         parts = datasets.splits_in(result)
         if parts is not None:
-            return datasets.open_datasets(name, parts, network, options, recorded)
-        return _in_memory(name, arrays.from_result(name, result), network, options)
+            return datasets.open_datasets(name, parts, network, options, recorded, skip_bad=skip_bad)
+        return _in_memory(name, arrays.from_result(name, result, skip_bad=skip_bad), network, options)
     raise _unknown(name)
 
 
@@ -172,6 +173,7 @@ def _in_memory(name: str, content: Arrays, network: NetworkInput, options: Image
         augmentation=augmentation.describe(),
         preprocessing=_described(native, shape, normalisation, augmentation),
         labels_ignored=content.labels_ignored,
+        skipped=content.skipped,
     )
 
 

@@ -47,6 +47,7 @@ class Arrays:
     augmentation: Augmentation
     class_names: tuple[str, ...] | None
     labels_ignored: str | None = None
+    skipped: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:

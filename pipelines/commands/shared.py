@@ -84,7 +84,7 @@ _SHARED: dict[str, Decorator] = {
         help="Memory limit, e.g. 8GiB.  [default: half of the machine's memory]",
     ),
     "seed": number("--seed", least=0, default=0, show_default=True, help="Random seed."),
-    "skip-bad": click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and go on."),
+    "skip-bad": click.option("--skip-bad", is_flag=True, help="Leave out images that are unreadable or hold NaN."),
     "part": click.option(
         "--module", "part", metavar="NAME",
         help="Compress only this submodule; it must take the images as its input.  [default: the whole network]",

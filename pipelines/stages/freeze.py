@@ -286,7 +286,7 @@ def freeze_loaded(
     }  # fmt: skip
     if source.skipped:
         some = ", ".join(source.skipped[:3]) + (", ..." if len(source.skipped) > 3 else "")
-        said = f"{counted(len(source.skipped), 'image')} that cannot be read left out (--skip-bad): {some}"
+        said = f"{counted(len(source.skipped), 'image')} left out, unreadable or with NaN (--skip-bad): {some}"
         reporter.warn(said, files=", ".join(source.skipped))
     reporter.phase(RECORD)
     reporter.expect({"recording outputs": 1.0})

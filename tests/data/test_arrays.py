@@ -116,6 +116,29 @@ def test_arrays_that_cannot_be_meant(tmp_path, arrays, kind, pattern):
     assert "\n" not in str(caught.value)
 
 
+def test_skip_bad_leaves_out_images_with_nan_or_infinite_values_and_names_them(tmp_path):
+    pixels = BYTES / np.float32(255)
+    spoilt = pixels.copy()
+    spoilt[1, 0, 2, 2], spoilt[4, 2, 0, 0] = np.nan, -np.inf
+    name = save(tmp_path, images=spoilt, labels=LABELS, x_test=spoilt[:2], y_test=LABELS[:2])
+    source = open_source(name, skip_bad=True)
+    good = [0, 2, 3, 5]
+    assert torch.equal(images_of(source.train), torch.from_numpy(pixels[good]))
+    assert source.train.labels(torch.arange(4)).tolist() == LABELS[good].tolist()
+    assert torch.equal(images_of(source.test), torch.from_numpy(pixels[:1]))
+    assert source.skipped == ("images 1", "images 4", "x_test 1") and source.describe()["skipped"] == 3
+    with pytest.raises(NumericalError, match="got image 1; mend them; freeze leaves such images out with --skip-bad"):
+        open_source(name)
+    with pytest.raises(NumericalError, match=r"mend them\.?$"):
+        open_source(save(tmp_path, images=spoilt[1:2]), skip_bad=True)
+
+
+def test_a_class_of_which_all_images_are_bad_is_still_a_class(tmp_path):
+    pixels = BYTES / np.float32(255)
+    pixels[LABELS == 2] = np.nan
+    assert open_source(save(tmp_path, images=pixels, labels=LABELS), skip_bad=True).n_classes == 3
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [

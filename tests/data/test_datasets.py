@@ -12,7 +12,7 @@ from decomp.data.image_options import ImageOptions
 from decomp.data.items import channels_first
 from decomp.data.preprocessing import NetworkInput
 from decomp.data.sources import open_source
-from decomp.errors import DecompError
+from decomp.errors import DecompError, UsageError
 
 PIXELS = torch.randint(0, 256, (12, 3, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 FLOATS = PIXELS / 255
@@ -174,6 +174,30 @@ def test_what_cannot_be_read_is_one_line(train, words):
     with pytest.raises(DecompError, match=words) as caught:
         opened(train).train.images(ALL)
     assert "\n" not in str(caught.value)
+
+
+def spoilt(index):
+    """Item 0 has no image, item 3 NaN, item 5 an infinite value."""
+    if index == 0:
+        raise OSError("truncated")
+    return FLOATS[index].clone().index_fill_(0, torch.tensor(1), {3: np.nan, 5: np.inf}.get(index, 0)), int(
+        LABELS[index]
+    )
+
+
+def test_skip_bad_leaves_out_items_that_cannot_be_read_or_hold_nan():
+    parts = {"train": Own(spoilt, targets=LABELS, classes=["a", "b", "c"]), "test": TensorDataset(FLOATS, LABELS)}
+    source = open_datasets("mine", parts, NetworkInput(), ImageOptions(), skip_bad=True)
+    good = [index for index in range(12) if index not in (0, 3, 5)]
+    assert source.skipped == ("train item 0", "train item 3", "train item 5") and source.class_names == ("a", "b", "c")
+    images = source.train.images(torch.arange(9))
+    assert torch.equal(images, torch.stack([spoilt(index)[0] for index in good]))
+    assert source.train.labels(torch.arange(9)).tolist() == LABELS[good].tolist() and len(source.test) == 12
+
+
+def test_skip_bad_with_no_item_left_is_one_line():
+    with pytest.raises(UsageError, match="must hold images that can be read, got 12 items that cannot be; leave"):
+        open_datasets("mine", {"train": Own(lambda i: 1 / 0)}, NetworkInput(), ImageOptions(), skip_bad=True)
 
 
 def test_options_for_pictures_are_refused_for_tensors():

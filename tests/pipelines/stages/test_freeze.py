@@ -148,6 +148,8 @@ def test_images_that_are_left_out_are_said_and_a_decomposed_run_names_its_status
     told, run = Collected(), RunDirectory(tmp_path / "run")
     options = {"model": "zoo:vgg-digits", "data": f"imagefolder:{tmp_path / 'photos'}", "skip_bad": True}
     freeze(run, **options, reporter=told)
-    assert any("1 image that cannot be read left out (--skip-bad): train/a/zz.png" in line for line in told.messages)
+    assert any(
+        "1 image left out, unreadable or with NaN (--skip-bad): train/a/zz.png" in line for line in told.messages
+    )
     run.update_config("decompose", {"asked": {}})
     assert freeze(run, **options, reporter=told).lines()[-1] == f"next: decomp status --run {run}"
