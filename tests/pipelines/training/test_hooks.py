@@ -268,15 +268,17 @@ class ChangedBefore:
         return self.done
 
 
-@pytest.mark.parametrize("changed", [0, 2])
+@pytest.mark.parametrize("changed", [0, 1])
 def test_a_network_that_was_changed_on_purpose_is_judged_by_the_epochs_since(changed):
+    # The first one is that of the network before the training.
     accuracies = iter([0.95, 0.95, 0.1, 0.1, 0.1])
 
     def run():
         return train(
             small_net(), recipe=Recipe(epochs=4, learning_rate=1e-6, batch_size=8, warmup_epochs=0),
             validate=lambda module: {"score": 0.0, "validation_accuracy": next(accuracies)}, n_validation=1000,
-            hooks=[Hooks.of(ChangedBefore(changed), "changed")], loss=lambda net, images, labels: 0 * net(images).sum() + 2,
+            loss=lambda net, images, labels: 0 * net(images).sum() + 2,
+            hooks=[Hooks.of(ChangedBefore(changed), "changed")],
         )  # fmt: skip
 
     if changed:
