@@ -211,7 +211,8 @@ def _train(training: Training, inputs: _Inputs, checkpoint: str | Path | None, i
         call_hooks(hooks, "after_epoch", training)
         _record(training, inputs, line, started)
         assert training.first_loss is not None
-        since = [line for line in training.history if line["epoch"] > last_change(hooks)]
+        changed = last_change(hooks)
+        since = [line for line in training.history if not changed or line["epoch"] > changed]
         sign = divergence(since, training.first_loss, inputs.n_validation)
         if sign:
             _report_epoch(training, inputs, saved=False)
