@@ -37,6 +37,13 @@ class Spread:
             if entry.kind == "scores":
                 self._scores[entry.name].add(F.log_softmax(logits(value.double(), entry), dim=1))
 
+    def merge(self, other: Spread) -> None:
+        """Add the spread of the same outputs over other images."""
+        for name, found in other._values.items():
+            self._values[name].merge(found)
+        for name, scores in other._scores.items():
+            self._scores[name].merge(scores)
+
     def variance(self, name: str) -> float:
         """Mean over an output's entries of their variance over the images."""
         return self._values[name].mean_square(about_mean=True)
@@ -86,6 +93,15 @@ class _Variance:
                 self.mean, self.n_entries = mean, max(mean.numel(), 1)
             self.n += len(rows)
 
+    def merge(self, other: _Variance) -> None:
+        if not other.n or not self.n:
+            kept = self if self.n else other
+            self.n, self.n_entries, self.deviation, self.mean = kept.n, kept.n_entries, kept.deviation, kept.mean
+            return
+        step, total = other.mean - self.mean, self.n + other.n
+        self.deviation += other.deviation + float(step.square().sum()) * self.n * other.n / total
+        self.mean, self.n = self.mean + step * (other.n / total), total
+
     def mean_square(self, about_mean: bool) -> float:
         """Mean over images and entries of the squares, of the deviations or of the values themselves."""
         variance = self.deviation / (max(self.n, 1) * self.n_entries)
@@ -105,6 +121,11 @@ class _Information:
         self.probabilities = self.probabilities + total if self.n else total
         self.entropy += float(_entropy(p).sum())
         self.n += len(p)
+
+    def merge(self, other: _Information) -> None:
+        if other.n:
+            self.probabilities = self.probabilities + other.probabilities if self.n else other.probabilities
+            self.n, self.entropy = self.n + other.n, self.entropy + other.entropy
 
     def information(self) -> float:
         n = max(self.n, 1)

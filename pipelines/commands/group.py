@@ -17,7 +17,9 @@ import decomp
 from decomp.errors import DecompError, UsageError, near_miss
 
 from ..console.program import program
+from ..distributed.launch import n_started, require_shared
 from .interrupt import CODE, quick_end, stopped_line
+from .processes import said_once
 
 COMMAND_KEY = "decomp.command"  # under which click's context keeps the command line as given
 _OPTION = re.compile(r"\boption (?=(leaf|module)\b)")  # in messages that a Python caller sees too
@@ -56,6 +58,7 @@ class CommandGroup(click.Group):
             if debug and not isinstance(error, (click.exceptions.Exit, SystemExit)):
                 traceback.print_exc()
             code, line = explain(error, args)
+            line = said_once(line, error) if n_started() > 1 else line
             if line:
                 click.echo(line, err=True)
         sys.exit(code)
@@ -148,5 +151,6 @@ def main(ctx: click.Context) -> None:
     `decomp status --run runs/vgg` shows what is done and what comes next; `decomp demo` runs the whole sequence on a
     small example. An interrupted command continues when it is run again.
     """
+    require_shared(ctx.invoked_subcommand)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

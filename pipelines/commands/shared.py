@@ -14,6 +14,7 @@ import decomp
 from decomp.errors import UsageError, check_choice
 
 from ..console import parse
+from ..distributed.launch import n_started, own_number
 from .group import COMMAND_KEY, JSON_KEY, VERBOSE_KEY
 
 if TYPE_CHECKING:
@@ -116,10 +117,19 @@ def shared_options(*names: str) -> Decorator:
 
 def begin(threads: int | None) -> None:
     """Say that the command has begun, before the libraries load, and limit the CPU threads that they will use."""
-    if not wants_json() and not click.get_current_context().params.get("quiet"):
+    if not wants_json() and not click.get_current_context().params.get("quiet") and own_number() == 0:
         click.echo(f"decomp {decomp.__version__}: loading …", err=True)
-    if threads is None:
-        return
+    if threads is not None:
+        _limit_threads(threads)
+    if n_started() > 1:
+        from ..distributed.process_group import join
+        from .processes import end_with_others
+
+        end_with_others()
+        join()
+
+
+def _limit_threads(threads: int) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)  # read when the libraries load, which is after this
     import torch
@@ -133,10 +143,27 @@ def open_run(run: str, quiet: bool) -> tuple[RunDirectory, Reporter]:
     from ..run.directory import RunDirectory
 
     directory = RunDirectory(run)
+    if n_started() > 1:
+        from ..distributed.own_copy import copied_folder
+
+        directory = RunDirectory(copied_folder(directory.path))
+        if own_number() > 0:
+            return directory, Reporter(quiet=True)
     context = click.get_current_context()
     command = context.meta.get(COMMAND_KEY)
     quiet, verbose = quiet or wants_json(), bool(context.meta.get(VERBOSE_KEY))
     return directory, Reporter.for_run(directory, quiet=quiet, command=command, verbose=verbose)
+
+
+def own_file(out: str | None, model: str) -> str | None:
+    """The file for trained weights; of several processes all but the first write into a folder of their own."""
+    if n_started() == 1:
+        return out
+    from ..distributed.own_copy import copied_files
+    from ..training.training_record import weights_file
+
+    file = weights_file(out, model)
+    return os.fspath(copied_files([file, file.with_suffix(".json"), file.with_suffix(".checkpoint")])[0])
 
 
 def reporter_without_run(quiet: bool) -> Reporter:
@@ -144,7 +171,7 @@ def reporter_without_run(quiet: bool) -> Reporter:
     from ..console.reporter import Reporter
 
     verbose = bool(click.get_current_context().meta.get(VERBOSE_KEY))
-    return Reporter(quiet=quiet or wants_json(), verbose=verbose)
+    return Reporter(quiet=quiet or wants_json() or own_number() > 0, verbose=verbose)
 
 
 def wants_json() -> bool:
@@ -175,6 +202,8 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 def show(result: Any) -> None:
     """Print a stage's result: its lines, or JSON where that was asked for."""
+    if own_number() > 0:
+        return
     if wants_json():
         click.echo(as_json(result))
         return

@@ -32,6 +32,7 @@ from .shared import (
     given,
     number,
     open_run,
+    own_file,
     refuse_beside,
     reporter_without_run,
     shared_options,
@@ -318,8 +319,12 @@ def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
     begin(threads)
     from ..stages.train import train as stage
 
-    run = options["run"]
-    reporter = reporter_without_run(quiet) if run is None else open_run(run, quiet)[1]
+    if options["run"] is None:
+        reporter, out = reporter_without_run(quiet), own_file(options["out"], model)
+        show(stage(model, reporter=reporter, **given({**options, "out": out})))
+        return
+    directory, reporter = open_run(options["run"], quiet)
+    options["run"] = str(directory)
     show(stage(model, reporter=reporter, **given(options)))
 
 

@@ -10,6 +10,7 @@ from decomp.execution.output_change import Outputs
 from decomp.execution.outputs import named_tensors
 
 from ...data.splits import Split
+from ..distributed.process_group import own_part, total
 from .devices import to_device
 
 
@@ -66,17 +67,19 @@ def logits_of(module: nn.Module, images: Tensor, device: torch.device, batch_siz
 def accuracy(module: nn.Module, split: Split, indices: Tensor, device: torch.device, batch_size: int = 500) -> float:
     """Share of the images at ``indices`` of a split whose largest logit is that of their label, in 0..1.
 
+    Of several processes each one looks at its share of the images.
+
     Raises
     ------
     UsageError
         The split has no labels.
     """
     n_correct = 0
-    for images, labels in split.batches(indices, batch_size):
+    for images, labels in split.batches(own_part(indices), batch_size):
         if labels is None:
             raise UsageError("accuracy", "the images must have labels", got="images without")
         n_correct += int((logits_of(module, images, device).argmax(1) == labels.cpu()).sum())
-    return n_correct / len(indices)
+    return total(n_correct) / len(indices)
 
 
 def check_labels(labels: Tensor, logits: Tensor, data: str) -> None:

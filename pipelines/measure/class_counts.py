@@ -43,6 +43,15 @@ class ClassCounts:
             changed["lost"] += int((reference & ~hits).sum())
             changed["won"] += int((~reference & hits).sum())
 
+    def merge(self, other: ClassCounts) -> None:
+        """Add what another one has counted on other images."""
+        self._images = _sum(self._images, other._images)
+        for name, correct in other._correct.items():
+            self._correct[name] = _sum(self._correct.get(name, torch.zeros(0, dtype=torch.int64)), correct)
+            changed = self._changed.setdefault(name, {"lost": 0, "won": 0})
+            for kind, n in other._changed[name].items():
+                changed[kind] += n
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; empty where nothing was counted.
 

@@ -41,6 +41,16 @@ class Closeness:
                 self.divergence[entry.name] += divergence(one, other, entry).sum().item()
                 self.same[entry.name] += int((one.argmax(1) == other.argmax(1)).sum())
 
+    def merge(self, other: Closeness) -> None:
+        """Add the comparison of the same networks on other images."""
+        self.spread.merge(other.spread)
+        self.n += other.n
+        for name, squares in other.squares.items():
+            self.squares[name] += squares
+        for name, divergence_of_other in other.divergence.items():
+            self.divergence[name] += divergence_of_other
+            self.same[name] += other.same[name]
+
     def result(self) -> dict[str, Any]:
         """The comparison as plain data.
 

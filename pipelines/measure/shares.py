@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from decomp.execution.output_change import Outputs
 
 from ..console.reporter import Reporter
+from ..distributed.process_group import count, gathered, number
 from .accuracy import check_labels, outputs_of
 from .class_counts import ClassCounts
 from .closeness import Closeness
@@ -67,8 +68,9 @@ def measure_shares(
     networks : mapping of str to torch.nn.Module
         The original first; on ``device``.
     batches : iterator of (images, labels)
-        Labels count where the networks return class scores alone.
+        Of this process's share of the images. Labels count where the networks return class scores alone.
     n_images : int
+        Of all processes.
     outputs : Outputs
     data : str
         Name of the image source, for messages.
@@ -107,8 +109,28 @@ def measure_shares(
             if labels is not None and correct:
                 counts.add(labels, correct)
             progress.update(len(images))
-    shares = {name: [count / n_images if labelled else None for count in both] for name, both in hits.items()}
+        progress.update(n_images - progress.done)  # those of other processes
+    hits, close, labelled = _of_all_processes(hits, close, labelled, counts)
+    shares = {name: [n / n_images if labelled else None for n in both] for name, both in hits.items()}
     return {name: Shares(top1, top5, close[name].result()) for name, (top1, top5) in shares.items()}
+
+
+def _of_all_processes(
+    hits: dict[str, list[int]], close: dict[str, Closeness], labelled: bool, counts: ClassCounts
+) -> tuple[dict[str, list[int]], dict[str, Closeness], bool]:
+    """Sums over all processes, the same in each; `counts` is summed in place."""
+    if count() == 1:
+        return hits, close, labelled
+    (hits, close, labelled, _), *others = found = gathered((hits, close, labelled, counts))
+    for other_hits, other_close, other_labelled, _ in others:
+        labelled = labelled or other_labelled
+        for name in hits:
+            hits[name] = [one + other for one, other in zip(hits[name], other_hits[name])]
+            close[name].merge(other_close[name])
+    for place, (*_, other_counts) in enumerate(found):
+        if place != number():
+            counts.merge(other_counts)
+    return hits, close, labelled
 
 
 def topk_hits(logits: Tensor, labels: Tensor, k: int) -> int:

@@ -17,6 +17,7 @@ from ...data.formats.frozen_file import FrozenFile
 from ...data.splits import Split
 from ...data.transforms import Shape
 from ..console.reporter import Reporter
+from ..distributed.process_group import own_part, own_range
 from ..run.calibration import fitted_images
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
@@ -97,7 +98,7 @@ def _images(run: RunDirectory, shape: Shape, outputs: Outputs) -> Iterator[_Imag
         source = open_images(run)
         test, data, reason = source.test, source.name, f"{source.name} has no test images"
         if test is not None and len(test):
-            batches = test.batches(torch.arange(len(test)), size)
+            batches = test.batches(own_part(torch.arange(len(test))), size)
             notes, names = _notes(test, outputs, data), source.class_names
             yield _Images("test images", data, len(test), batches, notes, names, test.digest())
             return
@@ -106,8 +107,9 @@ def _images(run: RunDirectory, shape: Shape, outputs: Outputs) -> Iterator[_Imag
         return
     with FrozenFile(run.frozen) as frozen:
         first = fitted_images(frozen.n_images)
-        starts = range(first, frozen.n_images, size)
-        held_out = ((frozen.images(start, min(start + size, frozen.n_images)), None) for start in starts)
+        own = own_range(frozen.n_images - first)
+        starts, end = range(first + own.start, first + own.stop, size), first + own.stop
+        held_out = ((frozen.images(start, min(start + size, end)), None) for start in starts)
         note = f"no accuracy: {reason}; the outputs are compared on calibration images that no fit has seen"
         yield _Images("held-out calibration images", data, frozen.n_images - first, held_out, [note])
 

@@ -24,6 +24,7 @@ from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..console.words import counted
+from ..distributed.process_group import from_first
 from ..measure.closeness import closeness_words, percent
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
@@ -222,12 +223,12 @@ def evaluate(
         asked = [asked_conditions(*pair, target, options.batch_size, options.repeats) for pair in pairs]
         paths = _network_paths(run)
         digests = {name: digest_file(path / "structure.json") for name, path in paths.items()}
-        identity = {
+        identity = from_first(lambda: {
             "batch_size": options.batch_size, "layout": options.layout, "device": str(target),
             "repeats": options.repeats, "threads": torch.get_num_threads(), "latencies": asked,
             "networks": digests,
             "tuning_finished": run.config("finetune") is not None, "versions": library_versions(),
-        }  # fmt: skip
+        })  # fmt: skip
         before = _before(run)
         if not redo and before is not None and before[1] == identity:
             return before[0]
@@ -238,7 +239,10 @@ def evaluate(
         tested = None if redo or before is None else _tested_before(*before, identity)
         tested = tested or measure_on_images(run, networks, shape, target, reporter)
         earlier = [] if before is None else before[0].latencies
-        times, main = _timed(networks, digests, shape, target, asked, [] if redo else earlier, reporter)
+        # Measured by one process, while the others wait.
+        times, main = from_first(
+            lambda: _timed(networks, digests, shape, target, asked, [] if redo else earlier, reporter)
+        )
         kept = [one for one in earlier if not any(one.matches(new.conditions, new.networks) for new in times)]
         conditions = {
             "batch_size": options.batch_size, "layout": main.conditions["layout"], "device": device_name(target),

@@ -23,16 +23,17 @@ from decomp.schemes.sparsity import ScalePenalty, start_scales
 from ...data import weights, zoo
 from ...data.formats.atomic import commit
 from ...data.formats.json_files import read_json
-from ...data.formats.paths import safe_name
 from ...data.models import load_model
 from ...data.sources import ImageSource, open_source
 from ..console.options import REPR_OPTIONS, TrainOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.words import counted
+from ..distributed.trained_module import places_of
 from ..measure.accuracy import accuracy
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
+from ..measure.shares import Batches
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.trained import require_untouched, trained_options
@@ -52,6 +53,7 @@ from ..training.training_record import (
     identity,
     record_options,
     require_same_start,
+    weights_file,
     write_record,
 )
 
@@ -158,7 +160,7 @@ def train(
         schedule=schedule, sparsity=sparsity, proximal=proximal, scheme=scheme, s1=s1, s2=s2, drop=drop, cycles=cycles,
         min_keep=min_keep, first=first, coupled=coupled, order=order, method=method, scale=scale, next_slice=next_slice,
     )  # fmt: skip
-    name, options, recipe = _completed(asked)
+    options, recipe = _completed(asked)
     if run is not None:
         if out is not None:
             rule = "names a file, and a run keeps its weights itself"
@@ -166,7 +168,7 @@ def train(
         return _train_in_run(RunDirectory(run), options, recipe, redo, device, reporter)
     if redo:
         raise UsageError("--redo", "starts over in a run directory", got="no --run", fix="leave it out, or give --run")
-    file = Path(out) if out is not None else Path(f"{name}.safetensors")
+    file = weights_file(out, options.model)
     if file.suffix != ".safetensors":
         raise UsageError("--out", "must end in .safetensors", got=out)
     place = Place(file, f"remove {file.with_suffix('.checkpoint')}")
@@ -264,8 +266,8 @@ def classification_loss(module: nn.Module, images: torch.Tensor, labels: torch.T
     return functional.cross_entropy(module(images).float(), labels, label_smoothing=LABEL_SMOOTHING)
 
 
-def _completed(options: TrainOptions) -> tuple[str, TrainOptions, Recipe]:
-    """Name of the network; the options with values from the zoo or the defaults where they say nothing; the recipe.
+def _completed(options: TrainOptions) -> tuple[TrainOptions, Recipe]:
+    """The options with values from the zoo or the defaults where they say nothing; the recipe.
 
     Raises
     ------
@@ -282,7 +284,6 @@ def _completed(options: TrainOptions) -> tuple[str, TrainOptions, Recipe]:
     for name in (*DEFAULTS, "schedule"):
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)
-    name = entry.name if entry else safe_name(options.model)
     options = replace(options, data=data, **{name: values[name] for name in DEFAULTS})
     if (settings := options.repr_settings()) is not None:
         options = replace(options, **{name: getattr(settings, name) for name in REPR_OPTIONS})
@@ -292,7 +293,7 @@ def _completed(options: TrainOptions) -> tuple[str, TrainOptions, Recipe]:
         if epochs < 3:
             fix = "give more epochs or --schedule cosine"
             raise UsageError("--schedule", "milestones need at least 3 epochs", got=epochs, fix=fix)
-    return name, options, Recipe(**values, seed=options.seed)
+    return options, Recipe(**values, seed=options.seed)
 
 
 @dataclass(frozen=True)
@@ -342,6 +343,10 @@ def _fit(
     def measure(network: nn.Module) -> float:
         return accuracy(network, source.train, held_out, device)
 
+    def batches(order: torch.Tensor, size: int, augment: int, places: slice | None = None) -> Batches:
+        order, size = places_of(order, size, places)
+        return source.train.batches(trained_on[order], size, augment_seed=augment)
+
     def validate(network: nn.Module) -> dict[str, float]:
         return {"score": (value := measure(network)), "validation_accuracy": value}
 
@@ -355,7 +360,7 @@ def _fit(
         recipe,
         stage="train",
         n_images=len(trained_on),
-        batches=lambda order, size, augment: source.train.batches(trained_on[order], size, augment_seed=augment),
+        batches=batches,
         loss=classification_loss,
         validate=validate,
         n_validation=len(held_out),

@@ -15,6 +15,7 @@ from torch import nn
 from decomp import seeds
 
 from ..console.reporter import Reporter
+from ..distributed.process_group import from_first, gathered
 from ..measure.devices import autocast, to_device
 from . import checkpoints
 from .hooks import Hooks
@@ -103,8 +104,8 @@ class Budget:
         if checkpoint.exists():
             epochs = int(checkpoints.read(checkpoint, start_over)["identity"]["epochs"])
         else:
-            each = max(seconds(), 1e-3)
-            self.spent = time.perf_counter() - self.began
+            each = max(*gathered(seconds()), 1e-3)  # the slowest process decides
+            self.spent = from_first(lambda: time.perf_counter() - self.began)
             epochs = max(1, int(PLANNED * (self.seconds - self.spent) / each))
         return replace(recipe, epochs=epochs)
 
@@ -113,7 +114,7 @@ class Budget:
 
         def before_epoch(training: Training) -> None:
             used = self.spent + sum(line["seconds"] for line in training.history)
-            if training.epoch and used >= self.seconds:
+            if from_first(lambda: bool(training.epoch and used >= self.seconds)):
                 training.stopped = True
                 reporter.step(f"the time is over after {training.epoch} of {training.recipe.epochs} planned epochs")
 

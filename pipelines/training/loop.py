@@ -22,6 +22,8 @@ from decomp.errors import NumericalError, check_choice
 
 from ..console.progress import Progress
 from ..console.reporter import Reporter
+from ..distributed.process_group import count, number, summed
+from ..distributed.trained_module import own_places, shared_training
 from ..measure.devices import autocast, pick_device, to_device
 from . import checkpoints
 from .epochs import divergence, epoch_words
@@ -32,7 +34,7 @@ from .recipe import BIASES, WEIGHTS, Recipe
 #: Losses are read once in so many steps, so that a GPU need not be waited for after each of them.
 CHECK_EVERY = 50
 
-Batches = Callable[[torch.Tensor, int, int], Iterable[tuple[torch.Tensor, torch.Tensor | None]]]
+Batches = Callable[..., Iterable[tuple[torch.Tensor, torch.Tensor | None]]]
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -135,6 +137,8 @@ def fit(
     batches : callable
         ``batches(order, batch_size, augment_seed)`` yields ``(images, labels or None)`` for a LongTensor `order` of
         numbers below `n_images`. The last, incomplete batch of an epoch is left out where there is a complete one.
+        Where several processes train, a fourth argument is the slice of places in every batch that are wanted
+        (:func:`decomp.pipelines.distributed.trained_module.places_of`); the batches of all of them are those of one.
     loss : callable
         ``loss(module, images, labels)`` returns a scalar tensor; called in training mode under autocast.
     validate : callable, optional
@@ -185,7 +189,8 @@ def fit(
     if reporter is not None:
         reporter.expect({_label(epoch, recipe): 1.0 for epoch in range(training.epoch, recipe.epochs)})
     try:
-        _train(training, inputs, checkpoint, identity)
+        with shared_training(module) as called:
+            _train(training, inputs, called, checkpoint, identity)
     except NumericalError as error:
         if training.best_state is not None:
             module.load_state_dict(training.best_state)
@@ -198,7 +203,9 @@ def fit(
     return training
 
 
-def _train(training: Training, inputs: _Inputs, checkpoint: str | Path | None, identity: Mapping[str, Any]) -> None:
+def _train(
+    training: Training, inputs: _Inputs, called: nn.Module, checkpoint: str | Path | None, identity: Mapping[str, Any]
+) -> None:
     """Train until the last epoch, until a hook stops it, or until it diverges."""
     recipe, hooks = training.recipe, inputs.hooks
     while training.epoch < recipe.epochs:
@@ -206,7 +213,7 @@ def _train(training: Training, inputs: _Inputs, checkpoint: str | Path | None, i
         call_hooks(hooks, "before_epoch", training)
         if training.stopped:
             break
-        line = _train_epoch(training, inputs)
+        line = _train_epoch(training, inputs, called)
         training.epoch += 1
         call_hooks(hooks, "after_epoch", training)
         _record(training, inputs, line, started)
@@ -259,7 +266,7 @@ def _identity(module: nn.Module, recipe: Recipe, inputs: _Inputs) -> dict[str, A
     }  # fmt: skip
 
 
-def _train_epoch(training: Training, inputs: _Inputs) -> dict[str, Any]:
+def _train_epoch(training: Training, inputs: _Inputs, called: nn.Module) -> dict[str, Any]:
     """Train for one epoch; returns the loss and the learning rates for the history."""
     recipe, stage, device = training.recipe, inputs.stage, inputs.device
     epoch, module, optimizers = training.epoch, training.module, training.optimizers
@@ -267,17 +274,23 @@ def _train_epoch(training: Training, inputs: _Inputs) -> dict[str, Any]:
     order = torch.randperm(inputs.n_images, generator=seeds.generator(recipe.seed, stage, "order", epoch))
     order = order[: steps * recipe.batch_size]
     augment_seed = seeds.derive_seed(recipe.seed, stage, "augment", epoch)
-    losses = _EpochLosses(epoch)
+    losses, size = _EpochLosses(epoch), len(order) // steps
+    # Each process drops other entries: those of the same places would be those of other images.
+    dropout_seed = seeds.derive_seed(recipe.seed, stage, "dropout", epoch, *([number()] if number() else []))
+    own = [own_places(size)] if count() > 1 else []
     module.train()
-    with _seeded(seeds.derive_seed(recipe.seed, stage, "dropout", epoch), device), _bar(training, inputs, order) as bar:
-        for step, (images, labels) in enumerate(inputs.batches(order, recipe.batch_size, augment_seed)):
+    with _seeded(dropout_seed, device), _bar(training, inputs, order) as bar:
+        for step, (images, labels) in enumerate(inputs.batches(order, recipe.batch_size, augment_seed, *own)):
             set_learning_rates(optimizers, rules, epoch * steps + step, steps)
             images = to_device(images, device)
             labels = None if labels is None else labels.to(device, non_blocking=True)
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             with autocast(device):
-                value = inputs.loss(module, images, labels)
+                value = inputs.loss(called, images, labels)
+            if own:
+                # Gradients are averaged over processes, whose shares of a batch may differ by one image.
+                value = value * (len(images) * count() / size)
             value.backward()
             call_hooks(inputs.hooks, "after_backward", training)
             if recipe.clip_norm is not None:
@@ -287,7 +300,7 @@ def _train_epoch(training: Training, inputs: _Inputs) -> dict[str, Any]:
             call_hooks(inputs.hooks, "after_step", training)
             losses.add(value.detach())
             if bar is not None:
-                bar.update(len(images))
+                bar.update(size)
     mean = losses.mean()
     training.first_loss = losses.first if training.first_loss is None else training.first_loss
     return {"loss": mean, **_learning_rates(training)}
@@ -330,7 +343,7 @@ class _EpochLosses:
     def _read(self) -> None:
         if not self.pending:
             return
-        values = torch.stack(self.pending).double().cpu()
+        values = summed(torch.stack(self.pending).double().cpu()) / count()
         bad = (~torch.isfinite(values)).nonzero()
         if len(bad):
             first = int(bad[0])

@@ -13,6 +13,8 @@ from decomp.errors import UsageError
 from decomp.execution.output_kinds import Output, logits
 
 from ...data import given
+from ..distributed.process_group import own_part, total
+from ..distributed.trained_module import places_of
 from ..measure.accuracy import check_labels, logits_of
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
@@ -49,9 +51,9 @@ class TrainingTask(Protocol):
     notes: Sequence[str]
 
     def batches(
-        self, order: torch.Tensor, batch_size: int, augment_seed: int
+        self, order: torch.Tensor, batch_size: int, augment_seed: int, places: slice | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Yield (images of shape (B, C, H, W), labels or None) of ``train[order]``."""
+        """Yield (images of shape (B, C, H, W), labels or None) of ``train[order]``, at some places of every batch."""
 
     def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
         """Values on the held-out images by name, among them ``score``, of which more is better."""
@@ -96,20 +98,21 @@ class LabelledTask:
         return outputs.scores
 
     def batches(
-        self, order: torch.Tensor, batch_size: int, augment_seed: int
+        self, order: torch.Tensor, batch_size: int, augment_seed: int, places: slice | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        order, batch_size = places_of(order, batch_size, places)
         return self.split.batches(self.train[order], batch_size, augment_seed=augment_seed)
 
     def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
         """Accuracy and mean cross-entropy; the original is not needed."""
         n_right, loss = 0, 0.0
-        for images, targets in self.split.batches(self.held_out, 500):
+        for images, targets in self.split.batches(own_part(self.held_out), 500):
             assert targets is not None
             scores = logits_of(network, images, device)
             check_labels(targets, scores, self.data)
             n_right += int((scores.argmax(1) == targets).sum())
             loss += float(functional.cross_entropy(logits(scores, self.scores), targets, reduction="sum"))
-        accuracy, loss = n_right / len(self.held_out), loss / len(self.held_out)
+        accuracy, loss = total(n_right) / len(self.held_out), total(loss) / len(self.held_out)
         # Among equal accuracies the lower loss is better; it never outweighs one image.
         score = accuracy - min(loss, 100.0) * 1e-3 / len(self.held_out)
         return {"score": score, "validation_accuracy": accuracy, "validation_loss": loss}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from decomp.errors import UsageError
 
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json, write_json
+from ...data.formats.paths import safe_name
 from ...data.network_folder import content_of
 from ..console.options import REPR_OPTIONS, TrainOptions
 from ..run.directory import RunDirectory
@@ -48,6 +50,13 @@ class Place:
     def option(self) -> str:
         """The option of the command line that names the place."""
         return f"--out {shlex.quote(self.weights.name)}" if self.run is None else f"--run {shlex.quote(str(self.run))}"
+
+
+def weights_file(out: str | os.PathLike[str] | None, model: str) -> Path:
+    """The file for the weights of a training outside a run: NAME.safetensors where none is given."""
+    if out is not None:
+        return Path(out)
+    return Path(f"{model.removeprefix('zoo:') if model.startswith('zoo:') else safe_name(model)}.safetensors")
 
 
 def identity(options: TrainOptions) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from ...data.formats.frozen_file import FrozenFile
 from ...data.image_options import IN_MEMORY
 from ...data.sources import open_source
 from ...data.splits import ImageSource, Split
+from ..distributed.process_group import own_part
+from ..distributed.process_group import total as sum_over_processes
 from ..measure.accuracy import outputs_of
 from ..run.calibration import draw_images, fitted_images
 from ..run.conditions import freeze_options
@@ -103,21 +105,31 @@ class UnlabelledTask:
         self.description = f"{pool.words} without labels"
         self.train = indices.repeat(-(-EPOCH_IMAGES // len(indices)))
 
-    def batches(self, order: Tensor, batch_size: int, augment_seed: int) -> Iterator[tuple[Tensor, None]]:
-        """Images of ``train[order]``, augmented as their source does, then mixed."""
-        images = self.pool.read(self.train[order], batch_size, augment_seed)
-        for number, batch in enumerate(images):
-            yield mixed(batch, seeds.derive_seed(augment_seed, "mix", number)), None
+    def batches(
+        self, order: Tensor, batch_size: int, augment_seed: int, places: slice | None = None
+    ) -> Iterator[tuple[Tensor, None]]:
+        """Images of ``train[order]``, augmented as their source does, then mixed; at some places of every batch."""
+        if places is None:
+            for number, images in enumerate(self.pool.read(self.train[order], batch_size, augment_seed)):
+                yield mixed(images, seeds.derive_seed(augment_seed, "mix", number)), None
+            return
+        for number, batch in enumerate(order.split(batch_size)):
+            # The images at these places, and those that are mixed into them.
+            mixture = Mixture(len(batch), seeds.derive_seed(augment_seed, "mix", number))
+            wanted = torch.cat([batch[places], batch[mixture.partner[places]]])
+            (images,) = self.pool.read(self.train[wanted], len(wanted), augment_seed)
+            own, others = images.tensor_split(2)
+            yield own + mixture.share[places] * (others - own), None
 
     def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
         """Mean change of the outputs, see :mod:`decomp.execution.output_change`; for class scores a divergence."""
         assert original is not None
         total = 0.0
-        for images in self._read(self.held_out, IMAGES_AT_A_TIME, 0):
+        for images in self._read(own_part(self.held_out), IMAGES_AT_A_TIME, 0):
             got = outputs_of(network, images, device, self.outputs)
             wanted = outputs_of(original, images, device, self.outputs)
             total += float(self.outputs.change(wanted, got).sum())
-        change = total / len(self.held_out)
+        change = sum_over_processes(total) / len(self.held_out)
         return {"score": -change, self.metric: change}
 
     def _read(self, indices: Tensor, batch_size: int, augment_seed: int) -> Iterator[Tensor]:
@@ -143,12 +155,27 @@ def mixed(images: Tensor, seed: int) -> Tensor:
     images : torch.Tensor, shape (B, C, H, W)
     seed : int
     """
-    generator = torch.Generator().manual_seed(seed)
-    share = 0.5 * torch.rand(len(images), 1, 1, 1, generator=generator)
-    order = torch.randperm(len(images), generator=generator)
-    others = torch.empty_like(images)
-    others[order] = images[order.roll(1)]
-    return images + share * (others - images)
+    mixture = Mixture(len(images), seed)
+    return images + mixture.share * (images[mixture.partner] - images)
+
+
+class Mixture:
+    """Draws for the mixtures of one batch.
+
+    Attributes
+    ----------
+    share : torch.Tensor, shape (B, 1, 1, 1)
+        Of the other image.
+    partner : torch.LongTensor, shape (B,)
+        Place of the other image.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.share = 0.5 * torch.rand(n, 1, 1, 1, generator=generator)
+        order = torch.randperm(n, generator=generator)
+        self.partner = torch.empty_like(order)
+        self.partner[order] = order.roll(1)
 
 
 def _own(run: RunDirectory, frozen: FrozenFile) -> Pool | str:

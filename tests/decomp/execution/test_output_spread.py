@@ -63,3 +63,18 @@ def test_an_output_that_is_the_same_for_all_images_counts_by_its_size():
     assert found["nearly"].spread == pytest.approx(1e6, rel=1e-6)
     assert found["small"].spread == pytest.approx(1e-18, rel=1)
     assert found["scores"].spread == 1
+
+
+@pytest.mark.parametrize("cut", [0, 7, 30])
+def test_spreads_of_two_parts_of_the_images_are_that_of_all(cut):
+    outputs = Outputs((Output("boxes", "values", (4,)), Output("s", "scores", (3,))))
+    values = {"boxes": (normal(30, 4) * 640 + 300).sort(0).values, "s": normal(30, 3, seed=1) * 5}
+    one, other, whole = Spread(outputs), Spread(outputs), Spread(outputs)
+    whole.add(values)
+    for spread, part in ((one, slice(0, cut)), (other, slice(cut, 30))):
+        if len(values["s"][part]):
+            spread.add({name: value[part] for name, value in values.items()})
+    one.merge(other)
+    for found, wanted in zip(one.measured().each, whole.measured().each):
+        assert found.variance == pytest.approx(wanted.variance, rel=1e-12)
+        assert found.information == pytest.approx(wanted.information, rel=1e-12)

@@ -33,3 +33,21 @@ def test_every_named_class_has_a_count_also_without_an_image():
 
 def test_nothing_counted_is_empty():
     assert ClassCounts(("a",)).to_json() == {}
+
+
+def test_counts_of_two_parts_add_up_also_where_one_has_fewer_classes():
+    parts = []
+    for part in (slice(0, 4), slice(4, 6), slice(6, 6)):
+        parts.append(ClassCounts())
+        if LABELS[part]:
+            hits = {"original": torch.tensor(ORIGINAL[part]), "decomposed": torch.tensor(OTHER[part])}
+            parts[-1].add(torch.tensor(LABELS[part]), hits)
+    last = parts.pop()
+    for counts in parts:
+        last.merge(counts)
+    assert last.to_json() == {
+        "names": None,
+        "images": [2, 0, 3, 0, 1],
+        "correct": {"original": [2, 0, 2, 0, 0], "decomposed": [1, 0, 2, 0, 0]},
+        "changed": {"original": {"lost": 0, "won": 0}, "decomposed": {"lost": 2, "won": 1}},
+    }

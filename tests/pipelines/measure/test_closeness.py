@@ -54,3 +54,16 @@ def test_outputs_further_off_than_a_constant_are_told_with_what_to_try():
 )
 def test_a_share_has_two_digits(share, words):
     assert percent(share) == words
+
+
+def test_comparisons_on_two_parts_of_the_images_are_that_on_all():
+    outputs = Outputs((Output("p", "scores", (4,), probabilities=True),))
+    p, q = normal(20, 4).softmax(1), normal(20, 4, seed=1).softmax(1)
+    one, other, whole = Closeness(outputs), Closeness(outputs), Closeness(outputs)
+    for close, part in ((one, slice(0, 9)), (other, slice(9, 20)), (whole, slice(0, 20))):
+        close.add({"p": p[part]}, {"p": q[part]})
+    one.merge(other)
+    found, wanted = one.result(), whole.result()
+    assert found["images"] == wanted["images"] == 20 and found["agreement"] == wanted["agreement"]
+    assert found["kl"] == pytest.approx(wanted["kl"], rel=1e-6)
+    assert found["relative"] == pytest.approx(wanted["relative"], rel=1e-6)

@@ -1,0 +1,52 @@
+"""Commands in several processes: one of them says why a job ended, whichever of them ends first."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from types import FrameType
+
+from decomp.errors import DecompError
+
+from ..distributed.launch import own_number
+
+LOST = "error: processes: another one of this job has ended; start the same torchrun command again to go on."
+#: Errors of torch.distributed where another process has gone; they are of no class of their own.
+_CONNECTION = re.compile(r"gloo|nccl|connection|broken pipe|socket|peer", re.IGNORECASE)
+
+
+def said_once(line: str | None, error: BaseException) -> str | None:
+    """The line to print for an error of this process; None where another process has printed its own already.
+
+    Parameters
+    ----------
+    line : str or None
+        Without regard to other processes.
+    error : BaseException
+    """
+    if line is None or "torch" not in sys.modules:  # not connected yet: all processes stumble over the same mistake
+        return line if own_number() == 0 else None
+    from ..distributed.own_copy import as_given
+    from ..distributed.process_group import first_to_say
+
+    if isinstance(error, RuntimeError) and not isinstance(error, DecompError) and _CONNECTION.search(str(error)):
+        line = LOST
+    elif isinstance(error, KeyboardInterrupt):
+        line = "stopped; start the same torchrun command again to go on."
+    return as_given(line) if first_to_say() else None
+
+
+def end_with_others() -> None:
+    """Let this process end in one line when torchrun ends it, because another one has ended."""
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        from ..distributed.process_group import first_to_say
+
+        if first_to_say():
+            sys.stderr.write(f"{LOST}\n")
+            sys.stderr.flush()
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, ended)

@@ -1,0 +1,111 @@
+"""The process group: numbers of processes, sums over them, values of the first one, shares of the work.
+
+Without torchrun there is one process: every sum is what it was, and every share is all. All functions that exchange
+values must be called by all processes, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from .launch import n_started, own_number
+
+Value = TypeVar("Value")
+
+#: A process may work alone for long, such as the first one while it measures latency. One that has ended is noticed by
+#: its closed connections, and by torchrun, which then ends the others.
+PATIENCE = timedelta(hours=24)
+
+_stores: list[Any] = []
+
+
+def join() -> None:
+    """Connect this process with the others that torchrun has started; nothing where it is alone.
+
+    CPU tensors travel by gloo, CUDA tensors by NCCL. Processes on one machine get one GPU each.
+    """
+    if n_started() == 1 or dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    _stores.append(store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+
+
+def leave() -> None:
+    """Disconnect from the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def number() -> int:
+    """Number of this process, from 0; the first one writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def total(value: float) -> float:
+    """Sum of a number over all processes, in float64."""
+    return value if count() == 1 else float(summed(torch.tensor(float(value), dtype=torch.float64)))
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, as a new tensor; all of them get the same bits."""
+    if count() == 1:
+        return values
+    values = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(values)
+    return values
+
+
+def gathered(value: Value) -> list[Value]:
+    """The values of all processes, in their order."""
+    values: list[Value] = [value] * count()
+    if count() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """A value that the first process makes, in all processes."""
+    if count() == 1:
+        return make()
+    values = [make() if number() == 0 else None]
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]  # type: ignore[return-value]
+
+
+def own_range(n: int) -> range:
+    """The share of this process of `n` things: neighbours, as many as the others have or one more."""
+    return range(number() * n // count(), (number() + 1) * n // count())
+
+
+def own_part(values: Tensor) -> Tensor:
+    """The entries of the first axis that are this process's share."""
+    mine = own_range(len(values))
+    return values[mine.start : mine.stop]
+
+
+def first_to_say() -> bool:
+    """Whether this process is the first that asks: of all errors of a job one is printed."""
+    if not _stores:
+        return own_number() == 0  # not connected yet: all processes stumble over the same mistake
+    try:
+        return _stores[0].add("said", 1) == 1
+    except RuntimeError:
+        return own_number() == 0  # the machine of the store has gone

@@ -1,0 +1,58 @@
+import signal
+import sys
+
+import pytest
+
+from decomp.errors import UsageError
+from decomp.pipelines.commands import processes
+from decomp.pipelines.distributed import own_copy, process_group
+
+
+@pytest.fixture
+def first(monkeypatch):
+    answers = [True, False]
+    monkeypatch.setattr(process_group, "first_to_say", lambda: answers.pop(0))
+
+
+def test_one_of_several_processes_prints_the_error_in_the_words_of_the_user(first, monkeypatch):
+    monkeypatch.setitem(own_copy._originals, "/tmp/copy/run", "runs/vgg")
+    error, line = UsageError("x", "y"), "error: /tmp/copy/run: y."
+    assert processes.said_once(line, error) == "error: runs/vgg: y."
+    assert processes.said_once(line, error) is None
+
+
+@pytest.mark.parametrize("text", ["Connection closed by peer [127.0.0.1]:4", "[../gloo/transport/tcp/pair.cc:534] x"])
+def test_a_lost_connection_is_the_end_of_another_process(first, text):
+    assert processes.said_once("error: internal", RuntimeError(text)) == processes.LOST
+
+
+def test_other_errors_keep_their_line(first):
+    assert processes.said_once("error: internal", RuntimeError("index out of range")) == "error: internal"
+
+
+def test_the_second_ctrl_c_says_nothing(first):
+    again = "stopped; start the same torchrun command again to go on."
+    assert processes.said_once("stopped", KeyboardInterrupt()) == again
+    assert processes.said_once("stopped", KeyboardInterrupt()) is None
+
+
+def test_before_torch_is_loaded_the_first_process_speaks(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, line in (("0", "error: x"), ("1", None)):
+        monkeypatch.setenv("RANK", rank)
+        assert processes.said_once("error: x", UsageError("x", "y")) == line
+
+
+def test_a_process_that_torchrun_ends_says_why(first, monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        processes.end_with_others()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [143, 143] and capsys.readouterr().err == f"{processes.LOST}\n"
