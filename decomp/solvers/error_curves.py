@@ -9,12 +9,27 @@ from torch import Tensor
 from decomp.errors import DecompError
 from decomp.problem.layer_problem import LayerProblem, columns_of
 from decomp.problem.moments import Moments
-from decomp.solvers.linalg import EVIDENCE, Ridge, factorise, least_squares, metric_roots, response_basis, ridge_value
+from decomp.solvers.linalg import (
+    EVIDENCE,
+    LeastSquares,
+    Ridge,
+    factorise,
+    least_squares,
+    metric_roots,
+    response_basis,
+    ridge_value,
+)
 from decomp.solvers.selection import retention_order
 from decomp.solvers.spatial import closed_form, coefficients, max_rank, require_splittable, through_vertical
 
 
-def spatial_curve(problem: LayerProblem, held_out: Moments | None = None, *, ridge: Ridge = EVIDENCE) -> np.ndarray:
+def spatial_curve(
+    problem: LayerProblem,
+    held_out: Moments | None = None,
+    *,
+    ridge: Ridge = EVIDENCE,
+    factors: tuple[Tensor, Tensor] | None = None,
+) -> np.ndarray:
     """Error of `spatial.split` at every rank, H fitted.
 
     The columns of V at rank R are the first R of those at full rank, so the features of all ranks are nested and
@@ -29,6 +44,8 @@ def spatial_curve(problem: LayerProblem, held_out: Moments | None = None, *, rid
         fitted rows.
     ridge : float or 'evidence'
         See `linalg.least_squares`; 'evidence' chooses it once, for the full rank and no prior.
+    factors : tuple of Tensor, optional
+        V and H of `spatial.closed_form` at full rank, if they are known already.
 
     Returns
     -------
@@ -38,21 +55,28 @@ def spatial_curve(problem: LayerProblem, held_out: Moments | None = None, *, rid
     """
     require_splittable(problem)
     problem.checked()
-    V, H = closed_form(problem, max_rank(problem))
+    V, H = factors or closed_form(problem, max_rank(problem))
     fitted = through_vertical(problem.moments, V, problem.kernel)
     other = None if held_out is None else through_vertical(held_out, V, problem.kernel)
     return nested_errors(fitted, problem.kernel[1], other, prior=coefficients(H), metric=problem.metric, ridge=ridge)
 
 
-def channel_curve(problem: LayerProblem, held_out: Moments | None = None, *, ridge: Ridge = EVIDENCE) -> np.ndarray:
+def channel_curve(
+    problem: LayerProblem,
+    held_out: Moments | None = None,
+    *,
+    ridge: Ridge = EVIDENCE,
+    solution: LeastSquares | None = None,
+) -> np.ndarray:
     """Error of the linear `channel.decompose` without a base at every rank.
 
     On the fitted rows: the least-squares error plus the eigenvalues left out. Parameters and result as in
-    `spatial_curve`; ranks 0..n.
+    `spatial_curve`; ranks 0..n. ``solution`` is the least-squares fit with the layer's weights as the prior, if it is
+    known already.
     """
     problem.checked()
     moments, metric = problem.moments, problem.float64_metric()
-    B = least_squares(moments, ridge=ridge, prior=problem.matrix()).weight
+    B = (solution or least_squares(moments, ridge=ridge, prior=problem.matrix())).weight
     U, _ = response_basis(moments, B, metric)
     directions = U if metric is None else metric_roots(metric)[0] @ U
     # In the coordinates Y F^½ U the errors of the directions add up: of a fitted one its residual, of another its size.

@@ -19,13 +19,15 @@ from decomp.errors import DecompError
 from decomp.problem.factors import FactoredConv
 from decomp.problem.layer_problem import LayerProblem, weight_to_matrix
 from decomp.problem.moments import Moments
-from decomp.solvers.linalg import METRIC_FLOOR, RIDGE, LeastSquares, symmetric_eigen
+from decomp.solvers.linalg import METRIC_FLOOR, RIDGE, LeastSquares, column_signs, symmetric_eigen
 
 # Half-quadratic penalties, weak first, and the most iterations for each (1505.06798, section 3.2).
 PENALTIES = (0.01, 1.0)
 ITERATIONS = 25
 # The iterations of a penalty end when one lowers the best objective by less than this share.
 PATIENCE = 3e-4
+# Energies below this share of the largest are rounding.
+EMPTY = 1e-14
 # Responses in memory and worked on at once.
 TILE_ROWS = 4096
 
@@ -178,6 +180,24 @@ class ResponseRows:
         return sum(float((weights * _squares(wanted - mean)).sum()) for _, wanted in self.tiles())
 
 
+def _leading_rows(matrix: Tensor, rank: int) -> Tensor:
+    """The leading ``rank`` right singular vectors (n, rank) of a matrix (p, n), by the smaller of its Gram matrices."""
+    p, n = matrix.shape
+    if p >= n:
+        return symmetric_eigen(matrix.T @ matrix)[0][:, :rank]
+    left, values = symmetric_eigen(matrix @ matrix.T)
+    vectors = matrix.T @ left
+    if rank > p:
+        vectors = torch.cat([vectors, vectors.new_zeros(n, rank - p)], dim=1)
+        values = torch.cat([values, values.new_zeros(rank - p)])
+    vectors, values = vectors[:, :rank], values[:rank]
+    # Directions without energy come out as zeros: their length is rounding.
+    present = values > EMPTY * float(values[:1].sum())
+    lengths = torch.where(present, vectors.norm(dim=0), 1.0)
+    vectors = torch.where(present, vectors / lengths, 0.0)
+    return vectors * column_signs(vectors)
+
+
 def _squares(values: Tensor) -> Tensor:
     """Column sums of squares: over a tile in its own type, between tiles in float64."""
     return values.square().sum(dim=0).to(torch.float64)
@@ -223,7 +243,9 @@ class HalfQuadratic:
         self.weights = response_weights(problem)
         # By eigenvectors: responses that do not vary leave nothing but rounding, which has no Cholesky factor.
         vectors, values = symmetric_eigen(full.weight.T @ (moments.K @ full.weight))
-        self.whitening = vectors / (values + RIDGE * (float(values.mean()) or 1.0)).sqrt()
+        whitening = vectors / (values + RIDGE * (float(values.mean()) or 1.0)).sqrt()
+        # From p inputs the responses vary in at most p directions; beyond them there is only rounding.
+        self.whitening = whitening[:, : moments.K.shape[0]].contiguous()
 
     def sweep(self, low_rank: LowRankMap, penalty: float) -> tuple[float, Tensor, Tensor]:
         """Objective of a map; and of the u nearest to it, ŷ_cᵀu and the mean."""
@@ -242,8 +264,7 @@ class HalfQuadratic:
         """Reduced-rank regression of u on ŷ, each response weighted."""
         root = self.weights.sqrt()
         half = self.whitening.T @ (cross * root)
-        U, _ = symmetric_eigen(half.T @ half)
-        U = U[:, :rank]
+        U = _leading_rows(half, rank)
         encoder = self.whitening @ (half @ U)
         return LowRankMap(encoder, (U / root[:, None]).T, mean)
 

@@ -9,14 +9,16 @@ layer's own error.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from decomp.problem.factors import Selection
-from decomp.problem.layer_problem import LayerProblem
-from decomp.solvers import channel, selection, spatial
+from decomp.problem.layer_problem import LayerProblem, matrix_to_weight
+from decomp.solvers import selection, spatial
+from decomp.solvers.linalg import EVIDENCE, LeastSquares, ReducedRank, intercept, reduced_rank
 
 # Relative errors of the layer's responses at which the change of the output is measured.
 LEVELS = (0.02, 0.08, 0.3)
@@ -73,7 +75,11 @@ def _size_at(curve: np.ndarray, level: float) -> int:
 
 
 def approximations(
-    problem: LayerProblem, order: Sequence[int] | None = None
+    problem: LayerProblem,
+    order: Sequence[int] | None = None,
+    *,
+    factors: tuple[Tensor, Tensor] | None = None,
+    solution: LeastSquares | None = None,
 ) -> dict[str, Callable[[int], Approximation]]:
     """For each step, the function that gives the layer's dense kernel at a size.
 
@@ -82,6 +88,10 @@ def approximations(
     problem : decomp.problem.layer_problem.LayerProblem
     order : sequence of int, optional
         The input channels, the one to keep longest first; without it there is no step ``prune``.
+    factors : tuple of Tensor, optional
+        V and H of `spatial.closed_form` at full rank, if they are known already.
+    solution : decomp.solvers.linalg.LeastSquares, optional
+        The fit with the layer's weights as the prior, if it is known already.
 
     Returns
     -------
@@ -90,10 +100,20 @@ def approximations(
     """
 
     def split(size: int) -> Approximation:
-        return spatial.split(problem, size).compose()
+        return spatial.split(problem, size, factors=factors).compose()
+
+    @cache
+    def full_rank() -> ReducedRank:
+        return reduced_rank(
+            problem.moments, problem.n_filters, metric=problem.metric, ridge=EVIDENCE, prior=problem.matrix(),
+            solution=solution,
+        )  # fmt: skip
 
     def decompose(size: int) -> Approximation:
-        return channel.decompose(problem, size, activation_aware=False).compose()
+        # The maps of all ranks are nested: each takes the leading columns of the map of full rank.
+        B = full_rank().encoder[:, :size] @ full_rank().decoder[:size]
+        weight = matrix_to_weight(B, problem.weight, problem.kernel)
+        return weight, intercept(problem.moments, B).to(weight)
 
     steps: dict[str, Callable[[int], Approximation]] = {"spatial": split, "channel": decompose}
     if order is None:

@@ -41,6 +41,7 @@ def split(
     covariance_aware: bool = True,
     alternate: int = 0,
     ridge: Ridge = EVIDENCE,
+    factors: tuple[Tensor, Tensor] | None = None,
 ) -> FactoredConv:
     r"""Split into ``rank`` filters kh×1 without bias, and n filters 1×kw with one (Jaderberg et al. 2014, scheme 2).
 
@@ -71,6 +72,8 @@ def split(
         Number of times that V is fitted to the rows given H (by conjugate gradients), and H again.
     ridge : float or 'evidence'
         Of the fit of H, see `linalg.least_squares`.
+    factors : tuple of Tensor, optional
+        V and H of `closed_form` at this rank or a larger one, if they are known already.
 
     Returns
     -------
@@ -92,7 +95,8 @@ def split(
     if not data:
         V, H = _plain_factors(problem.matrix_by_columns(), rank)
         return _assemble(problem, V, H, problem.bias, {"data": False})
-    V, H = closed_form(problem, rank, covariance_aware=covariance_aware)
+    V, H = factors or closed_form(problem, rank, covariance_aware=covariance_aware)
+    V, H = V[:, :rank], H[:rank]
     seen = through_vertical(problem.moments, V, problem.kernel)
     before = seen.error(coefficients(H), metric=problem.metric)
     H, bias, fitted = _refit_horizontal(problem, seen, H, ridge)

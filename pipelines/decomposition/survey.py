@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import Moments
 from decomp.solvers.error_curves import channel_curve, selection_curve, spatial_curve
+from decomp.solvers.linalg import EVIDENCE, LeastSquares, least_squares
 from decomp.solvers.output_curves import LEVELS, approximations, output_curve
 from decomp.solvers.selection import retention_order
 from decomp.solvers.solve_layer import solve_layer
+from decomp.solvers.spatial import closed_form, max_rank, require_splittable
 from decomp.surgery.apply_solution import apply_solution
 
 from ...data.formats.curves_file import VERSION, Survey, read_curves, write_curves
@@ -127,10 +130,10 @@ def _all_curves(
             for layer in batch:
                 own[layer.name], output[layer.name] = LayerCurves(), LayerCurves()
                 if layer.name in gathered:
-                    curves, order = computed[layer.name]
+                    curves, shared = computed[layer.name]
                     own[layer.name] = LayerCurves(**curves)
                     problem = gathered[layer.name][1]
-                    output[layer.name] = _output_curves(problem, curves, order, change.measure(layer))
+                    output[layer.name] = _output_curves(problem, curves, shared, change.measure(layer))
                 progress.update(1)
     return own, output
 
@@ -232,23 +235,48 @@ def _steps(layer: Layer) -> list[str]:
     return [step for step in STEPS if step not in layer.left_alone]
 
 
-def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) -> tuple[Curves, Sequence[int] | None]:
-    """Own error for every size of every step of one layer; its channels, the one to drop last first."""
+@dataclass(frozen=True)
+class _Shared:
+    """Parts of the fits of one layer that its curves and its approximations need: each is computed once.
+
+    Attributes
+    ----------
+    order : sequence of int or None
+        The input channels, the one to drop last first.
+    factors : tuple of Tensor or None
+        See :func:`decomp.solvers.spatial.closed_form`, at full rank.
+    solution : decomp.solvers.linalg.LeastSquares or None
+        The fit on all inputs.
+    """
+
+    order: Sequence[int] | None = None
+    factors: tuple[Tensor, Tensor] | None = None
+    solution: LeastSquares | None = None
+
+
+def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) -> tuple[Curves, _Shared]:
+    """Own error for every size of every step of one layer; the parts of its fits."""
     curves: Curves = {}
-    order = None
+    shared = _Shared()
     if "prune" in steps:
         order = retention_order(problem, "backward")
+        shared = replace(shared, order=order)
         curves["prune"] = selection_curve(problem, held_out, order=order)
     if "spatial" in steps:
-        curves["spatial"] = spatial_curve(problem, held_out)
+        require_splittable(problem)
+        factors = closed_form(problem.checked(), max_rank(problem))
+        shared = replace(shared, factors=factors)
+        curves["spatial"] = spatial_curve(problem, held_out, factors=factors)
     if "channel" in steps:
-        curves["channel"] = channel_curve(problem, held_out)
-    return curves, order
+        solution = least_squares(problem.checked().moments, ridge=EVIDENCE, prior=problem.matrix())
+        shared = replace(shared, solution=solution)
+        curves["channel"] = channel_curve(problem, held_out, solution=solution)
+    return curves, shared
 
 
 def _output_curves(
-    problem: LayerProblem, own: Curves, order: Sequence[int] | None, measure: Callable[[Tensor, Tensor | None], float]
+    problem: LayerProblem, own: Curves, shared: _Shared, measure: Callable[[Tensor, Tensor | None], float]
 ) -> LayerCurves:
     """Change of the network's output for every size of every step of one layer."""
-    approximate = approximations(problem, order)
+    approximate = approximations(problem, shared.order, factors=shared.factors, solution=shared.solution)
     return LayerCurves(**{step: output_curve(own[step], approximate[step], measure) for step in own})

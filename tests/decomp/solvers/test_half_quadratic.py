@@ -175,3 +175,24 @@ def test_targets_need_all_rows_of_the_moments():
     part = dataclasses.replace(rows.problem, rows=lambda: iter([(rows.X[:50], rows.Y[:50])]))
     with pytest.raises(DecompError, match="conv: the rows must be the 300 of the moments, got 50"):
         activation_targets(part, found)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4, 6])
+def test_from_few_inputs_the_regression_is_that_of_all_directions_of_the_responses(rank):
+    rows = make(c=1, n=12, kernel=(2, 2), seed=4)
+    iteration, start = splitting(rows, min(rank, 4))
+    assert iteration.whitening.shape == (12, 4)
+    _, cross, mean = iteration.sweep(start, 0.3)
+    found = iteration.regress(cross, mean, rank)
+    K = iteration.rows.fitted.T.double() @ iteration.rows.fitted.double()
+    root = iteration.weights.sqrt()
+    # Reduced-rank regression on all 12 responses, by the pseudo-inverse: the leading part of the fitted targets.
+    fitted = torch.linalg.pinv(K, rtol=1e-10, hermitian=True) @ cross
+    values, vectors = torch.linalg.eigh((fitted * root).T @ K @ (fitted * root))
+    U = vectors.flip(1)[:, :rank]
+    wanted = iteration.rows.fitted @ fitted @ torch.diag(root) @ U @ U.T @ torch.diag(1 / root)
+    got = iteration.rows.fitted @ found.encoder @ found.decoder
+    assert found.encoder.shape == (12, rank) and found.decoder.shape == (rank, 12)
+    assert torch.allclose(got, wanted, atol=1e-6 * float(wanted.abs().max()))
+    lengths = (found.decoder * root).norm(dim=1)
+    assert torch.allclose(lengths[: min(rank, 4)], torch.ones(min(rank, 4)).double())

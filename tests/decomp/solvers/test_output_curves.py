@@ -1,9 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from layer_problems import make
+from layer_problems import make, output_metric
 
-from decomp.solvers import selection
+from decomp.solvers import channel, linalg, selection, spatial
+from decomp.solvers.linalg import least_squares
 from decomp.solvers.output_curves import LEVELS, approximations, output_curve
 
 CURVE = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.0])
@@ -78,3 +81,28 @@ def test_approximations_are_dense_kernels_of_the_steps_alone():
 
 def test_without_an_order_of_the_channels_there_is_no_pruning():
     assert set(approximations(make().problem)) == {"spatial", "channel"}
+
+
+@pytest.mark.parametrize("metric", [None, output_metric(6)])
+def test_approximations_from_parts_that_are_known_are_those_of_the_steps(metric):
+    problem = dataclasses.replace(make(seed=1, n=6).problem, metric=metric)
+    known = {
+        "factors": spatial.closed_form(problem, spatial.max_rank(problem)),
+        "solution": least_squares(problem.moments, ridge="evidence", prior=problem.matrix()),
+    }
+    for given in ({}, known):
+        steps = approximations(problem, **given)
+        for size in (1, 3, 6):
+            split = spatial.split(problem, size).compose()
+            whole = channel.decompose(problem, size, activation_aware=False).compose()
+            for wanted, got in zip((*split, *whole), (*steps["spatial"](size), *steps["channel"](size))):
+                assert torch.allclose(got, wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_levels_of_the_channel_step_share_one_fit(monkeypatch):
+    problem, count = make(n=6).problem, []
+    monkeypatch.setattr(linalg, "choose_ridge", lambda *_: count.append(1) or 1e-3)
+    step = approximations(problem)["channel"]
+    for size in (1, 2, 3):
+        step(size)
+    assert len(count) == 1
