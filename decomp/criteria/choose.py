@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from decomp.criteria.names import RANKINGS
-from decomp.criteria.ranking import FLOOR, Limits, Order, rounded_down, top
+from decomp.criteria.ranking import FLOOR, Limits, Order, normalised, rounded_down, top
 from decomp.errors import TargetError, UsageError, check_choice
 
+#: A step of the same share in all spaces that passes the target by more than this factor is taken in some of them only.
+COARSE = 1.05
 #: The cost of a network whose spaces keep these channels.
 Cost = Callable[[Mapping[str, list[int]]], float]
 #: The score of one space when others keep only some channels; see :func:`decomp.criteria.scores.score`.
@@ -154,7 +156,8 @@ def for_speedup(
     original : float, optional
         Cost of the original; that of all channels if None.
     ranking : {'global', 'layer'}
-        Channels go in the order of the scores of all spaces, or the same share goes of every space.
+        Channels go in the order of the scores of all spaces, or the same share goes of every space. Where few channels
+        or groups make the steps of such a share coarse, the last step is taken in some of the spaces only.
     normalisation, limits
         As for :func:`by_rank`.
 
@@ -178,7 +181,35 @@ def for_speedup(
         middle = (low + high) // 2
         met = whole / cost(steps.choice(middle).keep) >= speedup
         low, high = (low, middle) if met else (middle, high)
-    return steps.choice(high)
+    choice = steps.choice(high)
+    if ranking == "global" or high == 0 or whole / cost(choice.keep) <= COARSE * speedup:
+        return choice
+    return _between(scores, steps.choice(low), choice, lambda keep: whole / cost(keep) >= speedup)
+
+
+def _between(
+    scores: Mapping[str, Tensor], less: Choice, more: Choice, met: Callable[[dict[str, list[int]]], bool]
+) -> Choice:
+    """A choice between two steps: the next channels go of only as many spaces as the target needs.
+
+    Those go first whose scores are the lowest in comparison with the mean of their space.
+    """
+    relative, going = normalised(scores, "mean"), {}
+    for name in scores:
+        if gone := sorted(set(less.keep[name]) - set(more.keep[name])):
+            going[name] = float(relative[name][gone].mean())
+    order = sorted(going, key=lambda name: going[name])
+
+    def choice(count: int) -> Choice:
+        taken = set(order[:count])
+        keep = {name: more.keep[name] if name in taken else places for name, places in less.keep.items()}
+        return Choice(keep, tuple(name for name in more.limited if name in taken or name in less.limited))
+
+    low, high = 0, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if met(choice(middle).keep) else (middle, high)
+    return choice(high)
 
 
 def greatest_speedup(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from decomp.criteria.choose import (
+    COARSE,
     Choice,
     by_counts,
     by_layer,
@@ -137,7 +138,35 @@ def test_a_speedup_is_met_with_the_fewest_channels_dropped(ranking, speedup):
     if ranking == "layer":
         shares = sorted({k / len(s) for s in SCORES.values() for k in range(len(s))})
         enough = [p for p in shares if whole / quadratic(by_layer(SCORES, p).keep) >= speedup]
-        assert choice.counts == by_layer(SCORES, enough[0]).counts
+        same = by_layer(SCORES, enough[0])
+        if whole / quadratic(same.keep) <= COARSE * speedup:
+            assert choice.counts == same.counts
+        else:  # the last step is taken in some spaces only
+            before = by_layer(SCORES, shares[shares.index(enough[0]) - 1]).counts
+            assert all(choice.counts[name] in (same.counts[name], before[name]) for name in SCORES)
+            assert sum(same.counts.values()) < sum(choice.counts.values()) < sum(before.values())
+
+
+def test_a_coarse_step_of_the_same_share_is_taken_only_in_as_many_spaces_as_the_target_needs():
+    lowest = {"a": 0.4, "b": 0.1, "c": 0.3, "d": 0.2}  # beside a channel of 1: relative to the mean in the same order
+    scores = {
+        name: 10**place * torch.tensor([value, 1.0]).double() for place, (name, value) in enumerate(lowest.items())
+    }
+    calls = []
+
+    def cost(keep):
+        calls.append(keep)
+        return float(sum(map(len, keep.values())))
+
+    choice = for_speedup(scores, 1.3, cost, ranking="layer", normalisation="none")
+    assert choice.counts == {"a": 2, "b": 1, "c": 2, "d": 1} and choice.keep["b"] == [1]  # 8 of 6; of 4 by the share
+    assert for_speedup(scores, 1.6, cost, ranking="layer").counts == {"a": 2, "b": 1, "c": 1, "d": 1}
+    calls.clear()
+    assert for_speedup(scores, 2, cost, ranking="layer").counts == dict.fromkeys("abcd", 1)
+    assert len(calls) < 8
+    limits = Limits(cap=0.4)
+    with pytest.raises(TargetError, match="at most 1x"):
+        for_speedup(scores, 1.3, cost, ranking="layer", limits=limits)
 
 
 def test_a_speedup_counts_from_the_original():
