@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,48 @@ from ...data.formats.frozen_file import FrozenFile, FrozenWriter
 from ...data.formats.frozen_keys import keys_of, shortcut_key
 from ...data.splits import ImageSource
 from ..console.reporter import Reporter
+from ..distributed.process_group import count, from_first, gathered_by_first, number
 from ..run.directory import RunDirectory
+
+
+class Written:
+    """The images and responses of one batch, on their way to the process that writes the file."""
+
+    def __init__(self) -> None:
+        self._images: list[tuple[int, Tensor]] = []
+        self._responses: list[tuple[str, int, Tensor]] = []
+
+    def write_images(self, start: int, batch: Tensor) -> None:
+        self._images.append((start, batch))
+
+    def write_responses(self, name: str, start: int, rows: Tensor) -> None:
+        self._responses.append((name, start, rows))
+
+    def exchanged(
+        self, n: int, outputs: dict[str, Tensor], writer: FrozenWriter | None
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Write the batches of all processes, in their order, and yield the number of images and the outputs of each.
+
+        Called by all processes, each with its batch or with none (n = 0); only the first one writes and yields.
+        """
+        on_cpu = {name: value.cpu() for name, value in outputs.items()}
+        batches = gathered_by_first((n, on_cpu, self._images, self._responses))
+        self._images, self._responses = [], []
+        for n_images, tensors, images, responses_of_batch in batches:
+            assert writer is not None
+            for start, batch in images:
+                writer.write_images(start, batch)
+            for name, start, rows in responses_of_batch:
+                writer.write_responses(name, start, rows)
+            if n_images:
+                yield n_images, tensors
+
+
+class _OwnBatches(Replay):
+    """Goes through every so many-th batch: those of this process."""
+
+    def batches(self) -> list[tuple[int, int]]:
+        return super().batches()[number() :: count()]
 
 
 class ResponseRecording:
@@ -86,38 +127,65 @@ class ResponseRecording:
         NumericalError
             A response is NaN or infinite; names the layer and the images.
         """
-        n_images, network = len(self.indices), self.graph.module.to(device)
-        with FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=self.graph.input_shape) as writer:
+        n_images = len(self.indices)
+        self._draw_positions()
+        if number() > 0:
+            for _ in self._computed(source, batch_size, device, None):
+                pass
+            self.outputs, content = from_first(lambda: (self.outputs, ""))
+            return content
+        spread = Spread(self.outputs)
+        with (
+            FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=self.graph.input_shape) as writer,
+            reporter.progress(n_images, "recording outputs", "images") as progress,
+        ):
             self._declare(writer)
             writer.drawn = [int(index) for index in self.indices]
-
-            def images(start: int, stop: int) -> Tensor:
-                # Called once per batch: the network gets exactly the images that are written.
-                batch = source.train.images(self.indices[start:stop])
-                writer.write_images(start, batch)
-                return batch
-
-            replay = Replay(network, images, n_images, batch_size=batch_size, device=device)
-            shortcuts = {call: other for la in self.layers for call, other in self.graph.shortcuts(la).items()}
-            with reporter.progress(n_images, "recording outputs", "images") as progress:
-                spread, last = Spread(self.outputs), replay.nodes[-1]
-                for start, stop, node, value, shortcut in replay.visit({*self.keys, last}, shortcuts):
-                    if node is last:
-                        tensors = self._finite_outputs(value, start, stop)
-                        spread.add(tensors)
-                        if watch is not None:
-                            watch(tensors)
-                        progress.update(stop - start)
-                        continue
-                    maps = self.graph.maps(node)
-                    for (name, grid), part in zip(self.keys[node], maps.split(value)):
-                        self._write_rows(writer, name, grid, start, stop, part)
-                    for (name, grid), part in zip(self.keys[node], [] if shortcut is None else maps.split(shortcut)):
-                        self._write_rows(writer, shortcut_key(name), grid, start, stop, part)
+            for n, tensors in self._computed(source, batch_size, device, writer):
+                spread.add(tensors)
+                if watch is not None:
+                    watch(tensors)
+                progress.update(n)
             self.outputs = spread.measured()
             writer.meta["outputs"] = self.outputs.to_json()
         with FrozenFile(run.frozen) as frozen:
-            return frozen.content
+            return from_first(lambda: (self.outputs, frozen.content))[1]
+
+    def _computed(
+        self, source: ImageSource, batch_size: int, device: torch.device, writer: FrozenWriter | None
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Number of images and outputs of every batch, in order, after its images and responses were written.
+
+        Each process computes every so many-th batch; the first one, which has the writer, gets those of the others.
+        """
+        target: FrozenWriter | Written = Written() if count() > 1 or writer is None else writer
+
+        def images(start: int, stop: int) -> Tensor:
+            # Called once per batch: the network gets exactly the images that are written.
+            batch = source.train.images(self.indices[start:stop])
+            target.write_images(start, batch)
+            return batch
+
+        network = self.graph.module.to(device)
+        replay = _OwnBatches(network, images, len(self.indices), batch_size=batch_size, device=device)
+        rounds, last = -(-len(self.indices) // (batch_size * count())), replay.nodes[-1]
+        shortcuts = {call: other for la in self.layers for call, other in self.graph.shortcuts(la).items()}
+        for start, stop, node, value, shortcut in replay.visit({*self.keys, last}, shortcuts):
+            if node is last:
+                tensors = self._finite_outputs(value, start, stop)
+                if isinstance(target, Written):
+                    rounds -= 1
+                    yield from target.exchanged(stop - start, tensors, writer)
+                else:
+                    yield stop - start, tensors
+                continue
+            maps = self.graph.maps(node)
+            for (name, grid), part in zip(self.keys[node], maps.split(value)):
+                self._write_rows(target, name, grid, start, stop, part)
+            for (name, grid), part in zip(self.keys[node], [] if shortcut is None else maps.split(shortcut)):
+                self._write_rows(target, shortcut_key(name), grid, start, stop, part)
+        if isinstance(target, Written) and rounds:
+            yield from target.exchanged(0, {}, writer)  # the last round has fewer batches than processes
 
     def _finite_outputs(self, output: Any, start: int, stop: int) -> dict[str, Tensor]:
         tensors = self.outputs.named(output, stop - start)
@@ -131,18 +199,27 @@ class ResponseRecording:
                 )  # fmt: skip
         return tensors
 
-    def _declare(self, writer: FrozenWriter) -> None:
+    def _draw_positions(self) -> None:
         for layer in self.layers:
-            for (name, grid, points), (_, hw) in zip(keys_of(layer, self.n_points), layer.calls):
+            for (_, grid, points), (_, hw) in zip(keys_of(layer, self.n_points), layer.calls):
                 if grid not in self.positions:
                     generator = seeds.generator(self.seed, "freeze", "positions", grid)
                     self.positions[grid] = draw_positions(len(self.indices), points, hw, generator)
+
+    def _declare(self, writer: FrozenWriter) -> None:
+        declared = set()
+        for layer in self.layers:
+            for (name, grid, _), (_, hw) in zip(keys_of(layer, self.n_points), layer.calls):
+                if grid not in declared:
+                    declared.add(grid)
                     writer.declare_grid(grid, hw, self.positions[grid])
                 writer.declare_layer(name, grid, layer.out_channels)
                 if layer.recovers is not None:
                     writer.declare_layer(shortcut_key(name), grid, layer.out_channels)
 
-    def _write_rows(self, writer: FrozenWriter, name: str, grid: str, start: int, stop: int, values: Tensor) -> None:
+    def _write_rows(
+        self, writer: FrozenWriter | Written, name: str, grid: str, start: int, stop: int, values: Tensor
+    ) -> None:
         rows = responses(values, self.positions[grid][start:stop])
         # All values, not only the sampled ones: the layers behind read the others too.
         bad = values.numel() - int(torch.isfinite(values).sum())

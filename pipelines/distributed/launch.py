@@ -7,7 +7,7 @@ import os
 from decomp.errors import UsageError
 
 #: Commands that share their work among processes.
-COMMANDS = ("finetune", "evaluate", "train")
+COMMANDS = ("freeze", "finetune", "evaluate", "train")
 
 
 def n_started() -> int:

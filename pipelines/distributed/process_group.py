@@ -81,6 +81,15 @@ def gathered(value: Value) -> list[Value]:
     return values
 
 
+def gathered_by_first(value: Value) -> list[Value]:
+    """The values of all processes, in their order, in the first one; nothing in the others."""
+    if count() == 1:
+        return [value]
+    values: list[Any] | None = [None] * count() if number() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 def from_first(make: Callable[[], Value]) -> Value:
     """A value that the first process makes, in all processes."""
     if count() == 1:

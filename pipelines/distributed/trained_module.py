@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import MethodType
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -65,6 +66,12 @@ def _normalised(self: _BatchNorm, values: Tensor) -> Tensor:
     scale = scale if self.weight is None else scale * self.weight
     result = (values - mean.reshape(shape)) * scale.reshape(shape)
     return (result if self.bias is None else result + self.bias.reshape(shape)).to(values.dtype)
+
+
+def take_from_first(module: nn.Module) -> None:
+    """Give the module the parameters and buffers that it has in the first process, in place."""
+    for value in module.state_dict().values() if count() > 1 else ():
+        dist.broadcast(value, src=0)
 
 
 def own_places(batch_size: int) -> slice:

@@ -37,6 +37,7 @@ from ..decomposition.memory import measure, set_limits
 from ..decomposition.prepare import prepare
 from ..decomposition.record_responses import ResponseRecording
 from ..decomposition.refusals import no_convolution
+from ..distributed.process_group import from_first, gathered
 from ..measure import sanity
 from ..measure.devices import pick_device
 from ..run import trained
@@ -210,7 +211,7 @@ def freeze_once(
         reporter.phase(OPEN)
         loaded, source = open_inputs()
         if before is not None:
-            _require_unchanged(run, before, loaded, source)
+            from_first(lambda: _require_unchanged(run, before, loaded, source))
             return FreezeResult(run, True, before.get("facts", {}))
         return freeze_loaded(
             run, loaded, source, options, locked=locked, batch_size=batch_size, device=device, memory=memory,
@@ -262,11 +263,13 @@ def freeze_loaded(
         raise no_convolution(graph, options)
     whole = cost(network, source.input_shape)
     indices = draw_images(source, options.n_images, options.seed)
-    require_space(run.path, _bytes_needed(graph, len(indices), options.n_points))
-    batch_size = set_limits(
+    # The first process has the folder, and the least memory decides.
+    from_first(lambda: require_space(run.path, _bytes_needed(graph, len(indices), options.n_points)))
+    limits = set_limits(
         network, measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
         folder=run.path, command="freeze",
-    ).batch_size  # fmt: skip
+    )  # fmt: skip
+    batch_size = min(gathered(limits.batch_size))
     if locked is not None:
         # As late as this, so that a mistyped name leaves nothing behind.
         run = RunDirectory.create(run)
@@ -279,8 +282,9 @@ def freeze_loaded(
         network, run.original_dir, edited=edited, input_shape=source.input_shape, meta=about, part=options.part,
         leaves=options.leaves,
     )  # fmt: skip
+    about_source = from_first(source.describe)  # with the digest of all images
     meta = {
-        **options.to_json(), "weights_digest": loaded.weights_digest, "data": source.describe(),
+        **options.to_json(), "weights_digest": loaded.weights_digest, "data": about_source,
         "n_images": len(indices), "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
         "network": digest_file(run.original_dir / "structure.json"), **kept,
     }  # fmt: skip
@@ -297,13 +301,14 @@ def freeze_loaded(
         "model": options.model, "n_convs": sum(layer.kind == "conv" for layer in graph.layers),
         "n_linears": sum(layer.kind == "linear" for layer in graph.layers), "macs": whole.macs,
         "params": whole.params, "n_folded": len(folded), "n_images": len(indices), "n_points": options.n_points,
-        "bytes": run.frozen.stat().st_size, "branches": network.meta["branches"],
+        "bytes": from_first(lambda: run.frozen.stat().st_size), "branches": network.meta["branches"],
         "autocast": network.meta["autocast"], "shape": source.input_shape,
-        "preprocessing": source.preprocessing, "sanity": check.facts(source.train.labels(indices), source.class_names),
+        "preprocessing": source.preprocessing,
+        "sanity": from_first(lambda: check.facts(source.train.labels(indices), source.class_names)),
         "outputs": recording.outputs.to_json(),
     }  # fmt: skip
     record = {"asked": options.to_json(), "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
-    run.update_config("freeze", {**record, "source": source.describe(), "outputs": facts["outputs"]})
+    run.update_config("freeze", {**record, "source": about_source, "outputs": facts["outputs"]})
     return FreezeResult(run, False, facts)
 
 

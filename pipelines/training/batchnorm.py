@@ -10,6 +10,8 @@ from torch import nn
 from decomp import seeds
 from decomp.surgery import batchnorm
 
+from ..distributed.process_group import number
+from ..distributed.trained_module import take_from_first
 from ..measure.devices import to_device
 from .loop import Batches
 from .recipe import Recipe
@@ -54,8 +56,10 @@ def insert_batchnorm(
     order = order[: max(1, min(STATISTICS_IMAGES, n_images) // size) * size]
     augment_seed = seeds.derive_seed(recipe.seed, "finetune", "statistics")
     target = torch.device(device)
+    order = order if number() == 0 else order[:size]  # the others get the statistics of the first process
     images = (to_device(batch, target) for batch, _ in batches(order, size, augment_seed))
     batchnorm.insert_behind(network.to(target), paths, images)
+    take_from_first(network)
     return paths
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from decomp.pipelines.distributed import own_copy, process_group
-from decomp.pipelines.distributed.trained_module import own_places, places_of, shared_training
+from decomp.pipelines.distributed.trained_module import own_places, places_of, shared_training, take_from_first
 
 
 def sums():
@@ -56,6 +56,14 @@ def sent():
 def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, momentum=0.3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+
+
+def states():
+    module, rank = network(), process_group.number()
+    module[0].weight.data += rank
+    module[1].running_mean += rank
+    take_from_first(module)
+    return [float(module[0].weight.sum()), float(module[1].running_mean.sum())]
 
 
 def gradients():

@@ -7,6 +7,9 @@ import pytest
 from pytest import approx
 from safetensors.torch import load_file
 
+from decomp.pipelines.run.directory import RunDirectory
+from tests.pipelines.forked import frozen_values
+
 TRAIN = "train --model net.py:build --data digits --batch-size 101 --device cpu"
 FINETUNE = "finetune --epochs 2 --batch-size 51 --seed 3 --device cpu"
 
@@ -76,6 +79,19 @@ def test_two_processes_tune_with_and_without_labels_as_one(jobs, decomposed):
         one, two = (jobs.folder / f"{labels}{n}.safetensors" for n in (1, 2))
         assert 0 < distance(one, jobs.folder / "base" / "model" / "weights.safetensors")
         assert distance(one, two) < 1e-6
+
+
+def test_two_processes_record_the_frozen_points_of_one_bit_for_bit(jobs, trained):
+    records = []
+    for n in (1, 2):
+        # Three batches: in the last round one process has none.
+        line = f"freeze --model net.py:build --weights one.safetensors --data digits --images 250 --run frozen{n}"
+        jobs.well(n, f"{line} --device cpu")
+        records.append(RunDirectory(jobs.folder / f"frozen{n}").config("freeze"))
+    assert records[0] == records[1] and records[0]["facts"]["n_images"] == 250
+    one, two = (frozen_values(jobs.folder / f"frozen{n}") for n in (1, 2))
+    assert one == two and len(one) > 3
+    assert "already frozen" in jobs.well(2, f"{line} --device cpu")
 
 
 def test_two_processes_measure_the_shares_of_one(jobs, decomposed):

@@ -13,6 +13,11 @@ def test_gradients_and_statistics_of_unequal_shares_are_those_of_one_process(job
         assert found["as before"]
 
 
+def test_a_module_gets_the_parameters_and_buffers_of_the_first_process(jobs):
+    first, second = jobs.call(2, "inside:states")
+    assert first == second and first[1] == 0
+
+
 def test_every_place_of_a_batch_belongs_to_one_process(jobs):
     one, other = (found["places"] for found in jobs.call(2, "inside:gradients"))
     assert one == [[0, 1, 5, 6], 2] and other == [[2, 3, 4, 7, 8, 9], 3]
