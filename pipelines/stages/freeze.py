@@ -247,16 +247,7 @@ def freeze_loaded(
     batch_size, device, memory, reporter
         As for :func:`freeze`.
     """
-    if loaded.note:
-        reporter.step(f"weights: {loaded.note}")
-    if loaded.dtype != torch.float32:
-        precision = str(loaded.dtype).removeprefix("torch.")
-        reporter.step(f"weights: in {precision}; fitted in float32, loaded and exported in {precision}")
-    for names in shared_tensors(loaded.module):
-        reporter.step(f"weights: {names} are one tensor; they are fitted, stored and counted each for itself")
-    reporter.step(f"images: {source.preprocessing}")
-    if source.labels_ignored:
-        reporter.step(f"labels are not class numbers ({source.labels_ignored}); ignored")
+    _announce(loaded, source, reporter)
     network, folded, outputs = prepare(loaded, source, options)
     graph = NetworkGraph(network, source.input_shape, loaded.name)
     if not any(layer.kind == "conv" for layer in graph.layers):
@@ -310,6 +301,20 @@ def freeze_loaded(
     record = {"asked": options.to_json(), "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
     run.update_config("freeze", {**record, "source": about_source, "outputs": facts["outputs"]})
     return FreezeResult(run, False, facts)
+
+
+def _announce(loaded: LoadedModel, source: ImageSource, reporter: Reporter) -> None:
+    """Say how weights and images are taken."""
+    if loaded.note:
+        reporter.step(f"weights: {loaded.note}")
+    if loaded.dtype != torch.float32:
+        precision = str(loaded.dtype).removeprefix("torch.")
+        reporter.step(f"weights: in {precision}; fitted in float32, loaded and exported in {precision}")
+    for names in shared_tensors(loaded.module):
+        reporter.step(f"weights: {names} are one tensor; they are fitted, stored and counted each for itself")
+    reporter.step(f"images: {source.preprocessing}")
+    if source.labels_ignored:
+        reporter.step(f"labels are not class numbers ({source.labels_ignored}); ignored")
 
 
 def _frozen_before(run: RunDirectory, options: FreezeOptions) -> dict[str, Any] | None:
