@@ -122,7 +122,10 @@ def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:
         return f"the survey, the plan and {counted(layers, 'finished layer')}"
     if run.plan_json.is_file():
         return "the survey and the plan"
-    return "the survey" if run.curves.is_file() else ""
+    if run.curves.is_file():
+        return "the survey"
+    surveyed = len(list(run.curves_dir.glob("[0-9]*.npz")))
+    return f"the error curves of {counted(surveyed, 'layer')}" if surveyed else ""
 
 
 def _checkpoint(args: Sequence[str]) -> Path:

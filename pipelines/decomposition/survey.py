@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,8 @@ def survey_network(
     Parameters
     ----------
     path : Path
-        ``curves.npz`` of the run; written after a survey.
+        ``curves.npz`` of the run; written after a survey. Until then the curves of each layer are kept in the folder
+        ``curves`` beside it, where a survey that was stopped goes on.
     frozen : decomp.data.formats.frozen_file.FrozenFile
     graph : decomp.graph.network_graph.NetworkGraph
         Of the original network on ``device``, or of the original with whole channel spaces narrowed.
@@ -82,17 +84,25 @@ def survey_network(
     listed = {name: places.tolist() for name, places in remaining.items()}
     digest = digest_json({"version": VERSION, "frozen": frozen.content, "kept": listed})
     earlier = _read_earlier(path, digest, graph, reporter)
+    kept = _Kept(path.with_suffix(""), digest, reporter)
     if earlier is not None:
+        kept.remove()
         return earlier
     if remaining:
         graph = _refitted(frozen, graph, remaining, device=device, memory=memory, reporter=reporter)
     gatherer = ProblemGatherer(
         frozen, graph, remaining_outputs=remaining, share=0.5, device=device, memory=memory
     )  # fmt: skip
-    metrics = output_metrics(frozen, graph, device=device, memory=memory, reporter=reporter)
-    own, output = _all_curves(gatherer, _OutputChange(gatherer, memory), memory, reporter)
-    survey = Survey(own, output, {name: matrix.cpu() for name, matrix in metrics.items()})
+    begun = kept.read("metrics", graph.layers)
+    if begun is None:
+        metrics = output_metrics(frozen, graph, device=device, memory=memory, reporter=reporter)
+        # In the order of the layers, as they are read: so the file of a survey that went on is the same.
+        begun = Survey({}, {}, {la.name: metrics[la.name].cpu() for la in graph.layers if la.name in metrics})
+        kept.write("metrics", begun)
+    own, output = _all_curves(gatherer, _OutputChange(gatherer, memory), kept, memory, reporter)
+    survey = Survey(own, output, begun.metrics)
     write_curves(path, digest, survey)
+    kept.remove()
     memory.clear()
     return survey
 
@@ -111,31 +121,64 @@ def _read_earlier(path: Path, digest: str, graph: NetworkGraph, reporter: Report
     return survey
 
 
+class _Kept:
+    """Files of a survey that is not finished: the output metrics, and the curves of each layer by its number."""
+
+    def __init__(self, folder: Path, digest: str, reporter: Reporter) -> None:
+        self.folder, self.digest, self.reporter = folder, digest, reporter
+
+    def read(self, name: str, layers: Sequence[Layer]) -> Survey | None:
+        """The entries of some layers; None where they were not kept, were of other points, or are damaged."""
+        path = self.folder / f"{name}.npz"
+        if not path.is_file():
+            return None
+        try:
+            return read_curves(path, self.digest, [layer.name for layer in layers])
+        except FileError as error:
+            self.reporter.warn(f"{error} It is computed again.")
+            return None
+
+    def write(self, name: str, survey: Survey) -> None:
+        write_curves(self.folder / f"{name}.npz", self.digest, survey)
+
+    def remove(self) -> None:
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
+
+
 def _all_curves(
-    gatherer: ProblemGatherer, change: _OutputChange, memory: StageMemory, reporter: Reporter
+    gatherer: ProblemGatherer, change: _OutputChange, kept: _Kept, memory: StageMemory, reporter: Reporter
 ) -> tuple[dict[str, LayerCurves], dict[str, LayerCurves]]:
     """Own error and change of the output for every size of every layer."""
     frozen, layers = gatherer.frozen, gatherer.graph.layers
-    own, output = {}, {}
+    own: dict[str, LayerCurves] = {}
+    output: dict[str, LayerCurves] = {}
+    for layer in layers:
+        begun = kept.read(str(layer.index), [layer]) if _steps(layer) else Survey({}, {}, {})
+        if begun is not None:
+            own[layer.name] = begun.own.get(layer.name, LayerCurves())
+            output[layer.name] = begun.output.get(layer.name, LayerCurves())
+    left = [layer for layer in layers if layer.name not in own]
 
     def size_of(layer: Layer) -> int:
         return problem_bytes(layer, frozen.n_images, frozen.meta["n_points"])
 
-    work = [(la.in_channels * la.kernel[0] * la.kernel[1] if _steps(la) else 0) for la in layers]
-    with reporter.progress(len(layers), "error curves", "layers", work=work) as progress:
+    work = [la.in_channels * la.kernel[0] * la.kernel[1] for la in left]
+    with reporter.progress(len(left), "error curves", "layers", work=work) as progress:
         # Rows are gathered in execution order; the curves of several layers are then computed at a time.
-        for batch in in_batches(layers, size_of, torch.get_num_threads(), memory.limits.fit_bytes):
-            gathered = {la.name: (_steps(la), *gatherer.problem(la)) for la in batch if _steps(la)}
+        for batch in in_batches(left, size_of, torch.get_num_threads(), memory.limits.fit_bytes):
+            gathered = {la.name: (_steps(la), *gatherer.problem(la)) for la in batch}
             computed = dict(zip(gathered, in_parallel(_own_curves, list(gathered.values()))))
             for layer in batch:
-                own[layer.name], output[layer.name] = LayerCurves(), LayerCurves()
-                if layer.name in gathered:
-                    curves, shared = computed[layer.name]
-                    own[layer.name] = LayerCurves(**curves)
-                    problem = gathered[layer.name][1]
-                    output[layer.name] = _output_curves(problem, curves, shared, change.measure(layer))
+                curves, shared = computed[layer.name]
+                own[layer.name] = LayerCurves(**curves)
+                problem = gathered[layer.name][1]
+                output[layer.name] = _output_curves(problem, curves, shared, change.measure(layer))
+                one = {layer.name: own[layer.name]}, {layer.name: output[layer.name]}
+                kept.write(str(layer.index), Survey(*one, {}))
                 progress.update(1)
-    return own, output
+    names = [layer.name for layer in layers]
+    return {name: own[name] for name in names}, {name: output[name] for name in names}
 
 
 def _refitted(

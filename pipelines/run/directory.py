@@ -39,7 +39,7 @@ class RunDirectory:
         frozen.h5           calibration images, sampled points, responses of the original network there
         original/           the original network, batch normalisation folded
         plan.json           sizes of each layer; can be read and edited
-        curves.npz          error curves that the plan is made from
+        curves.npz          error curves that the plan is made from; curves/ has those of an unfinished survey
         latency.json        measured times that a plan by latency is made from
         layers/003_conv3_1.safetensors   one solved layer
         model/              the decomposed network
@@ -93,6 +93,10 @@ class RunDirectory:
     @property
     def curves(self) -> Path:
         return self.path / "curves.npz"
+
+    @property
+    def curves_dir(self) -> Path:
+        return self.path / "curves"
 
     @property
     def latency_json(self) -> Path:
@@ -342,7 +346,10 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         self.frozen.with_name(self.frozen.name + ".part").unlink(missing_ok=True)  # the HDF5 writer's own
-        folders = (self.trained_weights.parent, self.layers_dir, self.finetune_dir, self.tasks_dir, self.tasks_work)
+        folders = (
+            self.trained_weights.parent, self.curves_dir, self.layers_dir, self.finetune_dir, self.tasks_dir,
+            self.tasks_work,
+        )  # fmt: skip
         for folder in (self.path, *folders):
             if folder.is_dir():
                 sweep(folder)

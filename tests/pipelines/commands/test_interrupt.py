@@ -70,6 +70,13 @@ def test_decompose_keeps_its_survey_its_plan_and_its_layers(run):
     assert kept("decompose --run r --speedup 2x,3x") == "the survey and the finished layers of each run"
 
 
+def test_an_unfinished_survey_keeps_the_layers_it_has_measured(run):
+    run.curves_dir.mkdir()
+    for name in ("metrics", "0", "1"):
+        (run.curves_dir / f"{name}.npz").touch()
+    assert interrupt._kept_of_decompose(run, []) == "the error curves of 2 layers"
+
+
 def test_finetune_keeps_the_epochs_of_its_checkpoint(run):
     with Reporter.for_run(run, quiet=True).stage("finetune") as reporter:
         reporter.step("epoch 2 of 5: loss 1")

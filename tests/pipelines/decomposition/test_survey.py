@@ -121,3 +121,28 @@ def test_the_survey_is_the_same_with_any_number_of_workers(vgg_run, monkeypatch,
     assert max(sizes) == workers
     with np.load(vgg_run.curves) as now, np.load(io.BytesIO(before)) as then:
         assert set(now) == set(then) and all(now[key].tobytes() == then[key].tobytes() for key in now)
+
+
+def test_a_survey_that_was_stopped_goes_on_with_the_next_layer_and_ends_with_the_same_numbers(vgg_run, monkeypatch):
+    before, folder = vgg_run.curves.read_bytes(), vgg_run.path / "curves"
+    vgg_run.curves.unlink()
+    measure, measured = survey._OutputChange.measure, []
+
+    def stops(self, layer):
+        measured.append(layer.name)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return measure(self, layer)
+
+    monkeypatch.setattr(survey._OutputChange, "measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        planned(vgg_run)
+    assert len(list(folder.iterdir())) == 3 and not vgg_run.curves.exists()  # metrics and two layers
+    done = measured[:2]
+    monkeypatch.setattr(survey, "output_metrics", lambda *_, **__: pytest.fail("the metrics were kept"))
+    planned(vgg_run)
+    assert not set(done) & set(measured[3:]) and measured[3] == measured[2]
+    assert not folder.exists()
+    with np.load(vgg_run.curves) as now, np.load(io.BytesIO(before)) as then:
+        different = [key for key in then if now[key].tobytes() != then[key].tobytes()]
+        assert list(now) == list(then) and different == []
