@@ -240,7 +240,7 @@ def _finetune(
             batches=task.batches,
             loss=loss,
             validate=validate,
-            n_validation=len(task.held_out),
+            n_validation=task.n_validation,
             checkpoint=checkpoint_file(run),
             start_over=START_OVER,
             identity={
@@ -273,8 +273,8 @@ def _task(
     for note in task.notes:
         reporter.step(note)
     reporter.step(
-        f"fine-tuning on {task.n_train:,} {task.description}, {len(task.held_out):,} more held out, on {device}",
-        n_train=task.n_train, n_validation=len(task.held_out),
+        f"fine-tuning on {task.n_train:,} {task.description}, {task.n_validation:,} more held out, on {device}",
+        n_train=task.n_train, n_validation=task.n_validation,
     )  # fmt: skip
     assert options.batch_size is not None  # the options have chosen one
     recipe = Recipe(
@@ -347,5 +347,5 @@ def _facts(task: TrainingTask, training: Training) -> dict[str, Any]:
     return {
         "metric": task.metric.replace("_", " "), "before": training.history[0][task.metric],
         "after": training.history[best][task.metric], "best_epoch": best,
-        "epochs": training.epoch, "n_train": task.n_train, "n_validation": len(task.held_out),
+        "epochs": training.epoch, "n_train": task.n_train, "n_validation": task.n_validation,
     }  # fmt: skip

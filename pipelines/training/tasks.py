@@ -36,8 +36,10 @@ class TrainingTask(Protocol):
         Whether batch normalisations are put into the network while it is trained.
     n_train : int
         Number of different images that are trained on.
-    train, held_out : LongTensor
-        Indices of the images; in `train` they may repeat.
+    train : LongTensor
+        Indices of the images; they may repeat.
+    n_validation : int
+        Number of images that :meth:`validate` judges by.
     notes : sequence of str
         Lines for the person who asked.
     """
@@ -47,7 +49,7 @@ class TrainingTask(Protocol):
     uses_batchnorm: bool
     n_train: int
     train: torch.Tensor
-    held_out: torch.Tensor
+    n_validation: int
     notes: Sequence[str]
 
     def batches(
@@ -83,7 +85,7 @@ class LabelledTask:
             rule, fix = "the training images must be labelled", "give --labels none"
             raise UsageError("--labels train", rule, got=f"{self.data}{ignored}", fix=fix)
         self.train, self.held_out = hold_out(len(self.split), seed)
-        self.n_train = len(self.train)
+        self.n_train, self.n_validation = len(self.train), len(self.held_out)
         self.notes: Sequence[str] = ()
 
     @staticmethod

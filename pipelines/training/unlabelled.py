@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,13 @@ from ..run.loading import open_frozen, run_outputs
 MEMORY_BYTES = 2**30
 #: An epoch has at least so many images: where there are fewer, each is used several times.
 EPOCH_IMAGES = 1000
+#: Where fewer frozen images are held out, others of the run's source are held out too, at most one in
+#: `ONE_IN` of those that would be trained on: the divergence of ten images says little about new ones.
+VALIDATION_IMAGES = 200
+ONE_IN = 10
 IMAGES_AT_A_TIME = 100
 
-Read = Callable[[Tensor, int, int], Iterator[Tensor]]
+Read = Callable[[Tensor, int, int | None], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -43,24 +48,28 @@ class Pool:
     indices : torch.LongTensor
         Distinct.
     read : callable
-        ``read(indices, batch_size, augment_seed)`` yields images of shape (B, C, H, W).
+        ``read(indices, batch_size, augment_seed)`` yields images of shape (B, C, H, W); no seed, no augmentation.
     words : str
         The images in words.
     notes : tuple of str
         Lines for the person who asked.
+    unseen : torch.LongTensor
+        Further images, which are held out beside the frozen ones and are not among the indices.
     """
 
     indices: Tensor
     read: Read
     words: str
     notes: tuple[str, ...] = ()
+    unseen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 class UnlabelledTask:
     """Training images whose labels are not used; see :class:`decomp.pipelines.training.tasks.TrainingTask`.
 
-    Validated on the frozen images that no fit has used, and on nothing else: see
-    :mod:`decomp.pipelines.run.calibration`. They are never trained on, by whichever name their source is opened.
+    Validated on the frozen images that no fit has used (see :mod:`decomp.pipelines.run.calibration`) and, where these
+    are fewer than `VALIDATION_IMAGES`, on images of the run's own source that were never frozen. No image of the
+    validation is trained on; the frozen ones not by whichever name their source is opened.
 
     Parameters
     ----------
@@ -97,6 +106,7 @@ class UnlabelledTask:
         if pool is None or isinstance(pool, str):
             pool = Pool(torch.arange(n_fit), self._read, "frozen images", () if pool is None else (pool,))
         self.pool, indices = pool, pool.indices[:n_images]
+        self.n_validation = len(self.held_out) + len(pool.unseen)
         if not len(indices):
             got = f"{data}, which has no others"
             raise UsageError("--data", "must have images beside the held-out ones", got=got, fix="name another source")
@@ -125,14 +135,16 @@ class UnlabelledTask:
         """Mean change of the outputs, see :mod:`decomp.execution.output_change`; for class scores a divergence."""
         assert original is not None
         total = 0.0
-        for images in self._read(own_part(self.held_out), IMAGES_AT_A_TIME, 0):
+        unseen = own_part(self.pool.unseen)
+        batches = self.pool.read(unseen, IMAGES_AT_A_TIME, None) if len(unseen) else ()
+        for images in chain(self._read(own_part(self.held_out), IMAGES_AT_A_TIME, None), batches):
             got = outputs_of(network, images, device, self.outputs)
             wanted = outputs_of(original, images, device, self.outputs)
             total += float(self.outputs.change(wanted, got).sum())
-        change = sum_over_processes(total) / len(self.held_out)
+        change = sum_over_processes(total) / self.n_validation
         return {"score": -change, self.metric: change}
 
-    def _read(self, indices: Tensor, batch_size: int, augment_seed: int) -> Iterator[Tensor]:
+    def _read(self, indices: Tensor, batch_size: int, augment_seed: int | None) -> Iterator[Tensor]:
         """Frozen images; they are kept as the network takes them and cannot be augmented."""
         if self.images is not None:
             for part in indices.split(batch_size):
@@ -223,8 +235,11 @@ def _pool_of(run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: i
             torch.equal(images, held_out[start : start + len(images)])
             for start, images in zip(range(0, len(places), IMAGES_AT_A_TIME), _images(split, places))
         ):
-            kept = torch.cat([order[:n_fit], order[frozen.n_images :]])
-            return Pool(kept, _reader(split), f"training images of {source.name}")
+            others = order[frozen.n_images :]
+            n = max(0, min(VALIDATION_IMAGES - len(places), (n_fit + len(others)) // ONE_IN, len(others)))
+            others, unseen = others[: len(others) - n], others[len(others) - n :]
+            kept = torch.cat([order[:n_fit], others])
+            return Pool(kept, _reader(split), f"training images of {source.name}", unseen=unseen)
     # The frozen images are elsewhere in this source, or not in it: those that are held out are known by their pixels.
     order = torch.randperm(len(split), generator=seeds.generator(seed or 0, "finetune", "pool"))
     known = {_digest(image) for image in held_out}
@@ -239,7 +254,7 @@ def _images(split: Split, indices: Tensor) -> Iterator[Tensor]:
 
 
 def _reader(split: Split) -> Read:
-    def read(indices: Tensor, batch_size: int, augment_seed: int) -> Iterator[Tensor]:
+    def read(indices: Tensor, batch_size: int, augment_seed: int | None) -> Iterator[Tensor]:
         return (images for images, _ in split.batches(indices, batch_size, augment_seed=augment_seed))
 
     return read

@@ -1,5 +1,6 @@
 """Task without labels: its images never meet those that it is validated on, and are mixed with each other."""
 
+import copy
 import hashlib
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
+from decomp.execution.output_change import kl_divergence
 from decomp.graph.network_graph import NetworkGraph
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.pruning.images import batched
@@ -68,17 +70,44 @@ def test_no_image_of_the_validation_is_trained_on_or_was_fitted(which, options, 
         pruning = batched(frozen.images, fitted_images(60), 60, 20, CPU, run_outputs(run), 0)  # of prune
         fitted = keys(frozen.images(0, n_fit))
         assert keys(torch.cat(list(pruning.batches()))) == fitted
-        assert judged == set(keys(frozen.images(n_fit))) and len(judged) == 6
+        assert judged >= set(keys(frozen.images(n_fit)))
+    # The frozen images of `run` were not drawn by freeze, so that which others were frozen is not known.
+    n_unseen = 134 if which == "drawn" and "data" not in options else 0
+    assert len(judged) == task.n_validation == 6 + n_unseen
     assert judged.isdisjoint(fitted) and judged.isdisjoint(trained_on)
-    assert len(trained_on) == task.n_train == (50 if "n_images" in options else 1347 - 6)
+    assert len(trained_on) == task.n_train == (50 if "n_images" in options else 1347 - 6 - n_unseen)
 
 
 def test_the_fitted_images_come_first_then_others_of_the_source(drawn, monkeypatch):
     order = draw_images(open_source("digits"), 1347, 0)
     assert torch.equal(UnlabelledTask(drawn, 0, n_images=54).train[:54], order[:54])
     task = UnlabelledTask(drawn, 0)
-    assert torch.equal(task.train, torch.cat([order[:54], order[60:]])) and task.notes == ()
+    # One in ten of the 1,341 images that are not held out by freeze is held out too.
+    assert torch.equal(task.train, torch.cat([order[:54], order[60:1213]])) and task.notes == ()
+    assert torch.equal(task.pool.unseen, order[1213:])
     assert task.description == "training images of digits without labels"
+
+
+def test_enough_held_out_frozen_images_judge_alone(drawn, monkeypatch):
+    monkeypatch.setattr(unlabelled, "VALIDATION_IMAGES", 10)
+    assert UnlabelledTask(drawn, 0).n_validation == 10  # six frozen ones and four others
+    monkeypatch.setattr(unlabelled, "VALIDATION_IMAGES", 5)
+    task = UnlabelledTask(drawn, 0)
+    assert task.n_validation == 6 and task.n_train == 1341
+
+
+def test_frozen_and_other_held_out_images_count_alike(drawn):
+    task, split = UnlabelledTask(drawn, 0), open_source("digits").train
+    original = load_network(drawn, drawn.original_dir)
+    network = copy.deepcopy(original)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(3)
+        order = draw_images(open_source("digits"), 1347, 0)
+        images = split.images(torch.cat([order[54:60], order[1213:]]))
+        expected = float(kl_divergence(original(images), network(images)).mean())
+    assert expected > 0.01
+    assert task.validate(network, original, CPU)["validation_divergence"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_epoch_goes_several_times_through_few_images(drawn):
