@@ -29,15 +29,23 @@ def test_the_table_compares_equal_seeds():
     assert "difference, last" not in standard and standard["test, last epoch"] == "70.00 ± 20.00"
 
 
-def test_both_trainings_of_a_pair_begin_alike_and_take_as_many_steps():
-    options = Namespace(
-        model="c3-4", epochs=4, s1=1, s2=1, drop=0.3, lr=0.05, batch_size=512, augment=True, device="cpu"
-    )  # fmt: skip
+@pytest.mark.parametrize("part, steps", [({}, 8), ({"n_train": 1000, "batch_size": 200}, 16)])
+def test_both_trainings_of_a_pair_begin_alike_and_take_as_many_steps(part, steps):
+    options = Namespace(**{
+        "model": "c3-4", "epochs": 4, "s1": 1, "s2": 1, "drop": 0.3, "lr": 0.05, "batch_size": 512, "augment": True,
+        "device": "cpu", "n_train": 0, "halve": False, **part,
+    })  # fmt: skip
     source = open_source("digits")
     pair = [benchmark.train(options, source, arm, 3) for arm in ("standard", "RePr")]
-    assert pair[0]["steps"] == pair[1]["steps"] == 8 and pair[0]["scheme"] is None
+    assert pair[0]["steps"] == pair[1]["steps"] == steps and pair[0]["scheme"] is None
     first, second = ([line["loss"] for line in one["history"]] for one in pair)
     assert first[:2] == second[:2] and first[2] != second[2]
     assert len(pair[1]["scheme"]["events"]) == 2
     other = benchmark.build("c3-4", (1, 8, 8), 10, 4)
     assert not torch.equal(other[0].weight, benchmark.build("c3-4", (1, 8, 8), 10, 3)[0].weight)
+
+
+def test_halved_images_are_means_of_four_pixels():
+    images = torch.arange(16.0).view(1, 1, 4, 4)
+    ((small, labels),) = benchmark.halved(lambda order, size: [(images, order)])(torch.tensor([3]), 1)
+    assert torch.equal(small, torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]])) and labels.tolist() == [3]

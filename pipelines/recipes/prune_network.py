@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from decomp import seeds
 from decomp.cost.count import cost
 from decomp.criteria.names import NEEDS
 from decomp.errors import UsageError, near_miss
@@ -151,7 +152,7 @@ def prune(
             asked = FreezeOptions(
                 model=loaded.name, data=given.NAME, part=module, leaves=tuple(leaves), outputs=outputs
             )
-            prepared = _images(found, loaded, source, asked, target, batch_size, chosen.seed)
+            prepared = _images(found, loaded, source, n_images, asked, target, batch_size, chosen.seed)
         pruned = remove(found, chosen, plan, images=prepared, device=target, reporter=reporter)
         fidelity = _fidelity(found, pruned, prepared)
         found.network.cpu(), pruned.network.cpu()
@@ -193,16 +194,19 @@ def _shape(original: nn.Module, loaded: LoadedModel, input_size: Any) -> tuple[i
 
 
 def _images(
-    found: Unfolded, loaded: LoadedModel, source: ImageSource, asked: FreezeOptions, device: torch.device, size: int,
-    seed: int,
+    found: Unfolded, loaded: LoadedModel, source: ImageSource, most: int, asked: FreezeOptions, device: torch.device,
+    size: int, seed: int,
 ) -> Images:  # fmt: skip
-    """The images with the network's outputs described and measured on them."""
+    """At most so many images, drawn where there are more, with the network's outputs described and measured on them."""
     _, _, outputs = prepare(loaded, source, asked)
-    n = len(source.train)
+    order = torch.arange(len(source.train))
+    if len(order) > most:
+        order = torch.randperm(len(order), generator=seeds.generator(seed, "prune", "images"))[:most]
+    n = len(order)
     fitted = fitted_images(n)
 
     def part(start: int, stop: int) -> torch.Tensor:
-        return source.train.images(torch.arange(start, stop))
+        return source.train.images(order[start:stop])
 
     spread = Spread(outputs)
     with torch.no_grad():

@@ -48,6 +48,13 @@ def test_images_give_the_closeness_and_serve_the_criteria():
     assert closer < prune(block(), images(), ratio=0.5)[1].fidelity["relative"]
 
 
+def test_more_images_than_asked_for_are_not_looked_at():
+    _, report = prune(block(), images(), "mean-std", ratio=0.25, outputs="scores", n_images=20)
+    assert report.fidelity["images"] == 2
+    one, other = (prune(block(), images(), "mean-std", ratio=0.25, outputs="scores", n_images=n)[1] for n in (60, 61))
+    assert one.fidelity == other.fidelity and one.fidelity["images"] == 6  # no more than there are
+
+
 def test_the_result_can_be_saved_folded_and_pruned_again(tmp_path):
     network, _ = prune(block(), ratio=0.5)
     decomp.save(network, tmp_path / "net")
