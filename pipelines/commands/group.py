@@ -27,7 +27,7 @@ JSON_KEY = "decomp.json"  # under which it keeps whether the result is printed a
 VERBOSE_KEY = "decomp.verbose"  # under which it keeps whether details are printed
 COMMANDS = (
     "inspect", "freeze", "decompose", "prune", "sensitivity", "finetune", "evaluate", "export", "report",
-    "compare", "status", "runs", "demo", "train", "slim", "tasks",
+    "compare", "status", "runs", "demo", "train", "slim", "tasks", "recipe",
 )  # fmt: skip
 
 

@@ -1,6 +1,14 @@
 """Entry point of the command line: the group with all of its commands."""
 
-from . import prune_commands, result_commands, slim_commands, stage_commands, task_commands
+from . import prune_commands, recipe_commands, result_commands, slim_commands, stage_commands, task_commands
 from .group import main
 
-__all__ = ["main", "prune_commands", "result_commands", "slim_commands", "stage_commands", "task_commands"]
+__all__ = [
+    "main",
+    "prune_commands",
+    "recipe_commands",
+    "result_commands",
+    "slim_commands",
+    "stage_commands",
+    "task_commands",
+]
