@@ -186,7 +186,9 @@ def _pixels(name: str, key: str, value: Any) -> Tensor:
     array = _numpy(value)
     if array.ndim not in (3, 4) or 0 in array.shape:
         rule = f"{key} must be images, (N,C,H,W), (N,H,W,C) or (N,H,W)"
-        fix = "give frames of videos as separate images" if array.ndim == 5 else "reshape them"
+        fix = "reshape them"
+        if array.ndim == 5:
+            fix = "give frames of videos as separate images, with the part of the network that reads them as --module"
         raise DecompError(name, rule, got=f"shape {array.shape}", fix=fix)
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         rule = f"{key} must be uint8 (0 to 255) or floating point"

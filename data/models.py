@@ -324,7 +324,7 @@ def _open_timm(name: str, network: str, weights: Weights | None, size: Size | No
         raise UsageError(f"--model {name}", "not a model of timm", fix=fix)
     if weights is None:
         raise _no_weights(name, "--weights DEFAULT for timm's own, ")
-    options = {} if n_classes is None else {"num_classes": n_classes}
+    options: dict[str, Any] = {} if n_classes is None else {"num_classes": n_classes}
     if _is_word(weights, "default"):
         module = _downloaded(name, lambda: timm.create_model(network, pretrained=True, **options))
         weights_name = "timm's own"

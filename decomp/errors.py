@@ -87,8 +87,16 @@ def kind_of(value: object) -> str:
 
 
 def near_miss(word: object, possible: Iterable[str]) -> str | None:
-    """``'did you mean X'`` for the entry closest to `word`, or None when no entry is close."""
-    close = difflib.get_close_matches(str(word), list(possible), n=1, cutoff=0.5)
+    """``'did you mean X'`` for the entry closest to `word`, or None when no entry is close.
+
+    An entry with which the word begins (``l1`` of ``L1norm``) comes before entries that only share letters with it, and
+    behind those that are nearly the word (``skip_bad`` for ``skipbad``, not ``skip``).
+    """
+    entries, text = list(possible), str(word)
+    begins = [entry for entry in entries if len(entry) > 1 and text.lower().startswith(entry.lower())]
+    close = difflib.get_close_matches(text, entries, n=1, cutoff=0.5)
+    if begins and not difflib.get_close_matches(text, close, cutoff=0.8):
+        close = [max(begins, key=len)]
     return f"did you mean {close[0]}" if close else None
 
 

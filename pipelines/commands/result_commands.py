@@ -38,6 +38,10 @@ Examples:
 @click.option("--model", required=True, metavar="NAME", help=MODEL_HELP)
 @click.option("--data", metavar="NAME", help=DATA_HELP + " Gives the size of the images.  [default: none]")
 @click.option(
+    "--weights", metavar="FILE", help="As for freeze; only the shapes and what is recorded with them matter here.  "
+    "[default: none needed]",
+)  # fmt: skip
+@click.option(
     "--input-size", metavar="[CxHx]W", help="Size of one image where neither model nor data give it.  [default: theirs]"
 )
 @shared_options("part", "leaf")

@@ -129,6 +129,7 @@ def inspect(
     model: str,
     *,
     data: str | None = None,
+    weights: str | None = None,
     input_size: Any = None,
     part: str | None = None,
     leaves: Sequence[str] = (),
@@ -144,6 +145,9 @@ def inspect(
         As :func:`decomp.data.models.load_model` reads it.
     data : str, optional
         Images that give the input size.
+    weights : str, optional
+        As for :func:`decomp.pipelines.stages.freeze.freeze`: they must fit, and give the input size and the number of
+        classes where these are recorded with them.
     input_size : str, optional
     part : str, optional
         Inspect only this submodule.
@@ -163,7 +167,7 @@ def inspect(
     n_images = FreezeOptions(model=model, data=data or "none", n_images=n_images).n_images
     if png:
         require_dot()
-    loaded = models.load_model(model, weights="random", input_size=input_size)
+    loaded = models.load_model(model, weights="random" if weights is None else weights, input_size=input_size)
     shape = loaded.input_shape
     if data is not None:
         source = sources.open_source(data, network=loaded.takes(part_of(loaded.module, part, model)))
@@ -181,16 +185,17 @@ def inspect(
         written.append(draw(png, drawn))
     facts = {"name": model + (f", {part}" if part else ""), "input_shape": list(shape), "macs": counted.macs,
              "params": counted.params, "branches": network.meta["branches"], "n_images": n_images}  # fmt: skip
-    facts["next"] = _next(model, data, part, leaves)
+    facts["next"] = _next(model, data, weights, part, leaves)
     layers = [_layer_facts(graph, layer, counted) for layer in graph.layers]
     return InspectResult(facts, layers, _space_facts(graph), _others(graph, counted, leaves), written)
 
 
-def _next(model: str, data: str | None, part: str | None, leaves: Sequence[str]) -> str | None:
+def _next(model: str, data: str | None, weights: str | None, part: str | None, leaves: Sequence[str]) -> str | None:
     """The command that freezes the network; None where no images are named."""
     if data is None:
         return None
-    options = ["--model", model, "--data", data, *(["--module", part] if part else [])]
+    options = ["--model", model, "--data", data, *(["--weights", weights] if weights else [])]
+    options += ["--module", part] if part else []
     options += [word for leaf in leaves for word in ("--leaf", leaf)]
     return command_line("freeze", Path("runs", safe_name(model.rpartition(":")[2])), shlex.join(options))
 

@@ -33,6 +33,10 @@ def test_the_nearest_entry_is_suggested_and_only_if_it_is_near():
     assert near_miss("laso", ["backward", "lasso", "last"]) == "did you mean lasso"
     assert near_miss("zzz", ["backward", "lasso"]) is None
     assert near_miss(7, ["backward"]) is None
+    assert near_miss("L1norm", ["random", "taylor", "l1", "l2"]) == "did you mean l1"
+    assert near_miss("mean-l1-norm", ["mean", "mean-l1", "mean-l2"]) == "did you mean mean-l1"
+    assert near_miss("skipbad", ["skip", "skip_bad"]) == "did you mean skip_bad"
+    assert near_miss("lasos", ["l", "lasso"]) == "did you mean lasso"
 
 
 def test_a_choice_is_the_entry_itself_or_an_error_that_lists_all():

@@ -8,8 +8,9 @@ from small_graphs import GRAPHS, INPUT
 from small_graphs import make as small_graph
 from torch import nn
 
-from decomp.data import models, zoo
+from decomp.data import models, weights, zoo
 from decomp.data.sources import open_source
+from decomp.errors import WeightsError
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.stages import freeze
@@ -49,6 +50,17 @@ def said_by_decompose(run):
 
 def said_by_inspect(model, **options):
     return {layer["name"]: layer["left_alone"] for layer in inspect(model, **options).layers}
+
+
+def test_weights_of_freeze_are_taken_give_the_classes_recorded_with_them_and_stand_in_the_next_command(tmp_path):
+    module = zoo.build("c3-32", n_classes=4, input_shape=SHAPE)
+    file = str(tmp_path / "w.safetensors")
+    weights.write(module.state_dict(), file, input_shape=SHAPE, n_classes=4, preprocessing=None)
+    result = inspect("zoo:c3-32", data="digits", weights=file)
+    assert result.layers[-1]["out_channels"] == 4 and f"--weights {file}" in result.network["next"]
+    assert inspect("zoo:c3-32", data="digits").layers[-1]["out_channels"] != 4
+    with pytest.raises(WeightsError, match="w.safetensors"):
+        inspect("zoo:vgg-digits", weights=file)
 
 
 @pytest.mark.usefixtures("own_networks")
