@@ -18,8 +18,8 @@ STAGES = {
 # For each command a line with all of its options, none at its default, and the call of the stage.
 FULL = {
     "inspect": (
-        "--model zoo:a --data digits --weights w.pt --input-size 28 --module body --leaf a --leaf b --images 20 --dot a.dot "
-        "--png a.png",
+        "--model zoo:a --data digits --weights w.pt --input-size 28 --module body --leaf a --leaf b --images 20 "
+        "--dot a.dot --png a.png",
         ("zoo:a",),
         {
             "data": "digits", "weights": "w.pt", "input_size": "28", "part": "body", "leaves": ("a", "b"),
