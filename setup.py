@@ -61,12 +61,20 @@ setup(
     ],
     extras_require={
         # ruff and mypy find other things from one minor version to the next
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=70.1"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff==0.17.*",
+            "mypy==2.4.*",
+            "setuptools>=70.1",
+            "webdataset>=1.0.2",
+        ],  # fmt: skip
         "timm": ["timm>=1.0.3"],
         # the newest PyTorch exports with these, and with nothing older of onnxscript
         "export": ["onnx>=1.17", "onnxruntime>=1.20.1", "onnxscript>=0.6"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20.1", "onnxscript>=0.6"],
         "openvino": ["openvino>=2024.4"],
+        "webdataset": ["webdataset>=1.0.2"],
         "tensorboard": ["tensorboard>=2.17.1"],
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import ExifTags, Image, ImageOps
@@ -24,7 +24,7 @@ _N_NAMED = 3
 _SAMPLED = 500
 
 
-def read_image(path: str | os.PathLike[str], *, fast: bool = False) -> Image.Image:
+def read_image(path: str | os.PathLike[str] | IO[bytes], *, fast: bool = False) -> Image.Image:
     """Read an image file as 8-bit RGB, rotated according to its EXIF orientation.
 
     Greyscale is repeated, 16-bit greyscale is scaled to 8 bits, alpha is dropped, of an animation the first image is
@@ -32,7 +32,7 @@ def read_image(path: str | os.PathLike[str], *, fast: bool = False) -> Image.Ima
 
     Parameters
     ----------
-    path : path
+    path : path or file
     fast : bool
         Decode a JPEG at an eighth of its size: enough to check that it can be read.
 
@@ -105,7 +105,7 @@ class FolderSplit(PictureSplit):
         return True
 
 
-def size_of(path: str | os.PathLike[str]) -> Sides | None:
+def size_of(path: str | os.PathLike[str] | IO[bytes]) -> Sides | None:
     """Height and width of an image file as it is shown, from its header; None where that cannot be read."""
     try:
         with Image.open(path) as image:
@@ -167,13 +167,14 @@ def open_folder(
         raise FileError(name, rule, fix="calibration images are taken from train/ alone")
     has_test = (root / "val").is_dir()
     classes = _class_folders(root / "train")
-    empty = [c for c in classes if not _images_below(root / "train" / c, root)]
-    if empty and len(empty) < len(classes):
-        rule = f"every class folder of train/ must hold images, {', '.join(empty[:_N_NAMED])} does not"
-        raise FileError(name, rule, fix="put images into it or remove it")
     # Unlabelled training images may still come with a labelled test split.
     test_classes = classes or (_class_folders(root / "val") if has_test else [])
     scanned = _scan(name, root / "train", classes)
+    counts = torch.bincount(scanned[1], minlength=len(classes)).tolist() if scanned[1] is not None else []
+    empty = [class_name for class_name, n in zip(classes, counts) if not n]
+    if empty:
+        rule = f"every class folder of train/ must hold images, {', '.join(empty[:_N_NAMED])} does not"
+        raise FileError(name, rule, fix="put images into it or remove it")
 
     def first() -> Image.Image:
         for file in scanned[0]:

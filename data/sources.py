@@ -7,6 +7,7 @@
 ``cifar10[:DIR]``           CIFAR-10; DIR holds ``cifar-10-batches-py/`` or the archive
 ``cifar100[:DIR]``          CIFAR-100; DIR holds ``cifar-100-python/`` or the archive
 ``imagefolder:DIR``         image files in DIR/train and DIR/val, one folder for each class; in train/ also without
+``webdataset:PATTERN``      images in tar files: see :mod:`decomp.data.shards`
 ``npz:FILE``                arrays of ``numpy.savez``: see :mod:`decomp.data.arrays`
 ``package.module:function`` a user's function, called without arguments: see :mod:`decomp.data.arrays`
 ``path/file.py:function``   the same from a file
@@ -30,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from decomp.errors import UsageError
 
-from . import arrays, datasets, folders, standard, user_code
+from . import arrays, datasets, folders, shards, standard, user_code
 from .given import NAME as GIVEN
 from .image_options import ImageOptions, shown
 from .preprocessing import SMALL, NetworkInput, by, channel_values
@@ -41,7 +42,7 @@ from .user_code import named_functions
 
 __all__ = ["ImageSource", "Split", "open_source"]
 
-NAMES = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagefolder", "npz")
+NAMES = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagefolder", "webdataset", "npz")
 
 
 def open_source(
@@ -100,11 +101,13 @@ def open_source(
         return _in_memory(name, standard.mnist(folder), network, options)
     if kind in ("cifar10", "cifar100"):
         return _in_memory(name, standard.cifar(kind, folder), network, options)
-    if kind in ("imagefolder", "npz"):
+    if kind in ("imagefolder", "webdataset", "npz"):
         if folder is None:
             raise UsageError(name, f"{kind} needs a path", fix=f"write {kind}:PATH")
         if kind == "imagefolder":
             return folders.open_folder(name, folder, network, options, skip_bad, recorded)
+        if kind == "webdataset":
+            return shards.open_shards(name, argument, network, options, skip_bad, recorded)
         return _in_memory(name, arrays.from_npz(name, folder, skip_bad=skip_bad), network, options)
     if user_code.names_user_code(name) and not _close_names(kind):
         result = user_code.call(name, (Tensor, np.ndarray, Dataset, DataLoader, Mapping, list, tuple))

@@ -26,8 +26,9 @@ Decorator = Callable[[Command], Command]
 
 MODEL_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory."
 DATA_HELP = (
-    "digits, fashion-mnist[:DIR], mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR, npz:FILE, "
-    "or FILE.py:FUNCTION (or package.module:function), which returns a Dataset, a DataLoader or arrays."
+    "digits, fashion-mnist[:DIR], mnist[:DIR], cifar10[:DIR], cifar100[:DIR], imagefolder:DIR, "
+    "webdataset:PATTERN, npz:FILE, or FILE.py:FUNCTION (or package.module:function), which returns a Dataset, a "
+    "DataLoader or arrays."
 )
 
 
