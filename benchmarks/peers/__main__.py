@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.common import numbers
-from benchmarks.peers import driver, methods
+from benchmarks.peers import driver, methods, page
 
 
 def main():
@@ -27,6 +27,7 @@ def main():
     parser.add_argument("--graphs", action="store_true", help="try the tools on twelve small graphs instead")
     parser.add_argument("--rounds", default=30, type=int, help="with --latency")
     parser.add_argument("--report", type=Path, help="write this Markdown page too, pictures and CSV beside it")
+    parser.add_argument("--title", default=page.TITLE, help="of the page")
     parser.add_argument("--note", default="", help="a sentence for the page, such as on the state of the machine")
     options = parser.parse_args()
     chosen = methods.chosen(options.methods)
@@ -47,9 +48,7 @@ def main():
         graphs.measure(options.out)
     else:
         driver.run(options.out, asked, wrap=options.wrap, retry=options.retry)
-    from benchmarks.peers import page
-
-    page.write(options.out, options.report, options.note)
+    page.write(options.out, options.report, options.note, options.title)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ COLUMNS = (
     "batch 64",
 )  # fmt: skip
 SPEEDUPS, SEEDS, EPOCHS = (2, 3, 4, 5), (0, 1, 2), (1, 5)
+TITLE = "Beside other tools"
 AHEAD = "points that decomp is ahead of"
 
 
-def write(out, report=None, note=""):
+def write(out, report=None, note="", title=TITLE):
     """CSV, Markdown and pictures into the folder; the page with the same beside it as well, where one is named."""
     out = Path(out)
     rows = sorted(driver.read(out / "results.jsonl").values(), key=_order)
@@ -40,7 +41,7 @@ def write(out, report=None, note=""):
             path = target.with_name(f"{target.stem}-{network.split(':')[-1]}.png")
             if picture.draw(path, [r for r in rows if r["network"] == network and "error" not in r]):
                 pictures[network] = path.name
-        target.write_text(text(rows, pictures, note, graphs.rows(out)) + "\n")
+        target.write_text(text(rows, pictures, note, graphs.rows(out), title) + "\n")
     print(f"{out / 'table.md'} and table.csv: {len(rows)} rows")
 
 
@@ -50,10 +51,10 @@ def _order(row):
     return row["network"], row["epochs"], row["speedup"], place, row["seed"]
 
 
-def text(rows, pictures, note="", of_graphs=([], [])):
+def text(rows, pictures, note="", of_graphs=([], []), title=TITLE):
     """The whole page."""
     parts = [
-        "# Beside other tools",
+        f"# {title}",
         "Written by `python -m benchmarks.peers` from its measurements alone.",
     ]
     parts += [note] if note else []
