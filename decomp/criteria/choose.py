@@ -285,7 +285,9 @@ def _out_of_reach(
     enough = [rule for rule, value in reached.items() if value >= speedup]
     fix = f"ask for {_shown(most)} or less"
     if enough:
-        fix += f", or loosen {enough[0]} ({_shown(reached[enough[0]])} without it)"
+        # A speed-up of 1 is none: the commands refuse it.
+        fix = f"{fix}, or " if _shown(most) != "1x" else ""
+        fix += f"loosen {enough[0]} ({_shown(reached[enough[0]])} without it)"
     elif reached and max(reached.values()) > most:
         fix += f" ({_shown(max(reached.values()))} without floor, cap and multiple)"
     rule = f"at most {_shown(most)} can be reached when each layer keeps {_kept_words(limits)}"

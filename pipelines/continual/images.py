@@ -119,7 +119,8 @@ def task_images(source: ImageSource, seed: int, classes: int | None = None) -> T
     labels = _labels(source.train)
     n_classes = classes or max(source.n_classes or 0, int(labels.max()) + 1)
     if n_classes < 2:
-        raise UsageError(source.name, "a task needs images of two classes or more", got=f"{n_classes} class")
+        fix = "give images of at least two classes, numbered from 0"
+        raise UsageError(source.name, "a task needs images of two classes or more", got=f"{n_classes} class", fix=fix)
     for part, found in (("training", labels), ("test", _labels(source.test))):
         outside = found[(found < 0) | (found >= n_classes)]
         if len(outside):

@@ -12,6 +12,7 @@ from decomp.schemes import cpg_owners
 from ...data.formats.task_file import TaskFile
 from ..console.program import command_line
 from ..console.text_table import text_table
+from ..console.words import counted
 from ..measure.intervals import short_share
 from ..run.directory import RunDirectory
 from . import matrix
@@ -94,7 +95,7 @@ class TaskList:
         weights = f"{t['parameters']:,.0f} shared weights, {t['expansion']:.2f} times those of the first width"
         yield f"{weights}; {100 * t['free']:.1f} % are free"
         yield (
-            f"files of the tasks: {_size(t['bytes'])}; {len(self.tasks)} independent networks: "
+            f"files of the tasks: {_size(t['bytes'])}; {counted(len(self.tasks), 'independent network')}: "
             f"{_size(t['bytes_independent'])}"
         )
 
@@ -191,7 +192,8 @@ class VerifyResult:
         """Human-readable summary lines."""
         yield from (task.words() for task in self.tasks)
         n_good = sum(task.good for task in self.tasks)
-        yield f"{n_good} of {len(self.tasks)} tasks are as they were committed"
+        are = "task is as it was" if len(self.tasks) == 1 else "tasks are as they were"
+        yield f"{n_good} of {len(self.tasks)} {are} committed"
         if any(task.state == UNREADABLE for task in self.tasks):
             yield PUT_BACK
 

@@ -178,7 +178,7 @@ class TaskStore:
         names = self.names()
         if name in names:
             return names.index(name) + 1
-        fix = near_miss(name, names) or f"there are {', '.join(names) or 'none yet'}"
+        fix = near_miss(name, names) or f"its tasks are: {', '.join(names) or 'none yet'}"
         raise UsageError(name, "is no task of this run", fix=fix)
 
     def commit(self, task: TaskFile, before: Sequence[TaskFile]) -> Path:

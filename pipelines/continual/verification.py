@@ -10,6 +10,7 @@ from decomp.errors import FileError
 
 from ...data.formats.task_file import TaskFile
 from ...data.weights import digest_state_dict
+from ..console.words import counted
 from .store import TaskStore
 
 IDENTICAL, OTHER_SCORES, CHANGED, UNREADABLE = "bit-identical", "same weights", "changed", "unreadable"
@@ -59,7 +60,7 @@ def _verified(store: TaskStore, tasks: list[TaskFile]) -> Verified:
         return Verified(task.name, CHANGED, "its weights are not those that were committed")
     now, then = store.built(task, state)(task.probe["images"]), task.probe["scores"]
     if torch.equal(now, then):
-        return Verified(task.name, IDENTICAL, f"{len(then)} images")
+        return Verified(task.name, IDENTICAL, counted(len(then), "image"))
     off = float((now - then).abs().max())
     reason = f"class scores differ by at most {off:.2g}: this machine rounds otherwise than the one that committed it"
     return Verified(task.name, OTHER_SCORES, reason)

@@ -142,6 +142,7 @@ def export(
         A file gives other outputs than the network.
     """
     chosen, store = checked_formats(formats), TaskStore.open(run)
+    store.number_of(name)
     reporter = reporter or Reporter()
     with store.run.lock(), reporter.stage("tasks export"):
         reporter.step(f"writing and checking {', '.join(chosen)}")

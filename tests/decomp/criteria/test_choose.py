@@ -197,6 +197,12 @@ def test_a_speedup_out_of_reach_names_the_greatest_and_what_limits():
         for_speedup(SCORES, 1000, quadratic)
 
 
+def test_a_cap_that_keeps_everything_is_loosened_and_no_speedup_of_one_is_advised():
+    with pytest.raises(TargetError, match=r"at most 1x can be reached.*; loosen cap 0 \([\d.]+x without it\)\.$"):
+        for_speedup(SCORES, 2, quadratic, limits=Limits(cap=0.0))
+    assert for_speedup(SCORES, 2, quadratic).keep
+
+
 def test_nothing_to_narrow_reaches_no_speedup():
     with pytest.raises(TargetError, match="there are no channels that may go, so 1x is the most, got 2x; ask for 1x"):
         for_speedup({}, 2, lambda keep: 10.0)

@@ -1,5 +1,7 @@
 """Lines of the list, of an added task, of verification and export."""
 
+from dataclasses import replace
+
 from decomp.pipelines.continual.exports import ExportedTask, TaskSizes
 from decomp.pipelines.continual.results import AddedTask, ExportedTaskResult, TaskList, VerifyResult
 from decomp.pipelines.continual.store import TaskStore
@@ -63,6 +65,14 @@ def test_verification_says_how_many_are_good(learned):
     lines = list(VerifyResult(learned.store.run, tasks).lines())
     assert lines[2] == "1 of 2 tasks are as they were committed" and "put a copy of the damaged file back" in lines[3]
     assert not VerifyResult(learned.store.run, tasks).good
+    assert list(VerifyResult(learned.store.run, tasks[:1]).lines())[-1] == "1 of 1 task is as it was committed"
+
+
+def test_the_sizes_of_one_task_are_compared_with_one_network(learned):
+    listed = TaskList.of(learned.store)
+    assert any("; 2 independent networks: " in line for line in listed.lines())
+    one = replace(listed, tasks=listed.tasks[:1])
+    assert any("; 1 independent network: " in line for line in one.lines())
 
 
 def test_an_export_tells_what_was_removed():

@@ -46,6 +46,8 @@ def test_tasks_are_read_in_order_with_their_names(learned):
     assert len(learned.store.tasks(1)) == 1 and learned.store.number_of("heights") == 2
     with pytest.raises(UsageError, match="hights: is no task of this run; did you mean heights"):
         learned.store.number_of("hights")
+    with pytest.raises(UsageError, match="x: is no task of this run; its tasks are: sides, heights"):
+        learned.store.number_of("x")
 
 
 def test_a_task_has_its_own_normalisations_biases_and_head(learned):

@@ -153,7 +153,7 @@ def test_a_task_that_is_learned_is_not_learned_again(place, tmp_path):
             "a task needs a label for every training image, got y_train: whole numbers from -1",
         ),
         ({"labels": lambda y: y + 1}, "classes must be numbered 0..2 with images of each, got no training image of"),
-        ({"labels": lambda y: y * 0}, "a task needs images of two classes or more, got 1 class"),
+        ({"labels": lambda y: y * 0}, "a task needs images of two classes or more, got 1 class; give images of at"),
     ],
 )
 def test_images_that_do_not_fit_are_refused_in_one_line_and_nothing_is_lost(place, tmp_path, change, line):
@@ -279,6 +279,12 @@ def test_exported_files_hold_the_task_without_this_package(place, tmp_path):
     with torch.no_grad():
         off = (program(IMAGES) - place[2][-1]["thirds"]).abs().max()
     assert off < 1e-5 and result.sizes.parameters_compact <= result.sizes.parameters
+
+
+def test_an_export_of_an_unknown_task_is_refused_before_any_work(place, monkeypatch):
+    monkeypatch.setattr(tasks, "export_task", lambda *_: pytest.fail("the export began"))
+    with pytest.raises(UsageError, match="side: is no task of this run"):
+        tasks.export(place[0] / "run", name="side", formats="pt2")
 
 
 def test_the_commands_show_what_the_functions_return(place):
