@@ -89,6 +89,10 @@ JSON_RESULTS = {
     "prune": ("prune --model net.py:build --data digits --images 150 --points 5 --ratio 0.25 --run runs/pruned", "run"),
     "sensitivity": ("sensitivity --run {run} --ratios 0.5", "facts"),
     "tasks": ("tasks list --run runs/tasks", "tasks"),
+    "recipe": (
+        "recipe imagenet --data digits --network zoo:vgg-digits=2x --epochs 0 --images 60 --run runs/table",
+        "ours",
+    ),
     "train": ("train --model zoo:vgg-digits --data digits --epochs 1 --out json.safetensors", "weights"),
     "slim": (
         "slim --model zoo:vgg-digits --data digits --run runs/json --passes 1 --epochs 1 --tune-epochs 1 --images 20",

@@ -26,15 +26,15 @@ Examples:
   decomp recipe imagenet --data imagefolder:/data/imagenet --run runs/imagenet --network vgg16 --epochs 0
 """
 )
-@click.option("--data", required=True, metavar="NAME", help="imagefolder:DIR, with labelled train/ and val/.")
+@click.option("--data", required=True, metavar="NAME", help="Images: imagefolder:DIR, with labelled train/ and val/.")
 @click.option(
     "--run", required=True, type=click.Path(), metavar="DIR",
     help="Folder for the run directories, one for each network and speed-up.",
 )  # fmt: skip
 @click.option(
     "--network", "networks", multiple=True, metavar="NAME", default=("vgg16", "resnet50"), show_default=True,
-    help="vgg16 (2x, 4x, 5x), resnet50 (2x), or another one with its speed-ups, such as torchvision:vgg11=2x/4x; can "
-    "be given several times.",
+    help="Network: vgg16 (2x, 4x, 5x), resnet50 (2x), or another one with its speed-ups, such as "
+    "torchvision:vgg11=2x/4x; can be given several times.",
 )  # fmt: skip
 @click.option(
     "--weights", metavar="FILE",
