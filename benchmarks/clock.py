@@ -4,8 +4,9 @@
 
 Protocol: a network is frozen once; for each runtime and speed-up one network is planned by measured time. It is then
 timed against the original in interleaved rounds, in a new process for each repetition. A repetition holds its promise
-where the ratio of medians is between 0.97 and 1.10 of what was asked. Before each repetition the load of the machine
-is read, and the spread of the original's own rounds afterwards: where either is high the row is marked as busy and not
+where the ratio of medians is between 0.97 and 1.10 of what was asked. Before each repetition the benchmark is idle for
+a second, in which the processors that others use are counted, and the spread of the original's own rounds is read
+afterwards: where either is high the row is marked as busy and not
 counted, unless --busy is given. Rows are appended to rows.jsonl: an interrupted benchmark goes on.
 """
 
@@ -15,14 +16,15 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.common import CLI, machine, markdown, numbers, stage
 
 #: Shares of the asked speed-up between which a promise is kept.
 LEAST, MOST = 0.97, 1.10
-#: Other processes that want a processor, and interquartile range over median of the original, on a quiet machine.
-LOAD, SPREAD = 0.5, 0.2
+#: Processors that others use, and interquartile range over median of the original, on a quiet machine.
+LOAD, SPREAD = 0.2, 0.2
 FIELDS = ("network", "runtime", "asked", "planned", "measured", "low", "high", "kept", "repetitions", "busy", "refused")
 
 
@@ -77,9 +79,26 @@ def time_once(original, decomposed, runtime_name, threads):
     return ratio(latencies(networks, shape, device, 300, max_seconds=3.0, min_rounds=20))
 
 
+def busy_jiffies(text):
+    """Time in which processors worked, and all their time, from the text of /proc/stat."""
+    values = [int(value) for value in text.splitlines()[0].split()[1:9]]
+    return sum(values) - values[3] - values[4], sum(values)  # the 4th and 5th are idle, and waiting for disks
+
+
+def processors_in_use(seconds=1.0):
+    """How many processors are in use while this process sleeps; 0 where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    before = busy_jiffies(stat.read_text())
+    time.sleep(seconds)
+    busy, total = (after - first for after, first in zip(busy_jiffies(stat.read_text()), before))
+    return round((os.cpu_count() or 1) * busy / max(total, 1), 3)
+
+
 def repetition(base, run, name, threads):
-    """Load of the machine, then :func:`time_once` in a process of its own."""
-    load = os.getloadavg()[0]
+    """Processors that others use, then :func:`time_once` in a process of its own."""
+    load = processors_in_use()
     command = [sys.executable, "-m", "benchmarks.clock", "--time", str(base / "original"), str(run / "model"), name]
     done = subprocess.run([*command, "--threads", str(threads)], check=True, capture_output=True, text=True)
     return {"load": load, **json.loads(done.stdout.splitlines()[-1])}

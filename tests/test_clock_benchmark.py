@@ -29,3 +29,13 @@ def test_busy_repetitions_are_marked_and_count_only_when_asked():
 def test_refused_speedup_has_its_line_and_no_figure():
     (entry,) = clock.summary([{"network": "n", "runtime": "eager", "asked": 3, "refused": "at most 2x"}])
     assert entry["refused"] == "at most 2x" and "measured" not in entry and entry["repetitions"] == 0
+
+
+def test_processors_in_use_are_those_that_are_neither_idle_nor_wait_for_disks(monkeypatch):
+    before, after = "cpu  100 0 50 1000 30 0 10 0 0 0\n", "cpu  190 0 60 1090 40 0 10 0 0 0\n"
+    assert clock.busy_jiffies(before) == (160, 1190) and clock.busy_jiffies(after) == (260, 1390)
+    texts = iter([before, after])
+    monkeypatch.setattr(clock.Path, "exists", lambda path: True)
+    monkeypatch.setattr(clock.Path, "read_text", lambda path: next(texts))
+    monkeypatch.setattr(clock.os, "cpu_count", lambda: 4)
+    assert clock.processors_in_use(0) == 2.0  # 100 of 200
