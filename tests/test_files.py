@@ -91,7 +91,9 @@ def test_the_checkout_keeps_the_rule(rule):
 
 
 @pytest.mark.parametrize(
-    "rule, sample", [(rule, sample) for rule in RULES for sample in RULES[rule]], ids=lambda value: str(value)[:60]
+    "rule, sample",
+    [(rule, sample) for rule in RULES for sample in RULES[rule]],
+    ids=lambda value: getattr(value, "__name__", str(value))[:60],
 )
 def test_the_rule_notices_a_bad_sample(rule, sample):
     complaints, looked = rule(sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,8 @@ def in_parallel(
     list
     """
     threads = torch.get_num_threads()
+    if torch.cuda.is_initialized():
+        _load_linear_algebra_of_gpus()
     torch.set_num_threads(1)
     try:
         return Parallel(n_jobs=min(workers or threads, max(len(tasks), 1)), backend="threading")(
@@ -39,6 +42,15 @@ def in_parallel(
         )
     finally:
         torch.set_num_threads(threads)
+
+
+@cache
+def _load_linear_algebra_of_gpus() -> None:
+    """Let torch load its library of linear algebra on GPUs, which fails where several threads are the first to need it.
+
+    Seen as "lazy wrapper should be called at most once", https://github.com/pytorch/pytorch/issues/90613.
+    """
+    torch.linalg.inv(torch.eye(1, device="cuda"))
 
 
 def _in_one_thread(function: Callable[..., Result], task: tuple[Any, ...]) -> Result:

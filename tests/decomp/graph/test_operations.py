@@ -49,7 +49,9 @@ def test_channelwise_methods_treat_every_channel_alike_and_by_itself(name):
     assert treats_channels_alike_and_by_themselves(lambda x: getattr(x, name)(*arguments))
 
 
-@pytest.mark.parametrize("function", [f for f in operations.UNITING if callable(f)], ids=str)
+@pytest.mark.parametrize(
+    "function", [f for f in operations.UNITING if callable(f)], ids=lambda function: function.__name__
+)
 def test_uniting_functions_meet_two_tensors_entry_by_entry(function):
     x, y, keep = torch.rand(2, 6, 3, 3), torch.rand(2, 6, 3, 3) + 1, torch.tensor([5, 1])
     assert torch.equal(function(x.clone(), y)[:, keep], function(x[:, keep].clone(), y[:, keep]))

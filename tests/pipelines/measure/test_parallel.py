@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decomp.pipelines.measure import parallel
 from decomp.pipelines.measure.parallel import in_batches, in_parallel
 
 
@@ -30,6 +31,20 @@ def test_any_number_of_workers_gives_the_same_bytes_in_order(two_threads):
 def test_tasks_run_at_the_same_time():
     meeting = threading.Barrier(3, timeout=30)
     assert sorted(in_parallel(lambda _: meeting.wait(), [(i,) for i in range(3)], 3)) == [0, 1, 2]
+
+
+def test_linear_algebra_of_gpus_is_loaded_before_the_first_thread_needs_it(monkeypatch):
+    """Loaded by several threads at once it fails: seen on a GPU as "lazy wrapper should be called at most once"."""
+    order, load = [], parallel._load_linear_algebra_of_gpus
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        torch, "eye", lambda n, device: order.append((device, threading.get_ident())) or torch.ones(1, 1)
+    )
+    load.cache_clear()
+    for _ in range(2):
+        in_parallel(lambda i: order.append(i), [(i,) for i in range(3)], 1)
+    load.cache_clear()
+    assert order == [("cuda", threading.get_ident()), 0, 1, 2, 0, 1, 2]
 
 
 def test_an_error_comes_out_as_it_is_and_the_threads_are_given_back(two_threads):
