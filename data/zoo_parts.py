@@ -39,16 +39,16 @@ class ResidualBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter each channel by 3x3, project by 1x1 (Sandler et al. 2018), beside a shortcut."""
+    """Expand by 1x1, filter each channel alone, project by 1x1 (Sandler et al. 2018), beside a shortcut."""
 
-    def __init__(self, n_in: int, n_out: int, stride: int, expansion: int):
+    def __init__(self, n_in: int, n_out: int, stride: int, expansion: int, kernel: int = 3):
         super().__init__()
         hidden = n_in * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
             layers += [nn.Conv2d(n_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6()]
         layers += [
-            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
             nn.BatchNorm2d(hidden),
             nn.ReLU6(),
             nn.Conv2d(hidden, n_out, 1, bias=False),
@@ -121,4 +121,8 @@ def initialised(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.groups > 1:
+                # torch counts the filters of all groups, and a channel reaches only those of its own.
+                with torch.no_grad():
+                    part.weight.mul_(part.groups**0.5)
     return module

@@ -101,6 +101,12 @@ def test_sizes_are_those_the_names_stand_for():
 def test_the_kinds_of_networks_have_what_makes_them_of_that_kind():
     mobilenet = zoo.build("mobilenet-fashion")
     assert sum(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in mobilenet.modules()) == 8
+    efficient = zoo.build("efficientnet-lite-fashion")
+    depthwise = [m for m in efficient.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
+    assert [m.kernel_size[0] for m in depthwise] == [3, 3, 3, 5, 5, 3, 3, 5, 5, 5, 5, 3]
+    assert {type(m) for m in efficient.modules() if "ReLU" in type(m).__name__} == {nn.ReLU6}
+    assert not any(isinstance(m, nn.Sigmoid) for m in efficient.modules())  # no squeeze-and-excitation
+    assert 0.3e6 < parameters_of(efficient) < 0.6e6
     densenet = fx.symbolic_trace(zoo.build("densenet-fashion"))
     assert sum(node.target is torch.cat for node in densenet.graph.nodes) == 12
 
