@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from decomp.errors import check_choice
 from decomp.runtimes.eager import LAYOUTS, Eager
 from decomp.runtimes.failures import in_one_line
+from decomp.runtimes.precision import as_set_outside
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,6 @@ class Compiled:
         forward.__code__ = forward.__code__.replace()
         # One graph: where the compiler would run a part in eager mode, it refuses instead.
         compiled = torch.compile(forward, backend=self.backend, fullgraph=True, dynamic=False)
-        with in_one_line(self.name, "compiled"), torch.inference_mode():
+        with in_one_line(self.name, "compiled"), torch.inference_mode(), as_set_outside():
             compiled(example)
         return compiled

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from decomp.runtimes.precision import in_words
+
 
 class Runtime(Protocol):
     """A way to run a network.
@@ -56,12 +58,13 @@ class Runtime(Protocol):
         ...
 
 
-def conditions(runtime: Runtime) -> dict[str, Any]:
+def conditions(runtime: Runtime, device_kind: str = "cpu") -> dict[str, Any]:
     """Conditions of a measurement that the runtime decides: equal ones are comparable.
 
-    The number of threads is that of torch in every runtime, and numbers are float32.
+    The number of threads is that of torch in every runtime, and numbers are float32; see
+    :mod:`decomp.runtimes.precision` for those on a GPU.
     """
     return {
         "runtime": runtime.name, "version": runtime.version, "threads": torch.get_num_threads(),
-        "layout": runtime.layout, "precision": "float32", "optimisation": runtime.optimisation,
+        "layout": runtime.layout, "precision": in_words(device_kind), "optimisation": runtime.optimisation,
     }  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decomp import seeds
 from decomp.runtimes.eager import LAYOUTS
+from decomp.runtimes.precision import as_set_outside
 
 WARM_UP = 3
 
@@ -70,7 +71,7 @@ def latencies(
     min_rounds = MIN_ROUNDS if min_rounds is None else min_rounds
     images = random_images(shape, device, layout)
     times: dict[str, list[float]] = {name: [] for name in networks}
-    with torch.inference_mode():
+    with torch.inference_mode(), as_set_outside():
         for network in networks.values():
             for _ in range(WARM_UP):
                 network(images)

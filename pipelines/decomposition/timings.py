@@ -151,7 +151,7 @@ class Timings:
 def conditions(device: torch.device, batch_size: int, runtime: Runtime) -> dict[str, Any]:
     """Conditions of a measurement on which a time depends, beside the shapes."""
     return {
-        "device": devices.full_name(device), **conditions_of(runtime), "torch": torch.__version__,
+        "device": devices.full_name(device), **conditions_of(runtime, device.type), "torch": torch.__version__,
         "batch_size": batch_size,
     }  # fmt: skip
 

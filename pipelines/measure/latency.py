@@ -138,7 +138,8 @@ def chosen_runtimes(names: Sequence[str], device: torch.device, layout: str) -> 
 def asked_conditions(name: str, layout: str, device: torch.device, batch_size: int, repeats: int) -> dict[str, Any]:
     """Conditions of a measurement that are known before it is made."""
     return {
-        **conditions(runtime(name, layout)), "device": full_name(device), "batch_size": batch_size, "asked": repeats,
+        **conditions(runtime(name, layout), device.type), "device": full_name(device), "batch_size": batch_size,
+        "asked": repeats,
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from decomp.cost.count import Cost
 from decomp.cost.count import cost as count_cost
 from decomp.errors import DecompError
 from decomp.graph.network_graph import NetworkGraph
+from decomp.runtimes.precision import exact_float32
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
@@ -207,7 +208,7 @@ def decompose(
     target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
     directory.original = original
-    with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES):
+    with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES), exact_float32():
         require_not_pruned(directory)
         before = None if redo else _done_before(directory, options)
         if before is not None:

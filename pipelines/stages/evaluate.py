@@ -13,6 +13,7 @@ from torch import nn
 
 from decomp.cost.count import cost
 from decomp.errors import DecompError, FileError
+from decomp.runtimes.precision import exact_float32
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
@@ -167,6 +168,7 @@ class EvaluationResult:
         }  # fmt: skip
 
 
+@exact_float32()
 def evaluate(
     run: str | os.PathLike[str] | RunDirectory,
     *,

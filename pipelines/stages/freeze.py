@@ -17,6 +17,7 @@ from decomp.execution.sampled_rows import points_of_calls
 from decomp.graph.autocast import AUTOCAST
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.size_branches import size_branch_message
+from decomp.runtimes.precision import exact_float32
 
 from ...data import models
 from ...data.formats import network_file
@@ -219,6 +220,7 @@ def freeze_once(
         )  # fmt: skip
 
 
+@exact_float32()
 def freeze_loaded(
     run: RunDirectory,
     loaded: LoadedModel,

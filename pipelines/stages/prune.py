@@ -15,6 +15,7 @@ from torch import nn
 
 from decomp.cost.count import Cost
 from decomp.errors import DecompError
+from decomp.runtimes.precision import exact_float32
 
 from ...data.formats.digests import digest_file
 from ...data.formats.network_file import Verified, read_structure
@@ -82,6 +83,7 @@ def costs_line(facts: Mapping[str, Any]) -> str:
     )
 
 
+@exact_float32()
 def prune(
     run: str | os.PathLike[str] | RunDirectory,
     *,

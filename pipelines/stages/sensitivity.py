@@ -16,6 +16,7 @@ from torch import nn
 from decomp.criteria.choose import by_layer
 from decomp.errors import TargetError
 from decomp.modules.copies import deep_copy
+from decomp.runtimes.precision import exact_float32
 from decomp.surgery.narrow_network import shrink
 
 from ...data.formats.atomic import commit
@@ -110,6 +111,7 @@ def sensitivity_png(run: RunDirectory) -> Path:
     return run.path / "sensitivity.png"
 
 
+@exact_float32()
 def sensitivity(
     run: str | os.PathLike[str] | RunDirectory,
     *,
