@@ -232,7 +232,7 @@ def _entries() -> dict[str, ZooEntry]:
     fashion: dict[str, Any] = {"input_shape": (1, 28, 28), "n_classes": 10, "dataset": "fashion-mnist"}
     widths: tuple[int | str, ...] = (32, 32, POOL, 64, 64, POOL, 128, 128, 128, POOL)
     plain = {"epochs": 15, "learning_rate": 0.05}
-    compact = {"epochs": 40, "learning_rate": 0.2, "batch_size": 256}
+    compact = {"epochs": 30, "learning_rate": 0.2, "batch_size": 256}
     slimming = {"epochs": 15, "learning_rate": 0.1, "batch_size": 64, "schedule": "milestones"}
     # Of the published RePr trainings: a rate that is still high when filters come back late.
     steady = {"epochs": 100, "learning_rate": 0.01, "schedule": "constant", "warmup_epochs": 0}

@@ -13,8 +13,11 @@ from decomp.data.standard import DEBIAN_FASHION
 from decomp.errors import UsageError
 
 HAS_FASHION = (DEBIAN_FASHION / "train-images-idx3-ubyte.gz").exists()
-SHIPPED = ("vgg-fashion", "resnet20-fashion", "vgg-digits")
-GOALS = {"vgg-fashion": 0.93, "resnet20-fashion": 0.925, "vgg-digits": 0.97}
+SHIPPED = ("vgg-fashion", "resnet20-fashion", "mobilenet-fashion", "efficientnet-lite-fashion", "vgg-digits")
+GOALS = {
+    "vgg-fashion": 0.93, "resnet20-fashion": 0.925, "mobilenet-fashion": 0.914, "efficientnet-lite-fashion": 0.92,
+    "vgg-digits": 0.97,
+}  # fmt: skip
 
 
 def macs_of(module, input_shape):
@@ -162,7 +165,7 @@ def test_the_shipped_digits_network_measures_what_its_record_says():
 
 @pytest.mark.fashion
 @pytest.mark.skipif(not HAS_FASHION, reason="the images of Debian's package dataset-fashion-mnist are not installed")
-@pytest.mark.parametrize("name", ["vgg-fashion", "resnet20-fashion"])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.endswith("-fashion")])
 def test_the_shipped_fashion_networks_measure_what_their_records_say(name):
     from decomp.data.sources import open_source
 
