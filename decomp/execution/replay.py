@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from decomp.execution.footprint import last_uses
+from decomp.time_spent import part
 
 # Value of every node that is still needed; tensors, and whatever else a forward pass computes.
 Values = dict[fx.Node, Any]
@@ -238,9 +239,10 @@ class Replay:
 
     def _run_between(self, interpreter: fx.Interpreter, start: int, stop: int, first: int, target: int) -> None:
         """Run the nodes from one place up to another, that one not."""
-        for place in range(first, target):
-            interpreter.env[self.nodes[place]] = self._run_node(interpreter, self.nodes[place], start, stop)
-            self._forget(interpreter.env, place)
+        with part("forward"):
+            for place in range(first, target):
+                interpreter.env[self.nodes[place]] = self._run_node(interpreter, self.nodes[place], start, stop)
+                self._forget(interpreter.env, place)
         self.forward_images += (stop - start) * sum(self.work[first:target])
 
     def _forget(self, env: Values, place: int) -> None:

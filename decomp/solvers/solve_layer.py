@@ -14,6 +14,7 @@ from decomp.problem.layer_problem import LayerProblem, columns_of, weight_to_mat
 from decomp.problem.moments import Moments
 from decomp.solvers import channel, refine, selection, spatial
 from decomp.solvers.selectors import SELECTORS
+from decomp.time_spent import part
 
 # The selectors that 'best' tries, the first of equals wins.
 TRIED = ("backward", "lasso")
@@ -131,13 +132,15 @@ def solve_layer(
     pruned = sizes.keep is not None
     chosen = Selection(torch.arange(problem.n_channels), problem.n_channels)
     if sizes.keep is not None:
-        chosen = (
-            selection.select_by(problem, sizes.keep, scores, selector)
-            if scores is not None
-            else choose(problem, sizes.keep, selector, seed)
-        )
+        with part("choice of channels"):
+            chosen = (
+                selection.select_by(problem, sizes.keep, scores, selector)
+                if scores is not None
+                else choose(problem, sizes.keep, selector, seed)
+            )
         report["selection"] = chosen.report
-    fitted = selection.reconstruct(problem, chosen)
+    with part("least squares"):
+        fitted = selection.reconstruct(problem, chosen)
     report["least_squares"] = fitted.report
     problem = replace(problem.narrowed(chosen), weight=fitted.weight, bias=fitted.bias)
     if held_out is not None:
@@ -145,16 +148,19 @@ def solve_layer(
     errors["prune" if pruned else "refit"] = _errors(problem.weight, problem, held_out)
     factored = FactoredConv.dense(problem.weight, problem.bias, problem.geometry)
     if sizes.spatial_rank is not None:
-        factored = spatial.split(problem, sizes.spatial_rank)
+        with part("spatial split"):
+            factored = spatial.split(problem, sizes.spatial_rank)
         report["spatial"] = factored.report
         errors["spatial"] = _errors(factored.compose()[0], problem, held_out)
     if sizes.channel_rank is not None:
         base = factored if sizes.spatial_rank is not None else None
-        factored = channel.decompose(problem, sizes.channel_rank, base=base, activation_aware=activation_aware)
+        with part("channel decomposition"):
+            factored = channel.decompose(problem, sizes.channel_rank, base=base, activation_aware=activation_aware)
         report["channel"] = factored.report
         errors["channel"] = _errors(factored.compose()[0], problem, held_out)
     if refined and (len(factored.factors) > 1 or pruned):
-        factored = _refined(problem, factored, activation_aware)
+        with part("refinement"):
+            factored = _refined(problem, factored, activation_aware)
         report["refine"] = {key: value for key, value in factored.report.items() if key.startswith("refine")}
         errors["refine"] = _errors(factored.compose()[0], problem, held_out)
     return LayerSolution(problem.name, chosen if pruned else None, factored), report

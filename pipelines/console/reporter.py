@@ -19,6 +19,8 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
+from decomp.time_spent import TimeSpent
+
 from .progress import Progress, Work, format_seconds, in_notebook, make_bar, rough_time
 
 #: Longest silence of a running stage, in seconds.
@@ -81,6 +83,7 @@ class Reporter:
         self._phases: tuple[str, ...] = ()
         self._phase: str | None = None
         self._work: Work | None = None
+        self._spent = TimeSpent()
         self._steps: list[Progress] = []
         self._shown = self._start
         self._writing = threading.RLock()
@@ -136,22 +139,26 @@ class Reporter:
         """
         outer, self._stage, start = self._stage, name, time.monotonic()
         outer_phases, self._phases, self._phase, self._work = self._phases, tuple(phases), None, None
+        outer_spent, self._spent = self._spent, TimeSpent()
         self._log(f"{name} begins", {"event": "begin", "command": self.command})
         self._shown, ended = time.monotonic(), threading.Event()
         speaker = threading.Thread(target=self._break_silence, args=(ended, start), daemon=True)
         if outer is None and not self.quiet:
             speaker.start()
         try:
-            yield self
+            with self._spent.recording():
+                yield self
         except BaseException as error:
             seconds = round(time.monotonic() - start, 3)
             self._log(f"{name} stopped: {str(error) or type(error).__name__}", {"event": "stop", "took": seconds})
             raise
         else:
             seconds = round(time.monotonic() - start, 3)
-            self._log(f"{name} ends", {"event": "end", "took": seconds, "peak_memory_mib": peak_memory_mib()})
+            ended_with = {"took": seconds, "peak_memory_mib": peak_memory_mib(), "times": self._spent.rows()}
+            self._log(f"{name} ends", {"event": "end", **ended_with})
         finally:
             self._stage, self._phases, self._phase, self._work = outer, outer_phases, None, None
+            self._spent = outer_spent
             ended.set()
             if speaker.is_alive():
                 speaker.join()
@@ -159,9 +166,14 @@ class Reporter:
     def phase(self, name: str) -> None:
         """Begin a part of the stage: a line with its number, and the time left of all parts where that is known."""
         self._phase = name
+        self._spent.phase(name)
         left = self.time_left()
         number = f" {self._phases.index(name) + 1} of {len(self._phases)}" if name in self._phases else ""
         self.step(f"{self._stage}{number}: {name}{left}", event="phase")
+
+    def times(self) -> list[dict[str, Any]]:
+        """Time spent in the stage so far, by phase and part; see :meth:`decomp.time_spent.TimeSpent.rows`."""
+        return self._spent.rows()
 
     def expect(self, work: Mapping[str, float]) -> None:
         """Name the long steps that follow, by the labels of their progress, with their weights.

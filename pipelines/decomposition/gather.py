@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from decomp import time_spent
 from decomp.errors import NumericalError
 from decomp.execution import sampled_rows
 from decomp.execution.replay import Replay
@@ -80,6 +81,7 @@ class ProblemGatherer:
         self._positions: dict[str, Tensor] = {}
         self._stored_rows: tuple[str, int] | None = None  # layer and number of tiles in the store
 
+    @time_spent.part("rows and moments")
     def problem(self, layer: Layer) -> tuple[LayerProblem, Moments]:
         """The problem of one layer on the fitted images, and the moments of the held-out ones.
 

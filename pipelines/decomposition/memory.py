@@ -251,6 +251,14 @@ def measure(module: fx.GraphModule, image: Tensor) -> Footprint:
     return footprint.measure(module, image.to(parameter.device))
 
 
+def work_words(passes: float, spilled_bytes: int) -> str:
+    """The forward work of a stage, and the most activations that lay on the disk, as a line of text."""
+    words = f"{passes:.1f} passes over the calibration images"
+    if spilled_bytes:
+        words += f", up to {spilled_bytes / MIB:,.0f} MiB of activations on the disk meanwhile"
+    return words
+
+
 def _rounded_up(n_bytes: float) -> str:
     return f"{-(-n_bytes // (GIB // 10)) / 10:g}GiB"
 

@@ -22,6 +22,7 @@ from decomp.problem.factors import LayerSolution, Selection
 from decomp.surgery.apply_solution import apply_solution
 from decomp.surgery.narrow_network import shrink
 from decomp.surgery.random_network import random_factors
+from decomp.time_spent import part
 
 from ...data.formats.layer_file import read_layer, write_layer
 from ...data.formats.network_file import Verified
@@ -34,6 +35,7 @@ from .session import OpenedRun
 SHARE = 1 / 8
 
 
+@part("rehearsal")
 def rehearse(
     opened: OpenedRun, options: DecomposeOptions, widths: Mapping[str, int], *, original: nn.Module | None = None,
     use: Callable[[Path], None] | None = None,

@@ -28,6 +28,7 @@ from decomp.solvers.selection import retention_order
 from decomp.solvers.solve_layer import solve_layer
 from decomp.solvers.spatial import closed_form, max_rank, require_splittable
 from decomp.surgery.apply_solution import apply_solution
+from decomp.time_spent import part
 
 from ...data.formats.curves_file import VERSION, Survey, read_curves, write_curves
 from ...data.formats.digests import digest_json
@@ -219,7 +220,8 @@ def output_metrics(
                 yield frozen.images(start, stop).to(device)
                 progress.update(stop - start)
 
-        metrics = output_metric.output_metrics(graph, batches(), frozen_outputs(frozen), frozen.meta["seed"])
+        with part("gradients"):
+            metrics = output_metric.output_metrics(graph, batches(), frozen_outputs(frozen), frozen.meta["seed"])
     memory.count_passes(n_images)
     return metrics
 
@@ -265,10 +267,11 @@ class _OutputChange:
 
     def measure(self, layer: Layer) -> Callable[[Tensor, Tensor | None], float]:
         """A function of a layer's weights and bias that gives the mean change of the output."""
-        self.replay.advance(self.graph.node(layer))
+        with part("change of the outputs"):
+            self.replay.advance(self.graph.node(layer))
 
         def change(weight: Tensor, bias: Tensor | None) -> float:
-            with self.gatherer.replaced(layer, weight, bias), torch.no_grad():
+            with part("change of the outputs"), self.gatherer.replaced(layer, weight, bias), torch.no_grad():
                 return self.outputs.change(self.wanted, self._outputs()).mean().item()
 
         return change
@@ -302,18 +305,22 @@ def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) 
     curves: Curves = {}
     shared = _Shared()
     if "prune" in steps:
-        order = retention_order(problem, "backward")
+        with part("curves: elimination of channels"):
+            order = retention_order(problem, "backward")
         shared = replace(shared, order=order)
-        curves["prune"] = selection_curve(problem, held_out, order=order)
+        with part("curves: prune"):
+            curves["prune"] = selection_curve(problem, held_out, order=order)
     if "spatial" in steps:
         require_splittable(problem)
-        factors = closed_form(problem.checked(), max_rank(problem))
+        with part("curves: spatial"):
+            factors = closed_form(problem.checked(), max_rank(problem))
+            curves["spatial"] = spatial_curve(problem, held_out, factors=factors)
         shared = replace(shared, factors=factors)
-        curves["spatial"] = spatial_curve(problem, held_out, factors=factors)
     if "channel" in steps:
-        solution = least_squares(problem.checked().moments, ridge=EVIDENCE, prior=problem.matrix())
+        with part("curves: channel"):
+            solution = least_squares(problem.checked().moments, ridge=EVIDENCE, prior=problem.matrix())
+            curves["channel"] = channel_curve(problem, held_out, solution=solution)
         shared = replace(shared, solution=solution)
-        curves["channel"] = channel_curve(problem, held_out, solution=solution)
     return curves, shared
 
 
@@ -322,4 +329,5 @@ def _output_curves(
 ) -> LayerCurves:
     """Change of the network's output for every size of every step of one layer."""
     approximate = approximations(problem, shared.order, factors=shared.factors, solution=shared.solution)
-    return LayerCurves(**{step: output_curve(own[step], approximate[step], measure) for step in own})
+    with part("approximations"):
+        return LayerCurves(**{step: output_curve(own[step], approximate[step], measure) for step in own})

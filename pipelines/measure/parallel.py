@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed
+
+from decomp.time_spent import TimeSpent, current
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -37,11 +40,15 @@ def in_parallel(
         _load_linear_algebra_of_gpus()
     torch.set_num_threads(1)
     try:
-        return Parallel(n_jobs=min(workers or threads, max(len(tasks), 1)), backend="threading")(
+        done = Parallel(n_jobs=min(workers or threads, max(len(tasks), 1)), backend="threading")(
             delayed(_in_one_thread)(function, task) for task in tasks
         )
     finally:
         torch.set_num_threads(threads)
+    recording = current()
+    if recording is not None:
+        recording.absorb(spent for _, spent in done)
+    return [result for result, _ in done]
 
 
 @cache
@@ -53,9 +60,10 @@ def _load_linear_algebra_of_gpus() -> None:
     torch.linalg.inv(torch.eye(1, device="cuda"))
 
 
-def _in_one_thread(function: Callable[..., Result], task: tuple[Any, ...]) -> Result:
+def _in_one_thread(function: Callable[..., Result], task: tuple[Any, ...]) -> tuple[Result, TimeSpent]:
     torch.set_num_threads(1)  # a thread that torch has used before keeps its earlier number
-    return function(*task)
+    with TimeSpent(time.thread_time).recording() as spent:
+        return function(*task), spent
 
 
 def in_batches(

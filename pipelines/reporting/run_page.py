@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console.program import program
+from ..console.time_table import time_rows
 from ..console.words import counted
 from ..measure import sanity
 from ..measure.intervals import share_words
@@ -89,6 +90,7 @@ def run_page(
         *training_sections(trained, tables, drawn, numbers),
         *(Section(TITLES[key], figures.get(key, [])) for key in DETAILS),
         Section("Calibration images", _frozen(config)),
+        Section("Time", _times(config)),
         Section("Options", [options_table(config)] if config["stages"] else []),
         Section("Conditions", _conditions(config, report)),
         Section("Next steps", _next_steps(config, missing, run)),
@@ -189,6 +191,16 @@ def _frozen(config: Mapping[str, Any]) -> list[str]:
         lines.append(f"preprocessing: {facts['preprocessing']}")
     lines += [line for line in _sanity(config) if not line.startswith(WARNING)]
     return [paragraph(sentence(line)) for line in lines]
+
+
+def _times(config: Mapping[str, Any]) -> list[str]:
+    """Time that decompose spent, by phase and part."""
+    times = config["stages"].get("decompose", {}).get("times")
+    if not times:
+        return []
+    header, *rows = time_rows(times)
+    note = "Seconds of decompose on the clock and of all processors; of its last call, where it was resumed."
+    return [html_tables.text_rows("Time", header, rows), paragraph(note, "note")]
 
 
 def _sanity(config: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from decomp.cost.count import cost as count_cost
 from decomp.errors import DecompError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.runtimes.precision import exact_float32
+from decomp.time_spent import part
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
@@ -25,11 +26,13 @@ from ..console.layer_table import excluded_lines, layer_lines, layer_rows, table
 from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
+from ..console.time_table import time_lines
 from ..decomposition.emission import emit, unused_work
 from ..decomposition.gather import ProblemGatherer
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce, planned_layers
 from ..decomposition.make_plan import check_plan, decompose_options, make_plan, read_plan, space_widths
+from ..decomposition.memory import work_words
 from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import OpenedRun, SurveyedRun, narrow, open_run, survey
 from ..measure import fidelity, sanity
@@ -80,7 +83,7 @@ class DecomposeResult(StageResult):
         if f.get("fidelity"):
             lines += f["fidelity"]["words"].split("\n")
         if "passes" in f:
-            lines.append(_work_words(f["passes"], f["spilled_bytes"]))
+            lines.append(work_words(f["passes"], f["spilled_bytes"]))
         lines += sanity.doubts(self.run.config("freeze"))
         folder, into = str(self.run.model_dir), f.get("into") or {}
         if into.get("verified") is False:
@@ -229,7 +232,7 @@ def decompose(
             after = _checked_cost(plan_of_run, surveyed.graph, reporter)
             verified = _emit(plan_of_run, surveyed, solved, after, reporter, original)
             close = _compare(surveyed, reporter)
-            return _record(plan_of_run, surveyed, solved, after, close, verified)
+            return _record(plan_of_run, surveyed, solved, after, close, verified, reporter)
 
 
 def _done_before(run: RunDirectory, options: DecomposeOptions) -> DecomposeResult | None:
@@ -337,6 +340,7 @@ def _checked_cost(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> Cost:
     return after
 
 
+@part("files")
 def _emit(
     plan: Plan, surveyed: SurveyedRun, solved: SolvedLayers, after: Cost, reporter: Reporter, original: nn.Module | None
 ) -> network_file.Verified:
@@ -353,6 +357,7 @@ def _emit(
     return verified
 
 
+@part("comparison with the original")
 def _compare(surveyed: SurveyedRun, reporter: Reporter) -> dict[str, Any]:
     """Closeness of the outputs to the original's on the held-out images; empty where it cannot be told."""
     opened = surveyed.opened
@@ -370,13 +375,9 @@ def _compare(surveyed: SurveyedRun, reporter: Reporter) -> dict[str, Any]:
 
 
 def _record(
-    plan: Plan,
-    surveyed: SurveyedRun,
-    solved: SolvedLayers,
-    after: Cost,
-    close: Mapping[str, Any],
-    verified: network_file.Verified,
-) -> DecomposeResult:
+    plan: Plan, surveyed: SurveyedRun, solved: SolvedLayers, after: Cost, close: Mapping[str, Any],
+    verified: network_file.Verified, reporter: Reporter,
+) -> DecomposeResult:  # fmt: skip
     """Put the result down in run.json."""
     opened, run = surveyed.opened, surveyed.opened.run
     unused = "" if verified.network is None else unused_work(verified.network, run.model_dir)
@@ -386,15 +387,10 @@ def _record(
         "into": {"verified": verified.into, "reason": verified.reason, "unused": unused}, "fidelity": close,
         "latency": plan.latency, "part": opened.frozen.meta.get("part"),
         "passes": round(opened.memory.forward_images / opened.frozen.n_images, 2),
-        "spilled_bytes": opened.memory.most_on_disk,
+        "spilled_bytes": opened.memory.most_on_disk, "times": reporter.times(),
         "left_alone": {layer.name: dict(layer.left_alone) for layer in surveyed.graph.layers if layer.left_alone},
     }  # fmt: skip
     run.update_config("decompose", facts)
+    for line in time_lines(facts["times"]):
+        reporter.step(line)
     return DecomposeResult(run, False, facts)
-
-
-def _work_words(passes: float, spilled_bytes: int) -> str:
-    words = f"{passes:.1f} passes over the calibration images"
-    if spilled_bytes:
-        words += f", up to {spilled_bytes / 2**20:,.0f} MiB of activations on the disk meanwhile"
-    return words

@@ -10,6 +10,7 @@ from decomp.pipelines.console import reporter as module
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.record import read_log
+from decomp.time_spent import part
 
 
 class Terminal(io.StringIO):
@@ -211,3 +212,19 @@ def test_a_reporter_for_another_run_shows_the_same_and_logs_there(tmp_path):
         other.detail("b")
     assert stream.getvalue() == "b\n" and read_log(run.log)[0]["command"] == "decompose --run r"
     assert Reporter(quiet=True).into(run).quiet
+
+
+def test_the_end_of_a_stage_is_logged_with_the_time_spent_in_its_phases(tmp_path):
+    reporter = Reporter(tmp_path / "log.jsonl", quiet=True)
+    with reporter.stage("decompose", ["survey", "fit"]):
+        reporter.phase("survey")
+        with part("rows"):
+            time.sleep(0.01)
+        reporter.phase("fit")
+        times = {(row["phase"], row["part"]): row["seconds"] for row in reporter.times()}
+    assert times["survey", "rows"] >= 0.01 > times["survey", ""]
+    event = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    logged = {(row["phase"], row["part"]): row["seconds"] for row in event["times"]}
+    assert logged["survey", "rows"] == times["survey", "rows"] and ("fit", "") in logged
+    with reporter.stage("finetune"):
+        assert all(row["phase"] == "" for row in reporter.times())

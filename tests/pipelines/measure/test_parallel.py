@@ -1,6 +1,7 @@
 """Work in parallel: in order, with the same bytes, and without leaving a trace on the thread settings."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from decomp.pipelines.measure import parallel
 from decomp.pipelines.measure.parallel import in_batches, in_parallel
+from decomp.time_spent import TimeSpent, part
 
 
 def product_of(seed, n):
@@ -65,3 +67,17 @@ def test_batches_are_whole_in_order_and_within_their_limits(items, most, budget)
     # Nothing that would still fit is left for the next one.
     for one, other in zip(batches, batches[1:]):
         assert len(one) == most or sum(one) + other[0] > budget
+
+
+def busy(seconds):
+    with part("work"):
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+
+
+def test_time_spent_in_threads_is_a_part_of_the_time_around_them():
+    with TimeSpent().recording() as spent, part("curves"):
+        in_parallel(busy, [(0.01,)] * 4, 2)
+    assert spent.processor_seconds["", "curves: work"] >= 0.04
+    assert 0 < spent.seconds["", "curves: work"] <= sum(spent.seconds.values())

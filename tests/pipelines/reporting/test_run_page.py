@@ -33,7 +33,9 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
                 "asked": {"model": "zoo:x", "data": "digits"},
                 "facts": {"n_images": 1500, "n_points": 10, "preprocessing": "as they are"},
             },
-            "decompose": {"asked": {"speedup": 4.0}},
+            "decompose": {"asked": {"speedup": 4.0}, "times": [
+                {"phase": "survey", "part": "forward", "seconds": 2.5, "processor_seconds": 4.0},
+            ]},
         },
         "versions": {"freeze": {"torch": "2.1"}},
     }  # fmt: skip
@@ -53,7 +55,7 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
         "<h1>4.0x fewer multiply-accumulates", "decomposed: accuracy on 200 test images of digits, time of",
         "Counted and measured speed-up differ",
         "<h2>Networks", "<h2>Accuracy against time", "<h2>Speed-up", "<h2>Accuracy of each class",
-        "<h2>Calibration images", "<h2>Options", "<h2>Conditions", "<h2>Next steps",
+        "<h2>Calibration images", "<h2>Time", "of its last call", "<h2>Options", "<h2>Conditions", "<h2>Next steps",
     ]  # fmt: skip
     body = text[text.index("<body>") :]
     places = [body.index(part) for part in order]

@@ -76,6 +76,20 @@ def test_a_comparison_that_fails_does_not_lose_the_network(run, monkeypatch):
     monkeypatch.setattr(stage.fidelity, "compare", fails)
     reporter = Collected()
     result = decompose(run, speedup=2, reporter=reporter)
-    assert "cannot be compared with the original's: model: must return tensors, got text." in reporter.messages[-1]
+    said = "cannot be compared with the original's: model: must return tensors, got text."
+    assert any(said in line for line in reporter.messages)
     assert cost(decomp.load(run), SHAPE).macs == result.facts["macs_after"] and not result.facts["fidelity"]
     assert not any("held-out" in line for line in result.lines()) and summarise(run).fidelity == {}
+
+
+def test_the_time_spent_is_told_and_kept_by_phase_and_part(run):
+    reporter = Collected()
+    facts = decompose(run, speedup=2, reporter=reporter).facts
+    phases = {row["phase"] for row in facts["times"]}
+    parts = {row["part"] for row in facts["times"]}
+    assert {*stage.PHASES} <= phases
+    assert {"gradients", "rows and moments", "rows and moments: forward", "curves: spatial", "refinement"} <= parts
+    first = [line.startswith("time spent") for line in reporter.messages].index(True)
+    shown = reporter.messages[first:]
+    assert all(any(line.startswith(phase) for line in shown) for phase in stage.PHASES) and shown[-1].endswith("100 %")
+    assert decompose(run, speedup=2, reporter=Collected()).facts["times"] == facts["times"]
