@@ -283,17 +283,17 @@ def _out_of_reach(
     }
     reached = {rule: greatest_speedup(scores, cost, whole, less) for rule, less in loosened.items() if less != limits}
     enough = [rule for rule, value in reached.items() if value >= speedup]
-    fix = f"ask for {_shown(most)} or less"
+    free = _shown(max(reached.values(), default=most))
+    # A speed-up of 1 is none: the commands refuse it.
+    fix = f"ask for {_shown(most)} or less" if _shown(most) != "1x" else ""
     if enough:
-        # A speed-up of 1 is none: the commands refuse it.
-        fix = f"{fix}, or " if _shown(most) != "1x" else ""
-        fix += f"loosen {enough[0]} ({_shown(reached[enough[0]])} without it)"
-    elif reached and max(reached.values()) > most:
-        fix += f" ({_shown(max(reached.values()))} without floor, cap and multiple)"
+        fix += (", or " if fix else "") + f"loosen {enough[0]} ({_shown(reached[enough[0]])} without it)"
+    elif free not in (_shown(most), "1x"):
+        fix += f" ({free} without floor, cap and multiple)" if fix else f"loosen floor, cap and multiple ({free} then)"
     rule = f"at most {_shown(most)} can be reached when each layer keeps {_kept_words(limits)}"
     if not scores:
-        rule, fix = "there are no channels that may go, so 1x is the most", "ask for 1x, or let other channels go"
-    return TargetError("speedup", rule, got=f"{speedup:g}x", fix=fix)
+        rule = "there are no channels that may go, so 1x is the most"
+    return TargetError("speedup", rule, got=f"{speedup:g}x", fix=fix or "let other channels go")
 
 
 def _shown(speedup: float) -> str:

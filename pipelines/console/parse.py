@@ -55,7 +55,8 @@ def share_below_one(name: str) -> Callable[[object], float]:
         match = re.fullmatch(r"\s*(\d+\.?\d*(?:e-?\d+)?|\.\d+)\s*(%?)\s*", str(value))
         share = float(match[1]) / (100 if match[2] else 1) if match else math.nan
         if isinstance(value, bool) or not 0 <= share < 1:
-            fix = f"write {match[1]}%" if match and not match[2] and 1 < share < 100 else "give for example 0.5 or 50%"
+            # A number just above 1 is a mistake for a share of 0.1 or 1 more likely than for 1 %.
+            fix = f"write {match[1]}%" if match and not match[2] and 5 <= share < 100 else "give for example 0.5 or 50%"
             raise UsageError(name, "must be a share from 0 to below 1", got=repr(value), fix=fix)
         return share
 
@@ -105,7 +106,7 @@ def goal(value: object) -> float | str:
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", str(value))
     share = float(match[1]) / (100 if match[2] else 1) if match else math.nan
     if isinstance(value, bool) or not 0 < share <= 1:
-        fix = f"write {match[1]}%" if match and not match[2] and 1 < share <= 100 else "give for example 0.95"
+        fix = f"write {match[1]}%" if match and not match[2] and 10 <= share <= 100 else "give for example 0.95"
         rule = "must be an accuracy above 0 and at most 1, or independent"
         raise UsageError("--goal", rule, got="none" if value is None else repr(value), fix=fix)
     return share

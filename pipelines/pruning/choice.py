@@ -261,11 +261,13 @@ def matching(graph: NetworkGraph, patterns: Sequence[str]) -> set[str]:
         both = part in (SELECT, NORM) and isinstance(dict(graph.module.named_modules()).get(f"{path}.{SELECT}"), Select)
         for name in (use.path, path) if both else (use.path,):
             named.setdefault(name, set()).add(use.path)
+    layers = {layer.name for layer in graph.layers}
     found, names = set[str](), list(named)
     for pattern in patterns:
         matches = {path for name in names if fnmatchcase(name, pattern) for path in named[name]}
         if not matches:
-            listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+            there = [name for name in names if name in layers]
+            listed = ", ".join(there[:12]) + (", …" if len(there) > 12 else "")
             raise UsageError(
                 "--skip", "must be a layer's name or match some with * and ?", got=repr(pattern),
                 fix=near_miss(pattern, names) or f"there are {listed}",

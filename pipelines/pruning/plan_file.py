@@ -115,9 +115,10 @@ def check_plan(plan: PruningPlan, graph: NetworkGraph, name: str, inner: Contain
     fix = "give the plan of a run of the same network"
     for space, width in plan.widths.items():
         if space not in graph.spaces:
-            there = ", ".join(entry.name for entry in graph.spaces.all if not entry.frozen)
-            rule = f"{name} is for another network: it has no channel space {space}"
-            raise TargetError("--keep", rule, got=f"the spaces {there[:100]}", fix=fix)
+            there = [entry.name for entry in graph.spaces.all if not entry.frozen]
+            rule = f"{name} is for another network: this one has no channel space {space}"
+            listed = ", ".join(there[:12]) + (", …" if len(there) > 12 else "")
+            raise TargetError("--keep", rule, got=f"the spaces {listed}", fix=fix)
         found = graph.spaces[space]
         if found.width != width:
             rule = f"{name} is for another network: {space} has {found.width} channels in this one"

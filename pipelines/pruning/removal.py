@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from decomp.cost.count import Cost
 from decomp.cost.count import cost as count_cost
+from decomp.criteria.names import NEEDS
 from decomp.errors import TargetError, UsageError
 from decomp.graph.branches import Branch, residual_branches, without_branches
 from decomp.graph.network_graph import NetworkGraph
@@ -19,7 +20,7 @@ from decomp.surgery.residual_branches import removable, remove_branches
 
 from ..console.options import PruneOptions
 from ..console.reporter import Reporter
-from .choice import Chosen, CostOf, Images, choose, counted_cost
+from .choice import Chosen, CostOf, Images, choose, counted_cost, matching
 from .compensation import branch_constants, choose_statistics, compensate
 from .compensation import words as compensation_words
 from .measured import MeasuredCost
@@ -52,6 +53,8 @@ class Pruned:
         What else is to be known about the choice, a line each.
     measured : float or None
         Measured speed-up, where the target was one of latency.
+    share : float or None
+        Share of the channels that go among those of all spaces that may lose some; None where a plan decides.
     """
 
     network: fx.GraphModule
@@ -63,6 +66,7 @@ class Pruned:
     planned: Cost
     notes: tuple[str, ...] = ()
     measured: float | None = None
+    share: float | None = None
 
 
 def remove(
@@ -94,20 +98,10 @@ def remove(
     before = count_cost(folded, graph.input_shape)
     branches = removable(graph, residual_branches(graph))
     measured = MeasuredCost(source, options, device, reporter, branches) if options.latency_batch else None
-    if given is not None:
-        check_plan(given, graph, "the plan", {name for branch in branches for name in branch.inner})
-        chosen = Chosen(dict(given.keep), (), {})
-    else:
-        chosen = choose(
-            source, options, images, *_cost_of(graph, folded, options, before, measured, branches), branches
-        )
-    stay = {space.name: chosen.keep[space.name] for space in graph.spaces.all if space.name in chosen.keep}
-    keep = {name: places for name, places in stay.items() if len(places) < graph.spaces[name].width}
-    if not stay:
-        if given is not None:
-            fix = "edit it, or make one with a ratio above 0"
-            raise TargetError("--keep", "the plan must list channel spaces that lose channels", got="none", fix=fix)
-        raise nothing_to_prune(graph, chosen.left_alone, options.criterion)
+    chosen = _chosen(
+        source, options, given, images, _cost_of(graph, folded, options, before, measured, branches), branches
+    )
+    keep = {name: places for name, places in chosen.keep.items() if len(places) < graph.spaces[name].width}
     left, gone = without_branches(keep, branches, graph)
     keep = {**left, **{name: [] for branch in gone for name in branch.inner if not keep.get(name, [0])}}
     notes = _limit_notes(chosen, branches, options.remove_branches) + _branch_notes(gone)
@@ -132,14 +126,64 @@ def remove(
     return Pruned(
         network, keep, {name: graph.spaces[name].width for name in keep}, chosen.left_alone, tuple(changed), before,
         replace(planned, params=planned.params + numbers), tuple(notes),
-        None if measured is None else 1 / measured(keep),
+        None if measured is None else 1 / measured(keep), None if given is not None else _share(chosen, graph),
     )  # fmt: skip
 
 
-def _recalibrated(source: Unfolded, network: fx.GraphModule, images: Images | None) -> tuple[fx.GraphModule, str]:
+def rehearse(source: Unfolded, options: PruneOptions, given: PruningPlan | None = None) -> None:
+    """Raise the errors of :func:`remove` that can be known without images: wrong names, plans and targets.
+
+    Parameters
+    ----------
+    source : Unfolded
+        Not changed.
+    options : PruneOptions
+    given : PruningPlan, optional
+
+    Raises
+    ------
+    UsageError, TargetError
+    """
+    matching(source.graph, options.skip)
+    if options.recalibrate_bn:
+        _require_normalisations(source, source.network)
+    source, _ = with_selections(source, options, given)
+    if given is None and (NEEDS[options.criterion] in ("images", "loss") or options.latency_batch is not None):
+        return
+    graph, folded = source.graph, folded_copy(source.network)
+    branches, before = removable(graph, residual_branches(graph)), count_cost(folded, graph.input_shape)
+    cost = _cost_of(graph, folded, options, before, None, branches)
+    _chosen(source, replace(options, scoring="independent"), given, None, cost, branches)
+
+
+def _chosen(
+    source: Unfolded, options: PruneOptions, given: PruningPlan | None, images: Images | None,
+    cost: tuple[CostOf, float], branches: Sequence[Branch],
+) -> Chosen:  # fmt: skip
+    """The channels that stay, of a plan or by the options; an error where no channel space can lose any."""
+    graph = source.graph
+    if given is not None:
+        check_plan(given, graph, "the plan", {name for branch in branches for name in branch.inner})
+        chosen = Chosen(dict(given.keep), (), {})
+    else:
+        chosen = choose(source, options, images, *cost, branches)
+    stay = {space.name: chosen.keep[space.name] for space in graph.spaces.all if space.name in chosen.keep}
+    if not stay and given is not None:
+        fix = "edit it, or make one with a ratio above 0"
+        raise TargetError("--keep", "the plan must list channel spaces that lose channels", got="none", fix=fix)
+    if not stay:
+        raise nothing_to_prune(graph, chosen.left_alone, options.criterion)
+    return replace(chosen, keep=stay)
+
+
+def _require_normalisations(source: Unfolded, network: fx.GraphModule) -> None:
     if not source.normalised and not any(isinstance(part, _NORMALISATIONS) for part in network.modules()):
         rule = "estimates the statistics of batch normalisations, and the network has none"
         raise UsageError("--recalibrate-bn", rule, fix="leave it out; --bias mean needs none")
+
+
+def _recalibrated(source: Unfolded, network: fx.GraphModule, images: Images | None) -> tuple[fx.GraphModule, str]:
+    _require_normalisations(source, network)
     if images is None:
         raise UsageError("--recalibrate-bn", "needs images", got="none", fix="give images, or leave it out")
     return choose_statistics(source.network, network, images, images.outputs)
@@ -154,6 +198,11 @@ def _cost_of(
         return measured, 1.0
     name = "params" if options.cost == "params" else "macs"
     return lambda keep: getattr(counted_cost(graph, folded, keep, before, branches), name), getattr(before, name)
+
+
+def _share(chosen: Chosen, graph: NetworkGraph) -> float:
+    whole = sum(graph.spaces[name].width for name in chosen.keep)
+    return 1 - sum(map(len, chosen.keep.values())) / whole
 
 
 def _limit_notes(chosen: Chosen, branches: Sequence[Branch], may_go: bool) -> list[str]:

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from decomp import seeds
 from decomp.cost.count import cost
 from decomp.criteria.names import NEEDS
 from decomp.errors import UsageError, near_miss
@@ -42,11 +41,13 @@ from ..pruning.plan_file import prune_options, read_plan
 from ..pruning.removal import Pruned, remove
 from ..pruning.unfolded import Unfolded, unfolded
 from ..reporting.summary import Summary, layer_summaries
-from ..run.calibration import fitted_images
+from ..run.calibration import draw_images, fitted_images
 from ..run.saving import RECORD, attach_record
 from .give_back import as_it_came, in_class_of
 from .in_memory import loaded_copy, module_of
 
+#: Fewest images: one is for the criterion and one is held out.
+LEAST = 2
 #: Names of this function's arguments, where options of the command line are named otherwise.
 ARGUMENTS = {"data": "images", "images": "n_images", "leaf": "leaves", "layout": "latency_layout"}
 
@@ -137,12 +138,12 @@ def prune(
             fix = "give images, or take bias='constant'"
             raise UsageError("images", "the means of dropped channels are taken from some", got="none", fix=fix)
         target, reporter, loaded = pick_device(device), Reporter(quiet=quiet), loaded_copy(original)
-        n_images = parse.number("--images", int, 2)(n_images)
+        n_images = parse.number("--images", int, LEAST)(n_images)
         source = None
         if images is not None:
             source = given.source_of(images, n_images, input_size=input_size, seed=chosen.seed)
-            if len(source.train) < 2:
-                rule, fix = "there must be at least 2, as one is held out", "give more images, or none"
+            if len(source.train) < LEAST:
+                rule, fix = f"there must be at least {LEAST}, as one is held out", "give more images, or none"
                 raise UsageError("images", rule, got=len(source.train), fix=fix)
         shape = _shape(original, loaded, input_size) if source is None else source.input_shape
         found = unfolded(loaded.module, loaded.name, shape, part=module, leaves=leaves)
@@ -199,9 +200,7 @@ def _images(
 ) -> Images:  # fmt: skip
     """At most so many images, drawn where there are more, with the network's outputs described and measured on them."""
     _, _, outputs = prepare(loaded, source, asked)
-    order = torch.arange(len(source.train))
-    if len(order) > most:
-        order = torch.randperm(len(order), generator=seeds.generator(seed, "prune", "images"))[:most]
+    order = draw_images(source, most, seed, least=LEAST)
     n = len(order)
     fitted = fitted_images(n)
 

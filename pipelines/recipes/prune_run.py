@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from decomp.errors import UsageError
 
+from ...data.models import LoadedModel
+from ...data.splits import ImageSource
 from ..console.reporter import Reporter
 from ..measure.devices import pick_device
 from ..pruning.measured import require_runtime
 from ..pruning.plan_file import prune_options, read_plan
+from ..pruning.removal import rehearse
+from ..pruning.unfolded import Unfolded, unfolded
 from ..run.directory import RunDirectory
+from ..run.trained import inputs
 from ..stages.freeze import freeze
 from ..stages.prune import PruneResult, prune
 
@@ -49,13 +55,21 @@ def prune_run(
     # Before the images are recorded: a mistake in these must not cost that.
     plan = None if options.get("keep") is None else read_plan(options["keep"])
     own = {name: value for name, value in options.items() if name not in ("keep", "redo", "original")}
-    require_runtime(prune_options(plan, **own), pick_device(device))
+    chosen, others = prune_options(plan, **own), dict(frozen or {})
+    require_runtime(chosen, pick_device(device))
     is_frozen = directory.run_json.is_file() and directory.config("freeze") is not None
     if is_frozen and (model is None) != (data is None):
         given, other = ("--model", "--data") if data is None else ("--data", "--model")
         raise UsageError(given, f"goes with {other}", fix=f"give both or none: {directory} is frozen already")
+    if not is_frozen:
+        inputs(directory, model, data, others.get("weights"))
+        reporter.step(f"{directory} is frozen first: evaluate, finetune and report need its recorded outputs")
+        others["check"] = lambda loaded, source: rehearse(_traced(loaded, source, others), chosen, plan)
     if not is_frozen or model is not None:
-        if not is_frozen:
-            reporter.step(f"{directory} is frozen first: evaluate, finetune and report need its recorded outputs")
-        freeze(directory, model=model, data=data, device=device, reporter=reporter, **(frozen or {}))
+        freeze(directory, model=model, data=data, device=device, reporter=reporter, **others)
     return prune(directory, device=device, reporter=reporter, **options)
+
+
+def _traced(loaded: LoadedModel, source: ImageSource, frozen: Mapping[str, Any]) -> Unfolded:
+    part, leaves = frozen.get("part"), frozen.get("leaves") or ()
+    return unfolded(loaded.module, loaded.name, source.input_shape, part=part, leaves=leaves)

@@ -23,7 +23,7 @@ def fitted_images(n_images: int) -> int:
     return n_images - max(1, n_images // HELD_OUT)
 
 
-def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:
+def draw_images(source: ImageSource, n_images: int, seed: int, *, least: int = LEAST_IMAGES) -> Tensor:
     """Draw the calibration images.
 
     Parameters
@@ -32,6 +32,8 @@ def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:
     n_images : int
         At most. A larger number draws the same images, and more behind them.
     seed : int
+    least : int
+        Fewest images that are enough.
 
     Returns
     -------
@@ -41,11 +43,11 @@ def draw_images(source: ImageSource, n_images: int, seed: int) -> Tensor:
     Raises
     ------
     UsageError
-        There are fewer than ten.
+        There are fewer.
     """
     available = len(source.train)
-    if available < LEAST_IMAGES:
-        rule, fix = f"at least {LEAST_IMAGES} training images are needed", "give more; a few thousand are usual"
+    if available < least:
+        rule, fix = f"at least {least} training images are needed", "give more; a few thousand are usual"
         raise UsageError(source.name, rule, got=available, fix=fix)
     order = torch.randperm(available, generator=seeds.generator(seed, "freeze", "images"))
     return order[: min(n_images, available)]

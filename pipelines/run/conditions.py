@@ -70,13 +70,17 @@ def label_options(run: RunDirectory) -> str:
     return "" if labelled and not in_memory and kinds == ["scores"] else "--labels none"
 
 
-def pruned_words(asked: Mapping[str, Any]) -> str:
-    """What a run was pruned to, such as ``'by l1 at 2x'``."""
+def pruned_words(record: Mapping[str, Any]) -> str:
+    """Words for the target of a pruning, such as ``'by l1 at 2x'``, and for the share that went where it was less."""
+    asked, share = record["asked"], record.get("share")
     if asked.get("keep"):
         return "by a given plan"
     if asked.get("speedup"):
         return f"by {asked['criterion']} at {asked['speedup']:g}x"
-    return f"by {asked['criterion']}, {100 * (asked.get('ratio') or 0):g} % of the channels"
+    ratio, how = asked.get("ratio") or 0, f"by {asked['criterion']}"
+    if share is not None and share < ratio - 0.01:
+        return f"{how}, {100 * share:.0f} % of the channels ({100 * ratio:g} % asked for)"
+    return f"{how}, {100 * ratio:g} % of the channels"
 
 
 def require_not_decomposed(run: RunDirectory) -> None:

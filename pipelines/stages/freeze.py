@@ -111,6 +111,7 @@ def freeze(
     device: str = "auto",
     skip_bad: bool = False,
     memory: int | str | None = None,
+    check: Callable[[LoadedModel, ImageSource], object] | None = None,
     reporter: Reporter | None = None,
 ) -> FreezeResult:
     """Sample the responses of every layer of the original network into one HDF5 file.
@@ -156,6 +157,8 @@ def freeze(
     memory : int or str, optional
         Memory limit in bytes, or as text such as ``8GiB``; half of the machine's memory where not given. See
         :mod:`decomp.pipelines.decomposition.memory`.
+    check : callable, optional
+        Takes network and images before anything is recorded, and raises an error where a later stage would.
     reporter : Reporter, optional
 
     Returns
@@ -183,7 +186,10 @@ def freeze(
         file = trained.weights_file(directory, weights)
         loaded = models.load_model(options.model, weights=file, input_size=input_size or images.size)
         module = part_of(loaded.module, part, loaded.name)
-        return loaded, open_source(options.data, network=loaded.takes(module), options=images, skip_bad=skip_bad)
+        source = open_source(options.data, network=loaded.takes(module), options=images, skip_bad=skip_bad)
+        if check is not None:
+            check(loaded, source)
+        return loaded, source
 
     return freeze_once(
         directory, options, open_inputs, batch_size=batch_size, device=device, memory=memory,

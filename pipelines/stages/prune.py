@@ -51,7 +51,7 @@ class PruneResult(StageResult):
     def lines(self) -> list[str]:
         """Human-readable summary lines."""
         f, folder = self.facts, str(self.run.pruned_dir)
-        how = f"pruned {pruned_words(f['asked'])}"
+        how = f"pruned {pruned_words(f)}"
         lines = [f"{folder}: already {how}, nothing to do" if self.done_before else f"{folder}: {how}"]
         if self.done_before and f.get("plan_digest") != _digest_of(self.run):
             command = command_line("prune", "OTHER", f"--model … --data … --keep {self.run.prune_json}")
@@ -321,7 +321,7 @@ def _record(
     """Put the result down in run.json."""
     facts = {
         "asked": options.to_json(), "plan_digest": _digest_of(run),
-        "macs_before": pruned.before.macs, "macs_after": after.macs, "measured": pruned.measured,
+        "macs_before": pruned.before.macs, "macs_after": after.macs, "measured": pruned.measured, "share": pruned.share,
         "params_before": pruned.before.params, "params_after": after.params,
         "spaces": {name: [len(pruned.keep[name]), width] for name, width in pruned.widths.items()},
         "left_alone": dict(pruned.left_alone), "notes": list(pruned.notes), "fidelity": close,

@@ -180,11 +180,11 @@ def _decompose(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
 
 def _prune(run: RunDirectory, config: dict[str, Any]) -> StageStatus:
     if "macs_after" not in config:
-        return StageStatus("prune", PARTLY, f"{pruned_words(config['asked'])}: stopped before its end")
+        return StageStatus("prune", PARTLY, f"{pruned_words(config)}: stopped before its end")
     reached = config["macs_before"] / max(config["macs_after"], 1)
     millions = f"{config['macs_before'] / 1e6:,.2f} M to {config['macs_after'] / 1e6:,.2f} M multiply-accumulates"
     state = DONE if (run.pruned_dir / "structure.json").is_file() else PARTLY
-    return StageStatus("prune", state, f"{reached:.2f}x ({millions}) {pruned_words(config['asked'])}")
+    return StageStatus("prune", state, f"{reached:.2f}x ({millions}) {pruned_words(config)}")
 
 
 def _planned_layers(run: RunDirectory) -> int | str:

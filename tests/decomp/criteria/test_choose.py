@@ -203,8 +203,18 @@ def test_a_cap_that_keeps_everything_is_loosened_and_no_speedup_of_one_is_advise
     assert for_speedup(SCORES, 2, quadratic).keep
 
 
+def test_no_speedup_of_one_is_advised_where_loosened_limits_are_not_enough_either():
+    free = int(100 * greatest_speedup(SCORES, quadratic, quadratic(by_counts(SCORES, {}).keep), Limits(0.0))) / 100
+    with pytest.raises(TargetError, match=rf"; loosen floor, cap and multiple \({free:g}x then\)\.$"):
+        for_speedup(SCORES, 1000, quadratic, limits=Limits(cap=0.0))
+    with pytest.raises(TargetError, match=r"at most 1x can be reached.*; let other channels go\.$"):
+        for_speedup(SCORES, 2, lambda keep: 1000.0 + sum(map(len, keep.values())), limits=Limits(cap=0.0))
+
+
 def test_nothing_to_narrow_reaches_no_speedup():
-    with pytest.raises(TargetError, match="there are no channels that may go, so 1x is the most, got 2x; ask for 1x"):
+    with pytest.raises(
+        TargetError, match="there are no channels that may go, so 1x is the most, got 2x; let other channels go"
+    ):
         for_speedup({}, 2, lambda keep: 10.0)
     assert for_speedup({}, 1, lambda keep: 10.0).keep == {}
 

@@ -98,3 +98,17 @@ def test_a_range_is_told(given):
 def test_a_flag_is_true_or_false(given):
     with pytest.raises(UsageError, match="refine: must be True or False"):
         parse.flag("refine", given)
+
+
+@pytest.mark.parametrize(("value", "fix"), [("50", "write 50%"), ("1.5", "0.5 or 50%"), ("2", "0.5 or 50%")])
+def test_a_share_just_above_one_is_not_taken_for_percent(value, fix):
+    with pytest.raises(UsageError, match=f"got '{value}'; .*{fix}"):
+        parse.share_below_one("--ratio")(value)
+    assert parse.share_below_one("--ratio")("50%") == 0.5
+
+
+@pytest.mark.parametrize(("value", "fix"), [("95", "write 95%"), ("2", "give for example 0.95")])
+def test_a_goal_just_above_one_is_not_taken_for_percent(value, fix):
+    with pytest.raises(UsageError, match=f"got '{value}'; {fix}"):
+        parse.goal(value)
+    assert parse.goal("95%") == 0.95

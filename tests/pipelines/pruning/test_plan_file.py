@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from networks import block
 
 from decomp.errors import FileError, TargetError, UsageError
@@ -57,7 +58,7 @@ def test_a_plan_of_another_network_is_refused():
     check_plan(PruningPlan({"conv1": [0]}, {"conv1": 12}), graph, "p.json")
     with pytest.raises(TargetError, match="p.json is for another network: conv1 has 12 channels in this one, got 9"):
         check_plan(PruningPlan({"conv1": [0]}, {"conv1": 9}), graph, "p.json")
-    with pytest.raises(TargetError, match="it has no channel space nope"):
+    with pytest.raises(TargetError, match="this one has no channel space nope, got the spaces stem, conv1; give"):
         check_plan(PruningPlan({"nope": [0]}, {"nope": 9}), graph, "p.json")
     with pytest.raises(TargetError, match="head must keep its channels: it is the network's output"):
         check_plan(PruningPlan({"head": [0]}, {"head": 4}), graph, "p.json")
@@ -77,3 +78,10 @@ def test_no_channel_stays_only_inside_a_residual_branch(tmp_path):
     network = unfolded(block(), "block", (3, 8, 8)).graph
     with pytest.raises(TargetError, match="stem must keep a channel: it is not inside a residual branch that could go"):
         check_plan(plan, network, "prune.json", {"conv1"})
+
+
+def test_a_list_of_channel_spaces_that_is_cut_says_so():
+    network = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(15)))
+    graph = unfolded(network, "long", (3, 4, 4)).graph
+    with pytest.raises(TargetError, match="got the spaces 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …; give the plan"):
+        check_plan(PruningPlan({"nope": [0]}, {"nope": 9}), graph, "p.json")

@@ -65,3 +65,10 @@ def test_limits_are_told():
     made = removed(unfolded(block(), "block", (3, 8, 8)), ratio=0.9, floor=0.5)
     words = "kept from losing more channels by the limits of a layer: conv1"
     assert made.notes == (f"{words} (with --remove-branches the branches of conv1 could go as a whole)",)
+
+
+def test_the_share_that_went_is_that_of_all_channels_which_may_go():
+    source = unfolded(block(), "block", (3, 8, 8))
+    assert removed(source, ratio=0.9, floor=0.5).share == 0.5
+    assert removed(source, ratio=0.25).share == 0.25
+    assert removed(source, PruningPlan({"conv1": [2, 5]}, {"conv1": 12})).share is None

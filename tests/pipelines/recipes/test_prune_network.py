@@ -11,6 +11,7 @@ import decomp
 from decomp.cost.count import cost
 from decomp.errors import TargetError, UsageError
 from decomp.pipelines.pruning.plan_file import PruningPlan, write_plan
+from decomp.pipelines.recipes import prune_network
 
 SHAPE = (3, 8, 8)
 
@@ -44,8 +45,8 @@ def test_images_give_the_closeness_and_serve_the_criteria():
     assert report.fidelity["images"] == 6 and report.fidelity["kl"] > 0 and network.conv1.out_channels == 9
     same, report = prune(block(), images(), ratio=0, outputs="scores")
     assert report.fidelity["relative"] == 0 and torch.equal(same(images(2)), block()(images(2)))
-    closer = prune(block(), images(), ratio=0.5, bias="mean")[1].fidelity["relative"]
-    assert closer < prune(block(), images(), ratio=0.5)[1].fidelity["relative"]
+    closer = prune(block(), images(600), ratio=0.5, bias="mean")[1].fidelity["relative"]
+    assert closer < prune(block(), images(600), ratio=0.5)[1].fidelity["relative"]
 
 
 def test_more_images_than_asked_for_are_not_looked_at():
@@ -126,3 +127,17 @@ def test_no_channel_to_remove_has_a_way_out_for_each_cause(tmp_path):
     write_plan(tmp_path / "prune.json", PruningPlan({}, {}))
     with pytest.raises(TargetError, match="keep: the plan must list channel spaces that lose channels, got none"):
         prune(block(), keep=tmp_path / "prune.json")
+
+
+def test_held_out_images_are_drawn_and_not_the_last_ones_which_may_be_of_one_class(monkeypatch):
+    given, seen = images(), []
+
+    def spy(part, fitted, n, *others):
+        seen.append(part(fitted, n))
+        return batched(part, fitted, n, *others)
+
+    batched = prune_network.batched
+    monkeypatch.setattr(prune_network, "batched", spy)
+    prune(block(), given, "mean-std", ratio=0.25, outputs="scores")
+    places = [next(i for i, image in enumerate(given) if torch.equal(image, one)) for one in seen[0]]
+    assert len(places) == 6 and min(places) < 54

@@ -26,3 +26,4 @@ def test_nine_images_are_too_few():
     source.train._pixels = source.train._pixels[:9]
     with pytest.raises(UsageError, match="at least 10 training images are needed, got 9"):
         draw_images(source, 50, 0)
+    assert len(draw_images(source, 50, 0, least=9)) == 9

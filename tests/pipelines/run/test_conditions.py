@@ -8,6 +8,7 @@ from decomp.pipelines.console.options import DecomposeOptions, FreezeOptions
 from decomp.pipelines.run.conditions import (
     freeze_options,
     label_options,
+    pruned_words,
     recorded_options,
     require_not_decomposed,
     require_not_pruned,
@@ -117,3 +118,17 @@ def test_the_command_for_another_run_has_all_options_of_the_images(run):
     # The folder has the weights and the part alone.
     command = f"freeze --model {run.pruned_dir} --data 'imagefolder:my photos' --mean 0.3 --std 0.35"
     assert command in str(caught.value) and "--leaf" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "share", "words"),
+    [
+        ({"ratio": 0.5}, 0.505, "by l1, 50 % of the channels"),
+        ({"ratio": 0.5}, 0.186, "by l1, 19 % of the channels (50 % asked for)"),
+        ({"ratio": 0.5}, None, "by l1, 50 % of the channels"),
+        ({"speedup": 2.0}, 0.3, "by l1 at 2x"),
+        ({"keep": "abc"}, None, "by a given plan"),
+    ],
+)
+def test_a_pruning_that_limits_stopped_is_not_called_by_the_share_that_was_asked_for(asked, share, words):
+    assert pruned_words({"asked": {"criterion": "l1", **asked}, "share": share}) == words
