@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+#: Reason why a depthwise convolution is left out of each step.
+DEPTHWISE = "depthwise convolution"
+
 
 def every_step(reason: str) -> dict[str, str]:
     """The same reason for each of the steps that a layer can be left out of."""
@@ -68,7 +71,9 @@ class Layer:
     left_alone : mapping of str to str, read-only
         For each of the steps 'spatial', 'channel', 'prune' that cannot be applied here, the reason.
     fitted : bool
-        False where not even the weights may be fitted: grouped, of another class, too large.
+        False where its weights are not fitted as a whole: grouped, of another class, too large.
+    depthwise : bool
+        A depthwise convolution whose kernels are fitted channel by channel, and that is otherwise left alone.
     recovers : str or None
         Name of the node whose value is added to this layer's output and is computed before it: the layer can
         correct that value's errors. With several calls, that of the first one; each has such a value, or it is None.
@@ -95,6 +100,7 @@ class Layer:
     recovers: str | None = None
     more_calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
     transposed: bool = False
+    depthwise: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "left_alone", MappingProxyType(dict(self.left_alone)))
@@ -103,6 +109,11 @@ class Layer:
     def calls(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
         """Height and width of the input and of the output at each call, in execution order."""
         return ((self.in_hw, self.out_hw), *self.more_calls)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its weights are fitted in any way, to responses that are recorded of the original."""
+        return self.fitted or self.depthwise
 
     @property
     def input_width(self) -> int:

@@ -23,7 +23,7 @@ from decomp.graph.channel_numbers import Use
 from decomp.graph.channel_spaces import ChannelSpace, Spaces
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.folded_maps import MapsOfCall, find_maps
-from decomp.graph.layer import InputSpace, Layer, every_step
+from decomp.graph.layer import DEPTHWISE, InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
 from decomp.graph.weight_reads import unchangeable
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, pair
@@ -175,7 +175,7 @@ class NetworkGraph:
                 layer = _without(layer, every_step("forward gives it more than its input, such as an output size"))
             if path in fixed:
                 layer = _without(layer, every_step(fixed[path]))
-            layers.append(layer)
+            layers.append(replace(layer, depthwise=set(layer.left_alone.values()) == {DEPTHWISE}))
         return layers
 
     def _sizes(self, call: fx.Node) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -332,8 +332,8 @@ def _steps_ruled_out(module: Convolution | nn.Linear) -> dict[str, str]:
             "channel": "linear layers are only narrowed with the channels they read",
         }
     if module.groups > 1:
-        kind = "depthwise" if module.groups == module.in_channels else f"grouped ({module.groups} groups)"
-        return every_step(f"{kind} convolution")
+        kind = DEPTHWISE if module.groups == module.in_channels else f"grouped ({module.groups} groups) convolution"
+        return every_step(f"transposed {kind}" if isinstance(module, nn.ConvTranspose2d) else kind)
     if 1 in module.kernel_size:
         return {"spatial": f"a {module.kernel_size[0]}×{module.kernel_size[1]} kernel has nothing to split"}
     return {}

@@ -6,6 +6,7 @@ and an edit is data: the path of a module and its replacement.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from decomp.errors import DecompError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.convolution import conv_from_weights
-from decomp.modules.replace import linear, set_module
+from decomp.modules.replace import linear, set_module, with_parameters
 from decomp.modules.select import Select
 from decomp.problem.factors import LayerSolution
 from decomp.surgery.narrow_network import shrink
@@ -77,8 +78,17 @@ def apply_solution(network: nn.Module, graph: NetworkGraph, solution: LayerSolut
             kept = {graph.own_space(layer).name: solution.selection.channels.tolist()}
             changed = [path for path in shrink(network, graph.spaces, kept) if path != layer.name]
     sampled = layer.input_space is not None and layer.input_space.sampled
-    replacement = module_from_factors(solution, layer.kind, sampled)
     old = network.get_submodule(layer.name)
+    replacement = _refitted(old, solution) if layer.depthwise else module_from_factors(solution, layer.kind, sampled)
     replacement.to(device=next(old.parameters()).device).train(old.training)
     set_module(network, layer.name, replacement)
     return [*changed, layer.name]
+
+
+def _refitted(old: nn.Module, solution: LayerSolution) -> nn.Module:
+    """A depthwise convolution with the weights of a solution."""
+    (factor,) = solution.factored.factors
+    if not isinstance(old, nn.Conv2d) or old.weight.shape != factor.weight.shape:
+        got = f"a kernel {tuple(factor.weight.shape)}"
+        raise DecompError(solution.name, f"must be a depthwise convolution like {old}", got=got)
+    return with_parameters(copy.deepcopy(old).to("meta"), factor.weight, factor.bias)

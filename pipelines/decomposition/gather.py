@@ -16,6 +16,7 @@ from decomp.execution.replay import Replay
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, geometry, kernel_of
+from decomp.problem.channel_moments import ChannelMoments
 from decomp.problem.factors import Geometry, turned
 from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import TILE_ROWS, Moments
@@ -125,6 +126,25 @@ class ProblemGatherer:
             lambda: self._fitted_rows(layer, module), self.metrics.get(layer.name),
         )  # fmt: skip
         return problem, held_out
+
+    def channel_moments(self, layer: Layer) -> tuple[ChannelMoments, ChannelMoments]:
+        """Moments of each channel of a depthwise convolution, on the fitted and on the held-out images.
+
+        Raises
+        ------
+        NumericalError
+            Naming the layer, where activations are not finite.
+        """
+        module = self._module(layer)
+        self.replay.advance(self.graph.node(layer))
+        assert isinstance(module, nn.Conv2d)
+        c, per_channel = module.groups, module.out_channels // module.groups
+        fit, held_out = (
+            ChannelMoments.zeros(c, module.weight[0].numel(), per_channel, device=self.device) for _ in range(2)
+        )
+        for fitted, rows in self._tiles(layer, module):
+            (fit if fitted else held_out).update(*rows)
+        return fit, held_out
 
     @contextmanager
     def replaced(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> Iterator[None]:

@@ -19,6 +19,7 @@ from ...data.formats.layer_file import read_layer, write_layer
 from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
 from .channel_scores import channel_scores
+from .depthwise import refit_depthwise
 from .gather import ProblemGatherer
 from .layer_reports import layer_words
 
@@ -84,7 +85,7 @@ def solve_layers(
     work = [_work(layer, plan, run) for layer in graph.layers]
     with reporter.progress(len(graph.layers), "fit", "layers", work=work) as progress:
         for layer in graph.layers:
-            if not layer.fitted:
+            if not layer.recorded:
                 progress.update(1)
                 continue
             sizes, path = plan.layer(layer.name), run.layer_file(layer.index, layer.name)
@@ -92,14 +93,17 @@ def solve_layers(
                 gatherer.replay.advance(graph.node(layer))
                 solution, report = read_layer(path, parent, layer.name)
             else:
-                problem, held_out = gatherer.problem(layer)
-                # A layer that keeps all its input channels needs none; one without numbers takes the default.
-                own = selector if layer.name in pruned else "best"
-                solution, report = solve_layer(
-                    problem, sizes, held_out=held_out, selector=own, activation_aware=activation_aware,
-                    refined=refine, seed=seeds.derive_seed(seed, "decompose", layer.name),
-                    scores=scores.get(layer.name),
-                )  # fmt: skip
+                if layer.depthwise:
+                    solution, report = refit_depthwise(gatherer, layer)
+                else:
+                    problem, held_out = gatherer.problem(layer)
+                    # A layer that keeps all its input channels needs none; one without numbers takes the default.
+                    own = selector if layer.name in pruned else "best"
+                    solution, report = solve_layer(
+                        problem, sizes, held_out=held_out, selector=own, activation_aware=activation_aware,
+                        refined=refine, seed=seeds.derive_seed(seed, "decompose", layer.name),
+                        scores=scores.get(layer.name),
+                    )  # fmt: skip
                 write_layer(path, solution, report, parent)
                 # Applied as read, like in a resumed run: the bytes of both are the same.
                 solution, report = read_layer(path, parent, layer.name)
@@ -117,7 +121,7 @@ def solve_layers(
 
 def _work(layer: Layer, plan: Plan, run: RunDirectory) -> float:
     """Expected work of a layer for the time left: roughly as its columns, a tenth where only its weights are fitted."""
-    if not layer.fitted or run.layer_file(layer.index, layer.name).is_file():
+    if not layer.recorded or run.layer_file(layer.index, layer.name).is_file():
         return 0.0
     columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
     return columns if plan.layer(layer.name).treated else columns / 10

@@ -78,7 +78,8 @@ def problem_bytes(layer: Layer, n_images: int, n_points: int) -> int:
     columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
     tiles = 4 * TILE_ROWS * (columns + layer.out_channels) * 4
     responses = 8 * n_images * _points(layer, n_points) * layer.out_channels
-    return SOLVER_MATRICES * 8 * columns**2 + tiles + responses
+    entries = columns * layer.kernel[0] * layer.kernel[1] if layer.depthwise else columns**2
+    return SOLVER_MATRICES * 8 * entries + tiles + responses
 
 
 def row_bytes(layer: Layer, n_points: int) -> int:

@@ -84,7 +84,7 @@ class ResponseRecording:
     def __init__(self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor, outputs: Outputs) -> None:
         self.graph, self.n_points, self.seed, self.indices = graph, n_points, seed, indices
         self.outputs = outputs
-        self.layers = [layer for layer in graph.layers if layer.fitted]
+        self.layers = [layer for layer in graph.layers if layer.recorded]
         # For every call of these layers: names of the responses and of the grid of each of its maps.
         self.keys: dict[fx.Node, list[tuple[str, str]]] = {}
         for layer in self.layers:

@@ -212,7 +212,7 @@ def survey(opened: OpenedRun, narrowed: NarrowedRun, *, sampler: bool = True, re
 def _require_entries(graph: NetworkGraph, frozen: FrozenFile, run: RunDirectory) -> None:
     """Refuse frozen points of an earlier version, in which fewer calls and shortcuts were recorded."""
     for layer in graph.layers:
-        for name, _, _ in keys_of(layer, frozen.meta["n_points"]) if layer.fitted else ():
+        for name, _, _ in keys_of(layer, frozen.meta["n_points"]) if layer.recorded else ():
             for key in (name,) if layer.recovers is None else (name, shortcut_key(name)):
                 if key not in frozen.layers:
                     got = "a file of an earlier version"
@@ -224,7 +224,7 @@ def _stage_memory(
 ) -> StageMemory:
     assert isinstance(graph.module, fx.GraphModule)
     foot = measure(graph.module, frozen.images(0, 1))
-    fitted = [layer for layer in graph.layers if layer.fitted]
+    fitted = [layer for layer in graph.layers if layer.recorded]
     n_points = frozen.meta["n_points"]
     limits = set_limits(
         graph.module, foot, memory=memory, batch_size=batch_size, folder=folder,

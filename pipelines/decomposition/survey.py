@@ -37,6 +37,7 @@ from ..console.reporter import Reporter
 from ..measure.parallel import in_batches, in_parallel
 from ..run.calibration import fitted_images
 from ..run.outputs import frozen_outputs
+from .depthwise import refit_depthwise
 from .gather import ProblemGatherer
 from .memory import StageMemory, problem_bytes
 
@@ -199,8 +200,11 @@ def _refitted(
     )
     with reporter.progress(len(graph.layers), "fit of the narrowed layers", "layers") as progress:
         for layer in graph.layers:
-            if layer.fitted:
-                solution, _ = solve_layer(gatherer.problem(layer)[0], LayerPlan(layer.name), refined=False)
+            if layer.recorded:
+                if layer.depthwise:
+                    solution, _ = refit_depthwise(gatherer, layer)
+                else:
+                    solution, _ = solve_layer(gatherer.problem(layer)[0], LayerPlan(layer.name), refined=False)
                 apply_solution(graph.module, graph, solution)
             progress.update(1)
     memory.clear()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from decomp.errors import FileError
+from decomp.graph.layer import DEPTHWISE
 
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
@@ -190,7 +191,8 @@ def _prune(run: RunDirectory, config: dict[str, Any]) -> StageStatus:
 def _planned_layers(run: RunDirectory) -> int | str:
     try:
         layers = read_json(run.plan_json)["layers"]
-        return sum(not {"channel", "prune"} <= set(layer.get("left_alone") or ()) for layer in layers)
+        reasons = [layer.get("left_alone") or {} for layer in layers]
+        return sum(not {"channel", "prune"} <= set(why) or why["channel"] == DEPTHWISE for why in reasons)
     except (FileError, KeyError, TypeError, AttributeError):
         return "?"
 

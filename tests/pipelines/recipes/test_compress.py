@@ -58,7 +58,8 @@ def test_costs_of_the_layers_add_up_to_those_of_the_network(made):
     assert sum(item.macs_after for item in report.layers) == report.macs_after
     assert sum(item.params_after for item in report.layers) == cost.cost(network, SHAPE).params
     kept = {item.layer: item for item in report.layers}["depthwise"]
-    assert kept.macs_before == kept.macs_after and kept.becomes == "unchanged" and kept.error is None
+    assert kept.macs_before == kept.macs_after and kept.becomes == "unchanged"
+    assert 0 < kept.error < 1  # its kernels are fitted again
 
 
 def test_the_fidelity_of_the_report_is_measured_on_held_out_images(made):
