@@ -123,6 +123,7 @@ def test_every_guide_is_listed_tested_and_found_by_its_links():
         "peers.md",
         "peers-pruning.md",
         "criteria.md",
+        "gpu.md",
         "scale.md",  # its commands are those of tests/pipelines/distributed/
         "reproduce-the-paper.md",  # its commands need ImageNet
     }
