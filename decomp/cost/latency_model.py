@@ -12,7 +12,6 @@ from itertools import product
 from typing import TypeAlias
 
 import numpy as np
-from scipy.interpolate import RegularGridInterpolator
 from torch import nn
 
 from decomp.allocation.interfaces import Amount, Graph, Layer, Size
@@ -171,16 +170,23 @@ def _interpolator(
 ) -> Callable[[Size, Size], Amount]:
     """Times between the grid points, linear; a wider factor is never faster, so noise is not followed."""
     table = np.maximum.accumulate(np.maximum.accumulate(np.asarray(milliseconds, float), axis=0), axis=1)
-    axes = [np.asarray(inputs, float), np.asarray(outputs, float)]
-    for axis in (0, 1):
-        if len(axes[axis]) == 1:  # it takes two points to interpolate
-            axes[axis] = np.array([axes[axis][0], axes[axis][0] + 1])
-            table = np.repeat(table, 2, axis=axis)
-    between = RegularGridInterpolator(axes, table)
+    axes = np.asarray(inputs, float), np.asarray(outputs, float)
 
     def at(n_in: Size, n_out: Size) -> Amount:
-        inside = [np.clip(n, axis[0], axis[-1]) for n, axis in zip((n_in, n_out), axes)]
-        times = between(np.stack(np.broadcast_arrays(*inside), axis=-1))
-        return float(times[0]) if np.ndim(n_in) == np.ndim(n_out) == 0 else times
+        (row, next_row, down), (column, next_column, right) = (
+            _between(axis, n) for axis, n in zip(axes, np.broadcast_arrays(n_in, n_out))
+        )
+        upper = table[row, column] * (1 - right) + table[row, next_column] * right
+        lower = table[next_row, column] * (1 - right) + table[next_row, next_column] * right
+        times = upper * (1 - down) + lower * down
+        return float(times) if np.ndim(n_in) == np.ndim(n_out) == 0 else times
 
     return at
+
+
+def _between(axis: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places on an axis at and behind sizes, and their distance from the first as a share; outside, the nearest end."""
+    before = np.clip(np.searchsorted(axis, n, side="right") - 1, 0, len(axis) - 1)
+    after = np.minimum(before + 1, len(axis) - 1)
+    gap = np.where(after > before, axis[after] - axis[before], 1.0)
+    return before, after, np.clip((n - axis[before]) / gap, 0.0, 1.0)

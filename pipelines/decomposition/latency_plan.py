@@ -1,23 +1,23 @@
-"""Plans for a measured speed-up: table of factor times, exclusion of slow factorizations, correction by measurement."""
+"""Plans for a measured speed-up: proposals from a table of times, measured as whole networks until one is as asked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
+from decomp.allocation.allocator import Allocator
 from decomp.allocation.choices import LayerPlans
+from decomp.allocation.interfaces import CostModel
 from decomp.allocation.layer_curves import LayerCurves
-from decomp.allocation.plan import Plan, columns, widths_written
+from decomp.allocation.plan import LayerPlan, Plan, columns, widths_written
 from decomp.allocation.rules import Rules
 from decomp.allocation.target import Allocation, allocate, limiting_factors, most
 from decomp.cost.chain import chain, geometry_of
-from decomp.cost.latency_model import FactorKind, LatencyCost, Table, chain_module, factor_grids
+from decomp.cost.latency_model import FactorKind, chain_module
 from decomp.errors import TargetError
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
@@ -28,16 +28,17 @@ from decomp.surgery.random_network import random_network
 from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
 from ..measure import devices
+from .latency_tables import latency_cost
+from .plans_between import plans_between
+from .speed_ratio import SpeedRatio, measure_ratio
 from .target_errors import limiting_options
-from .timings import Timings, round_ratios
+from .target_search import LEAST, Attempt, Candidate, TargetSearch
+from .timings import Timings
 
-# The target of the search is corrected until the measured speed-up is between these shares of the requested one, at
-# most CORRECTIONS times.
-ENOUGH, SURPLUS, CORRECTIONS = 0.98, 1.06, 5
-# Below this share of the requested speed-up there is a warning or an error.
-SHORT = 0.9
-# Spread of the ratios of one network's times to those of itself, above which the machine is too busy to be believed.
-NOISE = 0.2
+# Measurements of the chosen plan that may disagree with the ones before them, until the search gives up.
+CONFIRMATIONS = 3
+# Plans by a counted cost that are tried to find the one of the same loss; a rival must be faster by more than RIVAL.
+EQUAL_LOSS, RIVAL = 7, 1.01
 
 
 def require_same_device(plan: Plan, device: torch.device, name: str, reporter: Reporter) -> None:
@@ -82,14 +83,16 @@ def allocate_for_latency(
     curves: Mapping[str, LayerCurves],
     rules: Rules,
     *,
+    counted: CostModel,
     device: torch.device,
     reporter: Reporter,
 ) -> Allocation:
     """Sizes for a speed-up in measured time.
 
-    The allocation uses a table of times of single factors. Factorizations that are measured to be slower than the
-    layer in one piece are excluded, and a network of the chosen sizes, with random weights, is timed against the
-    original: the target of the search is corrected by the difference from the table.
+    A table of times of single factors proposes sizes; factorizations that are measured to be slower than the layer in
+    one piece are excluded. Networks of the proposed sizes, with random weights, are timed against the original until
+    one is as fast as asked (:mod:`decomp.pipelines.decomposition.target_search`), and the chosen one is measured
+    again. A plan by multiply-accumulates of the same loss takes its place where that is measured to be faster.
 
     Parameters
     ----------
@@ -100,13 +103,15 @@ def allocate_for_latency(
     curves : dict of str to LayerCurves
         Of the steps that may be used.
     rules : decomp.allocation.rules.Rules
+    counted : CostModel
+        Multiply-accumulates.
     device : torch.device
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Raises
     ------
     TargetError
-        The smallest sizes are measured to be clearly slower than requested; names the limiting options.
+        The smallest sizes are measured to be slower than requested; names the limiting options.
     """
     assert options.latency_batch is not None and options.latency_layout is not None  # as cost is latency
     assert options.runtime is not None
@@ -114,58 +119,92 @@ def allocate_for_latency(
     made = runtime(options.runtime, options.latency_layout)
     timings = Timings(path, device, options.latency_batch, made)
     timings.keep_prepared(graph.module, (options.latency_batch, *graph.input_shape))
-    search = _Search(timings, graph, _latency_cost(timings, graph, reporter), options, rules, reporter)
-    attempts: list[Allocation] = []
-    speedup = options.speedup
-    for _ in range(CORRECTIONS + 1):
-        reachable = most(graph, curves, search.cost, rules)
-        speedup = min(speedup, reachable)
-        allocation, curves = search.without_slow_chains(curves, speedup)
-        allocation.latency = search.measure(allocation.plans)
-        attempts.append(allocation)
-        measured = _measured(allocation)
-        reporter.step(f"measured speed-up with the planned sizes: {measured:.2f}x")
-        if ENOUGH * options.speedup <= measured <= SURPLUS * options.speedup:
-            break
-        if measured < options.speedup and speedup == reachable:
-            if measured < SHORT * options.speedup:
-                raise search.out_of_reach(curves, measured)
-            break
-        speedup = _corrected(attempts, options.speedup)
-    chosen = _choose(attempts, options.speedup, reporter)
-    chosen.latency = search.confirmed(chosen)
-    return chosen
+    planner = _Planner(
+        timings, graph, curves, latency_cost(timings, graph, reporter), counted, options, rules, reporter
+    )
+    return planner.run()
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Search on the table of times, checked by measurements."""
+@dataclass(eq=False)
+class _Planner:
+    """Proposals for the search, measurements of whole networks, and the choice at the end."""
 
     timings: Timings
     graph: NetworkGraph
-    cost: LatencyCost
+    curves: Mapping[str, LayerCurves]
+    cost: CostModel
+    counted: CostModel
     options: DecomposeOptions
     rules: Rules
     reporter: Reporter
+    measured_chains: dict[str, bool] = field(default_factory=dict)
 
-    def without_slow_chains(
-        self, curves: Mapping[str, LayerCurves], speedup: float
-    ) -> tuple[Allocation, Mapping[str, LayerCurves]]:
-        """An allocation in which no layer is slower than the same layer in one piece; the curves that remain."""
-        graph, options = self.graph, self.options
+    def __post_init__(self) -> None:
+        self.all_sizes = Allocator(self.graph, self.curves, self.cost, self.rules)
+        # Steps that are left, without the factorizations that are slower than a layer in one piece.
+        self.usable = self.curves
+        self._most = most(self.graph, self.curves, self.cost, self.rules)
+
+    def run(self) -> Allocation:
+        """The plan, with its measurement."""
+        search = self._search(self._proposed, lambda: self._most)
+        chosen = self._confirmed(search, search.run())
+        first = search.attempts[0]
+        if chosen.speedup < LEAST * self.options.speedup:
+            raise self._out_of_reach(chosen)
+        chosen = self._faster_rival(chosen) or chosen
+        expected = self.cost.total / first.candidate.milliseconds
+        latency = {
+            **self.timings.conditions, **chosen.ratio.to_json(),
+            "table_error": round(expected / first.speedup - 1, 4),
+        }  # fmt: skip
+        if not search.is_kept(chosen.speedup):
+            slower, faster = search.neighbours()
+            latency |= {"slower": round(slower, 3), "faster": round(faster, 3)}
+            self.reporter.warn(
+                f"sizes are too coarse for {self.options.speedup:g}x: the closest measured are {slower:.2f}x and "
+                f"{faster:.2f}x; the faster plan is taken"
+            )
+        if signs := chosen.ratio.disturbances:
+            self.reporter.warn(
+                f"the machine is busy ({'; '.join(signs)}), so that the measured speed-up is not certain; make the "
+                "plan again when nothing else runs"
+            )
+        allocator, plans = self.all_sizes, chosen.candidate.plans
+        return Allocation(allocator, plans, allocator.total / allocator.cost(plans), latency)
+
+    def _search(self, propose: Any, highest: Any) -> TargetSearch:
+        whole = {layer.name: LayerPlan(layer.name, left_alone=dict(layer.left_alone)) for layer in self.graph.layers}
+        return TargetSearch(
+            self.options.speedup, self._candidate(whole), highest, propose, self._between, self.measure, self.reporter
+        )
+
+    def _candidate(self, plans: LayerPlans) -> Candidate:
+        return Candidate(plans, self.all_sizes.cost(plans), self.all_sizes.error(plans))
+
+    def _between(self, slow: Candidate, fast: Candidate) -> list[Candidate]:
+        return [self._candidate(plans) for plans in plans_between(self.all_sizes.choices, slow.plans, fast.plans)]
+
+    # -- proposals ----------------------------------------------------------------------------------------
+
+    def _proposed(self, speedup: float) -> Candidate:
+        """The plan for a speed-up by the table in which no layer is slower than the same layer in one piece."""
         while True:
-            reachable = min(speedup, most(graph, curves, self.cost, self.rules))
-            allocation = allocate(
-                graph, curves, self.cost, self.rules,
-                speedup=reachable, allocation=options.allocation, steps=options.steps,
-            )  # fmt: skip
-            slow = [layer for layer in graph.layers if layer.fitted and self._is_slow(layer, allocation.plans)]
+            plans = self._allocated(self.usable, self.cost, min(speedup, self._most))
+            slow = [layer for layer in self.graph.layers if layer.fitted and self._is_slow(layer, plans)]
             if not slow:
-                return allocation, curves
+                return self._candidate(plans)
             for layer in slow:
-                words = allocation.plans[layer.name].words()
+                words = plans[layer.name].words()
                 self.reporter.step(f"{layer.name}: {words} is not faster than the unsplit layer")
-                curves = {**curves, layer.name: curves[layer.name].only("prune")}
+                self.usable = {**self.usable, layer.name: self.usable[layer.name].only("prune")}
+            self._most = most(self.graph, self.usable, self.cost, self.rules)
+
+    def _allocated(self, curves: Mapping[str, LayerCurves], cost: CostModel, speedup: float) -> LayerPlans:
+        options = self.options
+        return allocate(
+            self.graph, curves, cost, self.rules, speedup=speedup, allocation=options.allocation, steps=options.steps
+        ).plans
 
     def _is_slow(self, layer: Layer, plans: LayerPlans) -> bool:
         plan = plans[layer.name]
@@ -173,142 +212,102 @@ class _Search:
             return False
         geometry = geometry_of(self.graph.module.get_submodule(layer.name))
         widths = columns(layer, plan.keep), widths_written(self.graph, plans)[layer.name]
-        dense = chain(layer, *widths, geometry=geometry)
-        factors = chain(layer, *widths, *plan.ranks, geometry=geometry)
-        networks = {"chain": chain_module(layer, factors), "dense": chain_module(layer, dense)}
-        kind = FactorKind.of(layer, dense[0])
-        placed = self.timings.placed(networks, kind, widths[0])
-        times = self.timings.compare(placed, self.timings.shape(kind, widths[0]))
-        return times["chain"] >= times["dense"]
+        key = f"{layer.name} {widths} {plan.ranks}"
+        if key not in self.measured_chains:
+            dense = chain(layer, *widths, geometry=geometry)
+            factors = chain(layer, *widths, *plan.ranks, geometry=geometry)
+            networks = {"chain": chain_module(layer, factors), "dense": chain_module(layer, dense)}
+            kind = FactorKind.of(layer, dense[0])
+            placed = self.timings.placed(networks, kind, widths[0])
+            times = self.timings.compare(placed, self.timings.shape(kind, widths[0]))
+            self.measured_chains[key] = times["chain"] >= times["dense"]
+        return self.measured_chains[key]
 
-    def measure(self, plans: LayerPlans) -> dict[str, Any]:
-        """Times of the original and of a network of the planned sizes, with the conditions of the measurement."""
-        networks = {"original": self.graph.module, "planned": random_network(self.graph, plans)}
-        times = self.timings.compare(networks, (self.timings.batch_size, *self.graph.input_shape))
-        return {
-            **self.timings.conditions,
-            "original_ms": round(times["original"], 4),
-            "measured_ms": round(times["planned"], 4),
-            "measured_speedup": round(times["original"] / times["planned"], 3),
-        }
+    # -- measurements -------------------------------------------------------------------------------------
 
-    def confirmed(self, allocation: Allocation) -> dict[str, Any]:
-        """The measurement of the chosen sizes, made again; the lower of both speed-ups is the one that is said.
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self.timings.batch_size, *self.graph.input_shape)
 
-        The original runs twice in each round, so that the noise of the machine is measured beside the speed-up.
+    def measure(self, candidate: Candidate) -> SpeedRatio:
+        """Speed-up of a network of the planned sizes with random weights."""
+        planned, original = random_network(self.graph, candidate.plans), self.graph.module
+        self.timings.keep_prepared(planned, self._shape)
+        networks = {"original": original, "planned": planned, "again": original}
+        try:
+            return measure_ratio(lambda: self.timings.rounds(networks, self._shape))
+        finally:
+            self.timings.forget(planned)
+
+    def _confirmed(self, search: TargetSearch, attempt: Attempt) -> Attempt:
+        """An attempt whose speed-up was measured again with both networks prepared anew, as in another process.
+
+        Where the two differ so much that the promise would not be kept, a third measurement decides, and if it speaks
+        against the attempt too, the search goes on with what is known now.
         """
-        original, first = self.graph.module, allocation.latency
-        networks = {"original": original, "planned": random_network(self.graph, allocation.plans), "again": original}
-        times = self.timings.rounds(networks, (self.timings.batch_size, *self.graph.input_shape))
-        low, high = round_ratios(times["original"], times["planned"])
-        quiet_low, quiet_high = round_ratios(times["original"], times["again"])
-        noise, before, after = quiet_high - quiet_low, median(times["original"]), median(times["planned"])
-        found = {**first, "low": round(low, 3), "high": round(high, 3), "noise": round(noise, 3)}
-        if before / after < first["measured_speedup"]:
-            found |= {
-                "original_ms": round(before, 4), "measured_ms": round(after, 4),
-                "measured_speedup": round(before / after, 3),
-            }  # fmt: skip
-        if noise > NOISE:
-            self.reporter.warn(
-                f"the machine is busy: times of the original against itself spread over {100 * noise:.0f} %, so that "
-                "the measured speed-up is not certain; make the plan again when nothing else runs"
-            )
-        elif found["measured_speedup"] < ENOUGH * self.options.speedup <= first["measured_speedup"]:
-            self.reporter.warn(
-                f"measured again, the planned sizes are {found['measured_speedup']:.2f}x as fast as the original, less "
-                f"than the target of {self.options.speedup:g}x"
-            )
+        for _ in range(CONFIRMATIONS):
+            for _ in range(2):
+                self.timings.keep_prepared(self.graph.module, self._shape)
+                attempt.ratios.append(self.measure(attempt.candidate))
+                if search.is_kept(attempt.ratios[-1].speedup) == search.is_kept(attempt.ratios[0].speedup):
+                    break
+            self.reporter.step(f"measured again with the chosen sizes: {attempt.speedup:.2f}x")
+            if search.is_kept(attempt.speedup) or (following := search.refine()) is attempt:
+                return attempt
+            attempt = following
+        return attempt
+
+    def _faster_rival(self, chosen: Attempt) -> Attempt | None:
+        """A plan by multiply-accumulates that is as fast as asked and loses less; None where there is none.
+
+        It is looked for only where the one of the same loss is measured to be faster.
+        """
+        rival = self._of_equal_loss(chosen.candidate.loss)
+        if rival is None or rival.plans == chosen.candidate.plans:
+            return None
+        attempt = Attempt(rival, [self.measure(rival)])
+        self.reporter.step(f"a plan by {self.counted.unit} of the same loss was measured {attempt.speedup:.2f}x")
+        if attempt.speedup <= RIVAL * chosen.speedup:
+            return None
+
+        def propose(speedup: float) -> Candidate:
+            """Of the macs plans, the one for which the table says this speed-up."""
+            return self._by_count(lambda one: one.milliseconds * speedup >= self.cost.total) or rival
+
+        search = self._search(propose, lambda: self.cost.total / rival.milliseconds)
+        search.attempts.append(attempt)
+        best = self._confirmed(search, search.run())
+        if not search.is_kept(best.speedup) or best.candidate.loss >= chosen.candidate.loss:
+            return None
+        self.reporter.step(f"that is taken at {best.speedup:.2f}x: it loses less than the plan by measured time")
+        return best
+
+    def _of_equal_loss(self, loss: float) -> Candidate | None:
+        return self._by_count(lambda one: one.loss <= loss)
+
+    def _by_count(self, holds: Any) -> Candidate | None:
+        """The plan with the fewest multiply-accumulates for which a condition holds that more of them satisfy."""
+        low, high, found = 1.0, most(self.graph, self.curves, self.counted, self.rules), None
+        for _ in range(EQUAL_LOSS):
+            middle = (low * high) ** 0.5
+            one = self._candidate(self._allocated(self.curves, self.counted, middle))
+            if holds(one):
+                low, found = middle, one
+            else:
+                high = middle
         return found
 
-    def out_of_reach(self, curves: Mapping[str, LayerCurves], measured: float) -> TargetError:
+    def _out_of_reach(self, fastest: Attempt) -> TargetError:
         """The error for a speed-up that the smallest sizes do not reach, with the limiting options."""
         options = self.options
         causes = limiting_options(
-            limiting_factors(self.graph, curves, self.cost, self.rules, options.steps),
+            limiting_factors(self.graph, self.usable, self.cost, self.rules, options.steps),
             rules=self.rules, skip=options.skip, keep_first=options.keep_first, steps=options.steps,
         )  # fmt: skip
-        held = f"batch of {options.latency_batch}, limited by {'; '.join(causes)}"
+        held = f"batch of {options.latency_batch} in {options.runtime}, limited by {'; '.join(causes)}"
+        if signs := fastest.ratio.disturbances:
+            held += f"; the machine was busy: {'; '.join(signs)}"
         return TargetError(
-            "--speedup", f"at most {measured:.2f}x was measured with the smallest sizes, {held}",
+            "--speedup", f"at most {fastest.speedup:.2f}x was measured with the smallest sizes, {held}",
             got=f"{options.speedup:g}x", fix="lower the target or lift a limit",
         )  # fmt: skip
-
-
-def _measured(allocation: Allocation) -> float:
-    return allocation.latency["measured_speedup"]
-
-
-def _corrected(attempts: list[Allocation], wanted: float) -> float:
-    """Speed-up by the table at which the measured one should be as wanted.
-
-    Between two attempts, one too slow and one too fast, by logarithmic interpolation; otherwise in proportion to the
-    last attempt.
-    """
-    points = sorted((_measured(attempt), attempt.allocator.total / attempt.cost) for attempt in attempts)
-    below = [point for point in points if point[0] < wanted]
-    above = [point for point in points if point[0] >= wanted]
-    aim = wanted * (1 + SURPLUS) / 2
-    if below and above and below[-1][1] < above[0][1]:
-        share = np.log(aim / below[-1][0]) / np.log(above[0][0] / below[-1][0])
-        return float(below[-1][1] * (above[0][1] / below[-1][1]) ** min(max(share, 0.1), 0.9))
-    last = attempts[-1]
-    return max(1.0 + 1e-6, aim * last.allocator.total / last.cost / _measured(last))
-
-
-def _choose(attempts: list[Allocation], wanted: float, reporter: Reporter) -> Allocation:
-    """The slowest attempt that is measured to be fast enough; if there is none, the fastest."""
-    enough = [attempt for attempt in attempts if _measured(attempt) >= ENOUGH * wanted]
-    if enough:
-        return min(enough, key=_measured)
-    fastest = max(attempts, key=_measured)
-    if _measured(fastest) < SHORT * wanted:
-        reporter.warn(
-            f"at most {_measured(fastest):.2f}x was measured, less than the target of {wanted:g}x; is the machine busy?"
-        )
-    return fastest
-
-
-def _latency_cost(timings: Timings, graph: NetworkGraph, reporter: Reporter) -> LatencyCost:
-    """Cost model from times of all factors that the plan can use, and of the whole network."""
-    tables: dict[tuple[str, str], Table] = {}
-    fitted = [layer for layer in graph.layers if layer.fitted]
-    with reporter.progress(
-        len(fitted), f"measuring convolutions, batch size {timings.batch_size}", "layers"
-    ) as progress:
-        for layer in fitted:
-            for name, grid in factor_grids(layer, graph.module.get_submodule(layer.name)).items():
-                times = timings.table(grid.kind, grid.inputs, grid.outputs)
-                tables[layer.name, name] = grid.inputs, grid.outputs, times
-            timings.save()
-            progress.update(1)
-    shape, names = (timings.batch_size, *graph.input_shape), [layer.name for layer in fitted]
-    return LatencyCost(graph, tables, *_parts(timings, graph, names, shape))
-
-
-def _parts(
-    timings: Timings, graph: NetworkGraph, names: list[str], shape: tuple[int, ...]
-) -> tuple[dict[str, float], float]:
-    """Milliseconds of each fitted layer in the original, and of the rest.
-
-    In eager mode both are measured while it runs. The parts of a compiled network are in the proportions of eager mode.
-    Otherwise a layer takes as long as its convolutions in context, and the rest is what the network takes beside.
-    """
-    if not timings.in_context:
-        parts, rest = timings.within(graph.module, names, shape)
-        if timings.runtime.name == "eager":
-            return parts, rest
-        share = timings.compare({"whole": graph.module}, shape)["whole"] / (sum(parts.values()) + rest)
-        return {name: time * share for name, time in parts.items()}, rest * share
-    parts = {}
-    for name in names:
-        layer, geometry = graph.layer(name), geometry_of(graph.module.get_submodule(name))
-        links = chain(layer, layer.in_channels, layer.out_channels, geometry=geometry)
-        times = [
-            timings.factor(FactorKind.of(layer, link), int(link.in_channels), int(link.out_channels)) for link in links
-        ]
-        parts[name] = sum(times) * len(layer.calls)
-    timings.save()
-    whole = timings.compare({"whole": graph.module}, shape)["whole"]
-    share = min(1.0, whole / sum(parts.values()))
-    return {name: time * share for name, time in parts.items()}, max(0.0, whole - sum(parts.values()))

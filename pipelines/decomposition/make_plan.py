@@ -94,6 +94,7 @@ def make_plan(run: RunDirectory, options: DecomposeOptions, surveyed: SurveyedRu
     if options.cost == "latency":
         allocation = allocate_for_latency(
             run.latency_json, options, surveyed.graph, curves, rules.rules,
+            counted=counted_model("macs", surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost),
             device=surveyed.opened.device, reporter=reporter,
         )  # fmt: skip
     else:

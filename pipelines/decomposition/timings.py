@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,12 +24,10 @@ from ..measure import devices
 KIND = "decomp latencies"
 # Repetitions of one factor: at most so many, and at least five of them even where they take longer than SECONDS.
 REPEATS, SECONDS = 20, 0.05
-ROUNDS, WHOLE_SECONDS = 30, 20.0
+ROUNDS, WHOLE_SECONDS = 30, 6.0
 # Channels of the images of a convolution in context, a whole number of blocks in every runtime; and the shortest time
 # of a factor, in milliseconds, where the difference of two measurements is smaller.
 LEAD, SHORTEST = 16, 1e-4
-# Quantiles of the ratios of single rounds that are said with a measured speed-up.
-LOW, HIGH = 0.1, 0.9
 
 Shape = tuple[int, ...]
 
@@ -130,8 +127,12 @@ class Timings:
         return times_within(prepared, names, shape, self.device, ROUNDS, layout=layout, max_seconds=WHOLE_SECONDS)
 
     def keep_prepared(self, network: nn.Module, shape: Shape) -> None:
-        """Prepare a network once for all measurements, such as the original."""
+        """Prepare a network for all measurements that follow, such as the original; again, where it was before."""
         self._prepared_before[id(network)] = network, shape, self.runtime.prepare(network, self._images(shape))
+
+    def forget(self, network: nn.Module) -> None:
+        """Release what :meth:`keep_prepared` keeps of a network."""
+        self._prepared_before.pop(id(network), None)
 
     def _prepared(self, network: nn.Module, shape: Shape) -> Callable[[Tensor], object]:
         known = self._prepared_before.get(id(network))
@@ -154,9 +155,3 @@ def conditions(device: torch.device, batch_size: int, runtime: Runtime) -> dict[
         "device": devices.full_name(device), **conditions_of(runtime, device.type), "torch": torch.__version__,
         "batch_size": batch_size,
     }  # fmt: skip
-
-
-def round_ratios(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Low and high quantile of the ratios of two networks' times in the same rounds."""
-    low, high = np.quantile(np.asarray(one) / np.asarray(other), (LOW, HIGH))
-    return float(low), float(high)

@@ -8,7 +8,7 @@ from torch import nn
 
 from decomp.cost.latency_model import LINEAR, FactorKind
 from decomp.pipelines.decomposition import timings
-from decomp.pipelines.decomposition.timings import Timings, round_ratios
+from decomp.pipelines.decomposition.timings import Timings
 from decomp.runtimes.compiled import Compiled
 from decomp.runtimes.eager import Eager
 from decomp.runtimes.onnx import OnnxRuntime
@@ -95,7 +95,3 @@ def test_factors_really_run_in_onnx_runtime(tmp_path):
     pytest.importorskip("onnxruntime")
     known = Timings(tmp_path / "latency.json", CPU, 1, OnnxRuntime())
     assert known.factor(KIND, 3, 2) > 0 and known.factor(FactorKind(LINEAR), 3, 2) > 0
-
-
-def test_ratios_of_rounds_are_told_by_their_low_and_high_quantile():
-    assert round_ratios([2.0] * 11, [2.0 / ratio for ratio in range(1, 12)]) == pytest.approx((2.0, 10.0))

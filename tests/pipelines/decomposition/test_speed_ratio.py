@@ -1,0 +1,61 @@
+"""Measured speed-up: medians, the interval of the median ratio, and the signs of a busy machine."""
+
+import numpy as np
+import pytest
+
+from decomp.pipelines.decomposition import speed_ratio
+from decomp.pipelines.decomposition.speed_ratio import SpeedRatio, measure_ratio, median_interval, of_rounds
+
+
+def test_speedup_is_the_ratio_of_medians_with_quantiles_of_single_rounds():
+    original = [10.0] * 11
+    found = of_rounds({"original": original, "planned": [10.0 / r for r in np.linspace(1.5, 2.5, 11)],
+                       "again": original})  # fmt: skip
+    assert found.speedup == pytest.approx(2.0) and (found.low, found.high) == pytest.approx((1.6, 2.4))
+    assert (found.noise, found.bias, found.disturbances) == (0.0, 0.0, [])
+    said = found.to_json()
+    assert (said["measured_speedup"], said["original_ms"], said["measured_ms"], said["busy"]) == (2.0, 10.0, 5.0, False)
+
+
+def test_the_interval_of_the_median_covers_it_in_95_of_100_samples():
+    random = np.random.default_rng(0)
+    held = [low <= 0.0 <= high for low, high in (median_interval(random.standard_normal(60)) for _ in range(2000))]
+    assert 0.93 <= np.mean(held) <= 0.985
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
+def test_blocks_are_measured_until_the_interval_is_narrow():
+    random, blocks = np.random.default_rng(0), []
+
+    def block(spread):
+        blocks.append(spread)
+        return {name: list(10 + spread * random.standard_normal(30)) for name in ("original", "planned", "again")}
+
+    measure_ratio(lambda: block(0.1))
+    assert len(blocks) == speed_ratio.FEWEST_BLOCKS
+    blocks.clear()
+    found = measure_ratio(lambda: block(0.4))
+    assert speed_ratio.FEWEST_BLOCKS < len(blocks) < speed_ratio.MOST_BLOCKS
+    assert found.interval[1] - found.interval[0] <= 2 * speed_ratio.PRECISION * found.speedup
+    blocks.clear()
+    measure_ratio(lambda: block(3.0))
+    assert len(blocks) == speed_ratio.MOST_BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("signs", "words"),
+    [
+        ({"noise": 1.5}, "times of the original against itself spread over 150 %"),
+        ({"bias": -0.07}, "the original is 7 % faster or slower than itself"),
+        ({"waited": 0.3}, "the threads waited for a processor for 30 % of the time"),
+    ],
+)
+def test_each_sign_of_a_busy_machine_is_said(signs, words):
+    ratio = SpeedRatio(10.0, 5.0, 1.9, 2.1, (1.98, 2.02), **signs)
+    assert ratio.disturbances == [words] and ratio.to_json()["busy"]
+
+
+def test_a_machine_that_slows_all_rounds_alike_is_recognised_by_the_wait_for_processors(monkeypatch):
+    monkeypatch.setattr(speed_ratio, "Contention", lambda: type("Waits", (), {"share": lambda self: 0.8})())
+    found = measure_ratio(lambda: {name: [10.0] * 8 for name in ("original", "planned", "again")})
+    assert found.noise == 0.0 and found.disturbances == ["the threads waited for a processor for 80 % of the time"]

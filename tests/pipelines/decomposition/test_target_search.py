@@ -1,0 +1,113 @@
+"""Search for a measured speed-up, with a clock that follows a formula: the promise, its neighbours, its limits."""
+
+import pytest
+
+from decomp.pipelines.decomposition.speed_ratio import SpeedRatio
+from decomp.pipelines.decomposition.target_search import LEAST, MOST, Attempt, Candidate, TargetSearch
+from tests.pipelines.digit_runs import Collected
+
+
+class Machine:
+    """A network of one size from 1 to 1000; a plan is its size, the table says one unit of time for each.
+
+    `milliseconds` are those of the whole network at a size; `step` makes proposals coarse, `finest` all plans.
+    """
+
+    def __init__(self, asked, milliseconds, step=1, finest=1, smallest=10):
+        self.milliseconds, self.step, self.finest, self.smallest = milliseconds, step, finest, smallest
+        self.measured, self.reporter = [], Collected()
+        self.search = TargetSearch(
+            asked,
+            self.candidate(1000),
+            lambda: 1000 / smallest,
+            self.propose,
+            self.between,
+            self.measure,
+            self.reporter,
+        )
+
+    def candidate(self, size):
+        return Candidate({"size": size}, float(size), 1.0 / size)
+
+    def propose(self, speedup):
+        return self.candidate(max(self.smallest, int(1000 / speedup + 1e-9) // self.step * self.step))
+
+    def between(self, slow, fast):
+        places = range(fast.plans["size"] + self.finest, slow.plans["size"], self.finest)
+        return [self.candidate(size) for size in reversed(places)]
+
+    def measure(self, candidate):
+        self.measured.append(candidate.plans["size"])
+        return ratio(self.milliseconds(1000) / self.milliseconds(candidate.plans["size"]))
+
+
+def ratio(speedup):
+    return SpeedRatio(speedup, 1.0, speedup, speedup, (speedup, speedup))
+
+
+@pytest.mark.parametrize("asked", [1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize(
+    "milliseconds",
+    [
+        lambda size: size,
+        lambda size: size + 200,  # time outside the layers that the table does not know
+        lambda size: max(size - 150, 1),  # layers that the table finds too dear
+        lambda size: size if size > 700 else 0.93 * size,  # a jump
+        lambda size: (size**0.5) * 30,
+    ],
+)
+def test_the_measured_speedup_is_the_one_asked_for_on_any_machine(asked, milliseconds):
+    machine = Machine(asked, milliseconds)
+    best = machine.search.run()
+    assert LEAST * asked <= best.speedup <= MOST * asked and machine.search.is_kept(best.speedup)
+    assert len(machine.measured) <= 8 and len(set(machine.measured)) == len(machine.measured)
+
+
+def test_a_table_whose_proposals_leave_the_target_out_is_refined_between_the_closest_two():
+    machine = Machine(1.2, lambda size: size, step=500)  # proposes 500, twice as fast, and nothing else
+    best = machine.search.run()
+    assert LEAST * 1.2 <= best.speedup <= MOST * 1.2 and machine.measured[0] == 500
+
+
+def test_sizes_that_are_too_coarse_give_both_neighbours_and_the_faster_plan():
+    machine = Machine(1.5, lambda size: size, step=500, finest=500)
+    best = machine.search.run()
+    assert best.speedup == 2.0 and not machine.search.is_kept(best.speedup)
+    assert machine.search.neighbours() == (1.0, 2.0)
+
+
+def test_a_target_out_of_reach_ends_with_the_smallest_sizes_measured():
+    machine = Machine(3.0, lambda size: size + 1000)
+    best = machine.search.run()
+    assert machine.measured[-1] == 10 and best.speedup == pytest.approx(2000 / 1010)
+    assert best.speedup < LEAST * 3.0
+
+
+def test_of_plans_that_are_fast_enough_the_one_of_least_loss_is_taken():
+    machine = Machine(2.0, lambda size: size)
+    machine.search.attempts = [
+        Attempt(machine.candidate(size), [ratio(speedup)]) for size, speedup in ((480, 2.0), (500, 2.1), (900, 2.5))
+    ]
+    assert machine.search.best() is machine.search.attempts[1]
+    machine.search.attempts = [Attempt(machine.candidate(1), [ratio(s)]) for s in (1.5, 3.5, 2.5, 1.8)]
+    assert machine.search.best().speedup == 2.5
+    machine.search.attempts = [Attempt(machine.candidate(1), [ratio(s)]) for s in (1.5, 1.8, 1.7)]
+    assert machine.search.best().speedup == 1.8
+
+
+def test_an_attempt_measured_twice_counts_the_lower_and_three_times_the_middle_one():
+    attempt = Attempt(Machine(2.0, float).candidate(5), [ratio(2.1), ratio(1.9)])
+    assert attempt.speedup == 1.9
+    attempt.ratios.append(ratio(2.0))
+    assert attempt.speedup == 2.0
+
+
+def test_a_search_goes_on_between_plans_after_a_measurement_was_corrected():
+    machine = Machine(2.0, lambda size: size)
+    best = machine.search.run()
+    best.ratios += [ratio(1.7), ratio(1.7)]  # the first measurement was wrong
+    machine.measured.clear()
+    machine.milliseconds = lambda size: 1.15 * size if size < 1000 else size
+    machine.search._try(machine.candidate(300))
+    following = machine.search.refine()
+    assert following is not best and machine.search.is_kept(following.speedup)
