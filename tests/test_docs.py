@@ -64,6 +64,13 @@ def run_document(path):
     return len(listed)
 
 
+def forget_modules_of(folder):
+    """Remove what was imported from a folder, such as mine.py, so that other tests can import files of these names."""
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder in which the commands of the first guide were run."""
@@ -76,6 +83,7 @@ def place(tmp_path_factory):
     finally:
         os.chdir(before)
         sys.path.remove(str(folder))
+        forget_modules_of(folder)
 
 
 @pytest.mark.parametrize("name", [*GUIDES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -231,3 +239,11 @@ def test_every_folder_is_on_the_page():
 def test_blocks_are_found_with_their_language(tmp_path):
     (tmp_path / "a.md").write_text("```sh\ndecomp a\n```\ntext\n```python\nx = 1\n```\n```bash\nnot this\n```\n")
     assert blocks(tmp_path / "a.md") == [Block("sh", "decomp a\n"), Block("python", "x = 1\n")]
+
+
+def test_modules_of_the_guides_are_forgotten(tmp_path, monkeypatch):
+    (tmp_path / "of_a_guide.py").write_text("x = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("of_a_guide")
+    forget_modules_of(tmp_path)
+    assert "of_a_guide" not in sys.modules and "torch" in sys.modules

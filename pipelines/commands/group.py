@@ -22,7 +22,7 @@ from .interrupt import CODE, quick_end, stopped_line
 from .processes import said_once
 
 COMMAND_KEY = "decomp.command"  # under which click's context keeps the command line as given
-_OPTION = re.compile(r"\boption (?=(leaf|module)\b)")  # in messages that a Python caller sees too
+_OPTION = re.compile(r"\boption (?=(classes|leaf|module)\b)")  # in messages that a Python caller sees too
 JSON_KEY = "decomp.json"  # under which it keeps whether the result is printed as JSON
 VERBOSE_KEY = "decomp.verbose"  # under which it keeps whether details are printed
 COMMANDS = (

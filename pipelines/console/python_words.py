@@ -13,7 +13,7 @@ COMMANDS = ("inspect", "freeze", "decompose", "prune", "finetune", "evaluate", "
 _FLAG = re.compile(r"(?<=\s)--(redo|skip-bad)\b")  # at the begin of a message it is the name of the argument
 _OTHER_RUN = re.compile(r"--run OTHER --from \S+")
 _COMMAND = re.compile(rf"(`[^`]*`|\b(?:decomp )?(?:{'|'.join(COMMANDS)})(?: --[a-z-]+(?: [^\s;,-][^\s;,]*)?)+)")
-_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)|\boption (leaf|module)\b")
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)|\boption (classes|leaf|module)\b")
 
 
 def python_words(text: str, names: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from decomp.schemes import cpg_ladder, cpg_owners, cpg_picks
-from decomp.schemes.cpg_decision import COMMIT, GROW, Finetuned, Goal, decide
+from decomp.schemes.cpg_decision import COMMIT, GROW, PRUNE, Finetuned, Goal, decide
 from decomp.schemes.cpg_module import TaskState
 
 from ...data.formats.task_file import TaskFile
@@ -20,6 +20,8 @@ from .phases import Learning, Phase
 from .starts import start
 
 MET, BELOW = "met", "below goal"
+#: What follows a fine-tuning, for a reader.
+_NEXT = {PRUNE: "weights are released", GROW: "the network grows", COMMIT: "it has no weights to release"}
 
 
 @dataclass
@@ -67,7 +69,7 @@ def _finetune(
         course.attempts.append(facts)
         state = Finetuned(tuned.validation, tuned.training, own, width)
         action, forced = decide(state, goal, options.train_gate, options.width_step, options.max_width)
-        _tell(learning, f"width {width:g}: validation accuracy", tuned.validation, f"goal {goal.least:.4f}, {action}")
+        _tell(learning, f"width {width:g}: validation accuracy", tuned.validation, f"{_goal(goal)}: {_NEXT[action]}")
         if action != GROW:
             return tuned, forced, action
         width = round(width + options.width_step, 6)
@@ -106,8 +108,13 @@ def _retrain(learning: Learning, chosen: Phase, course: _Course) -> Phase:
     retrained = phases.retrain(learning, begin, chosen.content, name="retrain")
     course.retrained, course.kept_retrained = retrained.validation, retrained.validation > chosen.validation
     _tell(learning, "picks learned anew: validation accuracy", retrained.validation,
-          "kept" if course.kept_retrained else f"not kept, it was {chosen.validation:.4f}")  # fmt: skip
+          "kept" if course.kept_retrained else f"not kept, it was {100 * chosen.validation:.1f} %")  # fmt: skip
     return retrained if course.kept_retrained else chosen
+
+
+def _goal(goal: Goal) -> str:
+    tolerated = f", met from {100 * max(goal.least, 0.0):.1f} % (one standard error)" if goal.tolerance else ""
+    return f"goal {100 * goal.accuracy:.1f} %{tolerated}"
 
 
 def _tell(learning: Learning, what: str, accuracy: float, more: str) -> None:

@@ -12,6 +12,7 @@ from decomp.errors import UsageError
 
 from ...data.sources import open_source
 from ...data.splits import ImageSource, Split
+from ..console.words import counted
 from ..measure.accuracy import accuracy
 from ..training.hold_out import hold_out
 
@@ -19,6 +20,8 @@ from ..training.hold_out import hold_out
 HELD_OUT = 0.2
 #: Images on which a task is verified later, and the bytes that they may take in its file.
 PROBE_IMAGES, PROBE_BYTES = 64, 4 * 2**20
+#: Training images that a task needs at least, and held-out ones below which a warning is given.
+LEAST_IMAGES, FEW_HELD_OUT = 10, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,18 @@ class TaskImages:
         labels = self.source.train.labels(chosen)
         assert labels is not None
         return self.source.train.images(chosen), labels
+
+    def warnings(self) -> list[str]:
+        """Sentences about images that are too few to learn from, or to decide about the task."""
+        n_held_out, n_images, said = len(self.held_out), len(self.source.train), []
+        if n_held_out < FEW_HELD_OUT:
+            images = f"{counted(n_held_out, 'image')} held out of {n_images}"
+            said.append(f"only {images} to decide about the goal: each is {100 / n_held_out:.0f} points of accuracy")
+        labels = _labels(self.source.train)
+        untrained = sorted(set(labels[self.held_out].tolist()) - set(labels[self.train].tolist()))
+        for number in untrained:
+            said.append(f"all images of class {number} are held out, none is trained on; give more of them")
+        return said
 
 
 def test_accuracy(source: ImageSource, module: nn.Module, device: torch.device) -> float | None:
@@ -110,12 +125,15 @@ def task_images(source: ImageSource, seed: int, classes: int | None = None) -> T
     Raises
     ------
     UsageError
-        Images without labels, or labels that are not 0..n−1.
+        Images without labels, labels that are not 0..n−1, or fewer than ten training images.
     """
     if not source.train.has_labels:
         got = source.labels_ignored or "images without labels"
         raise UsageError(source.name, "a task needs a label for every training image", got=got, fix="number the "
                          "classes from 0 in whole numbers")  # fmt: skip
+    if len(source.train) < LEAST_IMAGES:
+        rule = f"a task needs at least {LEAST_IMAGES} training images, of which a fifth is held out to decide about it"
+        raise UsageError(source.name, rule, got=len(source.train), fix="give more images")
     labels = _labels(source.train)
     n_classes = classes or max(source.n_classes or 0, int(labels.max()) + 1)
     if n_classes < 2:
@@ -129,7 +147,9 @@ def task_images(source: ImageSource, seed: int, classes: int | None = None) -> T
     missing = [number for number in range(n_classes) if not bool((labels == number).any())]
     if missing and classes is None:
         rule = f"classes must be numbered 0..{n_classes - 1} with images of each"
-        fix = f"number the classes from 0, or say that there are {n_classes} (option classes)"
+        fix = "number the classes from 0"
+        if 0 not in missing:
+            fix += f" without a gap, or say that there are {n_classes} (option classes)"
         raise UsageError(source.name, rule, got=f"no training image of class {missing[0]}", fix=fix)
     train, held_out = hold_out(len(source.train), seed, fraction=HELD_OUT)
     return TaskImages(source, n_classes, train, held_out)

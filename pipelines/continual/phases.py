@@ -200,7 +200,7 @@ def _run(
     def validate(network: torch.nn.Module) -> dict[str, float]:
         return {"score": (value := images.validation(network, learning.device)), "validation_accuracy": value}
 
-    learning.reporter.step(f"task {learning.options.name}, {name}")
+    learning.reporter.step(f"task {learning.options.name}: {in_words(name)}")
     # Without n_validation: a new head may be right by chance before it is trained, which is no accuracy to lose.
     training = fit(
         module, recipe, stage=f"tasks/{learning.number}/{name}", n_images=len(images.train), batches=images.batches,
@@ -211,6 +211,14 @@ def _run(
     _finish(learning, path, identity, training, module, best)
     checkpoint.unlink(missing_ok=True)
     return _read(path, identity, module.layers)
+
+
+def in_words(name: str) -> str:
+    """A phase for a reader: ``prune-0.3`` is ``'release 30 % of its weights'``."""
+    kind, _, value = name.partition("-")
+    if kind == "finetune":
+        return f"fine-tune at width {float(value):g}"
+    return f"release {100 * float(value):g} % of its weights" if kind == "prune" else "learn its picks anew"
 
 
 def _finish(learning: Learning, path: Path, identity: str, training: Training, module: TaskModule, best: bool) -> None:

@@ -91,6 +91,12 @@ class TaskList:
         yield text_table(table)
         yield "at commit, now: accuracy on the test images; own: weights of the task, 1 is all of the first width;"
         yield "picked: share of earlier tasks' weights that it uses"
+        missed = [task["name"] for task in self.tasks if task["status"] == "met" and task["validation"] < task["goal"]]
+        if missed:
+            yield (
+                f"met by {', '.join(missed)} within one standard error of the accuracy on its held-out images "
+                "(validation); --strict of tasks add does not allow that"
+            )
         t = self.totals
         weights = f"{t['parameters']:,.0f} shared weights, {t['expansion']:.2f} times those of the first width"
         yield f"{weights}; {100 * t['free']:.1f} % are free"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +26,50 @@ from ..console.options import TaskRunOptions
 from ..run.directory import RunDirectory
 
 STAGE = "tasks"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """The network of a run before its first task, which nothing has written yet."""
+
+    options: TaskRunOptions
+    network: fx.GraphModule
+    input_shape: tuple[int, int, int]
+    weights: str
+
+
+def base_network(options: TaskRunOptions, source: ImageSource, n_classes: int, *, grows: bool) -> Base:
+    """Build the network that a run begins with; no file is written, so that one that is refused leaves nothing.
+
+    Parameters
+    ----------
+    options : TaskRunOptions
+    source : ImageSource
+        Of the first task.
+    n_classes : int
+        Of the first task.
+    grows : bool
+        Whether the network may grow: one that cannot is refused before it is trained.
+
+    Raises
+    ------
+    DecompError
+        The network cannot be built, traced or grown, or takes other images.
+    """
+    size = options.input_size
+    if size is None:
+        size = source.input_shape if options.model.startswith("zoo:") else source.input_shape[1:]
+    weights = "random" if options.weights is None else options.weights
+    classes = n_classes if options.weights is None else None
+    loaded = load_model(options.model, weights=weights, input_size=size, n_classes=classes, seed=options.seed)
+    shape = loaded.input_shape
+    if shape is None or tuple(shape) != tuple(source.input_shape):
+        words = ["x".join(map(str, value or ())) for value in (shape, source.input_shape)]
+        fix = "prepare the images in that form, or give another input size"
+        raise UsageError(source.name, f"{options.model} takes images of {words[0]}", got=words[1], fix=fix)
+    network = trace(loaded.module, options.model, shape=shape)
+    Family.of(NetworkGraph(network, shape, options.model), options.model, grows=grows)
+    return Base(options, network, shape, loaded.weights_digest)
 
 
 class TaskStore:
@@ -78,42 +123,17 @@ class TaskStore:
         return cls(RunDirectory.open(run, of_tasks=True))
 
     @classmethod
-    def create(
-        cls, run: RunDirectory, options: TaskRunOptions, source: ImageSource, n_classes: int, *, grows: bool
-    ) -> TaskStore:
-        """Make the base network of a run that is locked and holds no tasks yet.
-
-        Parameters
-        ----------
-        run : RunDirectory
-        options : TaskRunOptions
-        source : ImageSource
-            Of the first task.
-        n_classes : int
-            Of the first task.
-        grows : bool
-            Whether the network may grow: one that cannot is refused before it is trained.
+    def create(cls, run: RunDirectory, base: Base) -> TaskStore:
+        """Write the base network into a run that is locked and holds no tasks yet.
 
         Raises
         ------
         DecompError
-            The network cannot be built, traced, written as data or grown, or takes other images.
+            The network cannot be written as data.
         """
-        size = options.input_size
-        if size is None:
-            size = source.input_shape if options.model.startswith("zoo:") else source.input_shape[1:]
-        weights = "random" if options.weights is None else options.weights
-        classes = n_classes if options.weights is None else None
-        loaded = load_model(options.model, weights=weights, input_size=size, n_classes=classes, seed=options.seed)
-        shape = loaded.input_shape
-        if shape is None or tuple(shape) != tuple(source.input_shape):
-            words = ["x".join(map(str, value or ())) for value in (shape, source.input_shape)]
-            fix = "prepare the images in that form, or give another input size"
-            raise UsageError(source.name, f"{options.model} takes images of {words[0]}", got=words[1], fix=fix)
-        network = trace(loaded.module, options.model, shape=shape)
-        Family.of(NetworkGraph(network, shape, options.model), options.model, grows=grows)
-        network_file.save(network, run.tasks_base, input_shape=shape, meta={"origin": options.to_json()})
-        run.update_config(STAGE, {"asked": options.to_json(), "weights": loaded.weights_digest})
+        origin = base.options.to_json()
+        network_file.save(base.network, run.tasks_base, input_shape=base.input_shape, meta={"origin": origin})
+        run.update_config(STAGE, {"asked": origin, "weights": base.weights})
         return cls(run)
 
     def family(self, grows: bool) -> Family:

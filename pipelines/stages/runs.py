@@ -112,12 +112,14 @@ def _run_directories(folder: Path) -> list[Path]:
 
 def _line(path: Path) -> RunLine:
     try:
-        run = RunDirectory.open(path)
+        run = RunDirectory.open(path, of_tasks=True)
         stages = run.read_config()["stages"]
         asked = next((stages[name].get("asked") or {} for name in ("freeze", "train", "tasks") if name in stages), {})
         networks = existing(run)
         if not networks:
             state = next((words for stage, words in _BEGUN.items() if stage in stages), "empty")
+            if "tasks" in stages:
+                state = counted(len(list(run.tasks_dir.glob("[0-9][0-9][0-9]_*.safetensors"))), "task")
             return RunLine(str(path), str(asked.get("model", "")), state)
         label = networks[-1].label
         speedup, top1, n_images = _measured(run, label)
@@ -130,7 +132,7 @@ def _line(path: Path) -> RunLine:
 
 
 #: States of a run without any network.
-_BEGUN = {"tasks": "tasks", "freeze": "freeze begun", "train": "train begun"}
+_BEGUN = {"freeze": "freeze begun", "train": "train begun"}
 
 
 def _counted(stages: dict[str, dict[str, Any]]) -> float | None:

@@ -27,7 +27,7 @@ from ..continual.guard import Guard
 from ..continual.images import TaskImages, open_images, task_images
 from ..continual.phases import Learning
 from ..continual.results import AddedTask, ExportedTaskResult, TaskList, TaskReport, VerifyResult
-from ..continual.store import STAGE, TaskStore
+from ..continual.store import STAGE, TaskStore, base_network
 from ..continual.verification import verify as verified
 from ..measure.devices import pick_device
 from ..reporting.task_page import write_task_report
@@ -85,16 +85,21 @@ def add(
     existing = TaskStore(directory) if _has_tasks(directory) else None
     source = open_images(data, None if existing is None else existing.input_shape)
     images = task_images(source, base.seed, asked.classes)
+    grows, begun = asked.max_width > 1, None
     if existing is None:
+        begun = base_network(base, source, images.n_classes, grows=grows)
         RunDirectory.create(directory, of_tasks=True)
     with directory.lock(), reporter.stage("tasks add"):
-        grows = asked.max_width > 1
-        store = existing or TaskStore.create(directory, base, source, images.n_classes, grows=grows)
+        if begun is not None and not _has_tasks(directory):
+            TaskStore.create(directory, begun)
+        store = TaskStore(directory)
         tasks = store.tasks()
         already = _already(store, tasks, asked, source)
         if already is None:
             if grows:
                 store.family(True)
+            for sentence in images.warnings():
+                reporter.warn(f"task {name}: {sentence}")
             identity = _identity(store, tasks, asked, images)
             _begin(store, asked, identity, redo)
             guard = Guard(store, tasks)

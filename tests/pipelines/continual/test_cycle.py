@@ -8,6 +8,7 @@ import torch
 
 from decomp.pipelines.continual import cycle, phases
 from decomp.pipelines.continual.phases import Phase
+from decomp.schemes.cpg_decision import standard_error
 from tests.pipelines.continual.learnings import learning
 
 
@@ -117,3 +118,20 @@ def test_the_record_tells_shares_and_accuracies(third):
     assert 0 < facts["shared_ratio"] <= 1 and facts["ladder"][0]["released"] == pytest.approx(0.3, abs=0.01)
     network = third.store.built(task, third.store.effective([*third.store.tasks(), task]))
     assert torch.equal(network(task.probe["images"]), task.probe["scores"])
+
+
+def test_the_lines_say_the_goal_its_tolerance_and_what_follows(third, monkeypatch):
+    said = []
+    monkeypatch.setattr(third.reporter, "step", said.append)
+    scripted(monkeypatch, finetune=(0.5, 0.9375), prune=(0.9375, 0.5), retrain=0.875)
+    learn(third, goal=0.95, max_width=1.5, strict=False)
+    tolerance = 100 * standard_error(0.95, 16)
+    goal = f"goal 95.0 %, met from {95 - tolerance:.1f} % (one standard error): "
+    first, second = (line for line in said if line.startswith("width"))
+    assert first.startswith("width 1: ") and first.endswith(goal + "the network grows")
+    assert second.startswith("width 1.5: ") and second.endswith(goal + "weights are released")
+    assert said[-1].endswith("not kept, it was 93.8 %")
+    said.clear()
+    scripted(monkeypatch, finetune=(0.95,), prune=(0.5, 0.5))
+    learn(third, goal=0.9, strict=True)
+    assert said[0].endswith(", goal 90.0 %: weights are released")

@@ -1,5 +1,6 @@
 """Images of a task: split, probe, checks of labels and shapes."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,9 +48,37 @@ def test_accuracies_are_of_their_own_images(source):
 
 def test_classes_without_images_are_taken_when_their_number_is_said(tmp_path):
     source = open_source(halves(tmp_path / "b.npz", 0, labels=lambda y: 2 * y))
-    with pytest.raises(UsageError, match=r"numbered 0\.\.2 with images of each, got no training image of class 1"):
+    rule = r"numbered 0\.\.2 with images of each, got no training image of class 1; number the classes from 0 without a"
+    with pytest.raises(UsageError, match=rf"{rule} gap, or say that there are 3 \(option classes\)\.$"):
         task_images(source, 0)
     assert task_images(source, 0, 4).n_classes == 4
+
+
+def test_classes_from_1_are_to_be_numbered_from_0(tmp_path):
+    source = open_source(halves(tmp_path / "b.npz", 0, labels=lambda y: y + 1))
+    with pytest.raises(UsageError, match=r"got no training image of class 0; number the classes from 0\.$"):
+        task_images(source, 0)
+
+
+def numbered(folder, labels):
+    np.savez(folder / "few.npz", x_train=np.zeros((len(labels), 6, 6), np.uint8), y_train=np.array(labels))
+    return open_source(f"npz:{folder / 'few.npz'}")
+
+
+def test_fewer_images_than_ten_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="needs at least 10 training images, .*, got 9; give more images"):
+        task_images(numbered(tmp_path, [0, 1, 0] * 3), 0)
+    assert len(task_images(numbered(tmp_path, [0, 1] * 5), 0).held_out) == 2
+
+
+def test_few_held_out_images_and_classes_that_are_not_trained_on_are_told(tmp_path):
+    assert task_images(numbered(tmp_path, [0, 1] * 50), 0).warnings() == []
+    (line,) = task_images(numbered(tmp_path, [0, 1] * 20), 0).warnings()
+    assert line == "only 8 images held out of 40 to decide about the goal: each is 12 points of accuracy"
+    held_out = task_images(numbered(tmp_path, [0, 1] * 50), 0).held_out.tolist()
+    rare = [2 if place == held_out[0] else place % 2 for place in range(100)]
+    (line,) = task_images(numbered(tmp_path, rare), 0).warnings()
+    assert line == "all images of class 2 are held out, none is trained on; give more of them"
 
 
 def test_a_source_that_is_open_is_taken_as_it_is(source):

@@ -95,3 +95,10 @@ def test_the_digest_of_a_state_sees_every_part(begin):
     before = state_digest(begin)
     begin.picks["4"][0, 0, 0, 0] = 0.5
     assert state_digest(begin) != before
+
+
+def test_phases_are_told_in_words():
+    names = ("finetune-1.50", "prune-0.3", "prune-0.95", "retrain")
+    assert [phases.in_words(name) for name in names] == [
+        "fine-tune at width 1.5", "release 30 % of its weights", "release 95 % of its weights", "learn its picks anew",
+    ]  # fmt: skip

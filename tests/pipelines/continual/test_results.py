@@ -45,6 +45,15 @@ def test_a_task_below_its_goal_is_told_plainly(learned):
     assert next(again.lines()).endswith("learned with these options; nothing to do")
 
 
+def test_a_goal_that_was_missed_within_the_error_of_its_measurement_is_told(learned):
+    listed = TaskList.of(learned.store)
+    for task in listed.tasks:
+        task["goal"] = 0.0
+    assert not any("within one standard error" in line for line in listed.lines())
+    listed.tasks[1]["goal"] = listed.tasks[1]["validation"] + 0.01
+    assert sum(line.startswith("met by heights within one standard error") for line in listed.lines()) == 1
+
+
 def test_a_run_whose_first_task_is_not_committed_is_listed_as_empty(tmp_path, monkeypatch):
     from decomp.pipelines.stages import tasks
 

@@ -92,3 +92,12 @@ def test_results_of_many_files_or_layers_show_themselves_in_one_short_line():
     for result in results:
         assert "layer 1" not in repr(result) and repr(result).startswith(f"{type(result).__name__}(")
     assert "next='decomp evaluate --run run'" in repr(results[2]) and "macs_after=2" in repr(results[3])
+
+
+def test_a_run_of_tasks_is_listed_with_the_number_of_its_tasks(tmp_path):
+    run = make(tmp_path / "t", tasks={"asked": {"model": "zoo:vgg-tasks"}})
+    run.tasks_dir.mkdir()
+    for name in ("001_a", "002_b"):
+        (run.tasks_dir / f"{name}.safetensors").touch()
+    (line,) = runs(tmp_path).runs
+    assert (line.model, line.state, line.problem) == ("zoo:vgg-tasks", "2 tasks", "")

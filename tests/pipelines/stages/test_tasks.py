@@ -152,7 +152,7 @@ def test_a_task_that_is_learned_is_not_learned_again(place, tmp_path):
             {"labels": lambda y: y - 1},
             "a task needs a label for every training image, got y_train: whole numbers from -1",
         ),
-        ({"labels": lambda y: y + 1}, "classes must be numbered 0..2 with images of each, got no training image of"),
+        ({"labels": lambda y: y + 1}, "got no training image of class 0; number the classes from 0.$"),
         ({"labels": lambda y: y * 0}, "a task needs images of two classes or more, got 1 class; give images of at"),
     ],
 )
@@ -242,6 +242,7 @@ def test_a_network_that_cannot_grow_is_refused_before_anything_is_trained(place,
     model = f"{tmp_path}/net.py:grouped"
     with pytest.raises(DecompError, match="cannot grow: its convolution has 4 groups; give a largest width of 1"):
         add(tmp_path / "run", "sides", place[1]["sides"], model=model)
+    assert not (tmp_path / "run").exists()
     added = add(tmp_path / "run", "sides", place[1]["sides"], model=model, max_width=1)
     assert added.task["width"] == 1 and tasks.verify(tmp_path / "run").good
 
@@ -295,6 +296,9 @@ def test_the_commands_show_what_the_functions_return(place):
     assert lines[0] == "sides: bit-identical (16 images)" and lines[-1] == "4 of 4 tasks are as they were committed"
     wrong = decomp_command("tasks", "lst", "--run", run)
     assert wrong.code == 2 and "did you mean list" in wrong.errors[0]
+    gap = halves(place[0] / "gap.npz", 0, labels=lambda y: 2 * y)
+    refused = decomp_command("tasks", "add", "--run", run, "--data", gap, "--name", "gap", "--goal", 0.5)
+    assert refused.code == 2 and refused.errors[0].endswith("or say that there are 3 (--classes).")
     unknown = decomp_command("tasks", "export", "--run", run, "--name", "side")
     assert unknown.code == 2 and unknown.errors == ["error: side: is no task of this run; did you mean sides."]
 
