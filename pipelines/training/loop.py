@@ -26,6 +26,7 @@ from ..distributed.process_group import count, number, summed
 from ..distributed.trained_module import own_places, shared_training
 from ..measure.devices import autocast, pick_device, to_device
 from . import checkpoints
+from .ahead import ahead
 from .epochs import divergence, epoch_words
 from .hooks import Hooks, call_hooks, last_change, state_names
 from .optimizers import Optimizers, buffers_of, group_parameters, make_optimizers, named_groups, set_learning_rates
@@ -280,7 +281,8 @@ def _train_epoch(training: Training, inputs: _Inputs, called: nn.Module) -> dict
     own = [own_places(size)] if count() > 1 else []
     module.train()
     with _seeded(dropout_seed, device), _bar(training, inputs, order) as bar:
-        for step, (images, labels) in enumerate(inputs.batches(order, recipe.batch_size, augment_seed, *own)):
+        batches = ahead(inputs.batches(order, recipe.batch_size, augment_seed, *own), device)
+        for step, (images, labels) in enumerate(batches):
             set_learning_rates(optimizers, rules, epoch * steps + step, steps)
             images = to_device(images, device)
             labels = None if labels is None else labels.to(device, non_blocking=True)
