@@ -104,6 +104,9 @@ def explain(error: BaseException, args: list[str]) -> tuple[int, str | None]:
         # The reader of our output has gone (`| head`); nothing more may be written there, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, None
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        fix = "give --device cpu, or less at a time where the command has --batch-size or --memory"
+        return 1, f"error: the GPU: its memory is used up; {fix}."
     text = _one_line(str(error)) or "no message"
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("decomp"):
         return 1, f"error: {error.name}: required package is not installed; pip install {error.name}."

@@ -25,8 +25,8 @@ from .spill_store import SpillStore
 
 MIB, GIB = 2**20, 2**30
 # Without a limit: this share of the machine's memory, or this much where the system gives no number; a network whose
-# least need is more gets that.
-DEFAULT_SHARE, DEFAULT_MEMORY = 0.5, 4 * GIB
+# least need is more gets that. On a GPU, where the values of a stage lie, no more than this share of its free memory.
+DEFAULT_SHARE, DEFAULT_MEMORY, GPU_SHARE = 0.5, 4 * GIB, 0.8
 # Python with torch, scikit-learn and h5py loaded and used: measured at 825 MiB for a run on a network of no size.
 LIBRARIES = 900 * MIB
 # Copies of all weights: while layers are fitted, and while a network is written and read back to be verified.
@@ -103,6 +103,7 @@ def set_limits(
     folder: str | os.PathLike[str],
     before: Mapping[str, int] | None = None,
     command: str = "decompose",
+    device: torch.device | None = None,
 ) -> MemoryLimits:
     """Divide the memory of a stage, or refuse an amount that is too small.
 
@@ -113,7 +114,8 @@ def set_limits(
     solver, rows : int
         Bytes that the largest layer problem takes, and the rows of one image; 0 where none is solved.
     memory : int or None
-        Bytes; None is half of the machine's, or the least need where that is more.
+        Bytes; None is half of the machine's, or the least need where that is more. Where the stage runs on a GPU, never
+        more than that has free.
     batch_size : int
         Upper limit of the images at a time.
     folder : path
@@ -122,6 +124,8 @@ def set_limits(
         :meth:`MemoryLimits.to_json` of the stage's first start.
     command : str
         For the error.
+    device : torch.device, optional
+        Where the stage runs; that of the module if none is given.
 
     Returns
     -------
@@ -144,7 +148,9 @@ def set_limits(
         )  # fmt: skip
     if memory is not None:
         _return_freed_memory()
-    free = max(memory or int(DEFAULT_SHARE * machine_memory()), least) - fixed
+    there = gpu_memory(device or next((p.device for p in module.parameters()), torch.device("cpu")))
+    wanted = memory or int(DEFAULT_SHARE * machine_memory())
+    free = max(wanted if there is None else min(wanted, int(GPU_SHARE * there)), least) - fixed
     batch = BATCH_SHARE * free
     spill = shutil.disk_usage(_existing(folder)).free // 2
     return MemoryLimits(
@@ -167,6 +173,14 @@ def machine_memory() -> int:
         except (OSError, ValueError):  # not there, or "max"
             continue
     return min(limits)
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU that are free, or that this process holds without use; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _return_freed_memory() -> None:

@@ -266,7 +266,7 @@ def freeze_loaded(
     from_first(lambda: require_space(run.path, _bytes_needed(graph, len(indices), options.n_points)))
     limits = set_limits(
         network, measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
-        folder=run.path, command="freeze",
+        folder=run.path, command="freeze", device=pick_device(device),
     )  # fmt: skip
     batch_size = min(gathered(limits.batch_size))
     if locked is not None:

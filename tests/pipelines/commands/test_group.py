@@ -6,6 +6,7 @@ import warnings
 
 import click
 import pytest
+import torch
 from command_line import Result, decomp_command
 
 from decomp import cli
@@ -37,6 +38,12 @@ def installed(monkeypatch):
         (SystemExit(4), 4, None),
         (SystemExit("text"), 1, None),
         (DecompError("a", "must be b"), 1, "error: a: must be b."),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            1,
+            "error: the GPU: its memory is used up; give --device cpu, or less at a time where the command has "
+            "--batch-size or --memory.",
+        ),
         (UsageError("--a", "must be b", got=3), 2, "error: --a: must be b, got 3."),
         (
             click.NoSuchOption("--modle", ctx=CONTEXT),

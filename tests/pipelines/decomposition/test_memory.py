@@ -55,6 +55,16 @@ def test_without_a_limit_it_is_half_of_the_machine_or_the_least_that_is_enough(m
     assert limits(None).batch_size == 2
 
 
+def test_on_a_gpu_it_is_no_more_than_a_share_of_what_is_free_there(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB)
+    gpu = torch.device("cuda", 0)
+    assert limits(None, device=gpu) == limits(0.8 * 10 * GIB, device=gpu) == limits(0.8 * 10 * GIB)
+    assert limits(2 * GIB, device=gpu) == limits(2 * GIB) != limits(None, device=gpu) != limits(None)
+
+
 def test_the_memory_of_the_machine_is_bounded_by_that_of_its_container(monkeypatch):
     container = {}
 
