@@ -13,6 +13,9 @@ from ...data.splits import Split
 from ..distributed.process_group import own_part, total
 from .devices import to_device
 
+#: Numbers of images or outputs that networks are given at a time: 500 images of 3x105x105, 111 of 3x224x224.
+ENTRIES_AT_A_TIME = 1 << 24
+
 
 @torch.no_grad()
 def outputs_of(
@@ -28,6 +31,7 @@ def outputs_of(
     device : torch.device
     outputs : Outputs
     batch_size : int
+        Fewer where they are large, see :data:`ENTRIES_AT_A_TIME`.
 
     Returns
     -------
@@ -35,7 +39,7 @@ def outputs_of(
         On the CPU.
     """
     module.eval()
-    parts = [outputs.named(module(to_device(part, device)), len(part)) for part in images.split(batch_size)]
+    parts = [outputs.named(module(to_device(part, device)), len(part)) for part in _parts(images, batch_size)]
     return {name: torch.cat([part[name].float().cpu() for part in parts]) for name in parts[0]}
 
 
@@ -58,10 +62,15 @@ def logits_of(module: nn.Module, images: Tensor, device: torch.device, batch_siz
     """
     module.eval()
     parts = []
-    for part in images.split(batch_size):
+    for part in _parts(images, batch_size):
         (scores,) = named_tensors(module(to_device(part, device)), len(part)).values()
         parts.append(scores.float().cpu())
     return torch.cat(parts)
+
+
+def _parts(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    entries = images[0].numel() if len(images) else 1
+    return images.split(max(1, min(batch_size, ENTRIES_AT_A_TIME // max(entries, 1))))
 
 
 def accuracy(module: nn.Module, split: Split, indices: Tensor, device: torch.device, batch_size: int = 500) -> float:

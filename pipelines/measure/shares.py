@@ -14,13 +14,11 @@ from decomp.execution.output_change import Outputs
 
 from ..console.reporter import Reporter
 from ..distributed.process_group import count, gathered, number
-from .accuracy import check_labels, outputs_of
+from .accuracy import ENTRIES_AT_A_TIME, check_labels, outputs_of
 from .class_counts import ClassCounts
 from .closeness import Closeness
 
 IMAGES_AT_A_TIME = 250
-#: Numbers of an image's outputs, or of the image, times the images at a time, where the outputs are not class scores.
-ENTRIES_AT_A_TIME = 1 << 24
 
 #: Images (m, C, H, W) and their labels (m,) or None.
 Batches = Iterator[tuple[Tensor, Tensor | None]]
@@ -44,9 +42,7 @@ class Shares:
 
 
 def images_at_a_time(outputs: Outputs, shape: tuple[int, int, int]) -> int:
-    """Size of the batches that networks are compared in."""
-    if outputs.scores is not None:
-        return IMAGES_AT_A_TIME
+    """Size of the batches that networks are compared in, smaller for large images or outputs."""
     entries = max(sum(math.prod(entry.shape) for entry in outputs.each), math.prod(shape))
     return max(1, min(IMAGES_AT_A_TIME, ENTRIES_AT_A_TIME // max(entries, 1)))
 

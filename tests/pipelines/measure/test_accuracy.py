@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from decomp.errors import UsageError
-from decomp.pipelines.measure.accuracy import accuracy, check_labels, logits_of
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_kinds import Output
+from decomp.pipelines.measure import accuracy as measured
+from decomp.pipelines.measure.accuracy import accuracy, check_labels, logits_of, outputs_of
 from tests.pipelines.training.small_training import Blobs, small_net
 
 
@@ -30,6 +33,23 @@ def test_logits_are_those_of_evaluation_mode_whatever_the_batch_size():
     expected = (images.flatten(1) - torch.arange(8.0)) / (1 + net[1].eps) ** 0.5
     for batch_size in (2, 500):
         torch.testing.assert_close(logits_of(net, images, torch.device("cpu"), batch_size), expected)
+
+
+def test_large_images_are_given_to_the_network_some_at_a_time(monkeypatch):
+    sizes = []
+
+    class Noting(torch.nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            return x.flatten(1)
+
+    images, cpu = torch.randn(7, 1, 2, 3), torch.device("cpu")
+    monkeypatch.setattr(measured, "ENTRIES_AT_A_TIME", 18)
+    assert torch.equal(logits_of(Noting(), images, cpu), images.flatten(1)) and sizes == [3, 3, 1]
+    monkeypatch.setattr(measured, "ENTRIES_AT_A_TIME", 5)
+    outputs = Outputs((Output("output", "values", (6,)),))
+    assert torch.equal(outputs_of(Noting(), images, cpu, outputs)["output"], images.flatten(1))
+    assert sizes[3:] == [1] * 7
 
 
 def test_images_without_labels_have_no_accuracy():

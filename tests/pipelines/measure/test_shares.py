@@ -79,8 +79,9 @@ def test_class_scores_in_a_list_have_an_accuracy():
         shares({"original": First(1.0)}, FIRST, labels=labels + 1)
 
 
-def test_batches_of_big_outputs_are_small():
-    assert images_at_a_time(FIRST, (3, 2000, 2000)) == 250
+def test_batches_of_big_images_and_outputs_are_small():
+    assert images_at_a_time(FIRST, (3, 2000, 2000)) == 1
+    assert images_at_a_time(FIRST, (3, 224, 224)) == 111 and images_at_a_time(FIRST, (3, 32, 32)) == 250
     assert images_at_a_time(TWO, (1, 2, 3)) == 250
     big = Outputs((Output("maps", "values", (16, 512, 512)),))
     assert images_at_a_time(big, (3, 512, 512)) == 4
