@@ -1,31 +1,36 @@
 """Asked and measured speed-up of plans by measured time, each network timed again in fresh processes.
 
-    python -m benchmarks.clock --out runs/clock --networks zoo:vgg-fashion --runtimes eager,onnxruntime --asked 1.5,2,3
+    python -m benchmarks.clock --out runs/clock
+    python -m benchmarks.clock --quick --out runs/clock-quick
+    python -m benchmarks.clock --networks vgg16,resnet18,resnet50,mobilenet_v2 --out runs/clock-large
 
-Protocol: a network is frozen once; for each runtime and speed-up one network is planned by measured time. It is then
-timed against the original in interleaved rounds, in a new process for each repetition. A repetition holds its promise
-where the ratio of medians is between 0.97 and 1.10 of what was asked. Before each repetition the benchmark is idle for
-a second, in which the processors that others use are counted, and the spread of the original's own rounds is read
-afterwards: where either is high the row is marked as busy and not
-counted, unless --busy is given. Rows are appended to rows.jsonl: an interrupted benchmark goes on.
+Protocol: a network of the zoo is frozen once; for each runtime and speed-up one network is planned by measured time and
+emitted. It is then timed against the original in interleaved rounds, in a new process for each repetition, until the
+median of the ratios is known to about one percent. A repetition keeps the promise where the ratio of medians is
+between 0.97 and 1.10 of what was asked. It is marked as busy, and not counted unless --busy is given, where the threads
+waited for processors, or the original, which runs twice in each round, differs from itself. Networks of torchvision
+have random weights and 224 pixels; their plans come from the same search with the loss of a size by formula. Rows are
+appended to rows.jsonl: an interrupted benchmark goes on.
 """
 
 import argparse
 import json
-import os
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from benchmarks.common import CLI, machine, markdown, numbers, stage
+from benchmarks import clock_page, clock_shapes
+from benchmarks.common import CLI, numbers
 
-#: Shares of the asked speed-up between which a promise is kept.
-LEAST, MOST = 0.97, 1.10
-#: Processors that others use, and interquartile range over median of the original, on a quiet machine.
-LOAD, SPREAD = 0.2, 0.2
-FIELDS = ("network", "runtime", "asked", "planned", "measured", "low", "high", "kept", "repetitions", "busy", "refused")
+#: Of --quick: within these minutes no new step begins.
+QUICK = {"asked": "2,1.5", "images": 200, "repetitions": 2, "minutes": 3.3}
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+RANDOM_IMAGES = Path(__file__).with_name("clock_images.py")
+
+
+class OutOfTime(Exception):
+    """The minutes of the benchmark are over."""
 
 
 def read_rows(path):
@@ -33,144 +38,204 @@ def read_rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def ratio(times):
-    """Ratio of medians, the original's relative spread, from the milliseconds of interleaved rounds."""
-    low, middle, high = statistics.quantiles(times["original"], n=4, method="inclusive")
-    return {"measured": middle / statistics.median(times["decomposed"]), "spread": (high - low) / middle}
-
-
-def is_busy(row):
-    """Whether the load before or the spread of the original's rounds speaks against a repetition."""
-    return row["load"] > LOAD or row["spread"] > SPREAD
-
-
-def summary(rows, with_busy=False):
-    """A row of the table for each network, runtime and asked speed-up, in the order of the rows."""
-    table, keys = [], list(dict.fromkeys((row["network"], row["runtime"], row["asked"]) for row in rows))
-    for key in keys:
-        own = [row for row in rows if (row["network"], row["runtime"], row["asked"]) == key]
-        entry = dict(zip(FIELDS[:3], key, strict=True))
-        entry["refused"] = next((row["refused"] for row in own if "refused" in row), None)
-        timed = [row for row in own if "measured" in row]
-        counted = [row for row in timed if with_busy or not is_busy(row)]
-        entry |= {"repetitions": len(counted), "busy": sum(map(is_busy, timed))}
-        if counted:
-            found = [row["measured"] for row in counted]
-            kept = sum(LEAST * key[2] <= value <= MOST * key[2] for value in found)
-            entry |= {"planned": counted[0]["planned"], "measured": statistics.median(found)}
-            entry |= {"low": min(found), "high": max(found), "kept": f"{kept} of {len(found)}"}
-        table.append(entry)
-    return table
-
-
-def time_once(original, decomposed, runtime_name, threads):
-    """Ratio and spread of two network directories in one runtime; called in a fresh process."""
+def time_once(networks, shape, runtime_name, threads):
+    """The measured ratio of ``original`` and ``planned`` in one runtime, as plain data; called in a fresh process."""
     import torch
 
-    import decomp
+    from decomp.pipelines.decomposition.speed_ratio import measure_ratio
     from decomp.runtimes.choice import runtime
     from decomp.runtimes.timing import latencies, random_images
 
     torch.set_num_threads(threads)
     device, made = torch.device("cpu"), runtime(runtime_name, "contiguous")
-    shape = (1, *json.loads((Path(original) / "structure.json").read_text())["input_shape"])
-    example, paths = random_images(shape, device), {"original": original, "decomposed": decomposed}
-    networks = {name: made.prepare(decomp.load(path).eval(), example) for name, path in paths.items()}
-    return ratio(latencies(networks, shape, device, 300, max_seconds=3.0, min_rounds=20))
+    example = random_images(shape, device)
+    prepared = {name: made.prepare(network.eval(), example) for name, network in networks.items()}
+    prepared["again"] = prepared["original"]
+    return measure_ratio(
+        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8), fewest_blocks=3
+    ).to_json()
 
 
-def busy_jiffies(text):
-    """Time in which processors worked, and all their time, from the text of /proc/stat."""
-    values = [int(value) for value in text.splitlines()[0].split()[1:9]]
-    return sum(values) - values[3] - values[4], sum(values)  # the 4th and 5th are idle, and waiting for disks
+def of_run(base, run):
+    """The frozen and the emitted network of two runs, and the shape of one image's batch."""
+    import decomp
+
+    shape = (1, *json.loads((Path(base) / "original" / "structure.json").read_text())["input_shape"])
+    return {"original": decomp.load(f"{base}/original"), "planned": decomp.load(f"{run}/model")}, shape
 
 
-def processors_in_use(seconds=1.0):
-    """How many processors are in use while this process sleeps; 0 where the system does not tell."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0.0
-    before = busy_jiffies(stat.read_text())
-    time.sleep(seconds)
-    busy, total = (after - first for after, first in zip(busy_jiffies(stat.read_text()), before))
-    return round((os.cpu_count() or 1) * busy / max(total, 1), 3)
+class Clock:
+    """The benchmark in one folder.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+    """
+
+    def __init__(self, options):
+        self.options, self.out, self.start = options, options.out, time.monotonic()
+        self.path = self.out / "rows.jsonl"
+
+    def run(self):
+        """Append the rows that are missing, until all are there or the minutes are over."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        o = self.options
+        keys = [
+            {"network": network, "runtime": name, "asked": asked}
+            for network in o.networks.split(",") for name in o.runtimes.split(",") for asked in numbers(o.asked)
+        ]  # fmt: skip
+        try:
+            for key in keys:
+                self.measure(key)
+        except OutOfTime:
+            print(f"{o.minutes:g} minutes are over; the same command goes on", flush=True)
+
+    def measure(self, key):
+        """Append the rows that are missing of one network, runtime and speed-up."""
+        own = [row for row in read_rows(self.path) if key.items() <= row.items()]
+        if any("refused" in row for row in own) or len(own) >= self.options.repetitions:
+            return
+        large = key["network"] in clock_shapes.NAMES
+        planned = self.plan_of_shape(key) if large else self.plan_of_run(key)
+        if "refused" in planned:
+            self.append({**key, **planned})
+            return
+        for _ in range(len(own), self.options.repetitions):
+            self.append({**key, **planned, **self.child("--time", json.dumps(key))})
+
+    def append(self, row):
+        """Write a row at once, and say it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        said = row.get("refused") or f"{row['measured_speedup']:.2f}x" + (" (busy)" if row["busy"] else "")
+        print(f"{row['network']} {row['runtime']} asked {row['asked']}x: {said}", flush=True)
+
+    def label(self, key):
+        """Name of the files of a plan."""
+        return f"{key['network'].replace(':', '-')}-{key['runtime']}-{key['asked']}x"
+
+    def base(self, key):
+        """The frozen run of a network."""
+        return self.out / key["network"].replace(":", "-")
+
+    # -- plans --------------------------------------------------------------------------------------------
+
+    def plan_of_run(self, key):
+        """The planned ratio and the error of the table, or the line with which it was refused."""
+        o, base, run = self.options, self.base(key), self.out / self.label(key)
+        shared = ["--threads", str(o.threads), "--device", "cpu", "--quiet"]
+        if not (base / "frozen.h5").exists():
+            images = ["--data", data_of(o.data), "--images", str(o.images)]
+            failed = self.decomp("freeze", "--model", key["network"], *images, "--run", str(base), *shared)
+            if failed:
+                raise SystemExit(failed)
+        if not (run / "model" / "structure.json").exists():
+            asked = ["--speedup", f"{key['asked']}x", "--cost", "latency", "--runtime", key["runtime"]]
+            start = time.monotonic()
+            sources = ["--run", str(run)] if run.exists() else ["--run", str(run), "--from", str(base)]
+            failed = self.decomp("decompose", *sources, *asked, "--batch-size", "1", *shared)
+            if failed:
+                return {"refused": failed}
+            (run / "clock.json").write_text(json.dumps({"seconds": round(time.monotonic() - start, 1)}))
+        seconds = json.loads((run / "clock.json").read_text()) if (run / "clock.json").exists() else {}
+        return {**of_plan(json.loads((run / "plan.json").read_text())), **seconds}
+
+    def plan_of_shape(self, key):
+        """The same for a network of torchvision, planned in a process of its own."""
+        path = self.out / f"{self.label(key)}.json"
+        if not path.exists():
+            self.child("--plan", json.dumps(key))
+        record = json.loads(path.read_text())
+        return record if "refused" in record else {**of_plan(record), "seconds": record["seconds"]}
+
+    # -- processes ----------------------------------------------------------------------------------------
+
+    def child(self, *arguments):
+        """The last line of this benchmark in a new process, as data."""
+        self.require_time()
+        shared = ["--out", str(self.out), "--threads", str(self.options.threads)]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.clock", *arguments, *shared], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def decomp(self, *arguments):
+        """Run a command; the line with which it failed, or nothing."""
+        self.require_time()
+        done = subprocess.run([sys.executable, str(CLI), *arguments], capture_output=True, text=True, check=False)
+        with (self.out / "messages.txt").open("a") as file:
+            file.write(f"$ decomp {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+        lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        return lines[-1] if done.returncode else ""
+
+    def require_time(self):
+        """End the benchmark where no step may begin any more."""
+        if self.options.minutes and time.monotonic() - self.start > 60 * self.options.minutes:
+            raise OutOfTime
+
+    def in_child(self, key, plan):
+        """What a new process does: plan a network of torchvision, or time one plan."""
+        network, name, threads = key["network"], key["runtime"], self.options.threads
+        path = self.out / f"{self.label(key)}.json"
+        if plan:
+            clock_shapes.plan_shape(network, name, key["asked"], path, threads)
+            return {}
+        if network in clock_shapes.NAMES:
+            networks, shape = clock_shapes.networks_of(network, path), (1, 3, clock_shapes.SIDE, clock_shapes.SIDE)
+        else:
+            networks, shape = of_run(self.base(key), self.out / self.label(key))
+        return time_once(networks, shape, name, threads)
 
 
-def repetition(base, run, name, threads):
-    """Processors that others use, then :func:`time_once` in a process of its own."""
-    load = processors_in_use()
-    command = [sys.executable, "-m", "benchmarks.clock", "--time", str(base / "original"), str(run / "model"), name]
-    done = subprocess.run([*command, "--threads", str(threads)], check=True, capture_output=True, text=True)
-    return {"load": load, **json.loads(done.stdout.splitlines()[-1])}
+def of_plan(record):
+    """The figures of a plan."""
+    latency = record["latency"]
+    kept = {"planned": latency["measured_speedup"], "table_error": latency["table_error"]}
+    return kept | {name: latency[name] for name in ("slower", "faster") if name in latency}
 
 
-def plan(out, base, run, name, asked, shared):
-    """None, or the line with which decompose refused the speed-up."""
-    if (run / "model").exists():
-        return None
-    command = ["decompose", "--run", str(run), "--from", str(base), "--speedup", f"{asked}x", "--cost", "latency"]
-    done = subprocess.run(
-        [sys.executable, str(CLI), *command, "--runtime", name, "--batch-size", "1", "--quiet", *shared],
-        stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
-    (out / "messages.txt").open("a").write(f"{run.name}: {done.stderr}")
-    return done.stderr.strip().splitlines()[-1] if done.returncode else None
+def data_of(name):
+    """The images of a source; random ones where it is 'auto' and Fashion-MNIST is not installed."""
+    if name != "auto":
+        return name
+    return "fashion-mnist" if DEBIAN_FASHION.is_dir() else f"{RANDOM_IMAGES}:images"
 
 
-def measure(out, network, name, asked, options):
-    """Append the rows that are missing for one network, runtime and speed-up."""
-    path, label = out / "rows.jsonl", network.replace(":", "-")
-    key = {"network": network, "runtime": name, "asked": asked}
-    own = [row for row in read_rows(path) if key.items() <= row.items()]
-    if any("refused" in row for row in own):
-        return
-    shared, base = ["--threads", str(options.threads), "--device", "cpu"], out / label
-    stage(
-        out / "stages.json", "freeze", "--model", network, "--data", options.data, "--images", str(options.images),
-        "--run", str(base), "--quiet", *shared,
-    )  # fmt: skip
-    run = out / f"{label}-{name}-{asked}x"
-    refused = plan(out, base, run, name, asked, shared)
-    rows = [{**key, "refused": refused}] if refused else []
-    while not rows and len(own) < options.repetitions:
-        planned = json.loads((run / "plan.json").read_text())["latency"]["measured_speedup"]
-        own.append({**key, "planned": planned, **repetition(base, run, name, options.threads)})
-        with path.open("a") as file:
-            file.write(json.dumps(own[-1]) + "\n")
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def main():
-    """Measure what is missing, print the table and write it to clock.md, or to the page of --report."""
+def parsed(arguments=None):
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--time", nargs=3, metavar=("ORIGINAL", "DECOMPOSED", "RUNTIME"), help=argparse.SUPPRESS)
+    parser.add_argument("--time", help=argparse.SUPPRESS)
+    parser.add_argument("--plan", help=argparse.SUPPRESS)
     parser.add_argument("--out", default="runs/clock", type=Path)
+    parser.add_argument("--quick", action="store_true", help="few images, plans and repetitions; under four minutes")
     parser.add_argument("--networks", default="zoo:vgg-fashion,zoo:resnet20-fashion")
-    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--data", default="auto", help="images of the networks of the zoo")
     parser.add_argument("--runtimes", default="eager,onnxruntime")
     parser.add_argument("--asked", default="1.5,2,3")
     parser.add_argument("--images", default=1000, type=int)
     parser.add_argument("--repetitions", default=5, type=int, help="of each plan, each in a new process")
     parser.add_argument("--threads", default=2, type=int)
+    parser.add_argument("--minutes", default=0.0, type=float, help="after which no new step begins")
     parser.add_argument("--busy", action="store_true", help="count repetitions on a busy machine too")
-    parser.add_argument("--report", type=Path, help="page to write the table to")
-    options = parser.parse_args()
-    if options.time:
-        print(json.dumps(time_once(*options.time, options.threads)))
+    parser.add_argument("--report", type=Path, help="page to write, such as docs/clock.md, its picture beside it")
+    if "--quick" in (sys.argv[1:] if arguments is None else arguments):
+        parser.set_defaults(**QUICK)
+    return parser.parse_args(arguments)
+
+
+def main():
+    """Measure what is missing, print the tables and write them to clock.md, or to the page of --report."""
+    options = parsed()
+    clock = Clock(options)
+    if options.time or options.plan:
+        print(json.dumps(clock.in_child(json.loads(options.time or options.plan), bool(options.plan))))
         return
-    options.out.mkdir(parents=True, exist_ok=True)
-    for network in options.networks.split(","):
-        for name in options.runtimes.split(","):
-            for asked in numbers(options.asked):
-                measure(options.out, network, name, asked, options)
-    rows = read_rows(options.out / "rows.jsonl")
-    protocol = __doc__.split("Protocol: ")[1].strip()
-    where = f"{machine()}; {options.threads} threads, batch of 1, contiguous"
-    text = (
-        f"# Asked and measured speed-up\n\n{protocol}\n\n{where}\n\n{markdown(FIELDS, summary(rows, options.busy))}\n"
-    )
-    (options.report or options.out / "clock.md").write_text(text)
+    clock.run()
+    text = clock_page.page(read_rows(clock.path), options.threads, options.busy, __doc__)
+    path = options.report or options.out / "clock.md"
+    clock_page.write(path, text, read_rows(clock.path), options.busy)
     print(text)
 
 

@@ -1,41 +1,136 @@
-"""The benchmark of asked and measured time: which repetitions count, and which keep the promise."""
+"""The benchmark of asked and measured time: which repetitions count, which keep the promise, what is missing."""
 
-from benchmarks import clock
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import clock, clock_images, clock_page, clock_shapes
+from decomp.cost.count import cost
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
+from tests.pipelines.digit_runs import plain
 
 
-def row(measured, load=0.0, spread=0.05):
+def row(measured, busy=False, **others):
     """A repetition of a plan for twice the speed."""
-    kept = {"network": "n", "runtime": "eager", "asked": 2, "planned": 2.0}
-    return {**kept, "measured": measured, "load": load, "spread": spread}
-
-
-def test_ratio_is_of_medians_and_spread_of_the_original():
-    found = clock.ratio({"original": [8.0, 10.0, 10.0, 12.0, 90.0], "decomposed": [5.0, 5.0, 4.0, 80.0, 5.0]})
-    assert found == {"measured": 2.0, "spread": 0.2}
+    kept = {"network": "n", "runtime": "eager", "asked": 2, "planned": 2.0, "table_error": 0.1, "seconds": 9.0}
+    return {**kept, "measured_speedup": measured, "busy": busy, **others}
 
 
 def test_promise_is_kept_between_97_and_110_percent():
-    (entry,) = clock.summary([row(1.93), row(1.95), row(2.19), row(2.21)])
+    rows = [row(1.93), row(1.95), row(2.19), row(2.21)]
+    (entry,) = clock_page.summary(rows)
     assert entry["kept"] == "2 of 4" and (entry["low"], entry["high"]) == (1.93, 2.21)
+    assert clock_page.verdict(rows).startswith("Kept: 2 of 4 repetitions within 0.97 to 1.10 of what was asked.")
 
 
 def test_busy_repetitions_are_marked_and_count_only_when_asked():
-    rows = [row(2.0), row(9.0, load=3.0), row(9.0, spread=0.5)]
-    (entry,), (with_busy,) = clock.summary(rows), clock.summary(rows, with_busy=True)
-    assert (entry["repetitions"], entry["busy"], entry["measured"]) == (1, 2, 2.0)
+    rows = [row(2.0), row(9.0, True), row(9.0, True)]
+    (entry,), (with_busy,) = clock_page.summary(rows), clock_page.summary(rows, True)
+    assert (entry["kept"], entry["busy"], entry["measured"]) == ("1 of 1", 2, 2.0)
     assert (with_busy["kept"], with_busy["measured"]) == ("1 of 3", 9.0)
+    assert "2 on a busy machine are left out" in clock_page.verdict(rows)
 
 
-def test_refused_speedup_has_its_line_and_no_figure():
-    (entry,) = clock.summary([{"network": "n", "runtime": "eager", "asked": 3, "refused": "at most 2x"}])
-    assert entry["refused"] == "at most 2x" and "measured" not in entry and entry["repetitions"] == 0
+def test_errors_of_the_table_count_once_for_each_plan_and_refusals_have_their_line():
+    rows = [row(2.0), row(2.0), row(2.0, asked=3, table_error=-0.3), row(2.0, asked=4, slower=1.5, faster=2.0)]
+    rows.append({"network": "n", "runtime": "eager", "asked": 5, "refused": "at most 2x was measured"})
+    said = clock_page.verdict(rows)
+    assert "Refused: 1." in said and "is off by 10 % in the median and 30 % at most" in said
+    assert clock_page.notes(rows) == [
+        "- n in eager at 4x: the closest sizes measured 1.50x and 2.00x.",
+        "- n in eager at 5x: refused. at most 2x was measured",
+    ]
+    assert len(clock_page.summary(rows)) == 3
 
 
-def test_processors_in_use_are_those_that_are_neither_idle_nor_wait_for_disks(monkeypatch):
-    before, after = "cpu  100 0 50 1000 30 0 10 0 0 0\n", "cpu  190 0 60 1090 40 0 10 0 0 0\n"
-    assert clock.busy_jiffies(before) == (160, 1190) and clock.busy_jiffies(after) == (260, 1390)
-    texts = iter([before, after])
-    monkeypatch.setattr(clock.Path, "exists", lambda path: True)
-    monkeypatch.setattr(clock.Path, "read_text", lambda path: next(texts))
-    monkeypatch.setattr(clock.os, "cpu_count", lambda: 4)
-    assert clock.processors_in_use(0) == 2.0  # 100 of 200
+def test_page_has_the_protocol_the_table_and_its_picture(tmp_path):
+    rows, path = [row(2.0), row(2.1)], tmp_path / "clock.md"
+    clock_page.write(path, clock_page.page(rows, 2, False, clock.__doc__), rows, False)
+    text = path.read_text()
+    assert "| n | eager | 2 | 2 | 2.05 |" in text and "2 threads" in text and "A repetition keeps the promise" in text
+    assert "(clock.png)" in text and (tmp_path / "clock.png").stat().st_size > 1000
+
+
+class Recorded(clock.Clock):
+    """The benchmark with processes that answer at once."""
+
+    def __init__(self, out, *arguments, refused=""):
+        super().__init__(clock.parsed(["--out", str(out), "--networks", "zoo:a", "--runtimes", "eager", *arguments]))
+        self.refused, self.called = refused, []
+
+    def child(self, *arguments):
+        self.called.append(arguments[0])
+        return {"measured_speedup": 2.0, "busy": False}
+
+    def decomp(self, *arguments):
+        self.called.append(arguments[0])
+        if arguments[0] == "decompose" and not self.refused:
+            run = self.out / "zoo-a-eager-2x"
+            (run / "model").mkdir(parents=True)
+            (run / "model" / "structure.json").touch()
+            latency = {"measured_speedup": 2.01, "table_error": 0.2}
+            (run / "plan.json").write_text(json.dumps({"latency": latency}))
+        return self.refused if arguments[0] == "decompose" else ""
+
+
+def test_an_interrupted_benchmark_goes_on_with_the_repetitions_that_are_missing(tmp_path):
+    first = Recorded(tmp_path, "--asked", "2", "--repetitions", "2")
+    first.run()
+    assert first.called == ["freeze", "decompose", "--time", "--time"]
+    (tmp_path / "zoo-a").mkdir()
+    (tmp_path / "zoo-a" / "frozen.h5").touch()
+    more = Recorded(tmp_path, "--asked", "2", "--repetitions", "3")
+    more.run()
+    assert more.called == ["--time"]
+    rows = clock.read_rows(tmp_path / "rows.jsonl")
+    assert len(rows) == 3 and rows[0]["planned"] == 2.01 and rows[0]["table_error"] == 0.2
+
+
+def test_a_refused_plan_is_recorded_and_not_tried_again(tmp_path):
+    for called in (["freeze", "decompose"], []):
+        benchmark = Recorded(tmp_path, "--asked", "3", refused="at most 2x")
+        benchmark.run()
+        assert benchmark.called == called
+    assert clock.read_rows(tmp_path / "rows.jsonl")[0]["refused"] == "at most 2x"
+
+
+def test_no_step_begins_when_the_minutes_are_over(tmp_path, monkeypatch, capsys):
+    benchmark = Recorded(tmp_path, "--asked", "2", "--minutes", "1")
+    clock.Clock.require_time(benchmark)
+    monkeypatch.setattr(clock.time, "monotonic", lambda: benchmark.start + 61)
+    with pytest.raises(clock.OutOfTime):
+        clock.Clock.require_time(benchmark)
+    monkeypatch.setattr(benchmark, "child", lambda *_: clock.Clock.require_time(benchmark))
+    benchmark.run()
+    assert "minutes are over; the same command goes on" in capsys.readouterr().out
+
+
+def test_quick_changes_defaults_and_not_what_is_given(monkeypatch):
+    quick = clock.parsed(["--quick", "--repetitions", "4", "--threads", "2"])
+    assert (quick.images, quick.repetitions, quick.minutes, quick.threads) == (200, 4, 3.3, 2)
+    monkeypatch.setattr(sys, "argv", ["clock"])
+    assert clock.parsed().images == 1000 and clock.parsed().minutes == 0
+
+
+def test_images_without_fashion_mnist_are_the_same_at_every_call(monkeypatch, tmp_path):
+    images = clock_images.images()
+    assert images.shape == (600, 28, 28) and images.dtype == np.uint8 and (images == clock_images.images()).all()
+    assert 30 < images.std() < 70
+    monkeypatch.setattr(clock, "DEBIAN_FASHION", tmp_path / "absent")
+    assert clock.data_of("auto").endswith("clock_images.py:images") and clock.data_of("digits") == "digits"
+
+
+def test_losses_by_formula_fall_to_zero_at_full_size_and_weigh_layers_by_their_work():
+    graph = NetworkGraph(trace(plain().eval(), "net"), (1, 8, 8), "net")
+    whole = cost(graph.module, (1, 8, 8)).per_layer
+    curves = clock_shapes.curves_of(graph, whole)
+    found = {layer.name: dict(curves[layer.name].by_size())["channel_rank"] for layer in graph.layers}
+    known = {name: curve for name, curve in found.items() if curve is not None}
+    assert len(known) > 1
+    for name, curve in known.items():
+        share = (whole[name] / sum(whole.values())) ** 0.5
+        assert curve[0] == pytest.approx(share) and curve[-1] == 0 and (np.diff(curve) < 0).all()
+        assert len(curve) == graph.layer(name).out_channels + 1

@@ -14,6 +14,7 @@ from decomp.runtimes.eager import Eager
 from decomp.runtimes.failures import in_one_line
 from decomp.runtimes.names import RUNTIMES, require_installed
 from decomp.runtimes.onnx_graph import direct_graph, has_direct_graph
+from decomp.runtimes.precision import as_set_outside
 
 #: Largest graph in one protocol buffer.
 LARGEST_BYTES = 2**31 - 2**24
@@ -56,7 +57,7 @@ class OnnxRuntime:
         import onnxruntime
 
         network = Eager().prepare(module, example)
-        with in_one_line(self.name, "exported"):
+        with in_one_line(self.name, "exported"), as_set_outside():
             write = direct_graph if has_direct_graph(network, example) else _exported
             graph = write(network, example)
         options = onnxruntime.SessionOptions()

@@ -13,6 +13,7 @@ from decomp.errors import check_choice
 from decomp.runtimes.eager import Eager
 from decomp.runtimes.failures import in_one_line
 from decomp.runtimes.names import RUNTIMES, require_installed
+from decomp.runtimes.precision import as_set_outside
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class OpenVino:
         import openvino
 
         network = Eager().prepare(module, example)
-        with in_one_line(self.name, "converted"):
+        with in_one_line(self.name, "converted"), as_set_outside():
             graph = openvino.convert_model(network, example_input=example, input=[tuple(example.shape)])
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32",

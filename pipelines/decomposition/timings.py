@@ -22,8 +22,8 @@ from ...data.formats.json_files import read_json, write_json
 from ..measure import devices
 
 KIND = "decomp latencies"
-# Repetitions of one factor: at most so many, and at least five of them even where they take longer than SECONDS.
-REPEATS, SECONDS = 20, 0.05
+# Repetitions of one factor: at most so many, and at least FEWEST of them even where they take longer than SECONDS.
+REPEATS, FEWEST, SECONDS = 20, 3, 0.05
 ROUNDS, WHOLE_SECONDS = 30, 6.0
 # Channels of the images of a convolution in context, a whole number of blocks in every runtime; and the shortest time
 # of a factor, in milliseconds, where the difference of two measurements is smaller.
@@ -83,7 +83,8 @@ class Timings:
                 networks |= self.placed({"without": nn.Identity()}, kind, n_in)
             prepared = {name: self.pieces.prepare(net, self._images(shape)) for name, net in networks.items()}
             times = latencies(
-                prepared, shape, self.device, REPEATS, layout=self.runtime.layout, max_seconds=SECONDS
+                prepared, shape, self.device, REPEATS, layout=self.runtime.layout, max_seconds=SECONDS,
+                min_rounds=FEWEST,
             )  # fmt: skip
             spent = median(times["with"]) - (median(times["without"]) if self.in_context else 0.0)
             self._milliseconds[words] = round(max(spent, SHORTEST), 5)

@@ -6,6 +6,7 @@ from torch import nn
 
 from decomp.errors import DecompError, UsageError
 from decomp.runtimes.onnx import OnnxRuntime
+from decomp.runtimes.precision import exact_float32
 from decomp.runtimes.timing import latencies, random_images
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -48,6 +49,11 @@ def test_the_session_has_the_threads_of_torch_and_all_optimisations(monkeypatch)
     OnnxRuntime().prepare(nn.Conv2d(1, 1, 1), random_images((1, 1, 2, 2), CPU))
     assert seen == [(torch.get_num_threads(), 1, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)]
     assert OnnxRuntime().version == onnxruntime.__version__
+
+
+def test_a_network_exports_within_exact_float32_in_which_stages_run():
+    with exact_float32():
+        assert OnnxRuntime().prepare(Two(), random_images((1, 3, 4, 4), CPU))
 
 
 class Eigenvalues(nn.Module):

@@ -1,0 +1,140 @@
+"""Tables, picture and page of the benchmark of asked and measured time."""
+
+import statistics
+from importlib import metadata
+
+from benchmarks.common import machine, markdown
+
+#: Shares of the asked speed-up between which a promise is kept.
+LEAST, MOST = 0.97, 1.10
+FIELDS = (
+    "network", "runtime", "asked", "planned", "measured", "low", "high", "kept", "busy", "table error", "seconds",
+)  # fmt: skip
+
+
+def is_kept(row):
+    """Whether a repetition measured what was asked."""
+    return LEAST * row["asked"] <= row["measured_speedup"] <= MOST * row["asked"]
+
+
+def counted(rows, with_busy=False):
+    """The repetitions that count."""
+    return [row for row in rows if "measured_speedup" in row and (with_busy or not row["busy"])]
+
+
+def summary(rows, with_busy=False):
+    """A row of the table for each network, runtime and asked speed-up, in the order of the rows."""
+    table, keys = [], list(dict.fromkeys((row["network"], row["runtime"], row["asked"]) for row in rows))
+    for key in keys:
+        own = [row for row in rows if (row["network"], row["runtime"], row["asked"]) == key]
+        timed = [row for row in own if "measured_speedup" in row]
+        if not timed:
+            continue
+        first, used = timed[0], counted(timed, with_busy)
+        entry = dict(zip(FIELDS[:3], key, strict=True))
+        entry |= {
+            "planned": first["planned"],
+            "seconds": first.get("seconds"),
+            "busy": len(timed) - len(counted(timed)),
+        }
+        entry["table error"] = f"{100 * first['table_error']:+.0f} %"
+        if used:
+            found = [row["measured_speedup"] for row in used]
+            entry |= {"measured": statistics.median(found), "low": min(found), "high": max(found)}
+            entry["kept"] = f"{sum(map(is_kept, used))} of {len(used)}"
+        table.append(entry)
+    return table
+
+
+def verdict(rows, with_busy=False):
+    """How many promises were kept, in a sentence; how far off the table of times was."""
+    used = counted(rows, with_busy)
+    kept, busy = sum(map(is_kept, used)), sum(bool(row.get("busy")) for row in rows)
+    refused = len({(row["network"], row["runtime"], row["asked"]) for row in rows if "refused" in row})
+    errors = [abs(entry) for entry in {(r["network"], r["runtime"], r["asked"]): r["table_error"] for r in rows
+                                       if "table_error" in r}.values()]  # fmt: skip
+    words = [f"Kept: {kept} of {len(used)} repetitions within {LEAST:g} to {MOST:.2f} of what was asked."]
+    if busy:
+        words.append(f"{busy} on a busy machine {'are counted too' if with_busy else 'are left out'}.")
+    if refused:
+        words.append(f"Refused: {refused}.")
+    if errors:
+        words.append(
+            "The table of times, before whole networks correct it, is off by "
+            f"{100 * statistics.median(errors):.0f} % in the median and {100 * max(errors):.0f} % at most."
+        )
+    return " ".join(words)
+
+
+def notes(rows):
+    """What was refused or could only be met coarsely, in the program's words."""
+    lines = []
+    for row in rows:
+        what = f"{row['network']} in {row['runtime']} at {row['asked']}x"
+        if "refused" in row:
+            lines.append(f"- {what}: refused. {row['refused']}")
+        elif "slower" in row:
+            lines.append(f"- {what}: the closest sizes measured {row['slower']:.2f}x and {row['faster']:.2f}x.")
+    return list(dict.fromkeys(lines))
+
+
+def versions():
+    """The installed runtimes."""
+    found = []
+    for name in ("torch", "onnxruntime", "openvino"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def page(rows, threads, with_busy, docstring):
+    """The page as Markdown."""
+    protocol = docstring.split("Protocol: ")[1].strip()
+    where = f"{machine()}; {threads} threads, batch of 1, contiguous; {versions()}"
+    parts = ["# Asked and measured speed-up", verdict(rows, with_busy), markdown(FIELDS, summary(rows, with_busy))]
+    parts += ["\n".join(notes(rows))] if notes(rows) else []
+    explained = (
+        "planned: measured when the plan was made. measured, low, high: median, least and most of the repetitions. "
+        "table error: the first plan's expected speed-up over its measured one. seconds: of the command that made it."
+    )
+    parts += [explained, f"Written by `python -m benchmarks.clock`. {protocol}", where]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(path, rows, with_busy):
+    """Measured over asked speed-up of every plan, with the band in which a promise is kept."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    entries = [entry for entry in summary(rows, with_busy) if "measured" in entry]
+    figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.32 * len(entries)))
+    axes.axvspan(LEAST, MOST, color="0.9", label="kept")
+    axes.axvline(1, color="0.6", linewidth=1)
+    for name in dict.fromkeys(entry["runtime"] for entry in entries):
+        own = [(place, e) for place, e in enumerate(entries) if e["runtime"] == name]
+        middle = [e["measured"] / e["asked"] for _, e in own]
+        spread = [
+            [m - e["low"] / e["asked"] for m, (_, e) in zip(middle, own)],
+            [e["high"] / e["asked"] - m for m, (_, e) in zip(middle, own)],
+        ]
+        axes.errorbar(middle, [place for place, _ in own], xerr=spread, fmt="o", markersize=4, capsize=2, label=name)
+    axes.set_yticks(range(len(entries)), [f"{e['network'].removeprefix('zoo:')}, {e['asked']}x" for e in entries])
+    axes.invert_yaxis()
+    axes.set_xlabel("measured over asked speed-up, in fresh processes")
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=140)
+    pyplot.close(figure)
+
+
+def write(path, text, rows, with_busy):
+    """Write the page, and the picture beside it where something was measured."""
+    if any("measured" in entry for entry in summary(rows, with_busy)):
+        picture = path.with_suffix(".png")
+        draw(picture, rows, with_busy)
+        text += f"\n![Measured over asked speed-up of every plan]({picture.name})\n"
+    path.write_text(text)
