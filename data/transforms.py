@@ -87,7 +87,7 @@ class Augmentation:
         """The policy as text."""
         parts = []
         if self.pad:
-            parts.append(f"shift by at most {self.pad} pixels, filled with black")
+            parts.append(f"shift by at most {self.pad} pixel{'s' if self.pad > 1 else ''}, filled with black")
         if self.flip:
             parts.append("mirrored with probability 1/2")
         return ", ".join(parts) or "none"

@@ -104,7 +104,8 @@ def by_rank(
     """Drop a share of all channels, those with the lowest scores in all spaces together.
 
     Exactly ratio·n of the n channels go, rounded down: where a space has reached its limit, the next channels in the
-    order go instead. Only a multiple may keep more.
+    order go instead. Only a multiple may keep more, and a cap that is not below the ratio, by less than a channel of
+    each space: half of 5 channels are 2.
 
     Parameters
     ----------
@@ -125,6 +126,8 @@ def by_rank(
     bounds = (limits or Limits()).with_floor(FLOOR)
     order, total = Order.of(scores, bounds, normalisation), sum(map(len, scores.values()))
     dropped = rounded_down(total * check_ratio(ratio))
+    if order.most < dropped <= Order.of(scores, replace(bounds, cap=1.0), normalisation).most and ratio <= bounds.cap:
+        dropped = order.most  # the cap allows the share, only whole channels fall short of it
     if dropped > order.most:
         share = math.floor(1000 * order.most / total) / 1000
         raise TargetError(

@@ -17,6 +17,7 @@ from ..console.program import program
 from ..console.words import counted
 from ..run.directory import RunDirectory
 from ..run.record import last_saved_epoch
+from ..run.replacement import beside
 
 CODE = 130
 #: Seconds that a command has for an orderly end after Ctrl-C. Libraries notice it only when a computation returns;
@@ -98,7 +99,8 @@ def _kept(command: str, args: Sequence[str]) -> str:
             return "the frozen points" if run.config("freeze") and run.frozen.is_file() else ""
         if command == "decompose":
             return _kept_of_decompose(run, args)
-        if command == "finetune" and (run.finetune_dir / "checkpoint.pt").is_file():
+        folders = (run.finetune_dir, beside(run.finetune_dir))
+        if command == "finetune" and any((folder / "checkpoint.pt").is_file() for folder in folders):
             epoch = last_saved_epoch(run.log, "finetune")
             return f"everything up to {epoch}" if epoch else ""
     except (DecompError, OSError):
@@ -130,7 +132,8 @@ def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:
 
 def _checkpoint(args: Sequence[str]) -> Path:
     if run := _value(args, "--run"):
-        return RunDirectory(run).trained_weights.with_suffix(".checkpoint")
+        own = RunDirectory(run).trained_weights.with_suffix(".checkpoint")
+        return own if own.exists() else beside(own.parent) / own.name
     model = (_value(args, "--model") or "").removeprefix("zoo:")
     return Path(_value(args, "--out") or f"{model}.safetensors").with_suffix(".checkpoint")
 

@@ -48,3 +48,14 @@ def said_for_python(names: Mapping[str, str]) -> Iterator[None]:
     except DecompError as error:
         error.reword(lambda text: python_words(text, names))
         raise
+
+
+@contextmanager
+def said_for_options(*names: str) -> Iterator[None]:
+    """Reword the errors of a block that are about an argument of one of these names: they are about the option."""
+    try:
+        yield
+    except DecompError as error:
+        if error.thing in names:
+            DecompError.__init__(error, f"--{error.thing}", error.rule, error.got, error.fix)
+        raise

@@ -26,6 +26,7 @@ from decomp.modules.select import Select
 from decomp.surgery.narrow_network import shrunk_macs, shrunk_params
 
 from ..console.options import PruneOptions
+from ..console.python_words import said_for_options
 from .unfolded import Unfolded
 
 #: The cost of a network whose spaces keep these channels.
@@ -90,6 +91,7 @@ class Scored:
     left_alone: Mapping[str, str]
 
 
+@said_for_options("criterion")
 def score_spaces(source: Unfolded, options: PruneOptions, images: Images | None) -> Scored:
     """Scores of all channels that may go.
 
@@ -127,6 +129,7 @@ def score_spaces(source: Unfolded, options: PruneOptions, images: Images | None)
     return Scored(found, evidence, left_alone)
 
 
+@said_for_options("criterion", "speedup", "ratio")
 def choose(
     source: Unfolded, options: PruneOptions, images: Images | None, cost_of: CostOf, original: float,
     branches: Sequence[Branch] = (),
@@ -161,11 +164,11 @@ def choose(
     except TargetError as error:
         if _reached_without(scored.scores, options, cost_of, original, branches):
             fix = f"{error.fix}, or give --remove-branches"
-            raise TargetError(f"--{error.thing}", error.rule, error.got, fix) from error
+            raise TargetError(error.thing, error.rule, error.got, fix) from error
         if not any("--coupled" in reason for reason in scored.left_alone.values()):
             raise
         # Channels that sums join are not among those that the limit was found with.
-        raise TargetError(f"--{error.thing}", error.rule, error.got, f"{error.fix}, or give --coupled") from error
+        raise TargetError(error.thing, error.rule, error.got, f"{error.fix}, or give --coupled") from error
     if options.scoring == "greedy" and options.criterion in FILTER_CRITERIA:
 
         def score_of(name: str, removed: Mapping[str, list[int]]) -> Tensor:

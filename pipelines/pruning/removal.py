@@ -173,6 +173,10 @@ def _chosen(
         raise TargetError("--keep", "the plan must list channel spaces that lose channels", got="none", fix=fix)
     if not stay:
         raise nothing_to_prune(graph, chosen.left_alone, options.criterion)
+    share = _share(chosen, graph)
+    if options.ratio and share == 0:
+        rule, fix = "no channel goes, as the limits of each layer keep all", "loosen --floor, --cap or --multiple"
+        raise TargetError("--ratio", rule, got=f"{options.ratio:g}", fix=fix)
     return replace(chosen, keep=stay)
 
 

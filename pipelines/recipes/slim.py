@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from decomp.errors import DecompError
+from decomp.criteria.ranking import FLOOR
+from decomp.errors import DecompError, UsageError
 
 from ..console import parse
 from ..console.finetune_options import FINETUNE_EPOCHS, FinetuneOptions
+from ..console.options import PruneOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
@@ -94,6 +96,23 @@ def _way_out(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
+def _require_reachable(options: PruneOptions) -> None:
+    """Refuse a ratio that the limits of the layers never allow, before the first training.
+
+    Raises
+    ------
+    UsageError
+    """
+    ratio, floor = options.ratio, options.floor if options.floor is not None else FLOOR
+    assert ratio is not None
+    if options.remove_branches or ratio <= min(options.cap, 1 - floor + 1e-9):
+        return
+    name, limit = ("--cap", options.cap) if options.cap <= 1 - floor else ("--floor", floor)
+    words = "a layer loses more than --cap" if name == "--cap" else "a layer keeps less than --floor"
+    rule = f"cannot be reached: {words} {limit:g} nowhere"
+    raise UsageError("--ratio", rule, got=f"{ratio:g}", fix=f"take a smaller ratio, or loosen {name}")
+
+
 def slim(
     run: str | os.PathLike[str] | RunDirectory, model: str, *, data: str | None = None, passes: int = 3,
     sparsity: float = 1e-4, proximal: bool = False, ratio: float = 0.5, cap: float = 0.5, floor: float | None = None,
@@ -135,7 +154,8 @@ def slim(
     passes = parse.number("--passes", int, 1)(passes)
     pruning: dict[str, Any] = {"criterion": "bn-scale", "ratio": ratio, "cap": cap, "floor": floor}
     pruning["remove_branches"] = remove_branches
-    prune_options(None, **pruning)  # a mistake in these must not cost a training
+    checked = prune_options(None, **pruning)  # a mistake in these must not cost a training
+    _require_reachable(checked)
     FinetuneOptions(epochs=tune_epochs, learning_rate=tune_learning_rate)
     reporter = reporter or Reporter()
     training: dict[str, Any] = {

@@ -348,7 +348,7 @@ class RunDirectory:
         self.frozen.with_name(self.frozen.name + ".part").unlink(missing_ok=True)  # the HDF5 writer's own
         folders = (
             self.trained_weights.parent, self.curves_dir, self.layers_dir, self.finetune_dir, self.tasks_dir,
-            self.tasks_work,
+            self.tasks_work, *self.path.glob("*.new"),
         )  # fmt: skip
         for folder in (self.path, *folders):
             if folder.is_dir():

@@ -12,6 +12,7 @@ from ...data.formats.atomic import commit, commit_directory
 from ...data.formats.digests import digest_file
 from ..console.options import StageOptions
 from .directory import RunDirectory
+from .replacement import beside
 
 
 def clear(run: RunDirectory, options: StageOptions) -> None:
@@ -26,7 +27,7 @@ def clear(run: RunDirectory, options: StageOptions) -> None:
             os.replace(run.plan_json, run.plan_json.with_name("plan.previous.json"))
     else:
         run.plan_json.unlink(missing_ok=True)
-    for path in (run.model_dir, run.layers_dir, run.finetune_dir):
+    for path in (run.model_dir, run.layers_dir, run.finetune_dir, beside(run.finetune_dir)):
         if path.exists():
             shutil.rmtree(path)
     run.report_json.unlink(missing_ok=True)

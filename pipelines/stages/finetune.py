@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from ..run.conditions import no_compressed_network, require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import load_network, run_outputs, warn_of_other_versions
 from ..run.networks import RunNetwork, compressed
-from ..training import tensorboard
+from ..run.replacement import beside, end_exchange, exchange
+from ..training import checkpoints, tensorboard
 from ..training.batchnorm import MIN_BATCH_SIZE, disable_dropout, insert_batchnorm, keep_statistics
 from ..training.budget import Budget, epoch_seconds
 from ..training.hooks import Hooks
@@ -80,7 +82,7 @@ class FinetuneResult:
             lines = [rule, f"the network before fine-tuning stays the best; {best} is the same one"]
         else:
             lines = [f"{first}, {shown(f['after'])} after epoch {f['best_epoch']}", f"best network: {best}"]
-        lines.append(f"last network: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run)}")
+        lines.append(f"last network: {self.run.finetune_dir / 'last'}, epochs: {metrics_file(self.run.finetune_dir)}")
         return lines
 
     def next_steps(self) -> list[str]:
@@ -129,7 +131,8 @@ def finetune(
         Without labels: at most so many images; of the run's own those that were fitted come first.
     device : str
     redo : bool
-        Delete an earlier fine-tuning and start over.
+        Start over. An earlier fine-tuning stays until the new one is whole; an interrupted call that is repeated
+        continues.
     reporter : Reporter, optional
 
     Returns
@@ -165,14 +168,27 @@ def finetune(
         if source is None:
             raise no_compressed_network(directory)
         network_digest = digest_file(source.path(directory) / "structure.json")
+        end_exchange(directory, "finetune", directory.finetune_dir)
         if redo:
-            directory.update_config("finetune", None)
-            shutil.rmtree(directory.finetune_dir, ignore_errors=True)
+            folder = _beside_earlier(directory, options, network_digest)
         elif finished := _finished(directory, options, source, network_digest):
             return finished
-        begun = checkpoint_file(directory).exists() and directory.config("finetune") is not None
+        else:
+            folder = directory.finetune_dir
+        begun = checkpoint_file(folder).exists() and directory.config("finetune") is not None
         warn_of_other_versions(directory, "finetune" if begun else source.stage, reporter)
-        return _finetune(directory, options, source, network_digest, target, reporter)
+        return _finetune(directory, folder, options, source, network_digest, target, reporter)
+
+
+def _beside_earlier(run: RunDirectory, options: FinetuneOptions, network_digest: str) -> Path:
+    """The folder for a fine-tuning that replaces an earlier one; what the same call left there is kept."""
+    folder = run.finetune_dir if run.config("finetune") is None else beside(run.finetune_dir)
+    asked = {**options.to_json(), "network": network_digest}
+    if options.epochs is None:
+        asked.pop("epochs")  # a time decides them
+    if folder == run.finetune_dir or not checkpoints.made_with(checkpoint_file(folder), asked):
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def _finished(
@@ -200,17 +216,17 @@ def _finished(
 
 
 def _finetune(
-    run: RunDirectory, options: FinetuneOptions, source: RunNetwork, network_digest: str, device: torch.device,
-    reporter: Reporter,
+    run: RunDirectory, folder: Path, options: FinetuneOptions, source: RunNetwork, network_digest: str,
+    device: torch.device, reporter: Reporter,
 ) -> FinetuneResult:  # fmt: skip
     began, (task, recipe) = time.perf_counter(), _task(run, options, device, reporter)
     needs_original = options.labels == "none" or options.distill
     original = load_network(run, run.original_dir).to(device) if needs_original else None
     network, inserted, own = _trained_network(run, source, task, recipe, device, reporter)
     writer = NetworkWriter(
-        run, network_digest, network, source.path(run), batchnorm_paths=inserted, own_batchnorms=own
+        folder, network_digest, network, source.path(run), batchnorm_paths=inserted, own_batchnorms=own
     )  # fmt: skip
-    events = _event_writer(run, reporter)
+    events = _event_writer(folder, reporter)
     if options.labels == "none":
         disable_dropout(network)  # not in the files, whose network the writer has copied
         keep_statistics(network)
@@ -223,7 +239,7 @@ def _finetune(
     if options.minutes is not None:
         time_limit = Budget(options.minutes, began)
         recipe = time_limit.plan(
-            recipe, checkpoint_file(run), START_OVER,
+            recipe, checkpoint_file(folder), START_OVER,
             lambda: epoch_seconds(
                 network, recipe, n_images=len(task.train), batches=task.batches, loss=loss, validate=validate,
                 device=device,
@@ -241,7 +257,7 @@ def _finetune(
             loss=loss,
             validate=validate,
             n_validation=task.n_validation,
-            checkpoint=checkpoint_file(run),
+            checkpoint=checkpoint_file(folder),
             start_over=START_OVER,
             identity={
                 **options.to_json(), "epochs": recipe.epochs, "network": network_digest,
@@ -252,12 +268,13 @@ def _finetune(
             reporter=reporter,
         )  # fmt: skip
     except NumericalError as error:
-        raise _stopped(error, run, options) from error
+        raise _stopped(error, folder, options) from error
     if events is not None:
         events.close()
     facts = _facts(task, training)
+    exchange(run, "finetune", run.finetune_dir)
     run.update_config("finetune", {"asked": options.to_json(), "network": network_digest, "facts": facts})
-    checkpoint_file(run).unlink(missing_ok=True)
+    checkpoint_file(run.finetune_dir).unlink(missing_ok=True)
     return FinetuneResult(run, facts)
 
 
@@ -285,9 +302,9 @@ def _task(
     return task, recipe
 
 
-def _stopped(error: NumericalError, run: RunDirectory, options: FinetuneOptions) -> NumericalError:
+def _stopped(error: NumericalError, folder: Path, options: FinetuneOptions) -> NumericalError:
     """The error of a training that diverged, with the network that is kept and the command line that goes on."""
-    best, rate = run.finetune_dir / "best", options.learning_rate
+    best, rate = folder / "best", options.learning_rate
     kept = f"the best network so far is in {best}; " if (best / "structure.json").is_file() else ""
     lower = DEFAULT_RATE if rate > DEFAULT_RATE else rate / 10
     return NumericalError(error.thing, error.rule, error.got, f"{kept}begin again with --lr {lower:g} --redo")
@@ -334,9 +351,9 @@ def _insert_batchnorm(
     return paths
 
 
-def _event_writer(run: RunDirectory, reporter: Reporter) -> tensorboard.EventWriter | None:
+def _event_writer(folder: Path, reporter: Reporter) -> tensorboard.EventWriter | None:
     if tensorboard.available():
-        return tensorboard.EventWriter(events_dir(run))
+        return tensorboard.EventWriter(events_dir(folder))
     reporter.step(f"no TensorBoard events: it is not installed ({tensorboard.INSTALL})")
     return None
 

@@ -39,6 +39,7 @@ from ..run.calibration import fitted_images
 from ..run.conditions import freeze_options, label_options, pruned_words, require_not_decomposed, require_same_options
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
+from ..run.replacement import beside
 from ..run.stage_result import StageResult
 
 CHOOSE, CHECK = PHASES = ("choice of the channels", "check of the result")
@@ -234,11 +235,12 @@ def _shown(name: str, value: Any) -> Any:
 def _clear(run: RunDirectory) -> None:
     """Remove an earlier pruning and what was made from it; a plan that was edited is kept beside the new one."""
     before = run.config("prune")
-    if run.prune_json.is_file() and (before or {}).get("plan_digest") != _digest_of(run):
+    was_killed = before is not None and "plan_digest" not in before
+    if run.prune_json.is_file() and not was_killed and (before or {}).get("plan_digest") != _digest_of(run):
         os.replace(run.prune_json, run.prune_json.with_name("prune.previous.json"))
     for stage in ("prune", "finetune", "evaluate"):
         run.update_config(stage, None)
-    for path in (run.pruned_dir, run.finetune_dir):
+    for path in (run.pruned_dir, run.finetune_dir, beside(run.finetune_dir)):
         shutil.rmtree(path, ignore_errors=True)
     run.report_json.unlink(missing_ok=True)
 
@@ -260,22 +262,22 @@ def _exchange(
     run: RunDirectory, source: Unfolded, pruned: Pruned, options: PruneOptions, reporter: Reporter
 ) -> tuple[Cost, Verified]:
     """Write the network beside an earlier one, which stays until the new one is whole, and put it in its place."""
-    beside, begun = run.pruned_dir.with_name(f"{run.pruned_dir.name}.new"), {"asked": options.to_json()}
-    shutil.rmtree(beside, ignore_errors=True)
+    new, begun = beside(run.pruned_dir), {"asked": options.to_json()}
+    shutil.rmtree(new, ignore_errors=True)
     first = "macs_after" not in (run.config("prune") or {})
     if first:
         run.update_config("prune", begun)  # the run is not to be decomposed
     try:
-        after, verified = _emit(run, source, pruned, options, beside, reporter)
+        after, verified = _emit(run, source, pruned, options, new, reporter)
     except DecompError:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         if first:
             run.update_config("prune", None)
         raise
     _clear(run)
     run.update_config("prune", begun)
     write_plan(run.prune_json, PruningPlan(pruned.keep, pruned.widths, _about(run, options, pruned)))
-    os.replace(beside, run.pruned_dir)
+    os.replace(new, run.pruned_dir)
     return after, verified
 
 

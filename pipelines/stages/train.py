@@ -27,6 +27,7 @@ from ...data.models import load_model
 from ...data.sources import ImageSource, open_source
 from ..console.options import REPR_OPTIONS, TrainOptions
 from ..console.program import command_line
+from ..console.python_words import said_for_options
 from ..console.reporter import Reporter
 from ..console.words import counted
 from ..distributed.trained_module import places_of
@@ -36,8 +37,10 @@ from ..measure.intervals import short_share
 from ..measure.shares import Batches
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
+from ..run.replacement import beside, end_exchange, exchange
 from ..run.trained import require_untouched, trained_options
 from ..training import tensorboard
+from ..training.checkpoints import made_with
 from ..training.hold_out import hold_out
 from ..training.hooks import Hooks
 from ..training.loop import Training, copy_state, fit
@@ -135,7 +138,8 @@ def train(
     seed : int
         Determines initial weights, held-out images, order, augmentation and dropout.
     redo : bool
-        Delete an earlier training in the run and start over.
+        Start over in the run. An earlier training stays until the new one is whole; an interrupted call that is
+        repeated continues.
     device : str
         'auto', 'cpu', 'cuda' or 'cuda:N'.
     reporter : Reporter, optional
@@ -183,16 +187,18 @@ def train(
 def _train_in_run(
     run: RunDirectory, options: TrainOptions, recipe: Recipe, redo: bool, device: str, reporter: Reporter
 ) -> TrainingResult:
-    place = Place(run.trained_weights, "give --redo", run)
+    place = work = Place(run.trained_weights, "give --redo", run)
     with reporter.stage("train"), ExitStack() as locked:
         if run.run_json.exists():
             run = RunDirectory.open(run)
             locked.enter_context(run.lock())
+            end_exchange(run, "train", place.weights.parent)
             if not redo and (trained := trained_options(run)) is not None:
                 fix = "give --redo to train again with these, or give another --run"
                 require_same_options(run, "trained", options, trained.to_json(), fix)
                 record = read_json(place.record, kind=KIND)
                 require_same_start(options, record, str(run.path))
+                place.checkpoint.unlink(missing_ok=True)  # of a process that was stopped at the very end
                 return TrainingResult(place.weights, record, already_done=True, run=run)
             require_untouched(run)
         else:
@@ -201,11 +207,13 @@ def _train_in_run(
         # As late as this, so that a mistyped name leaves nothing behind.
         run = RunDirectory.create(run)
         locked.enter_context(run.lock())
-        if redo:
-            run.update_config("train", None)
-            shutil.rmtree(place.weights.parent, ignore_errors=True)
-        place.weights.parent.mkdir(exist_ok=True)
-        result = _train(place, options, recipe, opened, chosen, reporter)
+        if redo and run.config("train") is not None:
+            work = Place(beside(place.weights.parent) / place.weights.name, place.start_over, run)
+        if redo and (work is place or not made_with(work.checkpoint, {**identity(options), **recipe.to_json()})):
+            shutil.rmtree(work.weights.parent, ignore_errors=True)
+        work.weights.parent.mkdir(exist_ok=True)
+        result = replace(_train(work, options, recipe, opened, chosen, reporter), weights=place.weights)
+        exchange(run, "train", place.weights.parent)
         facts = {key: result.record[key] for key in ("accuracy", "images", "scale_factors") if key in result.record}
         run.update_config("train", {"asked": options.to_json(), "weights": result.record["sha256"], "facts": facts})
         place.checkpoint.unlink(missing_ok=True)
@@ -291,8 +299,9 @@ def _completed(options: TrainOptions) -> tuple[TrainOptions, Recipe]:
         half, epochs = values["epochs"] // 2, values["epochs"]
         values["milestones"] = (half, max(half + 1, 3 * epochs // 4))
         if epochs < 3:
+            whose = "milestones" if options.schedule else f"milestones, as the recipe of {options.model} has them,"
             fix = "give more epochs or --schedule cosine"
-            raise UsageError("--schedule", "milestones need at least 3 epochs", got=epochs, fix=fix)
+            raise UsageError("--schedule", f"{whose} need at least 3 epochs", got=epochs, fix=fix)
     return options, Recipe(**values, seed=options.seed)
 
 
@@ -329,7 +338,9 @@ def _open(options: TrainOptions) -> _Opened:
     sparse = None
     if options.sparsity is not None:
         start_scales(loaded.module)
-        sparse = SparseTraining(ScalePenalty(loaded.module, source.input_shape, options.sparsity), options.proximal)
+        with said_for_options("sparsity"):
+            penalty = ScalePenalty(loaded.module, source.input_shape, options.sparsity)
+        sparse = SparseTraining(penalty, options.proximal)
     return _Opened(source, loaded.module, scheme, sparse)
 
 
@@ -356,27 +367,16 @@ def _fit(
     if sparse is not None:
         sparse.announce(recipe, len(trained_on), reporter)
     training = fit(
-        opened.module,
-        recipe,
-        stage="train",
-        n_images=len(trained_on),
-        batches=batches,
-        loss=classification_loss,
-        validate=validate,
-        n_validation=len(held_out),
-        keep_best=place.run is not None,
-        checkpoint=place.checkpoint,
-        start_over=place.start_over,
-        identity=identity(options),
+        opened.module, recipe, stage="train", n_images=len(trained_on), batches=batches, loss=classification_loss,
+        validate=validate, n_validation=len(held_out), keep_best=place.run is not None, checkpoint=place.checkpoint,
+        start_over=place.start_over, identity=identity(options), device=device, reporter=reporter,
         hooks=[
             *([] if sparse is None else [sparse.hooks()]),
             # Last, so that nothing moves what it holds.
             *([] if scheme is None else [Hooks.of(scheme, options.scheme)]),
             *([] if files is None else [Hooks(after_save=files)]),
         ],
-        device=device,
-        reporter=reporter,
-    )
+    )  # fmt: skip
     if files is not None:
         files.close()
     n_test = 0 if source.test is None else len(source.test)

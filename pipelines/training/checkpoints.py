@@ -84,6 +84,15 @@ def read(path: str | Path, start_over: str = "remove it") -> dict[str, Any]:
     return content
 
 
+def made_with(path: Path, values: Mapping[str, Any]) -> bool:
+    """Whether there is a checkpoint of a training whose identity has these values."""
+    try:
+        identity = read(path)["identity"] if path.is_file() else {}
+    except FileError:
+        return False
+    return path.is_file() and all(identity.get(name) == value for name, value in values.items())
+
+
 def restore(
     training: Training,
     path: str | Path,

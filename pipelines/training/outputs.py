@@ -1,4 +1,4 @@
-"""Files of a fine-tuning: last and best network, metrics.csv."""
+"""Files of a fine-tuning in a folder of their own: last and best network, metrics.csv."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from decomp.surgery import batchnorm
 
 from ...data.formats import network_file
 from ...data.formats.atomic import commit
-from ..run.directory import RunDirectory
 from .loop import Training, copy_state
 
 
-def metrics_file(run: RunDirectory) -> Path:
+def metrics_file(folder: Path) -> Path:
     """CSV with one line per epoch: losses, validation values, learning rate, seconds."""
-    return run.finetune_dir / "metrics.csv"
+    return folder / "metrics.csv"
 
 
-def events_dir(run: RunDirectory) -> Path:
+def events_dir(folder: Path) -> Path:
     """The same values for ``tensorboard --logdir``, where TensorBoard is installed."""
-    return run.finetune_dir / "events"
+    return folder / "events"
 
 
-def checkpoint_file(run: RunDirectory) -> Path:
+def checkpoint_file(folder: Path) -> Path:
     """State of an unfinished fine-tuning; removed when it is finished."""
-    return run.finetune_dir / "checkpoint.pt"
+    return folder / "checkpoint.pt"
 
 
 class NetworkWriter:
@@ -40,7 +39,8 @@ class NetworkWriter:
 
     Parameters
     ----------
-    run : RunDirectory
+    folder : Path
+        In which they are.
     network_digest : str
         Of the network that is fine-tuned.
     network : torch.fx.GraphModule
@@ -55,10 +55,10 @@ class NetworkWriter:
     """
 
     def __init__(
-        self, run: RunDirectory, network_digest: str, network: fx.GraphModule, source: Path, *,
+        self, folder: Path, network_digest: str, network: fx.GraphModule, source: Path, *,
         batchnorm_paths: Sequence[str] = (), own_batchnorms: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        self.run, self.network_digest = run, network_digest
+        self.folder, self.network_digest = folder, network_digest
         self.batchnorm_paths, self.own_batchnorms = list(batchnorm_paths), dict(own_batchnorms)
         # Weights are put into a copy for writing: the network in training is laid out for speed.
         self.template = copy.deepcopy(network).cpu()
@@ -71,7 +71,7 @@ class NetworkWriter:
             assert training.best_epoch is not None and training.best_state is not None
             self._write("best", training.best_epoch, training.best_state)
             self.best_written = training.best_epoch
-        write_metrics(metrics_file(self.run), training.history)
+        write_metrics(metrics_file(self.folder), training.history)
 
     def _write(self, name: str, epoch: int, weights: Mapping[str, torch.Tensor]) -> None:
         network = copy.deepcopy(self.template)
@@ -81,7 +81,7 @@ class NetworkWriter:
         batchnorm.fold_at(network, self.own_batchnorms)
         network_file.save(
             network,
-            self.run.finetune_dir / name,
+            self.folder / name,
             edited=[edit["module"] for edit in self.structure["edits"]],
             input_shape=self.structure["input_shape"],
             leaves=network_file.leaves(self.structure),

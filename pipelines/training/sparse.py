@@ -61,6 +61,12 @@ class SparseTraining:
                 f"sparsity {strength:g} is too small for this training to tell channels apart: scale factors fall by "
                 f"{budget:.2g} at most; {better:g} would let them fall by {ENOUGH:g}, and so would more epochs"
             )
+        rate, momentum = recipe.learning_rate, recipe.rules()[BIASES].momentum
+        if not self.proximal and (swing := strength * rate / (1 - momentum)) > START:
+            reporter.warn(
+                f"sparsity {strength:g} is too large for this learning rate: scale factors swing around 0 by up to "
+                f"{swing:.2g}, more than where they start; take a smaller one, or a soft threshold (--proximal)"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Counts of the penalised scale factors: ``channels``, ``near_zero`` (below 0.01) and ``zero``."""

@@ -169,6 +169,16 @@ def test_a_coarse_step_of_the_same_share_is_taken_only_in_as_many_spaces_as_the_
         for_speedup(scores, 1.3, cost, ranking="layer", limits=limits)
 
 
+def test_a_cap_of_the_ratio_itself_is_met_in_whole_channels():
+    odd = {name: gradual(5, 5) for name in "abc"}
+    choice = by_rank(odd, 0.5, Limits(cap=0.5))
+    assert choice.counts == {"a": 3, "b": 3, "c": 3}  # 7 of 15 asked for, 2 of each 5 go
+    with pytest.raises(TargetError, match="at most 6 of 15 channels can go"):
+        by_rank(odd, 0.6, Limits(cap=0.5))
+    with pytest.raises(TargetError, match="at most 6 of 15 channels can go"):
+        by_rank(odd, 0.5, Limits(floor=0.6, cap=0.5))
+
+
 def test_a_speedup_counts_from_the_original():
     choice = for_speedup(SCORES, 2, quadratic, original=2.0 * quadratic(by_counts(SCORES, {}).keep))
     assert choice.counts == {"a": 10, "b": 20, "c": 30}
@@ -208,7 +218,7 @@ def test_no_speedup_of_one_is_advised_where_loosened_limits_are_not_enough_eithe
     with pytest.raises(TargetError, match=rf"; loosen floor, cap and multiple \({free:g}x then\)\.$"):
         for_speedup(SCORES, 1000, quadratic, limits=Limits(cap=0.0))
     with pytest.raises(TargetError, match=r"at most 1x can be reached.*; let other channels go\.$"):
-        for_speedup(SCORES, 2, lambda keep: 1000.0 + sum(map(len, keep.values())), limits=Limits(cap=0.0))
+        for_speedup(SCORES, 2, lambda keep: 1e5 + sum(map(len, keep.values())), limits=Limits(cap=0.0))
 
 
 def test_nothing_to_narrow_reaches_no_speedup():

@@ -3,7 +3,7 @@
 import pytest
 
 from decomp.errors import FileError, UsageError
-from decomp.pipelines.console.python_words import said_for_python
+from decomp.pipelines.console.python_words import said_for_options, said_for_python
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_options_are_named_as_arguments(error, line):
 def test_other_errors_pass():
     with pytest.raises(KeyError, match="--points"), said_for_python({"points": "n_points"}):
         raise KeyError("--points")
+
+
+def test_an_error_about_an_argument_of_these_names_is_about_the_option():
+    with pytest.raises(UsageError, match="^--ratio: must be small, got 2; ask ratio\\.$"), said_for_options("ratio"):
+        raise UsageError("ratio", "must be small", got=2, fix="ask ratio")
+    with pytest.raises(UsageError, match="^net: fails"), said_for_options("ratio"):
+        raise UsageError("net", "fails")

@@ -72,3 +72,13 @@ def test_the_share_that_went_is_that_of_all_channels_which_may_go():
     assert removed(source, ratio=0.9, floor=0.5).share == 0.5
     assert removed(source, ratio=0.25).share == 0.25
     assert removed(source, PruningPlan({"conv1": [2, 5]}, {"conv1": 12})).share is None
+
+
+def test_limits_that_keep_all_channels_are_refused_and_named_as_options():
+    source = unfolded(block(), "block", (3, 8, 8))
+    with pytest.raises(TargetError, match="--ratio: no channel goes, .*, got 0.5; loosen --floor, --cap"):
+        removed(source, ratio=0.5, cap=0.0)
+    with pytest.raises(TargetError, match="^--speedup: at most"):
+        removed(source, speedup=1000)
+    with pytest.raises(TargetError, match="^--ratio: at most"):
+        removed(source, ratio=0.95, ranking="global")

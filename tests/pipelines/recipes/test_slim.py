@@ -79,9 +79,11 @@ def test_mistakes_cost_no_training(tmp_path):
         ({"passes": 0}, "--passes: must be a whole number from 1"),
         ({"ratio": 1.0}, "--ratio: must be a share from 0 to below 1"),
         ({"tune_epochs": 0}, "--epochs: must be a whole number from 1"),
+        ({"ratio": 0.7, "cap": 0.5}, "--ratio: .* more than --cap 0.5 nowhere, got 0.7; .* or loosen --cap"),
+        ({"ratio": 0.95, "cap": 1.0}, "--ratio: .* less than --floor 0.1 nowhere, got 0.95; .* or loosen --floor"),
     ):
         with pytest.raises(UsageError, match=line):
             slimmed(tmp_path / "slim", **options)
-    with pytest.raises(UsageError, match="sparsity: needs batch normalisations .* such as l1"):
+    with pytest.raises(UsageError, match="^--sparsity: needs batch normalisations .* such as l1"):
         slim(tmp_path / "slim", "zoo:mlp-fashion", data="digits", reporter=Reporter(quiet=True))
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run import images as run_images
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.networks import existing
+from decomp.pipelines.run.replacement import beside
 from decomp.pipelines.stages import finetune as stage
 from decomp.pipelines.stages.finetune import finetune
 from decomp.pipelines.stages.status import status
@@ -260,6 +261,42 @@ def test_other_options_are_refused_until_redo(run):
     assert len(metrics(run)) == 3
 
 
+def killed_after(monkeypatch, run, epoch, **options):
+    writer = outputs.NetworkWriter.__call__
+    monkeypatch.setattr(
+        outputs.NetworkWriter, "__call__", lambda self, state: writer(self, state) if state.epoch < epoch else die()
+    )
+    with pytest.raises(Killed):
+        tune(run, **options)
+    monkeypatch.undo()
+
+
+def test_a_redo_that_is_killed_leaves_the_earlier_result_and_the_same_call_continues(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "whole")
+    expected = tune(type(run)(tmp_path / "whole"), epochs=3)
+    earlier = tune(run, epochs=1)
+    before = weights(run.finetune_dir / "best")
+    killed_after(monkeypatch, run, 2, epochs=3, redo=True)
+    assert tune(run, epochs=1).done_before and tune(run, epochs=1).facts == earlier.facts
+    assert_same(weights(run.finetune_dir / "best"), before)
+    trained = []
+    original = loop._train_epoch
+    monkeypatch.setattr(
+        loop, "_train_epoch", lambda state, *rest: trained.append(state.epoch) or original(state, *rest)
+    )
+    assert tune(run, epochs=3, redo=True).facts == expected.facts
+    assert trained == [2]  # the epochs before are in the checkpoint
+    for name in ("last", "best"):
+        assert_same(weights(run.finetune_dir / name), weights(tmp_path / "whole" / "finetune" / name))
+    assert not beside(run.finetune_dir).exists() and not outputs.checkpoint_file(run.finetune_dir).exists()
+
+
+def test_a_redo_with_other_options_does_not_continue_a_killed_one(run, monkeypatch):
+    tune(run, epochs=1)
+    killed_after(monkeypatch, run, 2, epochs=3, redo=True)
+    assert tune(run, epochs=2, redo=True).facts["epochs"] == 2
+
+
 def test_other_options_are_refused_for_an_interrupted_fine_tuning_too(run, monkeypatch):
     monkeypatch.setattr(outputs.NetworkWriter, "__call__", lambda self, state: die())
     with pytest.raises(Killed):
@@ -292,7 +329,7 @@ def test_a_time_decides_the_epochs_and_a_resumed_run_keeps_them(run, monkeypatch
         tune(run, **options, redo=True)
     monkeypatch.setattr(outputs.NetworkWriter, "__call__", writer)
     monkeypatch.setattr(stage, "epoch_seconds", lambda *arguments, **options: 1.0)  # now the machine is quick
-    assert tune(run, **options).facts == result.facts
+    assert tune(run, **options, redo=True).facts == result.facts
     assert_same(weights(run.finetune_dir / "last"), whole)
     assert tune(run, **options).done_before
 

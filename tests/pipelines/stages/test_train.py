@@ -240,6 +240,8 @@ def test_milestones_lower_the_rate_after_half_and_three_quarters_of_the_epochs(t
     assert recipes[0].gamma == 0.1 and recipes[0].schedule == "milestones"
     with pytest.raises(UsageError, match="--schedule: milestones need at least 3 epochs, got 2"):
         short(tmp_path / "a.safetensors", schedule="milestones")
+    with pytest.raises(UsageError, match="milestones, as the recipe of zoo:vgg-bn has them, need at least 3 epochs"):
+        train("zoo:vgg-bn", out=tmp_path / "a.safetensors", epochs=1, reporter=quiet())
     with pytest.raises(UsageError, match="--proximal: is a way to apply a sparsity, got none; give --sparsity 1e-4"):
         short(tmp_path / "a.safetensors", proximal=True)
 

@@ -38,7 +38,7 @@ def biases(run):
 
 def test_last_and_best_have_the_weights_of_their_epochs(run):
     network = network_file.load(run.model_dir)
-    writer = NetworkWriter(run, "f" * 64, network, run.model_dir)
+    writer = NetworkWriter(run.finetune_dir, "f" * 64, network, run.model_dir)
     writer(training_of(network, 1, 1))
     assert biases(run) == (1, 1)
     writer(training_of(network, 2, 1))
@@ -56,7 +56,7 @@ def test_the_best_network_is_written_only_when_it_is_another(run, monkeypatch):
 
     monkeypatch.setattr(network_file, "save", watched)
     network = network_file.load(run.model_dir)
-    writer = NetworkWriter(run, "f" * 64, network, run.model_dir)
+    writer = NetworkWriter(run.finetune_dir, "f" * 64, network, run.model_dir)
     for epoch, best in ((1, 0), (2, 2), (3, 2)):
         writer(training_of(network, epoch, best))
     assert written == ["last", "best", "last", "best", "last"]
@@ -68,7 +68,7 @@ def test_batch_normalisations_are_folded_in_the_files_but_not_in_training(run):
     batchnorm.insert_behind(network, ["0", "3"], [images])
     with torch.no_grad():
         network.get_submodule("0").norm.weight.mul_(1.5)
-    writer = NetworkWriter(run, "f" * 64, network, run.model_dir, batchnorm_paths=["0", "3"])
+    writer = NetworkWriter(run.finetune_dir, "f" * 64, network, run.model_dir, batchnorm_paths=["0", "3"])
     expected = network.eval()(images)
     writer(Training(network, {}, Recipe(1, 0.1), 1, [{"epoch": 1}], 1, 1.0, copy_state(network)))
     written = network_file.load(run.finetune_dir / "last")
@@ -96,4 +96,4 @@ def test_all_files_lie_in_the_folder_of_the_stage(run):
         "checkpoint.pt": outputs.checkpoint_file,
     }
     for name, path in files.items():
-        assert path(run) == run.finetune_dir / name
+        assert path(run.finetune_dir) == run.finetune_dir / name

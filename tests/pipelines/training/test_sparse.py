@@ -110,6 +110,14 @@ def test_a_strength_that_shows_nothing_is_told_with_one_that_does():
     assert len(reporter.messages) == 1 and "(proximal step)" in reporter.messages[0]
 
 
+def test_a_strength_that_swings_factors_past_their_start_is_warned_of_where_the_sign_rule_moves_them():
+    recipe = Recipe(epochs=2, learning_rate=0.1, batch_size=40, warmup_epochs=0, schedule="constant")
+    for strength, proximal, warned in ((0.6, False, True), (0.6, True, False), (0.4, False, False)):
+        reporter = Collected()
+        sparse(small_net(), strength, proximal).announce(recipe, 1000, reporter)
+        assert any("too large for this learning rate" in line for line in reporter.messages) is warned
+
+
 def digits_net():
     with torch.random.fork_rng():
         torch.manual_seed(0)

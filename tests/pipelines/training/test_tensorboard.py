@@ -60,7 +60,7 @@ def test_further_values_are_written_at_their_epoch_once(tmp_path):
 def test_finetune_writes_them(tmp_path):
     run = make_run(tmp_path / "run")
     result = finetune.finetune(run, epochs=1, reporter=quiet())
-    found = scalars(outputs.events_dir(run))
+    found = scalars(outputs.events_dir(run.finetune_dir))
     assert found["validation/accuracy"][-1] == (1, pytest.approx(result.facts["after"]))
 
 
@@ -70,4 +70,6 @@ def test_without_tensorboard_that_is_said_once_and_tuning_goes_on(tmp_path, monk
     finetune.finetune(run, epochs=2, reporter=Reporter.for_run(run, quiet=True))
     said = [event["message"] for event in read_log(run.log) if "TensorBoard" in event["message"]]
     assert len(said) == 1 and tensorboard.INSTALL in said[0]
-    assert not outputs.events_dir(run).exists() and (run.finetune_dir / "best" / "structure.json").is_file()
+    assert (
+        not outputs.events_dir(run.finetune_dir).exists() and (run.finetune_dir / "best" / "structure.json").is_file()
+    )
