@@ -13,7 +13,7 @@ sum of the outputs' own, and eᵀFe their number times the change.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,12 @@ DAMPING = 0.1
 
 
 def output_metrics(
-    graph: NetworkGraph, batches: Iterable[Tensor], outputs: Outputs, seed: int = 0
+    graph: NetworkGraph,
+    batches: Iterable[Tensor | int],
+    outputs: Outputs,
+    seed: int = 0,
+    *,
+    summed: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The output metric of every layer of a network.
 
@@ -37,12 +42,14 @@ def output_metrics(
     ----------
     graph : decomp.graph.network_graph.NetworkGraph
         In evaluation mode; hooks are removed again.
-    batches : iterable of torch.Tensor
-        Images (m, C, H, W) on the network's device.
+    batches : iterable of torch.Tensor or int
+        Images (m, C, H, W) on the network's device; or the number of images of a batch that another holder has.
     outputs : decomp.execution.output_change.Outputs
         Of the network, with their spreads.
     seed : int
         For the labels drawn, or the directions where the output is not class scores.
+    summed : callable, optional
+        Sum of a tensor over all holders of images.
 
     Returns
     -------
@@ -58,6 +65,10 @@ def output_metrics(
     generator = seeds.generator(seed, "output metric")
     try:
         for images in batches:
+            if isinstance(images, int):
+                for entry in outputs.each:
+                    _drawn(entry, (images, *entry.shape), generator)
+                continue
             # A leaf that requires a gradient, so that every response has one even if no parameter requires its own.
             leaf = images.detach().clone().requires_grad_(True)
             with torch.enable_grad():
@@ -66,7 +77,25 @@ def output_metrics(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: _damped(total) for name, total in sums.items()}
+    return {name: _damped(total) for name, total in _of_all(sums, graph, summed).items()}
+
+
+def _of_all(
+    sums: dict[str, Tensor], graph: NetworkGraph, summed: Callable[[Tensor], Tensor] | None
+) -> dict[str, Tensor]:
+    """Sums over all holders of images, of the layers that have a gradient in one of them."""
+    if summed is None:
+        return sums
+    layers = [layer for layer in graph.layers if layer.fitted]
+    device = next(graph.module.parameters()).device
+    own = torch.tensor([layer.name in sums for layer in layers], dtype=torch.float64, device=device)
+    present = summed(own)
+    total = {}
+    for layer, n_holders in zip(layers, present.tolist()):
+        if n_holders:
+            zeros = torch.zeros(layer.out_channels, layer.out_channels, dtype=torch.float64, device=device)
+            total[layer.name] = summed(sums.get(layer.name, zeros))
+    return total
 
 
 def _gather(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -100,12 +129,18 @@ def _entries(output: Output) -> int:
 def _loss_of(output: Output, value: Tensor, generator: torch.Generator) -> Tensor:
     if output.kind == "scores":
         scores = logits(value, output)
-        # One number per image for any batch size: torch.multinomial draws others for other batches.
-        drawn = torch.rand(len(scores), 1, generator=generator, dtype=torch.float64)
-        below = scores.detach().double().softmax(1).cumsum(1).cpu() < drawn
+        below = scores.detach().double().softmax(1).cumsum(1).cpu() < _drawn(output, scores.shape, generator)
         labels = below.sum(1).clamp_max(scores.shape[1] - 1)
         return F.cross_entropy(scores, labels.to(scores.device), reduction="sum")
-    return (value * torch.randn(value.shape, generator=generator).to(value)).sum()
+    return (value * _drawn(output, value.shape, generator).to(value)).sum()
+
+
+def _drawn(output: Output, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Random numbers for a value of an output."""
+    if output.kind == "scores":
+        # One number per image for any batch size: torch.multinomial draws others for other batches.
+        return torch.rand(shape[0], 1, generator=generator, dtype=torch.float64)
+    return torch.randn(tuple(shape), generator=generator)
 
 
 def _damped(total: Tensor) -> Tensor:

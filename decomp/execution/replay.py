@@ -92,6 +92,8 @@ class Replay:
         In place of :class:`InMemory`; then ``budget`` has no effect.
     work : sequence of float, optional
         Share of each node in the work of a pass (:func:`decomp.execution.footprint.measure`); equal shares if None.
+    own : callable, optional
+        The batches to go through, by number, of so many; all if None.
 
     Attributes
     ----------
@@ -111,9 +113,10 @@ class Replay:
         device: str | torch.device = "cpu",
         store: ActivationStore | None = None,
         work: Sequence[float] | None = None,
+        own: Callable[[int], range] | None = None,
     ) -> None:
         self.module, self.images, self.n_images = module, images, n_images
-        self.batch_size, self.device = batch_size, device
+        self.batch_size, self.device, self.own = batch_size, device, own or range
         self.store: ActivationStore = InMemory(budget) if store is None else store
         self.nodes = list(module.graph.nodes)
         self._place = {node: i for i, node in enumerate(self.nodes)}
@@ -125,8 +128,9 @@ class Replay:
         self.forward_images = 0.0
 
     def batches(self) -> list[tuple[int, int]]:
-        """(start, stop) of every batch."""
-        return [(i, min(i + self.batch_size, self.n_images)) for i in range(0, self.n_images, self.batch_size)]
+        """(start, stop) of every batch that is gone through."""
+        size, n_images = self.batch_size, self.n_images
+        return [(i * size, min((i + 1) * size, n_images)) for i in self.own(-(-n_images // size))]
 
     def inputs(self, node: fx.Node, beside: fx.Node | None = None) -> Iterator[tuple[int, int, Any]]:
         """Iterate (start, stop, value of the node's first input) over all batches.
@@ -192,13 +196,15 @@ class Replay:
             return
         if sum(self.work[self._stored_at : target]) < self.store.least_work:
             return
-        for index, (start, stop) in enumerate(self.batches()):
+        batches = self.batches()
+        n_images = sum(stop - start for start, stop in batches)
+        for start, stop in batches:
             values = self._run(start, stop, target)
             # All images are of one size, so the first batch determines the size of all.
             size = sum(v.nbytes for v in values.values() if isinstance(v, Tensor))
-            if index == 0 and not self.store.admits(size * self.n_images // (stop - start)):
+            if start == batches[0][0] and not self.store.admits(size * n_images // (stop - start)):
                 return
-            self.store.put(index, values)
+            self.store.put(start // self.batch_size, values)
         # The channels were taken out before the values were stored.
         self._stored_at, self._columns = target, {}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.factors import Geometry, Selection
+from decomp.problem.holders import ALONE, Holders
 from decomp.problem.moments import Moments
 
 # Inputs X (m, c, kh, kw) and responses Y (m, n) of some rows.
@@ -34,9 +35,12 @@ class LayerProblem:
     activation : str
         Applied to the responses: 'identity', 'relu', 'relu6', or another name (fitted linearly).
     rows : callable returning an iterator of (X (m, c, kh, kw), Y (m, n)), optional
-        The rows, from the start at each call; only the activation-aware fit needs them.
+        The rows, from the start at each call; only the activation-aware fit needs them. Of several holders each
+        gives its share.
     metric : Tensor of shape (n, n), optional
         Output metric F, symmetric positive semi-definite: an error e costs eᵀFe. None is the identity.
+    holders : Holders
+        Of the rows; the moments are those of all rows.
     """
 
     name: str
@@ -47,6 +51,7 @@ class LayerProblem:
     activation: str = "identity"
     rows: Callable[[], Iterator[RowBatch]] | None = None
     metric: Tensor | None = None
+    holders: Holders = ALONE
 
     def __post_init__(self) -> None:
         n, p = self.weight.shape[0], self.weight[0].numel()

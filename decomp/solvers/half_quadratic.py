@@ -116,7 +116,7 @@ def activation_targets(problem: LayerProblem, factored: FactoredConv, penalty: f
     B = weight_to_matrix(weight).to(moments.K.device)
     bias = moments.y_mean * 0 if bias is None else bias.to(moments.K)
     # About the means of X and Y, so that nothing large cancels.
-    offset = bias + moments.x_mean @ B
+    B, offset = problem.holders.agreed(B, bias + moments.x_mean @ B)
     C, S = torch.zeros_like(moments.C), torch.zeros_like(moments.S)
     sums, squares, first, second = (torch.zeros_like(moments.y_mean) for _ in range(4))
     center = activation(moments.y_mean)
@@ -136,6 +136,10 @@ def activation_targets(problem: LayerProblem, factored: FactoredConv, penalty: f
             S += u.T @ u
             sums += u.sum(dim=0)
             n_rows += len(X)
+    C, S, sums, squares, first, second, counted = problem.holders.summed(
+        C, S, sums, squares, first, second, sums.new_tensor(float(n_rows))
+    )
+    n_rows = round(float(counted))
     _require_all_rows(problem, n_rows)
     weights = response_weights(problem)
     total = float(weights @ (second - first.square() / n_rows))
@@ -150,7 +154,7 @@ def _require_all_rows(problem: LayerProblem, n_rows: int) -> None:
 
 
 class ResponseRows:
-    """Least-squares responses ŷ (centred) and activated original responses r(y) of all rows.
+    """Least-squares responses ŷ (centred) and activated original responses r(y) of all rows, or of a holder's share.
 
     Parameters
     ----------
@@ -158,26 +162,38 @@ class ResponseRows:
     coefficients : Tensor of shape (c·kh·kw, n)
     center : Tensor of shape (n,)
         Mean of ``X @ coefficients``.
+
+    Attributes
+    ----------
+    n_rows : int
+        Of all holders.
     """
 
     def __init__(self, problem: LayerProblem, coefficients: Tensor, center: Tensor) -> None:
         self.activation = ACTIVATIONS[problem.activation]
-        device, fitted, wanted = problem.moments.K.device, [], []
+        self.holders = problem.holders
+        device, n = problem.moments.K.device, problem.n_filters
+        fitted, wanted = [torch.zeros(0, n, device=device)], [torch.zeros(0, n, device=device)]
+        coefficients, center = self.holders.agreed(coefficients, center)
         for inputs, responses in problem.row_batches():
             inputs, responses = inputs.detach().to(device).flatten(1), responses.detach().to(device)
             product = inputs @ coefficients.to(inputs.dtype)
             fitted.append(product - center.to(product.dtype))
             wanted.append(self.activation(responses).to(product.dtype))
-        self.fitted, self.wanted = torch.cat(fitted), torch.cat(wanted)
-        _require_all_rows(problem, len(self.fitted))
+        self.fitted, self.wanted = (torch.cat(parts[1:] or parts) for parts in (fitted, wanted))
+        (counted,) = self.holders.summed(center.new_tensor(float(len(self.fitted))))
+        self.n_rows = round(float(counted))
+        _require_all_rows(problem, self.n_rows)
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.fitted.split(TILE_ROWS), self.wanted.split(TILE_ROWS))
 
     def variation(self, weights: Tensor) -> float:
         """Σ weighted squared distance of r(y) from its mean."""
-        mean = self.wanted.mean(dim=0, dtype=torch.float64).to(self.wanted.dtype)
-        return sum(float((weights * _squares(wanted - mean)).sum()) for _, wanted in self.tiles())
+        (total,) = self.holders.summed(self.wanted.sum(dim=0, dtype=torch.float64))
+        mean = (total / self.n_rows).to(self.wanted.dtype)
+        varied = sum(float((weights * _squares(wanted - mean)).sum()) for _, wanted in self.tiles())
+        return float(self.holders.summed(weights.new_tensor(varied))[0])
 
 
 def _leading_rows(matrix: Tensor, rank: int) -> Tensor:
@@ -258,7 +274,8 @@ class HalfQuadratic:
             u = nearest_responses(z, wanted, penalty, self.problem.activation) - low_rank.mean.to(z.dtype)
             sums += u.sum(dim=0)
             cross += fitted.T @ u
-        return float(self.weights @ errors), cross, low_rank.mean + sums / len(self.rows.fitted)
+        errors, cross, sums = self.rows.holders.summed(errors, cross, sums)
+        return float(self.weights @ errors), cross, low_rank.mean + sums / self.rows.n_rows
 
     def regress(self, cross: Tensor, mean: Tensor, rank: int) -> LowRankMap:
         """Reduced-rank regression of u on ŷ, each response weighted."""
@@ -266,7 +283,7 @@ class HalfQuadratic:
         half = self.whitening.T @ (cross * root)
         U = _leading_rows(half, rank)
         encoder = self.whitening @ (half @ U)
-        return LowRankMap(encoder, (U / root[:, None]).T, mean)
+        return LowRankMap(*self.rows.holders.agreed(encoder, (U / root[:, None]).T, mean))
 
     def run(self, rank: int, start: LowRankMap, iterations: int = ITERATIONS) -> tuple[LowRankMap, dict[str, Any]]:
         """The map of least objective from ``start`` on, and the report.
@@ -274,6 +291,7 @@ class HalfQuadratic:
         Report: ``form``, ``response_error`` and ``response_error_linear`` (of ``start``), relative, after the
         activation on the fitted rows, and ``iterations`` for each penalty.
         """
+        start = LowRankMap(*self.rows.holders.agreed(start.encoder, start.decoder, start.mean))
         best, best_error, current, counts = start, float("inf"), start, []
         start_error: float | None = None
         for penalty in PENALTIES:

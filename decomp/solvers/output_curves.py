@@ -8,7 +8,7 @@ layer's own error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -27,21 +27,15 @@ LEVELS = (0.02, 0.08, 0.3)
 Approximation = tuple[Tensor, Tensor | None]
 
 
-def output_curve(
-    curve: np.ndarray,
-    approximate: Callable[[int], Approximation],
-    measure: Callable[[Tensor, Tensor | None], float],
-) -> np.ndarray:
+def output_curve(curve: np.ndarray, changes: Mapping[int, float]) -> np.ndarray:
     """Replace a layer's own relative error by the change of the network's output.
 
     Parameters
     ----------
     curve : numpy.ndarray
         Relative error of the layer for every size; index 0 unused.
-    approximate : callable
-        ``approximate(size)`` gives a dense kernel (n, c, kh, kw) and bias.
-    measure : callable
-        ``measure(weight, bias)`` gives the mean change of the output with the layer replaced.
+    changes : mapping of int to float
+        Mean change of the output with the layer replaced by its approximation, at the :func:`measured_sizes`.
 
     Returns
     -------
@@ -53,20 +47,24 @@ def output_curve(
     Between the measured sizes the change of the output is interpolated linearly in the layer's error; above the
     largest measured error it is proportional to it.
     """
-    sizes = sorted({_size_at(curve, level) for level in LEVELS}, reverse=True)
     points = {0.0: 0.0}
-    for size in sizes:
-        if curve[size] > 1e-9:
-            points[float(curve[size])] = max(float(measure(*approximate(size))), 0.0)
+    for size in measured_sizes(curve):
+        points[float(curve[size])] = max(float(changes[size]), 0.0)
     errors = np.array(sorted(points))
-    changes = np.maximum.accumulate(np.array([points[e] for e in errors]))
+    levels = np.maximum.accumulate(np.array([points[e] for e in errors]))
     if len(errors) == 1:
         return curve.copy()
-    result = np.interp(curve, errors, changes)
+    result = np.interp(curve, errors, levels)
     beyond = curve > errors[-1]
     # Never flat: a step whose effect is too small to measure still costs in proportion to the layer's error.
-    result[beyond] = changes[-1] * curve[beyond] / errors[-1]
+    result[beyond] = levels[-1] * curve[beyond] / errors[-1]
     return result + 1e-9 * curve
+
+
+def measured_sizes(curve: np.ndarray) -> list[int]:
+    """The sizes at which the change of the output is measured, those near LEVELS; descending."""
+    sizes = sorted({_size_at(curve, level) for level in LEVELS}, reverse=True)
+    return [size for size in sizes if curve[size] > 1e-9]
 
 
 def _size_at(curve: np.ndarray, level: float) -> int:

@@ -138,6 +138,8 @@ def solve_layer(
                 if scores is not None
                 else choose(problem, sizes.keep, selector, seed)
             )
+        # The rows of all holders are narrowed by it.
+        chosen = replace(chosen, channels=problem.holders.agreed(chosen.channels)[0])
         report["selection"] = chosen.report
     with part("least squares"):
         fitted = selection.reconstruct(problem, chosen)

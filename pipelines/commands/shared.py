@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -154,6 +155,18 @@ def open_run(run: str, quiet: bool) -> tuple[RunDirectory, Reporter]:
     command = context.meta.get(COMMAND_KEY)
     quiet, verbose = quiet or wants_json(), bool(context.meta.get(VERBOSE_KEY))
     return directory, Reporter.for_run(directory, quiet=quiet, command=command, verbose=verbose)
+
+
+def take_inputs(options: dict[str, Any]) -> None:
+    """Let the other processes of a job see the run and the plan that only the first one may see, in place."""
+    if n_started() == 1:
+        return
+    from ..distributed.own_copy import copied_files, copied_folder
+
+    if options["source_run"] is not None:
+        options["source_run"] = copied_folder(Path(options["source_run"]))
+    if options["plan"] is not None:
+        options["plan"] = copied_files([Path(options["plan"])])[0]
 
 
 def own_file(out: str | None, model: str) -> str | None:

@@ -20,6 +20,7 @@ from ..console.options import (
     SCHEDULES,
     DecomposeOptions,
 )  # fmt: skip
+from ..distributed.launch import require_one_step
 from .group import main
 from .inputs import network_and_images
 from .scheme_options import scheme_options
@@ -37,6 +38,7 @@ from .shared import (
     reporter_without_run,
     shared_options,
     show,
+    take_inputs,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -184,8 +186,14 @@ def decompose(
     for name, asked in {"--evaluate": then_evaluate, "--export": then_export}.items():
         if asked and options["plan_only"]:
             raise UsageError(name, "needs a finished network", got="--plan-only", fix="leave one of them out")
+    alone = {
+        "--speedup": speedup is not None and len(speedup) > 1, "--max-drop": max_drop is not None,
+        "--evaluate": then_evaluate, "--export": then_export is not None,
+    }  # fmt: skip
+    require_one_step([name for name, asked in alone.items() if asked])
     begin(threads)
     directory, reporter = open_run(run, quiet)
+    take_inputs(options)
     options.update(activation_aware=not linear, reporter=reporter)
     for name in ("refine", "recovery", "sampler"):
         options[name] = not options.pop(f"no_{name}")

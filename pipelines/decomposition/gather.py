@@ -19,18 +19,18 @@ from decomp.modules.convolution import CONVOLUTIONS, Convolution, geometry, kern
 from decomp.problem.channel_moments import ChannelMoments
 from decomp.problem.factors import Geometry, turned
 from decomp.problem.layer_problem import LayerProblem
-from decomp.problem.moments import TILE_ROWS, Moments
+from decomp.problem.moments import Moments
 
 from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.frozen_keys import keys_of, shortcut_key
+from ..distributed.process_group import count, gathered, own_range, range_of
+from ..distributed.shared_moments import Processes, channel_moments_of_all, moments_of_all
 from ..run.calibration import fitted_images
 from .memory import StageMemory
+from .row_tiles import Rows, tiles
 from .spill_store import SpillStore
 
 ROWS_BUDGET = 1 << 30  # bytes that the rows of one layer may take
-
-# Rows X (m, c, kh, kw) and wanted responses Y (m, n).
-Rows = tuple[Tensor, Tensor]
 
 
 class ProblemGatherer:
@@ -72,19 +72,25 @@ class ProblemGatherer:
         self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
         self.recovery, self.remaining_outputs = recovery, remaining_outputs or {}
         if memory is None:
-            self.replay = Replay(graph.module, frozen.images, frozen.n_images, batch_size=batch_size, device=device)
+            self.replay = Replay(
+                graph.module, frozen.images, frozen.n_images, batch_size=batch_size, device=device, own=own_range
+            )  # fmt: skip
             # Never writes to a folder: all that it admits fits into its memory.
             self._row_store = SpillStore(ROWS_BUDGET, ROWS_BUDGET, Path())
         else:
-            self.replay = memory.replay(graph.module, frozen.images, frozen.n_images, device, share)
+            self.replay = memory.replay(
+                graph.module, frozen.images, frozen.n_images, device, share, own=own_range
+            )  # fmt: skip
             self._row_store = memory.row_store()
         self.n_fit = fitted_images(frozen.n_images)
         self._positions: dict[str, Tensor] = {}
         self._stored_rows: tuple[str, int] | None = None  # layer and number of tiles in the store
 
-    @time_spent.part("rows and moments")
     def problem(self, layer: Layer) -> tuple[LayerProblem, Moments]:
         """The problem of one layer on the fitted images, and the moments of the held-out ones.
+
+        Of several processes each gathers the rows of its share of the images. The moments are those of all rows, and
+        the rows of the problem are its own ones.
 
         Parameters
         ----------
@@ -102,6 +108,16 @@ class ProblemGatherer:
         NumericalError
             Naming the layer, where activations are not finite.
         """
+        found = self._gathered(layer)
+        assert found is not None
+        return found
+
+    def problem_for(self, layer: Layer, owner: int) -> tuple[LayerProblem, Moments] | None:
+        """The same in the process `owner`, without rows; nothing in the others, which gather their rows for it."""
+        return self._gathered(layer, owner)
+
+    @time_spent.part("rows and moments")
+    def _gathered(self, layer: Layer, owner: int | None = None) -> tuple[LayerProblem, Moments] | None:
         node, module = self.graph.node(layer), self._module(layer)
         self.replay.advance(node)
         weight = layer_weight(module, layer)
@@ -111,7 +127,9 @@ class ProblemGatherer:
         # Stored where there is room: activation-aware fits read the rows several times.
         self._row_store.clear()
         points = sum(points for _, _, points in keys_of(layer, self.frozen.meta["n_points"]))
-        store = self._row_store.admits(4 * (p + len(weight)) * self.n_fit * points)
+        n_rows = -(-self.n_fit // count()) * points
+        # In all processes or in none: where rows are gathered again, all have to take part.
+        store = owner is None and all(gathered(self._row_store.admits(4 * (p + len(weight)) * n_rows)))
         self._stored_rows, n_tiles = None, 0
         for fitted, rows in self._tiles(layer, module):
             (fit if fitted else held_out).update(*rows)
@@ -120,12 +138,16 @@ class ProblemGatherer:
                 n_tiles += 1
         if store:
             self._stored_rows = layer.name, n_tiles
+        fit_of_all, held_out_of_all = moments_of_all(fit, owner), moments_of_all(held_out, owner)
+        if fit_of_all is None or held_out_of_all is None:
+            return None
         problem = LayerProblem(
             layer.name, weight.detach(), None if module.bias is None else module.bias.detach(),
-            Geometry() if isinstance(module, nn.Linear) else geometry(module), fit, layer.activation,
-            lambda: self._fitted_rows(layer, module), self.metrics.get(layer.name),
+            Geometry() if isinstance(module, nn.Linear) else geometry(module), fit_of_all, layer.activation,
+            (lambda: self._fitted_rows(layer, module)) if owner is None else None, self.metrics.get(layer.name),
+            holders=Processes(),
         )  # fmt: skip
-        return problem, held_out
+        return problem, held_out_of_all
 
     def channel_moments(self, layer: Layer) -> tuple[ChannelMoments, ChannelMoments]:
         """Moments of each channel of a depthwise convolution, on the fitted and on the held-out images.
@@ -144,7 +166,7 @@ class ProblemGatherer:
         )
         for fitted, rows in self._tiles(layer, module):
             (fit if fitted else held_out).update(*rows)
-        return fit, held_out
+        return channel_moments_of_all(fit), channel_moments_of_all(held_out)
 
     @contextmanager
     def replaced(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
@@ -172,13 +194,15 @@ class ProblemGatherer:
 
     def _tiles(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[bool, Rows]]:
         """(fitted or held out, rows), TILE_ROWS at a time for any batch size, so that the fit is the same."""
-        tiles = _Tiles()
-        for start, stop, (X, Y) in self._batches(layer, module):
-            end = max(start, min(stop, self.n_fit)) - start
-            for part, fitted in ((slice(end), True), (slice(end, None), False)):
-                if len(Y[part]):
-                    yield from tiles.add(fitted, (X[part].flatten(0, 1), Y[part].flatten(0, 1)))
-        yield from tiles.rest()
+        points = sum(points for _, _, points in keys_of(layer, self.frozen.meta["n_points"]))
+        n_batches = -(-self.frozen.n_images // self.replay.batch_size)
+        images = [self._images(range_of(rank, n_batches)) for rank in range(count())]
+        return tiles(self._batches(layer, module), self.n_fit, images, points)
+
+    def _images(self, batches: range) -> range:
+        """Images of consecutive batches."""
+        size, n = self.replay.batch_size, self.frozen.n_images
+        return range(min(batches.start * size, n), min(batches.stop * size, n))
 
     def _batches(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[int, int, Rows]]:
         """(start, stop, rows X (m, P, c, kh, kw) and Y (m, P, n)) of every batch: P points of all calls an image."""
@@ -219,36 +243,6 @@ class ProblemGatherer:
         values = self.frozen.responses(key, start, stop)
         remaining = self.remaining_outputs.get(layer.name)
         return values if remaining is None else values[..., remaining]
-
-
-class _Tiles:
-    """Cuts the rows of batches into tiles of TILE_ROWS; the last tile of the fitted or held-out rows may be smaller."""
-
-    def __init__(self) -> None:
-        self._fitted = False
-        self._waiting: list[Rows] = []
-
-    def add(self, fitted: bool, rows: Rows) -> Iterator[tuple[bool, Rows]]:
-        """(fitted, tile) for each tile that these rows (X, Y) fill."""
-        if fitted != self._fitted:
-            yield from self.rest()
-        self._fitted = fitted
-        self._waiting.append(rows)
-        if sum(len(Y) for _, Y in self._waiting) >= TILE_ROWS:
-            tiles = self._cut()
-            if len(tiles[-1][1]) < TILE_ROWS:
-                self._waiting = [tiles.pop()]
-            yield from ((fitted, tile) for tile in tiles)
-
-    def rest(self) -> Iterator[tuple[bool, Rows]]:
-        """(fitted, tile) of the rows that are left."""
-        if self._waiting:
-            yield from ((self._fitted, tile) for tile in self._cut())
-
-    def _cut(self) -> list[Rows]:
-        X, Y = (torch.cat(parts) for parts in zip(*self._waiting))
-        self._waiting = []
-        return list(zip(X.split(TILE_ROWS), Y.split(TILE_ROWS)))
 
 
 def _require_finite(layer: Layer, x: Tensor, start: int, stop: int) -> None:

@@ -17,6 +17,8 @@ from decomp.surgery.apply_solution import apply_solution
 from ...data.formats.digests import digest_file
 from ...data.formats.layer_file import read_layer, write_layer
 from ..console.reporter import Reporter
+from ..distributed.own_copy import take_file
+from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
 from .channel_scores import channel_scores
 from .depthwise import refit_depthwise
@@ -79,7 +81,7 @@ def solve_layers(
     seed = gatherer.frozen.meta["seed"]
     pruned = [layer.name for layer in graph.layers if layer.fitted and plan.layer(layer.name).keep is not None]
     if scores is None:
-        scores = channel_scores(gatherer, selector, pruned)
+        scores = from_first(lambda: channel_scores(gatherer, selector, pruned))
     else:
         pruned = [name for name in pruned if name in scores]
     work = [_work(layer, plan, run) for layer in graph.layers]
@@ -105,6 +107,7 @@ def solve_layers(
                         scores=scores.get(layer.name),
                     )  # fmt: skip
                 write_layer(path, solution, report, parent)
+                take_file(path)
                 # Applied as read, like in a resumed run: the bytes of both are the same.
                 solution, report = read_layer(path, parent, layer.name)
                 reporter.detail(layer_words(layer, sizes, report), layer=layer.name, errors=report["errors"])

@@ -22,6 +22,8 @@ from ...data.formats.digests import digest_json
 from ...data.formats.json_files import read_json, write_json
 from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
+from ..distributed.own_copy import take_file
+from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
 from .latency_plan import allocate_for_latency, require_same_device, require_same_runtime
 from .rules import LayerRules, layer_rules
@@ -72,14 +74,23 @@ def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOpti
     return DecomposeOptions(**{**choices, **of_plan})
 
 
-def make_plan(run: RunDirectory, options: DecomposeOptions, surveyed: SurveyedRun, *, reporter: Reporter) -> Plan:
-    """The plan in plan.json, or a new one, which is written there.
+def make_plan(
+    run: RunDirectory,
+    options: DecomposeOptions,
+    surveyed: SurveyedRun,
+    *,
+    given: Plan | None = None,
+    reporter: Reporter,
+) -> Plan:
+    """The plan in plan.json, or a new one, which is written there; of several processes the first one makes it.
 
     Parameters
     ----------
     run : RunDirectory
     options : DecomposeOptions
     surveyed : decomp.pipelines.decomposition.session.SurveyedRun
+    given : decomp.allocation.plan.Plan, optional
+        In place of a plan.json.
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Raises
@@ -87,6 +98,16 @@ def make_plan(run: RunDirectory, options: DecomposeOptions, surveyed: SurveyedRu
     TargetError, UsageError
         The target is out of reach, or the plan does not fit the network.
     """
+    plan = from_first(lambda: _made(run, options, surveyed, given, reporter))
+    take_file(run.plan_json)
+    return plan
+
+
+def _made(
+    run: RunDirectory, options: DecomposeOptions, surveyed: SurveyedRun, given: Plan | None, reporter: Reporter
+) -> Plan:
+    if given is not None:
+        write_json(run.plan_json, check_plan(given, surveyed, "the plan", reporter).to_json())
     if run.plan_json.is_file():
         return check_plan(read_plan(run.plan_json), surveyed, str(run.plan_json), reporter)
     rules = _rules(options, surveyed.graph)

@@ -21,6 +21,7 @@ from decomp.execution.sampled_rows import points_of_calls
 from decomp.graph.layer import Layer
 from decomp.problem.moments import TILE_ROWS
 
+from ..distributed.launch import n_on_this_machine
 from .spill_store import SpillStore
 
 MIB, GIB = 2**20, 2**30
@@ -115,7 +116,8 @@ def set_limits(
         Bytes that the largest layer problem takes, and the rows of one image; 0 where none is solved.
     memory : int or None
         Bytes; None is half of the machine's, or the least need where that is more. Where the stage runs on a GPU, never
-        more than that has free.
+        more than that has free. Processes of one job on one machine divide its memory and disk where it is None; an
+        amount is that of each.
     batch_size : int
         Upper limit of the images at a time.
     folder : path
@@ -149,10 +151,11 @@ def set_limits(
     if memory is not None:
         _return_freed_memory()
     there = gpu_memory(device or next((p.device for p in module.parameters()), torch.device("cpu")))
-    wanted = memory or int(DEFAULT_SHARE * machine_memory())
+    n_here = n_on_this_machine()
+    wanted = memory or int(DEFAULT_SHARE * machine_memory()) // n_here
     free = max(wanted if there is None else min(wanted, int(GPU_SHARE * there)), least) - fixed
     batch = BATCH_SHARE * free
-    spill = shutil.disk_usage(_existing(folder)).free // 2
+    spill = shutil.disk_usage(_existing(folder)).free // 2 // n_here
     return MemoryLimits(
         started.get("batch_size", max(1, min(batch_size, int(batch // image)))),
         started.get("backward_batch", max(1, min(batch_size, int(batch // gradient) if gradient else 1))),
@@ -220,12 +223,13 @@ class StageMemory:
         n_images: int,
         device: torch.device | str,
         share: float = 1.0,
+        own: Callable[[int], range] | None = None,
     ) -> Replay:
         """A :class:`decomp.execution.replay.Replay` with this ``share`` of the bytes for stored activations."""
         replay = Replay(
             module, images, n_images, batch_size=self.limits.batch_size, device=device,
             store=self._store(share * self.limits.store_in_memory, share * self.limits.store_bytes),
-            work=self.foot.work if module is self.module else None,
+            work=self.foot.work if module is self.module else None, own=own,
         )  # fmt: skip
         self._replays.append(replay)
         return replay

@@ -57,11 +57,9 @@ class Written:
                 yield n_images, tensors
 
 
-class _OwnBatches(Replay):
-    """Goes through every so many-th batch: those of this process."""
-
-    def batches(self) -> list[tuple[int, int]]:
-        return super().batches()[number() :: count()]
+def _own_batches(n: int) -> range:
+    """Every so many-th of n batches: those of this process."""
+    return range(number(), n, count())
 
 
 class ResponseRecording:
@@ -167,7 +165,9 @@ class ResponseRecording:
             return batch
 
         network = self.graph.module.to(device)
-        replay = _OwnBatches(network, images, len(self.indices), batch_size=batch_size, device=device)
+        replay = Replay(
+            network, images, len(self.indices), batch_size=batch_size, device=device, own=_own_batches
+        )  # fmt: skip
         rounds, last = -(-len(self.indices) // (batch_size * count())), replay.nodes[-1]
         shortcuts = {call: other for la in self.layers for call, other in self.graph.shortcuts(la).items()}
         for start, stop, node, value, shortcut in replay.visit({*self.keys, last}, shortcuts):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ...data.formats.curves_file import Survey
 from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.frozen_keys import keys_of, shortcut_key
 from ..console.reporter import Reporter
+from ..distributed.process_group import count, gathered
 from ..run.directory import RunDirectory
 from ..run.loading import open_frozen
 from .memory import StageMemory, measure, problem_bytes, row_bytes, set_limits
@@ -228,8 +229,11 @@ def _stage_memory(
     n_points = frozen.meta["n_points"]
     limits = set_limits(
         graph.module, foot, memory=memory, batch_size=batch_size, folder=folder,
-        solver=max((problem_bytes(layer, frozen.n_images, n_points) for layer in fitted), default=0),
+        solver=max((problem_bytes(layer, -(-frozen.n_images // count()), n_points) for layer in fitted), default=0),
         rows=max((row_bytes(layer, n_points) for layer in fitted), default=0),
         before=before,
     )  # fmt: skip
-    return StageMemory(graph.module, foot, limits, folder)
+    # What decides the course of the work is common to all processes.
+    common = ("batch_size", "backward_batch", "fit_bytes")
+    least = {name: min(gathered(getattr(limits, name))) for name in common}
+    return StageMemory(graph.module, foot, replace(limits, **least), folder)

@@ -19,6 +19,7 @@ from ...data.formats.digests import digest_json
 from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.json_files import read_json, write_json
 from ..console.reporter import Reporter
+from ..distributed.process_group import from_first
 from .gather import ProblemGatherer
 from .memory import StageMemory
 from .survey import output_metrics
@@ -128,7 +129,8 @@ def choose_channels(
         with reporter.progress(len(widths), "shared channels", "spaces") as progress:
             for name, width in widths.items():
                 gatherer = ProblemGatherer(frozen, graph, metrics=metrics, device=device, memory=memory)
-                channels[name] = _choose(graph, graph.spaces[name], width, gatherer)
+                chosen = _choose(graph, graph.spaces[name], width, gatherer)
+                channels[name] = from_first(lambda: chosen)  # noqa: B023  called at once
                 memory.clear()
                 progress.update(1)
         write_json(path, {"parent": parent, "keep": channels}, kind=KIND)

@@ -5,28 +5,21 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from decomp.allocation.layer_curves import LayerCurves
-from decomp.allocation.plan import STEPS, LayerPlan
+from decomp.allocation.plan import LayerPlan
 from decomp.errors import FileError
 from decomp.execution import output_metric
 from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
-from decomp.problem.layer_problem import LayerProblem
-from decomp.problem.moments import Moments
-from decomp.solvers.error_curves import channel_curve, selection_curve, spatial_curve
-from decomp.solvers.linalg import EVIDENCE, LeastSquares, least_squares
-from decomp.solvers.output_curves import LEVELS, approximations, output_curve
-from decomp.solvers.selection import retention_order
+from decomp.solvers.output_curves import LEVELS, output_curve
 from decomp.solvers.solve_layer import solve_layer
-from decomp.solvers.spatial import closed_form, max_rank, require_splittable
 from decomp.surgery.apply_solution import apply_solution
 from decomp.time_spent import part
 
@@ -34,12 +27,14 @@ from ...data.formats.curves_file import VERSION, Survey, read_curves, write_curv
 from ...data.formats.digests import digest_json
 from ...data.formats.frozen_file import FrozenFile
 from ..console.reporter import Reporter
-from ..measure.parallel import in_batches, in_parallel
+from ..distributed.process_group import count, from_first, number, summed
+from ..measure.parallel import in_batches
 from ..run.calibration import fitted_images
 from ..run.outputs import frozen_outputs
 from .depthwise import refit_depthwise
 from .gather import ProblemGatherer
 from .memory import StageMemory, problem_bytes
+from .survey_curves import changes_of_output, known_curves, steps_of
 
 # Images whose gradients make up the output metric.
 METRIC_IMAGES = 2_000
@@ -47,9 +42,6 @@ METRIC_IMAGES = 2_000
 # within FORWARD_PASSES passes over the calibration images, between these bounds. Two passes go into the problems of
 # the layers, here and when they are solved, and two tenths into the comparison at the end.
 LEAST_OUTPUT_IMAGES, MOST_OUTPUT_IMAGES, FORWARD_PASSES, OTHER_PASSES = 32, 500, 4.0, 2.2
-
-# Error of every size of every step of a layer, by step; index = size.
-Curves = dict[str, np.ndarray]
 
 
 def survey_network(
@@ -156,29 +148,32 @@ def _all_curves(
     own: dict[str, LayerCurves] = {}
     output: dict[str, LayerCurves] = {}
     for layer in layers:
-        begun = kept.read(str(layer.index), [layer]) if _steps(layer) else Survey({}, {}, {})
+        begun = kept.read(str(layer.index), [layer]) if steps_of(layer) else Survey({}, {}, {})
         if begun is not None:
             own[layer.name] = begun.own.get(layer.name, LayerCurves())
             output[layer.name] = begun.output.get(layer.name, LayerCurves())
     left = [layer for layer in layers if layer.name not in own]
 
     def size_of(layer: Layer) -> int:
-        return problem_bytes(layer, frozen.n_images, frozen.meta["n_points"])
+        return problem_bytes(layer, -(-frozen.n_images // count()), frozen.meta["n_points"])
 
     work = [la.in_channels * la.kernel[0] * la.kernel[1] for la in left]
     with reporter.progress(len(left), "error curves", "layers", work=work) as progress:
-        # Rows are gathered in execution order; the curves of several layers are then computed at a time.
-        for batch in in_batches(left, size_of, torch.get_num_threads(), memory.limits.fit_bytes):
-            gathered = {la.name: (_steps(la), *gatherer.problem(la)) for la in batch}
-            computed = dict(zip(gathered, in_parallel(_own_curves, list(gathered.values()))))
-            for layer in batch:
-                curves, shared = computed[layer.name]
-                own[layer.name] = LayerCurves(**curves)
-                problem = gathered[layer.name][1]
-                output[layer.name] = _output_curves(problem, curves, shared, change.measure(layer))
-                one = {layer.name: own[layer.name]}, {layer.name: output[layer.name]}
-                kept.write(str(layer.index), Survey(*one, {}))
-                progress.update(1)
+        # Rows are gathered in execution order; the curves of several layers are then computed at a time, in each
+        # process those of some layers.
+        batches = iter(in_batches(left, size_of, from_first(torch.get_num_threads), memory.limits.fit_bytes))
+        while together := list(islice(batches, count())):
+            known = known_curves(gatherer, together)
+            layers_of_all = [layer for batch in together for layer in batch]
+            for some in [layers_of_all] if count() > 1 else [[layer] for layer in layers_of_all]:
+                changes = changes_of_output(change.measure, some, known)
+                for layer in some:
+                    curves = known[layer.name].curves
+                    found = {step: output_curve(curve, changes[layer.name, step]) for step, curve in curves.items()}
+                    own[layer.name], output[layer.name] = LayerCurves(**curves), LayerCurves(**found)
+                    one = {layer.name: own[layer.name]}, {layer.name: output[layer.name]}
+                    kept.write(str(layer.index), Survey(*one, {}))
+                    progress.update(1)
     names = [layer.name for layer in layers]
     return {name: own[name] for name in names}, {name: output[name] for name in names}
 
@@ -218,15 +213,18 @@ def output_metrics(
     n_images, batch_size = min(fitted_images(frozen.n_images), METRIC_IMAGES), memory.limits.backward_batch
     with reporter.progress(n_images, "output metric", "images") as progress:
 
-        def batches() -> Iterator[Tensor]:
-            for start in range(0, n_images, batch_size):
+        def batches() -> Iterator[Tensor | int]:
+            for place, start in enumerate(range(0, n_images, batch_size)):
                 stop = min(start + batch_size, n_images)
-                yield frozen.images(start, stop).to(device)
+                mine = place % count() == number()
+                yield frozen.images(start, stop).to(device) if mine else stop - start
                 progress.update(stop - start)
+                memory.count_passes((stop - start) * mine)
 
         with part("gradients"):
-            metrics = output_metric.output_metrics(graph, batches(), frozen_outputs(frozen), frozen.meta["seed"])
-    memory.count_passes(n_images)
+            metrics = output_metric.output_metrics(
+                graph, batches(), frozen_outputs(frozen), frozen.meta["seed"], summed=summed
+            )  # fmt: skip
     return metrics
 
 
@@ -243,7 +241,7 @@ def n_output_images(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[floa
     """
     places, passes = {node: place for place, node in enumerate(graph.module.graph.nodes)}, 1.0
     for layer in graph.layers:
-        passes += len(_steps(layer)) * len(LEVELS) * sum(work[places[graph.node(layer)] :])
+        passes += len(steps_of(layer)) * len(LEVELS) * sum(work[places[graph.node(layer)] :])
     n_fit = fitted_images(frozen.n_images)
     free = (FORWARD_PASSES - OTHER_PASSES) * frozen.n_images - min(n_fit, METRIC_IMAGES)
     return min(frozen.n_images - n_fit, max(LEAST_OUTPUT_IMAGES, min(MOST_OUTPUT_IMAGES, int(free / passes))))
@@ -279,59 +277,3 @@ class _OutputChange:
                 return self.outputs.change(self.wanted, self._outputs()).mean().item()
 
         return change
-
-
-def _steps(layer: Layer) -> list[str]:
-    return [step for step in STEPS if step not in layer.left_alone]
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """Parts of the fits of one layer that its curves and its approximations need: each is computed once.
-
-    Attributes
-    ----------
-    order : sequence of int or None
-        The input channels, the one to drop last first.
-    factors : tuple of Tensor or None
-        See :func:`decomp.solvers.spatial.closed_form`, at full rank.
-    solution : decomp.solvers.linalg.LeastSquares or None
-        The fit on all inputs.
-    """
-
-    order: Sequence[int] | None = None
-    factors: tuple[Tensor, Tensor] | None = None
-    solution: LeastSquares | None = None
-
-
-def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) -> tuple[Curves, _Shared]:
-    """Own error for every size of every step of one layer; the parts of its fits."""
-    curves: Curves = {}
-    shared = _Shared()
-    if "prune" in steps:
-        with part("curves: elimination of channels"):
-            order = retention_order(problem, "backward")
-        shared = replace(shared, order=order)
-        with part("curves: prune"):
-            curves["prune"] = selection_curve(problem, held_out, order=order)
-    if "spatial" in steps:
-        require_splittable(problem)
-        with part("curves: spatial"):
-            factors = closed_form(problem.checked(), max_rank(problem))
-            curves["spatial"] = spatial_curve(problem, held_out, factors=factors)
-        shared = replace(shared, factors=factors)
-    if "channel" in steps:
-        with part("curves: channel"):
-            solution = least_squares(problem.checked().moments, ridge=EVIDENCE, prior=problem.matrix())
-            curves["channel"] = channel_curve(problem, held_out, solution=solution)
-        shared = replace(shared, solution=solution)
-    return curves, shared
-
-
-def _output_curves(
-    problem: LayerProblem, own: Curves, shared: _Shared, measure: Callable[[Tensor, Tensor | None], float]
-) -> LayerCurves:
-    """Change of the network's output for every size of every step of one layer."""
-    approximate = approximations(problem, shared.order, factors=shared.factors, solution=shared.solution)
-    with part("approximations"):
-        return LayerCurves(**{step: output_curve(own[step], approximate[step], measure) for step in own})

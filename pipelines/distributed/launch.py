@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from decomp.errors import UsageError
 
 #: Commands that share their work among processes.
-COMMANDS = ("freeze", "finetune", "evaluate", "train")
+COMMANDS = ("freeze", "decompose", "finetune", "evaluate", "train")
 
 
 def n_started() -> int:
@@ -18,6 +19,24 @@ def n_started() -> int:
 def own_number() -> int:
     """Number of this process among them, from 0."""
     return int(os.environ.get("RANK", "0")) if n_started() > 1 else 0
+
+
+def n_on_this_machine() -> int:
+    """Number of these processes on one machine, which share its memory and disk."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if n_started() > 1 else 1
+
+
+def require_one_step(options: Sequence[str]) -> None:
+    """Refuse options of decompose that make several networks or call other commands, in several processes.
+
+    Raises
+    ------
+    UsageError
+    """
+    if n_started() > 1 and options:
+        got = f"{n_started()} processes of torchrun"
+        fix = "decompose to one speed-up with them, and start the other commands after it"
+        raise UsageError(options[0], "works in one process", got=got, fix=fix)
 
 
 def require_shared(command: str | None) -> None:

@@ -52,6 +52,12 @@ def copied_files(files: Iterable[Path]) -> list[Path]:
     return [own / file.name for file in files]
 
 
+def take_file(file: Path) -> None:
+    """Replace a file of the copy that this process works in by that of the first one."""
+    if count() > 1:
+        _copy(file, file)
+
+
 def as_given(text: str) -> str:
     """A message with the folders that the user named in place of copies."""
     for own, original in _originals.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+
+from decomp.time_spent import part
 
 from .launch import n_started, own_number
 
@@ -25,6 +28,7 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(hours=24)
 
 _stores: list[Any] = []
+_exchanged = [0]
 
 
 def join() -> None:
@@ -64,20 +68,38 @@ def total(value: float) -> float:
     return value if count() == 1 else float(summed(torch.tensor(float(value), dtype=torch.float64)))
 
 
-def summed(values: Tensor) -> Tensor:
-    """Sum of a tensor over all processes, as a new tensor; all of them get the same bits."""
+def summed(values: Tensor, owner: int | None = None) -> Tensor:
+    """Sum of a tensor over all processes, as a new tensor; all of them get the same bits, or only `owner` gets it."""
     if count() == 1:
         return values
     values = values.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(values)
+    _count_bytes(values.nbytes)
+    with _exchange():
+        if owner is None:
+            dist.all_reduce(values)
+        else:
+            dist.reduce(values, dst=owner)
     return values
+
+
+def from_number(rank: int, values: Tensor) -> Tensor:
+    """A tensor as one process has it, in all processes; it is of the same shape and order in memory in each."""
+    if count() == 1:
+        return values
+    _count_bytes(values.nbytes)
+    sent = values.clone(memory_format=torch.contiguous_format)
+    with _exchange():
+        dist.broadcast(sent, src=rank)
+    # The order in memory decides how a product rounds.
+    return values if number() == rank else torch.empty_like(values).copy_(sent)
 
 
 def gathered(value: Value) -> list[Value]:
     """The values of all processes, in their order."""
     values: list[Value] = [value] * count()
     if count() > 1:
-        dist.all_gather_object(values, value)
+        with _exchange():
+            dist.all_gather_object(values, value)
     return values
 
 
@@ -88,6 +110,33 @@ def gathered_by_first(value: Value) -> list[Value]:
     values: list[Any] | None = [None] * count() if number() == 0 else None
     dist.gather_object(value, values)
     return values or []
+
+
+def handed(value: Value | None, source: int, target: int) -> Value | None:
+    """A value of the process `source` in the process `target`; None in the others. Its tensors are on the CPU."""
+    if source == target or number() not in (source, target):
+        return value if number() == target else None
+    values: list[Any] = [value]
+    with _exchange():
+        if number() == source:
+            dist.send_object_list(values, dst=target, device=torch.device("cpu"))
+            return None
+        dist.recv_object_list(values, src=source, device=torch.device("cpu"))
+    return values[0]
+
+
+def exchanged_bytes() -> int:
+    """Bytes of tensors that this process has given to exchanges so far; what travels also depends on their number."""
+    return _exchanged[0]
+
+
+def _exchange() -> AbstractContextManager[None]:
+    """Time of an exchange and of waiting for the others."""
+    return part("exchange with other processes")
+
+
+def _count_bytes(n_bytes: int) -> None:
+    _exchanged[0] += n_bytes
 
 
 def from_first(make: Callable[[], Value]) -> Value:
@@ -101,7 +150,12 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 def own_range(n: int) -> range:
     """The share of this process of `n` things: neighbours, as many as the others have or one more."""
-    return range(number() * n // count(), (number() + 1) * n // count())
+    return range_of(number(), n)
+
+
+def range_of(rank: int, n: int) -> range:
+    """The share of a process of `n` things."""
+    return range(rank * n // count(), (rank + 1) * n // count())
 
 
 def own_part(values: Tensor) -> Tensor:

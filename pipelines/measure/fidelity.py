@@ -11,6 +11,7 @@ from torch import nn
 from decomp.execution.output_change import Outputs
 
 from ...data.formats.frozen_file import FrozenFile
+from ..distributed.process_group import gathered, own_range
 from .closeness import Closeness, closeness_words, far_off, percent
 
 #: A difference on held-out images that is above FAR times that on fitted ones, and above LEAST, is warned of.
@@ -37,6 +38,7 @@ def compare(
     first : int
         Images before this one were used for fitting.
     batch_size : int
+        Of several processes each looks at its share of the images.
     device : torch.device
     outputs : decomp.execution.output_change.Outputs
     fits : bool
@@ -52,10 +54,14 @@ def compare(
 
     def measured(begin: int, end: int) -> dict[str, Any]:
         close = Closeness(outputs)
+        mine = own_range(end - begin)
         with torch.no_grad():
-            for start in range(begin, end, batch_size):
-                x = frozen.images(start, min(start + batch_size, end)).to(device)
+            for start in range(begin + mine.start, begin + mine.stop, batch_size):
+                x = frozen.images(start, min(start + batch_size, begin + mine.stop)).to(device)
                 close.add(outputs.named(original(x), len(x)), outputs.named(network(x), len(x)))
+        close, *others = gathered(close)
+        for other in others:
+            close.merge(other)
         return close.result()
 
     found = measured(first, frozen.n_images)

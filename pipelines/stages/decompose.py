@@ -20,7 +20,6 @@ from decomp.time_spent import part
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
-from ...data.formats.json_files import write_json
 from ..console import parse
 from ..console.layer_table import excluded_lines, layer_lines, layer_rows, table_lines
 from ..console.options import DecomposeOptions
@@ -31,10 +30,11 @@ from ..decomposition.emission import emit, unused_work
 from ..decomposition.gather import ProblemGatherer
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce, planned_layers
-from ..decomposition.make_plan import check_plan, decompose_options, make_plan, read_plan, space_widths
+from ..decomposition.make_plan import decompose_options, make_plan, read_plan, space_widths
 from ..decomposition.memory import work_words
 from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import OpenedRun, SurveyedRun, narrow, open_run, survey
+from ..distributed.process_group import count, exchanged_bytes, number, total
 from ..measure import fidelity, sanity
 from ..measure.devices import pick_device
 from ..pruning.scale_factors import input_scales, network_with_scales
@@ -266,16 +266,14 @@ def _plan(
     try:
         widths = space_widths(run, options, given, opened.graph)
         reporter.phase(SURVEY)
-        if is_new:
+        if is_new and number() == 0:
             rehearsed = rehearse(opened, options, widths, original=original)
             if rehearsed.into is False:
                 reporter.warn(f"the result may be a traced network: one of random sizes {rehearsed.words()}")
         narrowed = narrow(opened, widths, reporter=reporter)
         surveyed = survey(opened, narrowed, sampler=options.sampler, reporter=reporter)
         reporter.phase(PLAN)
-        if given is not None and is_new:
-            write_json(run.plan_json, check_plan(given, surveyed, "the plan", reporter).to_json())
-        plan = make_plan(run, options, surveyed, reporter=reporter)
+        plan = make_plan(run, options, surveyed, given=given if is_new else None, reporter=reporter)
     except DecompError:
         if not run.plan_json.is_file():
             run.update_config("decompose", None)
@@ -370,7 +368,7 @@ def _compare(surveyed: SurveyedRun, reporter: Reporter) -> dict[str, Any]:
     except DecompError as error:
         reporter.warn(f"the network is written, but its outputs cannot be compared with the original's: {error}")
         return {}
-    opened.memory.count_passes(2 * (close["images"] + close["fitted"]["images"]))
+    opened.memory.count_passes(2 * (close["images"] + close["fitted"]["images"]) / count())
     return close
 
 
@@ -386,11 +384,13 @@ def _record(
         "params_before": opened.cost.params, "params_after": after.params, "layers": solved.reports,
         "into": {"verified": verified.into, "reason": verified.reason, "unused": unused}, "fidelity": close,
         "latency": plan.latency, "part": opened.frozen.meta.get("part"),
-        "passes": round(opened.memory.forward_images / opened.frozen.n_images, 2),
+        "passes": round(total(opened.memory.forward_images) / opened.frozen.n_images, 2),
         "spilled_bytes": opened.memory.most_on_disk, "times": reporter.times(),
         "left_alone": {layer.name: dict(layer.left_alone) for layer in surveyed.graph.layers if layer.left_alone},
     }  # fmt: skip
     run.update_config("decompose", facts)
     for line in time_lines(facts["times"]):
         reporter.step(line)
+    if count() > 1:
+        reporter.step(f"{count()} processes, each gave {exchanged_bytes() / 2**20:,.1f} MiB of tensors to exchanges")
     return DecomposeResult(run, False, facts)

@@ -140,3 +140,19 @@ def test_the_metric_of_several_outputs_is_that_of_their_change():
             hook.remove()
             ratios.append(outputs.change(wanted, got).mean().item() / float(e @ F.double() @ e))
     assert max(ratios) / min(ratios) < 1.2
+
+
+@pytest.mark.parametrize("kind", ["scores", "values"])
+def test_holders_of_some_batches_have_together_the_metric_and_the_draws_of_all(kind):
+    view = view_of(classifier(), (1, 6, 6))
+    batches = list(torch.randn(12, 1, 6, 6, generator=torch.Generator().manual_seed(3)).split(5))
+    outputs = outputs_of(view, batches[0], kind)
+    wanted = metric.output_metrics(view, batches, outputs, 7)
+    found = []  # sums of the first holder
+    metric.output_metrics(
+        view, [batches[0], 5, batches[2]], outputs, 7, summed=lambda value: found.append(value.clone()) or value
+    )  # fmt: skip
+    got = metric.output_metrics(view, [5, batches[1], 2], outputs, 7, summed=lambda value: value + found.pop(0))
+    assert got.keys() == wanted.keys() and len(got) > 1
+    for name, F in wanted.items():
+        assert torch.allclose(got[name], F, rtol=1e-12, atol=1e-12)

@@ -205,3 +205,23 @@ def test_the_inputs_of_all_calls_are_those_of_a_forward_pass(name, budget):
         assert len(seen) == len(got) == len(layer.calls)
         for parts, wanted in zip(got.values(), seen):
             assert torch.allclose(torch.cat(parts), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_parts_of_the_batches_together_give_the_values_of_all(budget):
+    _, view, whole = replay_of(chain(), CHAIN_INPUT, budget=budget)
+    parts = [
+        replay_of(chain(), CHAIN_INPUT, budget=budget, own=lambda n, own=own: own) for own in (range(1, 3), range(3, 5))
+    ]
+    assert parts[0][2].batches() == [(5, 10), (10, 15)] and parts[1][2].batches() == [(15, 20), (20, 23)]
+    for layer in view.layers[:3]:
+        whole.advance(view.node(layer))
+        for _, own, replay in parts:
+            replay.advance(own.node(own.layer(layer.name)))
+        wanted = {(a, b): x for a, b, x in whole.inputs(view.node(layer))}
+        for _, own, replay in parts:
+            for a, b, x in replay.inputs(own.node(own.layer(layer.name))):
+                assert torch.equal(x, wanted[a, b])
+    if budget:  # otherwise each first tries with one batch whether values can be stored
+        images = sum(replay.forward_images for *_, replay in parts)
+        assert images == pytest.approx(whole.forward_images * 18 / 23)

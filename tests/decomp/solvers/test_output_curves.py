@@ -7,20 +7,15 @@ from layer_problems import make, output_metric
 
 from decomp.solvers import channel, linalg, selection, spatial
 from decomp.solvers.linalg import least_squares
-from decomp.solvers.output_curves import LEVELS, approximations, output_curve
+from decomp.solvers.output_curves import LEVELS, approximations, measured_sizes, output_curve
 
 CURVE = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.0])
 
 
 def measured(curve, change):
     """The output curve where the change of the output is a function of the size, and the sizes measured."""
-    sizes = []
-
-    def approximate(size):
-        sizes.append(size)
-        return size, None
-
-    return output_curve(curve, approximate, lambda size, _: change(size)), sizes
+    sizes = measured_sizes(curve)
+    return output_curve(curve, {size: change(size) for size in sizes}), sizes
 
 
 def test_the_curve_passes_through_the_measured_points_and_is_linear_between_and_beyond():

@@ -1,4 +1,6 @@
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -163,3 +165,68 @@ def test_an_unknown_selector_is_refused_before_any_work():
 def test_sizes_out_of_range_are_refused(item):
     with pytest.raises(DecompError, match="^conv: .* must be in 1.."):
         solve_layer(make().problem, item)
+
+
+class Holder:
+    """One of two threads that hold the rows of a problem together."""
+
+    def __init__(self, place, barrier, given):
+        self.place, self.barrier, self.given = place, barrier, given
+
+    def _exchanged(self, values):
+        self.given[self.place] = values
+        self.barrier.wait(10)
+        both = self.given[0], self.given[1]
+        self.barrier.wait(10)
+        return both
+
+    def summed(self, *values):
+        return tuple(one + other for one, other in zip(*self._exchanged(values)))
+
+    def agreed(self, *values):
+        return self._exchanged(values)[0]
+
+
+def solved_by_two(rows, item, other_moments):
+    """What each of two threads finds that have the rows before and behind a place."""
+    barrier, given, shares = threading.Barrier(2), {}, (slice(0, 194), slice(194, None))
+
+    def solve(place):
+        def own():
+            return zip(rows.X[shares[place]].split(97), rows.Y[shares[place]].split(97))
+
+        moments = rows.problem.moments if place == 0 else other_moments
+        problem = dataclasses.replace(
+            rows.problem, rows=own, moments=moments, holders=Holder(place, barrier, given)
+        )  # fmt: skip
+        return solve_layer(problem, item)
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(solve, range(2)))
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=lambda i: i.words())
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_holders_of_shares_of_the_rows_find_the_solution_of_all_rows(item, activation):
+    rows = make(activation=activation)
+    alone, report = solve_layer(rows.problem, item)
+    for solution, other in solved_by_two(rows, item, rows.problem.moments):
+        for before, after in zip(alone.factored.factors, solution.factored.factors):
+            assert torch.allclose(before.weight, after.weight, rtol=1e-6, atol=1e-8)
+        assert other["errors"]["before"] == report["errors"]["before"]
+        for step, name in (("channel", "response_error"), ("channel", "iterations"), ("refine", "refine_error")):
+            if name in report.get(step, {}):
+                assert other[step][name] == pytest.approx(report[step][name], rel=1e-6)
+
+
+def test_a_holder_that_rounds_otherwise_does_not_change_what_the_first_one_finds():
+    rows, item = make(), LayerPlan("l", 2, None, 3)
+    alone, _ = solve_layer(rows.problem, item)
+    # As if its processor rounded far worse.
+    scale = 1 + 1e-3 * torch.linspace(0, 1, 4, dtype=torch.float64)[:, None, None]
+    others = Moments.of_rows(rows.X * scale, rows.Y)
+    (first, _), (second, _) = solved_by_two(rows, item, others)
+    for before, after in zip(alone.factored.factors, first.factored.factors):
+        assert torch.allclose(before.weight, after.weight, rtol=1e-6, atol=1e-8)
+    one, other = (found.factored.factors[0].weight for found in (first, second))
+    assert not torch.allclose(one, other, rtol=1e-5)

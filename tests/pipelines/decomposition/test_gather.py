@@ -20,7 +20,7 @@ from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.decomposition.record_responses import ResponseRecording
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import open_frozen
-from decomp.problem.moments import TILE_ROWS, Moments
+from decomp.problem.moments import Moments
 from decomp.surgery.narrow_network import shrink
 from tests.pipelines.digit_runs import SHAPE, Mirrored
 
@@ -119,22 +119,6 @@ def test_activations_that_are_not_finite_are_named_by_layer_and_images(opened):
         graph.module.get_submodule("0").weight[0] = float("inf")
     with pytest.raises(NumericalError, match=r"3: the activations it reads must be finite, got \d+ NaN or infinite"):
         ProblemGatherer(frozen, graph).problem(graph.layer("3"))
-
-
-@pytest.mark.parametrize("batch", [100, 700, 2048, 5000])
-def test_tiles_are_the_same_for_any_batch(batch):
-    n_fit, n = 5000, 6100
-    X, Y = torch.arange(n * 2.0).reshape(n, 2), torch.arange(n * 1.0)[:, None]
-    tiles, cut = gather._Tiles(), []
-    for fitted, start, stop in ((True, 0, n_fit), (False, n_fit, n)):
-        for first in range(start, stop, batch):
-            part = slice(first, min(first + batch, stop))
-            cut += tiles.add(fitted, (X[part], Y[part]))
-    cut += tiles.rest()
-    lengths = [(fitted, len(rows[1])) for fitted, rows in cut]
-    assert lengths == [(True, TILE_ROWS), (True, TILE_ROWS), (True, 5000 - 2 * TILE_ROWS), (False, 1100)]
-    assert torch.equal(torch.cat([rows[0] for _, rows in cut]), X)
-    assert torch.equal(torch.cat([rows[1] for _, rows in cut]), Y)
 
 
 def frozen_points(folder, network, images):

@@ -225,3 +225,14 @@ def test_the_peak_memory_of_a_stage_is_bounded(tmp_path):
     )
     print(f"\nMiB beside the libraries: {(plenty / MIB).round()} with plenty, {(tight / MIB).round()} with 60")
     assert (tight <= 60 * MIB).all() and (plenty > 120 * MIB).all()
+
+
+def test_processes_on_one_machine_divide_its_memory_and_disk_where_none_is_given(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: SimpleNamespace(free=400 * GIB))
+    alone, given = limits(None), limits(4 * GIB)
+    monkeypatch.setattr(memory, "n_on_this_machine", lambda: 4)
+    shared = limits(None)
+    assert shared.store_bytes == 50 * GIB == alone.store_bytes / 4
+    assert shared.store_in_memory == limits(8 * GIB).store_in_memory < alone.store_in_memory / 4
+    assert limits(4 * GIB).store_in_memory == given.store_in_memory

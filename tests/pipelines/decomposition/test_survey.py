@@ -10,7 +10,7 @@ from torch import fx
 
 from decomp.data.formats.curves_file import read_curves
 from decomp.execution.output_change import kl_divergence
-from decomp.pipelines.decomposition import survey
+from decomp.pipelines.decomposition import survey, survey_curves
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.decomposition.session import narrow, open_run
 from decomp.pipelines.decomposition.session import survey as survey_run
@@ -58,7 +58,7 @@ def test_the_change_of_the_output_is_that_of_the_network_with_the_layer_replaced
 def test_the_largest_size_of_every_step_loses_nothing(vgg_run):
     with open_run(vgg_run, CPU) as opened:
         found = survey_run(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected()).survey
-        steps = {layer.name: survey._steps(layer) for layer in opened.graph.layers}
+        steps = {layer.name: survey_curves.steps_of(layer) for layer in opened.graph.layers}
     for curves in (found.own, found.output):
         for name, allowed in steps.items():
             assert {step for step in ("prune", "spatial", "channel") if getattr(curves[name], step) is not None} == {
@@ -114,8 +114,8 @@ def test_the_survey_is_the_same_with_any_number_of_workers(vgg_run, monkeypatch,
             yield batch
 
     monkeypatch.setattr(survey, "in_batches", in_batches)
-    parallel = survey.in_parallel
-    monkeypatch.setattr(survey, "in_parallel", lambda function, tasks: parallel(function, tasks, workers))
+    parallel = survey_curves.in_parallel
+    monkeypatch.setattr(survey_curves, "in_parallel", lambda function, tasks: parallel(function, tasks, workers))
     vgg_run.curves.unlink()
     planned(vgg_run)
     assert max(sizes) == workers

@@ -114,5 +114,7 @@ def test_a_mistake_is_printed_once_and_without_a_folder_of_ours(jobs, decomposed
     assert codes == [2, 2] and text.count("error:") == 1 and "decomp-process" not in text
     codes, text = jobs.command(2, "finetune --run nowhere --device cpu")
     assert min(codes) > 0 and text.count("error:") == 1 and "nowhere" in text
+    codes, text = jobs.command(2, "decompose --run base --speedup 200x --redo")
+    assert codes[0] == 2 and text.count("error:") == 1 and "decomp-process" not in text
     codes, text = jobs.command(2, "prune --run base")
     assert min(codes) > 0 and text.count("error: prune:") == 1 and "start it without torchrun" in text

@@ -1,0 +1,35 @@
+"""Holders of a problem's rows: one process that has all of them, or several of which each has a share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Holders(Protocol):
+    """Processes that hold the rows of one problem together and solve it in step.
+
+    All of them call the same methods in the same order.
+    """
+
+    def summed(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Sums of tensors over all holders, float64; each of them gets the same bits."""
+
+    def agreed(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Tensors as the first holder has them: other machines may round otherwise."""
+
+
+class Alone:
+    """The one process that has all rows."""
+
+    def summed(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The same tensors."""
+        return values
+
+    def agreed(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The same tensors."""
+        return values
+
+
+ALONE = Alone()

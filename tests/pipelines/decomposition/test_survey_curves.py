@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from decomp.pipelines.decomposition.gather import ProblemGatherer
+from decomp.pipelines.decomposition.session import open_run
+from decomp.pipelines.decomposition.survey_curves import changes_of_output, known_curves, steps_of
+from decomp.solvers.output_curves import measured_sizes
+
+
+def test_each_measured_size_has_the_change_of_its_own_approximation(vgg_run):
+    with open_run(vgg_run, torch.device("cpu")) as opened:
+        layers = [layer for layer in opened.graph.layers if layer.fitted][1:3]
+        known = known_curves(ProblemGatherer(opened.frozen, opened.graph), [layers])
+        changes = changes_of_output(
+            lambda layer: lambda weight, bias: float(weight.norm() + bias.norm()), layers, known
+        )
+        assert {step for name, step in changes if name == layers[0].name} == set(steps_of(layers[0])) > set()
+        for layer in layers:
+            approximate = known[layer.name].approximate
+            for step, curve in known[layer.name].curves.items():
+                found = changes[layer.name, step]
+                assert list(found) == measured_sizes(curve) and len(found) > 1
+                for size, change in found.items():
+                    weight, bias = approximate(step, size)
+                    assert change == pytest.approx(float(weight.norm() + bias.norm()), rel=1e-6)
+
+
+def test_a_layer_keeps_the_steps_that_can_be_applied(vgg_run):
+    with open_run(vgg_run, torch.device("cpu")) as opened:
+        for layer in opened.graph.layers:
+            assert set(steps_of(layer)) | set(layer.left_alone) == {"prune", "spatial", "channel"}
+            assert not set(steps_of(layer)) & set(layer.left_alone)
