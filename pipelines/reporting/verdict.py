@@ -7,11 +7,16 @@ from typing import Any
 
 from ..console.words import counted
 from ..measure.intervals import paired_difference, share_words, wilson
+from ..measure.latency import Measurement, comparable
 from .collect import Table, tested_on
 from .summary import Summary
 
 #: Ratio of counted to measured speed-up from which the two are said to differ.
 APART = 1.4
+#: The runtimes in a sentence.
+RUNTIME_WORDS = {
+    "eager": "eager PyTorch", "compile": "compiled PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO",
+}  # fmt: skip
 #: Begin of the note of an evaluation on a busy machine.
 UNRELIABLE = "unreliable"
 #: Largest deviation of a speed-up from 1 that is no change.
@@ -66,7 +71,7 @@ def verdict(report: Mapping[str, Any] | None, summary: Summary | None) -> str | 
     first, last, c = rows[0], rows[-1], report["conditions"]
     busy = any(note.startswith(UNRELIABLE) for note in report["notes"])
     doubt = " (not reliable, the machine was busy)" if busy else ""
-    time = f"{faster(last['measured_speedup'])}{doubt} in eager PyTorch at batch {c['batch_size']} on {_machine(c)}"
+    time = f"{_times(report, last)}{doubt} at batch {c['batch_size']} on {_machine(c)}"
     quality = quality_words(report, first, last) or _closeness(summary)
     parts = [fewer(last["counted_speedup"]), time, quality]
     return ", ".join(part for part in parts if part) + "."
@@ -75,6 +80,29 @@ def verdict(report: Mapping[str, Any] | None, summary: Summary | None) -> str | 
 def _closeness(summary: Summary | None) -> str:
     """The closeness of the outputs in the words of decompose; of several outputs their mean."""
     return str(summary.fidelity["words"]).split("\n")[0] if summary and summary.fidelity else ""
+
+
+def _times(report: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """The measured speed-ups of a network, each with its runtime; that of the table of networks first."""
+    c = report["conditions"]
+    where = c.get("runtime", "eager"), c["layout"]
+    found = [(where, last["measured_speedup"]), *(item for item in _elsewhere(report, last) if item[0] != where)]
+    return " and ".join(f"{faster(speedup)} in {_runtime_words(*place)}" for place, speedup in found)
+
+
+def _elsewhere(report: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[tuple[str, str], float]]:
+    """Runtime and layout, and the measured speed-up there, of all measurements on this machine with this batch."""
+    measured = [Measurement.of(entry) for entry in report.get("latencies") or []]
+    return [
+        ((one.conditions["runtime"], one.conditions["layout"]), time.speedup)
+        for one in (comparable(measured, measured[-1]) if measured else [])
+        for time in one.times
+        if time.network == last["network"] and time.speedup is not None
+    ]
+
+
+def _runtime_words(runtime: str, layout: str) -> str:
+    return RUNTIME_WORDS[runtime] + (" with channels last" if layout == "channels-last" else "")
 
 
 def _machine(conditions: Mapping[str, Any]) -> str:
@@ -149,15 +177,28 @@ def warnings(report: Mapping[str, Any] | None, run: str, program: str, command: 
     if report is None or len(report["rows"]) < 2:
         return []
     command = command or f"{program} decompose --run NEW --from {run}"
-    last, c = report["rows"][-1], report["conditions"]
+    last = report["rows"][-1]
     lines = [note[:1].upper() + note[1:] + "." for note in report["notes"] if note.startswith(UNRELIABLE)]
     counted, measured = last["counted_speedup"], last["measured_speedup"]
     if counted > APART * measured:
-        layout = "" if c["layout"] == "channels-last" else f" `{program} evaluate --run {run} --layout channels-last`,"
-        lines.append(
-            f"Counted and measured speed-up differ: {counted:.2f}x and {measured:.2f}x. Many small convolutions use "
-            f"this machine less efficiently than a few large ones. Try{layout} "
-            f"`{command} --speedup {max(measured, 1.2) * 1.2:.1f}x --cost latency --batch-size {c['batch_size']}`, or "
-            "the runtime of the later use (export). See docs/aim-at-latency.md."
-        )
+        lines.append(_apart(report, counted, measured, run, program, command))
     return lines
+
+
+def _apart(report: Mapping[str, Any], counted: float, measured: float, run: str, program: str, command: str) -> str:
+    """That time does not follow the count, and the commands to try: other layouts and runtimes, a plan by time."""
+    c = report["conditions"]
+    runtime = c.get("runtime", "eager")
+    known = {place for place, _ in _elsewhere(report, report["rows"][-1])} | {(runtime, c["layout"])}
+    tries = []
+    if not any(layout == "channels-last" for _, layout in known):
+        tries.append(f"`{program} evaluate --run {run} --layout channels-last`")
+    if len({name for name, _ in known}) == 1:
+        tries.append(f"`{program} evaluate --run {run} --runtime all --batch-size {c['batch_size']}`")
+    plan = f"{command} --speedup {max(measured, 1.2) * 1.2:.1f}x --cost latency --batch-size {c['batch_size']}"
+    tries.append(f"`{plan}{'' if runtime == 'eager' else f' --runtime {runtime}'}`")
+    return (
+        f"Counted and measured speed-up differ: {counted:.2f}x and {measured:.2f}x in {RUNTIME_WORDS[runtime]}. Many "
+        "small convolutions use this machine less efficiently than a few large ones. Try "
+        f"{', '.join(tries)}. See docs/aim-at-latency.md."
+    )

@@ -21,7 +21,7 @@ from ...data.formats.json_files import read_json, write_json
 from ...data.transforms import Shape
 from ..console.options import EvaluateOptions
 from ..console.parse import runtimes
-from ..console.program import command_line
+from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..console.words import counted
@@ -38,6 +38,7 @@ from ..measure.latency import (
     measure_latency,
 )
 from ..measure.tested import ON_IMAGES, Tested, measure_on_images
+from ..reporting import verdict
 from ..run import loading
 from ..run.directory import RunDirectory
 from ..run.networks import compressed, existing, missing, unimproved
@@ -150,6 +151,11 @@ class EvaluationResult:
         yield from self.notes
         if self.done_before:
             yield "measured earlier; use --redo to measure again"
+        report = self.to_json()
+        if words := verdict.verdict(report, None):
+            yield words
+        doubts = verdict.warnings(report, "RUN" if self.run is None else str(self.run), program())
+        yield from doubts[sum(note.startswith(verdict.UNRELIABLE) for note in self.notes) :]  # the others stand above
 
     def next_steps(self) -> Iterator[str]:
         """The lines with the next steps."""

@@ -79,7 +79,7 @@ def test_a_speed_up_that_time_does_not_follow_comes_with_commands_to_try():
     assert warnings(report(counted=2.0, measured=1.8), "runs/a", "decomp") == []
     noisy = report(counted=2.0, measured=1.8, notes=["unreliable latencies: x", "other"])
     assert warnings(noisy, "runs/a", "decomp") == ["Unreliable latencies: x."]
-    assert "1.8x as fast (not reliable, the machine was busy) in eager PyTorch" in verdict(noisy, None)
+    assert "1.8x as fast in eager PyTorch (not reliable, the machine was busy)" in verdict(noisy, None)
     assert "busy" not in verdict(report(), None)
 
 
@@ -91,3 +91,33 @@ def test_of_several_runs_the_most_accurate_and_the_fastest_are_named(slow, words
     text = best_of(Table("accuracy", NETWORK_COLUMNS, [row("a", 0.8, 2.0), row("b", 0.9, slow)]))
     assert text.startswith(words) and ("fastest: a, decomposed: top-1 80.0 %" in text) == (slow < 2)
     assert best_of(Table("accuracy", NETWORK_COLUMNS, [("a", "original", *row("a", 1, 1)[2:])])) == ""
+
+
+def timed(runtime, speedup, layout="contiguous", batch_size=64):
+    conditions = {"runtime": runtime, "layout": layout, "device": "CPU x", "threads": 2, "batch_size": batch_size,
+                  "precision": "float32"}  # fmt: skip
+    times = [{"network": name, "latency_ms": 1.0, "quartiles_ms": [1.0, 1.0], "speedup": ratio, "reason": ""}
+             for name, ratio in (("original", 1.0), ("decomposed", speedup))]  # fmt: skip
+    return {"conditions": conditions, "networks": {"original": "a", "decomposed": "b"}, "times": times}
+
+
+def test_the_verdict_names_each_runtime_that_was_measured_with_this_batch():
+    found = report(measured=1.5)
+    found["conditions"]["runtime"] = "onnxruntime"
+    assert "1.5x as fast in ONNX Runtime at batch 64" in verdict(found, None)
+    others = [timed("eager", 2.2), timed("eager", 2.5, "channels-last"), timed("compile", 9.0, batch_size=1)]
+    found["latencies"] = [*others, timed("onnxruntime", 1.5)]
+    words = "1.5x as fast in ONNX Runtime and 2.2x as fast in eager PyTorch and 2.5x as fast in eager PyTorch with"
+    assert f"{words} channels last at batch 64 on this CPU" in verdict(found, None)
+
+
+def test_what_to_try_leaves_out_what_was_measured_already_and_names_the_runtime():
+    found = report(counted=4.0, measured=1.5)
+    (line,) = warnings(found, "runs/a", "decomp")
+    assert "1.50x in eager PyTorch" in line and "--runtime all --batch-size 64" in line
+    assert "--speedup 1.8x --cost latency --batch-size 64`" in line
+    found["conditions"]["runtime"] = "onnxruntime"
+    found["latencies"] = [timed("eager", 2.2, "channels-last"), timed("onnxruntime", 1.5)]
+    (line,) = warnings(found, "runs/a", "decomp")
+    assert "--layout" not in line and "--runtime all" not in line
+    assert "--cost latency --batch-size 64 --runtime onnxruntime`" in line
