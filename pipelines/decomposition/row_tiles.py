@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from decomp.problem.moments import TILE_ROWS
 
-from ..distributed.process_group import count, number
+from ..distributed.process_group import count, number, pass_on
 
 #: Rows that one process works on together: whole tiles of moments, and whole tiles of activation-aware fits.
 BLOCK_ROWS = 2 * TILE_ROWS
@@ -142,23 +141,19 @@ class _Cutter:
 
         On the CPU: between two processes also where the others travel by NCCL.
         """
-        layout, sent = self.layout, []
+        layout, sent, awaited = self.layout, dict[int, Tensor](), dict[int, Tensor]()
         if self._head:
             X, Y = (torch.cat(parts).cpu() for parts in zip(*self._head))
             self._head = []
-            packed = torch.cat([X.flatten(1), Y], 1).contiguous()
-            sent.append((dist.isend(packed, dst=layout.target(number())), packed))
+            sent[layout.target(number())] = torch.cat([X.flatten(1), Y], 1)
         for rank in layout.senders():
             assert self._like is not None  # a block begins in this process
             X, Y = self._like
-            n_inputs = X[0].numel()
-            packed = torch.empty(layout.head(rank), n_inputs + Y.shape[1], dtype=Y.dtype)
-            dist.recv(packed, src=rank)
-            own = packed.to(Y.device)
-            self._waiting.append((own[:, :n_inputs].reshape(-1, *X.shape[1:]), own[:, n_inputs:]))
-        for work, _ in sent:
-            assert work is not None  # this process is of the group
-            work.wait()
+            awaited[rank] = torch.empty(layout.head(rank), X[0].numel() + Y.shape[1], dtype=Y.dtype)
+        pass_on(sent, awaited)
+        for packed in awaited.values():
+            inputs, responses = packed.to(Y.device).tensor_split([X[0].numel()], 1)
+            self._waiting.append((inputs.reshape(-1, *X.shape[1:]), responses))
 
     def _cut(self) -> list[Rows]:
         X, Y = (torch.cat(parts) for parts in zip(*self._waiting))

@@ -7,7 +7,7 @@ values must be called by all processes, in the same order.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -123,6 +123,25 @@ def handed(value: Value | None, source: int, target: int) -> Value | None:
             return None
         dist.recv_object_list(values, src=source, device=torch.device("cpu"))
     return values[0]
+
+
+def pass_on(sent: Mapping[int, Tensor], awaited: Mapping[int, Tensor]) -> None:
+    """Send tensors to some processes, and fill others with what comes from some; all of them on the CPU.
+
+    Parameters
+    ----------
+    sent, awaited : mapping of int to torch.Tensor
+        By process; called by all that have any.
+    """
+    with _exchange():
+        values = {rank: value.contiguous() for rank, value in sent.items()}
+        works = [dist.isend(value, dst=rank) for rank, value in values.items()]
+        for rank, value in awaited.items():
+            dist.recv(value, src=rank)
+        for work in works:
+            assert work is not None  # this process is of the group
+            work.wait()
+    _count_bytes(sum(value.nbytes for value in values.values()))
 
 
 def exchanged_bytes() -> int:
