@@ -35,7 +35,7 @@ class Setting:
     speedup: float = 4
     tuned: str = "torchvision:resnet50"
     batch: int = 128
-    steps: int = 25
+    steps: int = 20
     timed: str = "torchvision:vgg16"
     timed_images: int = 200
     asked: float = 2
@@ -43,7 +43,7 @@ class Setting:
     repetitions: int = 3
     compared: str = "zoo:vgg-digits"
     compared_data: str | None = "digits"
-    compared_images: int = 1000
+    compared_images: int = 500
     compared_speedup: float = 3
 
 

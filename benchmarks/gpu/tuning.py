@@ -29,7 +29,9 @@ def tuning(setting, out):
     module, device = loaded.module, torch.device(setting.device)
     split = images_of(min(KEPT, setting.batch * setting.steps), loaded.input_shape)
     best = {}
-    for name, loop in (("plain", plain), ("ours", ours), ("resident", resident)) * 2:
+    for name, loop in (
+        ("plain", plain), ("ours", ours), ("resident", resident), ("ours", ours), ("plain", plain)
+    ):  # fmt: skip
         rate = loop(module, split, setting, device)
         best[name] = max(rate, best.get(name, 0.0))
     yield entry("decomp's loop", best["ours"], "images/s")
