@@ -1,8 +1,8 @@
 """A pretended GPU, for machines without one: tensors of the CPU that behave as if some of them lay on a GPU.
 
 A tensor is on the pretended GPU where its storage is marked: ``device`` says so, and operations on tensors of different
-devices, ``numpy()`` and generators of the other device raise errors as they do on a GPU. The results of an operation are
-where its inputs are. :func:`pretend` changes torch for the whole process.
+devices, ``numpy()`` and generators of the other device raise errors as they do on a GPU. The results of an operation
+are where its inputs are. :func:`pretend` changes torch for the whole process.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class Pretended(TorchDispatchMode):
 
 
 def require_one_device(name, args, tensors, here):
-    """Raise what torch raises where an operation takes tensors of both devices; indices and numbers may be on the CPU."""
+    """Raise what torch raises where tensors of both devices meet; indices and numbers may be on the CPU."""
     if name in INDEXED:
         values = args[2] if len(args) > 2 else None
         mixed = args[0] not in marks or (values is not None and values.dim() > 0 and values not in marks)
@@ -188,7 +188,8 @@ def made(make):
 
 CUDA = {
     "_lazy_init": lambda: None, "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
-    "current_device": lambda: 0, "set_device": lambda device: None, "get_device_name": lambda device=None: "Pretended GPU",
+    "current_device": lambda: 0, "set_device": lambda device: None,
+    "get_device_name": lambda device=None: "Pretended GPU",
     "synchronize": lambda device=None: None, "is_bf16_supported": lambda *_, **__: True,
     "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None, "empty_cache": lambda: None,
     "mem_get_info": lambda device=None: (8 << 30, 8 << 30), "memory_reserved": lambda device=None: 0,

@@ -24,8 +24,8 @@ def refused(call, words):
         raise AssertionError(words)
 
 here, there = torch.ones(3, 4), torch.ones(3, 4, device="cuda")
-assert [t.device.type for t in (here, there, there[0], there + 1, there.cpu(), torch.zeros_like(there), here.to(there))] \\
-    == ["cpu", "cuda", "cuda", "cuda", "cpu", "cuda", "cuda"]
+tensors = here, there, there[0], there + 1, there.cpu(), torch.zeros_like(there), here.to(there)
+assert [t.device.type for t in tensors] == ["cpu", "cuda", "cuda", "cuda", "cpu", "cuda", "cuda"]
 refused(lambda: here + there, "same device")
 refused(lambda: torch.cat([here, there]), "same device")
 refused(lambda: here[torch.tensor([1], device="cuda")], "same device")
