@@ -13,7 +13,7 @@ import torch
 
 import decomp
 from benchmarks import solvers
-from benchmarks.clock import LEAST, MOST
+from benchmarks.clock_page import LEAST, MOST
 from benchmarks.gpu.settings import entry
 from benchmarks.gpu.tuning import tuning
 from decomp.allocation.plan import Plan

