@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from decomp.criteria.choose import by_layer
-from decomp.errors import TargetError
 from decomp.modules.copies import deep_copy
 from decomp.runtimes.precision import exact_float32
 from decomp.surgery.narrow_network import shrink
@@ -31,6 +30,7 @@ from ..measure.shares import images_at_a_time
 from ..pruning.choice import Images, score_spaces
 from ..pruning.images import batched
 from ..pruning.plan_file import prune_options
+from ..pruning.removal import nothing_to_prune
 from ..pruning.selection import with_selections
 from ..pruning.unfolded import unfolded_of_run
 from ..reporting import collect, figures
@@ -188,8 +188,7 @@ def _rows(
     with torch.enable_grad():
         scored = score_spaces(source, chosen, images)
     if not scored.scores:
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(scored.left_alone.items())[:2])
-        raise TargetError(source.graph.name, "no channel of this network can be removed", got=why, fix="use --coupled")
+        raise nothing_to_prune(source.graph, scored.left_alone, options.criterion)
     rows: list[list[Any]] = []
     with reporter.progress(len(scored.scores) * len(options.ratios), "sensitivity", "networks") as progress:
         for name, values in scored.scores.items():

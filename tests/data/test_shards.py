@@ -13,6 +13,8 @@ from decomp.data import shards
 from decomp.data.sources import open_source
 from decomp.errors import DecompError, FileError, UsageError
 
+pytest.importorskip("webdataset")
+
 
 def png(value, size=16):
     buffer = io.BytesIO()
@@ -111,6 +113,17 @@ def test_a_shard_that_is_cut_off_is_named(part, tmp_path):
     (tmp_path / "cut.tar").write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(FileError, match="cut.tar"):
         open_source(f"webdataset:{tmp_path}/cut.tar")
+
+
+def test_a_shard_is_cut_off_wherever_the_content_of_a_file_ends(tmp_path):
+    write_shard(tmp_path / "cut.tar", [(f"{i}.png", np.random.default_rng(i).bytes(5000)) for i in range(3)])
+    whole = (tmp_path / "cut.tar").read_bytes()
+    with tarfile.open(tmp_path / "cut.tar") as tar:
+        places = [member.offset_data for member in tar]
+    for end in [place + part for place in places for part in (1, 512, 4608, 4999, 5000, 5119)]:
+        (tmp_path / "cut.tar").write_bytes(whole[:end])
+        with pytest.raises(FileError, match="cut.tar is cut off; copy or write it again"):
+            open_source(f"webdataset:{tmp_path}/cut.tar")
 
 
 def test_a_pattern_without_files_and_a_missing_library_are_refused(tmp_path, monkeypatch):
