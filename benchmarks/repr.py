@@ -192,23 +192,28 @@ def draw_first_seed(results, out):
 
 def arguments():
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.repr", description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("runs/repr-benchmark"), help="folder for results")
     parser.add_argument("--data", default="digits", help="digits, fashion-mnist, cifar10:DIR, …")
     parser.add_argument("--model", default="c3-8", help="c3-N, or a network of the zoo such as resnet20-fashion")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="number of pairs")
     parser.add_argument("--arms", default=",".join(ARMS), help="with commas between; standard is always trained")
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--s1", type=int, default=10)
-    parser.add_argument("--s2", type=int, default=5)
-    parser.add_argument("--drop", type=float, default=0.3)
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=50, help="of every training")
+    parser.add_argument("--s1", type=int, default=10, help="epochs before each drop")
+    parser.add_argument("--s2", type=int, default=5, help="epochs without the dropped filters")
+    parser.add_argument("--drop", type=float, default=0.3, help="share of the filters")
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
     parser.add_argument("--n-train", type=int, default=0, help="the first training images alone; 0 takes all")
     parser.add_argument("--halve", action="store_true", help="images of half the height and width")
-    parser.add_argument("--no-augment", dest="augment", action="store_false")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-augment", dest="augment", action="store_false", help="train without it")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
+    if unknown := [arm for arm in options.arms.split(",") if arm not in ARMS]:
+        parser.error(f"--arms: there is no {unknown[0]!r}; there are {', '.join(ARMS)}")
     options.arms = [arm for arm in ARMS if arm == STANDARD or arm in options.arms.split(",")]
     return options
 

@@ -49,3 +49,12 @@ def test_halved_images_are_means_of_four_pixels():
     images = torch.arange(16.0).view(1, 1, 4, 4)
     ((small, labels),) = benchmark.halved(lambda order, size: [(images, order)])(torch.tensor([3]), 1)
     assert torch.equal(small, torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]])) and labels.tolist() == [3]
+
+
+def test_without_options_it_writes_below_runs_and_arms_that_there_are_not_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["repr.py"])
+    assert benchmark.arguments().out.parts == ("runs", "repr-benchmark")
+    monkeypatch.setattr("sys.argv", ["repr.py", "--arms", "RePr,random"])
+    with pytest.raises(SystemExit):
+        benchmark.arguments()
+    assert "--arms: there is no 'random'; there are standard, RePr," in capsys.readouterr().err

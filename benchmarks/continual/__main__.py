@@ -43,11 +43,14 @@ def row_of(store, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", choices=SETTINGS, default="digits")
-    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
-    parser.add_argument("--force-growth", type=int, default=0, help="number of a task that must grow, from 1")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.continual", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    out = Path("runs/continual-benchmark")
+    parser.add_argument("--out", type=Path, default=out, help="folder for results; finished rows are kept")
+    parser.add_argument("--data", choices=SETTINGS, default="digits", help="five tasks of two classes of it")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="with commas between, such as 0,1,2")
+    parser.add_argument("--force-growth", type=int, default=0, help="number of a task, from 1, that must grow; 0: none")
     asked = parser.parse_args()
     setting, kept = SETTINGS[asked.data], asked.out / "rows.jsonl"
     names = write_tasks(asked.data, asked.out / asked.data)

@@ -89,11 +89,15 @@ def matrix_of(method, names, setting, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", choices=SETTINGS, default="digits")
-    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.continual.avalanche", description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    out = Path("runs/continual-benchmark")
+    parser.add_argument("--out", type=Path, default=out, help="folder of benchmarks.continual; rows are added there")
+    parser.add_argument("--data", choices=SETTINGS, default="digits", help="five tasks of two classes of it")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="with commas between, such as 0,1,2")
+    parser.add_argument("--methods", default=",".join(METHODS), help="with commas between")
     asked = parser.parse_args()
     kept = asked.out / "rows.jsonl"
     names = write_tasks(asked.data, asked.out / asked.data)

@@ -34,6 +34,18 @@ def read(store: TaskStore) -> list[dict[str, float | None]]:
     return [dict(row) for row in rows] if isinstance(rows, list) else []
 
 
+def lost(store: TaskStore) -> list[str]:
+    """Names of measured tasks whose files are gone: the last ones, as each file names the one before it.
+
+    Raises
+    ------
+    FileError
+        The file is damaged.
+    """
+    rows, names = read(store), store.names()
+    return [name for name in rows[-1] if name not in names] if rows else []
+
+
 def measure(
     store: TaskStore, device: torch.device, given: Mapping[str, ImageSource] | None = None
 ) -> list[dict[str, float | None]]:

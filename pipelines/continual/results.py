@@ -197,6 +197,9 @@ class VerifyResult:
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines."""
         yield from (task.words() for task in self.tasks)
+        if not self.tasks:
+            yield "no task is committed yet"
+            return
         n_good = sum(task.good for task in self.tasks)
         are = "task is as it was" if len(self.tasks) == 1 else "tasks are as they were"
         yield f"{n_good} of {len(self.tasks)} {are} committed"
@@ -236,7 +239,8 @@ class ExportedTaskResult:
             size, off = f"{file.n_bytes / 2**10:,.0f} KiB", f"{file.difference:.1g}"
             yield f"{file.path} ({size}), checked: outputs differ by at most {off}"
         s = self.sizes
-        yield (
-            f"{s.parameters_compact:,} of {s.parameters:,} parameters and {s.macs_compact:,} of {s.macs:,} "
-            "multiply-accumulates: channels that the task does not use are removed"
-        )
+        sizes = f"{s.parameters_compact:,} of {s.parameters:,} parameters"
+        sizes += f" and {s.macs_compact:,} of {s.macs:,} multiply-accumulates"
+        smaller = s.parameters_compact < s.parameters
+        why = "channels that the task does not use are removed" if smaller else "the task uses every channel"
+        yield f"{sizes}: {why}"

@@ -168,7 +168,7 @@ class TaskStore:
         """
         parent, found = self.first_parent, []
         for number, path in enumerate(self.paths()[:last], start=1):
-            found.append(task_file.read_task(path, number, parent))
+            found.append(_read(path, number, parent))
             parent = found[-1].content
         return found
 
@@ -180,7 +180,7 @@ class TaskStore:
                 hidden[name] = f"it was made after {next(iter(hidden))}"
                 continue
             try:
-                found.append(task_file.read_task(path, number, parent))
+                found.append(_read(path, number, parent))
             except FileError as error:
                 hidden[name] = str(error).rstrip(".")
             else:
@@ -233,6 +233,15 @@ class TaskStore:
         network = self.family_at(task.width).build(task.width, task.n_classes)
         network.load_state_dict(state)
         return network
+
+
+def _read(path: Path, number: int, parent: str) -> TaskFile:
+    """A task from its file, which must have the task's name: commands find a task by the name of its file."""
+    task = task_file.read_task(path, number, parent)
+    name = task_file.file_name(number, task.name)
+    if path.name != name:
+        raise FileError(path, f"holds task {task.name}", got="another name", fix=f"give it its name back: {name}")
+    return task
 
 
 def base_state(base: fx.GraphModule, family: Family) -> TaskState:

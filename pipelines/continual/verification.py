@@ -11,6 +11,7 @@ from decomp.errors import FileError
 from ...data.formats.task_file import TaskFile
 from ...data.weights import digest_state_dict
 from ..console.words import counted
+from . import matrix
 from .store import TaskStore
 
 IDENTICAL, OTHER_SCORES, CHANGED, UNREADABLE = "bit-identical", "same weights", "changed", "unreadable"
@@ -50,7 +51,9 @@ def verify(store: TaskStore) -> list[Verified]:
             results.append(_verified(store, tasks[:number]))
         except FileError as error:  # its values do not fit its bits
             results.append(Verified(task.name, UNREADABLE, str(error).rstrip(".")))
-    return results + [Verified(name, UNREADABLE, reason) for name, reason in hidden.items()]
+    results += [Verified(name, UNREADABLE, reason) for name, reason in hidden.items()]
+    gone = [] if hidden else matrix.lost(store)
+    return results + [Verified(name, UNREADABLE, f"there is no file of it in {store.run.tasks_dir}") for name in gone]
 
 
 @torch.no_grad()

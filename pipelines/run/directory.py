@@ -251,7 +251,7 @@ class RunDirectory:
         ------
         FileError
         """
-        fix = "start a new run directory with `decomp freeze`"
+        fix = "put a copy of it back, or start a new run directory with `decomp freeze`"
         config = read_json(self.run_json, kind=KIND, format_version=FORMAT_VERSION, fix=fix, sealed=True)
         for key in ("versions", "stages"):
             part = config.get(key)

@@ -14,6 +14,7 @@ from decomp.errors import FileError, UsageError
 from ...data.formats.atomic import commit, commit_directory
 from ..console.program import program
 from ..console.reporter import Reporter
+from ..console.words import counted
 from ..reporting import collect, figures, training_tables
 from ..reporting.collect import Missing, Table
 from ..reporting.html_page import HEADER, alternative
@@ -49,7 +50,8 @@ class ReportResult:
 
     def findings(self) -> Iterator[str]:
         """The lines without the next step."""
-        yield f"{self.html}: {len(self.figures)} figures; each as PNG and its numbers as CSV in {self.folder}"
+        n_figures = counted(len(self.figures), "figure")
+        yield f"{self.html}: {n_figures}; each as PNG and its numbers as CSV in {self.folder}"
         for why, command in self.missing:
             yield f"missing: {why}; run: {command}"
 

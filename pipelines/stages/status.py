@@ -120,7 +120,8 @@ def _tasks(run: RunDirectory, config: dict[str, Any], program: str) -> tuple[lis
     asked = run.tasks_work / "asked.json"
     stages = [StageStatus(f"task {name}", DONE) for name in names]
     if asked.is_file():
-        options = read_json(asked, sealed=True).get("options", {})
+        fix = "begin the unfinished task again with tasks add --redo"
+        options = read_json(asked, fix=fix, sealed=True).get("options", {})
         if options.get("name") not in names:
             stages.append(
                 StageStatus(f"task {options.get('name')}", PARTLY, "repeat its command of tasks add to go on")

@@ -96,6 +96,7 @@ def add(
         tasks = store.tasks()
         already = _already(store, tasks, asked, source)
         if already is None:
+            _require_all(store)
             if grows:
                 store.family(True)
             for sentence in images.warnings():
@@ -228,6 +229,13 @@ def _already(
         rule = "is in the run already, and a task that is learned does not change"
         raise UsageError(f"task {asked.name}", rule, got=got, fix="give another name")
     return found
+
+
+def _require_all(store: TaskStore) -> None:
+    """Refuse to go on without a task that was committed, or with a broken matrix, before anything is trained."""
+    if gone := matrix.lost(store):
+        fix = "put a copy of its file back, or remove accuracy.json there to go on without it"
+        raise FileError(store.run.tasks_dir, f"task {gone[0]} was committed, and its file is missing", fix=fix)
 
 
 def _identity(store: TaskStore, tasks: Sequence[TaskFile], asked: TaskOptions, images: TaskImages) -> str:

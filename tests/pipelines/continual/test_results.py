@@ -84,9 +84,17 @@ def test_the_sizes_of_one_task_are_compared_with_one_network(learned):
     assert any("; 1 independent network: " in line for line in one.lines())
 
 
+def test_a_verification_without_tasks_says_so(learned):
+    assert list(VerifyResult(learned.store.run, []).lines()) == ["no task is committed yet"]
+
+
 def test_an_export_tells_what_was_removed():
     result = ExportedTaskResult("a", [ExportedTask("pt2", "a.pt2", 2048, 1e-7)], TaskSizes(100, 80, 1000, 700))
     assert list(result.lines()) == [
         "a.pt2 (2 KiB), checked: outputs differ by at most 1e-07",
         "80 of 100 parameters and 700 of 1,000 multiply-accumulates: channels that the task does not use are removed",
+    ]
+    whole = ExportedTaskResult("a", [], TaskSizes(100, 100, 1000, 1000))
+    assert list(whole.lines()) == [
+        "100 of 100 parameters and 1,000 of 1,000 multiply-accumulates: the task uses every channel"
     ]

@@ -86,3 +86,13 @@ def test_a_run_without_tasks_is_refused_with_the_command_that_begins_one(tmp_pat
     run = RunDirectory.create(tmp_path / "run")
     with pytest.raises(FileError, match=f"holds no tasks; begin with tasks add --run {run}"):
         TaskStore.open(run)
+
+
+def test_a_task_file_under_the_name_of_another_is_refused(learned, tmp_path):
+    shutil.copytree(learned.run, tmp_path / "run")
+    store = TaskStore.open(tmp_path / "run")
+    store.paths()[1].rename(tmp_path / "run" / "tasks" / "002_hills.safetensors")
+    with pytest.raises(FileError, match="hills.*: holds task heights, got another name; give it its name back: 002_he"):
+        store.tasks()
+    assert store.names() == ["sides", "hills"] and [task.name for task in store.tasks(1)] == ["sides"]
+    assert list(store.readable()[1]) == ["hills"]

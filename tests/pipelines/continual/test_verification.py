@@ -40,3 +40,12 @@ def test_changed_weights_are_told(learned, tmp_path):
     found = rewritten(learned, tmp_path, nudge)
     assert [task.state for task in found] == ["bit-identical", "changed"] and not found[1].good
     assert replace(found[1], reason="").words() == "heights: changed"
+
+
+def test_a_committed_task_whose_file_is_gone_is_told(learned, tmp_path):
+    shutil.copytree(learned.run, tmp_path / "run")
+    store = TaskStore.open(tmp_path / "run")
+    store.paths()[-1].unlink()
+    found = verify(store)
+    assert [(task.name, task.state) for task in found] == [("sides", "bit-identical"), ("heights", "unreadable")]
+    assert found[1].reason == f"there is no file of it in {store.run.tasks_dir}"

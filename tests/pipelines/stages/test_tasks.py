@@ -214,6 +214,35 @@ def test_a_missing_task_file_is_an_error_and_not_an_empty_history(place, tmp_pat
         add(tmp_path / "run", "more", place[1]["sides"])
 
 
+def test_a_lost_task_or_a_broken_matrix_is_told_before_anything_is_trained(place, tmp_path, monkeypatch):
+    shutil.copytree(place[0] / "after-heights", tmp_path / "run")
+    monkeypatch.setattr(tasks, "learn", lambda *_: pytest.fail("the training began"))
+    matrix = tmp_path / "run" / "tasks" / "accuracy.json"
+    kept = matrix.read_text()
+    matrix.write_text("{")
+    with pytest.raises(FileError, match="accuracy.json: .*remove it; it is measured again"):
+        add(tmp_path / "run", "noise", place[1]["noise"])
+    matrix.write_text(kept)
+    next((tmp_path / "run" / "tasks").glob("002_*")).unlink()
+    with pytest.raises(FileError, match="task heights was committed, and its file is missing; put a copy of its file"):
+        add(tmp_path / "run", "noise", place[1]["noise"])
+    assert decomp_command("tasks", "verify", "--run", tmp_path / "run").code == 1
+    matrix.unlink()
+    monkeypatch.undo()
+    add(tmp_path / "run", "noise", place[1]["noise"])
+    assert [list(row) for row in tasks.listed(tmp_path / "run").rows] == [["sides"], ["sides", "noise"]]
+
+
+def test_a_broken_record_of_an_unfinished_task_is_told_with_the_way_out(place, tmp_path):
+    shutil.copytree(place[0] / "after-sides", tmp_path / "run")
+    (tmp_path / "run" / "tasks" / "work").mkdir()
+    (tmp_path / "run" / "tasks" / "work" / "asked.json").write_text("{}")
+    shown = decomp_command("status", "--run", tmp_path / "run")
+    assert shown.code == 1 and shown.errors[0].endswith("begin the unfinished task again with tasks add --redo.")
+    add(tmp_path / "run", "heights", place[1]["heights"], redo=True)
+    assert decomp_command("status", "--run", tmp_path / "run").code == 0
+
+
 def test_an_unfinished_task_is_continued_or_dropped_but_not_passed_over(place, tmp_path, monkeypatch):
     shutil.copytree(place[0] / "after-sides", tmp_path / "run")
 
