@@ -93,6 +93,10 @@ class Augmentation:
         return ", ".join(parts) or "none"
 
 
+#: Numbers of an image from which windows are cut image by image: the call for each is short beside the copy.
+LARGE = 1 << 13
+
+
 def crop(pixels: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], flip: Tensor) -> Tensor:
     """Cut a window of ``size`` (H, W) out of each image at its own (top, left), mirrored where ``flip`` is true.
 
@@ -107,12 +111,17 @@ def crop(pixels: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], flip:
     Tensor, shape (m, C, H, W)
     """
     height, width = size
-    across = torch.arange(width)
-    rows = top[:, None] + torch.arange(height)
-    cols = left[:, None] + torch.where(flip[:, None], across.flip(0), across)
-    image = torch.arange(len(pixels))[:, None, None, None]
-    channel = torch.arange(pixels.shape[1])[None, :, None, None]
-    return pixels[image, channel, rows[:, None, :, None], cols[:, None, None, :]]
+    if pixels[:1].numel() >= LARGE:
+        cut = pixels.new_empty((len(pixels), pixels.shape[1], height, width))
+        for into, image, y, x, mirror in zip(cut, pixels, top.tolist(), left.tolist(), flip.tolist()):
+            window = image[:, y : y + height, x : x + width]
+            into.copy_(window.flip(2) if mirror else window)
+        return cut
+    windows = pixels.unfold(2, height, 1).unfold(3, width, 1)
+    cut = windows[torch.arange(len(pixels)), :, top, left]
+    mirrored = flip.nonzero()[:, 0]
+    cut[mirrored] = cut[mirrored].flip(3)
+    return cut
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decomp.data import transforms
 from decomp.data.transforms import Augmentation, Normalisation, adapt, check_shape, crop, draw
 from decomp.errors import UsageError
 
@@ -50,12 +51,30 @@ def test_each_image_may_have_its_own_number_of_outcomes():
         assert (of_limit.min(), of_limit.max()) == (0, limit - 1)
 
 
-def test_crop_takes_the_window_and_mirrors_it():
+@pytest.mark.parametrize("large", [0, 1 << 13], ids=["image by image", "together"])
+def test_crop_takes_the_window_and_mirrors_it(large, monkeypatch):
+    monkeypatch.setattr(transforms, "LARGE", large)
     image = torch.arange(20).reshape(1, 1, 4, 5)
     images = image.repeat(2, 2, 1, 1)
     cut = crop(images, torch.tensor([1, 2]), torch.tensor([2, 0]), (2, 3), torch.tensor([False, True]))
     assert cut[0, 0].tolist() == [[7, 8, 9], [12, 13, 14]]
     assert cut[1, 1].tolist() == [[12, 11, 10], [17, 16, 15]]
+    assert cut.is_contiguous() and images.equal(image.repeat(2, 2, 1, 1))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert crop(images[:0], none, none, (2, 3), none.bool()).shape == (0, 2, 2, 3)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_large_images_are_cut_as_small_ones_are(kind):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (9, 3, 70, 60), generator=generator).to(kind)
+    assert images[:1].numel() >= transforms.LARGE
+    top, left = (torch.randint(0, 5, (9,), generator=generator) for _ in range(2))
+    mirror = torch.arange(9) % 2 == 0
+    found = crop(images, top, left, (66, 56), mirror)
+    for one, image, y, x, turned in zip(found, images, top.tolist(), left.tolist(), mirror.tolist()):
+        wanted = image[:, y : y + 66, x : x + 56].numpy()
+        assert np.array_equal(one.numpy(), wanted[:, :, ::-1] if turned else wanted)
 
 
 def test_an_augmented_image_is_one_of_the_possible_ones_and_all_of_them_occur():
