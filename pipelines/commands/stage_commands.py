@@ -147,6 +147,9 @@ Examples:
 @click.option(
     "--no-recovery", is_flag=True, help="Do not correct a shortcut's errors in the last layer before its sum."
 )
+@click.option(
+    "--refine-blocks", is_flag=True, help="Then train a few layers at a time towards the original's maps, unlabelled."
+)
 @click.option("--no-sampler", is_flag=True, help="Do not let a layer read a subset of channels that others read too.")
 @number(
     "--coupled", kind=float, least=0, above=True, most=1, metavar="SHARE",

@@ -202,6 +202,7 @@ class DecomposeOptions(StageOptions):
     refine: bool = flag_field("refine", True)
     recovery: bool = flag_field("recovery", True)
     sampler: bool = flag_field("sampler", True)
+    refine_blocks: bool = flag_field("--refine-blocks", False)
     coupled: float | None = checked_field(parse.number("--coupled", float, 0, above=True, most=1), None, optional=True)
 
     def _taken_as_given(self) -> tuple[str, ...]:

@@ -8,9 +8,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from decomp.cost.count import cost
+from decomp.allocation.plan import Plan
+from decomp.cost.count import Cost, cost
+from decomp.graph.network_graph import NetworkGraph
 
 from ...data.formats import network_file
+from ..console.reporter import Reporter
 from ..run import loading
 from ..run.conditions import freeze_options
 from .session import OpenedRun
@@ -98,3 +101,13 @@ def unused_work(network: nn.Module, path: Path) -> str:
         f"its class also computes {extra / 1e6:,.2f} M multiply-accumulates whose result nobody uses; they "
         "are not in the count: leave that branch out of its forward, or take the traced network, which does without"
     )
+
+
+def checked_cost(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> Cost:
+    """Cost of the compressed network, with a warning where it is not the planned one."""
+    after = cost(graph.module, graph.input_shape)
+    counts = (("multiply-accumulates", plan.macs_after, after.macs), ("parameters", plan.params_after, after.params))
+    for unit, planned, got in counts:
+        if got != planned:
+            reporter.warn(f"the plan counted {planned:,} {unit}, the network has {got:,}; please report this")
+    return after

@@ -36,10 +36,19 @@ class SolvedLayers:
         Report of each solved layer, in execution order.
     edited : list of str
         Paths of the modules that were exchanged.
+    columns : dict of str to torch.LongTensor
+        For each node whose value lost channels in the loop, those that stayed.
+    digest : str
+        Of the last layer's file, which names its predecessor, and so on.
+    blocks : dict
+        Report of the blocks that were refined afterwards, see :mod:`decomp.pipelines.decomposition.refine_blocks`.
     """
 
     reports: list[dict[str, Any]] = field(default_factory=list)
     edited: list[str] = field(default_factory=list)
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    digest: str = ""
+    blocks: dict[str, Any] = field(default_factory=dict)
 
 
 def solve_layers(
@@ -116,9 +125,14 @@ def solve_layers(
             result.edited += [name for name in exchanged if name not in result.edited]
             selection = solution.selection
             if selection is not None and layer.input_space is not None and not layer.input_space.sampled:
-                gatherer.replay.narrow(graph.columns_kept(layer, selection.channels))
+                narrowed = graph.columns_kept(layer, selection.channels)
+                gatherer.replay.narrow(narrowed)
+                for node, stay in narrowed.items():
+                    before = result.columns.get(node.name)
+                    result.columns[node.name] = stay if before is None else before[stay]
             result.reports.append(report)
             progress.update(1)
+    result.digest = parent
     return result
 
 

@@ -107,6 +107,10 @@ class RunDirectory:
         return self.path / "layers"
 
     @property
+    def blocks_dir(self) -> Path:
+        return self.path / "blocks"
+
+    @property
     def model_dir(self) -> Path:
         return self.path / "model"
 
@@ -168,6 +172,10 @@ class RunDirectory:
     def layer_file(self, index: int, name: str) -> Path:
         """File of the `index`-th layer's solution; `name` may contain any characters and is made safe."""
         return self.layers_dir / f"{int(index):03d}_{safe_name(name)}.safetensors"
+
+    def block_file(self, number: int) -> Path:
+        """File of the refined weights of a block, by its number from 0 in execution order."""
+        return self.blocks_dir / f"{number:03d}.safetensors"
 
     @classmethod
     def create(cls, path: str | os.PathLike[str] | RunDirectory, *, of_tasks: bool = False) -> RunDirectory:
@@ -347,8 +355,8 @@ class RunDirectory:
     def _sweep(self) -> None:
         self.frozen.with_name(self.frozen.name + ".part").unlink(missing_ok=True)  # the HDF5 writer's own
         folders = (
-            self.trained_weights.parent, self.curves_dir, self.layers_dir, self.finetune_dir, self.tasks_dir,
-            self.tasks_work, *self.path.glob("*.new"),
+            self.trained_weights.parent, self.curves_dir, self.layers_dir, self.blocks_dir, self.finetune_dir,
+            self.tasks_dir, self.tasks_work, *self.path.glob("*.new"),
         )  # fmt: skip
         for folder in (self.path, *folders):
             if folder.is_dir():

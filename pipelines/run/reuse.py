@@ -27,7 +27,7 @@ def clear(run: RunDirectory, options: StageOptions) -> None:
             os.replace(run.plan_json, run.plan_json.with_name("plan.previous.json"))
     else:
         run.plan_json.unlink(missing_ok=True)
-    for path in (run.model_dir, run.layers_dir, run.finetune_dir, beside(run.finetune_dir)):
+    for path in (run.model_dir, run.layers_dir, run.blocks_dir, run.finetune_dir, beside(run.finetune_dir)):
         if path.exists():
             shutil.rmtree(path)
     run.report_json.unlink(missing_ok=True)

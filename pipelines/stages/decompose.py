@@ -12,9 +12,7 @@ from torch import nn
 
 from decomp.allocation.plan import STEPS, Plan, latency_words
 from decomp.cost.count import Cost
-from decomp.cost.count import cost as count_cost
 from decomp.errors import DecompError
-from decomp.graph.network_graph import NetworkGraph
 from decomp.runtimes.precision import exact_float32
 from decomp.time_spent import part
 
@@ -26,7 +24,8 @@ from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..console.time_table import time_lines
-from ..decomposition.emission import emit, unused_work
+from ..decomposition import refine_blocks as block_refinement
+from ..decomposition.emission import checked_cost, emit, unused_work
 from ..decomposition.gather import ProblemGatherer
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce, planned_layers
@@ -122,6 +121,7 @@ def decompose(
     refine: bool = True,
     recovery: bool = True,
     sampler: bool = True,
+    refine_blocks: bool = False,
     coupled: float | None = None,
     device: str = "auto",
     plan_only: bool = False,
@@ -174,6 +174,9 @@ def decompose(
         The last layer in front of a sum makes up for the error of the value that it is added to.
     sampler : bool
         Layers that share their input with others may read a subset of it.
+    refine_blocks : bool
+        Train the weights of a few layers at a time towards the original's maps, without labels, see
+        :mod:`decomp.pipelines.decomposition.refine_blocks`; the result is kept where held-out images gain by it.
     coupled : float, optional
         Share of the channels that stay in whole spaces that several layers write or read (residual streams), in
         (0, 1]; without it they stay whole. plan.json can give each space a number of its own.
@@ -206,7 +209,7 @@ def decompose(
         given, speedup=speedup, steps=steps, selector=selector, allocation=allocation, cost=cost, multiple=multiple,
         skip=skip, keep_first=keep_first, max_layer_speedup=max_layer_speedup, latency_batch=latency_batch,
         latency_layout=latency_layout, runtime=runtime, activation_aware=activation_aware, refine=refine,
-        recovery=recovery, sampler=sampler, coupled=coupled,
+        recovery=recovery, sampler=sampler, refine_blocks=refine_blocks, coupled=coupled,
     )  # fmt: skip
     target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
@@ -217,7 +220,7 @@ def decompose(
         if before is not None:
             return before
         loading.warn_of_other_versions(directory, "decompose" if directory.layers_dir.is_dir() else "freeze", reporter)
-        reporter.expect(WORK)
+        reporter.expect(WORK | ({block_refinement.LABEL: 1.0} if options.refine_blocks else {}))
         scaled = network_with_scales(directory) if options.selector == "bn-scale" else None
         with open_run(directory, target, memory=memory, batch_size=batch_size, start_over=redo) as opened:
             if redo:
@@ -229,7 +232,7 @@ def decompose(
             reporter.phase(FIT)
             solved = _solve(options, plan_of_run, surveyed, scaled, reporter)
             reporter.phase(CHECK)
-            after = _checked_cost(plan_of_run, surveyed.graph, reporter)
+            after = checked_cost(plan_of_run, surveyed.graph, reporter)
             verified = _emit(plan_of_run, surveyed, solved, after, reporter, original)
             close = _compare(surveyed, reporter)
             return _record(plan_of_run, surveyed, solved, after, close, verified, reporter)
@@ -307,8 +310,9 @@ def _solve(
         device=opened.device, recovery=options.recovery, remaining_outputs=narrowed.remaining_outputs,
         memory=opened.memory,
     )  # fmt: skip
+    asked = {name: value for name, value in options.to_json().items() if name != "refine_blocks"}  # layers are the same
     parent = digest_json({
-        "plan": plan.to_json(), "asked": options.to_json(), "frozen": opened.frozen.content,
+        "plan": plan.to_json(), "asked": asked, "frozen": opened.frozen.content,
         "spaces": narrowed.channels,
     })  # fmt: skip
     scores = None
@@ -318,24 +322,17 @@ def _solve(
         scores = input_scales(scaled, pruned, narrowed.remaining_outputs)
         if others := [layer.name for layer in pruned if layer.name not in scores]:
             reporter.step(f"without scale factors for all they read, chosen by selector best: {', '.join(others)}")
-    return solve_layers(
+    solved = solve_layers(
         opened.run, plan, gatherer, parent, selector=options.selector, activation_aware=options.activation_aware,
         refine=options.refine, reporter=reporter, scores=scores,
     )  # fmt: skip
+    if options.refine_blocks:
+        solved.blocks = block_refinement.refine_blocks(surveyed, solved, reporter=reporter)
+    return solved
 
 
 # The layers are solved when the following checks are made. None of them may lose what is right: each says what it
 # found, and the network is written and recorded.
-
-
-def _checked_cost(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> Cost:
-    """Cost of the compressed network, with a warning where it is not the planned one."""
-    after = count_cost(graph.module, graph.input_shape)
-    counts = (("multiply-accumulates", plan.macs_after, after.macs), ("parameters", plan.params_after, after.params))
-    for unit, planned, got in counts:
-        if got != planned:
-            reporter.warn(f"the plan counted {planned:,} {unit}, the network has {got:,}; please report this")
-    return after
 
 
 @part("files")
@@ -382,6 +379,7 @@ def _record(
     facts = {
         **(run.config("decompose") or {}), "macs_before": opened.cost.macs, "macs_after": after.macs,
         "params_before": opened.cost.params, "params_after": after.params, "layers": solved.reports,
+        **({"block_refinement": solved.blocks} if solved.blocks else {}),
         "into": {"verified": verified.into, "reason": verified.reason, "unused": unused}, "fidelity": close,
         "latency": plan.latency, "part": opened.frozen.meta.get("part"),
         "passes": round(total(opened.memory.forward_images) / opened.frozen.n_images, 2),

@@ -31,15 +31,16 @@ FULL = {
         "--run r --speedup 2.5x --cost latency --batch-size 3 --layout channels-last --runtime compile "
         "--allocation uniform --steps prune,spatial --multiple 4 --skip a --skip b.* --keep-first "
         "--max-layer-speedup 6.5 --selector lasso "
-        "--linear --no-refine --no-recovery --no-sampler --coupled 0.75 --plan-only --from other --redo --memory 1GB "
-        "--device cpu",
+        "--linear --no-refine --no-recovery --no-sampler --refine-blocks --coupled 0.75 --plan-only "
+        "--from other --redo --memory 1GB --device cpu",
         ("r",),
         {
             "speedup": 2.5, "cost": "latency", "latency_batch": 3, "latency_layout": "channels-last",
             "runtime": "compile",
             "allocation": "uniform", "steps": ("spatial", "prune"), "multiple": 4, "skip": ("a", "b.*"),
             "keep_first": True, "max_layer_speedup": 6.5, "selector": "lasso", "activation_aware": False,
-            "refine": False, "recovery": False, "sampler": False, "coupled": 0.75, "plan_only": True, "plan": None,
+            "refine": False, "recovery": False, "sampler": False, "refine_blocks": True, "coupled": 0.75,
+            "plan_only": True, "plan": None,
             "source_run": "other", "redo": True, "memory": 10**9, "device": "cpu",
         },
     ),

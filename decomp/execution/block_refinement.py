@@ -1,0 +1,201 @@
+r"""Joint refinement of all weights of a block towards the original's values behind it, by gradient steps.
+
+A block of a compressed network reads what the network gives in front of it, x', and its weights are trained so that it
+gives what the original gives behind it, y: the mean of ‖block(x') − y‖² over images (Li et al. 2021, "BRECQ", section
+3.2, block reconstruction, here without its weights by gradients). No labels are needed, and the many values of each map
+hold more of the original than its outputs do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from decomp.graph.blocks import Block
+
+#: Step of a weight, relative to the root mean square of its tensor, at the first of the steps; it falls as a cosine.
+RATE = 0.02
+#: The error on unseen images is measured so often; the best state stays.
+CHECKS = 5
+
+
+class BlockOf:
+    """A block of a traced network as a function of the value that it reads.
+
+    Parameters
+    ----------
+    module : torch.fx.GraphModule
+        In evaluation mode.
+    block : decomp.graph.blocks.Block
+        Of this network, or of another one with the same nodes.
+    images_at_a_time : int
+        Where no gradients are needed.
+    """
+
+    def __init__(self, module: fx.GraphModule, block: Block, images_at_a_time: int = 100) -> None:
+        nodes = {node.name: node for node in module.graph.nodes}
+        own = [nodes[name] for name in block.nodes]
+        inside = set(own)
+        constants = [source for node in own for source in node.all_input_nodes if source.op == "get_attr"]
+        self.module, self.images_at_a_time = module, images_at_a_time
+        self.source, self.target = nodes[block.source], nodes[block.target]
+        self.nodes = [*dict.fromkeys(node for node in constants if node not in inside), *own]
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The block's output; the value may be changed in place."""
+        interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
+        interpreter.env[self.source] = value
+        for node in self.nodes:
+            if node.op != "placeholder":
+                interpreter.env[node] = interpreter.run_node(node)
+        result = interpreter.env[self.target]
+        assert isinstance(result, Tensor)
+        return result
+
+    @torch.no_grad()
+    def of_all(self, values: Tensor) -> Tensor:
+        """The outputs for many values, some at a time; the values are not changed."""
+        return torch.cat([self(part.clone()) for part in values.split(self.images_at_a_time)])
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the modules that are called in this block and nowhere else, by name."""
+        inside = set(self.nodes)
+        elsewhere = {str(n.target) for n in self.module.graph.nodes if n.op == "call_module" and n not in inside}
+        called = dict.fromkeys(str(n.target) for n in self.nodes if n.op == "call_module")
+        shared = {id(p) for path in elsewhere for p in self.module.get_submodule(path).parameters()}
+        return {
+            f"{path}.{name}": parameter
+            for path in called
+            for name, parameter in self.module.get_submodule(path).named_parameters()
+            if id(parameter) not in shared
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the values of these parameters."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy values into the parameters of these names, and drop the gradients of all."""
+        for name, parameter in self.parameters().items():
+            parameter.grad = None
+            if name in weights:
+                parameter.copy_(weights[name])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Values that a block reads and those that it should write, for the same images."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Copies of some of them, in the given order."""
+        for places in order.split(size):
+            yield self.inputs[places], self.targets[places]
+
+
+def relative_error(block: BlockOf, pairs: Pairs, scale: float) -> float:
+    """Mean squared difference of a block's output from the targets, over ``scale``."""
+    total = 0.0
+    with torch.no_grad():
+        for x, y in pairs.batches(torch.arange(len(pairs)), block.images_at_a_time):
+            total += float((block(x) - y).square().sum(dtype=torch.float64))
+    return total / (scale * pairs.targets.numel())
+
+
+def spread(targets: Tensor) -> float:
+    """Mean square of values about the mean of their channel."""
+    axes = [0, *range(2, targets.dim())]
+    return float((targets - targets.mean(axes, keepdim=True)).square().mean(dtype=torch.float64))
+
+
+def refine_block(
+    block: BlockOf, fitted: Pairs, unseen: Pairs, *, steps: int, batch_size: int, generator: torch.Generator
+) -> dict[str, float]:
+    """Train the weights of a block; the state of least error on unseen images stays, which may be the one before.
+
+    Parameters
+    ----------
+    block : BlockOf
+        Of the compressed network; its parameters are changed in place.
+    fitted, unseen : Pairs
+        The second of images that are not among the first.
+    steps, batch_size : int
+        Of Adam (Kingma and Ba 2015).
+    generator : torch.Generator
+        Of the order of the images.
+
+    Returns
+    -------
+    dict
+        ``error_before``, ``error_after``: on the unseen images, relative to the variance of the targets; and the
+        ``step`` of the state that stays. Empty where there is nothing to train, or the targets do not vary.
+    """
+    parameters, scale = block.parameters(), spread(fitted.targets)
+    if not parameters or not scale > 0 or not math.isfinite(scale):
+        return {}
+    before = best = relative_error(block, unseen, scale)
+    best_step, state = 0, block.weights()
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam([{"params": [p], "step": RATE * _size(p)} for p in parameters.values()], lr=0.0)
+    batches = _endless(fitted, batch_size, generator)
+    for step in range(1, steps + 1):
+        x, y = next(batches)
+        with torch.enable_grad():
+            loss = (block(x) - y).square().mean() / scale
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for parameter, gradient in zip(parameters.values(), gradients):
+            parameter.grad = gradient
+        for group in optimizer.param_groups:
+            group["lr"] = group["step"] * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+        optimizer.step()
+        if step * CHECKS // steps > (step - 1) * CHECKS // steps:
+            error = relative_error(block, unseen, scale)
+            if error < best:  # not where it is NaN
+                best, best_step, state = error, step, block.weights()
+    block.put(state)
+    return {"error_before": before, "error_after": best, "step": best_step}
+
+
+def _size(parameter: nn.Parameter) -> float:
+    """Root mean square of a tensor; of zeros a small number, so that they can move too."""
+    return max(float(parameter.detach().square().mean().sqrt()), 1e-3)
+
+
+def _endless(pairs: Pairs, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of all pairs in a new order each time round; the last one of a round may be smaller."""
+    while True:
+        yield from pairs.batches(torch.randperm(len(pairs), generator=generator), batch_size)
+
+
+def mixtures(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image with a share of another one, drawn evenly between none and a half.
+
+    Mixtures of two images (Zhang et al. 2018, "mixup", equation 1) show a network more of the space around few images;
+    the original answers for the mixture itself.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (N, C, H, W)
+    generator : torch.Generator
+    """
+    share = 0.5 * torch.rand(len(images), *[1] * (images.dim() - 1), generator=generator)
+    order = torch.randperm(len(images), generator=generator)
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)  # never the image itself where there are two
+    return images + share * (images[partner] - images)
+
+
+def targets_of(values: Tensor, columns: Sequence[int] | Tensor | None) -> Tensor:
+    """Values of the original in the channels that the compressed network still has."""
+    return values if columns is None else values.index_select(1, torch.as_tensor(columns, device=values.device))

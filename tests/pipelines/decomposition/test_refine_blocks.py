@@ -1,0 +1,137 @@
+"""Block refinement behind the layer loop."""
+
+import shutil
+
+import pytest
+import torch
+
+from decomp.data.formats import network_file
+from decomp.data.formats.frozen_file import FrozenFile
+from decomp.errors import FileError, UsageError
+from decomp.pipelines.decomposition import refine_blocks as module
+from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.stages.decompose import decompose
+from tests.pipelines.digit_runs import Collected, bytes_of, make_run
+
+pytestmark = pytest.mark.usefixtures("one_thread", "known_networks", "few_steps")
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr(module, "STEPS", 30)
+    monkeypatch.setattr(module, "MIXTURES", 1)
+    monkeypatch.setattr(module, "LEAST_LAYERS", 2)
+
+
+def divergence(run, network, places=slice(90, 100)):
+    """Mean Kullback-Leibler divergence of a network's class scores from the original's, on the held-out images."""
+    original = network_file.load(run.original_dir)
+    with FrozenFile(run.frozen) as frozen, torch.no_grad():
+        x = frozen.images(places.start, places.stop)
+        wanted, got = original(x).double().log_softmax(1), network(x).double().log_softmax(1)
+    return float((wanted.exp() * (wanted - got)).sum(1).mean())
+
+
+@pytest.fixture
+def trained(tmp_path):
+    return make_run(tmp_path / "trained", "zoo:vgg-digits", n_images=100)
+
+
+def test_the_result_is_closer_on_held_out_images_and_the_layers_are_the_same(trained, tmp_path):
+    shutil.copytree(trained.path, tmp_path / "other")
+    other = RunDirectory.open(tmp_path / "other")
+    plain = decompose(trained, speedup=8, reporter=Collected())
+    reporter = Collected()
+    result = decompose(other, speedup=8, refine_blocks=True, reporter=reporter)
+    assert "block_refinement" not in plain.facts and not trained.blocks_dir.exists()
+    layers = [{path.name: path.read_bytes() for path in r.layers_dir.iterdir()} for r in (trained, other)]
+    assert layers[0] == layers[1]
+    before, after = (divergence(r, network_file.load(r.model_dir)) for r in (trained, other))
+    found = result.facts["block_refinement"]
+    assert after < 0.95 * before and found["kept"] and found["images"] == 10
+    assert (found["divergence_before"], found["divergence_after"]) == pytest.approx((before, after), rel=1e-4)
+    named = [name for report in found["blocks"] for name in report["layers"]]
+    assert named == [report["layer"] for report in result.facts["layers"]]
+    assert result.facts["macs_after"] == plain.facts["macs_after"]
+    words = f"refined; change of the outputs on 10 held-out images: {before:.3g} before, {after:.3g} after"
+    assert any(line.endswith(words) for line in reporter.messages)
+
+
+@pytest.mark.parametrize(
+    "run, options", [("residual", {"speedup": 2}), ("residual", {"speedup": 3, "coupled": 0.6})], indirect=["run"],
+    ids=["whole streams", "narrowed streams"],
+)  # fmt: skip
+def test_blocks_around_shortcuts_come_closer_to_the_maps_of_the_original(run, options, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_LAYERS", 1)
+    monkeypatch.setattr(module, "STEPS", 100)
+    found = decompose(run, **options, refine_blocks=True, reporter=Collected()).facts["block_refinement"]
+    reports = found["blocks"]
+    assert [report["layers"] for report in reports] == [["stem"], ["conv1", "conv2"], ["head"]]
+    assert all(report["error_after"] <= report["error_before"] < 0.5 for report in reports)
+    assert reports[1]["error_after"] < 0.9 * reports[1]["error_before"]
+
+
+def test_a_network_that_does_not_gain_stays_as_it_was(run, monkeypatch):
+    plain = decompose(run, speedup=2, reporter=Collected())
+    weights = (run.model_dir / "weights.safetensors").read_bytes()
+    monkeypatch.setattr(module._Judge, "divergence", lambda self, network: 0.5)
+    reporter = Collected()
+    result = decompose(run, speedup=2, refine_blocks=True, redo=True, reporter=reporter)
+    found = result.facts["block_refinement"]
+    assert not found["kept"] and any(report["step"] for report in found["blocks"])
+    assert (run.model_dir / "weights.safetensors").read_bytes() == weights
+    assert plain.facts["fidelity"] == result.facts["fidelity"]
+    assert any(line.endswith("0.5 before, 0.5 after; the network stays as it was") for line in reporter.messages)
+
+
+@pytest.mark.parametrize("run", ["inverted"], indirect=True)
+@pytest.mark.parametrize("stopped_at", ["write", "put"])
+def test_a_run_that_stopped_between_two_blocks_ends_with_the_same_bytes(run, monkeypatch, stopped_at):
+    decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
+    whole = bytes_of(run)
+    assert sum("blocks" in path.parts for path in whole) > 1
+    write, read = module.write_block, module.read_block
+
+    def stop(path, *arguments):
+        if stopped_at == "put" or path.stem == "001":
+            raise KeyboardInterrupt
+        write(path, *arguments)
+
+    def stop_behind(path, *arguments):
+        raise KeyboardInterrupt
+
+    target, replacement = ("write_block", stop) if stopped_at == "write" else ("read_block", stop_behind)
+    monkeypatch.setattr(module, target, replacement)
+    with pytest.raises(KeyboardInterrupt):
+        decompose(run, speedup=2, refine_blocks=True, redo=True, reporter=Collected())
+    assert [path.name for path in run.blocks_dir.iterdir()] == ["000.safetensors"]
+    monkeypatch.setattr(module, "write_block", write)
+    monkeypatch.setattr(module, "read_block", read)
+    decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
+    assert bytes_of(run) == whole
+
+
+def test_a_block_that_was_made_from_other_layers_is_refused(run):
+    decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
+    shutil.copytree(run.blocks_dir, run.path / "kept")
+    decompose(run, speedup=3, refine_blocks=True, redo=True, reporter=Collected())
+    shutil.rmtree(run.blocks_dir)
+    shutil.rmtree(run.model_dir)
+    (run.path / "kept").rename(run.blocks_dir)
+    with pytest.raises(FileError, match=r"000.safetensors: was made from .*; run decompose again with --redo"):
+        decompose(run, speedup=3, refine_blocks=True, reporter=Collected())
+
+
+def test_another_choice_of_refinement_is_another_run(run):
+    decompose(run, speedup=2, reporter=Collected())
+    with pytest.raises(UsageError, match="was decomposed with refine_blocks = False, got refine_blocks = True"):
+        decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
+
+
+def test_without_memory_for_enough_images_the_blocks_stay(run, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_IMAGES", 10**6)
+    reporter = Collected()
+    result = decompose(run, speedup=2, refine_blocks=True, reporter=reporter)
+    found = result.facts["block_refinement"]
+    assert not found["kept"] and not any("error_before" in report for report in found["blocks"])
+    assert any(line.endswith("left as it is") for line in reporter.messages)
