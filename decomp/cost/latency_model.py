@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import nn
@@ -23,6 +23,8 @@ from decomp.problem.factors import Geometry
 # Shares of a layer's channels at which its factors are timed.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 LINEAR = "linear"
+# Numbers of channels that runtimes compute together (vectors of a processor).
+BLOCKS = (1, 4, 8, 16)
 # Channel counts in, channel counts out, milliseconds of shape (in, out).
 Table: TypeAlias = "tuple[Sequence[int], Sequence[int], Sequence[Sequence[float]]]"
 
@@ -77,7 +79,7 @@ class FactorGrid:
     outputs: list[int]
 
 
-def factor_grids(layer: Layer, module: nn.Module) -> dict[str, FactorGrid]:
+def factor_grids(layer: Layer, module: nn.Module, block: int = 1) -> dict[str, FactorGrid]:
     """The factors that a layer may become, by name, and the channel counts at which each is timed.
 
     Parameters
@@ -85,13 +87,18 @@ def factor_grids(layer: Layer, module: nn.Module) -> dict[str, FactorGrid]:
     layer : decomp.graph.layer.Layer
     module : torch.nn.Module
         The layer itself.
+    block : int
+        Channels of a convolution that the runtime computes together: only whole blocks are timed, and the layer's own
+        counts.
     """
+    block = 1 if layer.kind == "linear" else block
     ranks = [
-        [None] if step.name in layer.left_alone else [None, _shares(step.largest(layer))]
+        [None] if step.name in layer.left_alone else [None, _shares(step.largest(layer), block)]
         for step in STEP_TABLE
         if step.is_rank
     ]
-    widths, geometry = (_shares(layer.in_channels), _shares(layer.out_channels)), geometry_of(module)
+    widths = _shares(layer.in_channels, block), _shares(layer.out_channels, block)
+    geometry = geometry_of(module)
     grids = {}
     for combination in product(*ranks):
         for link in chain(layer, *widths, *combination, geometry=geometry):
@@ -100,8 +107,39 @@ def factor_grids(layer: Layer, module: nn.Module) -> dict[str, FactorGrid]:
     return grids
 
 
-def _shares(limit: int) -> np.ndarray:
-    return np.unique([max(1, round(limit * share)) for share in SHARES])
+def _shares(limit: int, block: int) -> np.ndarray:
+    return np.unique([min(limit, _in_blocks(max(1, round(limit * share)), block)) for share in SHARES])
+
+
+def _in_blocks(n: Any, block: int) -> Any:
+    """Channel counts as the runtime computes them: rounded up to whole blocks."""
+    return -(-n // block) * block
+
+
+def nearest_block(sizes: Sequence[int], milliseconds: Sequence[float]) -> int:
+    """The block of channels whose steps the times of a factor follow best, of :data:`BLOCKS`.
+
+    Between the first and the last size, both whole blocks of every kind, times rise in equal steps from one block to
+    the next one. Of two kinds that fit almost alike the smaller one is taken.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Ascending channel counts.
+    milliseconds : sequence of float
+
+    Returns
+    -------
+    int
+        1 where times do not rise at all.
+    """
+    n, times = np.asarray(sizes), np.asarray(milliseconds, float)
+    rise = times[-1] - times[0]
+    if rise <= 0:
+        return 1
+    risen = (times - times[0]) / rise
+    errors = {b: float(np.abs(risen - (_in_blocks(n, b) - n[0]) / (n[-1] - n[0])).mean()) for b in BLOCKS}
+    return min((b for b in BLOCKS if errors[b] <= min(errors.values()) + 0.02), default=1)
 
 
 def chain_module(layer: Layer, links: Sequence[ChainLink]) -> nn.Module:
@@ -123,6 +161,8 @@ class LatencyCost:
     beside : float
         Milliseconds of everything else (activations, pooling, sums). It is shared among the layers in proportion to
         the numbers in their outputs.
+    block : int
+        Channels of a convolution that the runtime computes together: a count takes the time of the next whole block.
 
     Attributes
     ----------
@@ -134,10 +174,12 @@ class LatencyCost:
     rest: float = 0.0
 
     def __init__(
-        self, graph: Graph, tables: Mapping[tuple[str, str], Table], parts: Mapping[str, float], beside: float
-    ) -> None:
+        self, graph: Graph, tables: Mapping[tuple[str, str], Table], parts: Mapping[str, float], beside: float,
+        block: int = 1,
+    ) -> None:  # fmt: skip
         self.total: float = beside + sum(parts.values())
-        self._times = {key: _interpolator(*table) for key, table in tables.items()}
+        blocks = {layer.name: 1 if layer.kind == "linear" else block for layer in graph.layers}
+        self._times = {key: _interpolator(*table, blocks[key[0]]) for key, table in tables.items()}
         fitted = [layer for layer in graph.layers if layer.fitted]
         self._scale, self._beside = dict.fromkeys(parts, 1.0), dict.fromkeys(parts, 0.0)
         # The factors are timed at the first call; `parts` has the time of all calls.
@@ -166,15 +208,15 @@ class LatencyCost:
 
 
 def _interpolator(
-    inputs: Sequence[int], outputs: Sequence[int], milliseconds: Sequence[Sequence[float]]
+    inputs: Sequence[int], outputs: Sequence[int], milliseconds: Sequence[Sequence[float]], block: int = 1
 ) -> Callable[[Size, Size], Amount]:
-    """Times between the grid points, linear; a wider factor is never faster, so noise is not followed."""
+    """Times of whole blocks, linear between the grid points; a wider factor is never faster: noise is not followed."""
     table = np.maximum.accumulate(np.maximum.accumulate(np.asarray(milliseconds, float), axis=0), axis=1)
     axes = np.asarray(inputs, float), np.asarray(outputs, float)
 
     def at(n_in: Size, n_out: Size) -> Amount:
         (row, next_row, down), (column, next_column, right) = (
-            _between(axis, n) for axis, n in zip(axes, np.broadcast_arrays(n_in, n_out))
+            _between(axis, _in_blocks(n, block)) for axis, n in zip(axes, np.broadcast_arrays(n_in, n_out))
         )
         upper = table[row, column] * (1 - right) + table[row, next_column] * right
         lower = table[next_row, column] * (1 - right) + table[next_row, next_column] * right

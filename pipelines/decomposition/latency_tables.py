@@ -14,17 +14,22 @@ def latency_cost(timings: Timings, graph: NetworkGraph, reporter: Reporter) -> L
     """Cost model from times of all factors that the plan can use, and of the whole network."""
     tables: dict[tuple[str, str], Table] = {}
     fitted = [layer for layer in graph.layers if layer.fitted]
+    block = timings.block()
+    if block > 1:
+        reporter.step(
+            f"{timings.runtime.name} computes channels in blocks of {block}: widths between cost as the next one"
+        )
     with reporter.progress(
         len(fitted), f"measuring convolutions, batch size {timings.batch_size}", "layers"
     ) as progress:
         for layer in fitted:
-            for name, grid in factor_grids(layer, graph.module.get_submodule(layer.name)).items():
+            for name, grid in factor_grids(layer, graph.module.get_submodule(layer.name), block).items():
                 times = timings.table(grid.kind, grid.inputs, grid.outputs)
                 tables[layer.name, name] = grid.inputs, grid.outputs, times
             timings.save()
             progress.update(1)
     shape, names = (timings.batch_size, *graph.input_shape), [layer.name for layer in fitted]
-    return LatencyCost(graph, tables, *_parts(timings, graph, names, shape))
+    return LatencyCost(graph, tables, *_parts(timings, graph, names, shape), block)
 
 
 def _parts(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from decomp.cost.latency_model import LINEAR, FactorKind
+from decomp.cost.latency_model import LINEAR, FactorKind, nearest_block
 from decomp.errors import FileError
+from decomp.problem.factors import Geometry
 from decomp.runtimes.eager import Eager
 from decomp.runtimes.names import LAYOUTS, RUNTIMES
 from decomp.runtimes.runtime import Runtime
@@ -28,6 +29,10 @@ ROUNDS, WHOLE_SECONDS = 30, 6.0
 # Channels of the images of a convolution in context, a whole number of blocks in every runtime; and the shortest time
 # of a factor, in milliseconds, where the difference of two measurements is smaller.
 LEAD, SHORTEST = 16, 1e-4
+
+# Widths at which steps of 4, 8 and 16 channels differ, of a convolution large enough to be told apart from noise.
+STAIRS, STAIR_INPUTS, STAIR_ROUNDS, STAIR_SECONDS = (32, 33, 36, 37, 40, 41, 44, 48), 128, 150, 1.5
+STAIR_KIND = FactorKind((3, 3), Geometry(padding=(1, 1)), (14, 14))
 
 Shape = tuple[int, ...]
 
@@ -89,6 +94,24 @@ class Timings:
             spent = median(times["with"]) - (median(times["without"]) if self.in_context else 0.0)
             self._milliseconds[words] = round(max(spent, SHORTEST), 5)
         return self._milliseconds[words]
+
+    def block(self) -> int:
+        """Channels that this runtime computes together, from the times of a convolution at several widths.
+
+        The widths are timed in turn, and the low quartile counts, so that a disturbance is not taken for a step.
+        """
+        words = {n: f"stairs {STAIR_KIND.words(STAIR_INPUTS, n)}" for n in STAIRS}
+        if any(key not in self._milliseconds for key in words.values()):
+            modules = {str(n): STAIR_KIND.build(STAIR_INPUTS, n) for n in STAIRS}
+            shape = self.shape(STAIR_KIND, STAIR_INPUTS)
+            placed = self.placed(modules, STAIR_KIND, STAIR_INPUTS)
+            prepared = {name: self.pieces.prepare(net, self._images(shape)) for name, net in placed.items()}
+            times = latencies(
+                prepared, shape, self.device, STAIR_ROUNDS, layout=self.runtime.layout, max_seconds=STAIR_SECONDS
+            )  # fmt: skip
+            for n, key in words.items():
+                self._milliseconds[key] = round(quantiles(times[str(n)], n=4, method="inclusive")[0], 5)
+        return nearest_block(STAIRS, [self._milliseconds[key] for key in words.values()])
 
     def shape(self, kind: FactorKind, n_in: int) -> Shape:
         """Shape of the input of a factor as it is timed."""

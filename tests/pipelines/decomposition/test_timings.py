@@ -95,3 +95,19 @@ def test_factors_really_run_in_onnx_runtime(tmp_path):
     pytest.importorskip("onnxruntime")
     known = Timings(tmp_path / "latency.json", CPU, 1, OnnxRuntime())
     assert known.factor(KIND, 3, 2) > 0 and known.factor(FactorKind(LINEAR), 3, 2) > 0
+
+
+def test_the_block_is_that_of_the_low_quartiles_and_is_measured_once(tmp_path, monkeypatch):
+    """A machine that computes 16 channels at a time and is disturbed in every third round."""
+    called = []
+
+    def fake(networks, shape, device, rounds, **options):
+        called.append(shape)
+        widths = {name: network.out_channels for name, network in networks.items()}
+        return {name: [-(-n // 16) + (9.0 * (n % 5) if i % 3 == 0 else 0.0) for i in range(9)]
+                for name, n in widths.items()}  # fmt: skip
+
+    monkeypatch.setattr(timings, "latencies", fake)
+    known = Timings(tmp_path / "latency.json", CPU, 2, Eager())
+    assert (known.block(), known.block()) == (16, 16)
+    assert called == [(2, 128, 14, 14)]
