@@ -96,7 +96,7 @@ _SHARED: dict[str, Decorator] = {
         "--leaf", "leaves", multiple=True, metavar="MODULE",
         help="Do not trace this module and leave it unchanged; can be given several times.  [default: none]",
     ),
-    "redo": click.option("--redo", is_flag=True, help="Start over; drop what this command did in the run before."),
+    "redo": click.option("--redo", is_flag=True, help="Start over; replace what this command did in the run before."),
     "verbose": _verbose,
     "json": _json,
     "debug": _debug,

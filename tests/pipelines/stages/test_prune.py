@@ -149,6 +149,19 @@ def test_an_earlier_result_stays_where_the_new_one_cannot_be_written(run, monkey
     assert not run.pruned_dir.with_name("pruned.new").exists()
 
 
+def test_the_plan_of_a_pruning_that_was_killed_is_not_kept_as_an_edited_one(run, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_compare", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pruned(run)
+    assert run.prune_json.is_file()
+    pruned(run)
+    assert not (run.path / "prune.previous.json").exists()
+
+
 def test_a_pruning_that_was_killed_is_known_and_goes_on(run, monkeypatch):
     def killed(*arguments, **options):
         raise KeyboardInterrupt
