@@ -72,7 +72,8 @@ def plan_shape(name, runtime_name, asked, path, threads):
     try:
         found = allocate_for_latency(
             Path(path).parent / f"{name}-latency.json", options, graph, curves_of(graph, whole.per_layer),
-            Rules(multiple=8), counted=counted, device=torch.device("cpu"), reporter=Reporter(quiet=True),
+            Rules(multiple=8), counted=counted, original=graph.module, device=torch.device("cpu"),
+            reporter=Reporter(quiet=True),
         )  # fmt: skip
     except DecompError as error:
         record = {"refused": str(error)}

@@ -326,8 +326,6 @@ def _check_fields(plan: Plan, name: str) -> None:
     lacking = [key for key in LATENCY_FIELDS if key not in plan.latency] if plan.latency else []
     if lacking:
         raise TargetError(name, f"latency must say {lacking[0]}", got=", ".join(plan.latency))
-    if plan.spaces and plan.cost == "latency":
-        raise TargetError(name, "spaces must be empty in a plan by latency", got=_shown(plan.spaces))
 
 
 def _shown(value: object) -> str:

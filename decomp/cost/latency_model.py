@@ -25,6 +25,8 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 LINEAR = "linear"
 # Numbers of channels that runtimes compute together (vectors of a processor).
 BLOCKS = (1, 4, 8, 16)
+# Of the step from one block to the next, the share that lies within a block.
+WITHIN = 0.1
 # Channel counts in, channel counts out, milliseconds of shape (in, out).
 Table: TypeAlias = "tuple[Sequence[int], Sequence[int], Sequence[Sequence[float]]]"
 
@@ -88,27 +90,32 @@ def factor_grids(layer: Layer, module: nn.Module, block: int = 1) -> dict[str, F
     module : torch.nn.Module
         The layer itself.
     block : int
-        Channels of a convolution that the runtime computes together: only whole blocks are timed, and the layer's own
-        counts.
+        Output channels of a convolution that the runtime computes together: of outputs only whole blocks are timed, and
+        the layer's own count.
     """
     block = 1 if layer.kind == "linear" else block
     ranks = [
-        [None] if step.name in layer.left_alone else [None, _shares(step.largest(layer), block)]
+        [None] if step.name in layer.left_alone else [None, _shares(step.largest(layer))]
         for step in STEP_TABLE
         if step.is_rank
     ]
-    widths = _shares(layer.in_channels, block), _shares(layer.out_channels, block)
-    geometry = geometry_of(module)
+    widths, geometry = (_shares(layer.in_channels), _shares(layer.out_channels)), geometry_of(module)
     grids = {}
     for combination in product(*ranks):
         for link in chain(layer, *widths, *combination, geometry=geometry):
-            inputs, outputs = (np.atleast_1d(n).tolist() for n in (link.in_channels, link.out_channels))
+            inputs, outputs = np.atleast_1d(link.in_channels).tolist(), _blocks_of(link.out_channels, block)
             grids[link.name] = FactorGrid(FactorKind.of(layer, link), inputs, outputs)
     return grids
 
 
-def _shares(limit: int, block: int) -> np.ndarray:
-    return np.unique([min(limit, _in_blocks(max(1, round(limit * share)), block)) for share in SHARES])
+def _shares(limit: int) -> np.ndarray:
+    return np.unique([max(1, round(limit * share)) for share in SHARES])
+
+
+def _blocks_of(sizes: Size, block: int) -> list[int]:
+    """Channel counts rounded up to whole blocks, though not beyond the largest."""
+    own = np.atleast_1d(sizes)
+    return np.unique(np.minimum(_in_blocks(own, block), own.max())).tolist()
 
 
 def _in_blocks(n: Any, block: int) -> Any:
@@ -162,7 +169,7 @@ class LatencyCost:
         Milliseconds of everything else (activations, pooling, sums). It is shared among the layers in proportion to
         the numbers in their outputs.
     block : int
-        Channels of a convolution that the runtime computes together: a count takes the time of the next whole block.
+        Output channels of a convolution that the runtime computes together, see :func:`nearest_block`.
 
     Attributes
     ----------
@@ -210,13 +217,17 @@ class LatencyCost:
 def _interpolator(
     inputs: Sequence[int], outputs: Sequence[int], milliseconds: Sequence[Sequence[float]], block: int = 1
 ) -> Callable[[Size, Size], Amount]:
-    """Times of whole blocks, linear between the grid points; a wider factor is never faster: noise is not followed."""
+    """Times, linear between the grid points, of outputs in whole blocks; a wider factor is never faster.
+
+    Within a block the time rises by :data:`WITHIN` of the step to the next one: what reads fewer channels is faster.
+    """
     table = np.maximum.accumulate(np.maximum.accumulate(np.asarray(milliseconds, float), axis=0), axis=1)
     axes = np.asarray(inputs, float), np.asarray(outputs, float)
 
     def at(n_in: Size, n_out: Size) -> Amount:
+        whole = _in_blocks(n_out, block)
         (row, next_row, down), (column, next_column, right) = (
-            _between(axis, _in_blocks(n, block)) for axis, n in zip(axes, np.broadcast_arrays(n_in, n_out))
+            _between(axis, n) for axis, n in zip(axes, np.broadcast_arrays(n_in, (1 - WITHIN) * whole + WITHIN * n_out))
         )
         upper = table[row, column] * (1 - right) + table[row, next_column] * right
         lower = table[next_row, column] * (1 - right) + table[next_row, next_column] * right

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from decomp.allocation.allocator import Allocator
 from decomp.allocation.choices import LayerPlans
@@ -21,6 +22,7 @@ from decomp.cost.latency_model import FactorKind, chain_module
 from decomp.errors import TargetError
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.shared_spaces import whole_spaces
 from decomp.runtimes.choice import runtime
 from decomp.runtimes.names import require_supported
 from decomp.surgery.random_network import random_network
@@ -32,7 +34,7 @@ from .latency_tables import latency_cost
 from .plans_between import plans_between
 from .speed_ratio import SpeedRatio, measure_ratio
 from .target_errors import limiting_options
-from .target_search import LEAST, Attempt, Candidate, TargetSearch
+from .target_search import LEAST, MOST, Attempt, Candidate, TargetSearch
 from .timings import Timings
 
 # Measurements of the chosen plan that may disagree with the ones before them, until the search gives up.
@@ -84,6 +86,7 @@ def allocate_for_latency(
     rules: Rules,
     *,
     counted: CostModel,
+    original: nn.Module,
     device: torch.device,
     reporter: Reporter,
 ) -> Allocation:
@@ -105,24 +108,35 @@ def allocate_for_latency(
     rules : decomp.allocation.rules.Rules
     counted : CostModel
         Multiply-accumulates.
+    original : torch.nn.Module
+        Against which networks are timed; not the graph's own where whole channel spaces were narrowed.
     device : torch.device
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Raises
     ------
     TargetError
-        The smallest sizes are measured to be slower than requested; names the limiting options.
+        The smallest sizes are measured to be slower than requested, which names the limiting options; or the narrowed
+        spaces alone make the network faster than that.
     """
     assert options.latency_batch is not None and options.latency_layout is not None  # as cost is latency
     assert options.runtime is not None
     require_supported(options.runtime, options.latency_layout, device.type)
     made = runtime(options.runtime, options.latency_layout)
     timings = Timings(path, device, options.latency_batch, made)
-    timings.keep_prepared(graph.module, (options.latency_batch, *graph.input_shape))
-    planner = _Planner(
-        timings, graph, curves, latency_cost(timings, graph, reporter), counted, options, rules, reporter
-    )
-    return planner.run()
+    shape = (options.latency_batch, *graph.input_shape)
+    timings.keep_prepared(original, shape)
+    cost = latency_cost(timings, graph, reporter)
+    if original is not graph.module:
+        times = timings.compare({"original": original, "narrowed": graph.module}, shape)
+        alone = times["original"] / times["narrowed"]
+        reporter.step(f"measured speed-up of the narrowed channel spaces alone: {alone:.2f}x")
+        if alone > MOST * options.speedup:
+            rule = f"the narrowed channel spaces alone were measured {alone:.2f}x as fast, more than the target"
+            fix = "keep a larger share of their channels, or raise the target"
+            raise TargetError("--coupled", rule, got=f"{options.speedup:g}x", fix=fix)
+        cost.total *= alone
+    return _Planner(timings, graph, curves, cost, counted, original, options, rules, reporter).run()
 
 
 @dataclass(eq=False)
@@ -134,6 +148,7 @@ class _Planner:
     curves: Mapping[str, LayerCurves]
     cost: CostModel
     counted: CostModel
+    original: nn.Module
     options: DecomposeOptions
     rules: Rules
     reporter: Reporter
@@ -176,8 +191,9 @@ class _Planner:
     def _search(self, propose: Any, highest: Any) -> TargetSearch:
         whole = {layer.name: LayerPlan(layer.name, left_alone=dict(layer.left_alone)) for layer in self.graph.layers}
         return TargetSearch(
-            self.options.speedup, self._candidate(whole), highest, propose, self._between, self.measure, self.reporter
-        )
+            self.options.speedup, self.cost.total, self._candidate(whole), highest, propose, self._between,
+            self.measure, self.reporter,
+        )  # fmt: skip
 
     def _candidate(self, plans: LayerPlans) -> Candidate:
         return Candidate(plans, self.all_sizes.cost(plans), self.all_sizes.error(plans))
@@ -231,7 +247,7 @@ class _Planner:
 
     def measure(self, candidate: Candidate) -> SpeedRatio:
         """Speed-up of a network of the planned sizes with random weights."""
-        planned, original = random_network(self.graph, candidate.plans), self.graph.module
+        planned, original = random_network(self.graph, candidate.plans), self.original
         self.timings.keep_prepared(planned, self._shape)
         networks = {"original": original, "planned": planned, "again": original}
         try:
@@ -247,12 +263,12 @@ class _Planner:
         """
         for _ in range(CONFIRMATIONS):
             for _ in range(2):
-                self.timings.keep_prepared(self.graph.module, self._shape)
+                self.timings.keep_prepared(self.original, self._shape)
                 attempt.ratios.append(self.measure(attempt.candidate))
-                if search.is_kept(attempt.ratios[-1].speedup) == search.is_kept(attempt.ratios[0].speedup):
+                if search.is_sure(attempt.ratios[-1].speedup):
                     break
             self.reporter.step(f"measured again with the chosen sizes: {attempt.speedup:.2f}x")
-            if search.is_kept(attempt.speedup) or (following := search.refine()) is attempt:
+            if search.is_sure(attempt.speedup) or (following := search.refine()) is attempt:
                 return attempt
             attempt = following
         return attempt
@@ -307,7 +323,10 @@ class _Planner:
         held = f"batch of {options.latency_batch} in {options.runtime}, limited by {'; '.join(causes)}"
         if signs := fastest.ratio.disturbances:
             held += f"; the machine was busy: {'; '.join(signs)}"
+        fix = "lower the target or lift a limit"
+        if options.coupled is None and whole_spaces(self.graph)[0]:
+            fix += ", or narrow whole channel spaces too (--coupled 0.75)"
         return TargetError(
             "--speedup", f"at most {fastest.speedup:.2f}x was measured with the smallest sizes, {held}",
-            got=f"{options.speedup:g}x", fix="lower the target or lift a limit",
+            got=f"{options.speedup:g}x", fix=fix,
         )  # fmt: skip

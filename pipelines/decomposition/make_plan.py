@@ -116,6 +116,7 @@ def _made(
         allocation = allocate_for_latency(
             run.latency_json, options, surveyed.graph, curves, rules.rules,
             counted=counted_model("macs", surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost),
+            original=surveyed.opened.original if surveyed.narrowed.widths else surveyed.graph.module,
             device=surveyed.opened.device, reporter=reporter,
         )  # fmt: skip
     else:
@@ -155,12 +156,9 @@ def space_widths(
         return plan.spaces
     if options.coupled is None:
         return {}
-    for option, is_set in (
-        ("--cost latency", options.cost == "latency"),
-        ("--max-layer-speedup", options.max_layer_speedup is not None),
-    ):
-        if is_set:
-            raise UsageError("--coupled", "narrows by counted cost, layers together", got=option, fix="leave one out")
+    if options.max_layer_speedup is not None:
+        rule = "narrows by counted cost, layers together"
+        raise UsageError("--coupled", rule, got="--max-layer-speedup", fix="leave one out")
     return widths_for_share(graph, options.coupled, _rules(options, graph).rules)
 
 

@@ -20,6 +20,8 @@ LEAST, MOST = 0.97, 1.10
 #: Shares between which a measurement ends the search, so that the next one still lies between LEAST and MOST; their
 #: middle is aimed at.
 ENOUGH, SURPLUS = 0.99, 1.06
+#: The same for a plan that is measured again, of which the lower speed-up counts, from LEAST and from MOST.
+MARGIN = 0.015
 CENTRE = (ENOUGH + SURPLUS) / 2
 #: Plans that are proposed by the table, and plans between a slow and a fast one, that are measured at most.
 PROPOSALS, REFINEMENTS = 5, 7
@@ -74,8 +76,10 @@ class TargetSearch:
     Attributes
     ----------
     asked : float
-    original : Candidate
-        The network with nothing replaced.
+    whole : float
+        Time of the original in units of the table.
+    slowest : Candidate
+        The network in which no layer is replaced; narrower than the original where whole channel spaces lost channels.
     most : callable
         The greatest speed-up by the table that can be proposed now.
     propose : callable
@@ -88,7 +92,8 @@ class TargetSearch:
     """
 
     asked: float
-    original: Candidate
+    whole: float
+    slowest: Candidate
     most: Callable[[], float]
     propose: Callable[[float], Candidate]
     between: Callable[[Candidate, Candidate], Sequence[Candidate]]
@@ -112,7 +117,7 @@ class TargetSearch:
                 break
             if (time := self._corrected()) is None:
                 break
-            speedup = self.original.milliseconds / time
+            speedup = self.whole / time
         if all(attempt.speedup < self.asked for attempt in self.attempts):
             fastest = self.propose(self.most())
             if not self._known(fastest):
@@ -126,6 +131,10 @@ class TargetSearch:
     def is_kept(self, speedup: float) -> bool:
         """Whether a measured speed-up is the one asked for."""
         return LEAST * self.asked <= speedup <= MOST * self.asked
+
+    def is_sure(self, speedup: float) -> bool:
+        """Whether a speed-up that was measured again is far enough from both ends of a kept promise."""
+        return (LEAST + MARGIN) * self.asked <= speedup <= (MOST - MARGIN) * self.asked
 
     def best(self) -> Attempt:
         """The attempt of least loss that is as fast as asked; if there is none, the slowest faster or the fastest."""
@@ -160,11 +169,10 @@ class TargetSearch:
 
         Times are in units of the table: those at which the original takes as long as there.
         """
-        whole = self.original.milliseconds
-        points = [(self.original, whole)]
-        points += [(attempt.candidate, whole / attempt.speedup) for attempt in self.attempts]
-        aim = whole / (CENTRE * self.asked)
-        slow = min((point for point in points if point[1] > aim), key=lambda point: point[1])
+        points = [(self.slowest, self.slowest.milliseconds)]
+        points += [(attempt.candidate, self.whole / attempt.speedup) for attempt in self.attempts]
+        aim = self.whole / (CENTRE * self.asked)
+        slow = min((point for point in points if point[1] > aim), key=lambda point: point[1], default=points[0])
         fast = max((point for point in points if point[1] <= aim), key=lambda point: point[1], default=None)
         return slow, fast
 
@@ -173,7 +181,7 @@ class TargetSearch:
 
         None where the table orders the closest slow and the closest fast plan the other way round.
         """
-        whole = self.original.milliseconds
+        whole = self.whole
         aim, ((slow, slow_time), fast) = whole / (CENTRE * self.asked), self._ends()
         if fast is not None:
             share = (slow_time - aim) / (slow_time - fast[1])
@@ -196,7 +204,7 @@ class TargetSearch:
             path = [] if fast is None else [one for one in self.between(slow, fast[0]) if not self._known(one)]
             if fast is None or not path:
                 break
-            aim = self.original.milliseconds / (CENTRE * self.asked)
+            aim = self.whole / (CENTRE * self.asked)
             share = (slow_time - aim) / (slow_time - fast[1])
             self._try(path[_place(path, slow.milliseconds, fast[0].milliseconds, share)])
         return self.best()

@@ -68,11 +68,11 @@ def test_each_factor_is_timed_at_shares_of_its_own_channels():
     assert "vertical" not in factor_grids(one_by_one, view.module.get_submodule(one_by_one.name))
 
 
-def test_only_whole_blocks_and_the_own_counts_of_a_convolution_are_timed():
+def test_outputs_are_timed_in_whole_blocks_and_at_their_own_count():
     view = view_of()
     layer, last = view.layers[1], view.layers[-1]  # 8 -> 10, 3x5: largest spatial rank 24
     grids = factor_grids(layer, view.module.get_submodule(layer.name), block=4)
-    assert (grids["dense"].inputs, grids["dense"].outputs) == ([4, 8], [4, 8, 10])
+    assert (grids["dense"].inputs, grids["dense"].outputs) == ([1, 2, 4, 8], [4, 8, 10])
     assert grids["vertical"].outputs == [4, 8, 12, 24]
     (linear,) = factor_grids(last, view.module.get_submodule(last.name), block=4).values()
     assert linear.inputs == [1, 2, 4, 9]
@@ -88,11 +88,12 @@ def test_the_block_of_a_runtime_is_found_from_times_that_rise_in_steps(block):
     assert latency.nearest_block(sizes, steps[::-1]) == 1
 
 
-def test_a_count_of_channels_takes_the_time_of_the_next_whole_block():
-    at = latency._interpolator([8, 16, 24], [8, 20], [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], block=8)
-    assert [at(n, 8) for n in (1, 8, 9, 16, 17, 24)] == [1.0, 1.0, 3.0, 3.0, 5.0, 5.0]
-    assert at(8, 17) == at(8, 20) == 2.0  # the own count, which is no whole block
-    assert at(8, 12) == pytest.approx(1 + 8 / 12)
+def test_outputs_take_nearly_the_time_of_the_next_whole_block_and_inputs_their_own():
+    at = latency._interpolator([1, 9], [8, 16, 24], [[1.0, 2.0, 3.0], [9.0, 10.0, 11.0]], block=8)
+    assert [at(1, n) for n in (1, 8, 16, 24)] == [1.0, 1.0, 2.0, 3.0]
+    assert at(1, 9) == pytest.approx(2 - latency.WITHIN * 7 / 8) and at(1, 9) < at(1, 10) < at(1, 16)
+    assert [at(n, 8) for n in (1, 2, 5, 9)] == [1.0, 2.0, 5.0, 9.0]
+    assert latency._interpolator([1], [8, 20], [[1.0, 2.0]], block=8)(1, 20) == 2.0  # the own count, no whole block
 
 
 def test_a_chain_becomes_one_module_that_runs():

@@ -209,3 +209,23 @@ def test_a_plan_by_multiply_accumulates_is_taken_where_it_loses_less_at_the_meas
     plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=reporter)
     assert 1.5 * 0.97 <= plan["latency"]["measured_speedup"] <= 1.5 * 1.10
     assert any("that is taken" in line for line in reporter.messages)
+
+
+@pytest.mark.usefixtures("known_networks")
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+def test_a_plan_on_narrowed_channel_spaces_is_timed_against_the_original(run, machine):
+    """The narrowed network is the faster one that layers are replaced in; the target is that of the whole network."""
+    machine()
+    decompose(run, speedup=3.0, cost="latency", coupled=0.5, latency_batch=16, multiple=1, reporter=Collected())
+    plan = json.loads(run.plan_json.read_text())
+    assert plan["spaces"] == {"stem": 4} and 3.0 * 0.97 <= plan["latency"]["measured_speedup"] <= 3.0 * 1.10
+    before, after = (by_macs(network_file.load(p), (16, *SHAPE)) for p in (run.original_dir, run.model_dir))
+    assert before / after == pytest.approx(plan["latency"]["measured_speedup"], abs=2e-2)
+
+
+@pytest.mark.usefixtures("known_networks")
+@pytest.mark.parametrize("run", ["residual"], indirect=True)
+def test_narrowed_channel_spaces_that_are_faster_than_asked_are_refused(run, machine):
+    machine()
+    with pytest.raises(TargetError, match=r"^--coupled: the narrowed channel spaces alone were measured .* got 1\.2x"):
+        decompose(run, speedup=1.2, cost="latency", coupled=0.3, latency_batch=16, multiple=1, reporter=Collected())

@@ -126,8 +126,8 @@ def test_spaces_that_a_plan_cannot_have_are_refused(run, spaces, message):
 def test_shared_channels_of_skipped_layers_stay_and_costs_that_do_not_add_up_are_refused(run):
     with pytest.raises(TargetError, match="no channel space .* belongs to a layer that keeps its shape"):
         decompose(run, speedup=1.2, coupled=0.5, skip=["stem"], reporter=Collected())
-    with pytest.raises(UsageError, match="--cost latency"):
-        decompose(run, speedup=1.2, coupled=0.5, cost="latency", reporter=Collected())
+    with pytest.raises(UsageError, match="--max-layer-speedup"):
+        decompose(run, speedup=1.2, coupled=0.5, max_layer_speedup=2.0, reporter=Collected())
 
 
 @pytest.mark.parametrize("run", ["plain"], indirect=True)
