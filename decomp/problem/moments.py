@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ TILE_COLUMNS = 1024
 ROUNDING = 1e-5
 # Products of float32 rows leave entries of K exact to this share of its trace.
 NOISE = 1e-6
+# Remainder of K, relative to its diagonal, at which a factorisation of few rows ends.
+REMAINDER = 1e-9
+# Inputs for each row, and inputs at all, from which on K is treated as a product of few rows (`Moments.root`).
+FEW, MANY_INPUTS = 2, 256
 
 
 Device = str | torch.device
@@ -51,6 +55,7 @@ class Moments:
     x_mean: Tensor
     y_mean: Tensor
     n_rows: int = 0
+    _root: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def zeros(cls, p: int, n: int, device: Device = "cpu") -> Moments:
@@ -85,7 +90,35 @@ class Moments:
         for start in range(0, len(X), TILE_ROWS):
             self._update_tile(X[start : start + TILE_ROWS], Y[start : start + TILE_ROWS])
 
+    @property
+    def root(self) -> Tensor | None:
+        r"""Matrix R (r, p) with :math:`K = R^T R` for many more inputs than rows; None for other moments.
+
+        Then r is less than the number of rows, and products and solutions with R take a fraction of the work of those
+        with K. It is the pivoted Cholesky factor of K, each input taken relative to its own size, up to the rounding
+        of K's entries. Computed once, and passed on to the moments that are made from these.
+        """
+        p = self.K.shape[0]
+        if self._root is None and p >= MANY_INPUTS and FEW * self.n_rows <= p and self.K.device.type == "cpu":
+            self._root = _pivoted_cholesky(self.K, self.n_rows)
+        return self._root
+
+    def with_root(self, root: Tensor | None) -> Moments:
+        """These moments with a known root, if there is one and the inputs are many."""
+        many = root is not None and root.shape[1] >= max(MANY_INPUTS, FEW * self.n_rows)
+        self._root = root if many else None
+        return self
+
+    def times(self, B: Tensor) -> Tensor:
+        """``K @ B`` for B (p, m)."""
+        return self.K @ B if self.root is None else self.root.T @ (self.root @ B)
+
+    def with_responses(self, C: Tensor, S: Tensor, y_mean: Tensor) -> Moments:
+        """Moments of the same X and other responses."""
+        return Moments(self.K, C, S, self.x_mean, y_mean, self.n_rows, self.root)
+
     def _update_tile(self, X: Tensor, Y: Tensor) -> None:
+        self._root = None
         dtype, device = _product_dtype(X, Y), self.K.device
         X, x_mean = _centred(X.to(device, dtype))
         Y, y_mean = _centred(Y.to(device, dtype))
@@ -145,25 +178,29 @@ class Moments:
     def to(self, device: Device) -> Moments:
         """The same moments on another device."""
         K, C, S, x_mean, y_mean = (t.to(device) for t in (self.K, self.C, self.S, self.x_mean, self.y_mean))
-        return Moments(K, C, S, x_mean, y_mean, self.n_rows)
+        return Moments(K, C, S, x_mean, y_mean, self.n_rows, None if device != self.K.device else self._root)
 
     def take_inputs(self, index: Tensor) -> Moments:
         """Moments of ``X[:, index]`` and Y."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.K.device)
         K = self.K.index_select(0, index).index_select(1, index)
-        return Moments(K, self.C.index_select(0, index), self.S, self.x_mean[index], self.y_mean, self.n_rows)
+        root = None if self.root is None else self.root.index_select(1, index)
+        C = self.C.index_select(0, index)
+        return Moments(K, C, self.S, self.x_mean[index], self.y_mean, self.n_rows).with_root(root)
 
     def map_inputs(self, A: Tensor) -> Moments:
         """Moments of ``X @ A`` (A of shape (p, q)) and Y."""
         A = A.to(self.K)
         K = A.T @ (self.K @ A)
-        return Moments((K + K.T) / 2, A.T @ self.C, self.S, self.x_mean @ A, self.y_mean, self.n_rows)
+        root = None if self.root is None else self.root @ A
+        K, C = (K + K.T) / 2, A.T @ self.C
+        return Moments(K, C, self.S, self.x_mean @ A, self.y_mean, self.n_rows).with_root(root)
 
     def map_outputs(self, T: Tensor) -> Moments:
         """Moments of X and ``Y @ T`` (T of shape (n, m))."""
         T = T.to(self.K)
         S = T.T @ self.S @ T
-        return Moments(self.K, self.C @ T, (S + S.T) / 2, self.x_mean, self.y_mean @ T, self.n_rows)
+        return Moments(self.K, self.C @ T, (S + S.T) / 2, self.x_mean, self.y_mean @ T, self.n_rows, self.root)
 
     def error(self, B: Tensor, metric: Tensor | None = None) -> float:
         r"""Relative squared error of ``Y ≈ X @ B + b`` with the best b.
@@ -195,7 +232,7 @@ class Moments:
             S, weighted = S * F, B @ F
         total = float(S.sum() if metric is not None else S.trace())
         cross = float((weighted * self.C).sum())
-        fitted = float((weighted * (self.K @ B)).sum())
+        fitted = float((weighted * self.times(B)).sum())
         # Error that rounding of K alone can add for a B with parts in directions that the rows do not have.
         noise = NOISE * float(self.K.diagonal().sum()) * float(weighted.norm() * B.norm())
         squared, slack = total - 2 * cross + fitted, ROUNDING * (total + 2 * abs(cross) + abs(fitted)) + noise
@@ -219,6 +256,24 @@ class Moments:
                     got=f"{bad} of {tensor.numel()} entries of {letter} NaN or Inf",
                     fix="check the weights and images",
                 )
+
+
+def _pivoted_cholesky(K: Tensor, n_rows: int) -> Tensor:
+    """R (r, p), r < n_rows, with K = RᵀR but for rounding, by pivots of largest remainder."""
+    scale = K.diagonal().clamp_min(0).sqrt()
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    left = (scale > 0).to(K.dtype)  # of the diagonal, relative to itself
+    R = torch.empty(max(n_rows - 1, 0), len(K), dtype=K.dtype, device=K.device)
+    for k in range(len(R)):
+        pivot = int(left.argmax())
+        size = float(left[pivot])
+        if not size > REMAINDER:
+            R = R[:k]
+            break
+        row = K[pivot] * inverse * inverse[pivot]
+        R[k] = (row - R[:k, pivot] @ R[:k]) / math.sqrt(size)
+        left -= R[k].square()
+    return R * scale
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ def channel_curve(
     # In the coordinates Y F^½ U the errors of the directions add up: of a fitted one its residual, of another its size.
     measured = moments if held_out is None else held_out
     projected = B @ directions
-    gains = 2 * (projected * (measured.C @ directions)).sum(0) - (projected * (measured.K @ projected)).sum(0)
+    gains = 2 * (projected * (measured.C @ directions)).sum(0) - (projected * measured.times(projected)).sum(0)
     total = (directions * (measured.S @ directions)).sum()
     return _relative(total, gains)
 
@@ -174,12 +174,25 @@ def nested_errors(
         right, measured = right @ root, measured.map_outputs(root)
     weights = torch.linalg.solve_triangular(L, right, upper=False)
     C = torch.linalg.solve_triangular(L, measured.C, upper=False)
+    if measured.root is not None:
+        rows = torch.linalg.solve_triangular(L, measured.root.T, upper=False)
+        gains = 2 * (weights * C).sum(dim=1).view(-1, block).sum(dim=1) - _rise(rows, weights, block)
+        return _relative(measured.S.trace(), gains)
     K = torch.linalg.solve_triangular(L, measured.K, upper=False)
     K = torch.linalg.solve_triangular(L, K.T, upper=False)
     # Σ_ij≤r w_i·w_j K_ij grows by twice its new row less the diagonal.
     K *= weights @ weights.T
     gains = 2 * (weights * C).sum(dim=1) - 2 * K.tril().sum(dim=1) + K.diagonal()
     return _relative(measured.S.trace(), gains.view(-1, block).sum(dim=1))
+
+
+def _rise(rows: Tensor, weights: Tensor, block: int) -> Tensor:
+    """Rise of the squared size of the predictions of few rows (p, r) with each block of inputs."""
+    predicted, sizes = rows.new_zeros(rows.shape[1], weights.shape[1]), [rows.new_zeros(())]
+    for inputs, own in zip(rows.split(block), weights.split(block)):
+        predicted.addmm_(inputs.T, own)
+        sizes.append(predicted.square().sum())
+    return torch.stack(sizes).diff()
 
 
 def _relative(total: Tensor, gains: Tensor) -> np.ndarray:

@@ -145,7 +145,7 @@ def activation_targets(problem: LayerProblem, factored: FactoredConv, penalty: f
     total = float(weights @ (second - first.square() / n_rows))
     error = float(weights @ squares) / total if total > 0 else 0.0
     S = (S + S.T) / 2 - torch.outer(sums, sums) / n_rows
-    return error, Moments(moments.K, C, S, moments.x_mean, moments.y_mean + sums / n_rows, n_rows)
+    return error, moments.with_responses(C, S, moments.y_mean + sums / n_rows)
 
 
 def _require_all_rows(problem: LayerProblem, n_rows: int) -> None:
@@ -258,7 +258,7 @@ class HalfQuadratic:
         self.rows = ResponseRows(problem, coefficients, moments.x_mean @ full.weight)
         self.weights = response_weights(problem)
         # By eigenvectors: responses that do not vary leave nothing but rounding, which has no Cholesky factor.
-        vectors, values = symmetric_eigen(full.weight.T @ (moments.K @ full.weight))
+        vectors, values = symmetric_eigen(full.weight.T @ moments.times(full.weight))
         whitening = vectors / (values + RIDGE * (float(values.mean()) or 1.0)).sqrt()
         # From p inputs the responses vary in at most p directions; beyond them there is only rounding.
         self.whitening = whitening[:, : moments.K.shape[0]].contiguous()

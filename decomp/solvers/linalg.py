@@ -24,6 +24,8 @@ Ridge = float | Literal["evidence"]
 RIDGE_DECADES = (-8, 1)
 # A prior that leaves less than this share of the responses' variance is exact up to rounding of float32 rows.
 EXACT = 1e-6
+# Eigenvalues of few rows below this share of the largest are rounding.
+NULL = 1e-12
 # Eigenvalues of an output metric are raised to this share of their mean: the metric must be invertible.
 METRIC_FLOOR = 1e-6
 
@@ -118,6 +120,11 @@ def least_squares(moments: Moments, *, ridge: Ridge = RIDGE, prior: Tensor | Non
     With a prior the result is B₀ + (K + λI)⁻¹(C − K B₀), so a prior that is exact already is returned exactly.
     """
     wanted = ridge_value(moments, ridge, prior)
+    if moments.root is not None and wanted > 0:
+        right = moments.C if prior is None else moments.C - moments.times(prior.to(moments.K))
+        B = FewRows(moments.root).solve(right, wanted * (float(moments.K.diagonal().mean()) or 1.0))
+        B = B if prior is None else prior.to(B) + B
+        return LeastSquares(B, intercept(moments, B), {"ridge": wanted, "ridge_raised": False})
     L, used = factorise(moments.K, wanted)
     if prior is None:
         B = torch.cholesky_solve(moments.C, L)
@@ -162,12 +169,13 @@ def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
     if left_over <= EXACT * total:
         return RIDGE_BOUND
     costs: dict[int, float] = {}
+    few = None if moments.root is None else FewRows(moments.root, right)
 
     def cost(decade: int) -> float:
         if not RIDGE_DECADES[0] <= decade <= RIDGE_DECADES[1]:
             return math.inf
         if decade not in costs:
-            costs[decade] = evidence_cost(moments, 10.0**decade, right, left_over)
+            costs[decade] = evidence_cost(moments, 10.0**decade, right, left_over, few)
         return costs[decade]
 
     rows_each = moments.n_rows / moments.K.shape[0]
@@ -186,11 +194,11 @@ def _left_by_prior(moments: Moments, prior: Tensor | None) -> tuple[Tensor, floa
     if prior is None:
         return moments.C, total
     prior = prior.to(moments.K)
-    right = moments.C - moments.K @ prior
+    right = moments.C - moments.times(prior)
     return right, total - float((prior * (moments.C + right)).sum())
 
 
-def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: float) -> float:
+def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: float, few: FewRows | None = None) -> float:
     r"""Twice the negative logarithm of the probability of the responses under a ridge, up to a constant.
 
     With B ~ N(B₀, σ²/λ) and Y − XB ~ N(0, σ²), σ² at its most likely value, N − 1 degrees of freedom about the
@@ -207,6 +215,8 @@ def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: floa
         C − KB₀.
     left_over : float
         Squared error of the prior.
+    few : FewRows, optional
+        Of the root of moments of few rows and of ``right``, in place of a factorisation.
 
     Returns
     -------
@@ -215,16 +225,59 @@ def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: floa
     """
     p, n = moments.C.shape
     penalty = ridge * float(moments.K.diagonal().mean())
-    shifted = moments.K.clone()
-    shifted.diagonal().add_(penalty)
-    L, info = torch.linalg.cholesky_ex(shifted)
-    if int(info):
-        return math.inf
-    del shifted
-    explained = float(torch.linalg.solve_triangular(L, right, upper=False).square().sum())
-    determinant = 2 * float(L.diagonal().log().sum()) - p * math.log(penalty)
+    if few is not None:
+        explained, determinant = few.explained(penalty), few.determinant(penalty)
+    else:
+        shifted = moments.K.clone()
+        shifted.diagonal().add_(penalty)
+        L, info = torch.linalg.cholesky_ex(shifted)
+        if int(info):
+            return math.inf
+        del shifted
+        explained = float(torch.linalg.solve_triangular(L, right, upper=False).square().sum())
+        determinant = 2 * float(L.diagonal().log().sum()) - p * math.log(penalty)
     error = max(left_over - explained, 1e-2 * EXACT * float(moments.S.trace()))
     return n * determinant + (moments.n_rows - 1) * n * math.log(error)
+
+
+class FewRows:
+    r"""Solutions with K + λI for K = RᵀR of few rows: by one eigen-decomposition of RRᵀ, for every λ.
+
+    With RRᵀ = QΓQᵀ the columns of V = RᵀQΓ^-½ are the eigenvectors of K whose eigenvalues Γ are not zero. Right-hand
+    sides lie in their span but for rounding, which is left out.
+
+    Parameters
+    ----------
+    root : Tensor of shape (r, p)
+        R, see `Moments.root`.
+    right : Tensor of shape (p, n), optional
+        C − KB₀ for `explained`.
+    """
+
+    def __init__(self, root: Tensor, right: Tensor | None = None) -> None:
+        values, vectors = torch.linalg.eigh(root @ root.T)
+        present = values > NULL * float(values[-1:].sum())
+        self.values, self.root = values[present], root
+        self.vectors = vectors[:, present] / self.values.sqrt()
+        # Squared size of the right-hand side along each eigenvector.
+        self.squares = None if right is None else self._along(right).square().sum(dim=1)
+
+    def _along(self, right: Tensor) -> Tensor:
+        """Vᵀ @ right."""
+        return self.vectors.T @ (self.root @ right)
+
+    def solve(self, right: Tensor, penalty: float) -> Tensor:
+        """(K + λI)⁻¹ @ right for an absolute λ."""
+        return self.root.T @ (self.vectors @ (self._along(right) / (self.values + penalty)[:, None]))
+
+    def explained(self, penalty: float) -> float:
+        """tr rightᵀ(K + λI)⁻¹ right."""
+        assert self.squares is not None, "made without a right-hand side"
+        return float((self.squares / (self.values + penalty)).sum())
+
+    def determinant(self, penalty: float) -> float:
+        """log det(K + λI) − p log λ."""
+        return float((1 + self.values / penalty).log().sum())
 
 
 def intercept(moments: Moments, B: Tensor) -> Tensor:
@@ -322,7 +375,7 @@ def response_basis(moments: Moments, B: Tensor, metric: Tensor | None = None) ->
     energies : Tensor of shape (n,)
         The eigenvalues, none negative.
     """
-    fitted = B.T @ (moments.K @ B)
+    fitted = B.T @ moments.times(B)
     if metric is not None:
         root, _ = metric_roots(metric.to(B))
         fitted = root @ fitted @ root

@@ -239,7 +239,7 @@ class _Search:
         B = kernel.flatten(1).T
         with torch.no_grad():
             # tr F(BᵀKB − 2BᵀC + S) = tr F(Bᵀ(KB − C) − BᵀC + S), and the ridge.
-            residual = self.moments.K @ B - self.moments.C
+            residual = self.moments.times(B) - self.moments.C
             distance = B - self.prior
             gradient = self._weighted(residual + self.penalty * distance)
             loss = (B * self._weighted(residual - self.moments.C)).sum() + self._weighted(self.moments.S).trace()

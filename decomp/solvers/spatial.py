@@ -213,8 +213,12 @@ def through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> Mo
     blocks = _by_columns(moments, kernel)
     K = torch.empty(rank, kw, rank, kw, dtype=V.dtype, device=V.device)
     C = torch.empty(rank, kw, n, dtype=V.dtype, device=V.device)
+    root = moments.root
+    if root is not None:
+        root = torch.einsum("rpx,pq->rqx", root.view(-1, size, kw), V).reshape(len(root), rank * kw)
+        K = (root.T @ root).view(rank, kw, rank, kw)
     for x in range(kw):
-        for other in range(x, kw):
+        for other in range(x, kw) if root is None else ():
             product = V.T @ (blocks[:, :, x, :, :, other].reshape(size, size) @ V)
             if x == other:
                 product = (product + product.T) / 2
@@ -222,7 +226,8 @@ def through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> Mo
             K[:, other, :, x] = product.T
         C[:, x] = V.T @ moments.C.view(size, kw, n)[:, x]
     mean = (V.T @ moments.x_mean.view(size, kw)).reshape(-1)
-    return Moments(K.view(rank * kw, -1), C.view(rank * kw, n), moments.S, mean, moments.y_mean, moments.n_rows)
+    K, C = K.view(rank * kw, -1), C.view(rank * kw, n)
+    return Moments(K, C, moments.S, mean, moments.y_mean, moments.n_rows).with_root(root)
 
 
 def coefficients(H: Tensor) -> Tensor:
@@ -263,14 +268,14 @@ def _refit_vertical(problem: LayerProblem, V: Tensor, H: Tensor) -> Tensor:
         return torch.cholesky_solve(torch.cholesky_solve(residual, L_left).T, L_right).T
 
     right = adjoint(moments.C)
-    residual = right - adjoint(moments.K @ compose(V))
+    residual = right - adjoint(moments.times(compose(V)))
     direction = conditioned = precondition(residual)
     product = float((residual * conditioned).sum())
     goal = CG_TOLERANCE**2 * float((right * precondition(right)).sum())
     for _ in range(CG_STEPS):
         if product <= goal:
             break
-        image = adjoint(moments.K @ compose(direction))
+        image = adjoint(moments.times(compose(direction)))
         step = product / float((direction * image).sum())
         V = V + step * direction
         residual = residual - step * image

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -176,3 +178,49 @@ def test_a_gpu_gives_what_the_processor_gives():
     there = Moments.zeros(7, 3, device="cuda")
     there.update(X.float().cuda(), Y.float().cuda())
     assert_same(there.to("cpu"), Moments.of_rows(X, Y), tolerance=1e-5)
+
+
+def few_rows(n_rows=40, p=300, n=3, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(n_rows)
+    X = torch.randn(n_rows, p, generator=generator, dtype=dtype) * torch.logspace(-2, 2, p) + 5
+    X[:, 7] = 3.0
+    return X, torch.randn(n_rows, n, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_root_of_few_rows_has_their_products_to_the_rounding_of_each_input(dtype, monkeypatch):
+    X, Y = few_rows(dtype=dtype)
+    found = Moments.of_rows(X, Y)
+    root, size = found.root, found.K.diagonal().sqrt()
+    assert root.shape == (39, 300) and float(root[:, 7].abs().max()) == 0
+    off = (root.T @ root - found.K).abs() / torch.outer(size, size).clamp_min(1e-300)
+    assert float(off.max()) < (2e-6 if dtype == torch.float32 else 1e-11)
+    B = torch.randn(300, 3, dtype=torch.float64)
+    assert torch.allclose(found.times(B), found.K @ B, rtol=1e-5, atol=1e-5 * float((found.K @ B).abs().max()))
+    error = found.error(B)
+    monkeypatch.setattr(module, "MANY_INPUTS", 10**9)
+    assert error == pytest.approx(dataclasses.replace(found, _root=None).error(B), rel=1e-5)
+
+
+def test_moments_of_many_rows_or_of_few_inputs_have_no_root():
+    assert Moments.of_rows(*few_rows(n_rows=150)).root is not None
+    assert Moments.of_rows(*few_rows(n_rows=151)).root is None
+    assert Moments.of_rows(*few_rows(n_rows=20, p=255)).root is None
+
+
+def test_further_rows_make_a_root_invalid():
+    X, Y = few_rows(60)
+    found = Moments.of_rows(X[:30], Y[:30])
+    assert len(found.root) == 29
+    found.update(X[30:], Y[30:])
+    assert len(found.root) == 59
+
+
+def test_the_root_goes_through_choices_and_maps_of_the_inputs():
+    X, Y = few_rows(30, 400)
+    found, index, A = Moments.of_rows(X, Y), torch.arange(0, 400, 1)[50:].flip(0), torch.randn(400, 320).double()
+    T = torch.randn(3, 2).double()
+    for made in (found.take_inputs(index), found.map_inputs(A), found.map_outputs(T)):
+        assert torch.allclose(made.root.T @ made.root, made.K, rtol=1e-9, atol=1e-9 * float(made.K.abs().max()))
+    assert found.with_responses(found.C, found.S, found.y_mean).root is found.root
+    assert found.take_inputs(index[:255]).root is None

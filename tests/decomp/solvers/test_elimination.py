@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from layer_problems import make, output_metric
 
 from decomp.errors import DecompError, NumericalError
+from decomp.problem import moments
 from decomp.problem.moments import Moments
 from decomp.solvers import elimination
 from decomp.solvers.elimination import eliminate
@@ -101,3 +103,58 @@ def test_problems_that_are_not_finite_are_refused():
     problem.moments.C[2, 1] = float("inf")
     with pytest.raises(NumericalError, match="entries of C NaN or Inf"):
         eliminate(problem)
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 32])
+def test_several_removals_at_a_time_are_those_of_one_at_a_time(candidates, monkeypatch):
+    rows = make(c=24, n=5, kernel=(2, 2), noise=0.5, seed=3)
+    stage = elimination.EliminationRegression(rows.problem, 1e-3).on(torch.arange(24))
+    single = list(stage.one_by_one(23))
+    monkeypatch.setattr(elimination, "CANDIDATES", candidates)
+    found = eliminate(rows.problem, ridge=1e-3)
+    assert found.order == [channel for channel, _ in single]
+    rises = np.diff(found.errors) * float(rows.problem.moments.S.trace())
+    assert rises == pytest.approx([cost for _, cost in single], rel=1e-6)
+
+
+def test_of_two_copies_of_a_channel_the_second_is_not_removed_with_the_first():
+    def copied(X, Y, weight):
+        X[:, 1] = X[:, 0]  # each is free to remove, both are not
+
+    problem = make(c=8, n=5, kernel=(2, 2), change=copied).problem
+    order = eliminate(problem, ridge=1e-8).order
+    assert order[0] in (0, 1) and order[1] not in (0, 1)
+
+
+def few(rows, monkeypatch, **changes):
+    """The problem of few rows, without and with the treatment of few rows."""
+    for many in (10**9, 1):
+        monkeypatch.setattr(moments, "MANY_INPUTS", many)
+        yield dataclasses.replace(rows.problem, moments=Moments.of_rows(rows.flat, rows.Y), **changes)
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2, "evidence"])
+@pytest.mark.parametrize("delay", [1, 32])
+def test_few_rows_give_the_order_and_the_errors_of_the_whole_matrix(ridge, delay, monkeypatch):
+    monkeypatch.setattr(elimination, "DELAY", delay)
+    rows = make(c=20, n=6, kernel=(3, 3), n_rows=50, noise=0.3)
+    whole, short = few(rows, monkeypatch, metric=output_metric(6))
+    assert short.moments.root.shape == (49, 180)
+    regression = elimination.EliminationRegression(short, ridge)
+    assert type(regression.on(torch.arange(20))) is elimination.FewRowsElimination
+    assert type(regression.on(torch.arange(9))) is elimination.BlockElimination
+    found = eliminate(short, ridge=ridge)
+    monkeypatch.setattr(moments, "MANY_INPUTS", 10**9)
+    expected = eliminate(whole, ridge=ridge)
+    assert found.order == expected.order
+    assert found.errors == pytest.approx(expected.errors, rel=1e-5, abs=1e-9)
+
+
+def test_of_many_channels_one_may_go_that_costs_little_more_than_the_cheapest(monkeypatch):
+    rows = make(c=40, n=4, kernel=(1, 1), noise=0.5)
+    exact = eliminate(rows.problem, ridge=1e-3)
+    monkeypatch.setattr(elimination, "MANY", 8)
+    monkeypatch.setattr(elimination, "CANDIDATES", 4)
+    near = eliminate(rows.problem, ridge=1e-3)
+    assert len(set(near.order)) == 39
+    assert max(a / b for a, b in zip(near.errors[1:], exact.errors[1:])) < 1.05

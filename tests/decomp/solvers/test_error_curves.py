@@ -6,6 +6,7 @@ import torch
 from layer_problems import make, output_metric
 
 from decomp.errors import DecompError, NumericalError
+from decomp.problem import moments
 from decomp.problem.layer_problem import columns_of
 from decomp.problem.moments import Moments
 from decomp.solvers import error_curves as curves
@@ -148,3 +149,19 @@ def test_what_has_no_curve_is_refused():
     for curve in (curves.spatial_curve, curves.channel_curve, curves.selection_curve):
         with pytest.raises(NumericalError, match="entries of K NaN or Inf"):
             curve(problem)
+
+
+@pytest.mark.parametrize("n_held_out", [None, 25, 400])
+def test_curves_of_few_rows_are_those_of_the_whole_matrix(n_held_out, monkeypatch):
+    rows = make(c=10, n=6, kernel=(3, 3), n_rows=445, noise=0.02)
+    flat, Y = rows.flat[45:], rows.Y[45:]
+    found = []
+    for many in (10**9, 1):
+        monkeypatch.setattr(moments, "MANY_INPUTS", many)
+        held_out = None if n_held_out is None else Moments.of_rows(flat[:n_held_out], Y[:n_held_out])
+        own = Moments.of_rows(rows.flat[:45], rows.Y[:45])
+        problem = dataclasses.replace(rows.problem, moments=own, metric=output_metric(6))
+        pruned = curves.selection_curve(problem, held_out, order=list(range(10)))
+        found.append((pruned, curves.spatial_curve(problem, held_out), curves.channel_curve(problem, held_out)))
+    for whole, few in zip(*found):
+        assert few == pytest.approx(whole, rel=1e-6, abs=1e-9) and len(set(whole.round(6))) > 3
