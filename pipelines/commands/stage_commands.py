@@ -191,7 +191,7 @@ def decompose(
             raise UsageError(name, "needs a finished network", got="--plan-only", fix="leave one of them out")
     alone = {
         "--speedup": speedup is not None and len(speedup) > 1, "--max-drop": max_drop is not None,
-        "--evaluate": then_evaluate, "--export": then_export is not None,
+        "--evaluate": then_evaluate, "--export": then_export is not None, "--refine-blocks": options["refine_blocks"],
     }  # fmt: skip
     require_one_step([name for name, asked in alone.items() if asked])
     begin(threads)

@@ -27,7 +27,7 @@ def n_on_this_machine() -> int:
 
 
 def require_one_step(options: Sequence[str]) -> None:
-    """Refuse options of decompose that make several networks or call other commands, in several processes.
+    """Refuse options of decompose whose work is not shared: several networks, other commands, training of blocks.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def require_one_step(options: Sequence[str]) -> None:
     """
     if n_started() > 1 and options:
         got = f"{n_started()} processes of torchrun"
-        fix = "decompose to one speed-up with them, and start the other commands after it"
+        fix = "leave it out, or start the command without torchrun"
         raise UsageError(options[0], "works in one process", got=got, fix=fix)
 
 

@@ -86,10 +86,11 @@ def test_a_killed_process_ends_the_job_in_one_line_and_another_number_goes_on(jo
 
 
 def test_what_several_processes_do_not_share_is_refused_with_a_way_out(jobs, made):
-    for option in ("--speedup 2x,3x", "--max-drop 1%", "--speedup 2x --evaluate", "--speedup 2x --export pt2"):
+    asked = ("2x,3x", "2x --evaluate", "2x --export pt2", "2x --refine-blocks")
+    for option in ("--max-drop 1%", *(f"--speedup {words}" for words in asked)):
         codes, text = jobs.command(2, f"decompose --run points {option}")
         assert min(codes) > 0 and text.count("error:") == 1
-        assert "works in one process, got 2 processes of torchrun; decompose to one speed-up with them" in text
+        assert "works in one process, got 2 processes of torchrun; leave it out, or start the command without" in text
 
 
 def test_the_points_of_another_run_and_a_plan_reach_processes_that_do_not_see_them(jobs, made):
