@@ -33,6 +33,16 @@ def pytest_runtest_setup(item):
         item.user_properties += zip(("fault", "how"), marker.args)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def given_images_alone():
+    """Mixtures of few images are recorded where a test asks for them; most are about the images they give."""
+    from decomp.pipelines.run import calibration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "RECORDED_IMAGES", 0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same random numbers in every run, alone or among others."""

@@ -24,7 +24,7 @@ FIRST = "compress-my-classifier.md"
 GUIDES = (
     "train-the-result.md", "my-own-images.md", "only-prune.md", "prune-filters.md", "limit-the-loss.md",
     "read-a-report.md", "what-the-numbers-mean.md", "edit-a-plan.md", "repr.md", "continual-learning.md",
-    "slimming.md",
+    "slimming.md", "few-images.md",
 )  # fmt: skip
 SLOW = ("aim-at-latency.md", "detector-backbone.md")
 

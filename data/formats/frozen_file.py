@@ -4,7 +4,7 @@ One HDF5 file. Everything in it is float32 or int32 except ``/meta``, and every 
 Fletcher-32 checksums, so that a flipped bit is an error and not another result.
 
 ==========================  ===================  =================================================================
-``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 3
+``/`` attributes                                 ``format`` = ``decomp-frozen``, ``version`` = 3 (4 with mixtures)
 ``/meta``                   uint8 (b,)           JSON in UTF-8: ``meta``, ``grids``, ``layers``, ``content``, ``drawn``
 ``/images``                 float32 (M,C,H,W)    the images as the network takes them
 ``/positions/000`` ...      int32 (M,P,2)        per output grid: (row y, column x) of P positions on each image
@@ -29,6 +29,7 @@ is called several times, or on several maps for each image, has an entry for eac
 =====================================  ========================================================================
 
 ``drawn`` lists the indices of the images among the training images, in their order; files of before do not have it.
+Where ``meta`` has ``n_mixtures``, so many of the M images, the last ones, are mixtures of two of the others.
 ``content`` is a SHA-256 over everything written, in the order of writing: the identity of the file's content, by which
 an exchanged file is noticed. It is not computed again on reading: that would cost a pass over the whole file each time,
 whereas the checksum of each chunk detects damage in the part that is read.
@@ -57,6 +58,8 @@ from decomp.errors import FileError, NumericalError
 
 FORMAT = "decomp-frozen"
 VERSION = 3
+# Readers of before would take mixtures for images.
+MIXTURES_VERSION = 4
 _CHUNK_BYTES = 512 * 1024
 # v110 is the oldest layout whose metadata (superblock, object headers, chunk indices) carries checksums too.
 _LAYOUT = ("v110", "v110")
@@ -102,7 +105,7 @@ class FrozenWriter:
         with self._naming_the_file():
             self._file = h5py.File(self._part, "w", libver=_LAYOUT, locking=False)
         self._file.attrs["format"] = np.bytes_(FORMAT)
-        self._file.attrs["version"] = VERSION
+        self._file.attrs["version"] = MIXTURES_VERSION if meta.get("n_mixtures") else VERSION
         self._create("images", (self._n_images, *input_shape), np.float32)
 
     @contextmanager
@@ -271,8 +274,8 @@ class FrozenFile:
         SHA-256 (hex) over everything that was written, see above.
     drawn : list of int or None
         Indices of the images among the training images; None in files of before.
-    n_images : int
-        M.
+    n_images, n_recorded : int
+        M without mixtures, and M.
     input_shape : (C, H, W)
     layers : list of str
         In the order they were declared.
@@ -302,7 +305,8 @@ class FrozenFile:
                 self.drawn: list[int] | None = None if drawn is None else [int(index) for index in drawn]
                 self._grids = {grid["name"]: grid for grid in header["grids"]}
                 self._layers = {layer["name"]: layer for layer in header["layers"]}
-                self.n_images, *shape = self._file["images"].shape
+                self.n_recorded, *shape = self._file["images"].shape
+                self.n_images = self.n_recorded - int(self.meta.get("n_mixtures", 0))
                 self.input_shape = tuple(shape)
         except BaseException:
             self._file.close()
@@ -324,10 +328,9 @@ class FrozenFile:
             format_name, version = self._file.attrs.get("format"), int(self._file.attrs.get("version", 0))
         if not isinstance(format_name, bytes) or format_name != FORMAT.encode() or version < 1:
             raise FileError(self._path, "an HDF5 file, but not a frozen file of this program", fix=_FIX)
-        if version != VERSION:
-            raise FileError(
-                self._path, f"frozen files of version {VERSION} can be read", got=f"version {version}", fix=_FIX
-            )
+        if version not in (VERSION, MIXTURES_VERSION):
+            rule = f"frozen files of version {VERSION} and {MIXTURES_VERSION} can be read"
+            raise FileError(self._path, rule, got=f"version {version}", fix=_FIX)
 
     def _check_own_data(self) -> None:
         """Refuse datasets that lie in other files, or claim more than this file holds: HDF5 can do both."""
@@ -359,8 +362,8 @@ class FrozenFile:
         return _text(source.get("name") if isinstance(source, dict) else source)
 
     def _range(self, dataset: str, start: int, stop: int) -> Tensor:
-        if not 0 <= start <= stop <= self.n_images:
-            raise IndexError(f"images {start}:{stop} of {self.n_images}")
+        if not 0 <= start <= stop <= self.n_recorded:
+            raise IndexError(f"images {start}:{stop} of {self.n_recorded}")
         with self._guard():
             return torch.from_numpy(self._file[dataset][start:stop])
 
@@ -370,7 +373,7 @@ class FrozenFile:
 
     def positions(self, grid_key: str) -> Tensor:
         """Sampled positions on a grid: int32, shape (M, P, 2), (row y, column x)."""
-        return self._range(self._grids[grid_key]["key"], 0, self.n_images)
+        return self._range(self._grids[grid_key]["key"], 0, self.n_recorded)
 
     def grid_size(self, grid_key: str) -> tuple[int, int]:
         """Height and width of a grid."""

@@ -13,6 +13,7 @@ from decomp.problem.factors import FactoredConv, LayerSolution, Selection
 from decomp.problem.layer_problem import LayerProblem, columns_of, weight_to_matrix
 from decomp.problem.moments import Moments
 from decomp.solvers import channel, refine, selection, spatial
+from decomp.solvers.linalg import EVIDENCE, least_squares
 from decomp.solvers.selectors import SELECTORS
 from decomp.time_spent import part
 
@@ -77,6 +78,7 @@ def solve_layer(
     sizes: LayerSizes,
     *,
     held_out: Moments | None = None,
+    halves: tuple[Moments, Moments] | None = None,
     selector: str = "best",
     activation_aware: bool = True,
     refined: bool = True,
@@ -97,6 +99,8 @@ def solve_layer(
     sizes : LayerSizes
     held_out : decomp.problem.moments.Moments, optional
         Rows that are not fitted, for the report.
+    halves : pair of decomp.problem.moments.Moments, optional
+        The problem's rows in two halves by their images, for the report.
     selector : str
         See `choose`; with ``scores`` their name.
     activation_aware : bool
@@ -144,9 +148,13 @@ def solve_layer(
     with part("least squares"):
         fitted = selection.reconstruct(problem, chosen)
     report["least_squares"] = fitted.report
-    problem = replace(problem.narrowed(chosen), weight=fitted.weight, bias=fitted.bias)
+    problem = problem.narrowed(chosen)
+    prior = problem.matrix()
+    problem = replace(problem, weight=fitted.weight, bias=fitted.bias)
     if held_out is not None:
         held_out = held_out.take_inputs(columns_of(chosen.channels, problem.kernel))
+    if halves is not None:
+        report["halves"] = half_errors(prior, halves, columns_of(chosen.channels, problem.kernel))
     errors["prune" if pruned else "refit"] = _errors(problem.weight, problem, held_out)
     factored = FactoredConv.dense(problem.weight, problem.bias, problem.geometry)
     if sizes.spatial_rank is not None:
@@ -166,6 +174,26 @@ def solve_layer(
         report["refine"] = {key: value for key, value in factored.report.items() if key.startswith("refine")}
         errors["refine"] = _errors(factored.compose()[0], problem, held_out)
     return LayerSolution(problem.name, chosen if pruned else None, factored), report
+
+
+def half_errors(prior: Tensor, halves: tuple[Moments, Moments], columns: Tensor) -> dict[str, float]:
+    """Relative errors of least squares on one half of the rows: on that half, ``fitted``, and on the other, ``other``.
+
+    Parameters
+    ----------
+    prior : Tensor of shape (q, n)
+        See `decomp.solvers.linalg.least_squares`.
+    halves : pair of decomp.problem.moments.Moments
+        Each is fitted once; the errors are means.
+    columns : Tensor of int64, shape (q,)
+        Inputs of the fit.
+    """
+    one, other = (half.take_inputs(columns) for half in halves)
+    fits = [least_squares(half, ridge=EVIDENCE, prior=prior).weight for half in (one, other)]
+    return {
+        "fitted": (one.error(fits[0]) + other.error(fits[1])) / 2,
+        "other": (other.error(fits[0]) + one.error(fits[1])) / 2,
+    }
 
 
 def _refined(problem: LayerProblem, factored: FactoredConv, activation_aware: bool) -> FactoredConv:

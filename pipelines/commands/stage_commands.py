@@ -62,6 +62,15 @@ Examples:
 )  # fmt: skip
 @shared_options("run")
 @network_and_images
+@click.option(
+    "--no-mix",
+    "mix",
+    flag_value=False,
+    is_flag=True,
+    default=True,
+    show_default=False,
+    help="Record the given images alone, not also mixtures of two where there are fewer than 1,000.",
+)
 @number("--batch-size", default=100, show_default=True, help="Largest number of images per batch.")
 @shared_options("memory", "seed", "device", "skip-bad", "verbose", "common")
 def freeze(run: str, threads: int | None, quiet: bool, **options: Any) -> None:

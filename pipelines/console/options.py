@@ -123,6 +123,8 @@ class FreezeOptions(StageOptions):
     input_size : str or sequence of int, optional
     n_images, n_points : int
         Calibration images, and sampled output positions per image.
+    mix : bool
+        Record mixtures of two images too, where there are few.
     seed : int
     skip_bad : bool
         Leave out images that cannot be read.
@@ -153,6 +155,7 @@ class FreezeOptions(StageOptions):
     crop: tuple[int, ...] | None = checked_field(lambda v: image_options.sides("--crop", v), None, optional=True)
     flip: bool = flag_field("flip", True)
     transforms: str | None = checked_field(lambda v: parse.text("--transforms", v), None, optional=True)
+    mix: bool = flag_field("mix", True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

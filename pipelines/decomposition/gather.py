@@ -26,6 +26,7 @@ from ...data.formats.frozen_keys import keys_of, shortcut_key
 from ..distributed.process_group import count, gathered, own_range, range_of
 from ..distributed.shared_moments import Processes, channel_moments_of_all, moments_of_all
 from ..run.calibration import fitted_images
+from .fitted_order import FittedOrder, Halves
 from .memory import StageMemory
 from .row_tiles import Rows, tiles
 from .spill_store import SpillStore
@@ -71,15 +72,18 @@ class ProblemGatherer:
     ) -> None:
         self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
         self.recovery, self.remaining_outputs = recovery, remaining_outputs or {}
+        self.order = FittedOrder(frozen)
+        #: Moments of the two halves of the images of the problem last gathered, in one process; see `FittedOrder`.
+        self.halves: tuple[Moments, Moments] | None = None
         if memory is None:
             self.replay = Replay(
-                graph.module, frozen.images, frozen.n_images, batch_size=batch_size, device=device, own=own_range
+                graph.module, self.order.images, self.order.n, batch_size=batch_size, device=device, own=own_range
             )  # fmt: skip
             # Never writes to a folder: all that it admits fits into its memory.
             self._row_store = SpillStore(ROWS_BUDGET, ROWS_BUDGET, Path())
         else:
             self.replay = memory.replay(
-                graph.module, frozen.images, frozen.n_images, device, share, own=own_range
+                graph.module, self.order.images, self.order.n, device, share, own=own_range
             )  # fmt: skip
             self._row_store = memory.row_store()
         self.n_fit = fitted_images(frozen.n_images)
@@ -122,22 +126,27 @@ class ProblemGatherer:
         self.replay.advance(node)
         weight = layer_weight(module, layer)
         p = weight[0].numel()
-        fit = Moments.zeros(p, len(weight), device=self.device)
-        held_out = Moments.zeros(p, len(weight), device=self.device)
+        fit, held_out = (Moments.zeros(p, len(weight), device=self.device) for _ in range(2))
         # Stored where there is room: activation-aware fits read the rows several times.
         self._row_store.clear()
         points = sum(points for _, _, points in keys_of(layer, self.frozen.meta["n_points"]))
-        n_rows = -(-self.n_fit // count()) * points
+        n_rows = -(-self.order.n_fit // count()) * points
         # In all processes or in none: where rows are gathered again, all have to take part.
         store = owner is None and all(gathered(self._row_store.admits(4 * (p + len(weight)) * n_rows)))
         self._stored_rows, n_tiles = None, 0
+        halves = Halves(self.order, points, fit) if self.order.halves is not None and count() == 1 else None
         for fitted, rows in self._tiles(layer, module):
-            (fit if fitted else held_out).update(*rows)
+            if fitted and halves is not None:
+                halves.update(*rows)
+            else:
+                (fit if fitted else held_out).update(*rows)
             if fitted and store:
                 self._row_store.put(n_tiles, dict(enumerate(rows)))
                 n_tiles += 1
         if store:
             self._stored_rows = layer.name, n_tiles
+        if halves is not None:
+            fit, self.halves = halves.total(), halves.moments
         fit_of_all, held_out_of_all = moments_of_all(fit, owner), moments_of_all(held_out, owner)
         if fit_of_all is None or held_out_of_all is None:
             return None
@@ -195,13 +204,13 @@ class ProblemGatherer:
     def _tiles(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[bool, Rows]]:
         """(fitted or held out, rows), TILE_ROWS at a time for any batch size, so that the fit is the same."""
         points = sum(points for _, _, points in keys_of(layer, self.frozen.meta["n_points"]))
-        n_batches = -(-self.frozen.n_images // self.replay.batch_size)
+        n_batches = -(-self.order.n // self.replay.batch_size)
         images = [self._images(range_of(rank, n_batches)) for rank in range(count())]
-        return tiles(self._batches(layer, module), self.n_fit, images, points)
+        return tiles(self._batches(layer, module), self.order.n_fit, images, points)
 
     def _images(self, batches: range) -> range:
         """Images of consecutive batches."""
-        size, n = self.replay.batch_size, self.frozen.n_images
+        size, n = self.replay.batch_size, self.order.n
         return range(min(batches.start * size, n), min(batches.stop * size, n))
 
     def _batches(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[int, int, Rows]]:
@@ -229,7 +238,7 @@ class ProblemGatherer:
         """Rows X (m, P, c, kh, kw) and Y (m, P, n) at one call, whose responses are named ``key``."""
         grid = self.frozen.grid_of(key)
         if grid not in self._positions:
-            self._positions[grid] = self.frozen.positions(grid)
+            self._positions[grid] = self.order.positions(grid)
         positions = self._positions[grid][start:stop]
         X = sampled_rows.layer_rows(module, layer.input_space, x, positions)
         Y = self._wanted(layer, key, start, stop).to(x.device)
@@ -240,7 +249,7 @@ class ProblemGatherer:
 
     def _wanted(self, layer: Layer, key: str, start: int, stop: int) -> Tensor:
         """Responses of the original network, in the channels that the layer still writes."""
-        values = self.frozen.responses(key, start, stop)
+        values = self.order.responses(key, start, stop)
         remaining = self.remaining_outputs.get(layer.name)
         return values if remaining is None else values[..., remaining]
 

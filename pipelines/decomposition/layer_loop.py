@@ -111,7 +111,8 @@ def solve_layers(
                     # A layer that keeps all its input channels needs none; one without numbers takes the default.
                     own = selector if layer.name in pruned else "best"
                     solution, report = solve_layer(
-                        problem, sizes, held_out=held_out, selector=own, activation_aware=activation_aware,
+                        problem, sizes, held_out=held_out, halves=gatherer.halves, selector=own,
+                        activation_aware=activation_aware,
                         refined=refine, seed=seeds.derive_seed(seed, "decompose", layer.name),
                         scores=scores.get(layer.name),
                     )  # fmt: skip

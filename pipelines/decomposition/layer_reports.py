@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decomp.allocation.choices import number
@@ -13,7 +13,11 @@ from decomp.graph.network_graph import NetworkGraph
 
 from ..console.layer_table import LayerSummary
 from ..console.reporter import Reporter
+from ..measure.closeness import percent
 from .session import SurveyedRun
+
+#: Fits to half of the images are warned of where their error on the other half is above so many times their own.
+FAR = 2.0
 
 
 def announce(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> None:
@@ -65,6 +69,32 @@ def planned_layers(plan: Plan, surveyed: SurveyedRun) -> list[LayerSummary]:
             params = sum(p.numel() for p in modules[name].parameters()) if name in modules else 0
             layers.append(LayerSummary.unchanged(name, macs, params))
     return layers
+
+
+def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int) -> list[str]:
+    """A line on what more images would bring, by the fits of either half of them; none where there are enough images.
+
+    A half has the mean error f on itself and g on the other half. The error on new images, taken as a + b/n for n
+    fitted images, and as far above a as the error on the fitted ones is below it, is then (3g + f)/4 with all images,
+    and (5g + 3f)/8 with twice as many.
+
+    Parameters
+    ----------
+    reports : sequence of mapping
+        Of :func:`decomp.solvers.solve_layer.solve_layer`.
+    n_fit : int
+        Fitted images.
+    """
+    halves = [report["halves"] for report in reports if "halves" in report]
+    fitted, other = (sum(half[name] for half in halves) for name in ("fitted", "other"))
+    if not other > 0:
+        return []
+    now, then = (3 * other + fitted) / 4, (5 * other + 3 * fitted) / 8
+    words = (
+        f"with twice as many images the errors of the layers on new images would be about {percent(1 - then / now)} "
+    )
+    words += f"lower, by fits to either half of the {n_fit:,} fitted ones"
+    return [f"warning: few images for this network: {words}" if other > FAR * fitted else words]
 
 
 def layer_words(layer: Layer, sizes: LayerPlan, report: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from ...data.formats.frozen_keys import keys_of, shortcut_key
 from ...data.splits import ImageSource
 from ..console.reporter import Reporter
 from ..distributed.process_group import count, from_first, gathered_by_first, number
+from ..run.calibration import Mixtures
 from ..run.directory import RunDirectory
 
 
@@ -77,11 +78,17 @@ class ResponseRecording:
         Calibration images, as indices into the training split.
     outputs : Outputs
         Of the network; their spreads are measured in the same pass, written into the file and then here.
+    mixtures : Mixtures, optional
+        Of these images; recorded behind them.
     """
 
-    def __init__(self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor, outputs: Outputs) -> None:
+    def __init__(
+        self, graph: NetworkGraph, n_points: int, seed: int, indices: Tensor, outputs: Outputs,
+        mixtures: Mixtures | None = None,
+    ) -> None:  # fmt: skip
         self.graph, self.n_points, self.seed, self.indices = graph, n_points, seed, indices
-        self.outputs = outputs
+        self.outputs, self.mixtures = outputs, mixtures
+        self.n_recorded = len(indices) + (0 if mixtures is None else len(mixtures))
         self.layers = [layer for layer in graph.layers if layer.recorded]
         # For every call of these layers: names of the responses and of the grid of each of its maps.
         self.keys: dict[fx.Node, list[tuple[str, str]]] = {}
@@ -113,7 +120,7 @@ class ResponseRecording:
             The network is moved there.
         reporter : Reporter
         watch : callable, optional
-            Called with the network's outputs for each batch by name, in order.
+            Called with the network's outputs for each batch by name, in order; not for mixtures.
 
         Returns
         -------
@@ -125,7 +132,7 @@ class ResponseRecording:
         NumericalError
             A response is NaN or infinite; names the layer and the images.
         """
-        n_images = len(self.indices)
+        n_images, n_done = len(self.indices), 0
         self._draw_positions()
         if number() > 0:
             for _ in self._computed(source, batch_size, device, None):
@@ -134,15 +141,19 @@ class ResponseRecording:
             return content
         spread = Spread(self.outputs)
         with (
-            FrozenWriter(run.frozen, meta=meta, n_images=n_images, input_shape=self.graph.input_shape) as writer,
-            reporter.progress(n_images, "recording outputs", "images") as progress,
+            FrozenWriter(run.frozen, meta=meta, n_images=self.n_recorded, input_shape=self.graph.input_shape) as writer,
+            reporter.progress(self.n_recorded, "recording outputs", "images") as progress,
         ):
             self._declare(writer)
             writer.drawn = [int(index) for index in self.indices]
             for n, tensors in self._computed(source, batch_size, device, writer):
-                spread.add(tensors)
-                if watch is not None:
-                    watch(tensors)
+                # Mixtures are no images of the kind that the network is for.
+                own = {name: value[: max(0, n_images - n_done)] for name, value in tensors.items()}
+                if n_done < n_images:
+                    spread.add(own)
+                    if watch is not None:
+                        watch(own)
+                n_done += n
                 progress.update(n)
             self.outputs = spread.measured()
             writer.meta["outputs"] = self.outputs.to_json()
@@ -160,15 +171,15 @@ class ResponseRecording:
 
         def images(start: int, stop: int) -> Tensor:
             # Called once per batch: the network gets exactly the images that are written.
-            batch = source.train.images(self.indices[start:stop])
+            batch = self._images(source, start, stop)
             target.write_images(start, batch)
             return batch
 
         network = self.graph.module.to(device)
         replay = Replay(
-            network, images, len(self.indices), batch_size=batch_size, device=device, own=_own_batches
+            network, images, self.n_recorded, batch_size=batch_size, device=device, own=_own_batches
         )  # fmt: skip
-        rounds, last = -(-len(self.indices) // (batch_size * count())), replay.nodes[-1]
+        rounds, last = -(-self.n_recorded // (batch_size * count())), replay.nodes[-1]
         shortcuts = {call: other for la in self.layers for call, other in self.graph.shortcuts(la).items()}
         for start, stop, node, value, shortcut in replay.visit({*self.keys, last}, shortcuts):
             if node is last:
@@ -187,6 +198,18 @@ class ResponseRecording:
         if isinstance(target, Written) and rounds:
             yield from target.exchanged(0, {}, writer)  # the last round has fewer batches than processes
 
+    def _images(self, source: ImageSource, start: int, stop: int) -> Tensor:
+        """Images start..stop-1: those of the source, then the mixtures."""
+        n = len(self.indices)
+        parts = [source.train.images(self.indices[start:stop])] if start < n else []
+        if self.mixtures is not None and stop > n:
+            places = slice(max(0, start - n), stop - n)
+            first, second = (
+                source.train.images(self.indices[own[places]]) for own in (self.mixtures.first, self.mixtures.second)
+            )
+            parts.append(self.mixtures.images(first, second, places))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def _finite_outputs(self, output: Any, start: int, stop: int) -> dict[str, Tensor]:
         tensors = self.outputs.named(output, stop - start)
         for name, value in tensors.items():
@@ -204,7 +227,7 @@ class ResponseRecording:
             for (_, grid, points), (_, hw) in zip(keys_of(layer, self.n_points), layer.calls):
                 if grid not in self.positions:
                     generator = seeds.generator(self.seed, "freeze", "positions", grid)
-                    self.positions[grid] = draw_positions(len(self.indices), points, hw, generator)
+                    self.positions[grid] = draw_positions(self.n_recorded, points, hw, generator)
 
     def _declare(self, writer: FrozenWriter) -> None:
         declared = set()

@@ -229,7 +229,7 @@ def _stage_memory(
     n_points = frozen.meta["n_points"]
     limits = set_limits(
         graph.module, foot, memory=memory, batch_size=batch_size, folder=folder,
-        solver=max((problem_bytes(layer, -(-frozen.n_images // count()), n_points) for layer in fitted), default=0),
+        solver=max((problem_bytes(layer, -(-frozen.n_recorded // count()), n_points) for layer in fitted), default=0),
         rows=max((row_bytes(layer, n_points) for layer in fitted), default=0),
         before=before,
     )  # fmt: skip

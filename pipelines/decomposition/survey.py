@@ -32,6 +32,7 @@ from ..measure.parallel import in_batches
 from ..run.calibration import fitted_images
 from ..run.outputs import frozen_outputs
 from .depthwise import refit_depthwise
+from .fitted_order import FittedOrder
 from .gather import ProblemGatherer
 from .memory import StageMemory, problem_bytes
 from .survey_curves import changes_of_output, known_curves, steps_of
@@ -155,7 +156,7 @@ def _all_curves(
     left = [layer for layer in layers if layer.name not in own]
 
     def size_of(layer: Layer) -> int:
-        return problem_bytes(layer, -(-frozen.n_images // count()), frozen.meta["n_points"])
+        return problem_bytes(layer, -(-frozen.n_recorded // count()), frozen.meta["n_points"])
 
     work = [la.in_channels * la.kernel[0] * la.kernel[1] for la in left]
     with reporter.progress(len(left), "error curves", "layers", work=work) as progress:
@@ -210,14 +211,15 @@ def output_metrics(
     frozen: FrozenFile, graph: NetworkGraph, *, device: torch.device, memory: StageMemory, reporter: Reporter
 ) -> dict[str, Tensor]:
     """Output metric (n, n) of every fitted layer, see :mod:`decomp.execution.output_metric`."""
-    n_images, batch_size = min(fitted_images(frozen.n_images), METRIC_IMAGES), memory.limits.backward_batch
+    order = FittedOrder(frozen)
+    n_images, batch_size = min(order.n_fit, METRIC_IMAGES), memory.limits.backward_batch
     with reporter.progress(n_images, "output metric", "images") as progress:
 
         def batches() -> Iterator[Tensor | int]:
             for place, start in enumerate(range(0, n_images, batch_size)):
                 stop = min(start + batch_size, n_images)
                 mine = place % count() == number()
-                yield frozen.images(start, stop).to(device) if mine else stop - start
+                yield order.images(start, stop).to(device) if mine else stop - start
                 progress.update(stop - start)
                 memory.count_passes((stop - start) * mine)
 

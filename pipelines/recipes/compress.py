@@ -49,6 +49,7 @@ def compress(
     *,
     n_images: int = 5000,
     n_points: int = 10,
+    mix: bool = True,
     seed: int = 0,
     module: str | None = None,
     leaves: Sequence[str] = (),
@@ -80,6 +81,8 @@ def compress(
         Upper limit of the images, a tenth of them held out of every fit.
     n_points : int
         Output positions per image and layer.
+    mix : bool
+        Where there are fewer than 1,000 images, fit also to mixtures of two of them.
     seed : int
     module : str, optional
         Path of the submodule that is compressed, such as ``'backbone'``; it must take the images (``part`` of
@@ -136,7 +139,7 @@ def compress(
         frozen = FreezeOptions(
             model=name, data=given.NAME, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
             skip_bad=skip_bad, part=module, leaves=(leaves,) if isinstance(leaves, str) else tuple(leaves),
-            outputs=outputs,
+            outputs=outputs, mix=mix,
         )  # fmt: skip
         _check_options(options)
         plan = None if options.get("plan") is None else read_plan(options["plan"])

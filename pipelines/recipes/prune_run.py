@@ -55,7 +55,8 @@ def prune_run(
     # Before the images are recorded: a mistake in these must not cost that.
     plan = None if options.get("keep") is None else read_plan(options["keep"])
     own = {name: value for name, value in options.items() if name not in ("keep", "redo", "original")}
-    chosen, others = prune_options(plan, **own), dict(frozen or {})
+    # No layer is fitted to recorded outputs here.
+    chosen, others = prune_options(plan, **own), {"mix": False, **(frozen or {})}
     require_runtime(chosen, pick_device(device))
     is_frozen = directory.run_json.is_file() and directory.config("freeze") is not None
     if is_frozen and (model is None) != (data is None):

@@ -186,7 +186,8 @@ def _frozen(config: Mapping[str, Any]) -> list[str]:
     lines = []
     if "n_images" in facts:
         positions = f"{facts['n_points']} positions for each image and grid"
-        lines.append(f"{facts['n_images']:,} images of {asked.get('data')}, {positions}.")
+        mixed = f", and {counted(facts['n_mixtures'], 'mixture')} of two of them" if facts.get("n_mixtures") else ""
+        lines.append(f"{facts['n_images']:,} images of {asked.get('data')}{mixed}, {positions}.")
     if "preprocessing" in facts:
         lines.append(f"preprocessing: {facts['preprocessing']}")
     lines += [line for line in _sanity(config) if not line.startswith(WARNING)]

@@ -1,6 +1,8 @@
-"""Split of the training images: those that were frozen, and among these the fitted and the held-out ones."""
+"""Split of the training images: frozen ones, among these the fitted and the held-out ones; mixtures of the fitted."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +15,10 @@ from ..console.options import LEAST_IMAGES
 
 #: One frozen image in so many is left out of every fit and of every tuning without labels.
 HELD_OUT = 10
+#: Where there are fewer images, mixtures of the fitted ones are recorded too, at most so many for each of them.
+RECORDED_IMAGES, MIXTURES_EACH = 1000, 9
+#: Largest share of the second image in a mixture.
+LARGEST_AREA = 0.5
 
 
 def fitted_images(n_images: int) -> int:
@@ -51,3 +57,80 @@ def draw_images(source: ImageSource, n_images: int, seed: int, *, least: int = L
         raise UsageError(source.name, rule, got=available, fix=fix)
     order = torch.randperm(available, generator=seeds.generator(seed, "freeze", "images"))
     return order[: min(n_images, available)]
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """Mixtures of two images each: the first one, with a rectangle of the second one in place of its own.
+
+    Attributes
+    ----------
+    first, second : torch.LongTensor, shape (K,)
+        Places among the calibration images.
+    area : torch.Tensor, shape (K,)
+        Share of the second image.
+    corner : torch.Tensor, shape (K, 2)
+        Upper left corner of the rectangle: between 0, at the upper or left border, and 1, where the rectangle ends at
+        the lower or right one.
+    """
+
+    first: Tensor
+    second: Tensor
+    area: Tensor
+    corner: Tensor
+
+    def __len__(self) -> int:
+        return len(self.area)
+
+    def images(self, first: Tensor, second: Tensor, places: slice) -> Tensor:
+        """The mixtures at some places, of their first and second images (m, C, H, W)."""
+        rows, columns = (self._inside(places, axis, size) for axis, size in enumerate(first.shape[-2:]))
+        return torch.where((rows[:, :, None] & columns[:, None])[:, None], second, first)
+
+    def _inside(self, places: slice, axis: int, size: int) -> Tensor:
+        """Rows (axis 0) or columns (axis 1) of the rectangles: bool, shape (m, size)."""
+        extent = (size * self.area[places].sqrt()).round().clamp_min(1)
+        start = (self.corner[places, axis] * (size - extent)).round()
+        index = torch.arange(size)
+        return (index >= start[:, None]) & (index < (start + extent)[:, None])
+
+
+def same_half(n_mixtures: int) -> int:
+    """How many of the mixtures are of two images of one half of the fitted images; they come first."""
+    return n_mixtures // 2
+
+
+def draw_mixtures(n_images: int, seed: int) -> Mixtures | None:
+    """Draw mixtures of the fitted images where these are few.
+
+    Rectangles of one image in another, as Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers
+    with Localizable Features", equation 1, of images alone: the original answers for a mixture as for any image, so no
+    labels are mixed.
+
+    Parameters
+    ----------
+    n_images : int
+        Calibration images; the mixtures bring their number to `RECORDED_IMAGES`, with at most `MIXTURES_EACH` for each
+        fitted image.
+    seed : int
+
+    Returns
+    -------
+    Mixtures or None
+        None where there are enough images, or fewer than four fitted ones. Those whose images are of one half of the
+        fitted images come first, then those of both halves; the first images ascend in each.
+    """
+    n_fit = fitted_images(n_images)
+    n = min(RECORDED_IMAGES - n_images, MIXTURES_EACH * n_fit)
+    if n <= 0 or n_fit < 4:
+        return None
+    generator = seeds.generator(seed, "freeze", "mixtures")
+    half, same = n_fit // 2, same_half(n)
+    first = torch.cat([torch.arange(count) * n_fit // max(count, 1) for count in (same, n - same)])
+    own, is_first = torch.arange(n) < same, first < half
+    begin, size = torch.where(own == is_first, 0, half), torch.where(own == is_first, half, n_fit - half)
+    # Another image of the own half, or any image of the other one.
+    step = torch.where(own, 1, 0) + (torch.rand(n, generator=generator) * (size - own.long())).long()
+    second = begin + (torch.where(own, first - begin, 0) + step) % size
+    area, corner = torch.rand(n, generator=generator), torch.rand(n, 2, generator=generator)
+    return Mixtures(first, second, LARGEST_AREA * area, corner)

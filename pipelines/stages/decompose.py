@@ -28,7 +28,7 @@ from ..decomposition import refine_blocks as block_refinement
 from ..decomposition.emission import checked_cost, emit, unused_work
 from ..decomposition.gather import ProblemGatherer
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
-from ..decomposition.layer_reports import announce, planned_layers
+from ..decomposition.layer_reports import announce, more_images, planned_layers
 from ..decomposition.make_plan import decompose_options, make_plan, read_plan, space_widths
 from ..decomposition.memory import work_words
 from ..decomposition.rehearsal import rehearse
@@ -81,6 +81,7 @@ class DecomposeResult(StageResult):
             lines.append(latency_words(f["latency"]))
         if f.get("fidelity"):
             lines += f["fidelity"]["words"].split("\n")
+        lines += f.get("more_images", [])
         if "passes" in f:
             lines.append(work_words(f["passes"], f["spilled_bytes"]))
         lines += sanity.doubts(self.run.config("freeze"))
@@ -380,9 +381,10 @@ def _record(
         **(run.config("decompose") or {}), "macs_before": opened.cost.macs, "macs_after": after.macs,
         "params_before": opened.cost.params, "params_after": after.params, "layers": solved.reports,
         **({"block_refinement": solved.blocks} if solved.blocks else {}),
+        "more_images": more_images(solved.reports, fitted_images(opened.frozen.n_images)),
         "into": {"verified": verified.into, "reason": verified.reason, "unused": unused}, "fidelity": close,
         "latency": plan.latency, "part": opened.frozen.meta.get("part"),
-        "passes": round(total(opened.memory.forward_images) / opened.frozen.n_images, 2),
+        "passes": round(total(opened.memory.forward_images) / opened.frozen.n_recorded, 2),
         "spilled_bytes": opened.memory.most_on_disk, "times": reporter.times(),
         "left_alone": {layer.name: dict(layer.left_alone) for layer in surveyed.graph.layers if layer.left_alone},
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ from ..distributed.process_group import from_first, gathered
 from ..measure import sanity
 from ..measure.devices import pick_device
 from ..run import trained
-from ..run.calibration import draw_images
+from ..run.calibration import draw_images, draw_mixtures
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
@@ -69,7 +69,7 @@ class FreezeResult(StageResult):
         return [
             f"{f['model']}: {counted(f['n_convs'], 'convolution')} and {counted(f['n_linears'], 'linear layer')}, "
             f"{f['macs'] / 1e6:,.1f} M multiply-accumulates, {f['params'] / 1e6:,.2f} M parameters",
-            f"{folded}{counted(f['n_images'], 'image')} × up to {counted(f['n_points'], 'point')}",
+            f"{folded}{_images_words(f)} × up to {counted(f['n_points'], 'point')}",
             *self._output_lines(),
             *(sanity.lines(f["sanity"]) if "sanity" in f else []),
             *([size_branch_message(f["branches"], f["shape"])] if f.get("branches") else []),
@@ -86,6 +86,11 @@ class FreezeResult(StageResult):
     def _output_lines(self) -> list[str]:
         outputs = Outputs.from_json(self.facts["outputs"])
         return [f"{entry.name}: {entry.words()}" for entry in outputs.each] + outputs.notes()
+
+
+def _images_words(facts: Mapping[str, Any]) -> str:
+    images, mixed = counted(facts["n_images"], "image"), facts.get("n_mixtures", 0)
+    return f"{images} and {counted(mixed, 'mixture')} of two of them" if mixed else images
 
 
 def freeze(
@@ -106,6 +111,7 @@ def freeze(
     transforms: str | None = None,
     n_images: int = 5000,
     n_points: int = 10,
+    mix: bool = True,
     seed: int = 0,
     batch_size: int = 100,
     device: str = "auto",
@@ -148,6 +154,8 @@ def freeze(
         Calibration images, drawn from the training split; all of them where there are fewer.
     n_points : int
         Output positions per image and output grid, drawn anew for each image.
+    mix : bool
+        Where there are fewer than 1,000 images, also record mixtures of two of those that will be fitted.
     seed : int
     batch_size : int
         Largest number of images per batch; fewer where memory does not allow as many.
@@ -176,7 +184,7 @@ def freeze(
         model=model, weights=weights, data=data, input_size=input_size, n_images=n_images, n_points=n_points, seed=seed,
         skip_bad=skip_bad, part=part, leaves=tuple(leaves) if not isinstance(leaves, str) else (leaves,),
         mean=mean, std=std, resize=resize, crop=crop, flip=flip, transforms=transforms,
-        outputs=outputs,
+        outputs=outputs, mix=mix,
     )  # fmt: skip
     pick_device(device)
     memory = None if memory is None else parse.memory_bytes(memory)
@@ -262,8 +270,11 @@ def freeze_loaded(
         raise no_convolution(graph, options)
     whole = cost(network, source.input_shape)
     indices = draw_images(source, options.n_images, options.seed)
+    mixtures = draw_mixtures(len(indices), options.seed) if options.mix else None
+    mixed = {} if mixtures is None else {"n_mixtures": len(mixtures)}
+    n_recorded = len(indices) + mixed.get("n_mixtures", 0)
     # The first process has the folder, and the least memory decides.
-    from_first(lambda: require_space(run.path, _bytes_needed(graph, len(indices), options.n_points)))
+    from_first(lambda: require_space(run.path, _bytes_needed(graph, n_recorded, options.n_points)))
     limits = set_limits(
         network, measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
         folder=run.path, command="freeze", device=pick_device(device),
@@ -285,7 +296,7 @@ def freeze_loaded(
     meta = {
         **options.to_json(), "weights_digest": loaded.weights_digest, "data": about_source,
         "n_images": len(indices), "input_shape": list(source.input_shape), "n_classes": loaded.n_classes,
-        "network": digest_file(run.original_dir / "structure.json"), **kept,
+        "network": digest_file(run.original_dir / "structure.json"), **kept, **mixed,
     }  # fmt: skip
     if source.skipped:
         some = ", ".join(source.skipped[:3]) + (", ..." if len(source.skipped) > 3 else "")
@@ -293,7 +304,7 @@ def freeze_loaded(
         reporter.warn(said, files=", ".join(source.skipped))
     reporter.phase(RECORD)
     reporter.expect({"recording outputs": 1.0})
-    recording = ResponseRecording(graph, options.n_points, options.seed, indices, outputs)
+    recording = ResponseRecording(graph, options.n_points, options.seed, indices, outputs, mixtures)
     check = sanity.Sanity(outputs.scores is not None)
     content = recording.write(run, meta, source, batch_size, pick_device(device), reporter, watch=check.add)
     facts = {
@@ -304,7 +315,7 @@ def freeze_loaded(
         "autocast": network.meta["autocast"], "shape": source.input_shape,
         "preprocessing": source.preprocessing,
         "sanity": from_first(lambda: check.facts(source.train.labels(indices), source.class_names)),
-        "outputs": recording.outputs.to_json(),
+        "outputs": recording.outputs.to_json(), **mixed,
     }  # fmt: skip
     record = {"asked": options.to_json(), "facts": facts, "weights_digest": loaded.weights_digest, "frozen": content}
     run.update_config("freeze", {**record, "source": about_source, "outputs": facts["outputs"]})

@@ -27,9 +27,9 @@ def contents():
     return images, grids, layers
 
 
-def write(path, batch=4, drawn=None):
+def write(path, batch=4, drawn=None, meta=META):
     images, grids, layers = contents()
-    with FrozenWriter(path, meta=META, n_images=N_IMAGES, input_shape=(2, 5, 6)) as writer:
+    with FrozenWriter(path, meta=meta, n_images=N_IMAGES, input_shape=(2, 5, 6)) as writer:
         writer.drawn = drawn
         for size, positions in grids.items():
             writer.declare_grid(f"{size[0]}x{size[1]}", size, positions)
@@ -194,6 +194,23 @@ def test_a_file_cut_short_is_refused(tmp_path, keep):
         read_all(path)
 
 
+def test_mixtures_are_recorded_behind_the_images_and_are_none_of_them(tmp_path):
+    images, _, layers = write(tmp_path / "f.h5", meta={**META, "n_mixtures": 5})
+    with FrozenFile(tmp_path / "f.h5") as frozen:
+        assert (frozen.n_images, frozen.n_recorded) == (N_IMAGES - 5, N_IMAGES)
+        assert torch.equal(frozen.images(), images[:-5])
+        assert torch.equal(frozen.images(N_IMAGES - 5, N_IMAGES), images[-5:])
+        assert torch.equal(frozen.responses("block/conv", 20, N_IMAGES), layers["block/conv"][1][20:])
+        assert len(frozen.positions(frozen.grid_of("block/conv"))) == N_IMAGES
+    write(tmp_path / "plain.h5")
+    versions = []
+    for name in ("f.h5", "plain.h5"):
+        with h5py.File(tmp_path / name) as file:
+            versions.append(int(file.attrs["version"]))
+    # An earlier version of this program refuses the first file, and reads the second one.
+    assert versions == [4, 3]
+
+
 def test_missing_foreign_and_newer_files_are_told_apart(tmp_path):
     with pytest.raises(FileError, match="run freeze first"):
         FrozenFile(tmp_path / "none.h5")
@@ -206,6 +223,6 @@ def test_missing_foreign_and_newer_files_are_told_apart(tmp_path):
         FrozenFile(tmp_path / "foreign.h5")
     write(tmp_path / "new.h5")
     with h5py.File(tmp_path / "new.h5", "r+") as file:
-        file.attrs["version"] = 4
-    with pytest.raises(FileError, match="version 3 can be read, got version 4; run freeze again"):
+        file.attrs["version"] = 5
+    with pytest.raises(FileError, match="version 3 and 4 can be read, got version 5; run freeze again"):
         FrozenFile(tmp_path / "new.h5")

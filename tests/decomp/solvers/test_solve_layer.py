@@ -8,9 +8,11 @@ from layer_problems import make, output_metric, relative
 
 from decomp.allocation.plan import LayerPlan
 from decomp.errors import DecompError, UsageError
+from decomp.problem.layer_problem import columns_of
 from decomp.problem.moments import Moments
 from decomp.solvers import channel, refine, selection, spatial
 from decomp.solvers.half_quadratic import ACTIVATIONS
+from decomp.solvers.linalg import least_squares
 from decomp.solvers.selectors import CHANNEL_SELECTORS, SELECTORS
 from decomp.solvers.solve_layer import choose, solve_layer
 
@@ -230,3 +232,24 @@ def test_a_holder_that_rounds_otherwise_does_not_change_what_the_first_one_finds
         assert torch.allclose(before.weight, after.weight, rtol=1e-6, atol=1e-8)
     one, other = (found.factored.factors[0].weight for found in (first, second))
     assert not torch.allclose(one, other, rtol=1e-5)
+
+
+def test_errors_of_the_halves_are_those_of_fits_to_each_on_the_other():
+    rows = make(noise=0.5)
+    X, Y = rows.X.flatten(1).double(), rows.Y.double()
+    n = len(X) // 2
+    halves = Moments.of_rows(X[:n], Y[:n]), Moments.of_rows(X[n:], Y[n:])
+    _, report = solve_layer(rows.problem, LayerPlan("l", 3), halves=halves)
+    solution, _ = solve_layer(rows.problem, LayerPlan("l", 3), refined=False)
+    columns = columns_of(solution.selection.channels, rows.problem.kernel)
+    prior = rows.problem.matrix()[columns]
+
+    def squared(B, own):
+        centred_x, centred_y = own[0] - own[0].mean(0), own[1] - own[1].mean(0)
+        return float((centred_y - centred_x @ B).square().sum() / centred_y.square().sum())
+
+    parts = [(X[:n][:, columns], Y[:n]), (X[n:][:, columns], Y[n:])]
+    fits = [least_squares(Moments.of_rows(*own), ridge="evidence", prior=prior).weight for own in parts]
+    assert report["halves"]["fitted"] == pytest.approx(sum(map(squared, fits, parts)) / 2, rel=1e-5)
+    assert report["halves"]["other"] == pytest.approx(sum(map(squared, fits, parts[::-1])) / 2, rel=1e-5)
+    assert "halves" not in solve_layer(rows.problem, LayerPlan("l", 3))[1]

@@ -18,13 +18,15 @@ FULL = {
     "freeze": (
         "--model zoo:a --data digits --run r --weights w.pt --input-size 3x8x8 --module body --leaf a --leaf b.c "
         "--images 20 --points 3 --batch-size 7 --memory 2MiB --seed 5 --device cuda:1 --skip-bad --outputs values "
-        "--mean 0.5,0.4,0.3 --std 0.2 --resize 40x36 --crop 32 --no-flip --transforms t.py:make",
+        "--mean 0.5,0.4,0.3 --std 0.2 --resize 40x36 --crop 32 --no-flip --transforms t.py:make "
+        "--no-mix",
         ("r",),
         {
             "model": "zoo:a", "data": "digits", "weights": "w.pt", "input_size": "3x8x8", "part": "body",
             "leaves": ("a", "b.c"), "n_images": 20, "n_points": 3, "batch_size": 7, "memory": 2 << 20, "seed": 5,
             "device": "cuda:1", "skip_bad": True, "mean": (0.5, 0.4, 0.3), "std": (0.2,), "resize": (40, 36),
             "crop": (32,), "flip": False, "transforms": "t.py:make", "outputs": "values",
+            "mix": False,
         },
     ),
     "decompose": (

@@ -18,6 +18,7 @@ from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition import gather
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.decomposition.record_responses import ResponseRecording
+from decomp.pipelines.run import calibration
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import open_frozen
 from decomp.problem.moments import Moments
@@ -40,6 +41,39 @@ def run_name(frozen):
 
 def rows_of(problem):
     return tuple(torch.cat(parts) for parts in zip(*problem.rows()))
+
+
+def test_mixtures_are_fitted_and_not_held_out(opened):
+    frozen, graph = opened
+    layer = next(layer for layer in graph.layers if layer.fitted)
+    whole = ProblemGatherer(frozen, graph, batch_size=7)
+    fitted, other = whole.problem(layer)
+    assert whole.halves is None
+    everything = fitted.moments + other
+    frozen.n_images = 200  # the others count as mixtures of these
+    gatherer = ProblemGatherer(frozen, graph, batch_size=7)
+    problem, held_out = gatherer.problem(layer)
+    n_points = frozen.meta["n_points"]
+    assert (problem.moments.n_rows, held_out.n_rows) == (380 * n_points, 20 * n_points)
+    X, Y = (torch.cat(parts) for parts in zip(*gatherer._fitted_rows(layer, gatherer._module(layer))))
+    assert len(X) == problem.moments.n_rows
+    assert torch.allclose(Moments.of_rows(X, Y).K, problem.moments.K, rtol=1e-4, atol=1e-4)
+    together = problem.moments + held_out
+    assert torch.allclose(together.C, everything.C, rtol=1e-4, atol=1e-4)
+
+
+def test_few_images_are_fitted_in_two_halves_that_add_up(opened, monkeypatch):
+    monkeypatch.setattr(calibration, "RECORDED_IMAGES", 1000)
+    frozen, graph = opened
+    layer = next(layer for layer in graph.layers if layer.fitted)
+    gatherer = ProblemGatherer(frozen, graph, batch_size=7)
+    problem, held_out = gatherer.problem(layer)
+    one, other = gatherer.halves
+    n_points = frozen.meta["n_points"]
+    assert (one.n_rows, other.n_rows, held_out.n_rows) == (180 * n_points, 180 * n_points, 40 * n_points)
+    X, Y = (torch.cat(parts) for parts in zip(*gatherer._fitted_rows(layer, gatherer._module(layer))))
+    assert torch.allclose(Moments.of_rows(X[: one.n_rows], Y[: one.n_rows]).C, one.C, rtol=1e-4, atol=1e-4)
+    assert torch.equal((one + other).K, problem.moments.K)
 
 
 @pytest.mark.parametrize("run", ["plain", "residual", "mirrored", "upward"], indirect=True)

@@ -5,7 +5,7 @@ from networks import CHAIN_INPUT, chain
 from decomp.allocation.plan import LayerPlan, Plan
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
-from decomp.pipelines.decomposition.layer_reports import announce, layer_words, reason_words
+from decomp.pipelines.decomposition.layer_reports import announce, layer_words, more_images, reason_words
 from tests.pipelines.digit_runs import Collected
 
 
@@ -50,3 +50,18 @@ def test_a_solved_layer_is_reported_with_the_errors_after_its_last_step():
     assert layer_words(layer, sizes, {"errors": errors}).endswith(
         "error of its outputs 3.10 %, on held-out images 4.00 %"
     )
+
+
+def test_the_errors_of_either_half_tell_what_twice_as_many_images_bring():
+    # Errors 4 + 12/n on new images and 4 - 12/n on fitted ones: of a half, n = 6, they are 6 and 2.
+    reports = [{"halves": {"fitted": 0.02, "other": 0.06}}, {"halves": {"fitted": 0.02, "other": 0.06}}, {}]
+    now, then = 0.04 + 0.12 / 12, 0.04 + 0.12 / 24
+    (line,) = more_images(reports, 1200)
+    assert f"about {100 * (1 - then / now):.2g} % lower" in line and "either half of the 1,200 fitted ones" in line
+    assert line.startswith("warning: few images for this network: with twice as many")
+
+
+def test_halves_that_agree_are_told_without_a_warning_and_layers_without_halves_not_at_all():
+    (line,) = more_images([{"halves": {"fitted": 0.03, "other": 0.06}}], 90)
+    assert line.startswith("with twice as many images")
+    assert more_images([{}], 90) == [] == more_images([{"halves": {"fitted": 0.0, "other": 0.0}}], 90)

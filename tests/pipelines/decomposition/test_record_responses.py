@@ -15,6 +15,7 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition.record_responses import ResponseRecording
+from decomp.pipelines.run.calibration import Mixtures
 from decomp.pipelines.run.directory import RunDirectory
 from tests.pipelines.digit_runs import SHAPE, Residual
 
@@ -26,11 +27,12 @@ def network():
     return randomise(Residual()).eval()
 
 
-def record(folder, network, batch_size=7, outputs=SCORES):
+def record(folder, network, batch_size=7, outputs=SCORES, mixtures=None, watch=None):
     run, source = RunDirectory.create(folder), open_source("digits", input_shape=SHAPE)
     graph = NetworkGraph(trace(network, "net"), SHAPE, "net")
-    recording = ResponseRecording(graph, 3, 0, torch.arange(20), outputs)
-    recording.write(run, {"n_points": 3}, source, batch_size, torch.device("cpu"), Reporter(quiet=True))
+    recording = ResponseRecording(graph, 3, 0, torch.arange(20), outputs, mixtures)
+    meta = {"n_points": 3} if mixtures is None else {"n_points": 3, "n_mixtures": len(mixtures)}
+    recording.write(run, meta, source, batch_size, torch.device("cpu"), Reporter(quiet=True), watch=watch)
     return run, source
 
 
@@ -60,6 +62,27 @@ def test_images_responses_and_shortcuts_are_those_of_a_plain_forward_pass(tmp_pa
         positions = frozen.positions(frozen.grid_of("stem"))
         for name, values in (("stem", stem), ("conv2", last), (shortcut_key("conv2"), torch.relu(stem))):
             assert torch.allclose(frozen.responses(name), at(values, positions), atol=1e-6), name
+
+
+def test_responses_to_mixtures_follow_those_of_the_images_and_change_nothing_else(tmp_path, network):
+    mixtures = Mixtures(
+        torch.arange(15), torch.arange(15).flip(0) + 1, torch.linspace(0.1, 0.5, 15), torch.rand(15, 2)
+    )  # fmt: skip
+    watched = []
+    plain, source = record(tmp_path / "plain", network)
+    run, _ = record(tmp_path / "run", network, mixtures=mixtures, watch=lambda out: watched.append(out["output"]))
+    images = source.train.images(torch.arange(20))
+    made = mixtures.images(images[mixtures.first], images[mixtures.second], slice(0, 15))
+    with FrozenFile(run.frozen) as frozen, FrozenFile(plain.frozen) as before:
+        assert torch.equal(frozen.images(20, 35), made)
+        assert torch.equal(frozen.images(), before.images())
+        positions = frozen.positions(frozen.grid_of("stem"))
+        with torch.no_grad():
+            stem = network.stem(torch.cat([images, made]))
+        assert torch.allclose(frozen.responses("stem", 0, 35), at(stem, positions), atol=1e-6)
+        # Spreads of the outputs and the sanity check are those of the images alone.
+        assert frozen.meta["outputs"][0]["variance"] == pytest.approx(before.meta["outputs"][0]["variance"], rel=1e-6)
+    assert sum(len(part) for part in watched) == 20
 
 
 def test_the_batch_size_decides_nothing(tmp_path, network):

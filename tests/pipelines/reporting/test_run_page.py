@@ -31,7 +31,7 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
         "stages": {
             "freeze": {
                 "asked": {"model": "zoo:x", "data": "digits"},
-                "facts": {"n_images": 1500, "n_points": 10, "preprocessing": "as they are"},
+                "facts": {"n_images": 1500, "n_mixtures": 7, "n_points": 10, "preprocessing": "as they are"},
             },
             "decompose": {"asked": {"speedup": 4.0}, "times": [
                 {"phase": "survey", "part": "forward", "seconds": 2.5, "processor_seconds": 4.0},
@@ -61,7 +61,10 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
     places = [body.index(part) for part in order]
     assert places == sorted(places)
     assert "Largest losses from original to decomposed: cat: 90.0 → 40 % (95 % interval" in text and "owl:" not in text
-    assert "1,500 images of digits" in text and "Preprocessing: as they are." in text
+    assert (
+        "1,500 images of digits, and 7 mixtures of two of them, 10 positions" in text
+        and "Preprocessing: as they are." in text
+    )
     assert "200 test images." in text and "unreliable" not in text  # it belongs below the verdict, where there is one
     assert "finetune it" in text and "--from runs/one --speedup 2x" in text and "export --run runs/one" in text
     assert 'href="report/classes.csv"' in text

@@ -5,7 +5,8 @@ import torch
 
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
-from decomp.pipelines.run.calibration import draw_images, fitted_images
+from decomp.pipelines.run import calibration
+from decomp.pipelines.run.calibration import Mixtures, draw_images, draw_mixtures, fitted_images
 
 
 def test_one_image_in_ten_is_held_out_and_at_least_one():
@@ -27,3 +28,47 @@ def test_nine_images_are_too_few():
     with pytest.raises(UsageError, match="at least 10 training images are needed, got 9"):
         draw_images(source, 50, 0)
     assert len(draw_images(source, 50, 0, least=9)) == 9
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    monkeypatch.setattr(calibration, "RECORDED_IMAGES", 1000)
+
+
+def test_mixtures_make_up_for_few_images_and_none_are_drawn_where_there_are_enough(recorded):
+    counts = {n: draw_mixtures(n, 0) for n in (4, 10, 100, 600, 999, 1000, 5000)}
+    assert {n: None if drawn is None else len(drawn) for n, drawn in counts.items()} == {
+        4: None, 10: 81, 100: 810, 600: 400, 999: 1, 1000: None, 5000: None,
+    }  # fmt: skip
+
+
+def test_a_mixture_is_of_two_different_fitted_images_first_of_one_half_then_of_both(recorded):
+    drawn = draw_mixtures(30, 4)
+    assert not (drawn.first == drawn.second).any()
+    # The last three of thirty are held out.
+    assert set(drawn.first.tolist()) == set(drawn.second.tolist()) == set(range(27))
+    assert torch.equal((drawn.first < 13) == (drawn.second < 13), torch.arange(243) < 121)
+    again, other = draw_mixtures(30, 4), draw_mixtures(30, 5)
+    assert torch.equal(drawn.area, again.area) and not torch.equal(drawn.area, other.area)
+
+
+def test_a_mixture_has_a_rectangle_of_the_second_image_of_the_drawn_area_and_place():
+    first, second = torch.zeros(3, 1, 8, 8), torch.ones(3, 1, 8, 8)
+    drawn = Mixtures(
+        torch.zeros(3).long(), torch.ones(3).long(), torch.tensor([0.25, 1e-6, 0.5]),
+        torch.tensor([[0.0, 1.0], [0.5, 0.0], [1.0, 1.0]]),
+    )  # fmt: skip
+    made = drawn.images(first, second, slice(0, 3))
+    expected = torch.zeros(3, 1, 8, 8)
+    expected[0, :, :4, 4:] = 1
+    expected[1, :, 4, 0] = 1
+    expected[2, :, 2:, 2:] = 1
+    assert torch.equal(made, expected)
+    assert torch.equal(drawn.images(first[1:], second[1:], slice(1, 3)), expected[1:])
+
+
+def test_no_mixture_has_more_than_half_of_the_second_image(recorded):
+    drawn = draw_mixtures(100, 0)
+    share = drawn.images(torch.zeros(810, 1, 32, 32), torch.ones(810, 1, 32, 32), slice(0, 810)).mean((1, 2, 3))
+    assert share.max() < 0.54 and share.min() > 0
+    assert abs(share.mean() - 0.25) < 0.02

@@ -10,9 +10,10 @@ from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.models import load_model
 from decomp.errors import NumericalError, UsageError
 from decomp.pipelines.decomposition import record_responses
+from decomp.pipelines.run import calibration
 from decomp.pipelines.run.calibration import draw_images
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.stages.freeze import freeze
+from decomp.pipelines.stages.freeze import FreezeResult, freeze
 from decomp.pipelines.training.tasks import LabelledTask
 from tests.pipelines.digit_runs import NETWORKS, Collected, make_run, plain
 
@@ -36,6 +37,26 @@ def test_calibration_images_are_training_images(run):
     every = {row.numpy().tobytes() for row in train.images(torch.arange(len(train)))}
     with FrozenFile(run.frozen) as frozen:
         assert all(row.numpy().tobytes() in every for row in frozen.images(0, 400))
+
+
+def test_few_images_are_frozen_with_mixtures_which_are_told_and_can_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "RECORDED_IMAGES", 50)
+    mixed, alone = (make_run(tmp_path / str(mix), n_images=20, mix=mix) for mix in (True, False))
+    with FrozenFile(mixed.frozen) as frozen, FrozenFile(alone.frozen) as other:
+        assert (frozen.n_images, frozen.n_recorded, other.n_recorded) == (20, 50, 20)
+        assert torch.equal(frozen.images(), other.images())
+        assert torch.equal(
+            torch.tensor(frozen.drawn), draw_images(sources.open_source("digits"), 20, 0)
+        )  # no index of a mixture
+        first, second = frozen.images(20, 21)[0], frozen.images(0, 1)[0]
+        assert (first == second).float().mean() > 0.45 and not torch.equal(first, second)
+    again = freeze(mixed, model="plain", data="digits", n_images=20, reporter=Collected())
+    assert again.done_before
+    assert "20 images and 30 mixtures of two of them × up to 10 points" in "\n".join(
+        FreezeResult(mixed, False, again.facts).lines()
+    )
+    with pytest.raises(UsageError, match="was frozen with mix = True, got mix = False"):
+        freeze(mixed, model="plain", data="digits", n_images=20, mix=False, reporter=Collected())
 
 
 def test_freezing_twice_does_nothing_and_otherwise_refuses(run):

@@ -1,0 +1,116 @@
+"""Order of the recorded images in a fit: the fitted ones with their mixtures first, the held-out ones behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from decomp.problem.moments import Moments
+
+from ...data.formats.frozen_file import FrozenFile
+from ..run import calibration
+from ..run.calibration import fitted_images, same_half
+
+
+class FittedOrder:
+    """The images of a frozen file, and what was recorded of them, in the order in which they are fitted.
+
+    Where there are few images, the two halves of the fitted ones come one after the other, each followed by the
+    mixtures of its own images, and then the mixtures of images of both; where there are enough, it is the order of the
+    file.
+
+    Parameters
+    ----------
+    frozen : decomp.data.formats.frozen_file.FrozenFile
+
+    Attributes
+    ----------
+    halves : pair of int, or None
+        Images and mixtures of the first half, and of the second one; None where there are enough images.
+    n_fit, n : int
+        Fitted images and mixtures; all recorded images.
+    """
+
+    def __init__(self, frozen: FrozenFile) -> None:
+        self.frozen, self.n = frozen, frozen.n_recorded
+        n_images, n_fit = frozen.n_images, fitted_images(frozen.n_images)
+        mixtures, half = frozen.n_recorded - n_images, n_fit // 2
+        if n_images >= calibration.RECORDED_IMAGES and not mixtures:
+            self._ranges, self.n_fit = [(0, n_images)], n_fit
+            self.halves: tuple[int, int] | None = None
+            return
+        same = same_half(mixtures)
+        # Mixtures whose first image, number i · n_fit // same, is in the first half.
+        middle, end = n_images - (-half * same // n_fit), n_images + same
+        self._ranges = [
+            (0, half), (n_images, middle), (half, n_fit), (middle, end), (end, self.n), (n_fit, n_images),
+        ]  # fmt: skip
+        self.halves, self.n_fit = (half + middle - n_images, n_fit - half + end - middle), n_fit + mixtures
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Images by their places in this order: float32, shape (stop - start, C, H, W)."""
+        return self._joined(self.frozen.images, start, stop)
+
+    def responses(self, key: str, start: int, stop: int) -> Tensor:
+        """Responses, see :meth:`decomp.data.formats.frozen_file.FrozenFile.responses`."""
+        return self._joined(lambda a, b: self.frozen.responses(key, a, b), start, stop)
+
+    def positions(self, grid: str) -> Tensor:
+        """Sampled positions of all recorded images on a grid."""
+        positions = self.frozen.positions(grid)
+        return self._joined(lambda a, b: positions[a:b], 0, self.n)
+
+    def _joined(self, read: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
+        parts, place = [], 0
+        for begin, end in self._ranges:
+            first, last = max(start, place), min(stop, place + end - begin)
+            if first < last:
+                parts.append(read(begin + first - place, begin + last - place))
+            place += end - begin
+        if not parts:
+            return read(0, 0)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class Halves:
+    """Moments of the rows of either half of the images, and of the rest of the fitted ones.
+
+    Parameters
+    ----------
+    order : FittedOrder
+        Of few images.
+    points : int
+        Rows of each image.
+    rest : decomp.problem.moments.Moments
+        Without rows; those of mixtures of both halves are added.
+
+    Attributes
+    ----------
+    moments : pair of decomp.problem.moments.Moments
+        Of the halves.
+    """
+
+    def __init__(self, order: FittedOrder, points: int, rest: Moments) -> None:
+        assert order.halves is not None
+        p, n = rest.C.shape
+        first, second = (Moments.zeros(p, n, device=rest.K.device) for _ in range(2))
+        self.moments, self._rest = (first, second), rest
+        self._left = [size * points for size in order.halves]
+
+    def update(self, X: Tensor, Y: Tensor) -> None:
+        """Add the next fitted rows, in the order of the images."""
+        for half, moments in enumerate(self.moments):
+            n = min(self._left[half], len(Y))
+            if n:
+                moments.update(X[:n], Y[:n])
+                self._left[half] -= n
+                X, Y = X[n:], Y[n:]
+        if len(Y):
+            self._rest.update(X, Y)
+
+    def total(self) -> Moments:
+        """Moments of all rows."""
+        both = self.moments[0] + self.moments[1]
+        return both + self._rest if self._rest.n_rows else both
