@@ -55,13 +55,15 @@ def prune_run(
     # Before the images are recorded: a mistake in these must not cost that.
     plan = None if options.get("keep") is None else read_plan(options["keep"])
     own = {name: value for name, value in options.items() if name not in ("keep", "redo", "original")}
-    # No layer is fitted to recorded outputs here.
-    chosen, others = prune_options(plan, **own), {"mix": False, **(frozen or {})}
+    chosen, others = prune_options(plan, **own), dict(frozen or {})
     require_runtime(chosen, pick_device(device))
     is_frozen = directory.run_json.is_file() and directory.config("freeze") is not None
     if is_frozen and (model is None) != (data is None):
         given, other = ("--model", "--data") if data is None else ("--data", "--model")
         raise UsageError(given, f"goes with {other}", fix=f"give both or none: {directory} is frozen already")
+    # No layer is fitted to recorded outputs here; a run that has mixtures keeps them.
+    record = (directory.config("freeze") or {}).get("asked", {}) if is_frozen else {"mix": False}
+    others.setdefault("mix", record.get("mix", True))
     if not is_frozen:
         inputs(directory, model, data, others.get("weights"))
         reporter.step(f"{directory} is frozen first: evaluate, finetune and report need its recorded outputs")
