@@ -165,7 +165,7 @@ def load_model(
     if weights_name == FROM_FILE and weights is not None:
         weights_name, note = str(weights), load_weights(module, weights)
     if size is not None:
-        shape = full_shape(name, size, module)
+        shape = full_shape(name, size, module, shape)
     state = module.state_dict()
     check_finite(state, name)
     if kind not in KINDS and Path(name).expanduser().is_dir() and file is None:
@@ -199,11 +199,16 @@ def parse_input_size(size: str | int | Sequence[int]) -> Size:
     return (None, values[0], values[-1])
 
 
-def full_shape(name: str, size: Size, module: nn.Module) -> Shape:
-    """Complete ``size`` with the channels of the first convolution, or check that they are equal."""
+def full_shape(name: str, size: Size, module: nn.Module, known: Shape | None = None) -> Shape:
+    """Complete ``size`` with the channels of the first convolution, or check that they are equal.
+
+    Those of a known shape are taken where there is no convolution.
+    """
     n_channels = None if (conv := _first_convolution(module)) is None else conv.in_channels
     channels, height, width = size
     if channels is None:
+        if n_channels is None and known is not None:
+            n_channels = known[0]
         if n_channels is None:
             fix = f"write --input-size Cx{height}x{width}"
             raise UsageError(name, "has no convolution that determines the number of channels", fix=fix)

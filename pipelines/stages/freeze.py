@@ -37,7 +37,7 @@ from ..console.words import counted
 from ..decomposition.memory import measure, set_limits
 from ..decomposition.prepare import prepare
 from ..decomposition.record_responses import ResponseRecording
-from ..decomposition.refusals import no_convolution
+from ..decomposition.refusals import no_layer
 from ..distributed.process_group import from_first, gathered
 from ..measure import sanity
 from ..measure.devices import pick_device
@@ -266,8 +266,8 @@ def freeze_loaded(
     _announce(loaded, source, reporter)
     network, folded, outputs = prepare(loaded, source, options)
     graph = NetworkGraph(network, source.input_shape, loaded.name)
-    if not any(layer.kind == "conv" for layer in graph.layers):
-        raise no_convolution(graph, options)
+    if not graph.layers:
+        raise no_layer(graph, options)
     whole = cost(network, source.input_shape)
     indices = draw_images(source, options.n_images, options.seed)
     mixtures = draw_mixtures(len(indices), options.seed) if options.mix else None

@@ -5,7 +5,7 @@ from torch import nn
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.options import FreezeOptions
-from decomp.pipelines.decomposition.refusals import does_not_run, no_convolution, not_finite
+from decomp.pipelines.decomposition.refusals import does_not_run, no_layer, not_finite
 
 
 class Made(nn.Module):
@@ -20,15 +20,15 @@ class Made(nn.Module):
 
 
 @pytest.mark.parametrize(("module", "leaves", "words"), [
-    (nn.Sequential(nn.ReLU()), (), "net: has no convolution; give a convolutional network."),
+    (nn.Sequential(nn.ReLU()), (), "net: has neither a convolution nor a linear layer; give a convolutional network."),
     (nn.Sequential(Made()), (),
      "but 1 have weights that are computed from the images; give another network or part of it."),
     (nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))), ("0",),
      "but 2 are of class Conv2d; give another network or part of it without --leaf 0."),
 ])  # fmt: skip
-def test_the_reason_why_no_convolution_can_be_made_cheaper(module, leaves, words):
+def test_the_reason_why_no_layer_can_be_made_cheaper(module, leaves, words):
     graph = NetworkGraph(trace(module, leaves=leaves, shape=(3, 6, 6)), (3, 6, 6))
-    said = str(no_convolution(graph, FreezeOptions(model="net", data="digits", leaves=leaves)))
+    said = str(no_layer(graph, FreezeOptions(model="net", data="digits", leaves=leaves)))
     assert said.endswith(words)
 
 

@@ -16,7 +16,9 @@ OPTIONS = {"data": "digits", "passes": 2, "sparsity": 0.05, "epochs": 1, "tune_e
 
 
 def slimmed(path, **options):
-    return slim(path, "zoo:vgg-digits", **{**OPTIONS, "device": "cpu", "reporter": quiet(), **options})
+    return slim(
+        path, options.pop("model", "zoo:vgg-digits"), **{**OPTIONS, "device": "cpu", "reporter": quiet(), **options}
+    )
 
 
 def test_every_pass_trains_and_prunes_the_network_of_the_pass_before(tmp_path, monkeypatch):
@@ -38,6 +40,14 @@ def test_every_pass_trains_and_prunes_the_network_of_the_pass_before(tmp_path, m
     assert all(entry.trained.already_done and entry.pruned.done_before and entry.tuned.done_before
                for entry in again.passes)  # fmt: skip
     assert list(again.lines()) == list(result.lines())
+
+
+def test_networks_of_linear_layers_alone_are_slimmed_in_several_passes(tmp_path):
+    first, second = slimmed(tmp_path / "slim", model="zoo:mlp-bn", sparsity=0.002, epochs=3, tune_epochs=3).passes
+    assert sum(kept for kept, _ in first.pruned.facts["spaces"].values()) == 400  # of 500 + 300
+    assert second.pruned.facts["macs_before"] == first.pruned.facts["macs_after"]
+    # Half of them once more, but at most half of a layer of odd width.
+    assert 200 <= sum(kept for kept, _ in second.pruned.facts["spaces"].values()) <= 202
 
 
 def test_a_stopped_call_goes_on_in_the_pass_where_it_was(tmp_path, monkeypatch):
