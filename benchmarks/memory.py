@@ -24,12 +24,12 @@ FIELDS = (
 SIZE, BLOCK, NOISE = 224, 16, 12
 
 
-def images(count):
-    """So many images of coarse blocks, smoothed, with noise; 8 bits, three channels."""
+def images(count, size=SIZE):
+    """So many images of coarse blocks, smoothed, with noise; 8 bits, three channels; the size divides into blocks."""
     random = np.random.default_rng(0)
-    made = np.empty((count, 3, SIZE, SIZE), np.uint8)
+    made = np.empty((count, 3, size, size), np.uint8)
     for image in made:
-        coarse = random.integers(0, 256, (3, SIZE // BLOCK, SIZE // BLOCK))
+        coarse = random.integers(0, 256, (3, size // BLOCK, size // BLOCK))
         fine = coarse.repeat(BLOCK, 1).repeat(BLOCK, 2).astype(np.float32)
         for axis in (1, 2):
             fine = (fine + np.roll(fine, BLOCK // 2, axis) + np.roll(fine, -(BLOCK // 2), axis)) / 3

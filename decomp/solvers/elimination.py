@@ -13,7 +13,8 @@ from torch import Tensor
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.layer_problem import LayerProblem, columns_of
 from decomp.problem.moments import FEW
-from decomp.solvers.linalg import EVIDENCE, FewRows, Ridge, choose_ridge, factorise, metric_roots, ridge_value
+from decomp.solvers.few_rows import FewRows
+from decomp.solvers.linalg import EVIDENCE, Ridge, choose_ridge, factorise, metric_roots, ridge_value
 
 # Channels whose down-dates of K⁻¹ are collected and applied in one product.
 DELAY = 32

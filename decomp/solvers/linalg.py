@@ -11,6 +11,7 @@ from torch import Tensor
 
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.moments import Moments
+from decomp.solvers.few_rows import FewRows
 
 # Ridge relative to the mean diagonal. Products of float32 rows carry noise of about 1e-7 of the diagonal.
 RIDGE = 1e-8
@@ -24,8 +25,6 @@ Ridge = float | Literal["evidence"]
 RIDGE_DECADES = (-8, 1)
 # A prior that leaves less than this share of the responses' variance is exact up to rounding of float32 rows.
 EXACT = 1e-6
-# Eigenvalues of few rows below this share of the largest are rounding.
-NULL = 1e-12
 # Eigenvalues of an output metric are raised to this share of their mean: the metric must be invertible.
 METRIC_FLOOR = 1e-6
 
@@ -238,46 +237,6 @@ def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: floa
         determinant = 2 * float(L.diagonal().log().sum()) - p * math.log(penalty)
     error = max(left_over - explained, 1e-2 * EXACT * float(moments.S.trace()))
     return n * determinant + (moments.n_rows - 1) * n * math.log(error)
-
-
-class FewRows:
-    r"""Solutions with K + λI for K = RᵀR of few rows: by one eigen-decomposition of RRᵀ, for every λ.
-
-    With RRᵀ = QΓQᵀ the columns of V = RᵀQΓ^-½ are the eigenvectors of K whose eigenvalues Γ are not zero. Right-hand
-    sides lie in their span but for rounding, which is left out.
-
-    Parameters
-    ----------
-    root : Tensor of shape (r, p)
-        R, see `Moments.root`.
-    right : Tensor of shape (p, n), optional
-        C − KB₀ for `explained`.
-    """
-
-    def __init__(self, root: Tensor, right: Tensor | None = None) -> None:
-        values, vectors = torch.linalg.eigh(root @ root.T)
-        present = values > NULL * float(values[-1:].sum())
-        self.values, self.root = values[present], root
-        self.vectors = vectors[:, present] / self.values.sqrt()
-        # Squared size of the right-hand side along each eigenvector.
-        self.squares = None if right is None else self._along(right).square().sum(dim=1)
-
-    def _along(self, right: Tensor) -> Tensor:
-        """Vᵀ @ right."""
-        return self.vectors.T @ (self.root @ right)
-
-    def solve(self, right: Tensor, penalty: float) -> Tensor:
-        """(K + λI)⁻¹ @ right for an absolute λ."""
-        return self.root.T @ (self.vectors @ (self._along(right) / (self.values + penalty)[:, None]))
-
-    def explained(self, penalty: float) -> float:
-        """tr rightᵀ(K + λI)⁻¹ right."""
-        assert self.squares is not None, "made without a right-hand side"
-        return float((self.squares / (self.values + penalty)).sum())
-
-    def determinant(self, penalty: float) -> float:
-        """log det(K + λI) − p log λ."""
-        return float((1 + self.values / penalty).log().sum())
 
 
 def intercept(moments: Moments, B: Tensor) -> Tensor:

@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 from layer_problems import make, output_metric
 
 from decomp.errors import DecompError, NumericalError
-from decomp.problem import moments
 from decomp.problem.moments import Moments
 from decomp.solvers import linalg
-from decomp.solvers.linalg import choose_ridge, least_squares, reduced_rank, truncated_svd
+from decomp.solvers.linalg import least_squares, reduced_rank, truncated_svd
 
 
 def normal(*shape, seed=0):
@@ -216,29 +215,3 @@ def test_eigenvectors_are_ordered_signed_and_orthonormal():
 def test_a_ridge_that_is_neither_a_number_nor_evidence_is_refused():
     with pytest.raises(DecompError, match="ridge: must be a number or 'evidence', got 'evidense'"):
         least_squares(make().problem.moments, ridge="evidense")
-
-
-@pytest.mark.parametrize("with_prior", [False, True])
-def test_few_rows_give_the_solution_the_evidence_and_the_ridge_of_the_whole_matrix(with_prior, monkeypatch):
-    rows = make(c=12, n=5, kernel=(3, 3), n_rows=40, noise=0.4)
-    prior = rows.problem.matrix() if with_prior else None
-    results = []
-    for many in (10**9, 1):
-        monkeypatch.setattr(moments, "MANY_INPUTS", many)
-        own = Moments.of_rows(rows.flat, rows.Y)
-        assert (own.root is None) == (many > 1)
-        fits = [least_squares(own, ridge=ridge, prior=prior) for ridge in (1e-6, 1e-1, "evidence")]
-        results.append((choose_ridge(own, prior), fits))
-    (ridge, whole), (few_ridge, few) = results
-    assert few_ridge == pytest.approx(ridge, rel=1e-6)
-    for one, other in zip(whole, few):
-        assert torch.allclose(other.weight, one.weight, rtol=1e-6, atol=1e-8)
-        assert torch.allclose(other.bias, one.bias, rtol=1e-6, atol=1e-8)
-        assert other.report["ridge"] == pytest.approx(one.report["ridge"], rel=1e-6)
-
-
-def test_few_rows_without_a_ridge_are_refused_or_helped_as_any_other(monkeypatch):
-    monkeypatch.setattr(moments, "MANY_INPUTS", 1)
-    rows = make(c=4, n=3, kernel=(3, 3), n_rows=10)
-    fit = least_squares(Moments.of_rows(rows.flat, rows.Y), ridge=0.0)
-    assert fit.report["ridge_raised"] and fit.report["ridge"] > 0
