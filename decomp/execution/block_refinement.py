@@ -9,7 +9,7 @@ hold more of the original than its outputs do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,8 +119,9 @@ def spread(targets: Tensor) -> float:
 
 
 def refine_block(
-    block: BlockOf, fitted: Pairs, unseen: Pairs, *, steps: int, batch_size: int, generator: torch.Generator
-) -> dict[str, float]:
+    block: BlockOf, fitted: Pairs, unseen: Pairs, *, steps: int, batch_size: int, generator: torch.Generator,
+    judge: Callable[[], float] | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Train the weights of a block; the state of least error on unseen images stays, which may be the one before.
 
     Parameters
@@ -133,18 +134,26 @@ def refine_block(
         Of Adam (Kingma and Ba 2015).
     generator : torch.Generator
         Of the order of the images.
+    judge : callable, optional
+        A number of the present weights in place of that error, for the last block: how much the network's outputs
+        change.
 
     Returns
     -------
     dict
         ``error_before``, ``error_after``: on the unseen images, relative to the variance of the targets; and the
-        ``step`` of the state that stays. Empty where there is nothing to train, or the targets do not vary.
+        ``step`` of the state that stays, 0 for the one before. Empty where there is nothing to train, or the targets do
+        not vary.
     """
     parameters, scale = block.parameters(), spread(fitted.targets)
     if not parameters or not scale > 0 or not math.isfinite(scale):
         return {}
-    before = best = relative_error(block, unseen, scale)
-    best_step, state = 0, block.weights()
+
+    def error() -> float:
+        return relative_error(block, unseen, scale)
+
+    judge = judge or error
+    before, best, best_step, state = error(), judge(), 0, block.weights()
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam([{"params": [p], "step": RATE * _size(p)} for p in parameters.values()], lr=0.0)
@@ -160,11 +169,11 @@ def refine_block(
             group["lr"] = group["step"] * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
         optimizer.step()
         if step * CHECKS // steps > (step - 1) * CHECKS // steps:
-            error = relative_error(block, unseen, scale)
-            if error < best:  # not where it is NaN
-                best, best_step, state = error, step, block.weights()
+            found = judge()
+            if found < best:  # not where it is NaN
+                best, best_step, state = found, step, block.weights()
     block.put(state)
-    return {"error_before": before, "error_after": best, "step": best_step}
+    return {"error_before": before, "error_after": error(), "step": best_step}
 
 
 def _size(parameter: nn.Parameter) -> float:

@@ -24,12 +24,13 @@ from ..console.words import counted
 from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
 from ..run.calibration import fitted_images
+from ..run.conditions import freeze_options
 from ..run.outputs import frozen_outputs
 from .layer_loop import SolvedLayers
 from .session import OpenedRun, SurveyedRun
 
 #: A block has so many layers or more.
-LEAST_LAYERS = 3
+LEAST_LAYERS = 2
 #: Mixtures of two images for each fitted image, beside the images themselves.
 MIXTURES = 4
 #: Adam steps of each block, and images of each step.
@@ -99,7 +100,10 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
                     pairs = fitted.pairs(behind[0], stay), unseen.pairs(behind[1], stay)
                     generator = seeds.generator(opened.frozen.meta["seed"], "decompose", "block", block.target)
                     size = min(BATCH, opened.memory.limits.backward_batch)
-                    report |= refine_block(own, *pairs, steps=STEPS, batch_size=size, generator=generator)
+                    report |= refine_block(
+                        own, *pairs, steps=STEPS, batch_size=size, generator=generator,
+                        judge=(lambda: judge.divergence(ours)) if block is blocks[-1] else None,
+                    )  # fmt: skip
                     del pairs
                 write_block(path, block.target, own.weights() if report.get("step") else {}, report, parent)
                 take_file(path)  # of several processes, which all do the same, that of the first one
@@ -190,7 +194,8 @@ def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) ->
     most = max(0, opened.memory.limits.store_in_memory // max(place, 1) - len(unseen))
     images = frozen.images(0, min(n_fit, most))
     generator = seeds.generator(frozen.meta["seed"], "decompose", "mixtures")
-    rounds = [mixtures(images, generator) for _ in range(MIXTURES if len(images) == n_fit else 0)]
+    mixed = freeze_options(opened.run).mix and len(images) == n_fit
+    rounds = [mixtures(images, generator) for _ in range(MIXTURES if mixed else 0)]
     pool = torch.cat([images, *rounds])[:most].to(opened.device)
     held_out = frozen.images(unseen.start, unseen.stop).to(opened.device)
     return _Values(pool, pool), _Values(held_out, held_out)

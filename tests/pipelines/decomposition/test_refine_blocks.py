@@ -1,11 +1,14 @@
 """Block refinement behind the layer loop."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from decomp.data.formats import network_file
+from decomp.data.formats.digests import digest_file
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.errors import FileError, UsageError
 from decomp.pipelines.decomposition import refine_blocks as module
@@ -90,6 +93,8 @@ def test_a_run_that_stopped_between_two_blocks_ends_with_the_same_bytes(run, mon
     decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
     whole = bytes_of(run)
     assert sum("blocks" in path.parts for path in whole) > 1
+    with safe_open(run.block_file(1), "pt") as file:
+        assert json.loads(file.metadata()["decomp"])["parent"] == digest_file(run.block_file(0))
     write, read = module.write_block, module.read_block
 
     def stop(path, *arguments):
@@ -135,3 +140,16 @@ def test_without_memory_for_enough_images_the_blocks_stay(run, monkeypatch):
     found = result.facts["block_refinement"]
     assert not found["kept"] and not any("error_before" in report for report in found["blocks"])
     assert any(line.endswith("left as it is") for line in reporter.messages)
+
+
+@pytest.mark.parametrize("options, n", [({}, 180), ({"mix": False}, 90)])
+def test_blocks_are_trained_on_mixtures_too_unless_the_run_is_without(tmp_path, monkeypatch, options, n):
+    run, seen = make_run(tmp_path / "run", "zoo:vgg-digits", n_images=100, **options), []
+
+    def told(block, fitted, unseen, **settings):
+        seen.append((len(fitted), len(unseen)))
+        return {}
+
+    monkeypatch.setattr(module, "refine_block", told)
+    decompose(run, speedup=3, refine_blocks=True, reporter=Collected())
+    assert set(seen) == {(n, 10)}
