@@ -99,7 +99,7 @@ def page(rows, threads, with_busy, docstring):
         "planned: measured when the plan was made. measured, low, high: median, least and most of the repetitions. "
         "table error: the first plan's expected speed-up over its measured one. seconds: of the command that made it."
     )
-    parts += [explained, f"Written by `python -m benchmarks.clock`. {protocol}", where]
+    parts += [explained, f"Written by `python -m benchmarks.clock`. {protocol[0].upper()}{protocol[1:]}", where]
     return "\n\n".join(parts) + "\n"
 
 

@@ -130,6 +130,7 @@ def test_every_guide_is_listed_tested_and_found_by_its_links():
         "faults.md",
         "peers.md",
         "peers-pruning.md",
+        "clock.md",
         "criteria.md",
         "gpu.md",
         "scale.md",  # its commands are those of tests/pipelines/distributed/

@@ -177,8 +177,8 @@ class _Planner:
             slower, faster = search.neighbours()
             latency |= {"slower": round(slower, 3), "faster": round(faster, 3)}
             self.reporter.warn(
-                f"sizes are too coarse for {self.options.speedup:g}x: the closest measured are {slower:.2f}x and "
-                f"{faster:.2f}x; the faster plan is taken"
+                f"{self.options.speedup:g}x was not met: the closest measured are {slower:.2f}x and {faster:.2f}x; the "
+                f"faster plan is taken{'' if chosen.ratio.disturbances else ' (sizes between them are too coarse)'}"
             )
         if signs := chosen.ratio.disturbances:
             self.reporter.warn(
@@ -268,10 +268,12 @@ class _Planner:
                 if search.is_sure(attempt.ratios[-1].speedup):
                     break
             self.reporter.step(f"measured again with the chosen sizes: {attempt.speedup:.2f}x")
-            if search.is_sure(attempt.speedup) or (following := search.refine()) is attempt:
+            if search.is_sure(attempt.speedup):
                 return attempt
-            attempt = following
-        return attempt
+            attempt = search.run()
+            if len(attempt.ratios) > 1:  # nothing better was found than what was measured again already
+                break
+        return search.best()
 
     def _faster_rival(self, chosen: Attempt) -> Attempt | None:
         """A plan by multiply-accumulates that is as fast as asked and loses less; None where there is none.

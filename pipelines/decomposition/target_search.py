@@ -102,8 +102,12 @@ class TargetSearch:
     attempts: list[Attempt] = field(default_factory=list)
 
     def run(self) -> Attempt:
-        """Measure plans until one is as fast as asked; the one of least loss among the best, see :meth:`best`."""
-        speedup = self.asked
+        """Measure plans until one is as fast as asked; the one of least loss among the best, see :meth:`best`.
+
+        Called again after a measurement was corrected, it goes on from all that was measured.
+        """
+        time = self._corrected() if self.attempts else self.whole / self.asked
+        speedup = self.asked if time is None else self.whole / time
         for _ in range(PROPOSALS):
             reachable = self.most()
             speedup = min(speedup, reachable)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from decomp.runtimes.names import lacking
+
 from ..console.program import program
 from ..console.reporter import Reporter
 from ..run.directory import RunDirectory
@@ -66,10 +68,15 @@ def demo(run: str | os.PathLike[str] = "runs/demo", *, reporter: Reporter | None
     _report(decompose(directory, speedup=SPEEDUP, reporter=reporter), reporter)
     reporter.step(f"demo 3 of 5: finetune, {EPOCHS} epochs")
     _report(finetune(directory, epochs=EPOCHS, reporter=reporter), reporter)
-    reporter.step("demo 4 of 5: evaluate on the test images")
-    evaluation = evaluate(directory, reporter=reporter)
+    reporter.step(f"demo 4 of 5: evaluate on the test images, time in {' and '.join(runtimes_shown())}")
+    evaluation = evaluate(directory, runtime=runtimes_shown(), reporter=reporter)
     reporter.step("demo 5 of 5: report")
     return DemoResult(directory, evaluation, report(directory, reporter=reporter))
+
+
+def runtimes_shown() -> list[str]:
+    """The runtimes in which the demo measures: eager mode, and ONNX Runtime where it is installed."""
+    return ["eager", *(["onnxruntime"] if not lacking("onnxruntime") else [])]
 
 
 def _report(result: Result, reporter: Reporter) -> None:

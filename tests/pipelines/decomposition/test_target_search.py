@@ -122,3 +122,12 @@ def test_a_network_whose_spaces_were_narrowed_begins_faster_than_the_original():
     machine.search.propose = machine.propose
     best = machine.search.run()
     assert machine.search.is_kept(best.speedup) and all(size < 700 for size in machine.measured)
+
+
+def test_a_search_whose_only_plan_turns_out_slow_goes_on_to_faster_ones():
+    machine = Machine(2.0, lambda size: size)
+    best = machine.search.run()
+    best.ratios += [ratio(1.6), ratio(1.6)]
+    machine.milliseconds = lambda size: 1.25 * size if size < 1000 else size
+    following = machine.search.run()
+    assert following is not best and machine.search.is_kept(following.speedup)

@@ -34,13 +34,14 @@ def test_the_stages_run_in_order_on_one_run_and_their_lines_are_reported(tmp_pat
 
     for name in ("freeze", "decompose", "finetune", "evaluate", "report"):
         monkeypatch.setattr(recipe, name, stage(name))
+    monkeypatch.setattr(recipe, "lacking", lambda name: ("onnxruntime",))
     reporter = Collected()
     lines = list(demo(tmp_path / "run", reporter=reporter).lines())
     assert calls == [
         ("freeze", tmp_path / "run", {"model": "zoo:vgg-digits", "data": "digits"}),
         ("decompose", tmp_path / "run", {"speedup": 4.0}),
         ("finetune", tmp_path / "run", {"epochs": 3}),
-        ("evaluate", tmp_path / "run", {}),
+        ("evaluate", tmp_path / "run", {"runtime": ["eager"]}),
         ("report", tmp_path / "run", {}),
     ]
     assert [line for line in reporter.messages if line.startswith("  ")] == [
@@ -50,3 +51,8 @@ def test_the_stages_run_in_order_on_one_run_and_their_lines_are_reported(tmp_pat
     assert done == "evaluate done" and files.startswith(f"all of its files: {tmp_path / 'run'}; `decomp status --run ")
     assert f"decomp.load({str(tmp_path / 'run' / 'finetune' / 'best')!r})" in network
     assert following == f"next: open {Path('report.html').absolute()} in a browser"
+
+
+def test_time_is_measured_in_onnx_runtime_too_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(recipe, "lacking", lambda name: ())
+    assert recipe.runtimes_shown() == ["eager", "onnxruntime"]
