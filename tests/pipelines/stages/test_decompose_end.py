@@ -9,10 +9,10 @@ import decomp
 from decomp.cost.count import cost
 from decomp.errors import DecompError
 from decomp.pipelines.reporting.summary import summarise
-from decomp.pipelines.run import loading
+from decomp.pipelines.run import calibration, loading
 from decomp.pipelines.stages import decompose as stage
 from decomp.pipelines.stages.decompose import decompose
-from tests.pipelines.digit_runs import SHAPE, Collected
+from tests.pipelines.digit_runs import SHAPE, Collected, make_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 
@@ -93,3 +93,15 @@ def test_the_time_spent_is_told_and_kept_by_phase_and_part(run):
     shown = reporter.messages[first:]
     assert all(any(line.startswith(phase) for line in shown) for phase in stage.PHASES) and shown[-1].endswith("100 %")
     assert decompose(run, speedup=2, reporter=Collected()).facts["times"] == facts["times"]
+
+
+def test_few_images_are_fitted_with_their_mixtures_and_judged_on_held_out_images_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "RECORDED_IMAGES", 60)
+    run = make_run(tmp_path / "few", n_images=30)
+    result = decompose(run, speedup=2, reporter=Collected())
+    reports = {report["layer"]: report for report in result.facts["layers"]}
+    # 27 fitted images and 30 mixtures of ten points; three images are held out.
+    assert reports["3"]["rows"] == 57 * 10 and result.facts["fidelity"]["images"] == 3
+    assert all(0 <= report["halves"]["fitted"] <= report["halves"]["other"] + 1e-6 for report in reports.values())
+    (line,) = result.facts["more_images"]
+    assert "either half of the 27 fitted ones" in line and line in result.lines()
