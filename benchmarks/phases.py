@@ -38,8 +38,9 @@ FIELDS = ("network", "images", "size", FREEZE, *GROUPS, REST, "all", "on the clo
 HEAD = """# Time by phase
 
 Processor seconds of `freeze` and of the parts of `decompose`, by `python -m benchmarks.phases`, with {threads} on
-{machine}. "on the clock": seconds of both stages together, on a machine that may have been busy. "passes": forward work
-of `decompose` in passes over the calibration images.
+{machine}. "on the clock": seconds of both stages together, on a machine that may
+have been busy. "passes": forward work of `decompose` in passes over the calibration images. "size": of the images,
+where they are noise.
 
 {table}
 """

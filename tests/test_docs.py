@@ -131,6 +131,7 @@ def test_every_guide_is_listed_tested_and_found_by_its_links():
         "peers.md",
         "peers-pruning.md",
         "clock.md",
+        "phases.md",
         "criteria.md",
         "gpu.md",
         "scale.md",  # its commands are those of tests/pipelines/distributed/
