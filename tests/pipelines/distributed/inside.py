@@ -101,7 +101,7 @@ def moments_together():
     shared_moments.TILE_COLUMNS = 2
     torch.manual_seed(0)
     X, Y, rank = torch.randn(50, 5).double() + 100, torch.randn(50, 2).double(), process_group.number()
-    X[:, 3] = 0.1
+    X[:, 3] = 0.101  # (30 · 0.101 + 20 · 0.101) / 50 is another number in float64
     shares = (slice(0, 30), slice(30, 30), slice(30, 50))
     whole, before = Moments.of_rows(X, Y), process_group.exchanged_bytes()
     own = moments_of_all(Moments.of_rows(X[shares[rank]], Y[shares[rank]]))
@@ -128,7 +128,7 @@ def channel_moments_together():
     """Moments of three channels, of rows of which the second process has none."""
     torch.manual_seed(0)
     X, Y, rank = torch.randn(50, 3, 4).double() + 100, torch.randn(50, 6).double(), process_group.number()
-    X[:, 1, 2] = 0.1
+    X[:, 1, 2] = 0.101
     whole, own = ChannelMoments.zeros(3, 4, 2), ChannelMoments.zeros(3, 4, 2)
     whole.update(X, Y)
     share = (slice(0, 30), slice(30, 30), slice(30, 50))[rank]
