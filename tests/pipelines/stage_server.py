@@ -69,7 +69,9 @@ def serve():
     import decomp.pipelines.stages.evaluate
     import decomp.pipelines.stages.finetune
     import decomp.pipelines.stages.freeze  # noqa: F401
+    from decomp.pipelines.run import calibration
 
+    calibration.RECORDED_IMAGES = 0  # no mixtures of few images, as in the other tests
     torch.set_num_threads(1)
     print("ready", flush=True)
     for line in sys.stdin:

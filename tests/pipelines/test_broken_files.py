@@ -186,7 +186,7 @@ def newer_json(path):
 
 def newer_hdf5(path):
     with h5py.File(path, "r+") as file:
-        file.attrs["version"] = int(file.attrs["version"]) + 1
+        file.attrs["version"] = 5  # 4 where mixtures are recorded, 3 elsewhere
 
 
 def newer_layer(path):
@@ -207,7 +207,7 @@ def newer_checkpoint(path):
     ("name", "spoil", "newer"),
     [
         ("run.json", newer_json, "format 2"),
-        ("frozen.h5", newer_hdf5, "version 4"),
+        ("frozen.h5", newer_hdf5, "version 5"),
         ("original/structure.json", newer_json, "format 2"),
         ("layers/000_0.safetensors", newer_layer, "format 4"),
         ("model/structure.json", newer_json, "format 2"),

@@ -26,6 +26,9 @@ import decomp.pipelines.stages.finetune
 import decomp.pipelines.stages.freeze
 import decomp.pipelines.stages.train  # noqa: F401
 from decomp import cli
+from decomp.pipelines.run import calibration
+
+calibration.RECORDED_IMAGES = 0  # no mixtures of few images, as in the other tests
 
 
 def environment(rank, n, port):
