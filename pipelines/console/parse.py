@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from decomp.errors import UsageError, check_choice, kind_of, near_miss
@@ -306,3 +306,27 @@ def text(name: str, value: object, fix: str | None = None) -> str:
 
 def _described(value: object) -> str:
     return repr(value) if isinstance(value, (str, int, float, type(None))) else kind_of(value)
+
+
+#: Options of time measurements, with the names of their values and the values that stand for none given.
+_OF_LATENCY = {
+    "--runtime": ("runtime", None),
+    "--layout": ("latency_layout", "contiguous"),
+    "--batch-size": ("latency_batch", 64),
+}
+
+
+def refuse_without_latency(cost: str | None, choices: Mapping[str, Any]) -> None:
+    """Refuse conditions of time measurements where no time is measured.
+
+    Raises
+    ------
+    UsageError
+        The cost is not latency, and a runtime, a layout or a batch size other than the default is given.
+    """
+    if cost == "latency":
+        return
+    for option, (name, default) in _OF_LATENCY.items():
+        if (got := choices.get(name)) not in (None, default):
+            fix = "give the cost latency too, or leave it out"
+            raise UsageError(option, "decides only where the cost is latency", got=got, fix=fix)

@@ -21,6 +21,7 @@ from decomp.runtimes.names import require_installed
 from ...data.formats.digests import digest_json
 from ...data.formats.json_files import read_json, write_json
 from ..console.options import DecomposeOptions
+from ..console.parse import refuse_without_latency
 from ..console.reporter import Reporter
 from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
@@ -56,9 +57,7 @@ def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOpti
             raise UsageError(name, "is no option of decompose", fix=fix)
     if plan is None:
         options = DecomposeOptions(**{"speedup": None, **choices})
-        if choices.get("runtime") is not None and options.cost != "latency":
-            fix = "give the cost latency too, or leave it out"
-            raise UsageError("--runtime", "decides only where the cost is latency", got=choices["runtime"], fix=fix)
+        refuse_without_latency(options.cost, choices)
         if options.runtime is not None:
             require_installed(options.runtime)
         return options

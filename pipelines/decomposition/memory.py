@@ -145,7 +145,7 @@ def set_limits(
     least = fixed + max(image * started.get("batch_size", 1), gradient * started.get("backward_batch", 1))
     if memory is not None and memory < least:
         raise UsageError(
-            "--memory", f"{command} needs at least {_rounded_up(least)} for this network", got=f"{memory / GIB:.3g}GiB",
+            "--memory", f"{command} needs at least {_rounded_up(least)} for this network", got=_as_text(memory),
             fix=f"give --memory {_rounded_up(least)}",
         )  # fmt: skip
     if memory is not None:
@@ -276,6 +276,11 @@ def work_words(passes: float, spilled_bytes: int) -> str:
     if spilled_bytes:
         words += f", up to {spilled_bytes / MIB:,.0f} MiB of activations on the disk meanwhile"
     return words
+
+
+def _as_text(n_bytes: int) -> str:
+    """Bytes as an amount that a person would write."""
+    return f"{n_bytes / GIB:.3g}GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:.3g}MiB"
 
 
 def _rounded_up(n_bytes: float) -> str:

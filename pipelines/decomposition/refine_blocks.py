@@ -87,7 +87,8 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     judge, weights_before = _Judge(opened, theirs), list[tuple[BlockOf, dict[str, Tensor]]]()
     divergence = from_first(lambda: judge.divergence(ours))
     fitted, unseen = _images(opened, blocks, theirs)
-    with reporter.progress(len(blocks), LABEL, "blocks") as progress, part(LABEL):
+    unit = "block" if len(blocks) == 1 else "blocks"
+    with reporter.progress(len(blocks), LABEL, unit) as progress, part(LABEL):
         for number, block in enumerate(blocks):
             path, at_a_time = run.block_file(number), opened.memory.limits.batch_size
             own, original = (BlockOf(network, block, at_a_time) for network in (ours, theirs))

@@ -14,6 +14,7 @@ from decomp.graph.network_graph import NetworkGraph
 from ...data.formats.digests import digest_json
 from ...data.formats.json_files import read_json, write_json
 from ..console.options import PruneOptions
+from ..console.parse import refuse_without_latency
 
 KIND = "decomp pruning"
 _FIX = "make it anew with prune, or put back a copy"
@@ -97,7 +98,9 @@ def prune_options(given: PruningPlan | None = None, **choices: Any) -> PruneOpti
         For a value that is not allowed, none or several targets, or a target beside a plan.
     """
     if given is None:
-        return PruneOptions(**choices)
+        options = PruneOptions(**choices)
+        refuse_without_latency(options.cost, choices)
+        return options
     kept = ("speedup", "ratio", "bias", "recalibrate_bn", "seed")  # a target is refused, the others still decide
     return PruneOptions(keep=given.digest, **{name: value for name, value in choices.items() if name in kept})
 

@@ -49,7 +49,9 @@ from .in_memory import loaded_copy, module_of
 #: Fewest images: one is for the criterion and one is held out.
 LEAST = 2
 #: Names of this function's arguments, where options of the command line are named otherwise.
-ARGUMENTS = {"data": "images", "images": "n_images", "leaf": "leaves", "layout": "latency_layout"}
+ARGUMENTS = {
+    "data": "images", "images": "n_images", "leaf": "leaves", "layout": "latency_layout", "batch-size": "latency_batch",
+}  # fmt: skip
 
 
 def prune(

@@ -112,3 +112,18 @@ def test_a_goal_just_above_one_is_not_taken_for_percent(value, fix):
     with pytest.raises(UsageError, match=f"got '{value}'; {fix}"):
         parse.goal(value)
     assert parse.goal("95%") == 0.95
+
+
+@pytest.mark.parametrize(
+    "given, line",
+    [
+        ({"runtime": "compile"}, "--runtime: decides only where the cost is latency, got compile"),
+        ({"latency_layout": "channels-last"}, "--layout: decides only where the cost is latency, got channels-last"),
+        ({"latency_batch": 1}, "--batch-size: decides only where the cost is latency, got 1"),
+    ],
+)
+def test_conditions_of_time_measurements_are_refused_where_no_time_is_measured(given, line):
+    with pytest.raises(UsageError, match=f"^{line}; give the cost latency too, or leave it out.$"):
+        parse.refuse_without_latency("macs", given)
+    parse.refuse_without_latency("latency", given)
+    parse.refuse_without_latency("macs", {"runtime": None, "latency_layout": "contiguous", "latency_batch": 64})

@@ -157,6 +157,8 @@ def test_a_plan_for_another_runtime_or_without_latency_is_refused():
 def test_a_runtime_without_latency_as_the_cost_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="^--runtime: decides only where the cost is latency, got compile; give"):
         decompose_options(speedup=2.0, runtime="compile")
+    with pytest.raises(UsageError, match="^--layout: decides only where the cost is latency, got channels-last; give"):
+        decompose_options(speedup=2.0, latency_layout="channels-last")
     monkeypatch.setattr(names, "lacking", lambda name: ("openvino",))
     with pytest.raises(DecompError, match="^openvino: this runtime needs openvino, not installed; pip install"):
         decompose_options(speedup=2.0, cost="latency", runtime="openvino")

@@ -43,7 +43,7 @@ def test_all_parts_together_stay_within_the_memory():
 
 
 def test_too_little_memory_is_refused_with_the_least_that_is_enough():
-    with pytest.raises(UsageError, match=r"--memory: decompose needs at least 1GiB .* got 0.5GiB; give --memory 1GiB"):
+    with pytest.raises(UsageError, match=r"--memory: decompose needs at least 1GiB .* got 512MiB; give --memory 1GiB"):
         limits(GIB // 2)
     assert limits(GIB).batch_size >= 1
 

@@ -85,3 +85,8 @@ def test_a_list_of_channel_spaces_that_is_cut_says_so():
     graph = unfolded(network, "long", (3, 4, 4)).graph
     with pytest.raises(TargetError, match="got the spaces 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …; give the plan"):
         check_plan(PruningPlan({"nope": [0]}, {"nope": 9}), graph, "p.json")
+
+
+def test_a_runtime_without_latency_as_the_cost_is_refused():
+    with pytest.raises(UsageError, match="^--runtime: decides only where the cost is latency, got compile; give"):
+        prune_options(speedup=2, runtime="compile")
