@@ -74,4 +74,6 @@ def test_a_runtime_that_cannot_measure_is_refused_before_any_work(monkeypatch):
         require_runtime(options(runtime="onnxruntime"), torch.device("cuda"))
     with pytest.raises(UsageError, match="--layout: must be one of contiguous, got 'channels-last'"):
         options(runtime="onnxruntime", latency_layout="channels-last")
-    require_runtime(options(cost="macs", runtime="onnxruntime"), torch.device("cuda"))  # nothing is measured
+    with pytest.raises(UsageError, match="--runtime: decides only where the cost is latency, got onnxruntime"):
+        options(cost="macs", runtime="onnxruntime")
+    require_runtime(options(cost="macs"), torch.device("cuda"))  # nothing is measured
