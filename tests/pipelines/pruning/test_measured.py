@@ -75,5 +75,5 @@ def test_a_runtime_that_cannot_measure_is_refused_before_any_work(monkeypatch):
     with pytest.raises(UsageError, match="--layout: must be one of contiguous, got 'channels-last'"):
         options(runtime="onnxruntime", latency_layout="channels-last")
     with pytest.raises(UsageError, match="--runtime: decides only where the cost is latency, got onnxruntime"):
-        options(cost="macs", runtime="onnxruntime")
-    require_runtime(options(cost="macs"), torch.device("cuda"))  # nothing is measured
+        options(cost="macs", latency_batch=64, runtime="onnxruntime")
+    require_runtime(options(cost="macs", latency_batch=64), torch.device("cuda"))  # nothing is measured
