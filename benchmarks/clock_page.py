@@ -4,9 +4,8 @@ import statistics
 from importlib import metadata
 
 from benchmarks.common import machine, markdown
+from decomp.pipelines.decomposition.target_search import LEAST, MOST
 
-#: Shares of the asked speed-up between which a promise is kept.
-LEAST, MOST = 0.97, 1.10
 FIELDS = (
     "network", "runtime", "asked", "planned", "measured", "low", "high", "kept", "busy", "table error", "seconds",
 )  # fmt: skip

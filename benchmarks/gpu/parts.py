@@ -13,12 +13,12 @@ import torch
 
 import decomp
 from benchmarks import solvers
-from benchmarks.clock_page import LEAST, MOST
 from benchmarks.gpu.settings import entry
 from benchmarks.gpu.tuning import tuning
 from decomp.allocation.plan import Plan
 from decomp.errors import DecompError
 from decomp.graph.network_graph import NetworkGraph
+from decomp.pipelines.decomposition.target_search import LEAST, MOST
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import load_network
 from decomp.runtimes.choice import runtime

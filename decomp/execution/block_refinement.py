@@ -187,11 +187,11 @@ def _endless(pairs: Pairs, batch_size: int, generator: torch.Generator) -> Itera
         yield from pairs.batches(torch.randperm(len(pairs), generator=generator), batch_size)
 
 
-def mixtures(images: Tensor, generator: torch.Generator) -> Tensor:
+def blends(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image with a share of another one, drawn evenly between none and a half.
 
-    Mixtures of two images (Zhang et al. 2018, "mixup", equation 1) show a network more of the space around few images;
-    the original answers for the mixture itself.
+    Blends of two images (Zhang et al. 2018, "mixup", equation 1) show a network more of the space around few images;
+    the original answers for the blend itself.
 
     Parameters
     ----------

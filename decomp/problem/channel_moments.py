@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decomp.errors import DecompError, NumericalError
-from decomp.problem.moments import TILE_ROWS, Moments
+from decomp.errors import DecompError
+from decomp.problem.moments import TILE_ROWS, Moments, require_finite
 
 # Channels multiplied at once: the float64 copies of their rows take TILE_ROWS · 8 bytes a column.
 CHANNELS_AT_A_TIME = 128
@@ -121,16 +121,7 @@ class ChannelMoments:
 
     def check(self, name: str) -> None:
         """Raise `NumericalError` for layer ``name`` if there are no rows, or an entry is NaN or Inf."""
-        if self.n_rows == 0:
-            raise NumericalError(name, "a layer problem needs rows", got="none", fix="freeze images and points first")
-        for letter, tensor in (("K", self.K), ("C", self.C), ("S", self.S)):
-            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-            if bad:
-                raise NumericalError(
-                    name, f"inputs and responses must be finite over its {self.n_rows} rows",
-                    got=f"{bad} of {tensor.numel()} entries of {letter} NaN or Inf",
-                    fix="check the weights and images",
-                )  # fmt: skip
+        require_finite(self, name)
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from decomp.errors import DecompError, NumericalError
+
+if TYPE_CHECKING:
+    from decomp.problem.channel_moments import ChannelMoments
 
 # Rows multiplied at once: bounds the working copy, and keeps sums in float32 short; sums of tiles are float64.
 TILE_ROWS = 2048
@@ -245,17 +249,25 @@ class Moments:
 
     def check(self, name: str) -> None:
         """Raise `NumericalError` for layer ``name`` if there are no rows, or an entry is NaN or Inf."""
-        if self.n_rows == 0:
-            raise NumericalError(name, "a layer problem needs rows", got="none", fix="freeze images and points first")
-        for letter, tensor in (("K", self.K), ("C", self.C), ("S", self.S)):
-            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-            if bad:
-                raise NumericalError(
-                    name,
-                    f"inputs and responses must be finite over its {self.n_rows} rows",
-                    got=f"{bad} of {tensor.numel()} entries of {letter} NaN or Inf",
-                    fix="check the weights and images",
-                )
+        require_finite(self, name)
+
+
+def require_finite(moments: Moments | ChannelMoments, name: str) -> None:
+    """Refuse moments of layer ``name`` that have no rows, or an entry that is NaN or Inf.
+
+    Raises
+    ------
+    NumericalError
+    """
+    if moments.n_rows == 0:
+        raise NumericalError(name, "a layer problem needs rows", got="none", fix="freeze images and points first")
+    for letter, tensor in (("K", moments.K), ("C", moments.C), ("S", moments.S)):
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            raise NumericalError(
+                name, f"inputs and responses must be finite over its {moments.n_rows} rows",
+                got=f"{bad} of {tensor.numel()} entries of {letter} NaN or Inf", fix="check the weights and images",
+            )  # fmt: skip
 
 
 def _pivoted_cholesky(K: Tensor, n_rows: int) -> Tensor:

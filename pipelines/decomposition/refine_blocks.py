@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from decomp import seeds
-from decomp.execution.block_refinement import BlockOf, Pairs, mixtures, refine_block, targets_of
+from decomp.execution.block_refinement import BlockOf, Pairs, blends, refine_block, targets_of
 from decomp.execution.output_change import Outputs
 from decomp.graph.blocks import Block, find_blocks
 from decomp.graph.tracing import trace
@@ -31,8 +31,8 @@ from .session import OpenedRun, SurveyedRun
 
 #: A block has so many layers or more.
 LEAST_LAYERS = 2
-#: Mixtures of two images for each fitted image, beside the images themselves.
-MIXTURES = 4
+#: Blends of two images for each fitted image, beside the images themselves.
+BLENDS = 4
 #: Adam steps of each block, and images of each step.
 STEPS, BATCH = 300, 32
 #: Held-out images on which errors are measured, at most.
@@ -188,7 +188,7 @@ def _unseen(frozen: FrozenFile) -> range:
 
 
 def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) -> tuple[_Values, _Values]:
-    """The images that all blocks are fitted to, with mixtures of them, and held-out ones; as many as memory allows."""
+    """The images that all blocks are fitted to, with blends of them, and held-out ones; as many as memory allows."""
     frozen, unseen = opened.frozen, _unseen(opened.frozen)
     n_fit = fitted_images(frozen.n_images)
     place = _bytes_of_values(blocks, original, frozen.images(0, 1).to(opened.device))
@@ -196,7 +196,7 @@ def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) ->
     images = frozen.images(0, min(n_fit, most))
     generator = seeds.generator(frozen.meta["seed"], "decompose", "mixtures")
     mixed = freeze_options(opened.run).mix and len(images) == n_fit
-    rounds = [mixtures(images, generator) for _ in range(MIXTURES if mixed else 0)]
+    rounds = [blends(images, generator) for _ in range(BLENDS if mixed else 0)]
     pool = torch.cat([images, *rounds])[:most].to(opened.device)
     held_out = frozen.images(unseen.start, unseen.stop).to(opened.device)
     return _Values(pool, pool), _Values(held_out, held_out)

@@ -10,7 +10,7 @@ from decomp.execution import block_refinement
 from decomp.execution.block_refinement import (
     BlockOf,
     Pairs,
-    mixtures,
+    blends,
     refine_block,
     relative_error,
     spread,
@@ -163,7 +163,7 @@ def test_the_error_is_the_share_of_the_variance_about_the_means_of_the_channels(
 
 def test_mixtures_have_a_share_of_up_to_a_half_of_another_image():
     x = torch.eye(40)[:, :, None, None].expand(40, 40, 2, 2).clone()  # image i is one in channel i
-    mixed = mixtures(x, torch.Generator().manual_seed(0))
+    mixed = blends(x, torch.Generator().manual_seed(0))
     own = torch.stack([mixed[i, i, 0, 0] for i in range(40)])
     torch.testing.assert_close(mixed.sum(1), torch.ones(40, 2, 2))
     assert own.min() >= 0.5 and own.max() < 1 and own.std() > 0.1

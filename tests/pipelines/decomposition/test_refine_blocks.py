@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "known_networks", "few_steps"
 @pytest.fixture
 def few_steps(monkeypatch):
     monkeypatch.setattr(module, "STEPS", 30)
-    monkeypatch.setattr(module, "MIXTURES", 1)
+    monkeypatch.setattr(module, "BLENDS", 1)
     monkeypatch.setattr(module, "LEAST_LAYERS", 2)
 
 
