@@ -12,14 +12,14 @@ from pathlib import Path
 CLI = Path(__file__).resolve().parent.parent / "cli.py"
 
 
-def stage(log, *arguments):
-    """Run one command; returns its seconds and peak memory in MiB, also from an earlier call."""
+def stage(log, *arguments, cli=CLI):
+    """Run one command, of this checkout or another; returns its seconds and peak memory in MiB, also from before."""
     key = " ".join(arguments)
     done = json.loads(log.read_text()) if log.exists() else {}
     if key not in done:
         print("$ decomp", key, flush=True)
         start = time.monotonic()
-        process = subprocess.Popen([sys.executable, str(CLI), *arguments])
+        process = subprocess.Popen([sys.executable, str(cli), *arguments])
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"decomp {key} ended with status {os.waitstatus_to_exitcode(status)}")
