@@ -46,6 +46,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def refresh(self) -> None:
+        """Draw the bar again, with the time that has passed."""
+        if self._bar is not None:
+            self._bar.refresh()
+
     def update(self, n: int = 1) -> None:
         """Count `n` more units as done."""
         self.done += n

@@ -150,7 +150,8 @@ class Reporter:
                 yield self
         except BaseException as error:
             seconds = round(time.monotonic() - start, 3)
-            self._log(f"{name} stopped: {str(error) or type(error).__name__}", {"event": "stop", "took": seconds})
+            stopped_with = {"took": seconds, "times": self._spent.rows()}
+            self._log(f"{name} stopped: {str(error) or type(error).__name__}", {"event": "stop", **stopped_with})
             raise
         else:
             seconds = round(time.monotonic() - start, 3)
@@ -253,9 +254,11 @@ class Reporter:
                 self.stream.flush()
 
     def _break_silence(self, ended: threading.Event, start: float) -> None:
-        """Repeat the state of the stage after each :data:`SILENCE`, until it has ended; a bar speaks for itself."""
+        """Repeat the state of the stage after each :data:`SILENCE`, until it has ended; of a bar, draw it again."""
         while not ended.wait(max(0.01, self._shown + SILENCE - time.monotonic())):
             if self._bars:
+                for step in list(self._steps):
+                    step.refresh()
                 self._shown = time.monotonic()
             elif time.monotonic() - self._shown >= SILENCE:
                 self._show(self._state(start))

@@ -34,7 +34,8 @@ def test_a_stage_that_stops_says_why_in_the_log(tmp_path):
     reporter = Reporter(tmp_path / "log.jsonl", quiet=True)
     with pytest.raises(KeyboardInterrupt), reporter.stage("finetune"):
         raise KeyboardInterrupt
-    assert read_log(tmp_path / "log.jsonl")[-1]["message"] == "finetune stopped: KeyboardInterrupt"
+    last = read_log(tmp_path / "log.jsonl")[-1]
+    assert last["message"] == "finetune stopped: KeyboardInterrupt" and last["times"][0]["seconds"] >= 0
 
 
 def test_quiet_shows_nothing_and_logs_all(tmp_path):
@@ -163,6 +164,16 @@ def test_a_long_step_is_never_silent_for_long(monkeypatch):
     assert 2 <= len(lines) <= 5
 
 
+def test_a_bar_is_drawn_again_in_a_long_unit_of_work(monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    stream = Terminal()
+    reporter = Reporter(stream=stream)
+    with reporter.stage("decompose", ["fit"]), reporter.progress(24, "layers", "layers", summary=False):
+        drawn = stream.getvalue()
+        time.sleep(0.35)
+        assert stream.getvalue()[len(drawn) :].count("layers:   0 %") >= 2
+
+
 def test_lines_of_its_own_postpone_the_repetition_and_quiet_prevents_it(monkeypatch):
     monkeypatch.setattr(module, "SILENCE", 0.3)
     spoken, quiet = io.StringIO(), io.StringIO()
@@ -190,6 +201,9 @@ def test_in_a_notebook_progress_is_a_bar_and_lines_are_not_repeated(monkeypatch)
 
         def update(self, n):
             self.n += n
+
+        def refresh(self):
+            pass
 
         def close(self):
             self.closed = True
