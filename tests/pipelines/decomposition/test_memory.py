@@ -1,6 +1,7 @@
 """Limits of memory and disk in a stage, and the same result with any of them."""
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -236,3 +237,24 @@ def test_processes_on_one_machine_divide_its_memory_and_disk_where_none_is_given
     assert shared.store_bytes == 50 * GIB == alone.store_bytes / 4
     assert shared.store_in_memory == limits(8 * GIB).store_in_memory < alone.store_in_memory / 4
     assert limits(4 * GIB).store_in_memory == given.store_in_memory
+
+
+FAULTS = """
+import resource, sys, torch
+from decomp.pipelines.decomposition import memory
+memory.set_limits(torch.nn.Conv2d(1, 1, 1), memory.Footprint([1.0], 1, 1, 1), memory=LIMIT, batch_size=1, folder=".")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.zeros(16 << 20, dtype=torch.uint8).add_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library keeps or returns memory by its own rules")
+def test_freed_memory_is_used_again_where_no_limit_is_given():
+    def pages(limit):
+        command = [sys.executable, "-c", FAULTS.replace("LIMIT", limit)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    kept, returned = pages("None"), pages("2 * memory.GIB")
+    assert kept <= returned / 3
