@@ -103,16 +103,25 @@ def patches(conv: Convolution, x: Tensor, positions: Tensor) -> Tensor:
     -------
     torch.Tensor, shape (m·P, c, kh, kw)
     """
-    padded = pad_like(conv, x).permute(0, 2, 3, 1).contiguous()
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
-    if isinstance(conv, nn.ConvTranspose2d):
+    (top, _), (left, _) = geometry(conv).pads((kh, kw))
+    transposed = isinstance(conv, nn.ConvTranspose2d)
+    # Of a map larger than all of its patches no padded copy is made: what lies outside is set to zero afterwards.
+    inside = not transposed and conv.padding_mode == "zeros" and positions.shape[1] * kh * kw < x[0, 0].numel()
+    if not inside:
+        x, top, left = pad_like(conv, x), 0, 0
+    if transposed:
         sh = sw = 1
+    (m, c, height, width), n_points = x.shape, positions.shape[1]
     positions = positions.to(device=x.device, dtype=torch.long)
-    rows = (positions[..., 0] * sh)[..., None] + torch.arange(kh, device=x.device) * dh
-    columns = (positions[..., 1] * sw)[..., None] + torch.arange(kw, device=x.device) * dw
-    image = torch.arange(len(x), device=x.device)[:, None, None, None]
-    cut = padded[image, rows[..., :, None], columns[..., None, :]]
-    return cut.permute(0, 1, 4, 2, 3).flatten(0, 1).contiguous()
+    rows = (positions[..., 0] * sh - top)[..., None] + torch.arange(kh, device=x.device) * dh
+    columns = (positions[..., 1] * sw - left)[..., None] + torch.arange(kw, device=x.device) * dw
+    places = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
+    cut = x.flatten(2).gather(2, places.view(m, 1, -1).expand(m, c, -1)).view(m, c, n_points, kh, kw).transpose(1, 2)
+    if inside:
+        rows_outside, columns_outside = (rows < 0) | (rows >= height), (columns < 0) | (columns >= width)
+        cut = cut.masked_fill((rows_outside[..., :, None] | columns_outside[..., None, :])[:, :, None], 0.0)
+    return cut.flatten(0, 1).contiguous()
 
 
 def responses(y: Tensor, positions: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.factors import Geometry, Selection
+from decomp.problem.finite import count_not_finite
 from decomp.problem.holders import ALONE, Holders
 from decomp.problem.moments import Moments
 
@@ -141,7 +142,7 @@ class LayerProblem:
 
 def require_finite(tensor: Tensor, name: str, part: str) -> None:
     """Raise `NumericalError` naming ``part`` of layer ``name`` if an entry is NaN or Inf."""
-    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    bad = count_not_finite(tensor)
     if bad:
         raise NumericalError(
             name,

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from decomp.errors import DecompError, NumericalError
+from decomp.problem.finite import count_not_finite
 
 if TYPE_CHECKING:
     from decomp.problem.channel_moments import ChannelMoments
 
 # Rows multiplied at once: bounds the working copy, and keeps sums in float32 short; sums of tiles are float64.
 TILE_ROWS = 2048
-# Columns multiplied at once. Only blocks on and above the diagonal of K are computed.
-TILE_COLUMNS = 1024
+# Columns multiplied at once. Only blocks on and above the diagonal of K are computed: with blocks of this size little
+# more than half of all products.
+TILE_COLUMNS = 192
 # A negative squared error larger than this share of the terms that cancel is not due to rounding of float32 products.
 ROUNDING = 1e-5
 # Products of float32 rows leave entries of K exact to this share of its trace.
@@ -262,7 +264,7 @@ def require_finite(moments: Moments | ChannelMoments, name: str) -> None:
     if moments.n_rows == 0:
         raise NumericalError(name, "a layer problem needs rows", got="none", fix="freeze images and points first")
     for letter, tensor in (("K", moments.K), ("C", moments.C), ("S", moments.S)):
-        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        bad = count_not_finite(tensor)
         if bad:
             raise NumericalError(
                 name, f"inputs and responses must be finite over its {moments.n_rows} rows",
@@ -290,9 +292,9 @@ def _pivoted_cholesky(K: Tensor, n_rows: int) -> Tensor:
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows less their means, in their own type; and the means in float64."""
-    mean = rows.mean(dim=0, dtype=torch.float64)
+    mean = rows.to(torch.float64).mean(dim=0)
     # A column that does not vary must come out as exactly zero: rounding of its mean is no variance.
-    mean = torch.where((rows == rows[:1]).all(dim=0), rows[0].to(torch.float64), mean)
+    mean = torch.where(rows.amax(dim=0) == rows.amin(dim=0), rows[0].to(torch.float64), mean)
     return rows - mean.to(rows.dtype), mean
 
 

@@ -13,7 +13,7 @@ from decomp.problem.factors import FactoredConv, LayerSolution, Selection
 from decomp.problem.layer_problem import LayerProblem, columns_of, weight_to_matrix
 from decomp.problem.moments import Moments
 from decomp.solvers import channel, refine, selection, spatial
-from decomp.solvers.linalg import EVIDENCE, least_squares
+from decomp.solvers.linalg import least_squares
 from decomp.solvers.selectors import SELECTORS
 from decomp.time_spent import part
 
@@ -64,13 +64,24 @@ def choose(problem: LayerProblem, keep: int, selector: str = "best", seed: int =
         NaN or Inf in the problem, or no factorisation.
     """
     check_choice("selector", selector, SELECTORS)
+    return _chosen_and_fitted(problem, keep, selector, seed)[0]
+
+
+def _chosen_and_fitted(
+    problem: LayerProblem, keep: int, selector: str, seed: int
+) -> tuple[Selection, selection.Reconstruction | None]:
+    """The channels that `choose` gives, and the least-squares fit on them where the choice needed it."""
     if selector != "best":
-        return selection.select(problem, keep, selector=selector, seed=seed)
+        return selection.select(problem, keep, selector=selector, seed=seed), None
     candidates = [selection.select(problem, keep, selector=name) for name in TRIED]
-    errors = [selection.reconstruct(problem, candidate).report["error"] for candidate in candidates]
+    fits = [selection.reconstruct(problem, candidates[0])]
+    for before, candidate in zip(candidates, candidates[1:]):
+        same = torch.equal(before.channels, candidate.channels)
+        fits.append(fits[-1] if same else selection.reconstruct(problem, candidate))
+    errors = [fit.report["error"] for fit in fits]
     best = errors.index(min(errors))
     report = {f"error_{name}": error for name, error in zip(TRIED, errors)} | candidates[best].report
-    return replace(candidates[best], report={**report, "selector": TRIED[best]})
+    return replace(candidates[best], report={**report, "selector": TRIED[best]}), fits[best]
 
 
 def solve_layer(
@@ -134,19 +145,20 @@ def solve_layer(
     report: dict[str, Any] = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
     report["errors"] = errors
     pruned = sizes.keep is not None
-    chosen = Selection(torch.arange(problem.n_channels), problem.n_channels)
+    chosen, fitted = Selection(torch.arange(problem.n_channels), problem.n_channels), None
     if sizes.keep is not None:
         with part("choice of channels"):
-            chosen = (
-                selection.select_by(problem, sizes.keep, scores, selector)
-                if scores is not None
-                else choose(problem, sizes.keep, selector, seed)
-            )
+            if scores is not None:
+                chosen = selection.select_by(problem, sizes.keep, scores, selector)
+            else:
+                chosen, fitted = _chosen_and_fitted(problem, sizes.keep, selector, seed)
         # The rows of all holders are narrowed by it.
-        chosen = replace(chosen, channels=problem.holders.agreed(chosen.channels)[0])
+        own, chosen = chosen, replace(chosen, channels=problem.holders.agreed(chosen.channels)[0])
+        fitted = fitted if torch.equal(own.channels, chosen.channels) else None
         report["selection"] = chosen.report
-    with part("least squares"):
-        fitted = selection.reconstruct(problem, chosen)
+    if fitted is None:
+        with part("least squares"):
+            fitted = selection.reconstruct(problem, chosen)
     report["least_squares"] = fitted.report
     problem = problem.narrowed(chosen)
     prior = problem.matrix()
@@ -154,7 +166,8 @@ def solve_layer(
     if held_out is not None:
         held_out = held_out.take_inputs(columns_of(chosen.channels, problem.kernel))
     if halves is not None:
-        report["halves"] = half_errors(prior, halves, columns_of(chosen.channels, problem.kernel))
+        columns = columns_of(chosen.channels, problem.kernel)
+        report["halves"] = half_errors(prior, halves, columns, fitted.report["ridge"])
     errors["prune" if pruned else "refit"] = _errors(problem.weight, problem, held_out)
     factored = FactoredConv.dense(problem.weight, problem.bias, problem.geometry)
     if sizes.spatial_rank is not None:
@@ -176,7 +189,7 @@ def solve_layer(
     return LayerSolution(problem.name, chosen if pruned else None, factored), report
 
 
-def half_errors(prior: Tensor, halves: tuple[Moments, Moments], columns: Tensor) -> dict[str, float]:
+def half_errors(prior: Tensor, halves: tuple[Moments, Moments], columns: Tensor, ridge: float) -> dict[str, float]:
     """Relative errors of least squares on one half of the rows: on that half, ``fitted``, and on the other, ``other``.
 
     Parameters
@@ -187,9 +200,12 @@ def half_errors(prior: Tensor, halves: tuple[Moments, Moments], columns: Tensor)
         Each is fitted once; the errors are means.
     columns : Tensor of int64, shape (q,)
         Inputs of the fit.
+    ridge : float
+        Of the fit of all rows, relative to the mean diagonal of their K. The ratio of noise to weights that it stands
+        for does not depend on the number of rows, so a half gets twice as much of its own mean diagonal.
     """
     one, other = (half.take_inputs(columns) for half in halves)
-    fits = [least_squares(half, ridge=EVIDENCE, prior=prior).weight for half in (one, other)]
+    fits = [least_squares(half, ridge=2 * ridge, prior=prior).weight for half in (one, other)]
     return {
         "fitted": (one.error(fits[0]) + other.error(fits[1])) / 2,
         "other": (other.error(fits[0]) + one.error(fits[1])) / 2,

@@ -18,6 +18,7 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, geometry, kernel_of
 from decomp.problem.channel_moments import ChannelMoments
 from decomp.problem.factors import Geometry, turned
+from decomp.problem.finite import count_not_finite
 from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import Moments
 
@@ -255,7 +256,7 @@ class ProblemGatherer:
 
 
 def _require_finite(layer: Layer, x: Tensor, start: int, stop: int) -> None:
-    bad = x.numel() - int(torch.isfinite(x).sum())
+    bad = count_not_finite(x)
     if bad:
         raise NumericalError(
             layer.name, "the activations it reads must be finite",

@@ -15,6 +15,7 @@ from decomp.execution.output_spread import Spread
 from decomp.execution.replay import Replay
 from decomp.execution.sampled_rows import draw_positions, responses
 from decomp.graph.network_graph import NetworkGraph
+from decomp.problem.finite import count_not_finite
 
 from ...data.formats.frozen_file import FrozenFile, FrozenWriter
 from ...data.formats.frozen_keys import keys_of, shortcut_key
@@ -213,7 +214,7 @@ class ResponseRecording:
     def _finite_outputs(self, output: Any, start: int, stop: int) -> dict[str, Tensor]:
         tensors = self.outputs.named(output, stop - start)
         for name, value in tensors.items():
-            bad = value.numel() - int(torch.isfinite(value).sum())
+            bad = count_not_finite(value)
             if bad:
                 raise NumericalError(
                     f"output {name}", "the outputs must be finite",
@@ -245,8 +246,8 @@ class ResponseRecording:
     ) -> None:
         rows = responses(values, self.positions[grid][start:stop])
         # All values, not only the sampled ones: the layers behind read the others too.
-        bad = values.numel() - int(torch.isfinite(values).sum())
-        if bad or not torch.isfinite(rows).all():
+        bad = count_not_finite(values)
+        if bad:
             raise NumericalError(
                 name.removesuffix(shortcut_key("")), "the responses must be finite",
                 got=f"{bad} NaN or infinite values in images {start}..{stop - 1}",

@@ -12,10 +12,10 @@ from decomp.allocation.plan import STEPS
 from decomp.graph.layer import Layer
 from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import Moments
+from decomp.solvers.elimination import eliminate
 from decomp.solvers.error_curves import channel_curve, selection_curve, spatial_curve
 from decomp.solvers.linalg import EVIDENCE, LeastSquares, least_squares
 from decomp.solvers.output_curves import Approximation, approximations, measured_sizes
-from decomp.solvers.selection import retention_order
 from decomp.solvers.spatial import closed_form, max_rank, require_splittable
 from decomp.time_spent import part
 
@@ -128,10 +128,13 @@ def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) 
     shared = _Shared()
     if "prune" in steps:
         with part("curves: elimination of channels"):
-            order = retention_order(problem, "backward")
+            removed = eliminate(problem)
+            (last,) = set(range(problem.n_channels)) - set(removed.order)
+            order = [last, *reversed(removed.order)]
         shared = replace(shared, order=order)
         with part("curves: prune"):
-            curves["prune"] = selection_curve(problem, held_out, order=order)
+            # The evidence for a ridge does not depend on the order of the inputs: that of the elimination holds here.
+            curves["prune"] = selection_curve(problem, held_out, order=order, ridge=removed.report["ridge"])
     if "spatial" in steps:
         require_splittable(problem)
         with part("curves: spatial"):

@@ -115,3 +115,21 @@ def test_patches_of_a_transposed_convolution_times_its_kernel_are_the_responses(
     X = sampled_rows.patches(conv, x, positions)
     expected = X.flatten(1) @ kernel_of(conv).flatten(1).T + conv.bias
     assert torch.allclose(expected, sampled_rows.responses(y, positions).flatten(0, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize("conv", [{"padding": 1}, {"padding": (0, 2), "stride": 2}, {"padding": 3, "dilation": 3}])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("size", [(13, 17), (5, 6)])
+def test_few_patches_of_a_map_are_those_of_all_its_positions(conv, mode, size):
+    """Of a map that is larger than its patches, and of one that is not."""
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Conv2d(3, 4, 3, padding_mode=mode, **conv)
+    x = torch.randn(2, 3, *size, generator=generator)
+    out = module(x).shape[-2:]
+    every = torch.cartesian_prod(torch.arange(out[0]), torch.arange(out[1]))
+    all_patches = sampled_rows.patches(module, x, every.expand(2, -1, -1)).view(2, len(every), 3, 3, 3)
+    corners = [0, out[1] - 1, len(every) - out[1], len(every) - 1]
+    found = sampled_rows.patches(module, x, every[corners].expand(2, -1, -1)).view(2, 4, 3, 3, 3)
+    assert torch.equal(found, all_patches[:, corners])
+    product = torch.einsum("mpchw,nchw->mnp", found, module.weight) + module.bias[:, None]
+    assert torch.allclose(product, module(x).flatten(2)[..., corners], atol=1e-5)

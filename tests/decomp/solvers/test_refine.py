@@ -234,3 +234,38 @@ def test_what_cannot_be_refined_is_refused():
     with pytest.raises(NumericalError, match="entries of K NaN or Inf"):
         refine(rows.problem, start)
     assert half_quadratic.why_linear(make().problem) is None
+
+
+@pytest.mark.parametrize("kind", ["split", "two"])
+@pytest.mark.parametrize("metric", [None, output_metric(6)])
+@pytest.mark.parametrize("n_rows", [60, 900])
+def test_products_in_float32_lead_to_the_same_error(kind, metric, n_rows, monkeypatch):
+    """With few rows too, where K is a product of their root."""
+    rows = make(c=30, n_rows=n_rows, noise=0.5, dtype=torch.float32)
+    problem = dataclasses.replace(rows.problem, metric=metric)
+    start = chains(problem)[kind]
+    single = refine(problem, start)
+    assert refine_module._Residual(problem.moments, start, metric).start is not None
+    monkeypatch.setattr(refine_module, "SHARP", float("inf"))
+    double = refine(problem, start)
+    errors = [found.report["refine"]["error"] for found in (single, double)]
+    assert errors[0] == pytest.approx(errors[1], rel=2e-3) and errors[0] < single.report["refine"]["error_before"]
+
+
+def test_residual_of_a_kernel_near_the_start_is_that_of_float64():
+    problem = make(c=30, n_rows=900, dtype=torch.float32).problem
+    start = spatial.split(problem, 4)
+    moments, residual = problem.moments, refine_module._Residual(problem.moments, start, None)
+    B = start.compose()[0].double().flatten(1).T
+    near = B + 0.01 * torch.randn(B.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * B.std()
+    exact, plain = moments.K @ near - moments.C, (moments.K.float() @ near.float()).double() - moments.C
+    assert torch.equal(residual(B), moments.K @ B - moments.C)
+    assert 0 < (residual(near) - exact).norm() < 0.05 * (plain - exact).norm()
+
+
+def test_an_exact_chain_and_few_inputs_stay_in_float64():
+    exact = make(c=30, n_rows=900, noise=0.0)
+    whole = FactoredConv.dense(exact.problem.weight, exact.problem.bias, exact.problem.geometry)
+    assert refine_module._Residual(exact.problem.moments, whole, None).start is None
+    small = make(c=4)
+    assert refine_module._Residual(small.problem.moments, spatial.split(small.problem, 2), None).start is None

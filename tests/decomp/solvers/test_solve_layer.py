@@ -249,7 +249,27 @@ def test_errors_of_the_halves_are_those_of_fits_to_each_on_the_other():
         return float((centred_y - centred_x @ B).square().sum() / centred_y.square().sum())
 
     parts = [(X[:n][:, columns], Y[:n]), (X[n:][:, columns], Y[n:])]
-    fits = [least_squares(Moments.of_rows(*own), ridge="evidence", prior=prior).weight for own in parts]
+    # A half of the rows has half of the mean diagonal: the ridge of all rows is twice its share.
+    ridge = 2 * report["least_squares"]["ridge"]
+    fits = [least_squares(Moments.of_rows(*own), ridge=ridge, prior=prior).weight for own in parts]
     assert report["halves"]["fitted"] == pytest.approx(sum(map(squared, fits, parts)) / 2, rel=1e-5)
     assert report["halves"]["other"] == pytest.approx(sum(map(squared, fits, parts[::-1])) / 2, rel=1e-5)
     assert "halves" not in solve_layer(rows.problem, LayerPlan("l", 3))[1]
+
+
+@pytest.mark.parametrize("selector", ["best", "lasso"])
+def test_chosen_channels_are_fitted_once_for_each_selector_tried(selector, monkeypatch):
+    problem, fits = make(c=7, seed=6).problem, []
+
+    def reconstruct(*arguments):
+        fits.append(plain(*arguments))
+        return fits[-1]
+
+    plain = selection.reconstruct
+    monkeypatch.setattr(selection, "reconstruct", reconstruct)
+    solution, report = solve_layer(problem, LayerPlan("l", 3), selector=selector, refined=False)
+    chosen = {name: choose(problem, 3, name).channels.tolist() for name in ("backward", "lasso")}
+    differ = selector == "best" and chosen["backward"] != chosen["lasso"]
+    assert len(fits) == (2 if differ else 1)
+    again = plain(problem, solution.selection)
+    assert torch.equal(solution.factored.compose()[0], again.weight) and report["least_squares"] == again.report

@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from decomp.pipelines.decomposition import survey_curves
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.decomposition.survey_curves import changes_of_output, known_curves, steps_of
+from decomp.solvers import elimination, error_curves, selection
+from decomp.solvers.linalg import choose_ridge
 from decomp.solvers.output_curves import measured_sizes
 
 
@@ -30,3 +33,19 @@ def test_a_layer_keeps_the_steps_that_can_be_applied(vgg_run):
         for layer in opened.graph.layers:
             assert set(steps_of(layer)) | set(layer.left_alone) == {"prune", "spatial", "channel"}
             assert not set(steps_of(layer)) & set(layer.left_alone)
+
+
+def test_the_curve_of_pruned_widths_takes_the_ridge_of_the_elimination(vgg_run, monkeypatch):
+    found = []
+    with open_run(vgg_run, torch.device("cpu")) as opened:
+        layer = [layer for layer in opened.graph.layers if layer.fitted][1]
+        problem, held_out = ProblemGatherer(opened.frozen, opened.graph).problem(layer)
+    monkeypatch.setattr(elimination, "choose_ridge", lambda *moments: found.append(choose_ridge(*moments)) or found[-1])
+    monkeypatch.setattr(error_curves, "ridge_value", lambda moments, ridge: used.append(ridge) or ridge)
+    used = []
+    curves, shared = survey_curves._own_curves(["prune"], problem, held_out)
+    assert used == found and len(found) == 1
+    monkeypatch.undo()
+    assert shared.order == selection.retention_order(problem, "backward")
+    wanted = error_curves.selection_curve(problem, held_out, order=shared.order)
+    assert curves["prune"] == pytest.approx(wanted, rel=1e-6)
