@@ -8,9 +8,10 @@ Protocol: a network of the zoo is frozen once; for each runtime and speed-up one
 emitted. It is then timed against the original in interleaved rounds, in a new process for each repetition, until the
 median of the ratios is known to about one percent. A repetition keeps the promise where the ratio of medians is
 between 0.97 and 1.10 of what was asked. It is marked as busy, and not counted unless --busy is given, where the threads
-waited for processors, or the original, which runs twice in each round, differs from itself. Networks of torchvision
+waited for processors, or the original, which runs twice in each round, differs from itself or takes longer than in other
+repetitions (neighbours on the hardware of a virtual machine slow networks by different shares). Networks of torchvision
 have random weights and 224 pixels; their plans come from the same search with the loss of a size by formula. Rows are
-appended to rows.jsonl: an interrupted benchmark goes on.
+appended to rows.jsonl: an interrupted benchmark goes on. Time of planning: see benchmarks.clock_planning.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import clock_page, clock_shapes
+from benchmarks import clock_page, clock_planning, clock_shapes
 from benchmarks.common import CLI, numbers
 
 #: Of --quick: within these minutes no new step begins.
@@ -38,8 +39,11 @@ def read_rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def time_once(networks, shape, runtime_name, threads):
-    """The measured ratio of ``original`` and ``planned`` in one runtime, as plain data; called in a fresh process."""
+def time_once(networks, shape, runtime_name, threads, fastest=None):
+    """The measured ratio of ``original`` and ``planned`` in one runtime, as plain data; called in a fresh process.
+
+    `fastest` is the original's shortest time so far, in milliseconds.
+    """
     import torch
 
     from decomp.pipelines.decomposition.speed_ratio import measure_ratio
@@ -52,7 +56,7 @@ def time_once(networks, shape, runtime_name, threads):
     prepared = {name: made.prepare(network.eval(), example) for name, network in networks.items()}
     prepared["again"] = prepared["original"]
     return measure_ratio(
-        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8), fewest_blocks=3
+        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8), fewest_blocks=3, fastest=fastest
     ).to_json()
 
 
@@ -186,7 +190,13 @@ class Clock:
             networks, shape = clock_shapes.networks_of(network, path), (1, 3, clock_shapes.SIDE, clock_shapes.SIDE)
         else:
             networks, shape = of_run(self.base(key), self.out / self.label(key))
-        return time_once(networks, shape, name, threads)
+        return time_once(networks, shape, name, threads, self.fastest(key))
+
+    def fastest(self, key):
+        """The shortest time of the original in this runtime, in all rows; None where there is no row."""
+        same = {name: key[name] for name in ("network", "runtime")}
+        rows = [row for row in read_rows(self.path) if same.items() <= row.items() and "original_ms" in row]
+        return min((row["original_ms"] for row in rows), default=None)
 
 
 def of_plan(record):
@@ -219,6 +229,9 @@ def parsed(arguments=None):
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--minutes", default=0.0, type=float, help="after which no new step begins")
     parser.add_argument("--busy", action="store_true", help="count repetitions on a busy machine too")
+    parser.add_argument(
+        "--also", default="", help="folders of other calls, with commas between: their rows are shown too"
+    )
     parser.add_argument("--report", type=Path, help="page to write, such as docs/clock.md, its picture beside it")
     if "--quick" in (sys.argv[1:] if arguments is None else arguments):
         parser.set_defaults(**QUICK)
@@ -233,9 +246,12 @@ def main():
         print(json.dumps(clock.in_child(json.loads(options.time or options.plan), bool(options.plan))))
         return
     clock.run()
-    text = clock_page.page(read_rows(clock.path), options.threads, options.busy, __doc__)
+    folders = [options.out, *(Path(name) for name in options.also.split(",") if name)]
+    rows = [row for folder in folders for row in read_rows(folder / "rows.jsonl")]
+    planning = [row for folder in folders for row in clock_planning.read(folder)]
+    text = clock_page.page(rows, options.threads, options.busy, __doc__, planning)
     path = options.report or options.out / "clock.md"
-    clock_page.write(path, text, read_rows(clock.path), options.busy)
+    clock_page.write(path, text, rows, options.busy)
     print(text)
 
 

@@ -3,12 +3,19 @@
 import statistics
 from importlib import metadata
 
+from benchmarks import clock_planning
 from benchmarks.common import machine, markdown
 from decomp.pipelines.decomposition.target_search import LEAST, MOST
 
 FIELDS = (
     "network", "runtime", "asked", "planned", "measured", "low", "high", "kept", "busy", "table error", "seconds",
 )  # fmt: skip
+
+
+PLANNING = (
+    "seconds: of `decompose --plan-only` from frozen points. cost: multiply-accumulates (macs), or the "
+    "runtime whose time is planned for. Written by `python -m benchmarks.clock_planning`."
+)
 
 
 def is_kept(row):
@@ -88,8 +95,8 @@ def versions():
     return ", ".join(found)
 
 
-def page(rows, threads, with_busy, docstring):
-    """The page as Markdown."""
+def page(rows, threads, with_busy, docstring, planning=()):
+    """The page as Markdown; `planning` are rows of :mod:`benchmarks.clock_planning`."""
     protocol = docstring.split("Protocol: ")[1].strip()
     where = f"{machine()}; {threads} threads, batch of 1, contiguous; {versions()}"
     parts = ["# Asked and measured speed-up", verdict(rows, with_busy), markdown(FIELDS, summary(rows, with_busy))]
@@ -99,6 +106,8 @@ def page(rows, threads, with_busy, docstring):
         "table error: the first plan's expected speed-up over its measured one. seconds: of the command that made it."
     )
     parts += [explained, f"Written by `python -m benchmarks.clock`. {protocol[0].upper()}{protocol[1:]}", where]
+    if planning:
+        parts += ["## Time of planning", clock_planning.table(planning), PLANNING]
     return "\n\n".join(parts) + "\n"
 
 

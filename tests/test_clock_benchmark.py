@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import clock, clock_images, clock_page, clock_shapes
+from benchmarks import clock, clock_images, clock_page, clock_planning, clock_shapes
 from decomp.cost.count import cost
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
@@ -54,6 +54,41 @@ def test_page_has_the_protocol_the_table_and_its_picture(tmp_path):
     assert "(clock.png)" in text and (tmp_path / "clock.png").stat().st_size > 1000
 
 
+def planned_in(seconds, cost, **others):
+    return {"network": "n", "images": 9, "asked": 2.0, "cost": cost, "seconds": seconds, **others}
+
+
+def test_planning_time_is_compared_with_that_of_the_same_network_images_and_target():
+    rows = [planned_in(40.0, "macs"), planned_in(60.0, "eager"), planned_in(99.0, "eager", images=5)]
+    lines = clock_planning.table(rows).splitlines()
+    assert lines[2:] == [
+        "| n | 9 | 2 | macs | 40 | 1 |", "| n | 9 | 2 | eager | 60 | 1.5 |", "| n | 5 | 2 | eager | 99 |  |",
+    ]  # fmt: skip
+    text = clock_page.page([row(2.0)], 2, False, clock.__doc__, rows)
+    assert "## Time of planning" in text and lines[3] in text
+    assert "Time of planning" not in clock_page.page([row(2.0)], 2, False, "Protocol: none.")
+
+
+def test_planning_is_measured_once_for_each_cost_and_goes_on_with_those_missing(tmp_path, monkeypatch, capsys):
+    called = []
+
+    def stage(log, name, *arguments):
+        cost = arguments[arguments.index("--cost") + 1] if "--cost" in arguments else ""
+        runtime = arguments[arguments.index("--runtime") + 1] if "--runtime" in arguments else ""
+        called.append((name, cost, runtime))
+        return [20.0 if cost == "latency" else 10.0, 99]
+
+    monkeypatch.setattr(clock_planning, "stage", stage)
+    command = ["clock_planning", "--network", "zoo:a", "--images", "5", "--out", str(tmp_path)]
+    for runtimes in ("eager", "eager,compile"):
+        monkeypatch.setattr(sys, "argv", [*command, "--runtimes", runtimes])
+        clock_planning.main()
+    froze = ("freeze", "", "")
+    first = [froze, ("decompose", "macs", ""), ("decompose", "latency", "eager")]
+    assert called == [*first, froze, ("decompose", "latency", "compile")]
+    assert "| zoo:a | 5 | 2 | compile | 20 | 2 |" in capsys.readouterr().out
+
+
 class Recorded(clock.Clock):
     """The benchmark with processes that answer at once."""
 
@@ -95,6 +130,14 @@ def test_a_refused_plan_is_recorded_and_not_tried_again(tmp_path):
         benchmark.run()
         assert benchmark.called == called
     assert clock.read_rows(tmp_path / "rows.jsonl")[0]["refused"] == "at most 2x"
+
+
+def test_a_repetition_is_held_against_the_shortest_time_of_the_original_in_its_runtime(tmp_path):
+    benchmark = Recorded(tmp_path)
+    assert benchmark.fastest({"network": "n", "runtime": "eager", "asked": 2}) is None
+    for time, others in ((5.0, {}), (4.0, {"asked": 3}), (1.0, {"runtime": "compile"}), (2.0, {"network": "m"})):
+        benchmark.append(row(2.0, original_ms=time, **others))
+    assert benchmark.fastest({"network": "n", "runtime": "eager", "asked": 2}) == 4.0
 
 
 def test_no_step_begins_when_the_minutes_are_over(tmp_path, monkeypatch, capsys):

@@ -12,12 +12,15 @@ from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import nn
 
 from decomp.allocation.interfaces import Amount, Graph, Layer, Size
 from decomp.allocation.plan import STEP_TABLE
 from decomp.cost.chain import ChainLink, chain, geometry_of
-from decomp.modules.convolution import convolution
+from decomp.modules.convolution import conv_from_weights
+from decomp.modules.random_weights import random_weights
+from decomp.modules.replace import linear
 from decomp.problem.factors import Geometry
 
 # Shares of a layer's channels at which its factors are timed.
@@ -57,8 +60,9 @@ class FactorKind:
     def build(self, n_in: int, n_out: int) -> nn.Module:
         """A module of this kind, with random weights."""
         if isinstance(self.kernel, str):
-            return nn.Linear(n_in, n_out)
-        return convolution(n_in, n_out, self.kernel, self.geometry)
+            return linear(random_weights((n_out, n_in)), torch.zeros(n_out))
+        weight = random_weights((n_out, n_in, *self.kernel))
+        return conv_from_weights(weight, torch.zeros(n_out), self.geometry)
 
     def images(self, batch: int, n_in: int) -> tuple[int, ...]:
         """Shape of its input."""

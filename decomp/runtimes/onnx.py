@@ -53,13 +53,21 @@ class OnnxRuntime:
         As many threads as torch has. They stop to spin when a run ends: they would otherwise occupy the processor while
         the next network of an interleaved round runs.
         """
-        require_installed(self.name)
-        import onnxruntime
+        return self.session(self.graph(module, example), example)
 
+    def graph(self, module: nn.Module, example: Tensor) -> bytes:
+        """The bytes of an ONNX graph of a module, with the shape of the example."""
+        require_installed(self.name)
         network = Eager().prepare(module, example)
         with in_one_line(self.name, "exported"), as_set_outside():
             write = direct_graph if has_direct_graph(network, example) else _exported
-            graph = write(network, example)
+            return write(network, example)
+
+    def session(self, graph: bytes, example: Tensor) -> Callable[[Tensor], list[Any]]:
+        """A callable that runs a graph, see :meth:`prepare`."""
+        require_installed(self.name)
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -13,9 +13,8 @@ from decomp import seeds
 from decomp.runtimes.eager import LAYOUTS
 from decomp.runtimes.precision import as_set_outside
 
+#: Runs of a network before it is timed.
 WARM_UP = 3
-
-
 #: Slow networks are timed in fewer rounds: no new one starts after this long, though never fewer than five.
 MAX_SECONDS, MIN_ROUNDS = 120.0, 5
 
@@ -44,6 +43,7 @@ def latencies(
     layout: str = "contiguous",
     max_seconds: float | None = None,
     min_rounds: int | None = None,
+    warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
     """Time networks in turn (A B C A B C ...) on the same random images.
 
@@ -61,6 +61,8 @@ def latencies(
         Memory layout of the images, of :data:`decomp.runtimes.eager.LAYOUTS`.
     max_seconds, min_rounds : float and int, optional
         By default :data:`MAX_SECONDS` and :data:`MIN_ROUNDS`.
+    warm_up : int
+        Runs of each network before the rounds.
 
     Returns
     -------
@@ -73,7 +75,7 @@ def latencies(
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode(), as_set_outside():
         for network in networks.values():
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 network(images)
         start = time.monotonic()
         while len(times[next(iter(times))]) < rounds:

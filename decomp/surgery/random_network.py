@@ -12,6 +12,7 @@ from decomp.allocation.plan import LayerPlan, columns
 from decomp.cost.chain import ChainLink, chain, geometry_of
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
+from decomp.modules.random_weights import random_weights
 from decomp.problem.factors import ConvFactor, FactoredConv, LayerSolution, Selection
 from decomp.surgery.apply_solution import apply_solution
 
@@ -71,5 +72,4 @@ def random_factors(graph: NetworkGraph, layer: Layer, plan: LayerPlan) -> Factor
 
 def _random(link: ChainLink, bias: bool) -> ConvFactor:
     n, c = int(link.out_channels), int(link.in_channels)
-    weight = torch.randn((n, c, *link.kernel), generator=torch.Generator().manual_seed(0))
-    return ConvFactor(weight / weight[0].numel() ** 0.5, torch.zeros(n) if bias else None, link.geometry)
+    return ConvFactor(random_weights((n, c, *link.kernel)), torch.zeros(n) if bias else None, link.geometry)

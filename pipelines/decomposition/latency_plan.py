@@ -32,15 +32,18 @@ from ..console.reporter import Reporter
 from ..measure import devices
 from .latency_tables import latency_cost
 from .plans_between import plans_between
-from .speed_ratio import SpeedRatio, measure_ratio
+from .speed_ratio import SpeedRatio
 from .target_errors import limiting_options
 from .target_search import LEAST, MOST, Attempt, Candidate, TargetSearch
-from .timings import Timings
+from .timings import CHAIN_ROUNDS, CHAIN_SECONDS, Timings
+from .whole_networks import WholeNetworks
 
 # Measurements of the chosen plan that may disagree with the ones before them, until the search gives up.
 CONFIRMATIONS = 3
 # Plans by a counted cost that are tried to find the one of the same loss; a rival must be faster by more than RIVAL.
 EQUAL_LOSS, RIVAL = 7, 1.01
+# Share of the target around a kept promise within which the search measures as exactly as the promise itself.
+NEIGHBOURHOOD = 0.05
 
 
 def require_same_device(plan: Plan, device: torch.device, name: str, reporter: Reporter) -> None:
@@ -136,7 +139,8 @@ def allocate_for_latency(
             fix = "keep a larger share of their channels, or raise the target"
             raise TargetError("--coupled", rule, got=f"{options.speedup:g}x", fix=fix)
         cost.total *= alone
-    return _Planner(timings, graph, curves, cost, counted, original, options, rules, reporter).run()
+    with WholeNetworks(timings, original, shape, reporter) as networks:
+        return _Planner(timings, graph, curves, cost, counted, networks, options, rules, reporter).run()
 
 
 @dataclass(eq=False)
@@ -148,7 +152,7 @@ class _Planner:
     curves: Mapping[str, LayerCurves]
     cost: CostModel
     counted: CostModel
-    original: nn.Module
+    networks: WholeNetworks
     options: DecomposeOptions
     rules: Rules
     reporter: Reporter
@@ -170,7 +174,7 @@ class _Planner:
         chosen = self._faster_rival(chosen) or chosen
         expected = self.cost.total / first.candidate.milliseconds
         latency = {
-            **self.timings.conditions, **chosen.ratio.to_json(),
+            **self.timings.conditions, **chosen.ratio.to_json(), "process": self.networks.process,
             "table_error": round(expected / first.speedup - 1, 4),
         }  # fmt: skip
         if not search.is_kept(chosen.speedup):
@@ -192,8 +196,13 @@ class _Planner:
         whole = {layer.name: LayerPlan(layer.name, left_alone=dict(layer.left_alone)) for layer in self.graph.layers}
         return TargetSearch(
             self.options.speedup, self.cost.total, self._candidate(whole), highest, propose, self._between,
-            self.measure, self.reporter,
+            lambda candidate: self.measure(candidate, self._wanted), self.reporter,
         )  # fmt: skip
+
+    @property
+    def _wanted(self) -> tuple[float, float]:
+        """Speed-ups that need to be known exactly; of others the search asks only on which side they lie."""
+        return (LEAST - NEIGHBOURHOOD) * self.options.speedup, (MOST + NEIGHBOURHOOD) * self.options.speedup
 
     def _candidate(self, plans: LayerPlans) -> Candidate:
         return Candidate(plans, self.all_sizes.cost(plans), self.all_sizes.error(plans))
@@ -235,25 +244,16 @@ class _Planner:
             networks = {"chain": chain_module(layer, factors), "dense": chain_module(layer, dense)}
             kind = FactorKind.of(layer, dense[0])
             placed = self.timings.placed(networks, kind, widths[0])
-            times = self.timings.compare(placed, self.timings.shape(kind, widths[0]))
+            shape = self.timings.shape(kind, widths[0])
+            times = self.timings.compare(placed, shape, CHAIN_ROUNDS, CHAIN_SECONDS)
             self.measured_chains[key] = times["chain"] >= times["dense"]
         return self.measured_chains[key]
 
     # -- measurements -------------------------------------------------------------------------------------
 
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        return (self.timings.batch_size, *self.graph.input_shape)
-
-    def measure(self, candidate: Candidate) -> SpeedRatio:
+    def measure(self, candidate: Candidate, wanted: tuple[float, float] | None = None) -> SpeedRatio:
         """Speed-up of a network of the planned sizes with random weights."""
-        planned, original = random_network(self.graph, candidate.plans), self.original
-        self.timings.keep_prepared(planned, self._shape)
-        networks = {"original": original, "planned": planned, "again": original}
-        try:
-            return measure_ratio(lambda: self.timings.rounds(networks, self._shape))
-        finally:
-            self.timings.forget(planned)
+        return self.networks.ratio(random_network(self.graph, candidate.plans), wanted)
 
     def _confirmed(self, search: TargetSearch, attempt: Attempt) -> Attempt:
         """An attempt whose speed-up was measured again with both networks prepared anew, as in another process.
@@ -263,9 +263,8 @@ class _Planner:
         """
         for _ in range(CONFIRMATIONS):
             for _ in range(2):
-                self.timings.keep_prepared(self.original, self._shape)
-                attempt.ratios.append(self.measure(attempt.candidate))
-                if search.is_sure(attempt.ratios[-1].speedup):
+                self.networks.prepare_anew()
+                if search.is_sure(search.measure_again(attempt).speedup):
                     break
             self.reporter.step(f"measured again with the chosen sizes: {attempt.speedup:.2f}x")
             if search.is_sure(attempt.speedup):
@@ -283,7 +282,7 @@ class _Planner:
         rival = self._of_equal_loss(chosen.candidate.loss)
         if rival is None or rival.plans == chosen.candidate.plans:
             return None
-        attempt = Attempt(rival, [self.measure(rival)])
+        attempt = Attempt(rival, [self.measure(rival, self._wanted)])
         self.reporter.step(f"a plan by {self.counted.unit} of the same loss was measured {attempt.speedup:.2f}x")
         if attempt.speedup <= RIVAL * chosen.speedup:
             return None
@@ -293,7 +292,7 @@ class _Planner:
             return self._by_count(lambda one: one.milliseconds * speedup >= self.cost.total) or rival
 
         search = self._search(propose, lambda: self.cost.total / rival.milliseconds)
-        search.attempts.append(attempt)
+        search.attempts, search.latest = [attempt], attempt.ratio
         best = self._confirmed(search, search.run())
         if not search.is_kept(best.speedup) or best.candidate.loss >= chosen.candidate.loss:
             return None

@@ -68,6 +68,10 @@ class Attempt:
         """Of :attr:`ratio`."""
         return self.ratio.speedup
 
+    def add(self, ratio: SpeedRatio) -> None:
+        """Add a measurement; it takes the place of those during which the machine was faster or slower."""
+        self.ratios = [*(known for known in self.ratios if known.is_comparable(ratio)), ratio]
+
 
 @dataclass(eq=False)
 class TargetSearch:
@@ -89,6 +93,8 @@ class TargetSearch:
     measure : callable
     reporter : decomp.pipelines.console.reporter.Reporter
     attempts : list of Attempt
+    latest : SpeedRatio
+        The last measurement. Those before it count where the machine was as fast.
     """
 
     asked: float
@@ -100,6 +106,19 @@ class TargetSearch:
     measure: Callable[[Candidate], SpeedRatio]
     reporter: Reporter
     attempts: list[Attempt] = field(default_factory=list)
+    latest: SpeedRatio | None = None
+
+    @property
+    def comparable(self) -> list[Attempt]:
+        """The attempts during which the machine was about as fast as in the last measurement."""
+        latest = self.latest
+        return [one for one in self.attempts if latest is None or one.ratio.is_comparable(latest)]
+
+    def measure_again(self, attempt: Attempt) -> SpeedRatio:
+        """Add a measurement to an attempt."""
+        self.latest = self.measure(attempt.candidate)
+        attempt.add(self.latest)
+        return self.latest
 
     def run(self) -> Attempt:
         """Measure plans until one is as fast as asked; the one of least loss among the best, see :meth:`best`.
@@ -122,7 +141,7 @@ class TargetSearch:
             if (time := self._corrected()) is None:
                 break
             speedup = self.whole / time
-        if all(attempt.speedup < self.asked for attempt in self.attempts):
+        if all(attempt.speedup < self.asked for attempt in self.comparable):
             fastest = self.propose(self.most())
             if not self._known(fastest):
                 self._try(fastest)
@@ -142,29 +161,30 @@ class TargetSearch:
 
     def best(self) -> Attempt:
         """The attempt of least loss that is as fast as asked; if there is none, the slowest faster or the fastest."""
-        near = [attempt for attempt in self.attempts if self.is_near(attempt.speedup)]
-        kept = near or [attempt for attempt in self.attempts if self.is_kept(attempt.speedup)]
+        near = [attempt for attempt in self.comparable if self.is_near(attempt.speedup)]
+        kept = near or [attempt for attempt in self.comparable if self.is_kept(attempt.speedup)]
         if kept:
             return min(kept, key=lambda attempt: attempt.candidate.loss)
-        faster = [attempt for attempt in self.attempts if attempt.speedup >= self.asked]
+        faster = [attempt for attempt in self.comparable if attempt.speedup >= self.asked]
         if faster:
             return min(faster, key=lambda attempt: attempt.speedup)
-        return max(self.attempts, key=lambda attempt: attempt.speedup)
+        return max(self.comparable, key=lambda attempt: attempt.speedup)
 
     def neighbours(self) -> tuple[float, float]:
         """The closest measured speed-ups below and above the one asked for; the original is 1."""
-        found = [attempt.speedup for attempt in self.attempts]
+        found = [attempt.speedup for attempt in self.comparable]
         slower, faster = [s for s in found if s < self.asked], [s for s in found if s >= self.asked]
         return max(slower, default=1.0), min(faster, default=float("inf"))
 
     def _try(self, candidate: Candidate) -> Attempt:
-        attempt = Attempt(candidate, [self.measure(candidate)])
+        self.latest = self.measure(candidate)
+        attempt = Attempt(candidate, [self.latest])
         self.attempts.append(attempt)
         self.reporter.step(f"measured speed-up with the planned sizes: {attempt.speedup:.2f}x")
         return attempt
 
     def _known(self, candidate: Candidate) -> bool:
-        return any(attempt.candidate.plans == candidate.plans for attempt in self.attempts)
+        return any(attempt.candidate.plans == candidate.plans for attempt in self.comparable)
 
     # -- correction of the table --------------------------------------------------------------------------
 
@@ -174,7 +194,7 @@ class TargetSearch:
         Times are in units of the table: those at which the original takes as long as there.
         """
         points = [(self.slowest, self.slowest.milliseconds)]
-        points += [(attempt.candidate, self.whole / attempt.speedup) for attempt in self.attempts]
+        points += [(attempt.candidate, self.whole / attempt.speedup) for attempt in self.comparable]
         aim = self.whole / (CENTRE * self.asked)
         slow = min((point for point in points if point[1] > aim), key=lambda point: point[1], default=points[0])
         fast = max((point for point in points if point[1] <= aim), key=lambda point: point[1], default=None)
@@ -192,7 +212,7 @@ class TargetSearch:
             time = slow.milliseconds - min(max(share, 0.1), 0.9) * (slow.milliseconds - fast[0].milliseconds)
             return time if slow.milliseconds > fast[0].milliseconds else None
         # All are too slow: of what the table says is saved, this share is saved; the rest of the network takes more.
-        last = self.attempts[-1]
+        last = self.comparable[-1]
         expected, saved = whole - last.candidate.milliseconds, whole - whole / last.speedup
         share = max(saved / expected, 0.25) if expected > 0 else 1.0
         return max(whole - (whole - aim) / share, 1e-3 * whole)
@@ -202,7 +222,7 @@ class TargetSearch:
     def refine(self) -> Attempt:
         """Measure plans between the closest slow and the closest fast one; the best of all, see :meth:`best`."""
         for _ in range(REFINEMENTS):
-            if any(self.is_near(attempt.speedup) for attempt in self.attempts):
+            if any(self.is_near(attempt.speedup) for attempt in self.comparable):
                 break
             (slow, slow_time), fast = self._ends()
             path = [] if fast is None else [one for one in self.between(slow, fast[0]) if not self._known(one)]

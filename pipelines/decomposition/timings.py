@@ -17,15 +17,17 @@ from decomp.runtimes.eager import Eager
 from decomp.runtimes.names import LAYOUTS, RUNTIMES
 from decomp.runtimes.runtime import Runtime
 from decomp.runtimes.runtime import conditions as conditions_of
-from decomp.runtimes.timing import latencies, random_images, times_within
+from decomp.runtimes.timing import WARM_UP, latencies, random_images, times_within
 
 from ...data.formats.json_files import read_json, write_json
 from ..measure import devices
 
 KIND = "decomp latencies"
 # Repetitions of one factor: at most so many, and at least FEWEST of them even where they take longer than SECONDS.
-REPEATS, FEWEST, SECONDS = 20, 3, 0.05
-ROUNDS, WHOLE_SECONDS = 30, 6.0
+REPEATS, FEWEST, SECONDS = 20, 3, 0.03
+# Rounds of whole networks, the seconds after which no more begin, and the fewest; the same of a chain beside its layer.
+ROUNDS, WHOLE_SECONDS, FEWEST_ROUNDS = 30, 2.0, 4
+CHAIN_ROUNDS, CHAIN_SECONDS = 15, 0.4
 # Channels of the images of a convolution in context, a whole number of blocks in every runtime; and the shortest time
 # of a factor, in milliseconds, where the difference of two measurements is smaller.
 LEAD, SHORTEST = 16, 1e-4
@@ -33,6 +35,9 @@ LEAD, SHORTEST = 16, 1e-4
 # Widths at which steps of 4, 8 and 16 channels differ, of a convolution large enough to be told apart from noise.
 STAIRS, STAIR_INPUTS, STAIR_ROUNDS, STAIR_SECONDS = (32, 33, 36, 37, 40, 41, 44, 48), 128, 150, 1.5
 STAIR_KIND = FactorKind((3, 3), Geometry(padding=(1, 1)), (14, 14))
+
+# Key of the shortest time of the whole original.
+ORIGINAL = "original"
 
 Shape = tuple[int, ...]
 
@@ -55,6 +60,7 @@ class Timings:
         self._entries: dict[str, dict[str, float]] = {}
         self._milliseconds: dict[str, float] = {}
         self._prepared_before: dict[int, tuple[nn.Module, Shape, Callable[[Tensor], object]]] = {}
+        self._last_chain: tuple[tuple[Shape, int], Callable[[Tensor], object]] | None = None
         try:
             self._entries = read_json(path, kind=KIND)["entries"]
             self._milliseconds = dict(self._entries.get(self._key, {}))
@@ -82,18 +88,26 @@ class Timings:
         """Median time of one factor in milliseconds; in context, the difference of a chain with it and without it."""
         words = kind.words(n_in, n_out)
         if words not in self._milliseconds:
-            module = kind.build(n_in, n_out)
-            networks, shape = self.placed({"with": module}, kind, n_in), self.shape(kind, n_in)
+            shape = self.shape(kind, n_in)
+            (module,) = self.placed({"with": kind.build(n_in, n_out)}, kind, n_in).values()
+            prepared = {"with": self.pieces.prepare(module, self._images(shape))}
             if self.in_context:
-                networks |= self.placed({"without": nn.Identity()}, kind, n_in)
-            prepared = {name: self.pieces.prepare(net, self._images(shape)) for name, net in networks.items()}
+                prepared["without"] = self._without(kind, n_in)
             times = latencies(
                 prepared, shape, self.device, REPEATS, layout=self.runtime.layout, max_seconds=SECONDS,
-                min_rounds=FEWEST,
+                min_rounds=FEWEST, warm_up=1,
             )  # fmt: skip
             spent = median(times["with"]) - (median(times["without"]) if self.in_context else 0.0)
             self._milliseconds[words] = round(max(spent, SHORTEST), 5)
         return self._milliseconds[words]
+
+    def _without(self, kind: FactorKind, n_in: int) -> Callable[[Tensor], object]:
+        """The chain of a factor in context without it, which is the same for all its outputs."""
+        shape = self.shape(kind, n_in)
+        if self._last_chain is None or self._last_chain[0] != (shape, n_in):
+            (module,) = self.placed({"without": nn.Identity()}, kind, n_in).values()
+            self._last_chain = (shape, n_in), self.pieces.prepare(module, self._images(shape))
+        return self._last_chain[1]
 
     def block(self) -> int:
         """Channels that this runtime computes together, from the times of a convolution at several widths.
@@ -130,16 +144,13 @@ class Timings:
             for name, module in modules.items()
         }  # fmt: skip
 
-    def compare(self, networks: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+    def compare(
+        self, networks: Mapping[str, nn.Module], shape: Shape, rounds: int = ROUNDS, seconds: float = WHOLE_SECONDS
+    ) -> dict[str, float]:
         """Median times of networks that run in turn, in milliseconds."""
-        return {name: median(values) for name, values in self.rounds(networks, shape).items()}
-
-    def rounds(self, networks: Mapping[str, nn.Module], shape: Shape) -> dict[str, list[float]]:
-        """Times of networks in each interleaved round, in milliseconds."""
-        prepared = {name: self._prepared(network, shape) for name, network in networks.items()}
-        return latencies(
-            prepared, shape, self.device, ROUNDS, layout=self.runtime.layout, max_seconds=WHOLE_SECONDS
-        )  # fmt: skip
+        prepared = {name: self.prepared(network, shape) for name, network in networks.items()}
+        times = latencies(prepared, shape, self.device, rounds, layout=self.runtime.layout, max_seconds=seconds)
+        return {name: median(values) for name, values in times.items()}
 
     def within(self, network: nn.Module, names: list[str], shape: Shape) -> tuple[dict[str, float], float]:
         """Times of a network's modules while it runs in eager mode, and of the rest.
@@ -154,11 +165,8 @@ class Timings:
         """Prepare a network for all measurements that follow, such as the original; again, where it was before."""
         self._prepared_before[id(network)] = network, shape, self.runtime.prepare(network, self._images(shape))
 
-    def forget(self, network: nn.Module) -> None:
-        """Release what :meth:`keep_prepared` keeps of a network."""
-        self._prepared_before.pop(id(network), None)
-
-    def _prepared(self, network: nn.Module, shape: Shape) -> Callable[[Tensor], object]:
+    def prepared(self, network: nn.Module, shape: Shape) -> Callable[[Tensor], object]:
+        """A network ready to run; the one of :meth:`keep_prepared` where there is one."""
         known = self._prepared_before.get(id(network))
         if known is not None and known[1] == shape:
             return known[2]
@@ -167,10 +175,33 @@ class Timings:
     def _images(self, shape: Shape) -> Tensor:
         return random_images(shape, self.device, self.runtime.layout)
 
+    @property
+    def fastest_original(self) -> float | None:
+        """The shortest time of the original in all measurements of whole networks, in milliseconds."""
+        return self._milliseconds.get(ORIGINAL)
+
+    def note_original(self, milliseconds: float) -> None:
+        """Keep a time of the original if it is the shortest."""
+        self._milliseconds[ORIGINAL] = round(min(milliseconds, self._milliseconds.get(ORIGINAL, milliseconds)), 5)
+
     def save(self) -> None:
         """Write all times to the file."""
         self._entries[self._key] = self._milliseconds
         write_json(self.path, {"entries": self._entries}, kind=KIND)
+
+
+def block_of_rounds(
+    prepared: Mapping[str, Callable[[Tensor], object]], shape: Shape, device: torch.device, layout: str
+) -> Callable[[], dict[str, list[float]]]:
+    """A block of interleaved rounds of whole networks, measured at each call; times in milliseconds.
+
+    The networks are warm after the first block, of which slow ones have few rounds.
+    """
+    warm_up = iter([WARM_UP])
+    return lambda: latencies(
+        prepared, shape, device, ROUNDS, layout=layout, max_seconds=WHOLE_SECONDS, min_rounds=FEWEST_ROUNDS,
+        warm_up=next(warm_up, 1),
+    )  # fmt: skip
 
 
 def conditions(device: torch.device, batch_size: int, runtime: Runtime) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from decomp.allocation.plan import Plan
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
 from decomp.errors import DecompError, TargetError, UsageError
-from decomp.pipelines.decomposition import latency_plan, timings
+from decomp.pipelines.decomposition import latency_plan, timings, whole_networks
 from decomp.pipelines.decomposition.make_plan import decompose_options
 from decomp.pipelines.measure import devices
 from decomp.pipelines.stages.decompose import decompose
@@ -47,6 +47,7 @@ def machine(monkeypatch):
 
     def install(milliseconds=by_macs):
         monkeypatch.setattr(timings, "latencies", clockwork(milliseconds))
+        monkeypatch.setattr(whole_networks, "in_new_processes", lambda device: False)
 
         def within(network, names, shape, device, rounds, **options):
             whole = cost(network, shape[1:]).per_layer

@@ -42,6 +42,53 @@ def test_blocks_are_measured_until_the_interval_is_narrow():
     assert len(blocks) == speed_ratio.MOST_BLOCKS
 
 
+@pytest.mark.parametrize(("wanted", "coarse"), [((2.0, 3.0), True), ((0.3, 0.5), True), ((0.9, 1.1), False)])
+def test_a_ratio_far_from_those_that_are_wanted_is_measured_less_exactly(wanted, coarse):
+    random, blocks = np.random.default_rng(0), []
+
+    def block():
+        blocks.append(1)
+        return {name: list(10 + 0.5 * random.standard_normal(30)) for name in ("original", "planned", "again")}
+
+    found = measure_ratio(block, wanted=wanted)
+    width = (found.interval[1] - found.interval[0]) / found.speedup
+    assert (len(blocks) == speed_ratio.FEWEST_BLOCKS) == coarse and width <= 2 * speed_ratio.COARSE
+    assert (width <= 2 * speed_ratio.PRECISION) != coarse
+
+
+@pytest.fixture
+def waits_for_nothing(monkeypatch):
+    """A process that never waits for a processor."""
+    monkeypatch.setattr(speed_ratio, "Contention", lambda: type("Waits", (), {"share": lambda self: 0.0})())
+
+
+def slow_then_quick(n_slow):
+    """Blocks of exact times: during the first ones the original takes half as long again, the plan twice as long."""
+    for place in range(20):
+        slow = place < n_slow
+        yield {"original": [15.0 if slow else 10.0] * 8, "planned": [10.0 if slow else 5.0] * 8,
+               "again": [15.0 if slow else 10.0] * 8}  # fmt: skip
+
+
+@pytest.mark.parametrize(("n_slow", "fastest"), [(0, None), (1, None), (3, 10.0), (0, 10.2)])
+@pytest.mark.usefixtures("waits_for_nothing")
+def test_rounds_in_which_the_original_is_slower_than_at_best_do_not_count(n_slow, fastest):
+    blocks = slow_then_quick(n_slow)
+    found = measure_ratio(lambda: next(blocks), fastest=fastest)
+    assert found.speedup == 2.0 and found.slowed == 0.0 and not found.disturbances
+
+
+@pytest.mark.usefixtures("waits_for_nothing")
+def test_a_machine_that_stays_slow_is_measured_as_it_is_and_said():
+    blocks = slow_then_quick(20)
+    found = measure_ratio(lambda: next(blocks), fastest=10.0)
+    assert found.speedup == 1.5 and found.slowed == 0.5
+    assert found.disturbances == ["the original takes 1.50 times as long as at other times"]
+    assert len(list(blocks)) == 20 - speed_ratio.MOST_BLOCKS
+    assert not found.is_comparable(SpeedRatio(10.0, 5.0, 2.0, 2.0, (2.0, 2.0)))
+    assert found.is_comparable(SpeedRatio(14.0, 5.0, 2.0, 2.0, (2.0, 2.0)))
+
+
 @pytest.mark.parametrize(
     ("signs", "words"),
     [

@@ -42,8 +42,8 @@ class Machine:
         return ratio(self.milliseconds(1000) / self.milliseconds(candidate.plans["size"]))
 
 
-def ratio(speedup):
-    return SpeedRatio(speedup, 1.0, speedup, speedup, (speedup, speedup))
+def ratio(speedup, original_ms=10.0):
+    return SpeedRatio(original_ms, original_ms / speedup, speedup, speedup, (speedup, speedup))
 
 
 @pytest.mark.parametrize("asked", [1.2, 1.5, 2.0, 3.0])
@@ -131,3 +131,26 @@ def test_a_search_whose_only_plan_turns_out_slow_goes_on_to_faster_ones():
     machine.milliseconds = lambda size: 1.25 * size if size < 1000 else size
     following = machine.search.run()
     assert following is not best and machine.search.is_kept(following.speedup)
+
+
+def test_plans_that_were_measured_while_the_machine_was_slower_do_not_count():
+    """While something else runs on the hardware, plans gain less; it ends after the second measurement."""
+    machine = Machine(2.0, lambda size: size)
+    measure = machine.search.measure
+
+    def disturbed(candidate):
+        found = measure(candidate)
+        return found if len(machine.measured) > 2 else ratio(found.speedup**0.7, 14.0)
+
+    machine.search.measure = disturbed
+    best = machine.search.run()
+    assert machine.search.is_kept(best.speedup) and best.ratio.original_ms == 10.0
+    assert 1000 / best.candidate.plans["size"] == pytest.approx(best.speedup)
+    assert len(machine.search.comparable) == len(machine.search.attempts) - 2
+
+
+def test_a_new_measurement_of_an_attempt_replaces_those_of_a_slower_machine():
+    attempt = Attempt(Machine(2.0, float).candidate(5), [ratio(1.7, 14.0)])
+    attempt.add(ratio(2.1))
+    attempt.add(ratio(2.0, 10.5))
+    assert [one.speedup for one in attempt.ratios] == pytest.approx([2.1, 2.0])

@@ -1,0 +1,205 @@
+"""Measured speed-up of a network in a process of its own, which runs nothing else, as where the network is used.
+
+A process that has planned for a while holds much memory that it has used and freed. Networks find other places in it,
+and run up to a fifth faster or slower than in a new process. A helper process imports what a measurement needs, once,
+and makes a copy of itself for each one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import decomp
+from decomp.errors import DecompError
+from decomp.runtimes.choice import runtime
+from decomp.runtimes.onnx import OnnxRuntime
+from decomp.runtimes.runtime import Runtime
+from decomp.runtimes.timing import random_images
+
+from ...data.formats import network_file
+from .speed_ratio import SpeedRatio, measure_ratio
+from .timings import block_of_rounds
+
+#: Of a helper process: the checkout or installation that this process runs is the one that it imports.
+_PROGRAM = f"import sys; sys.path[0] = sys.argv[1]; from {__name__} import serve; serve()"
+_GRAPH = "graph.onnx"
+
+
+def write_network(network: nn.Module, folder: Path, made: Runtime, example: Tensor) -> None:
+    """Write a network for :func:`read_network`; for ONNX Runtime its graph, which takes seconds to export.
+
+    Raises
+    ------
+    DecompError
+        The network cannot be written as data, or not exported.
+    """
+    folder.mkdir()
+    if isinstance(made, OnnxRuntime):
+        (folder / _GRAPH).write_bytes(made.graph(network, example))
+        return
+    if not isinstance(network, fx.GraphModule):
+        raise DecompError("network", "only a traced network can be written as data", got=type(network).__qualname__)
+    network_file.save(network, folder / "network")
+
+
+def read_network(folder: Path, made: Runtime, example: Tensor) -> Callable[[Tensor], object]:
+    """A network of :func:`write_network`, ready to run."""
+    if isinstance(made, OnnxRuntime):
+        return made.session((folder / _GRAPH).read_bytes(), example)
+    return made.prepare(network_file.load(folder / "network"), example)
+
+
+def measure(request: Mapping[str, Any]) -> SpeedRatio:
+    """The measurement that a request asks for, in this process.
+
+    Parameters
+    ----------
+    request : dict
+        ``runtime``, ``layout``, ``threads``, ``shape``; ``original`` and ``planned``, folders of networks; ``wanted``
+        and ``fastest``, see :func:`decomp.pipelines.decomposition.speed_ratio.measure_ratio`.
+    """
+    torch.set_num_threads(request["threads"])
+    made, shape = runtime(request["runtime"], request["layout"]), tuple(request["shape"])
+    device = torch.device("cpu")
+    example = random_images(shape, device, made.layout)
+    prepared = {name: read_network(Path(request[name]), made, example) for name in ("original", "planned")}
+    prepared["again"] = prepared["original"]
+    block = block_of_rounds(prepared, shape, device, made.layout)
+    return measure_ratio(block, wanted=request["wanted"], fastest=request["fastest"])
+
+
+def serve() -> None:
+    """Answer the requests that come in, one line each, until there are no more; the work of the helper process.
+
+    Each names the file for the answer: the fields of a SpeedRatio, or ``error``.
+    """
+    said = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is not an answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        if sys.platform == "linux":  # elsewhere a copy of a process may not use all libraries
+            child = os.fork()
+            if child == 0:
+                _answer(request)
+                os._exit(0)
+            os.waitpid(child, 0)
+        else:
+            _answer(request)
+        said.write("done\n")
+        said.flush()
+
+
+def _answer(request: Mapping[str, Any]) -> None:
+    try:
+        found: dict[str, Any] = asdict(measure(request))
+    except Exception as error:  # whatever it is, the process that asked says it
+        found = {"error": f"{type(error).__name__}: {error}"}
+    Path(request["answer"]).write_text(json.dumps(found))
+
+
+class FreshProcess:
+    """Measurements of networks against one original in new processes; a context manager.
+
+    Parameters
+    ----------
+    made : decomp.runtimes.runtime.Runtime
+        On the CPU.
+    shape : tuple of int
+        ``(batch_size, C, H, W)``.
+    """
+
+    def __init__(self, made: Runtime, shape: tuple[int, ...]) -> None:
+        self.made, self.shape = made, shape
+        self._example = random_images(shape, torch.device("cpu"), made.layout)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._messages: IO[str] | None = None
+        self._original: nn.Module | None = None
+        self._written = Path()
+
+    def __enter__(self) -> FreshProcess:
+        self._folder = tempfile.TemporaryDirectory(prefix="decomp-timing-")
+        self._messages = tempfile.TemporaryFile("w+")
+        root = str(Path(decomp.__file__).resolve().parent.parent)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._messages, text=True,
+        )  # fmt: skip
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None and self._folder is not None and self._messages is not None
+        with contextlib.suppress(OSError):
+            self._process.communicate()  # the helper ends with its input
+        self._messages.close()
+        self._folder.cleanup()
+
+    def ratio(
+        self,
+        original: nn.Module,
+        planned: nn.Module,
+        wanted: tuple[float, float] | None = None,
+        fastest: float | None = None,
+    ) -> SpeedRatio:
+        """Measured speed-up of a planned network over the original.
+
+        Parameters
+        ----------
+        original, planned : torch.nn.Module
+            The first is written once, as long as it is the same object.
+        wanted, fastest
+            See :func:`decomp.pipelines.decomposition.speed_ratio.measure_ratio`.
+
+        Raises
+        ------
+        DecompError
+            A network cannot be written or does not run in a new process.
+        """
+        assert self._folder is not None
+        folder = Path(self._folder.name)
+        if self._original is not original:
+            self._written = Path(tempfile.mkdtemp(dir=folder)) / "original"
+            write_network(original, self._written, self.made, self._example)
+            self._original = original
+        with tempfile.TemporaryDirectory(dir=folder) as inside:
+            write_network(planned, Path(inside) / "planned", self.made, self._example)
+            return self._asked({
+                "runtime": self.made.name, "layout": self.made.layout, "threads": torch.get_num_threads(),
+                "shape": self.shape, "original": str(self._written), "planned": str(Path(inside) / "planned"),
+                "wanted": wanted, "fastest": fastest, "answer": str(Path(inside) / "answer.json"),
+            })  # fmt: skip
+
+    def _asked(self, request: Mapping[str, Any]) -> SpeedRatio:
+        """The answer of the helper process."""
+        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        self._process.stdout.readline()
+        answer = Path(request["answer"])
+        found = json.loads(answer.read_text()) if answer.is_file() else {"error": self._last_words()}
+        if "error" in found:
+            raise DecompError("measurement", "it failed in a process of its own", got=found["error"])
+        return SpeedRatio(**{**found, "interval": tuple(found["interval"])})
+
+    def _last_words(self) -> str:
+        """The last line that the helper process wrote to its error output."""
+        assert self._messages is not None
+        self._messages.seek(0)
+        lines = self._messages.read().strip().splitlines()
+        return lines[-1] if lines else "it ended without an answer"

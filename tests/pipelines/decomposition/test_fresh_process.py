@@ -1,0 +1,86 @@
+"""Measurements in new processes: the networks that arrive there, the answer, and failures."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from decomp.errors import DecompError
+from decomp.graph.tracing import trace
+from decomp.pipelines.decomposition import fresh_process
+from decomp.pipelines.decomposition.fresh_process import FreshProcess, measure, read_network, write_network
+from decomp.runtimes.eager import Eager
+from decomp.runtimes.onnx import OnnxRuntime
+from decomp.runtimes.timing import random_images
+from tests.pipelines.digit_runs import plain
+
+SHAPE = (2, 1, 8, 8)
+
+
+def example():
+    return random_images(SHAPE, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return trace(plain().eval(), "net")
+
+
+@pytest.mark.parametrize("name", ["eager", "onnxruntime"])
+def test_a_network_read_in_another_process_computes_what_the_written_one_does(network, name, tmp_path):
+    made = Eager()
+    if name == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+        made, network = OnnxRuntime(), nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    write_network(network, tmp_path / "net", made, example())
+    with torch.inference_mode():
+        found, expected = read_network(tmp_path / "net", made, example())(example()), network(example())
+    found = torch.as_tensor(found[0]) if isinstance(found, list) else found
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_request_is_measured_with_its_threads_and_the_original_against_itself(network, tmp_path, monkeypatch):
+    write_network(network, tmp_path / "net", Eager(), example())
+    seen = []
+
+    def fake(block, wanted, fastest):
+        seen.append((block(), wanted, fastest, torch.get_num_threads()))
+        return "measured"
+
+    monkeypatch.setattr(fresh_process, "measure_ratio", fake)
+    threads = torch.get_num_threads()
+    try:
+        request = {"runtime": "eager", "layout": "contiguous", "threads": 1, "shape": SHAPE}
+        request |= {"wanted": [1.0, 2.0], "fastest": 3.0}
+        folders = {name: str(tmp_path / "net") for name in ("original", "planned")}
+        assert measure({**request, **folders}) == "measured"
+    finally:
+        torch.set_num_threads(threads)
+    ((times, *others),) = seen
+    assert set(times) == {"original", "planned", "again"} and others == [[1.0, 2.0], 3.0, 1]
+
+
+def test_a_copy_of_the_helper_process_measures_and_a_failure_is_told(network):
+    """One helper process for all: its start takes seconds."""
+    with FreshProcess(Eager(), SHAPE) as fresh:
+        folder, ratio = fresh._folder.name, fresh.ratio(network, network)
+        assert ratio.original_ms > 0 and 0.5 < ratio.speedup < 2.0 and len(ratio.interval) == 2
+        assert os.listdir(folder) == [os.path.basename(fresh._written.parent)]
+        written = fresh._written
+        fresh.shape = (2, 3, 8, 8)  # other channels than the network reads
+        with pytest.raises(DecompError, match="^measurement: it failed in a process of its own, got RuntimeError"):
+            fresh.ratio(network, network)
+        assert fresh._written == written
+    assert not os.path.exists(folder) and fresh._process.returncode == 0
+
+
+def test_a_helper_process_that_ends_is_told_with_its_last_words(network, monkeypatch):
+    monkeypatch.setattr(fresh_process, "_PROGRAM", "raise SystemExit('no memory left')")
+    with FreshProcess(Eager(), SHAPE) as fresh, pytest.raises(DecompError, match="got no memory left"):
+        fresh.ratio(network, network)
+
+
+def test_a_network_that_was_not_traced_is_refused(tmp_path):
+    with pytest.raises(DecompError, match="^network: only a traced network can be written as data, got Conv2d"):
+        write_network(nn.Conv2d(1, 1, 1), tmp_path / "net", Eager(), example())
