@@ -8,9 +8,9 @@ Protocol: a network of the zoo is frozen once; for each runtime and speed-up one
 emitted. It is then timed against the original in interleaved rounds, in a new process for each repetition, until the
 median of the ratios is known to about one percent. A repetition keeps the promise where the ratio of medians is
 between 0.97 and 1.10 of what was asked. It is marked as busy, and not counted unless --busy is given, where the threads
-waited for processors, or the original, which runs twice in each round, differs from itself or takes longer than in other
-repetitions (neighbours on the hardware of a virtual machine slow networks by different shares). Networks of torchvision
-have random weights and 224 pixels; their plans come from the same search with the loss of a size by formula. Rows are
+waited for processors, or the original, which runs twice in each round, differs from itself or takes longer than in
+other repetitions (neighbours on the hardware of a virtual machine slow networks by different shares). Networks of
+torchvision have random weights and 224 pixels; their plans come from the same search with losses by formula. Rows are
 appended to rows.jsonl: an interrupted benchmark goes on. Time of planning: see benchmarks.clock_planning.
 """
 
