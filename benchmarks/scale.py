@@ -22,7 +22,7 @@ from decomp.pipelines.decomposition.row_tiles import BLOCK_ROWS
 from decomp.pipelines.decomposition.survey_curves import _own_curves
 from decomp.problem.factors import Geometry
 from decomp.problem.layer_problem import LayerProblem
-from decomp.problem.moments import TILE_COLUMNS, TILE_ROWS, Moments
+from decomp.problem.moments import TILE_COLUMNS, TILE_ROWS, Moments, MomentSum
 from decomp.solvers.half_quadratic import HalfQuadratic, LowRankMap
 from decomp.solvers.linalg import least_squares
 from decomp.solvers.solve_layer import solve_layer
@@ -80,8 +80,8 @@ def rates(widths):
         with torch.no_grad():
             found[name] = seconds(lambda network=network, x=x: network(x)) / len(x)
     p, n = 2304, 256
-    X, Y, moments = torch.randn(TILE_ROWS, p), torch.randn(TILE_ROWS, n), Moments.zeros(p, n)
-    found["moments"] = seconds(lambda: moments.update(X, Y)) / TILE_ROWS / products(p, n)
+    X, Y, moments = torch.randn(TILE_ROWS, p), torch.randn(TILE_ROWS, n), MomentSum(p, n)
+    found["moments"] = seconds(lambda: moments.add(X, Y)) / TILE_ROWS / products(p, n)
     one = problem(n, n, 1)
     fit = least_squares(one.moments, prior=one.matrix())
     splitting = HalfQuadratic(one, one.moments, fit, fit.weight)
@@ -122,16 +122,21 @@ def layers(name):
 
 
 def traffic(p, n, activated):
-    """Bytes that a process gives to the exchanges of one layer, survey and fit together."""
-    sent = 2 * 2 * 8 * products(p, n) + 4 * p * n * MEASURED + 2 * 4 * (p + n) * BLOCK_ROWS / 2
+    """Bytes of one layer that very many processes each send to others, survey and fit together.
+
+    Of an entry of a sum two numbers go to the process that adds them up, and one comes from it to all. An entry that
+    one process has and all need is passed on about twice.
+    """
+    added, passed_on = 2 * 2 * products(p, n), p * n * MEASURED / 2 + (p + n) * BLOCK_ROWS / 2
     if activated:  # sums of a sweep, and the map that they give; targets of the refinement
-        sent += 8 * (n * n + 2 * n + n * n + n) * SWEEPS + 8 * p * n + 8 * (2 * p * n + n * n) * TARGETS
-    return sent
+        added += (n * n + 2 * n) * SWEEPS + (p * n + n * n) * TARGETS
+        passed_on += (n * n + n) * SWEEPS + p * n * (1 + TARGETS)
+    return 24 * added + 16 * passed_on
 
 
 def estimate(name, n_images, processes, rate, bandwidth):
     """One row of the table, in hours."""
-    found = dict.fromkeys(FIELDS[2:8], 0.0)
+    found, sent_of_all = dict.fromkeys(FIELDS[2:8], 0.0), (processes - 1) / processes
     n_rows, shapes = n_images * POINTS, layers(name)
     found["forward"] = PASSES * n_images * rate[name] / processes
     blocks = math.ceil(n_rows / BLOCK_ROWS / processes) * BLOCK_ROWS  # whole blocks
@@ -141,11 +146,11 @@ def estimate(name, n_images, processes, rate, bandwidth):
         found["moments"] += 2 * own * products(p, n) * rate["moments"]
         found["sweeps"] += activated * own * n * rate["sweep"] * (SWEEPS * n + TARGETS * p)
         found["solutions"] += at_columns(rate["alone"], p, 1)
-        found["exchange"] += 2 * (processes - 1) / processes * traffic(p, n, activated) / bandwidth
+        found["exchange"] += sent_of_all * traffic(p, n, activated) / bandwidth
     # Neighbouring layers at a time, one for each process: all wait for the slowest.
     found["curves"] = sum(max(curves[i : i + processes]) for i in range(0, len(curves), processes))
     hours = {key: value / 3600 for key, value in found.items()}
-    sent = sum(traffic(*shape) for shape in shapes) / 2**30 if processes > 1 else 0.0
+    sent = sent_of_all * sum(traffic(*shape) for shape in shapes) / 2**30
     return {"network": name, "processes": processes, **hours, "hours": sum(hours.values()), "GiB": sent}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from decomp.errors import FileError, UsageError
 
 from .image_options import ImageOptions
-from .pictures import PictureSplit, Preparation, rgb, thread_pool
+from .pictures import PictureSplit, Preparation, Spread, alone, rgb, threaded
 from .preparation import prepare
 from .preprocessing import NetworkInput, Sides
 from .splits import ImageSource
@@ -88,10 +88,9 @@ class FolderSplit(PictureSplit):
         """The file's path below the folder of the split."""
         return self._files[index]
 
-    def without_unreadable(self) -> tuple[FolderSplit, list[str]]:
+    def without_unreadable(self, spread: Spread = alone) -> tuple[FolderSplit, list[str]]:
         """Read every file once; returns a split of the readable files, and the unreadable ones in their folder."""
-        with thread_pool() as pool:
-            readable = torch.tensor(list(pool.map(self._can_be_read, self._files)), dtype=torch.bool)
+        readable = torch.tensor(threaded(self._can_be_read, self._files, spread), dtype=torch.bool)
         keep = readable.nonzero().flatten()
         files = [self._files[i] for i in keep.tolist()]
         split = FolderSplit(self._name, self._root, files, self.labels(keep), self.preparation)
@@ -115,11 +114,10 @@ def size_of(path: str | os.PathLike[str] | IO[bytes]) -> Sides | None:
         return None
 
 
-def common_size(root: Path, files: list[str]) -> Sides | None:
+def common_size(root: Path, files: list[str], spread: Spread = alone) -> Sides | None:
     """Height and width of all image files, of at most 500 of them; None where they differ."""
     sample = files[:: max(1, len(files) // _SAMPLED)]
-    with thread_pool() as pool:
-        sizes = {size for size in pool.map(lambda file: size_of(root / file), sample) if size is not None}
+    sizes = {size for size in threaded(lambda file: size_of(root / file), sample, spread) if size is not None}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -137,7 +135,7 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
 
 
-def _scan(name: str, folder: Path, classes: list[str]) -> tuple[list[str], Tensor | None]:
+def _scan(name: str, folder: Path, classes: list[str], spread: Spread) -> tuple[list[str], Tensor | None]:
     """Files of ``folder`` and their labels: positions in ``classes``, which must name every class folder."""
     unknown = [c for c in _class_folders(folder) if c not in classes]
     if unknown and classes:
@@ -147,7 +145,7 @@ def _scan(name: str, folder: Path, classes: list[str]) -> tuple[list[str], Tenso
     if not classes:
         files = _images_below(folder, folder)
     else:
-        by_class = [_images_below(folder / class_name, folder) for class_name in classes]
+        by_class = threaded(lambda class_name: _images_below(folder / class_name, folder), classes, spread)
         files = [file for of_class in by_class for file in of_class]
         labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(list(map(len, by_class))))
     if not files:
@@ -157,8 +155,9 @@ def _scan(name: str, folder: Path, classes: list[str]) -> tuple[list[str], Tenso
 
 
 def open_folder(
-    name: str, root: Path, network: NetworkInput, options: ImageOptions, skip_bad: bool, recorded: Any = None
-) -> ImageSource:
+    name: str, root: Path, network: NetworkInput, options: ImageOptions, skip_bad: bool, recorded: Any = None,
+    spread: Spread = alone,
+) -> ImageSource:  # fmt: skip
     """Open ``root/train`` and ``root/val``; see :func:`decomp.data.sources.open_source`."""
     if not root.is_dir():
         raise UsageError(name, "the folder must exist", fix="give the folder that holds train/ and val/")
@@ -169,7 +168,7 @@ def open_folder(
     classes = _class_folders(root / "train")
     # Unlabelled training images may still come with a labelled test split.
     test_classes = classes or (_class_folders(root / "val") if has_test else [])
-    scanned = _scan(name, root / "train", classes)
+    scanned = _scan(name, root / "train", classes, spread)
     counts = torch.bincount(scanned[1], minlength=len(classes)).tolist() if scanned[1] is not None else []
     empty = [class_name for class_name, n in zip(classes, counts) if not n]
     if empty:
@@ -186,17 +185,17 @@ def open_folder(
         raise AssertionError
 
     prepared = prepare(
-        name, options, network, lambda: common_size(root / "train", scanned[0]), first, recorded=recorded
+        name, options, network, lambda: common_size(root / "train", scanned[0], spread), first, recorded=recorded
     )
     train = FolderSplit(name, root / "train", *scanned, prepared.preparation)
     test = None
     if has_test:
-        test = FolderSplit(name, root / "val", *_scan(name, root / "val", test_classes), prepared.preparation)
+        test = FolderSplit(name, root / "val", *_scan(name, root / "val", test_classes, spread), prepared.preparation)
     skipped: list[str] = []
     if skip_bad:
-        train, skipped = train.without_unreadable()
+        train, skipped = train.without_unreadable(spread)
         if test is not None:
-            test, bad = test.without_unreadable()
+            test, bad = test.without_unreadable(spread)
             skipped += bad
         for split_name, split in (("train/", train), ("val/", test)):
             if split is not None and not len(split):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -189,6 +189,25 @@ def _unreadable(name: str, bad: list[_Unreadable]) -> FileError:
     more = f" and {len(bad) - _N_NAMED} more" if len(bad) > _N_NAMED else ""
     fix = "mend or remove them, or leave unreadable images out with --skip-bad"
     return FileError(name, f"image files cannot be read: {named}{more}", fix=fix)
+
+
+#: Applies a function to some of the items, other processes to the others, and gives what all of them found, in order.
+Spread = Callable[[Callable[[Sequence[Any]], list[Any]], Sequence[Any]], list[Any]]
+
+
+def alone(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
+    """What a function finds for all items in this process."""
+    return function(items)
+
+
+def threaded(function: Callable[[Any], Any], items: Sequence[Any], spread: Spread = alone) -> list[Any]:
+    """What a function finds for each item, by a pool of threads, of several processes each for its share."""
+
+    def found(own: Sequence[Any]) -> list[Any]:
+        with thread_pool() as pool:
+            return list(pool.map(function, own))
+
+    return spread(found, items)
 
 
 def thread_pool() -> ThreadPoolExecutor:

@@ -25,7 +25,7 @@ from decomp.errors import FileError, UsageError
 from .folders import SUFFIXES, read_image, size_of
 from .image_options import ImageOptions
 from .items import LABEL_NAMES
-from .pictures import PictureSplit, Preparation, thread_pool
+from .pictures import PictureSplit, Preparation, Spread, alone, threaded
 from .preparation import prepare
 from .preprocessing import NetworkInput, Sides
 from .splits import ImageSource
@@ -91,10 +91,9 @@ class ShardSplit(PictureSplit):
         one = self._samples[index]
         return f"{one.shard.name}/{one.file}"
 
-    def without_unreadable(self) -> tuple[ShardSplit, list[str]]:
+    def without_unreadable(self, spread: Spread = alone) -> tuple[ShardSplit, list[str]]:
         """Read every image once; returns a split of the readable ones, and the names of the others."""
-        with thread_pool() as pool:
-            readable = list(pool.map(_can_be_read, self._samples))
+        readable = threaded(_can_be_read, self._samples, spread)
         kept = [one for one, good in zip(self._samples, readable) if good]
         bad = [self.title(index) for index, good in enumerate(readable) if not good]
         if not kept:
@@ -191,23 +190,22 @@ def _label(name: str, title: str, content: bytes) -> int | None:
     return value
 
 
-def _common_size(samples: list[Sample]) -> Sides | None:
-    with thread_pool() as pool:
-        chosen = samples[:: max(1, len(samples) // _SAMPLED)]
-        sizes = {size for size in pool.map(lambda one: size_of(_content(one)), chosen) if size is not None}
+def _common_size(samples: list[Sample], spread: Spread) -> Sides | None:
+    chosen = samples[:: max(1, len(samples) // _SAMPLED)]
+    sizes = {size for size in threaded(lambda one: size_of(_content(one)), chosen, spread) if size is not None}
     return sizes.pop() if len(sizes) == 1 else None
 
 
 def open_shards(
-    name: str, patterns: str, network: NetworkInput, options: ImageOptions, skip_bad: bool, recorded: Any = None
-) -> ImageSource:
+    name: str, patterns: str, network: NetworkInput, options: ImageOptions, skip_bad: bool, recorded: Any = None,
+    spread: Spread = alone,
+) -> ImageSource:  # fmt: skip
     """Open the shards of ``TRAIN`` or ``TRAIN,test=TEST``; see :func:`decomp.data.sources.open_source`."""
     of_train, comma, of_test = patterns.partition(TEST)
 
     def scanned(pattern: str) -> list[Sample]:
-        shards = shards_of(name, pattern)
-        with thread_pool() as pool:
-            samples = [one for found in pool.map(lambda shard: samples_of(name, shard), shards) for one in found]
+        of_shards = threaded(lambda shard: samples_of(name, shard), shards_of(name, pattern), spread)
+        samples = [one for of_shard in of_shards for one in of_shard]
         if not samples:
             raise FileError(name, f"{pattern} holds no images", fix=f"its files must end in {' '.join(SUFFIXES)}")
         return samples
@@ -220,11 +218,11 @@ def open_shards(
                 return read_image(_content(one))
         raise AssertionError
 
-    prepared = prepare(name, options, network, lambda: _common_size(of_split[0]), first, recorded=recorded)
+    prepared = prepare(name, options, network, lambda: _common_size(of_split[0], spread), first, recorded=recorded)
     splits = [ShardSplit(name, samples, prepared.preparation) for samples in of_split]
     skipped: list[str] = []
     if skip_bad:
-        read = [split.without_unreadable() for split in splits]
+        read = [split.without_unreadable(spread) for split in splits]
         splits, skipped = [split for split, _ in read], [title for _, bad in read for title in bad]
     labels = [one.label for samples in of_split for one in samples if one.label is not None]
     return ImageSource(

@@ -34,6 +34,7 @@ from decomp.errors import UsageError
 from . import arrays, datasets, folders, shards, standard, user_code
 from .given import NAME as GIVEN
 from .image_options import ImageOptions, shown
+from .pictures import Spread, alone
 from .preprocessing import SMALL, NetworkInput, by, channel_values
 from .splits import ImageSource, MemorySplit, Split
 from .standard import Arrays
@@ -53,6 +54,7 @@ def open_source(
     network: NetworkInput | None = None,
     options: ImageOptions | None = None,
     recorded: Mapping[str, Any] | None = None,
+    spread: Spread = alone,
 ) -> ImageSource:
     """Open a source of images by its name (see the module's table).
 
@@ -71,6 +73,9 @@ def open_source(
         Transforms of the images that a person asks for.
     recorded : dict, optional
         ``source.prepared`` of an earlier call: the same preparation of pictures again, in `input_shape`.
+    spread : callable
+        Divides the listing of folders and shards, and the trial of all files where `skip_bad` is, among several
+        processes that call this together; see :func:`decomp.data.pictures.alone`.
 
     Returns
     -------
@@ -105,9 +110,9 @@ def open_source(
         if folder is None:
             raise UsageError(name, f"{kind} needs a path", fix=f"write {kind}:PATH")
         if kind == "imagefolder":
-            return folders.open_folder(name, folder, network, options, skip_bad, recorded)
+            return folders.open_folder(name, folder, network, options, skip_bad, recorded, spread)
         if kind == "webdataset":
-            return shards.open_shards(name, argument, network, options, skip_bad, recorded)
+            return shards.open_shards(name, argument, network, options, skip_bad, recorded, spread)
         return _in_memory(name, arrays.from_npz(name, folder, skip_bad=skip_bad), network, options)
     if user_code.names_user_code(name) and not _close_names(kind):
         result = user_code.call(name, (Tensor, np.ndarray, Dataset, DataLoader, Mapping, list, tuple))

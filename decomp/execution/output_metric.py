@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decomp import seeds
+from decomp.exact_sum import ExactSum
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import Output, logits
 from decomp.graph.network_graph import NetworkGraph
@@ -34,7 +35,7 @@ def output_metrics(
     outputs: Outputs,
     seed: int = 0,
     *,
-    summed: Callable[[Tensor], Tensor] | None = None,
+    summed: Callable[[ExactSum], Tensor] = ExactSum.rounded,
 ) -> dict[str, Tensor]:
     """The output metric of every layer of a network.
 
@@ -48,15 +49,15 @@ def output_metrics(
         Of the network, with their spreads.
     seed : int
         For the labels drawn, or the directions where the output is not class scores.
-    summed : callable, optional
-        Sum of a tensor over all holders of images.
+    summed : callable
+        The sum over all holders of images; this one has all by default.
 
     Returns
     -------
     dict of str to torch.Tensor
         (n, n) for each layer that is fitted, float64, symmetric, positive definite, mean diagonal 1.
     """
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, ExactSum] = {}
     hooks = []
     for layer in graph.layers:
         if layer.fitted:
@@ -80,32 +81,28 @@ def output_metrics(
     return {name: _damped(total) for name, total in _of_all(sums, graph, summed).items()}
 
 
-def _of_all(
-    sums: dict[str, Tensor], graph: NetworkGraph, summed: Callable[[Tensor], Tensor] | None
-) -> dict[str, Tensor]:
+def _of_all(sums: dict[str, ExactSum], graph: NetworkGraph, summed: Callable[[ExactSum], Tensor]) -> dict[str, Tensor]:
     """Sums over all holders of images, of the layers that have a gradient in one of them."""
-    if summed is None:
-        return sums
-    layers = [layer for layer in graph.layers if layer.fitted]
     device = next(graph.module.parameters()).device
-    own = torch.tensor([layer.name in sums for layer in layers], dtype=torch.float64, device=device)
-    present = summed(own)
     total = {}
-    for layer, n_holders in zip(layers, present.tolist()):
-        if n_holders:
-            zeros = torch.zeros(layer.out_channels, layer.out_channels, dtype=torch.float64, device=device)
-            total[layer.name] = summed(sums.get(layer.name, zeros))
+    for layer in graph.layers:
+        if not layer.fitted:
+            continue
+        own, present = sums.get(layer.name), ExactSum((), device)
+        present.add(torch.tensor(float(own is not None), device=device))
+        if float(summed(present)):
+            total[layer.name] = summed(own or ExactSum((layer.out_channels, layer.out_channels), device))
     return total
 
 
-def _gather(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _gather(sums: dict[str, ExactSum], name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     """A forward hook that adds the second moment of the gradient at the layer's output to ``sums[name]``."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         def add(gradient: Tensor) -> None:
             rows = gradient.detach().flatten(2).transpose(1, 2).flatten(0, 1) if gradient.dim() == 4 else gradient
-            product = (rows.T @ rows).double()
-            sums[name] = sums[name] + product if name in sums else product
+            product = rows.T @ rows
+            sums.setdefault(name, ExactSum(product.shape, product.device)).add(product)
 
         # On the output of the layer, before a later node changes it in place.
         output.register_hook(add)

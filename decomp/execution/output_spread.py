@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decomp.exact_sum import ExactSum
 from decomp.execution.output_change import ENTRIES_AT_A_TIME, Outputs
 from decomp.execution.output_kinds import Output, logits
 
@@ -74,62 +75,70 @@ class Spread:
 
 
 class _Variance:
-    """Mean and squared deviations of every entry, batch by batch (Chan et al. 1983)."""
+    """Sums of every entry and of all squares, batch by batch; the same bits in whatever groups the batches are added.
+
+    The variance is left of the squares when that of the mean is taken away. What rounding leaves then is far below
+    CONSTANT of the squares.
+    """
 
     def __init__(self) -> None:
-        self.n, self.n_entries, self.deviation = 0, 1, 0.0
-        self.mean = torch.zeros(0)
+        self.n, self.n_entries, self.squares = 0, 1, ExactSum(())
+        self.sums: ExactSum | None = None
 
     def add(self, values: Tensor) -> None:
         for part in values.flatten(1).split(max(1, ENTRIES_AT_A_TIME // max(values[:1].numel(), 1))):
             rows = part.double()
-            mean = rows.mean(0)
-            self.deviation += float((rows - mean).square().sum())
-            if self.n:
-                step, total = mean - self.mean, self.n + len(rows)
-                self.deviation += float(step.square().sum()) * self.n * len(rows) / total
-                self.mean = self.mean + step * (len(rows) / total)
-            else:
-                self.mean, self.n_entries = mean, max(mean.numel(), 1)
+            if self.sums is None:
+                self.sums, self.n_entries = ExactSum(rows.shape[1:], rows.device), max(rows.shape[1], 1)
+            self.sums.add(rows.sum(0))
+            self.squares.add(rows.square().sum())
             self.n += len(rows)
 
     def merge(self, other: _Variance) -> None:
-        if not other.n or not self.n:
-            kept = self if self.n else other
-            self.n, self.n_entries, self.deviation, self.mean = kept.n, kept.n_entries, kept.deviation, kept.mean
+        if other.sums is None:
             return
-        step, total = other.mean - self.mean, self.n + other.n
-        self.deviation += other.deviation + float(step.square().sum()) * self.n * other.n / total
-        self.mean, self.n = self.mean + step * (other.n / total), total
+        if self.sums is None:
+            self.sums, self.n_entries = ExactSum(other.sums.high.shape, other.sums.high.device), other.n_entries
+        self.sums.merge(other.sums)
+        self.squares.merge(other.squares)
+        self.n += other.n
 
     def mean_square(self, about_mean: bool) -> float:
         """Mean over images and entries of the squares, of the deviations or of the values themselves."""
-        variance = self.deviation / (max(self.n, 1) * self.n_entries)
-        return variance if about_mean else variance + float(self.mean.square().sum()) / self.n_entries
+        n, squares = max(self.n, 1), float(self.squares.rounded())
+        if about_mean and self.sums is not None:
+            squares = max(squares - float(self.sums.rounded().square().sum()) / n, 0.0)
+        return squares / (n * self.n_entries)
 
 
 class _Information:
     """Mutual information of image and class, H(mean p) − mean H(p), batch by batch."""
 
     def __init__(self) -> None:
-        self.n, self.entropy = 0, 0.0
-        self.probabilities = torch.zeros(0)
+        self.n, self.entropy = 0, ExactSum(())
+        self.probabilities: ExactSum | None = None
 
     def add(self, log_probabilities: Tensor) -> None:
         p = log_probabilities.exp()
-        total = p.sum(0)
-        self.probabilities = self.probabilities + total if self.n else total
-        self.entropy += float(_entropy(p).sum())
+        if self.probabilities is None:
+            self.probabilities = ExactSum(p.shape[1:], p.device)
+        self.probabilities.add(p.sum(0))
+        self.entropy.add(_entropy(p).sum())
         self.n += len(p)
 
     def merge(self, other: _Information) -> None:
-        if other.n:
-            self.probabilities = self.probabilities + other.probabilities if self.n else other.probabilities
-            self.n, self.entropy = self.n + other.n, self.entropy + other.entropy
+        if other.probabilities is None:
+            return
+        if self.probabilities is None:
+            self.probabilities = ExactSum(other.probabilities.high.shape, other.probabilities.high.device)
+        self.probabilities.merge(other.probabilities)
+        self.entropy.merge(other.entropy)
+        self.n += other.n
 
     def information(self) -> float:
-        n = max(self.n, 1)
-        return float(_entropy(self.probabilities / n)) - self.entropy / n
+        if self.probabilities is None:
+            return 0.0
+        return float(_entropy(self.probabilities.rounded() / self.n)) - float(self.entropy.rounded()) / self.n
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from decomp.errors import DecompError
-from decomp.problem.moments import TILE_ROWS, Moments, require_finite
+from decomp.exact_sum import ExactSum
+from decomp.problem.moments import TILE_ROWS, Moments, between, require_finite
 
 # Channels multiplied at once: the float64 copies of their rows take TILE_ROWS · 8 bytes a column.
 CHANNELS_AT_A_TIME = 128
@@ -53,41 +55,12 @@ class ChannelMoments:
         """Number of channels."""
         return len(self.K)
 
-    def update(self, X: Tensor, Y: Tensor) -> None:
-        """Add rows, in place.
-
-        Parameters
-        ----------
-        X : Tensor of shape (rows, c, kh, kw) or (rows, c, p)
-        Y : Tensor of shape (rows, c·m)
-            The m responses of each channel lie side by side.
-        """
-        (c, p, m), X = self.C.shape, X.detach().flatten(2)
-        if X.shape[1:] != (c, p) or Y.shape != (len(X), c * m):
-            got = f"{tuple(X.shape)}, {tuple(Y.shape)}"
-            raise DecompError("moments", f"rows must be (rows, {c}, {p}) and (rows, {c * m})", got=got)
-        Y = Y.detach().unflatten(1, (c, m))
-        for x, y in zip(X.split(TILE_ROWS), Y.split(TILE_ROWS)):
-            for start in range(0, c, CHANNELS_AT_A_TIME):
-                part = slice(start, start + CHANNELS_AT_A_TIME)
-                self._update_tile(part, x[:, part], y[:, part])
-            self.n_rows += len(x)
-
-    def _update_tile(self, part: slice, x: Tensor, y: Tensor) -> None:
-        """Add a tile to some of the channels; `n_rows` is that before the tile."""
-        (x, x_mean), (y, y_mean) = _centred(x.to(self.K.device)), _centred(y.to(self.K.device))
-        self.K[part] += x.mT @ x
-        self.C[part] += x.mT @ y
-        self.S[part] += y.mT @ y
-        rows = x.shape[1]
-        total = self.n_rows + rows
-        dx, dy = x_mean - self.x_mean[part], y_mean - self.y_mean[part]
-        share = self.n_rows * rows / total
-        self.K[part] += share * dx[:, :, None] * dx[:, None]
-        self.C[part] += share * dx[:, :, None] * dy[:, None]
-        self.S[part] += share * dy[:, :, None] * dy[:, None]
-        self.x_mean[part] += dx * (rows / total)
-        self.y_mean[part] += dy * (rows / total)
+    @classmethod
+    def of_rows(cls, X: Tensor, Y: Tensor) -> ChannelMoments:
+        """Moments of rows in memory: X (N, c, kh, kw) or (N, c, p), and Y (N, c·m)."""
+        own = ChannelMomentSum(X.shape[1], X[0, 0].numel(), Y.shape[1] // X.shape[1], device=X.device)
+        own.add(X, Y)
+        return own.total()
 
     def of(self, channel: int) -> Moments:
         """The moments of one channel."""
@@ -122,6 +95,79 @@ class ChannelMoments:
     def check(self, name: str) -> None:
         """Raise `NumericalError` for layer ``name`` if there are no rows, or an entry is NaN or Inf."""
         require_finite(self, name)
+
+
+class ChannelMomentSum:
+    """Moments of channels of rows that are added tile by tile, as in :class:`decomp.problem.moments.MomentSum`.
+
+    Parameters
+    ----------
+    channels, p, m : int
+        Each channel's inputs and responses.
+    device : torch.device or str
+
+    Attributes
+    ----------
+    sums : list of ExactSum
+        Of K, C and S.
+    """
+
+    def __init__(self, channels: int, p: int, m: int, device: torch.device | str = "cpu") -> None:
+        self.shape, self.device = (channels, p, m), torch.device(device)
+        self.sums = [ExactSum((channels, *size), device) for size in ((p, p), (p, m), (m, m))]
+        self._tiles: list[Tensor] = []
+
+    @property
+    def tiles(self) -> Tensor:
+        """Of every tile the means of each channel's X and Y and the number of rows: (tiles, c, p + m + 1), float64."""
+        c, p, m = self.shape
+        empty = torch.zeros(0, c, p + m + 1, dtype=torch.float64, device=self.device)
+        return torch.stack(self._tiles) if self._tiles else empty
+
+    def add(self, X: Tensor, Y: Tensor) -> None:
+        """Add rows.
+
+        Parameters
+        ----------
+        X : Tensor of shape (rows, c, kh, kw) or (rows, c, p)
+        Y : Tensor of shape (rows, c·m)
+            The m responses of each channel lie side by side.
+        """
+        (c, p, m), X = self.shape, X.detach().flatten(2)
+        if X.shape[1:] != (c, p) or Y.shape != (len(X), c * m):
+            got = f"{tuple(X.shape)}, {tuple(Y.shape)}"
+            raise DecompError("moments", f"rows must be (rows, {c}, {p}) and (rows, {c * m})", got=got)
+        Y = Y.detach().unflatten(1, (c, m))
+        for x, y in zip(X.split(TILE_ROWS), Y.split(TILE_ROWS)):
+            pairs = zip(x.split(CHANNELS_AT_A_TIME, 1), y.split(CHANNELS_AT_A_TIME, 1))
+            parts = [_products(one, other, self.device) for one, other in pairs]
+            *products, means = (torch.cat(values) for values in zip(*parts))
+            for total, product in zip(self.sums, products):
+                total.add(product)
+            self._tiles.append(torch.cat([means, means.new_full((c, 1), float(len(x)))], 1))
+
+    def total(self) -> ChannelMoments:
+        """Moments of all rows that were added."""
+        return self.finished([one.rounded() for one in self.sums], self.tiles)
+
+    @staticmethod
+    def finished(sums: Sequence[Tensor], tiles: Tensor) -> ChannelMoments:
+        """Moments from the sums within all tiles and their means, see :meth:`MomentSum.finished`."""
+        K, C, S = sums
+        c, p, m = C.shape
+        if not len(tiles):
+            return ChannelMoments.zeros(c, p, m, device=C.device)
+        mean, away, n_rows = between(torch.cat([tiles[:, :, :-1].flatten(1), tiles[:, 0, -1:]], 1))
+        mean, away = mean.unflatten(0, (c, -1)), away.unflatten(1, (c, -1)).transpose(0, 1)
+        dx, dy = away[..., :p], away[..., p:]
+        K, C, S = K + dx.mT @ dx, C + dx.mT @ dy, S + dy.mT @ dy
+        return ChannelMoments(K, C, S, mean[:, :p], mean[:, p:], n_rows)
+
+
+def _products(x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """K, C, S of some channels of one tile, about its means; and the means (c, p + m)."""
+    (x, x_mean), (y, y_mean) = _centred(x.to(device)), _centred(y.to(device))
+    return x.mT @ x, x.mT @ y, y.mT @ y, torch.cat([x_mean, y_mean], 1)
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from decomp.exact_sum import ExactSum
+
 
 class Holders(Protocol):
     """Processes that hold the rows of one problem together and solve it in step.
@@ -13,8 +15,8 @@ class Holders(Protocol):
     All of them call the same methods in the same order.
     """
 
-    def summed(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Sums of tensors over all holders, float64; each of them gets the same bits."""
+    def summed(self, *sums: ExactSum) -> tuple[Tensor, ...]:
+        """Sums over the rows of all holders, rounded to float64; each of them gets the same bits."""
 
     def agreed(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Tensors as the first holder has them: other machines may round otherwise."""
@@ -23,9 +25,9 @@ class Holders(Protocol):
 class Alone:
     """The one process that has all rows."""
 
-    def summed(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The same tensors."""
-        return values
+    def summed(self, *sums: ExactSum) -> tuple[Tensor, ...]:
+        """These sums."""
+        return tuple(one.rounded() for one in sums)
 
     def agreed(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The same tensors."""

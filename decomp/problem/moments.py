@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from decomp.errors import DecompError, NumericalError
+from decomp.exact_sum import ExactSum
 from decomp.problem.finite import count_not_finite
 
 if TYPE_CHECKING:
@@ -40,10 +42,7 @@ class Moments:
     .. math:: K = X_c^T X_c,\quad C = X_c^T Y_c,\quad S = Y_c^T Y_c
 
     where the subscript means that columns are centred on their means over all N rows. They are sums, not
-    averages. The size does not depend on N, and moments of disjoint rows add up (``a + b``).
-
-    Each tile of rows is centred on its own means, multiplied in the type of the rows (float32 or float64), and
-    joined to the rest in float64 by the pairwise formula of Chan, Golub and LeVeque (1979): nothing large cancels.
+    averages. The size does not depend on N. :class:`MomentSum` adds them up.
 
     Parameters
     ----------
@@ -74,27 +73,10 @@ class Moments:
 
     @classmethod
     def of_rows(cls, X: Tensor, Y: Tensor) -> Moments:
-        """Moments of rows in memory: X (N, p) and Y (N, n)."""
-        moments = cls.zeros(X.flatten(1).shape[1], Y.shape[1], device=X.device)
-        moments.update(X, Y)
-        return moments
-
-    def update(self, X: Tensor, Y: Tensor) -> None:
-        """Add rows, in place.
-
-        Parameters
-        ----------
-        X : Tensor of shape (m, p) or (m, c, kh, kw), float32 or float64
-        Y : Tensor of shape (m, n)
-        """
-        p, n = self.C.shape
-        X, Y = X.detach().flatten(1), Y.detach().flatten(1)
-        if X.shape[0] != Y.shape[0] or X.shape[1] != p or Y.shape[1] != n:
-            raise DecompError(
-                "moments", f"rows must be (m, {p}) and (m, {n})", got=f"{tuple(X.shape)}, {tuple(Y.shape)}"
-            )
-        for start in range(0, len(X), TILE_ROWS):
-            self._update_tile(X[start : start + TILE_ROWS], Y[start : start + TILE_ROWS])
+        """Moments of rows in memory: X (N, p) or (N, c, kh, kw), and Y (N, n)."""
+        own = MomentSum(X.flatten(1).shape[1], Y.shape[1], device=X.device)
+        own.add(X, Y)
+        return own.total()
 
     @property
     def root(self) -> Tensor | None:
@@ -122,64 +104,6 @@ class Moments:
     def with_responses(self, C: Tensor, S: Tensor, y_mean: Tensor) -> Moments:
         """Moments of the same X and other responses."""
         return Moments(self.K, C, S, self.x_mean, y_mean, self.n_rows, self.root)
-
-    def _update_tile(self, X: Tensor, Y: Tensor) -> None:
-        self._root = None
-        dtype, device = _product_dtype(X, Y), self.K.device
-        X, x_mean = _centred(X.to(device, dtype))
-        Y, y_mean = _centred(Y.to(device, dtype))
-        rows = X.shape[0]
-        for start in range(0, X.shape[1], TILE_COLUMNS):
-            stop = min(start + TILE_COLUMNS, X.shape[1])
-            block = X[:, start:stop]
-            product = (block.T @ block).to(torch.float64)
-            # A matrix product need not be symmetric to the last bit; K is, so that A and Aᵀ mean one thing.
-            self.K[start:stop, start:stop] += (product + product.T) / 2
-            if stop < X.shape[1]:
-                beside = block.T @ X[:, stop:]
-                self.K[start:stop, stop:] += beside
-                self.K[stop:, start:stop] += beside.T
-            self.C[start:stop] += block.T @ Y
-        product = (Y.T @ Y).to(torch.float64)
-        self.S += (product + product.T) / 2
-        self._join_means(x_mean, y_mean, rows)
-
-    def _join_means(self, x_mean: Tensor, y_mean: Tensor, rows: int) -> None:
-        """Add the term for the distance to the means of ``rows`` further rows, and update the means."""
-        total = self.n_rows + rows
-        if total == 0:
-            return
-        dx, dy = x_mean - self.x_mean, y_mean - self.y_mean
-        if self.n_rows and rows:
-            root = math.sqrt(self.n_rows * rows / total)
-            dx_root, dy_root = dx * root, dy * root
-            for start in range(0, len(dx), TILE_COLUMNS):
-                # First multiplied, then added, with the root on both sides: K stays symmetric to the last bit.
-                block = slice(start, start + TILE_COLUMNS)
-                self.K[block] += torch.outer(dx_root[block], dx_root)
-            self.C += torch.outer(dx_root, dy_root)
-            self.S += torch.outer(dy_root, dy_root)
-        self.x_mean += dx * (rows / total)
-        self.y_mean += dy * (rows / total)
-        self.n_rows = total
-
-    def __add__(self, other: Moments) -> Moments:
-        """Moments of both row sets together; neither is changed."""
-        if self.C.shape != other.C.shape:
-            raise DecompError(
-                "moments", f"only moments of {tuple(self.C.shape)} can be added", got=tuple(other.C.shape)
-            )
-        device = self.K.device
-        total = Moments(
-            self.K + other.K.to(device),
-            self.C + other.C.to(device),
-            self.S + other.S.to(device),
-            self.x_mean.clone(),
-            self.y_mean.clone(),
-            self.n_rows,
-        )
-        total._join_means(other.x_mean.to(device), other.y_mean.to(device), other.n_rows)
-        return total
 
     def to(self, device: Device) -> Moments:
         """The same moments on another device."""
@@ -252,6 +176,120 @@ class Moments:
     def check(self, name: str) -> None:
         """Raise `NumericalError` for layer ``name`` if there are no rows, or an entry is NaN or Inf."""
         require_finite(self, name)
+
+
+class MomentSum:
+    r"""Moments of rows that are added tile by tile, the same bits whoever adds which tiles, in whatever order.
+
+    Each tile of rows is centred on its own means and multiplied in the type of the rows (float32 or float64): nothing
+    large cancels. With the means m of all rows, and m_t and K_t of the N_t rows of tile t,
+
+    .. math:: K = \sum_t K_t + \sum_t N_t (m_t - m)(m_t - m)^T
+
+    (the analysis of variance, within tiles and between them). The first sum is exact
+    (:class:`decomp.exact_sum.ExactSum`), and the second one a product of the means, which are kept.
+
+    Parameters
+    ----------
+    p, n : int
+        Inputs and responses.
+    device : torch.device or str
+
+    Attributes
+    ----------
+    sums : list of ExactSum
+        Of K the blocks of TILE_COLUMNS rows from the diagonal on, then of C and S.
+    """
+
+    def __init__(self, p: int, n: int, device: Device = "cpu") -> None:
+        self.p, self.n, self.device = p, n, torch.device(device)
+        shapes = [(min(TILE_COLUMNS, p - start), p - start) for start in range(0, p, TILE_COLUMNS)]
+        self.sums = [ExactSum(shape, device) for shape in (*shapes, (p, n), (n, n))]
+        self._tiles: list[Tensor] = []
+
+    @property
+    def tiles(self) -> Tensor:
+        """Of every tile its means of X and Y and its number of rows: (tiles, p + n + 1), float64."""
+        empty = torch.zeros(0, self.p + self.n + 1, dtype=torch.float64, device=self.device)
+        return torch.stack(self._tiles) if self._tiles else empty
+
+    def add(self, X: Tensor, Y: Tensor) -> None:
+        """Add rows.
+
+        Parameters
+        ----------
+        X : Tensor of shape (m, p) or (m, c, kh, kw), float32 or float64
+        Y : Tensor of shape (m, n)
+        """
+        X, Y = X.detach().flatten(1), Y.detach().flatten(1)
+        if X.shape[0] != Y.shape[0] or X.shape[1] != self.p or Y.shape[1] != self.n:
+            rule = f"rows must be (m, {self.p}) and (m, {self.n})"
+            raise DecompError("moments", rule, got=f"{tuple(X.shape)}, {tuple(Y.shape)}")
+        for start in range(0, len(X), TILE_ROWS):
+            self._add_tile(X[start : start + TILE_ROWS], Y[start : start + TILE_ROWS])
+
+    def _add_tile(self, X: Tensor, Y: Tensor) -> None:
+        dtype = _product_dtype(X, Y)
+        X, x_mean = _centred(X.to(self.device, dtype))
+        Y, y_mean = _centred(Y.to(self.device, dtype))
+        *of_K, of_C, of_S = self.sums
+        for start, total in zip(range(0, self.p, TILE_COLUMNS), of_K):
+            total.add(X[:, start : start + TILE_COLUMNS].T @ X[:, start:])
+        of_C.add(X.T @ Y)
+        of_S.add(Y.T @ Y)
+        self._tiles.append(torch.cat([x_mean, y_mean, x_mean.new_tensor([float(len(X))])]))
+
+    def merge(self, other: MomentSum) -> None:
+        """Add the tiles of another sum, which stays as it is."""
+        for own, of_other in zip(self.sums, other.sums):
+            own.merge(of_other)
+        self._tiles += other._tiles
+
+    def total(self) -> Moments:
+        """Moments of all rows that were added."""
+        return self.finished([one.rounded() for one in self.sums], self.tiles)
+
+    @staticmethod
+    def finished(sums: Sequence[Tensor], tiles: Tensor) -> Moments:
+        """Moments from the sums within all tiles, and the means of these, which may have come from several processes.
+
+        Parameters
+        ----------
+        sums : sequence of torch.Tensor
+            Those of :attr:`sums`, rounded; they are changed.
+        tiles : torch.Tensor
+            Of all processes, in the order of the rows.
+        """
+        *of_K, C, S = sums
+        p, n = C.shape
+        if not len(tiles):
+            return Moments.zeros(p, n, device=C.device)
+        mean, away, n_rows = between(tiles)
+        dx, dy = away[:, :p], away[:, p:]
+        K = torch.empty(p, p, dtype=C.dtype, device=C.device)
+        for start, block in zip(range(0, p, TILE_COLUMNS), of_K):
+            stop = start + len(block)
+            block += dx[:, start:stop].T @ dx[:, start:]
+            # A matrix product need not be symmetric to the last bit; K is, so that A and Aᵀ mean one thing.
+            inside = block[:, : stop - start]
+            block[:, : stop - start] = (inside + inside.T) / 2
+            K[start:stop, start:] = block
+            K[stop:, start:stop] = block[:, stop - start :].T
+        C += dx.T @ dy
+        S += dy.T @ dy
+        return Moments(K, C, (S + S.T) / 2, mean[:p], mean[p:], n_rows)
+
+
+def between(tiles: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Means over all rows; distances of the means of the tiles to them, times the root of their rows; all rows.
+
+    Means are taken from those of the first tile on, so that inputs which do not vary come out as exactly zero.
+    """
+    means, rows = tiles[:, :-1], tiles[:, -1]
+    away = means - means[0]
+    n_rows = round(float(rows.sum()))
+    shift = rows @ away / n_rows
+    return means[0] + shift, (away - shift) * rows.sqrt()[:, None], n_rows
 
 
 def require_finite(moments: Moments | ChannelMoments, name: str) -> None:

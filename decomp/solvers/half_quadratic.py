@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from decomp.errors import DecompError
+from decomp.exact_sum import ExactSum
 from decomp.problem.factors import FactoredConv
 from decomp.problem.layer_problem import LayerProblem, weight_to_matrix
 from decomp.problem.moments import Moments
@@ -117,31 +118,37 @@ def activation_targets(problem: LayerProblem, factored: FactoredConv, penalty: f
     bias = moments.y_mean * 0 if bias is None else bias.to(moments.K)
     # About the means of X and Y, so that nothing large cancels.
     B, offset = problem.holders.agreed(B, bias + moments.x_mean @ B)
-    C, S = torch.zeros_like(moments.C), torch.zeros_like(moments.S)
-    sums, squares, first, second = (torch.zeros_like(moments.y_mean) for _ in range(4))
+    device, n = moments.K.device, problem.n_filters
+    C, S, counted = (ExactSum(shape, device) for shape in (moments.C.shape, moments.S.shape, ()))
+    sums, squares, first, second = (ExactSum((n,), device) for _ in range(4))
     center = activation(moments.y_mean)
-    n_rows = 0
     for inputs, responses in problem.row_batches():
         inputs, responses = (rows.detach().to(moments.K.device).flatten(1) for rows in (inputs, responses))
         for X, Y in zip(inputs.split(TILE_ROWS), responses.split(TILE_ROWS)):
             X = X - moments.x_mean.to(X.dtype)
             z = torch.addmm(offset.to(X.dtype), X, B.to(X.dtype))
             wanted = activation(Y.to(X.dtype))
-            squares += _squares(wanted - activation(z))
+            squares.add(_squares(wanted - activation(z)))
             distance = wanted - center.to(X.dtype)
-            first += distance.sum(dim=0, dtype=torch.float64)
-            second += _squares(distance)
+            first.add(distance.sum(dim=0, dtype=torch.float64))
+            second.add(_squares(distance))
             u = nearest_responses(z, wanted, penalty, problem.activation) - moments.y_mean.to(X.dtype)
-            C += X.T @ u
-            S += u.T @ u
-            sums += u.sum(dim=0)
-            n_rows += len(X)
-    C, S, sums, squares, first, second, counted = problem.holders.summed(
-        C, S, sums, squares, first, second, sums.new_tensor(float(n_rows))
-    )
-    n_rows = round(float(counted))
+            C.add(X.T @ u)
+            S.add(u.T @ u)
+            sums.add(u.sum(dim=0))
+            counted.add(weight.new_tensor(float(len(X))))
+    found = problem.holders.summed(C, S, sums, squares, first, second, counted)
+    n_rows = round(float(found[-1]))
     _require_all_rows(problem, n_rows)
-    weights = response_weights(problem)
+    return _error_and_moments(problem, n_rows, *found[:-1])
+
+
+def _error_and_moments(
+    problem: LayerProblem, n_rows: int, C: Tensor, S: Tensor, sums: Tensor, squares: Tensor, first: Tensor,
+    second: Tensor,
+) -> tuple[float, Moments]:  # fmt: skip
+    """Result of `activation_targets` from its sums over all rows."""
+    weights, moments = response_weights(problem), problem.moments
     total = float(weights @ (second - first.square() / n_rows))
     error = float(weights @ squares) / total if total > 0 else 0.0
     S = (S + S.T) / 2 - torch.outer(sums, sums) / n_rows
@@ -181,8 +188,9 @@ class ResponseRows:
             fitted.append(product - center.to(product.dtype))
             wanted.append(self.activation(responses).to(product.dtype))
         self.fitted, self.wanted = (torch.cat(parts[1:] or parts) for parts in (fitted, wanted))
-        (counted,) = self.holders.summed(center.new_tensor(float(len(self.fitted))))
-        self.n_rows = round(float(counted))
+        counted = ExactSum((), device)
+        counted.add(center.new_tensor(float(len(self.fitted))))
+        self.n_rows = round(float(self.holders.summed(counted)[0]))
         _require_all_rows(problem, self.n_rows)
 
     def tiles(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -190,10 +198,13 @@ class ResponseRows:
 
     def variation(self, weights: Tensor) -> float:
         """Σ weighted squared distance of r(y) from its mean."""
-        (total,) = self.holders.summed(self.wanted.sum(dim=0, dtype=torch.float64))
-        mean = (total / self.n_rows).to(self.wanted.dtype)
-        varied = sum(float((weights * _squares(wanted - mean)).sum()) for _, wanted in self.tiles())
-        return float(self.holders.summed(weights.new_tensor(varied))[0])
+        sums, varied = ExactSum(self.wanted.shape[1:], weights.device), ExactSum((), weights.device)
+        for _, wanted in self.tiles():
+            sums.add(wanted.sum(dim=0, dtype=torch.float64))
+        mean = (self.holders.summed(sums)[0] / self.n_rows).to(self.wanted.dtype)
+        for _, wanted in self.tiles():
+            varied.add((weights * _squares(wanted - mean)).sum())
+        return float(self.holders.summed(varied)[0])
 
 
 def _leading_rows(matrix: Tensor, rank: int) -> Tensor:
@@ -266,15 +277,14 @@ class HalfQuadratic:
     def sweep(self, low_rank: LowRankMap, penalty: float) -> tuple[float, Tensor, Tensor]:
         """Objective of a map; and of the u nearest to it, ŷ_cᵀu and the mean."""
         n = self.problem.n_filters
-        errors, sums = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
-        cross = torch.zeros(n, n, dtype=torch.float64, device=self.weights.device)
+        sums_of = [ExactSum(shape, self.weights.device) for shape in ((n,), (n, n), (n,))]
         for fitted, wanted in self.rows.tiles():
             z = low_rank(fitted)
-            errors += _squares(wanted - self.rows.activation(z))
             u = nearest_responses(z, wanted, penalty, self.problem.activation) - low_rank.mean.to(z.dtype)
-            sums += u.sum(dim=0)
-            cross += fitted.T @ u
-        errors, cross, sums = self.rows.holders.summed(errors, cross, sums)
+            of_tile = _squares(wanted - self.rows.activation(z)), fitted.T @ u, u.sum(dim=0)
+            for total, term in zip(sums_of, of_tile):
+                total.add(term)
+        errors, cross, sums = self.rows.holders.summed(*sums_of)
         return float(self.weights @ errors), cross, low_rank.mean + sums / self.rows.n_rows
 
     def regress(self, cross: Tensor, mean: Tensor, rank: int) -> LowRankMap:

@@ -20,7 +20,6 @@ from ..console.options import (
     SCHEDULES,
     DecomposeOptions,
 )  # fmt: skip
-from ..distributed.launch import require_one_step
 from .group import main
 from .inputs import network_and_images
 from .scheme_options import scheme_options
@@ -198,11 +197,6 @@ def decompose(
     for name, asked in {"--evaluate": then_evaluate, "--export": then_export}.items():
         if asked and options["plan_only"]:
             raise UsageError(name, "needs a finished network", got="--plan-only", fix="leave one of them out")
-    alone = {
-        "--speedup": speedup is not None and len(speedup) > 1, "--max-drop": max_drop is not None,
-        "--evaluate": then_evaluate, "--export": then_export is not None, "--refine-blocks": options["refine_blocks"],
-    }  # fmt: skip
-    require_one_step([name for name, asked in alone.items() if asked])
     begin(threads)
     directory, reporter = open_run(run, quiet)
     take_inputs(options)

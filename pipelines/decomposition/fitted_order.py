@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from decomp.problem.moments import Moments
+from decomp.problem.moments import Device, MomentSum
 
 from ...data.formats.frozen_file import FrozenFile
 from ..run import calibration
@@ -75,42 +76,46 @@ class FittedOrder:
 
 
 class Halves:
-    """Moments of the rows of either half of the images, and of the rest of the fitted ones.
+    """Sums of the rows of either half of the images, and of the rest of the fitted ones; one sum of enough images.
 
     Parameters
     ----------
     order : FittedOrder
-        Of few images.
     points : int
         Rows of each image.
-    rest : decomp.problem.moments.Moments
-        Without rows; those of mixtures of both halves are added.
+    sizes : tuple of int
+        Inputs and responses of the layer.
+    first : int
+        Number of the first row that is added.
+    device : torch.device or str
 
     Attributes
     ----------
-    moments : pair of decomp.problem.moments.Moments
-        Of the halves.
+    sums : list of decomp.problem.moments.MomentSum
+        Of the first half, the second one and the rest; or of all.
     """
 
-    def __init__(self, order: FittedOrder, points: int, rest: Moments) -> None:
-        assert order.halves is not None
-        p, n = rest.C.shape
-        first, second = (Moments.zeros(p, n, device=rest.K.device) for _ in range(2))
-        self.moments, self._rest = (first, second), rest
-        self._left = [size * points for size in order.halves]
+    def __init__(
+        self, order: FittedOrder, points: int, sizes: tuple[int, int], first: int = 0, device: Device = "cpu"
+    ) -> None:
+        ends = accumulate(size * points for size in order.halves or ())
+        self._ends, self._row = [*ends, order.n_fit * points], first
+        self.sums = [MomentSum(*sizes, device) for _ in self._ends]
 
-    def update(self, X: Tensor, Y: Tensor) -> None:
+    def add(self, X: Tensor, Y: Tensor) -> None:
         """Add the next fitted rows, in the order of the images."""
-        for half, moments in enumerate(self.moments):
-            n = min(self._left[half], len(Y))
+        for end, own in zip(self._ends, self.sums):
+            n = min(max(end - self._row, 0), len(Y))
             if n:
-                moments.update(X[:n], Y[:n])
-                self._left[half] -= n
+                own.add(X[:n], Y[:n])
+                self._row += n
                 X, Y = X[n:], Y[n:]
-        if len(Y):
-            self._rest.update(X, Y)
 
-    def total(self) -> Moments:
-        """Moments of all rows."""
-        both = self.moments[0] + self.moments[1]
-        return both + self._rest if self._rest.n_rows else both
+    def whole(self) -> MomentSum:
+        """The sum of all rows."""
+        if len(self.sums) == 1:
+            return self.sums[0]
+        total = MomentSum(self.sums[0].p, self.sums[0].n, self.sums[0].device)
+        for own in self.sums:
+            total.merge(own)
+        return total

@@ -16,20 +16,20 @@ from decomp.execution.replay import Replay
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, geometry, kernel_of
-from decomp.problem.channel_moments import ChannelMoments
+from decomp.problem.channel_moments import ChannelMoments, ChannelMomentSum
 from decomp.problem.factors import Geometry, turned
 from decomp.problem.finite import count_not_finite
 from decomp.problem.layer_problem import LayerProblem
-from decomp.problem.moments import Moments
+from decomp.problem.moments import Moments, MomentSum
 
 from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.frozen_keys import keys_of, shortcut_key
-from ..distributed.process_group import count, gathered, own_range, range_of
-from ..distributed.shared_moments import Processes, channel_moments_of_all, moments_of_all
+from ..distributed.process_group import batches_of, count, gathered, number, own_range
+from ..distributed.shared_moments import Processes, moments_of_all
 from ..run.calibration import fitted_images
 from .fitted_order import FittedOrder, Halves
 from .memory import StageMemory
-from .row_tiles import Rows, tiles
+from .row_tiles import Rows, fitted_layout, tiles
 from .spill_store import SpillStore
 
 ROWS_BUDGET = 1 << 30  # bytes that the rows of one layer may take
@@ -74,7 +74,7 @@ class ProblemGatherer:
         self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
         self.recovery, self.remaining_outputs = recovery, remaining_outputs or {}
         self.order = FittedOrder(frozen)
-        #: Moments of the two halves of the images of the problem last gathered, in one process; see `FittedOrder`.
+        #: Moments of the two halves of the images of the problem last gathered, where there are few; see `FittedOrder`.
         self.halves: tuple[Moments, Moments] | None = None
         if memory is None:
             self.replay = Replay(
@@ -126,29 +126,28 @@ class ProblemGatherer:
         node, module = self.graph.node(layer), self._module(layer)
         self.replay.advance(node)
         weight = layer_weight(module, layer)
-        p = weight[0].numel()
-        fit, held_out = (Moments.zeros(p, len(weight), device=self.device) for _ in range(2))
+        p, n = weight[0].numel(), len(weight)
         # Stored where there is room: activation-aware fits read the rows several times.
         self._row_store.clear()
         points = sum(points for _, _, points in keys_of(layer, self.frozen.meta["n_points"]))
         n_rows = -(-self.order.n_fit // count()) * points
         # In all processes or in none: where rows are gathered again, all have to take part.
-        store = owner is None and all(gathered(self._row_store.admits(4 * (p + len(weight)) * n_rows)))
+        store = owner is None and all(gathered(self._row_store.admits(4 * (p + n) * n_rows)))
         self._stored_rows, n_tiles = None, 0
-        halves = Halves(self.order, points, fit) if self.order.halves is not None and count() == 1 else None
+        first = fitted_layout(self.order.n_fit, self._shares(), points).first(number())
+        fit, held_out = Halves(self.order, points, (p, n), first, self.device), MomentSum(p, n, self.device)
         for fitted, rows in self._tiles(layer, module):
-            if fitted and halves is not None:
-                halves.update(*rows)
-            else:
-                (fit if fitted else held_out).update(*rows)
+            (fit if fitted else held_out).add(*rows)
             if fitted and store:
                 self._row_store.put(n_tiles, dict(enumerate(rows)))
                 n_tiles += 1
         if store:
             self._stored_rows = layer.name, n_tiles
-        if halves is not None:
-            fit, self.halves = halves.total(), halves.moments
-        fit_of_all, held_out_of_all = moments_of_all(fit, owner), moments_of_all(held_out, owner)
+        fit_of_all, held_out_of_all = moments_of_all(fit.whole(), owner), moments_of_all(held_out, owner)
+        if owner is None and self.order.halves is not None:
+            one, other = (moments_of_all(half) for half in fit.sums[:2])
+            assert one is not None and other is not None
+            self.halves = one, other
         if fit_of_all is None or held_out_of_all is None:
             return None
         problem = LayerProblem(
@@ -171,12 +170,12 @@ class ProblemGatherer:
         self.replay.advance(self.graph.node(layer))
         assert isinstance(module, nn.Conv2d)
         c, per_channel = module.groups, module.out_channels // module.groups
-        fit, held_out = (
-            ChannelMoments.zeros(c, module.weight[0].numel(), per_channel, device=self.device) for _ in range(2)
-        )
+        sums = [ChannelMomentSum(c, module.weight[0].numel(), per_channel, self.device) for _ in range(2)]
         for fitted, rows in self._tiles(layer, module):
-            (fit if fitted else held_out).update(*rows)
-        return channel_moments_of_all(fit), channel_moments_of_all(held_out)
+            sums[0 if fitted else 1].add(*rows)
+        fit, held_out = (moments_of_all(own) for own in sums)
+        assert fit is not None and held_out is not None
+        return fit, held_out
 
     @contextmanager
     def replaced(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> Iterator[None]:
@@ -205,14 +204,11 @@ class ProblemGatherer:
     def _tiles(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[bool, Rows]]:
         """(fitted or held out, rows), TILE_ROWS at a time for any batch size, so that the fit is the same."""
         points = sum(points for _, _, points in keys_of(layer, self.frozen.meta["n_points"]))
-        n_batches = -(-self.order.n // self.replay.batch_size)
-        images = [self._images(range_of(rank, n_batches)) for rank in range(count())]
-        return tiles(self._batches(layer, module), self.order.n_fit, images, points)
+        return tiles(self._batches(layer, module), self.order.n_fit, self._shares(), points)
 
-    def _images(self, batches: range) -> range:
-        """Images of consecutive batches."""
-        size, n = self.replay.batch_size, self.order.n
-        return range(min(batches.start * size, n), min(batches.stop * size, n))
+    def _shares(self) -> list[range]:
+        """Images of each process."""
+        return [batches_of(rank, self.order.n, self.replay.batch_size) for rank in range(count())]
 
     def _batches(self, layer: Layer, module: Convolution | nn.Linear) -> Iterator[tuple[int, int, Rows]]:
         """(start, stop, rows X (m, P, c, kh, kw) and Y (m, P, n)) of every batch: P points of all calls an image."""

@@ -21,8 +21,8 @@ from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile
 from ..console.reporter import Reporter
 from ..console.words import counted
-from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
+from ..distributed.trained_module import take_from_first
 from ..run.calibration import fitted_images
 from ..run.conditions import freeze_options
 from ..run.outputs import frozen_outputs
@@ -78,6 +78,14 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     FileError
         A committed block is damaged or made from something else.
     """
+    # By one process, while the others wait.
+    found = from_first(lambda: _refined(surveyed, solved, reporter))
+    take_from_first(surveyed.graph.module)
+    return found
+
+
+def _refined(surveyed: SurveyedRun, solved: SolvedLayers, reporter: Reporter) -> dict[str, Any]:
+    """The same in one process."""
     opened, graph = surveyed.opened, surveyed.graph
     ours, run, parent = graph.module, opened.run, solved.digest
     columns = _columns(surveyed, solved)
@@ -85,7 +93,7 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     theirs.to(opened.device)
     blocks, reports = find_blocks(graph, LEAST_LAYERS), list[dict[str, Any]]()
     judge, weights_before = _Judge(opened, theirs), list[tuple[BlockOf, dict[str, Tensor]]]()
-    divergence = from_first(lambda: judge.divergence(ours))
+    divergence = judge.divergence(ours)
     fitted, unseen = _images(opened, blocks, theirs)
     unit = "block" if len(blocks) == 1 else "blocks"
     with reporter.progress(len(blocks), LABEL, unit) as progress, part(LABEL):
@@ -107,7 +115,6 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
                     )  # fmt: skip
                     del pairs
                 write_block(path, block.target, own.weights() if report.get("step") else {}, report, parent)
-                take_file(path)  # of several processes, which all do the same, that of the first one
                 own.put(weights_before[-1][1])
             # Put in as read, like in a resumed run: the bytes of both are the same.
             weights, report = read_block(path, block.target, parent)
@@ -117,7 +124,7 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
             reporter.detail(block_words(report))
             fitted, unseen = (_Values(own.of_all(v.ours), out) for v, out in zip((fitted, unseen), behind))
             progress.update(1)
-    after = from_first(lambda: judge.divergence(ours))
+    after = judge.divergence(ours)
     if not after < divergence:
         for own, weights in weights_before:
             own.put(weights)

@@ -47,7 +47,7 @@ def tiles(
     fitted : bool
     tile : (X, Y)
     """
-    fitted = _Cutter(Layout([range(min(r.start, n_fit), min(r.stop, n_fit)) for r in images], points))
+    fitted = _Cutter(fitted_layout(n_fit, images, points))
     others = _Cutter(Layout([range(max(r.start, n_fit), max(r.stop, n_fit)) for r in images], points))
     for start, stop, (X, Y) in batches:
         end = max(start, min(stop, n_fit)) - start
@@ -88,6 +88,10 @@ class Layout:
         own = self.rows(rank)
         return min(len(own), -own.start % BLOCK_ROWS)
 
+    def first(self, rank: int) -> int:
+        """Number of the first row that stays in a process."""
+        return self.rows(rank).start + self.head(rank)
+
     def target(self, rank: int) -> int:
         """The process in which the block of the first rows of `rank` begins."""
         first = self.rows(rank).start // BLOCK_ROWS * BLOCK_ROWS
@@ -102,6 +106,11 @@ class Layout:
         """The processes with rows of a block that begins in this one, in order."""
         others = (rank for rank in range(len(self.images)) if rank != number() and self.head(rank))
         return [rank for rank in others if self.target(rank) == number()]
+
+
+def fitted_layout(n_fit: int, images: Sequence[range], points: int) -> Layout:
+    """Rows of the images in front of image ``n_fit``; other parameters as in :func:`tiles`."""
+    return Layout([range(min(r.start, n_fit), min(r.stop, n_fit)) for r in images], points)
 
 
 class _Cutter:

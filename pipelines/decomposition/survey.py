@@ -27,7 +27,7 @@ from ...data.formats.curves_file import VERSION, Survey, read_curves, write_curv
 from ...data.formats.digests import digest_json
 from ...data.formats.frozen_file import FrozenFile
 from ..console.reporter import Reporter
-from ..distributed.process_group import count, from_first, number, summed
+from ..distributed.process_group import count, exact_total, from_first, number
 from ..measure.parallel import in_batches
 from ..run.calibration import fitted_images
 from ..run.outputs import frozen_outputs
@@ -225,7 +225,7 @@ def output_metrics(
 
         with part("gradients"):
             metrics = output_metric.output_metrics(
-                graph, batches(), frozen_outputs(frozen), frozen.meta["seed"], summed=summed
+                graph, batches(), frozen_outputs(frozen), frozen.meta["seed"], summed=exact_total
             )  # fmt: skip
     return metrics
 

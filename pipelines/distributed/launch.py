@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from decomp.errors import UsageError
 
@@ -24,19 +23,6 @@ def own_number() -> int:
 def n_on_this_machine() -> int:
     """Number of these processes on one machine, which share its memory and disk."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if n_started() > 1 else 1
-
-
-def require_one_step(options: Sequence[str]) -> None:
-    """Refuse options of decompose whose work is not shared: several networks, other commands, training of blocks.
-
-    Raises
-    ------
-    UsageError
-    """
-    if n_started() > 1 and options:
-        got = f"{n_started()} processes of torchrun"
-        fix = "leave it out, or start the command without torchrun"
-        raise UsageError(options[0], "works in one process", got=got, fix=fix)
 
 
 def require_shared(command: str | None) -> None:

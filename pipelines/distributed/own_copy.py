@@ -52,6 +52,14 @@ def copied_files(files: Iterable[Path]) -> list[Path]:
     return [own / file.name for file in files]
 
 
+def take_folder(folder: Path) -> None:
+    """Bring the files of a folder of the first process to the others, which have the folder at a place of their own."""
+    if count() > 1:
+        names = from_first(lambda: _names(folder))
+        for name in names or []:
+            _copy(folder / name, folder / name)
+
+
 def take_file(file: Path) -> None:
     """Replace a file of the copy that this process works in by that of the first one."""
     if count() > 1:

@@ -7,7 +7,7 @@ values must be called by all processes, in the same order.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from decomp.errors import DecompError
+from decomp.exact_sum import ExactSum
 from decomp.time_spent import part
 
 from .launch import n_started, own_number
@@ -68,18 +70,68 @@ def total(value: float) -> float:
     return value if count() == 1 else float(summed(torch.tensor(float(value), dtype=torch.float64)))
 
 
-def summed(values: Tensor, owner: int | None = None) -> Tensor:
-    """Sum of a tensor over all processes, as a new tensor; all of them get the same bits, or only `owner` gets it."""
+def summed(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, as a new tensor; all of them get the same bits."""
     if count() == 1:
         return values
     values = values.clone(memory_format=torch.contiguous_format)
     _count_bytes(values.nbytes)
     with _exchange():
-        if owner is None:
-            dist.all_reduce(values)
-        else:
-            dist.reduce(values, dst=owner)
+        dist.all_reduce(values)
     return values
+
+
+def exact_total(own: ExactSum) -> Tensor:
+    """A sum over the terms of all processes, rounded to float64: the bits of one process that has all of the terms."""
+    total = exact_total_for(None, own)
+    assert total is not None
+    return total
+
+
+def exact_total_for(owner: int | None, own: ExactSum) -> Tensor | None:
+    """The same sum in the process `owner`, None in the others; in all of them where the owner is None.
+
+    Each process adds up a part of the entries for all, so that none sends more than three times the sum's size.
+
+    Parameters
+    ----------
+    owner : int or None
+    own : ExactSum
+        Of this process's terms, perhaps of none.
+    """
+    if count() == 1:
+        return own.rounded()
+    n = own.high.numel()
+    size = -(-n // count())
+    sent = own.high.new_zeros(count(), 2, size)
+    for place, values in enumerate((own.high, own.low)):
+        for rank, part_of_rank in enumerate(values.flatten().split(size)):
+            sent[rank, place, : len(part_of_rank)] = part_of_rank
+    received = torch.empty_like(sent)
+    with _exchange():
+        dist.all_to_all_single(received, sent)
+        total = ExactSum((size,), own.high.device)
+        for high, low in received:
+            total.add(high)
+            total.low += low
+        mine = total.rounded()
+        wanted = owner is None or owner == number()
+        parts = [torch.empty_like(mine) for _ in range(count())] if wanted else None
+        if owner is None:
+            assert parts is not None
+            dist.all_gather(parts, mine)
+        else:
+            dist.gather(mine, parts, dst=owner)
+    _count_bytes(sent.nbytes + mine.nbytes)
+    return None if parts is None else torch.cat(parts)[:n].view(own.high.shape)
+
+
+def joined(rows: Tensor) -> Tensor:
+    """The rows of all processes one below the other, in the order of the processes, in all of them."""
+    if count() == 1:
+        return rows
+    _count_bytes(rows.nbytes)
+    return torch.cat(gathered(rows.cpu())).to(rows.device)
 
 
 def from_number(rank: int, values: Tensor) -> Tensor:
@@ -159,12 +211,25 @@ def _count_bytes(n_bytes: int) -> None:
 
 
 def from_first(make: Callable[[], Value]) -> Value:
-    """A value that the first process makes, in all processes."""
+    """A value that the first process makes, in all processes; a mistake that it finds is raised in all of them."""
     if count() == 1:
         return make()
-    values = [make() if number() == 0 else None]
-    dist.broadcast_object_list(values, device=torch.device("cpu"))
-    return values[0]  # type: ignore[return-value]
+    found: list[Any] = [None, None]
+    if number() == 0:
+        try:
+            found[0] = make()
+        except DecompError as error:
+            got = None if error.got is None else str(error.got)
+            # A class with arguments of its own is raised as the one that it was derived from.
+            kind = next(one for one in type(error).__mro__ if one is DecompError or "__init__" not in vars(one))
+            found[1] = kind, error.thing, error.rule, got, error.fix
+            dist.broadcast_object_list(found, device=torch.device("cpu"))
+            raise
+    dist.broadcast_object_list(found, device=torch.device("cpu"))
+    if found[1] is not None:
+        kind, *words = found[1]
+        raise kind(*words)
+    return found[0]
 
 
 def own_range(n: int) -> range:
@@ -175,6 +240,23 @@ def own_range(n: int) -> range:
 def range_of(rank: int, n: int) -> range:
     """The share of a process of `n` things."""
     return range(rank * n // count(), (rank + 1) * n // count())
+
+
+def batches_of(rank: int, n: int, size: int) -> range:
+    """The share of a process of `n` images, in whole batches of `size`: they are the batches of one process."""
+    batches = range_of(rank, -(-n // size))
+    return range(min(batches.start * size, n), min(batches.stop * size, n))
+
+
+def own_batches(n: int, size: int) -> range:
+    """The share of this process of `n` images, in whole batches."""
+    return batches_of(number(), n, size)
+
+
+def spread(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
+    """What a function finds for all items, in their order, in all processes; each applies it to its share."""
+    mine = own_range(len(items))
+    return [one for of_one in gathered(function(items[mine.start : mine.stop])) for one in of_one]
 
 
 def own_part(values: Tensor) -> Tensor:

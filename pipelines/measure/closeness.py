@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from decomp.exact_sum import ExactSum
 from decomp.execution.output_change import Outputs, divergence, squared_difference
 from decomp.execution.output_kinds import Output
 from decomp.execution.output_spread import Spread
@@ -15,7 +16,7 @@ from .intervals import share_words
 
 
 class Closeness:
-    """Comparison of two networks' outputs, batch by batch.
+    """Comparison of two networks' outputs, batch by batch: the same in whatever groups the batches are added.
 
     Parameters
     ----------
@@ -26,8 +27,8 @@ class Closeness:
     def __init__(self, outputs: Outputs) -> None:
         self.outputs, self.n = outputs, 0
         self.spread = Spread(outputs)
-        self.squares = dict.fromkeys([entry.name for entry in outputs.each], 0.0)
-        self.divergence = {entry.name: 0.0 for entry in outputs.each if entry.kind == "scores"}
+        self.squares = {entry.name: ExactSum(()) for entry in outputs.each}
+        self.divergence = {entry.name: ExactSum(()) for entry in outputs.each if entry.kind == "scores"}
         self.same = dict.fromkeys(self.divergence, 0)
 
     def add(self, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
@@ -36,9 +37,9 @@ class Closeness:
         self.n += len(next(iter(wanted.values())))
         for entry in self.outputs.each:
             one, other = wanted[entry.name], got[entry.name]
-            self.squares[entry.name] += squared_difference(one, other).sum().item()
+            self.squares[entry.name].add(squared_difference(one, other).sum())
             if entry.kind == "scores":
-                self.divergence[entry.name] += divergence(one, other, entry).sum().item()
+                self.divergence[entry.name].add(divergence(one, other, entry).sum())
                 self.same[entry.name] += int((one.argmax(1) == other.argmax(1)).sum())
 
     def merge(self, other: Closeness) -> None:
@@ -46,9 +47,9 @@ class Closeness:
         self.spread.merge(other.spread)
         self.n += other.n
         for name, squares in other.squares.items():
-            self.squares[name] += squares
+            self.squares[name].merge(squares)
         for name, divergence_of_other in other.divergence.items():
-            self.divergence[name] += divergence_of_other
+            self.divergence[name].merge(divergence_of_other)
             self.same[name] += other.same[name]
 
     def result(self) -> dict[str, Any]:
@@ -75,9 +76,9 @@ class Closeness:
         # On one image, or on images that an output does not tell apart, only its spread over all images is a scale.
         unknown = self.n < 2 or self.spread.is_constant(name)
         scale = entry.variance if unknown else self.spread.variance(name)
-        found: dict[str, Any] = {"kind": entry.kind, "relative": self.squares[name] / self.n / scale}
+        found: dict[str, Any] = {"kind": entry.kind, "relative": float(self.squares[name].rounded()) / self.n / scale}
         if entry.kind == "scores":
-            found.update(kl=self.divergence[name] / self.n, agreement=self.same[name] / self.n)
+            found.update(kl=float(self.divergence[name].rounded()) / self.n, agreement=self.same[name] / self.n)
         if entry.constant:
             found["constant"] = True
         return found

@@ -11,7 +11,7 @@ from torch import nn
 from decomp.execution.output_change import Outputs
 
 from ...data.formats.frozen_file import FrozenFile
-from ..distributed.process_group import gathered, own_range
+from ..distributed.process_group import gathered, own_batches
 from .closeness import Closeness, closeness_words, far_off, percent
 
 #: A difference on held-out images that is above FAR times that on fitted ones, and above LEAST, is warned of.
@@ -54,7 +54,7 @@ def compare(
 
     def measured(begin: int, end: int) -> dict[str, Any]:
         close = Closeness(outputs)
-        mine = own_range(end - begin)
+        mine = own_batches(end - begin, batch_size)
         with torch.no_grad():
             for start in range(begin + mine.start, begin + mine.stop, batch_size):
                 x = frozen.images(start, min(start + batch_size, begin + mine.stop)).to(device)

@@ -17,7 +17,7 @@ from ...data.formats.frozen_file import FrozenFile
 from ...data.splits import Split
 from ...data.transforms import Shape
 from ..console.reporter import Reporter
-from ..distributed.process_group import own_part, own_range
+from ..distributed.process_group import own_batches
 from ..run.calibration import fitted_images
 from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
@@ -98,7 +98,7 @@ def _images(run: RunDirectory, shape: Shape, outputs: Outputs) -> Iterator[_Imag
         source = open_images(run)
         test, data, reason = source.test, source.name, f"{source.name} has no test images"
         if test is not None and len(test):
-            batches = test.batches(own_part(torch.arange(len(test))), size)
+            batches = test.batches(torch.tensor(own_batches(len(test), size), dtype=torch.int64), size)
             notes, names = _notes(test, outputs, data), source.class_names
             yield _Images("test images", data, len(test), batches, notes, names, test.digest())
             return
@@ -107,7 +107,7 @@ def _images(run: RunDirectory, shape: Shape, outputs: Outputs) -> Iterator[_Imag
         return
     with FrozenFile(run.frozen) as frozen:
         first = fitted_images(frozen.n_images)
-        own = own_range(frozen.n_images - first)
+        own = own_batches(frozen.n_images - first, size)
         starts, end = range(first + own.start, first + own.stop, size), first + own.stop
         held_out = ((frozen.images(start, min(start + size, end)), None) for start in starts)
         note = f"no accuracy: {reason}; the outputs are compared on calibration images that no fit has seen"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..console.reporter import Reporter
+from ..distributed.process_group import number
 from ..run.directory import RunDirectory
 from ..stages.evaluate import EvaluationResult, evaluate
 from ..stages.report import ReportResult, compare
@@ -95,5 +96,5 @@ def evaluated(
         own = reporter.into(run)
         own.step(f"{run}: evaluating")
         evaluations[str(run)] = evaluate(run, device=device, reporter=own)
-    page = compare(runs, out=out, reporter=reporter) if len(runs) > 1 else None
+    page = compare(runs, out=out, reporter=reporter) if len(runs) > 1 and number() == 0 else None
     return EvaluatedResult(result, evaluations, page)

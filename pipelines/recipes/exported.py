@@ -15,6 +15,7 @@ from ..console.reporter import Reporter
 from ..decomposition.make_plan import decompose_options, read_plan
 from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import open_run
+from ..distributed.process_group import from_first
 from ..measure.devices import pick_device
 from ..run.directory import RunDirectory
 from ..stages.export import ExportResult, export, require_format
@@ -101,8 +102,11 @@ def require_exportable(
     reporter.step(f"trying to export a network of random weights: {', '.join(formats)}")
 
     def attempt(folder: Path) -> None:
-        for name in formats:
-            require_format(base, folder, name)
+        def try_all() -> None:
+            for name in formats:
+                require_format(base, folder, name)
+
+        from_first(try_all)
 
     target = pick_device(options.get("device", "auto"))
     with base.lock(), open_run(base, target, memory=limit, batch_size=options.get("batch_size", 100)) as opened:
@@ -126,16 +130,22 @@ def exported(
     Returns
     -------
     ExportedResult
-        A network that cannot be exported does not keep the others from it.
+        A network that cannot be exported does not keep the others from it. Of several processes the first one exports,
+        and has the results.
     """
     exports: dict[str, ExportResult] = {}
-    failed: dict[str, str] = {}
-    for run in runs:
-        own = reporter.into(run)
-        own.step(f"{run}: exporting")
-        try:
-            exports[str(run)] = export(run, formats=formats, which="decomposed", reporter=own)
-        except DecompError as error:
-            failed[str(run)] = str(error)
-            own.warn(f"{run} is not exported: {error}")
+
+    def export_all() -> dict[str, str]:
+        failed = {}
+        for run in runs:
+            own = reporter.into(run)
+            own.step(f"{run}: exporting")
+            try:
+                exports[str(run)] = export(run, formats=formats, which="decomposed", reporter=own)
+            except DecompError as error:
+                failed[str(run)] = str(error)
+                own.warn(f"{run} is not exported: {error}")
+        return failed
+
+    failed = from_first(export_all)
     return ExportedResult(result, exports, failed)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from decomp.errors import DecompError, UsageError
+from decomp.errors import DecompError, TargetError, UsageError
 
 from ..console import parse
 from ..console.options import DecomposeOptions
@@ -18,6 +18,8 @@ from ..console.text_table import text_table
 from ..decomposition.make_plan import decompose_options, require_reachable
 from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import narrow, open_run, survey
+from ..distributed.own_copy import take_folder
+from ..distributed.process_group import count
 from ..measure.closeness import percent
 from ..measure.devices import pick_device
 from ..measure.intervals import short_share
@@ -153,6 +155,7 @@ def family(
     failed: dict[str, str] = {}
     for member, speedup in zip(members, speedups):
         reporter.step(f"{member}: {speedup:g} times cheaper")
+        take_folder(member.path)
         own = reporter.into(member)
         try:
             result = decompose(
@@ -160,6 +163,8 @@ def family(
                 plan_only=plan_only, redo=redo, reporter=own, **options,
             )  # fmt: skip
         except Exception as error:
+            if count() > 1 and not isinstance(error, TargetError):
+                raise  # it may be of this process alone, and the others wait for it
             # The others do not depend on it: hours of work may still come out right.
             failed[str(member)] = _reason(error, member, base, speedup)
             reporter.warn(f"{member} failed: {failed[str(member)]}")

@@ -19,6 +19,8 @@ from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..decomposition.make_plan import decompose_options
+from ..distributed.own_copy import take_folder
+from ..distributed.process_group import from_first
 from ..measure.devices import pick_device
 from ..measure.held_out_loss import HeldOutImages, HeldOutLoss, held_out_loss, images_outside_fits
 from ..run import loading
@@ -222,7 +224,7 @@ def decompose_within(
     base = RunDirectory.open(run if source_run is None else source_run)
     images, target = _held_out(base), pick_device(device)
     original = loading.load_network(base, base.original_dir).to(target)
-    identity = images.identity()
+    identity = from_first(images.identity)
     _require_enough_images(len(images), budget, outputs=run_outputs(base), n_images=freeze_options(base).n_images)
     survey_once(
         base, first, require=False, device=device, batch_size=options.get("batch_size", 100),
@@ -234,6 +236,7 @@ def decompose_within(
         member = RunDirectory(f"{RunDirectory(run)}-{ratio:g}x")
         reporter.step(f"{member}: {ratio:g} times cheaper")
         own = reporter.into(member)
+        take_folder(member.path)
         try:
             result = decompose(member, speedup=ratio, source_run=base.path, device=device, reporter=own, **options)
         except TargetError as error:
@@ -242,7 +245,8 @@ def decompose_within(
             reporter.step(str(error))
             trials[ratio] = Trial(ratio)
             return math.inf
-        loss = _measured(result.run, original, images, identity, target)
+        # Measured by one process, while the others wait.
+        loss = from_first(lambda: _measured(result.run, original, images, identity, target))
         reporter.step(loss.words())
         trials[ratio] = Trial(ratio, loss, result)
         return loss.loss

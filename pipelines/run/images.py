@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...data.formats.network_file import read_structure
 from ...data.sources import open_source
 from ...data.splits import ImageSource
+from ..distributed.process_group import spread
 from .conditions import freeze_options
 from .directory import RunDirectory
 
@@ -22,5 +23,5 @@ def open_images(run: RunDirectory) -> ImageSource:
     source = (run.config("freeze") or {}).get("source")
     return open_source(
         options.data, input_shape=(channels, height, width), skip_bad=options.skip_bad, options=options.image_options,
-        recorded=source.get("prepared") if isinstance(source, dict) else None,
+        recorded=source.get("prepared") if isinstance(source, dict) else None, spread=spread,
     )  # fmt: skip

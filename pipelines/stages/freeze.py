@@ -38,7 +38,7 @@ from ..decomposition.memory import measure, set_limits
 from ..decomposition.prepare import prepare
 from ..decomposition.record_responses import ResponseRecording
 from ..decomposition.refusals import no_layer
-from ..distributed.process_group import from_first, gathered
+from ..distributed.process_group import from_first, gathered, spread
 from ..measure import sanity
 from ..measure.devices import pick_device
 from ..run import trained
@@ -194,7 +194,9 @@ def freeze(
         file = trained.weights_file(directory, weights)
         loaded = models.load_model(options.model, weights=file, input_size=input_size or images.size)
         module = part_of(loaded.module, part, loaded.name)
-        source = open_source(options.data, network=loaded.takes(module), options=images, skip_bad=skip_bad)
+        source = open_source(
+            options.data, network=loaded.takes(module), options=images, skip_bad=skip_bad, spread=spread
+        )
         if check is not None:
             check(loaded, source)
         return loaded, source

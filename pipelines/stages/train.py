@@ -30,6 +30,7 @@ from ..console.program import command_line
 from ..console.python_words import said_for_options
 from ..console.reporter import Reporter
 from ..console.words import counted
+from ..distributed.process_group import spread
 from ..distributed.trained_module import places_of
 from ..measure.accuracy import accuracy
 from ..measure.devices import pick_device
@@ -319,7 +320,7 @@ def _open(options: TrainOptions) -> _Opened:
     """The network has seeded random weights (a factory's weights are as it returned them)."""
     model, data = options.model, options.data
     assert data is not None  # the options are complete
-    source = open_source(data)
+    source = open_source(data, spread=spread)
     if not source.train.has_labels:
         raise UsageError(data, "training needs images with labels", got="a source without labels")
     if source.n_classes is None:  # a data set that does not list its labels
@@ -331,7 +332,7 @@ def _open(options: TrainOptions) -> _Opened:
     weights_seed = seeds.derive_seed(options.seed, "train", "weights")
     loaded = load_model(model, weights="random", input_size=shape, n_classes=source.n_classes, seed=weights_seed)
     if loaded.input_shape != source.input_shape:
-        source = open_source(data, input_shape=loaded.input_shape)
+        source = open_source(data, input_shape=loaded.input_shape, spread=spread)
     settings, scheme = options.repr_settings(), None
     if settings is not None:
         scheme = make_scheme(loaded.module, source.input_shape, settings, REPR_OPTIONS)

@@ -17,7 +17,7 @@ from ...data.formats.frozen_file import FrozenFile
 from ...data.image_options import IN_MEMORY
 from ...data.sources import open_source
 from ...data.splits import ImageSource, Split
-from ..distributed.process_group import own_part
+from ..distributed.process_group import own_part, spread
 from ..distributed.process_group import total as sum_over_processes
 from ..measure.accuracy import outputs_of
 from ..run.calibration import draw_images, fitted_images
@@ -208,7 +208,7 @@ def _other(run: RunDirectory, frozen: FrozenFile, data: str, seed: int) -> Pool:
     channels, height, width = frozen.input_shape
     opened = open_source(
         data, input_shape=(channels, height, width), skip_bad=options.skip_bad, options=options.image_options,
-        recorded=source.get("prepared") if isinstance(source, dict) else None,
+        recorded=source.get("prepared") if isinstance(source, dict) else None, spread=spread,
     )  # fmt: skip
     pool = _pool_of(run, frozen, opened, seed)
     return Pool(pool.indices, pool.read, pool.words, (f"images of {data}: {opened.preprocessing}", *pool.notes))

@@ -78,3 +78,15 @@ def test_spreads_of_two_parts_of_the_images_are_that_of_all(cut):
     for found, wanted in zip(one.measured().each, whole.measured().each):
         assert found.variance == pytest.approx(wanted.variance, rel=1e-12)
         assert found.information == pytest.approx(wanted.information, rel=1e-12)
+
+
+def test_batches_give_the_same_bits_in_whatever_groups_they_are_added():
+    outputs = Outputs((Output("boxes", "values", (4,)), Output("s", "scores", (3,))))
+    values = {"boxes": normal(30, 4).float() * 640 + 300, "s": normal(30, 3, seed=1).float() * 5}
+    one, other, whole = Spread(outputs), Spread(outputs), Spread(outputs)
+    for start in range(0, 30, 6):
+        batch = {name: value[start : start + 6] for name, value in values.items()}
+        whole.add(batch)
+        (one if start in (6, 24) else other).add(batch)
+    one.merge(other)
+    assert one.measured() == whole.measured()

@@ -5,7 +5,7 @@ import torch
 
 from decomp.errors import DecompError, NumericalError
 from decomp.problem import channel_moments
-from decomp.problem.channel_moments import ChannelMoments
+from decomp.problem.channel_moments import ChannelMoments, ChannelMomentSum
 from decomp.problem.moments import Moments
 
 
@@ -17,11 +17,10 @@ def rows(n=50, c=3, m=2, dtype=torch.float64, seed=0):
 
 
 def moments_of(X, Y, *, cut=None):
-    m = Y.shape[1] // X.shape[1]
-    moments = ChannelMoments.zeros(X.shape[1], X[0, 0].numel(), m)
+    own = ChannelMomentSum(X.shape[1], X[0, 0].numel(), Y.shape[1] // X.shape[1])
     for x, y in zip(X.split(cut or len(X)), Y.split(cut or len(Y))):
-        moments.update(x, y)
-    return moments
+        own.add(x, y)
+    return own.total()
 
 
 def assert_same(one, other, atol=1e-9):
@@ -45,10 +44,17 @@ def test_rows_in_several_calls_tiles_and_parts_of_the_channels_add_up(cut, monke
     assert_same(moments_of(X, Y, cut=cut), whole)
 
 
+def test_rows_in_memory_are_those_added_tile_by_tile():
+    X, Y = rows()
+    assert_same(ChannelMoments.of_rows(X, Y), moments_of(X, Y), atol=0)
+    none = ChannelMomentSum(3, 4, 2).total()
+    assert none.n_rows == 0 and none.C.shape == (3, 4, 2) and not none.K.any()
+
+
 def test_a_column_that_does_not_vary_has_no_variance():
     X, Y = rows(n=1000)
     X[:, 1] = 0.1
-    assert moments_of(X, Y, cut=300).K[1].abs().max() < 1e-20 and moments_of(X, Y).K[1].abs().max() == 0
+    assert moments_of(X, Y, cut=300).K[1].abs().max() == 0 and moments_of(X, Y).K[1].abs().max() == 0
 
 
 def test_uncentred_moments_are_the_sums_of_products():
@@ -77,9 +83,8 @@ def test_responses_without_variance_are_fitted_by_a_constant_alone():
 
 def test_rows_of_another_shape_and_nan_are_refused():
     X, Y = rows()
-    moments = moments_of(X, Y)
     with pytest.raises(DecompError, match=r"rows must be \(rows, 3, 4\) and \(rows, 6\), got \(50, 3, 4\), \(50, 5\)"):
-        moments.update(X, Y[:, :5])
+        ChannelMomentSum(3, 4, 2).add(X, Y[:, :5])
     with pytest.raises(NumericalError, match="own: a layer problem needs rows, got none"):
         ChannelMoments.zeros(3, 4, 2).check("own")
     X[3, 1, 0, 0] = float("nan")

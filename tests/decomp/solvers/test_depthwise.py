@@ -19,8 +19,7 @@ def problem(n=400, c=3, m=2, noise=0.0, bias=True, seed=0):
 
     X, weight, b = normal(n, c, 3, 3) + 1, normal(c * m, 1, 3, 3), normal(c * m) if bias else torch.zeros(c * m)
     Y = F.conv2d(X, weight, b.double(), groups=c).flatten(1)
-    moments = ChannelMoments.zeros(c, 9, m)
-    moments.update(X + noise * normal(*X.shape), Y)
+    moments = ChannelMoments.of_rows(X + noise * normal(*X.shape), Y)
     return moments, weight, b if bias else None, X
 
 
@@ -39,8 +38,7 @@ def test_kernels_that_made_the_responses_are_found_from_wrong_ones(m, bias):
 def test_a_layer_without_a_bias_is_fitted_without_one():
     _, weight, b, X = problem()
     Y = F.conv2d(X, weight, b, groups=3).flatten(1)  # with an offset that no kernel alone can give
-    moments = ChannelMoments.zeros(3, 9, 2)
-    moments.update(X, Y)
+    moments = ChannelMoments.of_rows(X, Y)
     found, _, _ = refit_channels(moments, weight, None, ridge=1e-12)
     wanted = torch.linalg.lstsq(X[:, 1].flatten(1), Y[:, 2:4]).solution
     torch.testing.assert_close(found[2:4].flatten(1).T, wanted, atol=1e-6, rtol=0)
@@ -69,8 +67,7 @@ def test_a_channel_whose_input_does_not_vary_keeps_its_kernel_and_gets_the_mean_
     Y = F.conv2d(X, weight, b, groups=3).flatten(1)
     X = X.clone()
     X[:, 1] = value
-    moments = ChannelMoments.zeros(3, 9, 2)
-    moments.update(X, Y)
+    moments = ChannelMoments.of_rows(X, Y)
     found, bias, _ = refit_channels(moments, weight, b)
     torch.testing.assert_close(found[2:4], weight[2:4])
     given = F.conv2d(X, found, bias, groups=3).flatten(1)
@@ -80,8 +77,7 @@ def test_a_channel_whose_input_does_not_vary_keeps_its_kernel_and_gets_the_mean_
 def test_fewer_rows_than_weights_leave_the_other_directions_as_they_were():
     _, weight, b, X = problem()
     X, change = X[:4], torch.randn(6, 1, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    moments = ChannelMoments.zeros(3, 9, 2)
-    moments.update(X, F.conv2d(X, weight, b, groups=3).flatten(1))
+    moments = ChannelMoments.of_rows(X, F.conv2d(X, weight, b, groups=3).flatten(1))
     found, _, _ = refit_channels(moments, weight + change, b, ridge=1e-8)
     centred = (X - X.mean(0))[:, 0].flatten(1)
     free = torch.linalg.svd(centred).Vh[3:]  # four rows about their mean have three directions

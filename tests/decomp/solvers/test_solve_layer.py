@@ -8,6 +8,7 @@ from layer_problems import make, output_metric, relative
 
 from decomp.allocation.plan import LayerPlan
 from decomp.errors import DecompError, UsageError
+from decomp.exact_sum import ExactSum
 from decomp.problem.layer_problem import columns_of
 from decomp.problem.moments import Moments
 from decomp.solvers import channel, refine, selection, spatial
@@ -182,8 +183,14 @@ class Holder:
         self.barrier.wait(10)
         return both
 
-    def summed(self, *values):
-        return tuple(one + other for one, other in zip(*self._exchanged(values)))
+    def summed(self, *sums):
+        found = []
+        for one, other in zip(*self._exchanged(sums)):
+            total = ExactSum(one.high.shape)
+            total.merge(one)
+            total.merge(other)
+            found.append(total.rounded())
+        return tuple(found)
 
     def agreed(self, *values):
         return self._exchanged(values)[0]

@@ -63,11 +63,31 @@ def test_few_images_without_mixtures_are_halved_in_the_order_of_the_file():
 def test_rows_go_to_the_half_of_their_image_or_to_the_rest():
     order, points = FittedOrder(frozen_numbers(20, 37)), 2
     X, Y = torch.randn(order.n_fit * points, 3).double(), torch.randn(order.n_fit * points, 2).double()
-    halves = Halves(order, points, Moments.zeros(3, 2))
+    halves = Halves(order, points, (3, 2))
     for start in range(0, len(X), 17):
-        halves.update(X[start : start + 17], Y[start : start + 17])
+        halves.add(X[start : start + 17], Y[start : start + 17])
     first, second = (points * size for size in order.halves)
-    for moments, own in zip(halves.moments, (slice(first), slice(first, first + second))):
-        assert torch.allclose(moments.C, Moments.of_rows(X[own], Y[own]).C)
-    assert torch.allclose(halves.total().K, Moments.of_rows(X, Y).K)
-    assert halves.total().n_rows == len(X) > first + second
+    shares = slice(first), slice(first, first + second), slice(first + second, None)
+    for half, own in zip(halves.sums, shares, strict=True):
+        assert torch.allclose(half.total().C, Moments.of_rows(X[own], Y[own]).C)
+    assert torch.allclose(halves.whole().total().K, Moments.of_rows(X, Y).K)
+    assert halves.whole().total().n_rows == len(X) > first + second
+
+
+def test_a_process_that_begins_at_a_later_row_adds_to_the_halves_of_its_rows():
+    order, points = FittedOrder(frozen_numbers(20, 37)), 2
+    X, Y = torch.randn(order.n_fit * points, 3).double(), torch.randn(order.n_fit * points, 2).double()
+    begin = points * order.halves[0] + 5
+    halves = Halves(order, points, (3, 2), begin)
+    halves.add(X[begin:], Y[begin:])
+    end = points * sum(order.halves)
+    assert halves.sums[0].total().n_rows == 0 and halves.sums[2].total().n_rows == len(X) - end
+    assert torch.allclose(halves.sums[1].total().C, Moments.of_rows(X[begin:end], Y[begin:end]).C)
+
+
+def test_rows_of_enough_images_have_one_sum():
+    order = FittedOrder(frozen_numbers(1000))
+    halves = Halves(order, 1, (3, 2))
+    X, Y = torch.randn(900, 3), torch.randn(900, 2)
+    halves.add(X, Y)
+    assert len(halves.sums) == 1 and torch.equal(halves.whole().total().K, Moments.of_rows(X, Y).K)

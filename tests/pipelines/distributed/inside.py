@@ -1,17 +1,27 @@
 """Functions that the tests run in every process of a job; their results are plain values."""
 
 import copy
+import io
+import tarfile
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
+from decomp.allocation.target import LimitingFactors, OutOfReach
+from decomp.data.sources import open_source
+from decomp.errors import DecompError, UsageError
+from decomp.exact_sum import ExactSum
 from decomp.pipelines.decomposition import row_tiles
-from decomp.pipelines.distributed import own_copy, process_group, shared_moments
-from decomp.pipelines.distributed.shared_moments import Processes, channel_moments_of_all, moments_of_all
+from decomp.pipelines.distributed import own_copy, process_group
+from decomp.pipelines.distributed.shared_moments import Processes, moments_of_all
 from decomp.pipelines.distributed.trained_module import own_places, places_of, shared_training, take_from_first
-from decomp.problem.channel_moments import ChannelMoments
-from decomp.problem.moments import Moments
+from decomp.problem import moments
+from decomp.problem.channel_moments import ChannelMomentSum
+from decomp.problem.moments import MomentSum
+
+FIELDS = ("K", "C", "S", "x_mean", "y_mean")
 
 
 def sums():
@@ -98,47 +108,56 @@ def gradients():
 
 def moments_together():
     """Moments of rows of which the second process has none."""
-    shared_moments.TILE_COLUMNS = 2
+    moments.TILE_COLUMNS = 2
     torch.manual_seed(0)
-    X, Y, rank = torch.randn(50, 5).double() + 100, torch.randn(50, 2).double(), process_group.number()
+    X, Y, rank = torch.randn(50, 5) + 100, torch.randn(50, 2), process_group.number()
     X[:, 3] = 0.101  # (30 · 0.101 + 20 · 0.101) / 50 is another number in float64
     shares = (slice(0, 30), slice(30, 30), slice(30, 50))
-    whole, before = Moments.of_rows(X, Y), process_group.exchanged_bytes()
-    own = moments_of_all(Moments.of_rows(X[shares[rank]], Y[shares[rank]]))
+    alone, own = MomentSum(5, 2), MomentSum(5, 2)
+    for share in shares:
+        alone.add(X[share], Y[share])
+    own.add(X[shares[rank]], Y[shares[rank]])
+    whole, before = alone.total(), process_group.exchanged_bytes()
+    found = moments_of_all(own)
     exchanged = process_group.exchanged_bytes() - before
-    names = ("K", "C", "S", "x_mean", "y_mean")
-    pairs = [(getattr(whole, name), getattr(own, name)) for name in names]
-    of_owner = moments_of_all(Moments.of_rows(X[shares[rank]], Y[shares[rank]]), owner=2)
+    of_owner = moments_of_all(own, owner=2)
+    one, other = ExactSum((1, 2)), ExactSum(())
+    one.add(torch.full((1, 2), (1e9, 1.0, -1e9)[rank]))
+    other.add(torch.tensor(float(rank)))
     holders, before = Processes(), process_group.exchanged_bytes()
-    sums = holders.summed(torch.full((1, 2), float(rank)), torch.tensor(float(rank)))
+    sums = holders.summed(one, other)
     used = process_group.exchanged_bytes() - before
     (agreed,) = holders.agreed(torch.tensor([[1.0, 3.0], [2.0, 4.0]]).T * (1 if rank == 0 else rank * 7))
     return {
-        "distances": [float((one - other).abs().max() / one.abs().max()) for one, other in pairs],
-        "rows": own.n_rows, "bits": hash(tuple(own.K.flatten().tolist() + own.C.flatten().tolist())),
-        "symmetric": torch.equal(own.K, own.K.T) and torch.equal(own.S, own.S.T),
-        "constant": [float(own.K[3].abs().max()), float(own.C[3].abs().max())], "exchanged": exchanged,
-        "of the owner": None if of_owner is None else torch.equal(of_owner.K, of_owner.K.T) and of_owner.n_rows == 50,
+        "same bits": [torch.equal(getattr(whole, name), getattr(found, name)) for name in FIELDS],
+        "rows": found.n_rows, "constant": [float(found.K[3].abs().max()), float(found.C[3].abs().max())],
+        "exchanged": exchanged, "of the owner": None if of_owner is None else torch.equal(of_owner.K, whole.K),
         "summed": [value.tolist() for value in sums], "one exchange": used,
         "agreed": agreed.tolist(), "strides": list(agreed.stride()),
     }  # fmt: skip
 
 
+def no_moments():
+    """Moments of rows that no process has."""
+    found = moments_of_all(MomentSum(3, 2))
+    return {"rows": found.n_rows, "K": found.K.tolist()}
+
+
 def channel_moments_together():
     """Moments of three channels, of rows of which the second process has none."""
     torch.manual_seed(0)
-    X, Y, rank = torch.randn(50, 3, 4).double() + 100, torch.randn(50, 6).double(), process_group.number()
+    X, Y, rank = torch.randn(50, 3, 4) + 100, torch.randn(50, 6), process_group.number()
     X[:, 1, 2] = 0.101
-    whole, own = ChannelMoments.zeros(3, 4, 2), ChannelMoments.zeros(3, 4, 2)
-    whole.update(X, Y)
-    share = (slice(0, 30), slice(30, 30), slice(30, 50))[rank]
+    alone, own = ChannelMomentSum(3, 4, 2), ChannelMomentSum(3, 4, 2)
+    for share in (slice(0, 30), slice(30, 50)):
+        alone.add(X[share], Y[share])
     if rank != 1:
-        own.update(X[share], Y[share])
-    own = channel_moments_of_all(own)
-    pairs = [(getattr(whole, name), getattr(own, name)) for name in ("K", "C", "S", "x_mean", "y_mean")]
+        share = (slice(0, 30), None, slice(30, 50))[rank]
+        own.add(X[share], Y[share])
+    whole, found = alone.total(), moments_of_all(own)
     return {
-        "distances": [float((one - other).abs().max() / one.abs().max()) for one, other in pairs], "rows": own.n_rows,
-        "constant": float(own.K[1, 2].abs().max()), "bits": hash(tuple(own.K.flatten().tolist())),
+        "distances": [float((getattr(whole, name) - getattr(found, name)).abs().max()) for name in FIELDS],
+        "rows": found.n_rows, "constant": float(found.K[1, 2].abs().max()),
     }  # fmt: skip
 
 
@@ -164,13 +183,68 @@ def tiles_together():
 def values_of_others():
     rank = process_group.number()
     value = {"made by": rank, "tensor": torch.tensor([rank])}
-    total = process_group.summed(torch.tensor([1.0]), owner=2)
+    own = ExactSum((4,))
+    own.add(torch.tensor([1.0, 2.0, 3.0, rank]))
+    total = process_group.exact_total_for(2, own)
     return {
         "handed": [
             None if got is None else got["made by"]
             for got in (process_group.handed(value, 2, 0), process_group.handed(value, 1, 1))
         ],
         "from": process_group.from_number(1, torch.tensor([rank])).tolist(),
-        "to": total.tolist() if rank == 2 else None,
+        "to": None if total is None else total.tolist(),
+        "joined": process_group.joined(torch.full((rank, 2), float(rank))).tolist(),
         "ranges": [list(process_group.range_of(other, 7)) for other in range(3)],
     }  # fmt: skip
+
+
+def mistakes():
+    """What the first process finds wrong, in each process."""
+
+    def wrong():
+        raise OutOfReach(LimitingFactors(4.0), "multiply-accumulates", 8.0)
+
+    def misused():
+        raise UsageError("plan", "must fit", got=Path("a"), fix="mend it")
+
+    found = []
+    for make in (wrong, misused):
+        try:
+            process_group.from_first(make)
+        except DecompError as error:
+            found.append([type(error).__name__, str(error)])
+    return found
+
+
+def files_read():
+    """Files that each process opens of a folder and of shards: while the source is opened, and for its own images."""
+    rank, opened, tars = process_group.number(), [], []
+    process_group.from_first(write_pictures)
+    open_image, open_tar = Image.open, tarfile.open
+    Image.open = lambda file: opened.append(file) or open_image(file)
+    tarfile.open = lambda file, *rest: tars.append(Path(file).name) or open_tar(file, *rest)
+    found = {}
+    for name in ("imagefolder:pictures", "webdataset:shards-{0..3}.tar"):
+        opened.clear()
+        source = open_source(name, skip_bad=True, input_shape=(3, 8, 8), spread=process_group.spread)
+        tried = len(opened)
+        images = source.train.images(torch.arange(len(source.train))[process_group.own_range(12)])
+        found[name.partition(":")[0]] = {
+            "listed": [source.train.title(index) for index in range(len(source.train))], "tried": tried,
+            "read": len(opened) - tried, "mean": float(images.mean()), "skipped": source.skipped, "tars": list(tars),
+        }  # fmt: skip
+    return {"rank": rank, **found}
+
+
+def write_pictures():
+    """A folder of three classes with four pictures each and a broken file, and four shards of three pictures."""
+    for number in range(12):
+        Path(f"pictures/train/class{number // 4}").mkdir(parents=True, exist_ok=True)
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8), (number * 20,) * 3).save(picture, "PNG")
+        Path(f"pictures/train/class{number // 4}/{number:02d}.png").write_bytes(picture.getvalue())
+        with tarfile.open(f"shards-{number // 3}.tar", "w" if number % 3 == 0 else "a") as tar:
+            member = tarfile.TarInfo(f"{number:02d}.png")
+            member.size = len(picture.getvalue())
+            tar.addfile(member, io.BytesIO(picture.getvalue()))
+    Path("pictures/train/class2/99.png").write_bytes(b"broken")

@@ -26,9 +26,12 @@ import decomp.pipelines.stages.finetune
 import decomp.pipelines.stages.freeze
 import decomp.pipelines.stages.train  # noqa: F401
 from decomp import cli
+from decomp.pipelines.decomposition import refine_blocks
+from decomp.pipelines.recipes import loss_budget
 from decomp.pipelines.run import calibration
 
 calibration.RECORDED_IMAGES = 0  # no mixtures of few images, as in the other tests
+refine_blocks.STEPS, loss_budget.MOST_TRIALS = 20, 2
 
 
 def environment(rank, n, port):

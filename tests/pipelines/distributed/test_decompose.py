@@ -2,11 +2,9 @@
 
 import shutil
 
-import numpy as np
 import pytest
 
 from decomp.pipelines.run.directory import RunDirectory
-from tests.pipelines.distributed.test_jobs import distance
 
 LINE = "decompose --speedup 2x -v --device cpu --run"
 
@@ -36,15 +34,9 @@ def files(run):
     return {path.relative_to(run.path): path.read_bytes() for path in found if path.is_file()}
 
 
-def test_two_processes_make_the_plan_and_the_weights_of_one(made):
+def test_two_processes_make_the_bytes_of_one(made):
     one, two, _ = made
-    assert one.plan_json.read_bytes() == two.plan_json.read_bytes()
-    assert distance(weights(one), weights(two)) < 1e-6
-    with np.load(one.curves) as before, np.load(two.curves) as after:
-        numbers = [name for name in before if before[name].dtype.kind == "f"]
-        assert len(numbers) > 6 and set(before) == set(after)
-        for name in numbers:
-            assert np.allclose(before[name], after[name], rtol=1e-8, atol=1e-12)
+    assert len(files(one)) > 6 and files(one) == files(two)
 
 
 def test_two_processes_report_the_errors_and_the_closeness_of_one(made):
@@ -52,10 +44,10 @@ def test_two_processes_report_the_errors_and_the_closeness_of_one(made):
     assert before["layers"][0]["rows"] == after["layers"][0]["rows"] == 4680
     for one, two in zip(before["layers"], after["layers"], strict=True):
         for step, errors in one["errors"].items():
-            assert two["errors"][step] == pytest.approx(errors, rel=1e-5, abs=1e-9)
+            assert two["errors"][step] == errors
     for name in ("images", "relative", "kl", "agreement"):
-        assert after["fidelity"][name] == pytest.approx(before["fidelity"][name], rel=1e-5)
-        assert after["fidelity"]["fitted"][name] == pytest.approx(before["fidelity"]["fitted"][name], rel=1e-5)
+        assert after["fidelity"][name] == before["fidelity"][name]
+        assert after["fidelity"]["fitted"][name] == before["fidelity"]["fitted"][name]
     assert after["passes"] == pytest.approx(before["passes"], abs=0.2)
 
 
@@ -80,20 +72,36 @@ def test_a_killed_process_ends_the_job_in_one_line_and_another_number_goes_on(jo
     assert run.plan_json.is_file() and not run.model_dir.exists()
     n = (2, 1)[rank]
     jobs.well(n, f"{LINE} {run.path}")
-    assert distance(weights(run), weights(made[0])) < 1e-6
-    if n == 2:
-        assert files(run) == files(made[1])
+    assert files(run) == files(made[0])
 
 
-def test_what_several_processes_do_not_share_is_refused_with_a_way_out(jobs, made):
-    asked = ("2x,3x", "2x --evaluate", "2x --export pt2", "2x --refine-blocks")
-    for option in ("--max-drop 1%", *(f"--speedup {words}" for words in asked)):
-        codes, text = jobs.command(2, f"decompose --run points {option}")
-        assert min(codes) > 0 and text.count("error:") == 1
-        assert "works in one process, got 2 processes of torchrun; leave it out, or start the command without" in text
+def test_two_processes_make_several_speedups_evaluate_and_export_them(jobs, made):
+    line = "decompose --run points --speedup 2x,3x --evaluate --export safetensors --device cpu"
+    text = jobs.well(2, line)
+    members = [RunDirectory(jobs.folder / f"points-{speedup}x") for speedup in (2, 3)]
+    assert files(members[0]) == files(made[0])
+    assert all(run.report_json.is_file() and (run.export_dir / "decomposed.safetensors").is_file() for run in members)
+    assert (jobs.folder / "points-comparison" / "compare.html").is_file()
+    assert text.count("points-3x: exporting") == 1 and "decomp-process" not in text
+    again = jobs.well(2, line)  # nothing is left to do, in any process
+    assert "error curves" not in again and "decomposed" in again
+
+
+def test_two_processes_find_the_largest_speedup_within_a_loss(jobs, made):
+    text = jobs.well(2, "decompose --run points --max-drop 95% --device cpu")
+    assert "largest speed-up within a loss of 95 %: 3x" in text and text.count("points of accuracy lost (") == 3
+
+
+def test_two_processes_refine_blocks_as_one_does(jobs, made):
+    for name in ("refined1", "refined2"):
+        shutil.copytree(jobs.folder / "points", jobs.folder / name)
+        text = jobs.well(int(name[-1]), f"decompose --speedup 2x --refine-blocks --device cpu --run {name}")
+        assert text.count("refined; change of the outputs") == 1
+    one, two = (RunDirectory(jobs.folder / name) for name in ("refined1", "refined2"))
+    assert files(one) == files(two)
 
 
 def test_the_points_of_another_run_and_a_plan_reach_processes_that_do_not_see_them(jobs, made):
     one, *_ = made
     jobs.well(2, f"decompose --run planned --from points --plan {one.plan_json} --device cpu")
-    assert distance(weights(one), weights(RunDirectory(jobs.folder / "planned"))) < 1e-6
+    assert weights(one).read_bytes() == weights(RunDirectory(jobs.folder / "planned")).read_bytes()

@@ -18,12 +18,8 @@ def test_processes_on_one_machine_are_counted_where_torchrun_has_started_them(mo
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert launch.n_on_this_machine() == 1
-    launch.require_one_step(["--max-drop"])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert launch.n_on_this_machine() == 4
-    launch.require_one_step([])
-    with pytest.raises(UsageError, match="--max-drop: works in one process, got 8 processes of torchrun; leave it"):
-        launch.require_one_step(["--max-drop"])
 
 
 def test_a_command_that_shares_no_work_is_refused(monkeypatch):
