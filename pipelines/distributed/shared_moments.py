@@ -10,7 +10,10 @@ from torch import Tensor
 
 from decomp.exact_sum import ExactSum
 
-from .process_group import count, exact_total, exact_total_for, from_number, joined, number
+from .process_group import count, exact_total_for, from_number, joined, number
+
+#: Entries of sums that are exchanged together: a process takes four times their bytes meanwhile.
+EXCHANGED = 1 << 22
 
 Found = TypeVar("Found", covariant=True)
 
@@ -20,13 +23,7 @@ class Processes:
 
     def summed(self, *sums: ExactSum) -> tuple[Tensor, ...]:
         """Sums over the rows of all processes, in one exchange."""
-        if count() == 1:
-            return tuple(one.rounded() for one in sums)
-        together = ExactSum((sum(one.high.numel() for one in sums),), sums[0].high.device)
-        together.high = torch.cat([one.high.flatten() for one in sums])
-        together.low = torch.cat([one.low.flatten() for one in sums])
-        parts = exact_total(together).split([one.high.numel() for one in sums])
-        return tuple(part.view(one.high.shape) for part, one in zip(parts, sums))
+        return tuple(_totals(sums, None))
 
     def agreed(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Tensors of the first process, in the order in memory that they have here."""
@@ -56,8 +53,24 @@ def moments_of_all(own: SumOfRows[Found], owner: int | None = None) -> Found | N
     owner : int, optional
         The process that gets them, the others get None; all get them where it is not given.
     """
-    tiles = joined(own.tiles)
-    totals = [exact_total_for(owner, one) for one in own.sums] if len(tiles) else []
-    if owner not in (None, number()):
-        return None
-    return own.finished([total for total in totals if total is not None] or [one.high for one in own.sums], tiles)
+    tiles, totals = joined(own.tiles), list[Tensor]()
+    sizes, start = [one.high.numel() for one in own.sums], 0
+    for place in range(len(sizes)):
+        if place + 1 == len(sizes) or sum(sizes[start : place + 2]) > EXCHANGED:
+            totals += _totals(own.sums[start : place + 1], owner)
+            start = place + 1
+    return own.finished(totals, tiles) if owner in (None, number()) else None
+
+
+def _totals(sums: Sequence[ExactSum], owner: int | None) -> list[Tensor]:
+    """Some sums over all processes in one exchange; nothing in processes that do not get them."""
+    if count() == 1:
+        return [one.rounded() for one in sums]
+    together = ExactSum((0,), sums[0].high.device)
+    together.high = torch.cat([one.high.flatten() for one in sums])
+    together.low = torch.cat([one.low.flatten() for one in sums])
+    total = exact_total_for(owner, together)
+    if total is None:
+        return []
+    parts = total.split([one.high.numel() for one in sums])
+    return [part.view(one.high.shape) for part, one in zip(parts, sums)]

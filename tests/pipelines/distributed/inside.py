@@ -14,7 +14,7 @@ from decomp.data.sources import open_source
 from decomp.errors import DecompError, UsageError
 from decomp.exact_sum import ExactSum
 from decomp.pipelines.decomposition import row_tiles
-from decomp.pipelines.distributed import own_copy, process_group
+from decomp.pipelines.distributed import own_copy, process_group, shared_moments
 from decomp.pipelines.distributed.shared_moments import Processes, moments_of_all
 from decomp.pipelines.distributed.trained_module import own_places, places_of, shared_training, take_from_first
 from decomp.problem import moments
@@ -108,7 +108,7 @@ def gradients():
 
 def moments_together():
     """Moments of rows of which the second process has none."""
-    moments.TILE_COLUMNS = 2
+    moments.TILE_COLUMNS, shared_moments.EXCHANGED = 2, 17
     torch.manual_seed(0)
     X, Y, rank = torch.randn(50, 5) + 100, torch.randn(50, 2), process_group.number()
     X[:, 3] = 0.101  # (30 · 0.101 + 20 · 0.101) / 50 is another number in float64

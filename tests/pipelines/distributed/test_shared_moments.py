@@ -19,9 +19,10 @@ def test_moments_for_an_owner_come_to_that_process_alone(found):
 
 
 def test_about_half_of_a_symmetric_matrix_is_exchanged(found):
-    # Blocks of 2 of 5 inputs have 10, 6 and 1 entries, C 10 and S 4: a third of each, two numbers an entry to each of
-    # three processes, and the result to all. Seven means and the number of rows of a tile, which the second has not.
-    parts = 4 + 2 + 1 + 4 + 2
+    # Blocks of 2 of 5 inputs have 10, 6 and 1 entries, C 10 and S 4: the first exchange has 17 of them, the second 14.
+    # A third of each, two numbers an entry to each of three processes, and the result to all. Seven means and the
+    # number of rows of a tile, which the second process has not.
+    parts = 6 + 5
     assert [one["exchanged"] for one in found] == [8 * (7 * parts + 8), 8 * 7 * parts, 8 * (7 * parts + 8)]
 
 
