@@ -126,8 +126,10 @@ def _write(network: fx.GraphModule, structure: dict[str, Any], folder: Path) -> 
 
 
 def _describe_edit(network: fx.GraphModule, path: str) -> dict[str, Any]:
-    module = network.get_submodule(path)
-    if path and type(module) is not nn.Module:
+    if path in network.meta.get("left_out", {}):
+        return network.meta["left_out"][path]
+    module = dict(network.named_modules(remove_duplicate=False)).get(path)
+    if path and module is not None and type(module) is not nn.Module:
         return describe_module(module, path)
     # A plain nn.Module in a traced network has only submodules left: its forward is part of the graph.
     forwards = network.meta.get("forwards", {})
@@ -179,6 +181,14 @@ def forwards(structure: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     }
 
 
+def left_out(structure: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What :func:`decomp.surgery.residual_branches.cut_branches` gives as ``meta["left_out"]``, from the edits."""
+    called, edits = structure["graph"]["modules"], {edit["module"]: edit["becomes"] for edit in structure["edits"]}
+    return {
+        name: spec for name, spec in edits.items() if spec.get("type") in ("Zeros", "Identity") and name not in called
+    }
+
+
 def _how_to_write_again(path: Path) -> str:
     """The remedy in an error message: the stage that writes the network at `path`."""
     stages = {"original": "freeze into another --run", "model": "decompose with --redo"}
@@ -225,7 +235,7 @@ def load(
     state = load_file(str(weights))
     if into is None:
         network = build_graph(structure["graph"], state, str(path / "structure.json"), leaves_of)
-        network.meta["forwards"] = forwards(structure)
+        network.meta.update(forwards=forwards(structure), left_out=left_out(structure))
         return network
     return _load_into(deep_copy(into).cpu().eval(), structure, state, path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -164,6 +164,9 @@ class Plan:
         Sizes are multiples of it in layers that are wide enough, see :func:`decomp.allocation.sizes.fitting_multiple`.
     spaces : dict of str to int
         Channels that stay in whole channel spaces, which are narrowed before the layers: {space: number}.
+    left_out : list of str
+        Residual blocks without which the network goes on, by the paths of their last layers; the sizes of their layers
+        have no effect.
     latency : dict
         For a plan by measured time: the device, batch size, threads and versions it was measured with, and the times.
     notes : list of str
@@ -181,6 +184,7 @@ class Plan:
     cost: str = "macs"
     multiple: int = 1
     spaces: dict[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     latency: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -232,8 +236,16 @@ class Plan:
         _check_fields(plan, name)
         return plan
 
-    def validate(self, graph: Graph, name: str = "plan.json") -> None:
+    def validate(self, graph: Graph, name: str = "plan.json", gone: Collection[str] = ()) -> None:
         """Check every size against the network.
+
+        Parameters
+        ----------
+        graph : decomp.graph.network_graph.NetworkGraph
+        name : str
+            Of the plan, for messages.
+        gone : collection of str
+            Layers of blocks that are left out: the plan may list them or not.
 
         Raises
         ------
@@ -241,11 +253,12 @@ class Plan:
             Naming layer, field, rule and the given value.
         """
         known = [layer.name for layer in graph.layers]
-        planned = [layer.layer for layer in self.layers]
+        there = [layer for layer in self.layers if layer.layer not in gone]
+        planned = [layer.layer for layer in there]
         if planned != known:
             rule = f"must list the {len(known)} layers of the network in order"
             raise TargetError(name, rule, got=_first_difference(known, planned))
-        for layer in self.layers:
+        for layer in there:
             _validate_layer(layer, graph.layer(layer.layer), name)
 
 
@@ -272,7 +285,9 @@ LATENCY_FIELDS = (
     "measured_speedup",
 )
 _KINDS = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
-_FIELD_KINDS = {"allocation": str, "cost": str, "latency": dict, "notes": list, "multiple": int, "spaces": dict}
+_FIELD_KINDS = {
+    "allocation": str, "cost": str, "latency": dict, "notes": list, "multiple": int, "spaces": dict, "left_out": list,
+}  # fmt: skip
 _Record = TypeVar("_Record", "Plan", LayerPlan)
 
 
@@ -323,6 +338,9 @@ def _check_fields(plan: Plan, name: str) -> None:
         raise TargetError(
             name, f"cost must be one of {', '.join(COSTS)}", got=_shown(plan.cost), fix=near_miss(plan.cost, COSTS)
         )
+    for entry in plan.left_out:
+        if not isinstance(entry, str):
+            raise TargetError(name, "left_out must list names of blocks", got=_shown(entry))
     lacking = [key for key in LATENCY_FIELDS if key not in plan.latency] if plan.latency else []
     if lacking:
         raise TargetError(name, f"latency must say {lacking[0]}", got=", ".join(plan.latency))

@@ -9,7 +9,7 @@ from torch import fx
 
 from decomp.graph.channel_spaces import ChannelSpace
 from decomp.graph.network_graph import NetworkGraph
-from decomp.graph.operations import SUMS
+from decomp.graph.operations import SUMS, is_channelwise
 from decomp.modules.zeros import REPLACED
 
 
@@ -59,6 +59,36 @@ def residual_branches(graph: NetworkGraph) -> list[Branch]:
         ours = [branch for branch in branches if branch is not None]
         found += ours if len(ours) == 1 else []
     return found
+
+
+def reason_to_stay(graph: NetworkGraph, path: str) -> str:
+    """The reason for which no branch that can go holds a module, in words that follow its name.
+
+    Parameters
+    ----------
+    graph : decomp.graph.network_graph.NetworkGraph
+    path : str
+        Of a module, or of one around it.
+    """
+    inside = [
+        node for node in graph.module.graph.nodes
+        if node.op == "call_module" and f"{node.target}.".startswith(f"{path}.")
+    ]  # fmt: skip
+    if not inside:
+        return "is no module of this network"
+    behind = {inside[-1]}
+    for node in graph.module.graph.nodes:
+        if behind.isdisjoint(node.all_input_nodes):
+            continue
+        if node.target in SUMS:
+            if len({graph.shape(one) for one in (*node.all_input_nodes, node)}) > 1:
+                return "is added to a value of another shape"
+            return "shares its branch with others, or no value passes beside it unchanged or by a projection"
+        module = graph.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not is_channelwise(node, module):
+            break
+        behind.add(node)
+    return "is not added to a shortcut"
 
 
 def without_branches(

@@ -48,14 +48,16 @@ def trace(
         those whose forward called layers as functions (:mod:`decomp.graph.forwards`), ``meta["branches"]`` the places
         in the source where a branch was decided by a size: the network is then for images of this shape,
         ``meta["autocast"]`` whether automatic mixed precision was passed over, ``meta["leaves"]`` the paths
-        given as `leaves`.
+        given as `leaves`, and ``meta["left_out"]`` the layers of branches that an earlier network has lost
+        (:func:`decomp.surgery.residual_branches.cut_branches`).
 
     Raises
     ------
     TraceError
         With the place in the forward pass that could not be followed and the ways out.
     """
-    forwards = dict(model.meta.get("forwards", {})) if isinstance(model, fx.GraphModule) else {}
+    earlier = model.meta if isinstance(model, fx.GraphModule) else {}
+    forwards, left_out = dict(earlier.get("forwards", {})), dict(earlier.get("left_out", {}))
     original, model, leaves = model, deep_copy(model).eval(), tuple(leaves)
     lay_out_plainly(model)  # as files hold them: in another layout equal weights give other rounding errors
     paths = {path for path, _ in model.named_modules()}
@@ -96,6 +98,7 @@ def trace(
         autocast=tracer.autocast,
         leaves=list(leaves),
         forwards=forwards | functional,
+        left_out=left_out,
     )
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     needed = [node for node in placeholders if node.users or not node.args]

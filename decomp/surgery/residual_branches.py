@@ -1,4 +1,4 @@
-"""Removal of whole residual branches: zeros in the place of their layers, their constants in the shortcut's bias."""
+"""Removal of whole residual branches: zeros in the place of their layers, or their calls taken out of the graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 
 from decomp.graph.branches import Branch
 from decomp.graph.network_graph import NetworkGraph
-from decomp.graph.operations import NO_OP_MODULES
+from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES
+from decomp.graph.serialise import describe_module
 from decomp.modules.copies import deep_copy
 from decomp.modules.replace import set_module
 from decomp.modules.zeros import Zeros
@@ -52,6 +53,75 @@ def removable(graph: NetworkGraph, branches: Sequence[Branch]) -> list[Branch]:
     like = next(graph.module.parameters())
     reader.run(torch.zeros(2, *graph.input_shape, device=like.device, dtype=like.dtype))
     return [branch for branch in branches if not reader.values[branch.last].any()]
+
+
+def cut_branches(network: fx.GraphModule, branches: Iterable[Branch]) -> fx.GraphModule:
+    """A copy of a traced network without the calls of some branches: what read their additions reads their shortcuts.
+
+    Nothing of a branch is computed any more, not even zeros. A ReLU behind the addition goes too where the shortcut
+    ends in the same one.
+
+    Parameters
+    ----------
+    network : torch.fx.GraphModule
+        Not changed.
+    branches : iterable of Branch
+        Of :func:`removable`, in execution order.
+
+    Returns
+    -------
+    torch.fx.GraphModule
+        Its ``meta["left_out"]`` has, by the path of each layer that is gone, the zeros that the class of the network
+        gets in its place, as :func:`decomp.graph.serialise.describe_module` writes them; and normalisations that were
+        folded into them.
+    """
+    copy = deep_copy(network)
+    nodes, graph, before = {node.name: node for node in copy.graph.nodes}, copy.graph, _called(copy)
+    layers = set[str]()
+    for branch in branches:
+        layers |= set(branch.layers)
+        last = nodes[branch.last]
+        (total,) = last.users
+        (shortcut,) = (source for source in total.all_input_nodes if source is not last)
+        behind = list(total.users)
+        total.replace_all_uses_with(shortcut)
+        graph.erase_node(total)
+        for user in behind:
+            if _activation(copy, user) is not None and _activation(copy, user) == _activation(copy, shortcut):
+                user.replace_all_uses_with(shortcut)
+                graph.erase_node(user)
+        _erase(graph, last)
+    graph.lint()
+    left_out: dict[str, Any] = dict(network.meta.get("left_out", {}))
+    for path in [path for path in before if path not in _called(copy)]:
+        module = copy.get_submodule(path)
+        if path in layers or type(module) is nn.Identity:  # of a normalisation that was folded
+            left_out[path] = describe_module(Zeros.of(module) if path in layers else module, path)
+    made = fx.GraphModule(copy, graph)
+    made.meta.update(network.meta, left_out=left_out)
+    return made
+
+
+def _called(network: fx.GraphModule) -> dict[str, None]:
+    return dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module")
+
+
+def _erase(graph: fx.Graph, last: fx.Node) -> None:
+    """Take a node that nothing reads out of a graph, with all that only it needed."""
+    waiting, gone = [last], set[fx.Node]()
+    while waiting:
+        node = waiting.pop()
+        if node in gone or node.users or node.op in ("placeholder", "output"):
+            continue
+        waiting += node.all_input_nodes
+        graph.erase_node(node)
+        gone.add(node)
+
+
+def _activation(network: fx.GraphModule, node: fx.Node) -> str | None:
+    """'relu' or 'relu6' for a node that applies it; None for any other."""
+    key: Any = type(network.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+    return ACTIVATIONS.get(key) if node.op.startswith("call") else None
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,12 @@ def number(
     kind: type = int,
     above: bool = False,
     most: float = float("inf"),
+    word: str = "",
     **extra: Any,
 ) -> Decorator:
-    """An option that takes a number of at least `least`."""
+    """An option that takes a number of at least `least`, or a word."""
     metavar = extra.pop("metavar", "N" if kind is int else "X")
-    return click.option(name, *rest, type=parse.number(name, kind, least, above, most), metavar=metavar, **extra)
+    return click.option(name, *rest, type=parse.number(name, kind, least, above, most, word), metavar=metavar, **extra)
 
 
 def default_of(options: type, name: str) -> Any:

@@ -160,9 +160,13 @@ Examples:
 )
 @click.option("--no-sampler", is_flag=True, help="Do not let a layer read a subset of channels that others read too.")
 @number(
-    "--coupled", kind=float, least=0, above=True, most=1, metavar="SHARE",
+    "--coupled", kind=float, least=0, above=True, most=1, word=parse.AUTO, metavar="SHARE",
     help="Keep only this share, such as 0.75, of the channels in residual streams and other channel spaces that "
-    "several layers write or read.  [default: all of them]",
+    "several layers write or read; auto tries some.  [default: all of them]",
+)  # fmt: skip
+@click.option(
+    "--leave-out", multiple=True, metavar="BLOCK",
+    help="Residual block that goes, or several by * and ?; can be repeated. auto: those that help.  [default: none]",
 )  # fmt: skip
 @click.option(
     "--evaluate", "then_evaluate", is_flag=True,
@@ -193,7 +197,7 @@ def decompose(
     Layer by layer from the input, each fitted by least squares to the recorded outputs of the original.
     """
     if options["plan"] is not None:
-        refuse_beside("--plan", ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled"))
+        refuse_beside("--plan", parse.IN_A_PLAN)
     for name, asked in {"--evaluate": then_evaluate, "--export": then_export}.items():
         if asked and options["plan_only"]:
             raise UsageError(name, "needs a finished network", got="--plan-only", fix="leave one of them out")

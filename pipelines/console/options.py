@@ -206,7 +206,10 @@ class DecomposeOptions(StageOptions):
     recovery: bool = flag_field("recovery", True)
     sampler: bool = flag_field("sampler", True)
     refine_blocks: bool = flag_field("--refine-blocks", False)
-    coupled: float | None = checked_field(parse.number("--coupled", float, 0, above=True, most=1), None, optional=True)
+    coupled: float | str | None = checked_field(
+        parse.number("--coupled", float, 0, above=True, most=1, word=parse.AUTO), None, optional=True
+    )
+    leave_out: tuple[str, ...] = checked_field(parse.names_or_auto("--leave-out", _names("--leave-out")), ())
 
     def _taken_as_given(self) -> tuple[str, ...]:
         # Those of a plan from a file, which is checked where it is read.

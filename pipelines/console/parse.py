@@ -16,6 +16,11 @@ from decomp.runtimes.names import RUNTIMES
 
 Number = TypeVar("Number", int, float)
 
+#: In place of a value that a search finds.
+AUTO = "auto"
+#: Options of decompose that a plan decides.
+IN_A_PLAN = ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled", "leave_out")
+
 
 def speedup(value: object) -> float:
     """``'4x'``, ``'4'`` or ``4.0`` as a number above 1: cost of the original over cost of the result.
@@ -248,8 +253,8 @@ def device(value: object) -> str:
 
 
 def number(
-    name: str, kind: type[Number], least: float, above: bool = False, most: float = math.inf
-) -> Callable[[object], Number]:
+    name: str, kind: type[Number], least: float, above: bool = False, most: float = math.inf, word: str = ""
+) -> Callable[[object], Any]:
     """A function that accepts a finite number, or the text of one, as the value of option `name`.
 
     Parameters
@@ -262,9 +267,13 @@ def number(
         `least` itself is too small.
     most : float
         The largest number allowed.
+    word : str
+        Accepted too, as it is.
     """
 
-    def parse(value: Any) -> Number:
+    def parse(value: Any) -> Any:
+        if word and isinstance(value, str) and value == word:
+            return word
         try:
             parsed = kind(value)
             if isinstance(value, bool) or (not isinstance(value, str) and parsed != value):
@@ -274,8 +283,22 @@ def number(
         if not (least < parsed < math.inf or (parsed == least and not above)) or parsed > most:
             rule = f"must be {'a whole number' if kind is int else 'a number'} {'above' if above else 'from'} {least:g}"
             rule += f" and at most {most:g}" if most < math.inf else ""
+            rule += f", or {word}" if word else ""
             raise UsageError(name, rule, got=repr(value))
         return parsed
+
+    return parse
+
+
+def names_or_auto(name: str, names: Callable[[object], tuple[str, ...]]) -> Callable[[object], tuple[str, ...]]:
+    """A function that accepts what `names` does; `AUTO` is one of them only alone."""
+
+    def parse(value: object) -> tuple[str, ...]:
+        found = names(value)
+        if AUTO in found and len(found) > 1:
+            rule, fix = f"must be {AUTO} alone, or names", "leave one of them out"
+            raise UsageError(name, rule, got=", ".join(found), fix=fix)
+        return found
 
     return parse
 

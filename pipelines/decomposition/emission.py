@@ -59,7 +59,9 @@ def emit(
     run, source = opened.run, opened.frozen.meta
     structure = network_file.read_structure(run.original_dir)
     before = [edit["module"] for edit in structure["edits"]]
-    meta = {**meta, "normalised": structure["meta"].get("normalised", [])}
+    there = dict(network.named_modules(remove_duplicate=False))
+    pairs = [pair for pair in structure["meta"].get("normalised", []) if pair[0] in there]
+    meta = {**meta, "normalised": pairs}
     meta |= {"dtype": source["dtype"]} if source.get("dtype") else {}
     channels, height, width = opened.graph.input_shape
     assert isinstance(network, fx.GraphModule)

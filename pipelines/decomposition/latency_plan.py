@@ -18,8 +18,9 @@ from decomp.allocation.plan import LayerPlan, Plan, columns, widths_written
 from decomp.allocation.rules import Rules
 from decomp.allocation.target import Allocation, allocate, limiting_factors, most
 from decomp.cost.chain import chain, geometry_of
-from decomp.cost.latency_model import FactorKind, chain_module
+from decomp.cost.latency_model import FactorKind, LatencyCost, chain_module
 from decomp.errors import TargetError
+from decomp.graph.branches import residual_branches
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.shared_spaces import whole_spaces
@@ -112,7 +113,7 @@ def allocate_for_latency(
     counted : CostModel
         Multiply-accumulates.
     original : torch.nn.Module
-        Against which networks are timed; not the graph's own where whole channel spaces were narrowed.
+        Against which networks are timed; not the graph's own where channels or blocks have gone before.
     device : torch.device
     reporter : decomp.pipelines.console.reporter.Reporter
 
@@ -121,6 +122,19 @@ def allocate_for_latency(
     TargetError
         The smallest sizes are measured to be slower than requested, which names the limiting options; or the narrowed
         spaces alone make the network faster than that.
+    """
+    timings, cost = latency_model(path, options, graph, original, device, reporter)
+    with WholeNetworks(timings, original, (options.latency_batch or 1, *graph.input_shape), reporter) as networks:
+        return _Planner(timings, graph, curves, cost, counted, networks, options, rules, reporter).run()
+
+
+def latency_model(
+    path: Path, options: DecomposeOptions, graph: NetworkGraph, original: nn.Module, device: torch.device,
+    reporter: Reporter,
+) -> tuple[Timings, LatencyCost]:  # fmt: skip
+    """Times of a network, measured or read from ``latency.json``, and the cost model that they make.
+
+    Parameters and errors as for :func:`allocate_for_latency`.
     """
     assert options.latency_batch is not None and options.latency_layout is not None  # as cost is latency
     assert options.runtime is not None
@@ -131,16 +145,17 @@ def allocate_for_latency(
     timings.keep_prepared(original, shape)
     cost = latency_cost(timings, graph, reporter)
     if original is not graph.module:
-        times = timings.compare({"original": original, "narrowed": graph.module}, shape)
-        alone = times["original"] / times["narrowed"]
-        reporter.step(f"measured speed-up of the narrowed channel spaces alone: {alone:.2f}x")
+        times = timings.compare({"original": original, "smaller": graph.module}, shape)
+        alone = times["original"] / times["smaller"]
+        reporter.step(f"measured speed-up before the layers get their sizes: {alone:.2f}x")
         if alone > MOST * options.speedup:
-            rule = f"the narrowed channel spaces alone were measured {alone:.2f}x as fast, more than the target"
-            fix = "keep a larger share of their channels, or raise the target"
-            raise TargetError("--coupled", rule, got=f"{options.speedup:g}x", fix=fix)
+            name, what, fix = "--coupled", "narrowed channel spaces", "keep a larger share of their channels"
+            if not options.coupled:
+                name, what, fix = "--leave-out", "blocks that are left out", "leave out fewer of them"
+            rule = f"the {what} alone were measured {alone:.2f}x as fast, more than the target"
+            raise TargetError(name, rule, got=f"{options.speedup:g}x", fix=f"{fix}, or raise the target")
         cost.total *= alone
-    with WholeNetworks(timings, original, shape, reporter) as networks:
-        return _Planner(timings, graph, curves, cost, counted, networks, options, rules, reporter).run()
+    return timings, cost
 
 
 @dataclass(eq=False)
@@ -327,6 +342,8 @@ class _Planner:
         fix = "lower the target or lift a limit"
         if options.coupled is None and whole_spaces(self.graph)[0]:
             fix += ", or narrow whole channel spaces too (--coupled 0.75)"
+        if not options.leave_out and residual_branches(self.graph):
+            fix += ", or leave out residual blocks (--leave-out auto)"
         return TargetError(
             "--speedup", f"at most {fastest.speedup:.2f}x was measured with the smallest sizes, {held}",
             got=f"{options.speedup:g}x", fix=fix,

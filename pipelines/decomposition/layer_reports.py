@@ -23,9 +23,11 @@ FAR = 2.0
 def announce(plan: Plan, graph: NetworkGraph, reporter: Reporter) -> None:
     """Say what the plan reaches; as details the sizes of each layer, and the steps that cannot be applied and why."""
     width = max(len(layer.name) for layer in graph.layers)
-    changed = sum(item.treated for item in plan.layers)
-    reporter.step(f"plan: {plan.words()}; changes {changed} of {len(plan.layers)} layers")
-    for item in plan.layers:
+    there = [item for item in plan.layers if item.layer in {layer.name for layer in graph.layers}]
+    changed = sum(item.treated for item in there)
+    without = f", without the blocks {', '.join(plan.left_out)}" if plan.left_out else ""
+    reporter.step(f"plan: {plan.words()}; changes {changed} of {len(there)} layers{without}")
+    for item in there:
         reasons = reason_words(item.left_alone)
         option = f"  [{item.limits['skip']}]" if "skip" in item.limits else ""
         reporter.detail(f"  {item.layer:<{width}}  {item.words()}{option}" + (f"  ({reasons})" if reasons else ""))

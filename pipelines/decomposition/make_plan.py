@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from torch import nn
+
 from decomp.allocation.choices import plan_cost
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.local_search import LOWEST_SHARE
 from decomp.allocation.objective import for_steps, objective_curves
-from decomp.allocation.plan import Plan
+from decomp.allocation.plan import LayerPlan, Plan
 from decomp.allocation.target import Allocation, OutOfReach, allocate
 from decomp.cost.models import counted_model
 from decomp.errors import MissingError, UsageError, near_miss
@@ -31,6 +33,10 @@ from .rules import LayerRules, layer_rules
 from .session import SurveyedRun
 from .shared_channels import check_widths, widths_for_share
 from .target_errors import out_of_reach
+
+#: Shares of the channels of whole spaces that are tried beside all of them.
+SHARES = (0.875, 0.75, 0.5)
+FIX = "leave one of them out"
 
 
 def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOptions:
@@ -61,11 +67,15 @@ def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOpti
         if options.runtime is not None:
             require_installed(options.runtime)
         return options
+    for name in ("coupled", "leave_out"):
+        if choices.get(name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError("--plan", f"contains the value of {option} itself", got=f"{option} beside it", fix=FIX)
     if choices.get("runtime") is not None:
         require_same_runtime(plan, choices["runtime"], "the plan")
     if choices.get("speedup") is not None:
         got = f"--speedup {choices['speedup']}"
-        raise UsageError("--plan", "says the speed-up itself", got=got, fix="leave one of them out")
+        raise UsageError("--plan", "says the speed-up itself", got=got, fix=FIX)
     of_plan = {
         "speedup": plan.speedup, "steps": plan.steps, "allocation": plan.allocation, "cost": plan.cost,
         "multiple": plan.multiple, "plan": digest_json(plan.to_json()),
@@ -109,17 +119,17 @@ def _made(
         write_json(run.plan_json, check_plan(given, surveyed, "the plan", reporter).to_json())
     if run.plan_json.is_file():
         return check_plan(read_plan(run.plan_json), surveyed, str(run.plan_json), reporter)
-    rules = _rules(options, surveyed.graph)
-    curves = _curves(options, surveyed)
+    rules = plan_rules(options, surveyed.graph)
+    curves = plan_curves(options, surveyed)
     if options.cost == "latency":
         allocation = allocate_for_latency(
             run.latency_json, options, surveyed.graph, curves, rules.rules,
             counted=counted_model("macs", surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost),
-            original=surveyed.opened.original if surveyed.narrowed.widths else surveyed.graph.module,
+            original=timed_original(surveyed),
             device=surveyed.opened.device, reporter=reporter,
         )  # fmt: skip
     else:
-        allocation = _allocate(options, surveyed, curves, rules)
+        allocation = allocate_counted(options, surveyed, curves, rules)
     plan = _assemble(options, surveyed, allocation, rules)
     for note in plan.notes:
         reporter.warn(note)
@@ -127,17 +137,17 @@ def _made(
     return plan
 
 
-def space_widths(
+def space_candidates(
     run: RunDirectory, options: DecomposeOptions, plan: Plan | None, graph: NetworkGraph
-) -> Mapping[str, int]:
-    """Channel spaces to narrow as a whole, with their numbers of remaining channels.
+) -> dict[float, Mapping[str, int]]:
+    """Channel spaces to narrow as a whole, with their numbers of remaining channels, by the share that they keep.
 
     Parameters
     ----------
     run : RunDirectory
         Its plan.json decides, if there is one.
     options : DecomposeOptions
-        Give the share where there is no plan.
+        Give the share where there is no plan; with `AUTO` there are several candidates.
     plan : decomp.allocation.plan.Plan or None
         From a file that the caller has given.
     graph : decomp.graph.network_graph.NetworkGraph
@@ -152,13 +162,21 @@ def space_widths(
         plan, name = read_plan(run.plan_json), str(run.plan_json)
     if plan is not None:
         check_widths(plan.spaces, graph, name)
-        return plan.spaces
+        return {1.0: plan.spaces}
     if options.coupled is None:
-        return {}
+        return {1.0: {}}
     if options.max_layer_speedup is not None:
         rule = "narrows by counted cost, layers together"
         raise UsageError("--coupled", rule, got="--max-layer-speedup", fix="leave one out")
-    return widths_for_share(graph, options.coupled, _rules(options, graph).rules)
+    rules = plan_rules(options, graph).rules
+    if not isinstance(options.coupled, str):
+        return {options.coupled: widths_for_share(graph, options.coupled, rules)}
+    found: dict[float, Mapping[str, int]] = {}
+    for share in (1.0, *SHARES):
+        widths = widths_for_share(graph, share, rules)
+        if widths not in found.values():
+            found[share] = widths
+    return found
 
 
 def require_reachable(options: DecomposeOptions, surveyed: SurveyedRun) -> None:
@@ -168,9 +186,9 @@ def require_reachable(options: DecomposeOptions, surveyed: SurveyedRun) -> None:
     ------
     TargetError, UsageError
     """
-    rules, curves = _rules(options, surveyed.graph), _curves(options, surveyed)
-    if options.cost != "latency":
-        _allocate(options, surveyed, curves, rules)
+    rules, curves = plan_rules(options, surveyed.graph), plan_curves(options, surveyed)
+    if options.cost != "latency" and not options.leave_out:  # without blocks more can be reached
+        allocate_counted(options, surveyed, curves, rules)
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
@@ -195,28 +213,42 @@ def check_plan(plan: Plan, surveyed: SurveyedRun, name: str, reporter: Reporter)
     TargetError
         It does not fit the network, or was made by latency for another device.
     """
-    plan.validate(surveyed.graph, name)
+    plan.validate(surveyed.graph, name, surveyed.narrowed.left_out_layers)
     if plan.latency:
         require_same_device(plan, surveyed.opened.device, name, reporter)
     return _with_costs(plan, surveyed)
 
 
-def _rules(options: DecomposeOptions, graph: NetworkGraph) -> LayerRules:
+def plan_rules(options: DecomposeOptions, graph: NetworkGraph) -> LayerRules:
+    """Rules that the options give for the layers of a network."""
     return layer_rules(
         graph, skip=options.skip, keep_first=options.keep_first, max_layer_speedup=options.max_layer_speedup,
         multiple=options.multiple,
     )  # fmt: skip
 
 
-def _curves(options: DecomposeOptions, surveyed: SurveyedRun) -> dict[str, LayerCurves]:
+def plan_curves(options: DecomposeOptions, surveyed: SurveyedRun) -> dict[str, LayerCurves]:
     """Loss of every size of every layer, of the allowed steps."""
     curves = objective_curves(options.allocation, surveyed.survey.own, surveyed.survey.output)
     return for_steps(curves, surveyed.graph, options.steps)
 
 
-def _allocate(
+def timed_original(surveyed: SurveyedRun) -> nn.Module:
+    """The network against which others are timed; not the graph's own where channels or blocks have gone before."""
+    changed = surveyed.narrowed.widths or surveyed.narrowed.left_out
+    return surveyed.opened.original if changed else surveyed.graph.module
+
+
+def allocate_counted(
     options: DecomposeOptions, surveyed: SurveyedRun, curves: Mapping[str, LayerCurves], rules: LayerRules
 ) -> Allocation:
+    """Sizes for a target in multiply-accumulates or parameters.
+
+    Raises
+    ------
+    TargetError
+        It is out of reach; says the maximum and its causes, in the words of the options.
+    """
     cost = counted_model(
         options.cost, surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost
     )  # fmt: skip
@@ -233,10 +265,15 @@ def _allocate(
 
 def _assemble(options: DecomposeOptions, surveyed: SurveyedRun, allocation: Allocation, rules: LayerRules) -> Plan:
     allocator = allocation.allocator
-    layers = [replace(item, limits=rules.of_layer(name)) for name, item in allocation.plans.items()]
+    plans, known = allocation.plans, rules.of_layer
+    # Also the layers of blocks that are left out, so that a block is taken back by its name alone.
+    layers = [
+        replace(plans.get(layer.name, LayerPlan(layer.name)), limits=known(layer.name))
+        for layer in surveyed.opened.graph.layers
+    ]
     plan = Plan(
         options.speedup, options.steps, options.allocation, layers, cost=options.cost, multiple=options.multiple,
-        spaces=dict(surveyed.narrowed.widths), latency=allocation.latency,
+        spaces=dict(surveyed.narrowed.widths), left_out=list(surveyed.narrowed.left_out), latency=allocation.latency,
     )  # fmt: skip
     reached, multiple = allocator.total / allocation.cost, allocator.rules.multiple
     if reached * LOWEST_SHARE > allocation.speedup:

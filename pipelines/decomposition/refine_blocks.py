@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,12 +94,13 @@ def _refined(surveyed: SurveyedRun, solved: SolvedLayers, reporter: Reporter) ->
     blocks, reports = find_blocks(graph, LEAST_LAYERS), list[dict[str, Any]]()
     judge, weights_before = _Judge(opened, theirs), list[tuple[BlockOf, dict[str, Tensor]]]()
     divergence = judge.divergence(ours)
-    fitted, unseen = _images(opened, blocks, theirs)
+    originals = [_in_original(block, theirs) for block in blocks] if surveyed.narrowed.left_out else blocks
+    fitted, unseen = _images(opened, originals, theirs)
     unit = "block" if len(blocks) == 1 else "blocks"
     with reporter.progress(len(blocks), LABEL, unit) as progress, part(LABEL):
         for number, block in enumerate(blocks):
             path, at_a_time = run.block_file(number), opened.memory.limits.batch_size
-            own, original = (BlockOf(network, block, at_a_time) for network in (ours, theirs))
+            own, original = BlockOf(ours, block, at_a_time), BlockOf(theirs, originals[number], at_a_time)
             behind = [original.of_all(values.theirs) for values in (fitted, unseen)]
             weights_before.append((own, own.weights()))
             if not path.is_file():
@@ -132,6 +133,13 @@ def _refined(surveyed: SurveyedRun, solved: SolvedLayers, reporter: Reporter) ->
     found |= {"kept": after < divergence, "blocks": reports}
     reporter.step(summary(found))
     return found
+
+
+def _in_original(block: Block, original: fx.GraphModule) -> Block:
+    """The block with all calls of the original between the same two values, also those that were left out."""
+    names = [node.name for node in original.graph.nodes]
+    between = names[names.index(block.source) + 1 : names.index(block.target) + 1]
+    return replace(block, nodes=tuple(between))
 
 
 def _columns(surveyed: SurveyedRun, solved: SolvedLayers) -> dict[str, Tensor]:

@@ -33,6 +33,9 @@ from .memory import StageMemory, measure, problem_bytes, row_bytes, set_limits
 from .shared_channels import choose_channels
 from .survey import survey_network
 
+#: File with the channels that stay in narrowed channel spaces.
+SPACES = "spaces.json"
+
 
 @dataclass(frozen=True, eq=False)
 class OpenedRun:
@@ -63,7 +66,7 @@ class OpenedRun:
 
 @dataclass(frozen=True, eq=False)
 class NarrowedRun:
-    """The copy after whole channel spaces have lost channels; the same as opened where none has.
+    """The copy after whole channel spaces have lost channels, and blocks have gone; as opened where none has.
 
     Attributes
     ----------
@@ -78,6 +81,10 @@ class NarrowedRun:
         Remaining output channels of the layers that lost some.
     edited : tuple of str
         Paths of the modules that were exchanged.
+    left_out : tuple of str
+        Residual blocks without which the network goes on, see :mod:`decomp.pipelines.decomposition.left_out`.
+    left_out_layers : tuple of str
+        Their layers.
     """
 
     graph: NetworkGraph
@@ -86,6 +93,8 @@ class NarrowedRun:
     channels: Mapping[str, list[int]]
     remaining_outputs: Mapping[str, Tensor]
     edited: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    left_out_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +163,9 @@ def open_run(
         yield OpenedRun(run, frozen, original, graph, cost, stage_memory, device)
 
 
-def narrow(opened: OpenedRun, widths: Mapping[str, int], *, reporter: Reporter) -> NarrowedRun:
+def narrow(
+    opened: OpenedRun, widths: Mapping[str, int], *, folder: Path | None = None, reporter: Reporter
+) -> NarrowedRun:
     """Narrow whole channel spaces of the traced network.
 
     Parameters
@@ -163,6 +174,8 @@ def narrow(opened: OpenedRun, widths: Mapping[str, int], *, reporter: Reporter) 
         Modules of its graph are exchanged.
     widths : dict of str to int
         Channel space to its number of remaining channels; empty leaves the network as it is.
+    folder : Path, optional
+        For the choice of the channels; ``layers`` of the run where not given.
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Returns
@@ -173,7 +186,7 @@ def narrow(opened: OpenedRun, widths: Mapping[str, int], *, reporter: Reporter) 
     if not widths:
         return NarrowedRun(graph, opened.cost.per_layer, {}, {}, {}, ())
     channels = choose_channels(
-        opened.run.layers_dir / "spaces.json", widths, opened.frozen, graph,
+        (folder or opened.run.layers_dir) / SPACES, widths, opened.frozen, graph,
         device=opened.device, memory=opened.memory, reporter=reporter,
     )  # fmt: skip
     remaining = kept_outputs(graph, channels)
@@ -183,7 +196,9 @@ def narrow(opened: OpenedRun, widths: Mapping[str, int], *, reporter: Reporter) 
     return NarrowedRun(after, per_layer, dict(widths), channels, remaining, tuple(edited))
 
 
-def survey(opened: OpenedRun, narrowed: NarrowedRun, *, sampler: bool = True, reporter: Reporter) -> SurveyedRun:
+def survey(
+    opened: OpenedRun, narrowed: NarrowedRun, *, sampler: bool = True, path: Path | None = None, reporter: Reporter
+) -> SurveyedRun:
     """Measure the error of every size of every layer, or read an earlier survey of the run.
 
     Parameters
@@ -193,6 +208,8 @@ def survey(opened: OpenedRun, narrowed: NarrowedRun, *, sampler: bool = True, re
     sampler : bool
         Whether layers may read a subset of channels that other layers need too. The survey is made with samplers in
         any case, so that both settings share one.
+    path : Path, optional
+        Of the file; ``curves.npz`` of the run where not given.
     reporter : decomp.pipelines.console.reporter.Reporter
 
     Returns
@@ -201,7 +218,7 @@ def survey(opened: OpenedRun, narrowed: NarrowedRun, *, sampler: bool = True, re
     """
     graph = narrowed.graph
     result = survey_network(
-        opened.run.curves, opened.frozen, graph, remaining_outputs=narrowed.remaining_outputs,
+        path or opened.run.curves, opened.frozen, graph, remaining_outputs=narrowed.remaining_outputs,
         device=opened.device, memory=opened.memory, reporter=reporter,
     )  # fmt: skip
     if not sampler:

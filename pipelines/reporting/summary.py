@@ -142,13 +142,14 @@ def layer_summaries(
         Of the layers that were fitted.
     """
     before, after = cost(original, shape).per_layer, cost(network, shape).per_layer
-    layers = []
+    layers, modules = [], dict(network.named_modules(remove_duplicate=False))
     for name, macs in before.items():
         if not has_channels(original, name):
             module = dict(original.named_modules()).get(name)
             layers.append(LayerSummary.unchanged(name, macs, 0 if module is None else _params(module)))
             continue
-        old, new = original.get_submodule(name), network.get_submodule(name)
+        # Of a branch that is gone, nothing may be left.
+        old, new = original.get_submodule(name), modules.get(name, nn.Identity())
         layers.append(
             LayerSummary(
                 layer=name,

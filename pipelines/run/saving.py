@@ -143,7 +143,7 @@ def _traced(module: nn.Module, record: Mapping[str, Any], leaves: list[str]) -> 
         holder, _, attribute = name.rpartition(".")
         state[name] = getattr(module.get_submodule(holder), attribute)
     traced = build_graph(graph, state, type(module).__name__, module)
-    traced.meta["forwards"] = network_file.forwards(record)
+    traced.meta.update(forwards=network_file.forwards(record), left_out=network_file.left_out(record))
     return traced
 
 

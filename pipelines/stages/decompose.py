@@ -29,10 +29,11 @@ from ..decomposition.emission import checked_cost, emit, unused_work
 from ..decomposition.gather import ProblemGatherer
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce, more_images, planned_layers
-from ..decomposition.make_plan import decompose_options, make_plan, read_plan, space_widths
+from ..decomposition.make_plan import decompose_options, make_plan, read_plan, space_candidates
 from ..decomposition.memory import work_words
+from ..decomposition.plan_search import surveyed_run, with_blocks_left_out
 from ..decomposition.rehearsal import rehearse
-from ..decomposition.session import OpenedRun, SurveyedRun, narrow, open_run, survey
+from ..decomposition.session import OpenedRun, SurveyedRun, open_run
 from ..distributed.process_group import count, exchanged_bytes, number, total
 from ..measure import fidelity, sanity
 from ..measure.devices import pick_device
@@ -123,7 +124,8 @@ def decompose(
     recovery: bool = True,
     sampler: bool = True,
     refine_blocks: bool = False,
-    coupled: float | None = None,
+    coupled: float | str | None = None,
+    leave_out: str | Sequence[str] = (),
     device: str = "auto",
     plan_only: bool = False,
     source_run: PathLike | None = None,
@@ -178,9 +180,11 @@ def decompose(
     refine_blocks : bool
         Train the weights of a few layers at a time towards the original's maps, without labels, see
         :mod:`decomp.pipelines.decomposition.refine_blocks`; the result is kept where held-out images gain by it.
-    coupled : float, optional
+    coupled : float or 'auto', optional
         Share of the channels that stay in whole spaces that several layers write or read (residual streams), in
-        (0, 1]; without it they stay whole. plan.json can give each space a number of its own.
+        (0, 1], all if None; 'auto' tries some. plan.json can give each space a number of its own.
+    leave_out : str or sequence of str
+        Residual blocks that go: paths of their last layers or of modules around them, patterns, or 'auto'.
     device : {'auto', 'cpu', 'cuda'}
     plan_only : bool
         Stop when plan.json is written.
@@ -210,7 +214,7 @@ def decompose(
         given, speedup=speedup, steps=steps, selector=selector, allocation=allocation, cost=cost, multiple=multiple,
         skip=skip, keep_first=keep_first, max_layer_speedup=max_layer_speedup, latency_batch=latency_batch,
         latency_layout=latency_layout, runtime=runtime, activation_aware=activation_aware, refine=refine,
-        recovery=recovery, sampler=sampler, refine_blocks=refine_blocks, coupled=coupled,
+        recovery=recovery, sampler=sampler, refine_blocks=refine_blocks, coupled=coupled, leave_out=leave_out,
     )  # fmt: skip
     target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
@@ -268,15 +272,15 @@ def _plan(
         record["plan_digest"] = before["plan_digest"]
     run.update_config("decompose", record)
     try:
-        widths = space_widths(run, options, given, opened.graph)
+        candidates = space_candidates(run, options, given, opened.graph)
         reporter.phase(SURVEY)
         if is_new and number() == 0:
-            rehearsed = rehearse(opened, options, widths, original=original)
+            rehearsed = rehearse(opened, options, list(candidates.values())[-1], original=original)
             if rehearsed.into is False:
                 reporter.warn(f"the result may be a traced network: one of random sizes {rehearsed.words()}")
-        narrowed = narrow(opened, widths, reporter=reporter)
-        surveyed = survey(opened, narrowed, sampler=options.sampler, reporter=reporter)
+        surveyed = surveyed_run(opened, candidates, options, reporter)
         reporter.phase(PLAN)
+        surveyed = with_blocks_left_out(run, options, given, surveyed, reporter)
         plan = make_plan(run, options, surveyed, given=given if is_new else None, reporter=reporter)
     except DecompError:
         if not run.plan_json.is_file():
@@ -311,7 +315,8 @@ def _solve(
         device=opened.device, recovery=options.recovery, remaining_outputs=narrowed.remaining_outputs,
         memory=opened.memory,
     )  # fmt: skip
-    asked = {name: value for name, value in options.to_json().items() if name != "refine_blocks"}  # layers are the same
+    # The layers are the same without the one, and the plan says what the other one found.
+    asked = {key: value for key, value in options.to_json().items() if key not in ("refine_blocks", "leave_out")}
     parent = digest_json({
         "plan": plan.to_json(), "asked": asked, "frozen": opened.frozen.content,
         "spaces": narrowed.channels,
@@ -332,8 +337,7 @@ def _solve(
     return solved
 
 
-# The layers are solved when the following checks are made. None of them may lose what is right: each says what it
-# found, and the network is written and recorded.
+# The layers are solved now. None of the checks below may lose them: each says what it found, and the work is recorded.
 
 
 @part("files")

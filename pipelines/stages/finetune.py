@@ -343,6 +343,8 @@ def _insert_batchnorm(
     structure = read_structure(run.original_dir)
     pairs = structure["meta"].get("normalised")  # there are other edits too: modules exchanged for plain ones
     layers = [edit["module"] for edit in structure["edits"]] if pairs is None else [layer for layer, _ in pairs]
+    there = dict(network.named_modules(remove_duplicate=False))
+    layers = [layer for layer in layers if layer in there]  # not those of blocks that were left out
     paths = insert_batchnorm(network, layers, recipe, len(task.train), task.batches, device)
     if paths:
         reporter.step(

@@ -143,9 +143,39 @@ class Upward(nn.Module):
         return self.head(torch.relu(self.again(torch.relu(self.hidden(x)))).mean((2, 3)))
 
 
+class Basic(nn.Module):
+    """Two convolutions with normalisations, added in place to the input or its projection, and a ReLU in place."""
+
+    def __init__(self, n_in, n_out, stride=1):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out)
+        self.conv2, self.bn2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)
+        self.relu, self.projection = nn.ReLU(inplace=True), None
+        if stride > 1 or n_in != n_out:
+            self.projection = nn.Conv2d(n_in, n_out, 1, stride)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x if self.projection is None else self.projection(x)
+        return self.relu(out)
+
+
+class Blocks(nn.Module):
+    """Three residual blocks, the last one behind a projection of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True)
+        self.a, self.b, self.c = Basic(8, 8), Basic(8, 8), Basic(8, 12, 2)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.head(self.c(self.b(self.a(self.relu(self.stem(x))))).mean((2, 3)))
+
+
 NETWORKS = {
     "plain": plain, "residual": Residual, "inverted": Inverted, "dense": Dense, "grouped": Grouped,
-    "mirrored": Mirrored, "upward": Upward,
+    "mirrored": Mirrored, "upward": Upward, "blocks": Blocks,
 }  # fmt: skip
 
 

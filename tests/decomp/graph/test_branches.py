@@ -4,7 +4,7 @@ import torch
 from small_graphs import INPUT, make
 from torch import nn
 
-from decomp.graph.branches import residual_branches, without_branches
+from decomp.graph.branches import reason_to_stay, residual_branches, without_branches
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 
@@ -57,3 +57,11 @@ def test_a_branch_that_something_else_reads_or_that_goes_round_its_inner_space_i
     assert names("alone") == ["b"]
     assert names("inner") == names("last") == names("shared") == names("skipping") == []
     assert names("gated") == []  # b gives its bias without inner channels, and the gate still depends on the image
+
+
+def test_the_reason_for_which_a_module_is_in_no_branch_that_can_go_is_told():
+    graph = graph_of(Read("inner"), (3, 4, 4))
+    assert reason_to_stay(graph, "nothing") == "is no module of this network"
+    assert reason_to_stay(graph, "stem").startswith("is not added to a shortcut")
+    assert reason_to_stay(graph, "b").startswith("shares its branch with others")
+    assert reason_to_stay(graph, "c") == "is added to a value of another shape"

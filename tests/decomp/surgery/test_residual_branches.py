@@ -19,7 +19,7 @@ from decomp.pipelines.pruning.emission import emit
 from decomp.pipelines.pruning.plan_file import PruningPlan, prune_options
 from decomp.pipelines.pruning.removal import remove
 from decomp.pipelines.pruning.unfolded import folded_copy, unfolded
-from decomp.surgery.residual_branches import removable
+from decomp.surgery.residual_branches import cut_branches, removable, remove_branches
 
 
 class Basic(nn.Module):
@@ -183,3 +183,63 @@ def test_only_a_branch_beside_a_shortcut_that_is_zero_at_zero_can_go(sigmoid):
     plan = PruningPlan({"a": []}, {"a": 8})
     with pytest.raises(decomp.errors.TargetError, match="a must keep a channel: it is not inside a residual branch"):
         pruned(randomise(Two(sigmoid)).eval(), plan)
+
+
+def cut(network, *names):
+    traced = trace(network.eval(), "net", (), SHAPE)
+    graph = NetworkGraph(traced, SHAPE)
+    branches = [branch for branch in removable(graph, residual_branches(graph)) if branch.name in names]
+    assert [branch.name for branch in branches] == list(names)
+    return traced, branches, cut_branches(traced, branches)
+
+
+CUT = {
+    "identity": (basic, ["a.bn2"]),
+    "projection": (basic, ["b.bn2"]),
+    "neighbours": (basic, ["a.bn2", "b.bn2", "c.bn2"]),
+    "pre-activation": (lambda: preactivation(Plain(16), Plain(16), Plain(16)), ["block0.conv2", "block1.conv2"]),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_branch_that_is_cut_gives_what_zeros_in_its_place_give_and_nothing_of_it_is_left(name):
+    make, names = CUT[name]
+    network = make()
+    traced, branches, made = cut(network, *names)
+    zeros = trace(network, "net", (), SHAPE)
+    remove_branches(zeros, dict.fromkeys(path for branch in branches for path in branch.layers))
+    with torch.no_grad():
+        assert torch.equal(made(images()), zeros(images()))
+        assert torch.equal(traced(images()), network(images()))  # the network itself is not changed
+    gone = {path for branch in branches for path in branch.layers}
+    assert gone.isdisjoint(dict(made.named_modules())) and gone == set(made.meta["left_out"])
+    assert len(made.graph.nodes) < len(traced.graph.nodes) and made.training is False
+    before, after = cost(traced, SHAPE), cost(made, SHAPE)
+    assert after.macs == before.macs - sum(n for path, n in before.per_layer.items() if path in gone)
+    assert sum(p.numel() for p in made.parameters()) == sum(
+        p.numel() for path, p in traced.named_parameters() if path.rpartition(".")[0] not in gone
+    )
+
+
+def test_a_relu_behind_the_sum_goes_where_the_shortcut_ends_in_one_and_stays_behind_a_projection():
+    def relus(network):
+        return sum(node.op == "call_module" and "relu" in str(node.target) for node in network.graph.nodes)
+
+    traced, _, made = cut(basic(), "a.bn2")
+    assert relus(traced) - relus(made) == 2  # inside the branch, and behind the sum
+    traced, _, made = cut(basic(), "b.bn2")
+    assert relus(traced) - relus(made) == 1
+
+
+def test_a_network_without_a_branch_goes_to_files_and_back_and_into_its_class(tmp_path):
+    network = basic()
+    traced, _, made = cut(network, "a.bn2")
+    folder = network_file.save(made, tmp_path / "net", edited=list(made.meta["left_out"]), input_shape=SHAPE)
+    alone, into = decomp.load(folder), decomp.load(folder, into=basic())
+    assert torch.equal(alone(images()), made(images())) and "a.conv1" not in dict(alone.named_modules())
+    torch.testing.assert_close(into(images()), made(images()), rtol=1e-6, atol=1e-6)
+    assert type(into.a.conv1).__name__ == "Zeros"
+    again = network_file.save(alone, tmp_path / "again", edited=list(made.meta["left_out"]), input_shape=SHAPE)
+    assert network_file.read_structure(again)["edits"] == network_file.read_structure(folder)["edits"]
+    saved = decomp.save(into, tmp_path / "from_class")
+    assert torch.equal(decomp.load(saved)(images()), made(images()))

@@ -33,8 +33,8 @@ FULL = {
         "--run r --speedup 2.5x --cost latency --batch-size 3 --layout channels-last --runtime compile "
         "--allocation uniform --steps prune,spatial --multiple 4 --skip a --skip b.* --keep-first "
         "--max-layer-speedup 6.5 --selector lasso "
-        "--linear --no-refine --no-recovery --no-sampler --refine-blocks --coupled 0.75 --plan-only "
-        "--from other --redo --memory 1GB --device cpu",
+        "--linear --no-refine --no-recovery --no-sampler --refine-blocks --coupled 0.75 --leave-out b "
+        "--leave-out c.* --plan-only --from other --redo --memory 1GB --device cpu",
         ("r",),
         {
             "speedup": 2.5, "cost": "latency", "latency_batch": 3, "latency_layout": "channels-last",
@@ -42,6 +42,7 @@ FULL = {
             "allocation": "uniform", "steps": ("spatial", "prune"), "multiple": 4, "skip": ("a", "b.*"),
             "keep_first": True, "max_layer_speedup": 6.5, "selector": "lasso", "activation_aware": False,
             "refine": False, "recovery": False, "sampler": False, "refine_blocks": True, "coupled": 0.75,
+            "leave_out": ("b", "c.*"),
             "plan_only": True, "plan": None,
             "source_run": "other", "redo": True, "memory": 10**9, "device": "cpu",
         },
@@ -184,7 +185,7 @@ def test_a_plan_is_taken_instead_of_a_speedup(monkeypatch, tmp_path):
     "option",
     [
         "--speedup 2", "--steps prune", "--allocation joint", "--cost macs", "--multiple 8", "--skip a", "--keep-first",
-        "--coupled 0.5", "--speedup 2,3",
+        "--coupled 0.5", "--coupled auto", "--leave-out auto", "--speedup 2,3",
     ],
 )  # fmt: skip
 def test_what_a_plan_contains_is_refused_beside_it(monkeypatch, option):

@@ -63,7 +63,7 @@ def test_every_allocation_makes_another_plan(run):
 
 # Options whose flag on the command line says the opposite.
 NEGATED = {"activation_aware": "linear", "refine": "no_refine", "recovery": "no_recovery", "sampler": "no_sampler"}
-COMPARED = {"freeze": 16, "decompose": 17, "finetune": 10, "train": 19, "evaluate": 4}
+COMPARED = {"freeze": 16, "decompose": 18, "finetune": 10, "train": 19, "evaluate": 4}
 
 
 def stage_of(name):
@@ -120,7 +120,8 @@ MISTAKES = {
     "multiple": (0, "--multiple: must be a whole number from 1, got 0."),
     "max_layer_speedup": (0.5, "--max-layer-speedup: must be a number from 1, got 0.5."),
     "latency_batch": (2.5, "--batch-size: must be a whole number from 1, got 2.5."),
-    "coupled": (1.5, "--coupled: must be a number above 0 and at most 1, got 1.5."),
+    "coupled": (1.5, "--coupled: must be a number above 0 and at most 1, or auto, got 1.5."),
+    "leave_out": (("auto", "b"), "--leave-out: must be auto alone, or names, got auto, b; leave one of them out."),
     "speedup": ("fast", "--speedup: must be a number above 1, got 'fast'; give for example 4x."),
     "skip": ([3], "--skip: must be a text that is not empty, got 3."),
     "refine": ("no", "refine: must be True or False, got 'no'."),

@@ -88,6 +88,17 @@ def test_numbers_come_in_their_type():
     assert parse.number("--x", float, 0, above=True, most=1)(1) == 1.0
 
 
+def test_a_word_is_accepted_in_place_of_a_number_or_of_names():
+    share = parse.number("--share", float, 0, above=True, most=1, word="auto")
+    assert share("auto") == "auto" and share("0.5") == 0.5
+    with pytest.raises(UsageError, match="--share: must be a number above 0 and at most 1, or auto, got 'Auto'"):
+        share("Auto")
+    names = parse.names_or_auto("--names", lambda value: tuple(value))
+    assert names(["auto"]) == ("auto",) and names(["a", "b"]) == ("a", "b") and names([]) == ()
+    with pytest.raises(UsageError, match="--names: must be auto alone, or names, got a, auto; leave one of them out"):
+        names(["a", "auto"])
+
+
 @pytest.mark.parametrize("given", ["0", 0, 1.001, "2"])
 def test_a_range_is_told(given):
     with pytest.raises(UsageError, match="--x: must be a number above 0 and at most 1, got "):

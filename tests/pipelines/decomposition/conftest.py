@@ -7,7 +7,7 @@ import pytest
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.freeze import freeze
-from tests.pipelines.digit_runs import Collected
+from tests.pipelines.digit_runs import Collected, make_run, planned
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +24,18 @@ def surveyed(tmp_path_factory):
 @pytest.fixture
 def vgg_run(surveyed, tmp_path):
     shutil.copytree(surveyed.path, tmp_path / "run")
+    return RunDirectory.open(tmp_path / "run")
+
+
+@pytest.fixture
+def blocks_run(frozen_runs, known_networks, tmp_path):
+    """A surveyed run of a network of three residual blocks, without a plan."""
+    folder, made = frozen_runs
+    if "surveyed blocks" not in made:
+        run = make_run(folder / "surveyed blocks", "blocks", n_images=100)
+        planned(run)
+        run.plan_json.unlink()
+        run.update_config("decompose", None)
+        made["surveyed blocks"] = run.path
+    shutil.copytree(made["surveyed blocks"], tmp_path / "run")
     return RunDirectory.open(tmp_path / "run")

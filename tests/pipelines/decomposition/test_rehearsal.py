@@ -12,7 +12,7 @@ from decomp.allocation.plan import limits
 from decomp.errors import DecompError
 from decomp.pipelines.console.options import DecomposeOptions
 from decomp.pipelines.decomposition import rehearsal
-from decomp.pipelines.decomposition.make_plan import space_widths
+from decomp.pipelines.decomposition.make_plan import space_candidates
 from decomp.pipelines.decomposition.rehearsal import rehearsal_plans, rehearse
 from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.stages import decompose as stage
@@ -72,7 +72,7 @@ def test_narrowed_spaces_and_layers_without_samplers_are_rehearsed(run, monkeypa
     monkeypatch.setattr(rehearsal, "emit", emit)
     with open_run(run, CPU) as opened:
         asked = options(steps=("prune",), coupled=0.5, sampler=False)
-        widths = space_widths(run, asked, None, opened.graph)
+        (widths,) = space_candidates(run, asked, None, opened.graph).values()
         assert rehearse(opened, asked, widths).into is True
     assert seen[0][0] == 4 and "stem" in seen[0][1]
 
@@ -98,8 +98,8 @@ def test_networks_of_unusual_names_pass(kind, monkeypatch):
 def test_a_class_that_does_not_take_the_network_is_told_before_the_survey(run, monkeypatch):
     order, told = [], Collected()
     told.warn = lambda message, **_: order.append(message)
-    real = stage.survey
-    monkeypatch.setattr(stage, "survey", lambda *a, **k: order.append("survey") or real(*a, **k))
+    real = stage.surveyed_run
+    monkeypatch.setattr(stage, "surveyed_run", lambda *a, **k: order.append("survey") or real(*a, **k))
     original = block()  # another class than that of the run
     result = decompose(run, speedup=2, original=original, reporter=told)
     assert order[0].startswith(
@@ -124,7 +124,7 @@ def test_what_cannot_work_is_refused_in_one_line_before_the_survey(run, monkeypa
         raise IndexError("index 14 is out of range")
 
     monkeypatch.setattr(rehearsal, name, fails)
-    monkeypatch.setattr(stage, "survey", None)
+    monkeypatch.setattr(stage, "surveyed_run", None)
     before = bytes_of(run)
     with pytest.raises(DecompError, match=words) as caught:
         decompose(run, speedup=2, reporter=Collected())

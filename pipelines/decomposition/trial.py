@@ -1,0 +1,118 @@
+"""Trial of a plan: its layers fitted in closed form, and the change of the outputs on held-out calibration images."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from decomp.allocation.choices import LayerPlans
+from decomp.graph.fitting_limits import FittingLimits
+from decomp.graph.network_graph import NetworkGraph
+from decomp.solvers.solve_layer import solve_layer
+from decomp.surgery.apply_solution import apply_solution
+from decomp.time_spent import part
+
+from ..console.options import DecomposeOptions
+from ..console.reporter import Reporter
+from ..distributed.process_group import from_first
+from ..run.calibration import fitted_images
+from ..run.outputs import frozen_outputs
+from .depthwise import refit_depthwise
+from .gather import ProblemGatherer
+from .session import OpenedRun, SurveyedRun
+
+#: Held-out images on which a plan is judged, at most.
+MOST_IMAGES = 1_000
+
+
+class Judge:
+    """Changes of the outputs of a network from those of the original, on held-out calibration images.
+
+    Parameters
+    ----------
+    opened : OpenedRun
+    """
+
+    def __init__(self, opened: OpenedRun) -> None:
+        self.opened, self.outputs = opened, frozen_outputs(opened.frozen)
+        first, last = fitted_images(opened.frozen.n_images), opened.frozen.n_images
+        self.places = range(first, min(last, first + MOST_IMAGES))
+        size = opened.memory.limits.batch_size
+        self._parts = [range(at, min(at + size, self.places.stop)) for at in range(first, self.places.stop, size)]
+        original = opened.original.to(opened.device)
+        self.wanted = [self._named(original, places) for places in self._parts]
+
+    def changes(self, network: nn.Module) -> Tensor:
+        """Change of the outputs for each image, float64; of several processes that of the first one."""
+        return from_first(lambda: self._changes(network))
+
+    @torch.no_grad()
+    def _changes(self, network: nn.Module) -> Tensor:
+        pairs = zip(self.wanted, self._parts)
+        return torch.cat([self.outputs.change(wanted, self._named(network, part)).cpu() for wanted, part in pairs])
+
+    @torch.no_grad()
+    def _named(self, network: nn.Module, places: range) -> dict[str, Tensor]:
+        x = self.opened.frozen.images(places.start, places.stop).to(self.opened.device)
+        self.opened.memory.count_passes(len(x))
+        return self.outputs.named(network(x), len(x))
+
+
+@part("trials of plans")
+def changes_of_plan(surveyed: SurveyedRun, plans: LayerPlans, options: DecomposeOptions, judge: Judge) -> Tensor:
+    """Change of the outputs for each held-out image when the layers have planned sizes.
+
+    The layers are fitted as for the result, but channels are chosen by backward elimination and nothing is refined.
+
+    Parameters
+    ----------
+    surveyed : SurveyedRun
+        Not changed.
+    plans : dict of str to LayerPlan
+    options : DecomposeOptions
+    judge : Judge
+
+    Returns
+    -------
+    torch.Tensor, shape (N,), float64
+    """
+    opened, before = surveyed.opened, surveyed.graph
+    fitting = FittingLimits(opened.frozen.n_images)
+    graph = NetworkGraph(
+        copy.deepcopy(before.module), before.input_shape, before.name, fitting=fitting, sampler=options.sampler
+    )  # fmt: skip
+    gatherer = ProblemGatherer(
+        opened.frozen, graph, metrics=surveyed.survey.metrics if options.refine else {}, device=opened.device,
+        recovery=options.recovery, remaining_outputs=surveyed.narrowed.remaining_outputs, memory=opened.memory,
+    )  # fmt: skip
+    for layer in graph.layers:
+        if not layer.recorded:
+            continue
+        if layer.depthwise:
+            solution, _ = refit_depthwise(gatherer, layer)
+        else:
+            solution, _ = solve_layer(
+                gatherer.problem(layer)[0], plans[layer.name], selector="backward",
+                activation_aware=options.activation_aware, refined=False,
+            )  # fmt: skip
+        apply_solution(graph.module, graph, solution)
+        selection, space = solution.selection, layer.input_space
+        if selection is not None and space is not None and not space.sampled:
+            gatherer.replay.narrow(graph.columns_kept(layer, selection.channels))
+    opened.memory.clear()
+    return judge.changes(graph.module)
+
+
+def is_better(one: Tensor, other: Tensor) -> bool:
+    """Whether the changes of one plan are smaller on the same images by more than the standard error of the mean."""
+    difference = other - one
+    error = float(difference.std(correction=0)) / math.sqrt(max(len(difference) - 1, 1))
+    return float(difference.mean()) > error
+
+
+def say_change(words: str, changes: Tensor, reporter: Reporter) -> None:
+    """One line about a trial."""
+    reporter.step(f"{words}: change of the outputs {float(changes.mean()):.3g} on {len(changes)} held-out images")
