@@ -132,7 +132,7 @@ class Moments:
         S = T.T @ self.S @ T
         return Moments(self.K, self.C @ T, (S + S.T) / 2, self.x_mean, self.y_mean @ T, self.n_rows, self.root)
 
-    def error(self, B: Tensor, metric: Tensor | None = None) -> float:
+    def error(self, B: Tensor, metric: Tensor | None = None, product: Tensor | None = None) -> float:
         r"""Relative squared error of ``Y ≈ X @ B + b`` with the best b.
 
         .. math:: \frac{tr F (S - 2 B^T C + B^T K B)}{tr F S}
@@ -142,6 +142,8 @@ class Moments:
         B : Tensor of shape (p, n)
         metric : Tensor of shape (n, n), optional
             F, symmetric positive semi-definite; None is the identity.
+        product : Tensor of shape (p, n), optional
+            K @ B where it is known.
 
         Returns
         -------
@@ -162,7 +164,7 @@ class Moments:
             S, weighted = S * F, B @ F
         total = float(S.sum() if metric is not None else S.trace())
         cross = float((weighted * self.C).sum())
-        fitted = float((weighted * self.times(B)).sum())
+        fitted = float((weighted * (self.times(B) if product is None else product)).sum())
         # Error that rounding of K alone can add for a B with parts in directions that the rows do not have.
         noise = NOISE * float(self.K.diagonal().sum()) * float(weighted.norm() * B.norm())
         squared, slack = total - 2 * cross + fitted, ROUNDING * (total + 2 * abs(cross) + abs(fitted)) + noise

@@ -236,6 +236,11 @@ def test_what_cannot_be_refined_is_refused():
     assert half_quadratic.why_linear(make().problem) is None
 
 
+def residual_of(problem, chain):
+    start = refine_module._start_of(problem.moments, chain.compose()[0], problem.metric)
+    return refine_module._Residual(problem.moments, start)
+
+
 @pytest.mark.parametrize("kind", ["split", "two"])
 @pytest.mark.parametrize("metric", [None, output_metric(6)])
 @pytest.mark.parametrize("n_rows", [60, 900])
@@ -245,7 +250,7 @@ def test_products_in_float32_lead_to_the_same_error(kind, metric, n_rows, monkey
     problem = dataclasses.replace(rows.problem, metric=metric)
     start = chains(problem)[kind]
     single = refine(problem, start)
-    assert refine_module._Residual(problem.moments, start, metric).start is not None
+    assert residual_of(problem, start).single
     monkeypatch.setattr(refine_module, "SHARP", float("inf"))
     double = refine(problem, start)
     errors = [found.report["refine"]["error"] for found in (single, double)]
@@ -255,7 +260,7 @@ def test_products_in_float32_lead_to_the_same_error(kind, metric, n_rows, monkey
 def test_residual_of_a_kernel_near_the_start_is_that_of_float64():
     problem = make(c=30, n_rows=900, dtype=torch.float32).problem
     start = spatial.split(problem, 4)
-    moments, residual = problem.moments, refine_module._Residual(problem.moments, start, None)
+    moments, residual = problem.moments, residual_of(problem, start)
     B = start.compose()[0].double().flatten(1).T
     near = B + 0.01 * torch.randn(B.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * B.std()
     exact, plain = moments.K @ near - moments.C, (moments.K.float() @ near.float()).double() - moments.C
@@ -266,6 +271,51 @@ def test_residual_of_a_kernel_near_the_start_is_that_of_float64():
 def test_an_exact_chain_and_few_inputs_stay_in_float64():
     exact = make(c=30, n_rows=900, noise=0.0)
     whole = FactoredConv.dense(exact.problem.weight, exact.problem.bias, exact.problem.geometry)
-    assert refine_module._Residual(exact.problem.moments, whole, None).start is None
+    assert not residual_of(exact.problem, whole).single
     small = make(c=4)
-    assert refine_module._Residual(small.problem.moments, spatial.split(small.problem, 2), None).start is None
+    assert not residual_of(small.problem, spatial.split(small.problem, 2)).single
+
+
+def started_from(rows, monkeypatch):
+    """The chains from which the rounds began, those that they found, and the error of each start."""
+    begun, found, errors = [], [], []
+    plain_targets, plain_refine = refine_module.activation_targets, refine_module.refine
+
+    def targets(problem, chain, penalty):
+        error, moments = plain_targets(problem, chain, penalty)
+        begun.append(chain)
+        errors.append(error)
+        return error, moments
+
+    def refined(*arguments, **options):
+        found.append(plain_refine(*arguments, **options))
+        return found[-1]
+
+    monkeypatch.setattr(refine_module, "activation_targets", targets)
+    monkeypatch.setattr(refine_module, "refine", refined)
+    best = refine_responses(rows.problem, spatial.split(rows.problem, 4))
+    return begun, found, errors, best
+
+
+def test_rounds_begin_ahead_of_the_chain_found_last(monkeypatch):
+    begun, found, errors, best = started_from(make(n=8, noise=0.4), monkeypatch)
+    assert begun[1] is found[0] and len(begun) > 2
+    for place in (0, 1):
+        one, two = (chain.factors[place].weight for chain in found[:2])
+        assert torch.allclose(begun[2].factors[place].weight, two + refine_module.MOMENTUM * (two - one))
+    bias = found[1].factors[1].bias + refine_module.MOMENTUM * (found[1].factors[1].bias - found[0].factors[1].bias)
+    assert torch.allclose(begun[2].factors[1].bias, bias) and begun[2].factors[0].bias is None
+    assert best.report["refine_responses"]["response_error"] == min(errors)
+
+
+def test_a_step_too_far_is_taken_back(monkeypatch):
+    monkeypatch.setattr(refine_module, "MOMENTUM", 30.0)
+    begun, found, errors, best = started_from(make(n=8, noise=0.4), monkeypatch)
+    assert errors[2] > errors[1] and begun[3] is found[1] and errors[3] < errors[1]
+    assert best.report["refine_responses"]["response_error"] == min(errors)
+
+
+def test_rounds_end_where_they_gain_little(monkeypatch):
+    monkeypatch.setattr(refine_module, "PATIENCE", 0.9)
+    begun, found, _, best = started_from(make(n=8, noise=0.4), monkeypatch)
+    assert len(begun) == 2 and len(found) == 1 and best.factors is found[0].factors
