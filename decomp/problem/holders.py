@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from decomp.exact_sum import ExactSum
+
+Found = TypeVar("Found")
 
 
 class Holders(Protocol):
@@ -21,6 +24,9 @@ class Holders(Protocol):
     def agreed(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Tensors as the first holder has them: other machines may round otherwise."""
 
+    def each(self, tasks: Sequence[Callable[[], Found]]) -> list[Found]:
+        """Results of functions that need no rows, each called by one holder; they hold no tensor of a GPU."""
+
 
 class Alone:
     """The one process that has all rows."""
@@ -32,6 +38,10 @@ class Alone:
     def agreed(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The same tensors."""
         return values
+
+    def each(self, tasks: Sequence[Callable[[], Found]]) -> list[Found]:
+        """Results of the functions."""
+        return [task() for task in tasks]
 
 
 ALONE = Alone()

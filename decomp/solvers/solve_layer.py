@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -73,7 +74,8 @@ def _chosen_and_fitted(
     """The channels that `choose` gives, and the least-squares fit on them where the choice needed it."""
     if selector != "best":
         return selection.select(problem, keep, selector=selector, seed=seed), None
-    candidates = [selection.select(problem, keep, selector=name) for name in TRIED]
+    select = partial(selection.select, problem, keep)
+    candidates = problem.holders.each([partial(select, selector=name) for name in TRIED])
     fits = [selection.reconstruct(problem, candidates[0])]
     for before, candidate in zip(candidates, candidates[1:]):
         same = torch.equal(before.channels, candidate.channels)

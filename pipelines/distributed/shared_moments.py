@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from decomp.exact_sum import ExactSum
 
-from .process_group import count, exact_total_for, from_number, joined, number
+from .process_group import count, exact_total_for, from_number, gathered, joined, number
 
 #: Entries of sums that are exchanged together: a process takes four times their bytes meanwhile.
 EXCHANGED = 1 << 22
 
 Found = TypeVar("Found", covariant=True)
+Result = TypeVar("Result")
 
 
 class Processes:
@@ -28,6 +29,14 @@ class Processes:
     def agreed(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Tensors of the first process, in the order in memory that they have here."""
         return tuple(from_number(0, value) for value in values)
+
+    def each(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Results of functions, each called by one process; they hold no tensor of a GPU."""
+        if count() == 1:
+            return [task() for task in tasks]
+        own = {place: task() for place, task in enumerate(tasks) if place % count() == number()}
+        found = {place: result for of_one in gathered(own) for place, result in of_one.items()}
+        return [found[place] for place in range(len(tasks))]
 
 
 class SumOfRows(Protocol[Found]):

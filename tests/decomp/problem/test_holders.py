@@ -10,5 +10,6 @@ def test_one_process_has_the_sums_of_its_own_rows():
         for term in terms:
             total.add(term)
     assert [value.tolist() for value in ALONE.summed(*sums)] == [[3.0, 4.0], 4.0]
+    assert ALONE.each([lambda: 3, lambda: "a"]) == [3, "a"]
     values = torch.ones(2), torch.tensor(3.0)
     assert all(one is other for one, other in zip(ALONE.agreed(*values), values))

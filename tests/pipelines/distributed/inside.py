@@ -128,7 +128,10 @@ def moments_together():
     sums = holders.summed(one, other)
     used = process_group.exchanged_bytes() - before
     (agreed,) = holders.agreed(torch.tensor([[1.0, 3.0], [2.0, 4.0]]).T * (1 if rank == 0 else rank * 7))
+    called = []
+    results = holders.each([lambda task=task: called.append(task) or task**2 for task in range(4)])
     return {
+        "each": [called, results, holders.each([])],
         "same bits": [torch.equal(getattr(whole, name), getattr(found, name)) for name in FIELDS],
         "rows": found.n_rows, "constant": [float(found.K[3].abs().max()), float(found.C[3].abs().max())],
         "exchanged": exchanged, "of the owner": None if of_owner is None else torch.equal(of_owner.K, whole.K),

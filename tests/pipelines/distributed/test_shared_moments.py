@@ -32,6 +32,11 @@ def test_holders_sum_tensors_of_any_shape_in_one_exchange_and_agree_on_the_first
         assert one["agreed"] == [[1.0, 2.0], [3.0, 4.0]] and one["strides"] == [1, 2], rank
 
 
+def test_each_of_several_functions_is_called_by_one_process_and_all_get_the_results(found):
+    for one, called in zip(found, ([0, 3], [1], [2])):
+        assert one["each"] == [called, [0, 1, 4, 9], []]
+
+
 def test_moments_of_channels_are_those_of_the_rows_of_all_processes(jobs):
     found = jobs.call(3, "inside:channel_moments_together")
     assert all(one["distances"] == [0.0] * 5 and one["rows"] == 50 and one["constant"] == 0.0 for one in found)
