@@ -96,6 +96,31 @@ class Outputs:
         changes = [divergence(wanted[entry.name], got[entry.name], entry) / entry.spread for entry in self.each]
         return torch.stack(changes).mean(0) if len(changes) > 1 else changes[0]
 
+    def loss(self, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Tensor:
+        """Loss of a network that is trained without labels: the mean change, with that of class scores themselves.
+
+        To the change of the outputs, every output of class scores adds the squared change of its scores over their
+        variance. A sure original has almost the same probabilities on all images of a class, and few images then say
+        little; its scores say more.
+
+        Parameters
+        ----------
+        wanted, got : mapping of str to torch.Tensor
+            As :meth:`change` takes them.
+
+        Returns
+        -------
+        torch.Tensor
+            A number, float64, with gradients of ``got``.
+        """
+        changes = [
+            squared_difference(_about_mean(wanted[entry.name]), _about_mean(got[entry.name])).mean() / entry.variance
+            for entry in self.each
+            if entry.kind == "scores"
+        ]
+        value = self.change(wanted, got).mean()
+        return value + torch.stack(changes).sum() / len(self.each) if changes else value
+
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data."""
         return [asdict(entry) for entry in self.each]
@@ -117,6 +142,11 @@ class Outputs:
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} of {'×'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def _about_mean(scores: Tensor) -> Tensor:
+    # A number that is added to all scores of an image changes no probability.
+    return scores - scores.mean(1, keepdim=True)
 
 
 def divergence(wanted: Tensor, got: Tensor, output: Output) -> Tensor:

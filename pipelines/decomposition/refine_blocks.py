@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,8 +31,9 @@ from .session import OpenedRun, SurveyedRun
 
 #: A block has so many layers or more.
 LEAST_LAYERS = 2
-#: Blends of two images for each fitted image, beside the images themselves.
-BLENDS = 4
+#: Blends of two images for each fitted image, beside the images themselves, where these are fewer than `ENOUGH_IMAGES`
+#: and no mixtures of them are recorded.
+BLENDS, ENOUGH_IMAGES = 4, 2000
 #: Adam steps of each block, and images of each step.
 STEPS, BATCH = 300, 32
 #: Held-out images on which errors are measured, at most.
@@ -40,17 +41,6 @@ MOST_UNSEEN = 500
 #: Fewer images than this for lack of memory: the block is left as it is.
 LEAST_IMAGES = 64
 LABEL = "refinement of the blocks"
-
-
-@dataclass
-class _Values:
-    """What crosses from one block to the next: of the compressed network and of the original, for the same images."""
-
-    ours: Tensor
-    theirs: Tensor
-
-    def pairs(self, behind: Tensor, columns: Tensor | None) -> Pairs:
-        return Pairs(self.ours, targets_of(behind, columns))
 
 
 def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Reporter) -> dict[str, Any]:
@@ -86,35 +76,18 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
 
 def _refined(surveyed: SurveyedRun, solved: SolvedLayers, reporter: Reporter) -> dict[str, Any]:
     """The same in one process."""
-    opened, graph = surveyed.opened, surveyed.graph
-    ours, run, parent = graph.module, opened.run, solved.digest
-    columns = _columns(surveyed, solved)
-    theirs = trace(opened.original, opened.frozen.meta["model"], opened.frozen.meta.get("leaves") or ())
-    theirs.to(opened.device)
-    blocks, reports = find_blocks(graph, LEAST_LAYERS), list[dict[str, Any]]()
-    judge, weights_before = _Judge(opened, theirs), list[tuple[BlockOf, dict[str, Tensor]]]()
-    divergence = judge.divergence(ours)
-    originals = [_in_original(block, theirs) for block in blocks] if surveyed.narrowed.left_out else blocks
-    fitted, unseen = _images(opened, originals, theirs)
+    opened, ours, parent = surveyed.opened, surveyed.graph.module, solved.digest
+    blocks, reports = find_blocks(surveyed.graph, LEAST_LAYERS), list[dict[str, Any]]()
+    weights_before = list[tuple[BlockOf, dict[str, Tensor]]]()
+    trainer = _Trainer(surveyed, solved, blocks)
+    divergence = trainer.divergence()
     unit = "block" if len(blocks) == 1 else "blocks"
     with reporter.progress(len(blocks), LABEL, unit) as progress, part(LABEL):
-        for number, block in enumerate(blocks):
-            path, at_a_time = run.block_file(number), opened.memory.limits.batch_size
-            own, original = BlockOf(ours, block, at_a_time), BlockOf(theirs, originals[number], at_a_time)
-            behind = [original.of_all(values.theirs) for values in (fitted, unseen)]
+        for place, block in enumerate(blocks):
+            path, own = opened.run.block_file(place), BlockOf(ours, block, opened.memory.limits.batch_size)
             weights_before.append((own, own.weights()))
             if not path.is_file():
-                report: dict[str, Any] = {"layers": list(block.layers)}
-                if len(fitted.ours) >= LEAST_IMAGES:
-                    stay = columns.get(block.target)
-                    pairs = fitted.pairs(behind[0], stay), unseen.pairs(behind[1], stay)
-                    generator = seeds.generator(opened.frozen.meta["seed"], "decompose", "block", block.target)
-                    size = min(BATCH, opened.memory.limits.backward_batch)
-                    report |= refine_block(
-                        own, *pairs, steps=STEPS, batch_size=size, generator=generator,
-                        judge=(lambda: judge.divergence(ours)) if block is blocks[-1] else None,
-                    )  # fmt: skip
-                    del pairs
+                report = trainer.train(own, block)
                 write_block(path, block.target, own.weights() if report.get("step") else {}, report, parent)
                 own.put(weights_before[-1][1])
             # Put in as read, like in a resumed run: the bytes of both are the same.
@@ -123,23 +96,17 @@ def _refined(surveyed: SurveyedRun, solved: SolvedLayers, reporter: Reporter) ->
             parent = digest_file(path)
             reports.append(report)
             reporter.detail(block_words(report))
-            fitted, unseen = (_Values(own.of_all(v.ours), out) for v, out in zip((fitted, unseen), behind))
+            trainer.advance(own, block)
             progress.update(1)
-    after = judge.divergence(ours)
+    after = trainer.divergence()
     if not after < divergence:
         for own, weights in weights_before:
             own.put(weights)
-    found: dict[str, Any] = {"divergence_before": divergence, "divergence_after": after, "images": judge.n_images}
+    found: dict[str, Any] = {"divergence_before": divergence, "divergence_after": after}
+    found["images"] = len(trainer.judge.places)
     found |= {"kept": after < divergence, "blocks": reports}
     reporter.step(summary(found))
     return found
-
-
-def _in_original(block: Block, original: fx.GraphModule) -> Block:
-    """The block with all calls of the original between the same two values, also those that were left out."""
-    names = [node.name for node in original.graph.nodes]
-    between = names[names.index(block.source) + 1 : names.index(block.target) + 1]
-    return replace(block, nodes=tuple(between))
 
 
 def _columns(surveyed: SurveyedRun, solved: SolvedLayers) -> dict[str, Tensor]:
@@ -170,6 +137,66 @@ def block_words(report: Mapping[str, Any]) -> str:
     return f"{words}: {errors} before, {100 * report['error_after']:.2f} % after"
 
 
+def _in_original(block: Block, original: fx.GraphModule) -> Block:
+    """The block with all calls of the original between the same two values, also those that were left out."""
+    names = [node.name for node in original.graph.nodes]
+    between = names[names.index(block.source) + 1 : names.index(block.target) + 1]
+    return replace(block, nodes=tuple(between))
+
+
+class _Trainer:
+    """What the blocks are trained on and judged by, with the values that cross from one block to the next.
+
+    Parameters
+    ----------
+    surveyed : SurveyedRun
+    solved : SolvedLayers
+    blocks : list of Block
+    """
+
+    def __init__(self, surveyed: SurveyedRun, solved: SolvedLayers, blocks: list[Block]) -> None:
+        self.opened, self.network, self.blocks = surveyed.opened, surveyed.graph.module, blocks
+        meta = self.opened.frozen.meta
+        self.original = trace(self.opened.original, meta["model"], meta.get("leaves") or ()).to(self.opened.device)
+        self.columns, self.judge = _columns(surveyed, solved), _Judge(self.opened, self.original)
+        self.originals = [_in_original(b, self.original) for b in blocks] if surveyed.narrowed.left_out else blocks
+        fitted, unseen = _images(self.opened, self.originals, self.original)
+        #: Of the fitted and of the unseen images: values of the compressed network, and of the original.
+        self.ours, self.theirs = [fitted, unseen], [fitted, unseen]
+        self.behind: str = ""  # node that the values of the original belong to
+
+    def divergence(self) -> float:
+        """Change of the outputs of the network as it is, on held-out images."""
+        return self.judge.divergence(self.network)
+
+    def train(self, own: BlockOf, block: Block) -> dict[str, Any]:
+        """Train a block, and report on it."""
+        report: dict[str, Any] = {"layers": list(block.layers)}
+        if len(self.ours[0]) < LEAST_IMAGES:
+            return report
+        self._advance_original(block)
+        stay, limits = self.columns.get(block.target), self.opened.memory.limits
+        fitted, unseen = (Pairs(x, targets_of(y, stay)) for x, y in zip(self.ours, self.theirs))
+        is_last = block is self.blocks[-1]
+        return report | refine_block(
+            own, fitted, unseen, steps=STEPS, batch_size=min(BATCH, limits.backward_batch),
+            generator=seeds.generator(self.opened.frozen.meta["seed"], "decompose", "block", block.target),
+            loss=self.judge.loss_at(self.original, block) if is_last else None,
+            judge=self.divergence if is_last else None,
+        )  # fmt: skip
+
+    def advance(self, own: BlockOf, block: Block) -> None:
+        """Go on to what a finished block gives."""
+        self._advance_original(block)
+        self.ours = [own.of_all(values) for values in self.ours]
+
+    def _advance_original(self, block: Block) -> None:
+        if self.behind != block.target:
+            stretch = self.originals[self.blocks.index(block)]
+            original = BlockOf(self.original, stretch, self.opened.memory.limits.batch_size)
+            self.theirs, self.behind = [original.of_all(values) for values in self.theirs], block.target
+
+
 class _Judge:
     """Change of the outputs of a network from those of the original, on held-out images."""
 
@@ -178,14 +205,25 @@ class _Judge:
         self.device, self.frozen = opened.device, opened.frozen
         self.places = _unseen(opened.frozen)
         self.batch_size = opened.memory.limits.batch_size
-        self.n_images = len(self.places)
         self.wanted = [self._named(original, part) for part in self._parts()]
 
     @torch.no_grad()
     def divergence(self, network: nn.Module) -> float:
         pairs = zip(self.wanted, self._parts())
         total = sum(float(self.outputs.change(wanted, self._named(network, part)).sum()) for wanted, part in pairs)
-        return total / self.n_images
+        return total / len(self.places)
+
+    def loss_at(self, original: fx.GraphModule, block: Block) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Loss of what a block gives where that is the only output of the network; None for any other block."""
+        (result,) = (node for node in original.graph.nodes if node.op == "output")
+        (returned,) = result.args
+        if len(self.outputs.each) > 1 or not isinstance(returned, fx.Node) or returned.name != block.target:
+            return None
+
+        def loss(got: Tensor, wanted: Tensor) -> Tensor:
+            return self.outputs.loss(self.outputs.named(wanted), self.outputs.named(got)).float()
+
+        return loss
 
     def _parts(self) -> list[range]:
         starts = range(self.places.start, self.places.stop, self.batch_size)
@@ -202,19 +240,22 @@ def _unseen(frozen: FrozenFile) -> range:
     return range(first, min(frozen.n_images, first + MOST_UNSEEN))
 
 
-def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) -> tuple[_Values, _Values]:
-    """The images that all blocks are fitted to, with blends of them, and held-out ones; as many as memory allows."""
+def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) -> tuple[Tensor, Tensor]:
+    """The images that all blocks are fitted to, with mixtures of them, and held-out ones; as many as memory allows.
+
+    The mixtures are those that freeze has recorded. Where there are none, and few images, blends of two images each.
+    """
     frozen, unseen = opened.frozen, _unseen(opened.frozen)
     n_fit = fitted_images(frozen.n_images)
     place = _bytes_of_values(blocks, original, frozen.images(0, 1).to(opened.device))
     most = max(0, opened.memory.limits.store_in_memory // max(place, 1) - len(unseen))
     images = frozen.images(0, min(n_fit, most))
-    generator = seeds.generator(frozen.meta["seed"], "decompose", "mixtures")
-    mixed = freeze_options(opened.run).mix and len(images) == n_fit
-    rounds = [blends(images, generator) for _ in range(BLENDS if mixed else 0)]
-    pool = torch.cat([images, *rounds])[:most].to(opened.device)
-    held_out = frozen.images(unseen.start, unseen.stop).to(opened.device)
-    return _Values(pool, pool), _Values(held_out, held_out)
+    others = [frozen.images(frozen.n_images, frozen.n_recorded)]
+    if not len(others[0]) and n_fit < ENOUGH_IMAGES and freeze_options(opened.run).mix:
+        generator = seeds.generator(frozen.meta["seed"], "decompose", "mixtures")
+        others = [blends(images, generator) for _ in range(BLENDS)]
+    pool = torch.cat([images, *others])[:most].to(opened.device)
+    return pool, frozen.images(unseen.start, unseen.stop).to(opened.device)
 
 
 def _bytes_of_values(blocks: list[Block], original: fx.GraphModule, image: Tensor) -> int:

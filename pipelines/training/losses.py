@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from decomp.execution.output_change import Outputs, squared_difference
+from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import logits
 
 from .loop import Loss
@@ -23,10 +23,7 @@ def loss_for(labels: str, distill: bool, original: nn.Module | None, outputs: Ou
     Parameters
     ----------
     labels : {'train', 'none'}
-        'none': the mean change of the outputs, see :mod:`decomp.execution.output_change`, to which every output of
-        class scores adds the squared change of its scores over their variance. A sure original has almost the same
-        probabilities on all images of a class, and few images then say little; its scores say more. 'train':
-        cross-entropy.
+        'none': :meth:`decomp.execution.output_change.Outputs.loss`. 'train': cross-entropy.
     distill : bool
         With labels: the mean of cross-entropy and that divergence (Hinton et al. 2015 at temperature 1).
     original : torch.nn.Module, optional
@@ -43,8 +40,7 @@ def loss_for(labels: str, distill: bool, original: nn.Module | None, outputs: Ou
     def loss(network: nn.Module, images: Tensor, targets: Tensor | None) -> Tensor:
         got = outputs.named(network(images), len(images))
         if labels == "none":
-            wanted = targets_for(images)
-            return outputs.change(wanted, got).mean() + _score_change(outputs, wanted, got)
+            return outputs.loss(targets_for(images), got)
         assert targets is not None and outputs.scores is not None
         value = functional.cross_entropy(logits(got[outputs.scores.name].float(), outputs.scores), targets)
         if distill:
@@ -52,18 +48,3 @@ def loss_for(labels: str, distill: bool, original: nn.Module | None, outputs: Ou
         return value
 
     return loss
-
-
-def _score_change(outputs: Outputs, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Tensor | float:
-    """Squared change of class scores, each image's about their mean, over their variance; the mean over the outputs."""
-    changes = [
-        squared_difference(_about_mean(wanted[entry.name]), _about_mean(got[entry.name])).mean() / entry.variance
-        for entry in outputs.each
-        if entry.kind == "scores"
-    ]
-    return sum(changes) / len(outputs.each) if changes else 0.0
-
-
-def _about_mean(scores: Tensor) -> Tensor:
-    # A number that is added to all scores of an image changes no probability.
-    return scores - scores.mean(1, keepdim=True)

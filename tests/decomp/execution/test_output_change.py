@@ -140,3 +140,16 @@ def test_only_an_assumed_kind_of_rows_is_noted():
     (note,) = Outputs((rows, column, maps, said)).notes()
     assert note.startswith("r: rows of 4 numbers are taken as values") and 'outputs="scores"' in note
     assert Outputs((column, maps, said)).notes() == []
+
+
+def test_the_loss_adds_the_change_of_scores_about_their_mean_over_their_variance():
+    wanted, got = normal(2, 6, 5, seed=2)
+    values = {"wanted": normal(6, 3, seed=3), "got": normal(6, 3, seed=4)}
+    scores, others = Output("a", "scores", (5,), variance=0.5), Output("b", "values", (3,), variance=4.0)
+    change = kl_divergence(wanted, got).mean()
+    squares = ((wanted - wanted.mean(1, keepdim=True)) - (got - got.mean(1, keepdim=True))).square().mean() / 0.5
+    assert Outputs((scores,)).loss({"a": wanted}, {"a": got}).item() == pytest.approx((change + squares).item())
+    error = (values["wanted"] - values["got"]).square().mean() / 4
+    assert Outputs((others,)).loss({"b": values["wanted"]}, {"b": values["got"]}).item() == pytest.approx(error.item())
+    both = Outputs((scores, others)).loss({"a": wanted, "b": values["wanted"]}, {"a": got, "b": values["got"]})
+    assert both.item() == pytest.approx(((change + squares + error) / 2).item())

@@ -12,7 +12,9 @@ from decomp.data.formats.digests import digest_file
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.errors import FileError, UsageError
 from decomp.pipelines.decomposition import refine_blocks as module
+from decomp.pipelines.run import calibration
 from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.outputs import frozen_outputs
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, bytes_of, make_run
 
@@ -142,8 +144,15 @@ def test_without_memory_for_enough_images_the_blocks_stay(run, monkeypatch):
     assert any(line.endswith("left as it is") for line in reporter.messages)
 
 
-@pytest.mark.parametrize("options, n", [({}, 180), ({"mix": False}, 90)])
-def test_blocks_are_trained_on_mixtures_too_unless_the_run_is_without(tmp_path, monkeypatch, options, n):
+@pytest.mark.parametrize(
+    "options, recorded, enough, n",
+    [({}, 0, 91, 180), ({}, 0, 90, 90), ({}, 130, 91, 120), ({"mix": False}, 130, 91, 90)],
+)
+def test_few_images_are_trained_on_with_recorded_mixtures_or_blends(
+    tmp_path, monkeypatch, options, recorded, enough, n
+):  # fmt: skip
+    monkeypatch.setattr(calibration, "RECORDED_IMAGES", recorded)
+    monkeypatch.setattr(module, "ENOUGH_IMAGES", enough)
     run, seen = make_run(tmp_path / "run", "zoo:vgg-digits", n_images=100, **options), []
 
     def told(block, fitted, unseen, **settings):
@@ -153,3 +162,20 @@ def test_blocks_are_trained_on_mixtures_too_unless_the_run_is_without(tmp_path, 
     monkeypatch.setattr(module, "refine_block", told)
     decompose(run, speedup=3, refine_blocks=True, reporter=Collected())
     assert set(seen) == {(n, 10)}
+
+
+def test_the_last_block_is_trained_towards_the_class_scores_and_the_others_towards_maps(run, monkeypatch):
+    losses = []
+
+    def told(block, fitted, unseen, **settings):
+        losses.append(settings["loss"])
+        return {}
+
+    monkeypatch.setattr(module, "refine_block", told)
+    decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
+    *others, last = losses
+    assert len(others) > 0 and not any(others)
+    wanted, got = torch.randn(2, 7, 10, generator=torch.Generator().manual_seed(0))
+    with FrozenFile(run.frozen) as frozen:
+        expected = frozen_outputs(frozen).loss({"output": wanted}, {"output": got})
+    assert last(got, wanted).item() == pytest.approx(expected.item(), rel=1e-6)
