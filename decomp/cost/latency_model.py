@@ -226,24 +226,51 @@ def _interpolator(
     Within a block the time rises by :data:`WITHIN` of the step to the next one: what reads fewer channels is faster.
     """
     table = np.maximum.accumulate(np.maximum.accumulate(np.asarray(milliseconds, float), axis=0), axis=1)
-    axes = np.asarray(inputs, float), np.asarray(outputs, float)
+    times = table.tolist()
+    n_in, n_out = np.arange(inputs[-1] + 1), np.arange(outputs[-1] + 1)
+    rows = _Places(np.asarray(inputs, float), n_in)
+    columns = _Places(np.asarray(outputs, float), (1 - WITHIN) * _in_blocks(n_out, block) + WITHIN * n_out)
 
     def at(n_in: Size, n_out: Size) -> Amount:
-        whole = _in_blocks(n_out, block)
-        (row, next_row, down), (column, next_column, right) = (
-            _between(axis, n) for axis, n in zip(axes, np.broadcast_arrays(n_in, (1 - WITHIN) * whole + WITHIN * n_out))
-        )
-        upper = table[row, column] * (1 - right) + table[row, next_column] * right
-        lower = table[next_row, column] * (1 - right) + table[next_row, next_column] * right
-        times = upper * (1 - down) + lower * down
-        return float(times) if np.ndim(n_in) == np.ndim(n_out) == 0 else times
+        if np.ndim(n_in) == np.ndim(n_out) == 0:  # the search asks for single sizes far more often than for tables
+            row, next_row, down = rows.of_one(int(n_in))
+            column, next_column, right = columns.of_one(int(n_out))
+            upper = times[row][column] * (1 - right) + times[row][next_column] * right
+            lower = times[next_row][column] * (1 - right) + times[next_row][next_column] * right
+        else:
+            row, next_row, down = rows.of_many(n_in)
+            column, next_column, right = columns.of_many(n_out)
+            upper = table[row, column] * (1 - right) + table[row, next_column] * right
+            lower = table[next_row, column] * (1 - right) + table[next_row, next_column] * right
+        return upper * (1 - down) + lower * down
 
     return at
 
 
-def _between(axis: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places on an axis at and behind sizes, and their distance from the first as a share; outside, the nearest end."""
-    before = np.clip(np.searchsorted(axis, n, side="right") - 1, 0, len(axis) - 1)
-    after = np.minimum(before + 1, len(axis) - 1)
-    gap = np.where(after > before, axis[after] - axis[before], 1.0)
-    return before, after, np.clip((n - axis[before]) / gap, 0.0, 1.0)
+class _Places:
+    """Places on an axis at and behind sizes, and their distance from the first as a share; outside, the nearest end.
+
+    Parameters
+    ----------
+    axis : numpy.ndarray
+        Ascending.
+    positions : numpy.ndarray
+        Of the sizes 0, 1, 2, ...; larger sizes are where the last one is.
+    """
+
+    def __init__(self, axis: np.ndarray, positions: np.ndarray) -> None:
+        before = np.clip(np.searchsorted(axis, positions, side="right") - 1, 0, len(axis) - 1)
+        after = np.minimum(before + 1, len(axis) - 1)
+        gap = np.where(after > before, axis[after] - axis[before], 1.0)
+        self._many = before, after, np.clip((positions - axis[before]) / gap, 0.0, 1.0)
+        self._ones = list(zip(*(values.tolist() for values in self._many), strict=True))
+
+    def of_one(self, n: int) -> tuple[int, int, float]:
+        """Of one size."""
+        return self._ones[min(n, len(self._ones) - 1)]
+
+    def of_many(self, n: Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of several sizes, in their shape."""
+        known = np.minimum(n, len(self._ones) - 1)
+        before, after, share = self._many
+        return before[known], after[known], share[known]

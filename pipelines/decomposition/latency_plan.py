@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -297,7 +298,7 @@ class _Planner:
         rival = self._of_equal_loss(chosen.candidate.loss)
         if rival is None or rival.plans == chosen.candidate.plans:
             return None
-        attempt = Attempt(rival, [self.measure(rival, self._wanted)])
+        attempt = Attempt(rival, [self.measure(rival, (RIVAL * chosen.speedup, math.inf))])
         self.reporter.step(f"a plan by {self.counted.unit} of the same loss was measured {attempt.speedup:.2f}x")
         if attempt.speedup <= RIVAL * chosen.speedup:
             return None

@@ -150,7 +150,8 @@ def measure_ratio(
         Measures one block.
     fewest_blocks : int
     wanted : tuple of float, optional
-        Ratios of interest. One whose whole interval lies outside of them needs to be known to :data:`COARSE` only.
+        Ratios of interest. One whose whole interval lies outside of them needs to be known to :data:`COARSE` only, and
+        a single block is enough.
     fastest : float, optional
         The original's shortest time so far, in milliseconds. Blocks in which it takes more than :data:`SAME` of the
         shortest do not count, unless there is no other.
@@ -169,7 +170,8 @@ def measure_ratio(
         found = of_rounds(_joined(quick or blocks), contention.share(), shortest)
         low, high = found.interval
         outside = wanted is not None and (high < wanted[0] or low > wanted[1])
-        if len(quick) >= fewest_blocks and high - low <= 2 * (COARSE if outside else PRECISION) * found.speedup:
+        enough, precision = (1, COARSE) if outside else (fewest_blocks, PRECISION)
+        if len(quick) >= enough and high - low <= 2 * precision * found.speedup:
             break
     return found
 

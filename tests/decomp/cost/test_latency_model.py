@@ -187,3 +187,16 @@ def test_a_kind_is_told_apart_by_all_that_its_time_depends_on():
         FactorKind(latency.LINEAR).words(4, 5),
     }
     assert len(words) == 5
+
+
+def test_single_sizes_cost_what_they_cost_in_a_table_of_many():
+    random = np.random.default_rng(0)
+    milliseconds = np.cumsum(np.cumsum(random.random((3, 4)), 0), 1)
+    at = latency._interpolator([2, 5, 9], [4, 8, 16, 21], milliseconds.tolist(), block=4)
+    n_in, n_out = np.arange(1, 13)[:, None], np.arange(1, 25)[None, :]
+    many = at(n_in, n_out)
+    ones = [[at(i, o) for o in n_out[0].tolist()] for i in n_in[:, 0].tolist()]
+    assert many.shape == (12, 24) and np.array_equal(many, ones)
+    assert at(5, 8) == milliseconds[1, 1] and at(99, 99) == milliseconds[2, 3] and at(1, 3) < at(1, 8)
+    middle = 0.5 * (milliseconds[1, 1] + milliseconds[2, 1])
+    assert at(7, 8) == pytest.approx(middle)

@@ -52,7 +52,7 @@ def test_a_ratio_far_from_those_that_are_wanted_is_measured_less_exactly(wanted,
 
     found = measure_ratio(block, wanted=wanted)
     width = (found.interval[1] - found.interval[0]) / found.speedup
-    assert (len(blocks) == speed_ratio.FEWEST_BLOCKS) == coarse and width <= 2 * speed_ratio.COARSE
+    assert (len(blocks) <= speed_ratio.FEWEST_BLOCKS) == coarse and width <= 2 * speed_ratio.COARSE
     assert (width <= 2 * speed_ratio.PRECISION) != coarse
 
 
