@@ -55,30 +55,42 @@ def test_page_has_the_protocol_the_table_and_its_picture(tmp_path):
 
 
 def planned_in(seconds, cost, **others):
-    return {"network": "n", "images": 9, "asked": 2.0, "cost": cost, "seconds": seconds, **others}
+    row = {"network": "n", "images": 9, "asked": 2.0, "cost": cost, "seconds": seconds, "processor seconds": 70.0}
+    return {**row, **others}
 
 
 def test_planning_time_is_compared_with_that_of_the_same_network_images_and_target():
     rows = [planned_in(40.0, "macs"), planned_in(60.0, "eager"), planned_in(99.0, "eager", images=5)]
     lines = clock_planning.table(rows).splitlines()
     assert lines[2:] == [
-        "| n | 9 | 2 | macs | 40 | 1 |", "| n | 9 | 2 | eager | 60 | 1.5 |", "| n | 5 | 2 | eager | 99 |  |",
+        "| n | 9 | 2 | macs | 40 | 70 | 1 |", "| n | 9 | 2 | eager | 60 | 70 | 1.5 |",
+        "| n | 5 | 2 | eager | 99 | 70 |  |",
     ]  # fmt: skip
     text = clock_page.page([row(2.0)], 2, False, clock.__doc__, rows)
     assert "## Time of planning" in text and lines[3] in text
     assert "Time of planning" not in clock_page.page([row(2.0)], 2, False, "Protocol: none.")
 
 
+def test_processor_seconds_are_those_of_the_command_and_a_failed_one_ends_the_benchmark(monkeypatch, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import sys\nsum(range(3_000_000))\nsys.exit(int(sys.argv[1]))")
+    monkeypatch.setattr(clock_planning, "CLI", program)
+    seconds, processor = clock_planning.timed("0")
+    assert 0.02 < processor and seconds > 0
+    with pytest.raises(SystemExit, match="^decomp 3 ended with status 3$"):
+        clock_planning.timed("3")
+
+
 def test_planning_is_measured_once_for_each_cost_and_goes_on_with_those_missing(tmp_path, monkeypatch, capsys):
     called = []
 
-    def stage(log, name, *arguments):
-        cost = arguments[arguments.index("--cost") + 1] if "--cost" in arguments else ""
+    def timed(*arguments):
         runtime = arguments[arguments.index("--runtime") + 1] if "--runtime" in arguments else ""
-        called.append((name, cost, runtime))
-        return [20.0 if cost == "latency" else 10.0, 99]
+        called.append((arguments[0], arguments[arguments.index("--cost") + 1], runtime))
+        return (20.0, 30.0) if runtime else (10.0, 15.0)
 
-    monkeypatch.setattr(clock_planning, "stage", stage)
+    monkeypatch.setattr(clock_planning, "timed", timed)
+    monkeypatch.setattr(clock_planning, "stage", lambda log, name, *_: called.append((name, "", "")))
     command = ["clock_planning", "--network", "zoo:a", "--images", "5", "--out", str(tmp_path)]
     for runtimes in ("eager", "eager,compile"):
         monkeypatch.setattr(sys, "argv", [*command, "--runtimes", runtimes])
@@ -86,7 +98,7 @@ def test_planning_is_measured_once_for_each_cost_and_goes_on_with_those_missing(
     froze = ("freeze", "", "")
     first = [froze, ("decompose", "macs", ""), ("decompose", "latency", "eager")]
     assert called == [*first, froze, ("decompose", "latency", "compile")]
-    assert "| zoo:a | 5 | 2 | compile | 20 | 2 |" in capsys.readouterr().out
+    assert "| zoo:a | 5 | 2 | compile | 20 | 30 | 2 |" in capsys.readouterr().out
 
 
 class Recorded(clock.Clock):

@@ -237,12 +237,12 @@ def _interpolator(
             column, next_column, right = columns.of_one(int(n_out))
             upper = times[row][column] * (1 - right) + times[row][next_column] * right
             lower = times[next_row][column] * (1 - right) + times[next_row][next_column] * right
-        else:
-            row, next_row, down = rows.of_many(n_in)
-            column, next_column, right = columns.of_many(n_out)
-            upper = table[row, column] * (1 - right) + table[row, next_column] * right
-            lower = table[next_row, column] * (1 - right) + table[next_row, next_column] * right
-        return upper * (1 - down) + lower * down
+            return upper * (1 - down) + lower * down
+        i, next_i, low = rows.of_many(n_in)
+        j, next_j, left = columns.of_many(n_out)
+        above = table[i, j] * (1 - left) + table[i, next_j] * left
+        below = table[next_i, j] * (1 - left) + table[next_i, next_j] * left
+        return above * (1 - low) + below * low
 
     return at
 
