@@ -5,8 +5,8 @@
 The network has its architecture's shape and random weights, its images are smoothed noise: neither matters to what is
 counted here. Each stage is a process of its own, its peak memory as the operating system accounts it; forward passes
 (over the calibration images, of the whole decompose stage) and spilled values are as the stage counts them. With
-several numbers of images the table shows what grows with them and what does not. What is there already is not run
-again.
+several numbers of images the table shows what grows with them and what does not. ``--batch-size 128`` adds an epoch of
+``finetune`` without labels in such batches, of 1,000 images or more. What is there already is not run again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from decomp.pipelines.run.directory import RunDirectory
 
 FIELDS = (
     "images", "limit", "freeze_seconds", "freeze_mib", "decompose_seconds", "decompose_mib", "passes", "frozen_mib",
-    "spilled_mib", "run_mib", "counted",
+    "spilled_mib", "run_mib", "counted", "finetune_seconds", "finetune_mib",
 )  # fmt: skip
 SIZE, BLOCK, NOISE = 224, 16, 12
 
@@ -37,8 +37,8 @@ def images(count, size=SIZE):
     return made
 
 
-def measure(out, model, count, limit, speedup):
-    """One row: freeze and decompose with so many images."""
+def measure(out, model, count, limit, speedup, batch_size):
+    """One row: freeze and decompose with so many images, and an epoch of finetune where there is a batch size."""
     source, run, log = out / f"images-{count}.npz", out / f"{count}-images", out / "stages.json"
     data, many = f"npz:{source}", str(count)
     if not source.exists():
@@ -46,14 +46,17 @@ def measure(out, model, count, limit, speedup):
     place = ("--run", str(run), "--memory", limit)
     frozen = stage(log, "freeze", "--model", model, "--weights", "random", "--data", data, "--images", many, *place)
     decomposed = stage(log, "decompose", "--speedup", f"{speedup:g}x", *place)
-    facts = RunDirectory.open(run).config("decompose")
+    facts, tuned = RunDirectory.open(run).config("decompose"), {}
+    if batch_size is not None:
+        options = ("--labels", "none", "--epochs", "1", "--batch-size", str(batch_size))
+        tuned = dict(zip(("finetune_seconds", "finetune_mib"), stage(log, "finetune", *options, *place)))
     return {
         "images": count, "limit": limit, "freeze_seconds": frozen[0], "freeze_mib": frozen[1],
         "decompose_seconds": decomposed[0], "decompose_mib": decomposed[1], "passes": facts["passes"],
         "frozen_mib": round((run / "frozen.h5").stat().st_size / 2**20),
         "spilled_mib": round(facts["spilled_bytes"] / 2**20),
         "run_mib": round(sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 2**20),
-        "counted": facts["macs_before"] / facts["macs_after"],
+        "counted": facts["macs_before"] / facts["macs_after"], **tuned,
     }  # fmt: skip
 
 
@@ -64,11 +67,12 @@ def main():
     parser.add_argument("--images", default="300", help="one number or several, with commas between")
     parser.add_argument("--memory", default="8GiB")
     parser.add_argument("--speedup", default=4.0, type=float)
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--out", default="runs/memory", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = [
-        measure(options.out, options.model, count, options.memory, options.speedup)
+        measure(options.out, options.model, count, options.memory, options.speedup, options.batch_size)
         for count in numbers(options.images)
     ]  # fmt: skip
     text = markdown(FIELDS, rows)

@@ -1,4 +1,4 @@
-"""Work and memory of one forward pass: multiply-accumulates by node, and bytes of the values between nodes."""
+"""Work and memory of one forward pass: multiply-accumulates by node, bytes of values, and those kept for gradients."""
 
 from __future__ import annotations
 
@@ -72,6 +72,42 @@ def measure(module: fx.GraphModule, image: Tensor) -> Footprint:
     whole = sum(macs)
     work = [n / whole if whole else 1 / len(nodes) for n in macs]
     return Footprint(work, live, total, largest)
+
+
+#: Values of the largest size that a backward pass has beside the kept ones: the gradients of a node's output and input,
+#: that of a branch which waits, and the copies that convolutions make of two of them.
+IN_FLIGHT = 5
+
+
+def training_bytes(module: nn.Module, image: Tensor) -> int:
+    """Bytes that one image takes in a forward and a backward pass, weights and their gradients not counted.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In evaluation mode, so that it is not changed; what is kept is about the same as in training mode.
+    image : torch.Tensor
+        (1, C, H, W), on the device of the module.
+
+    Returns
+    -------
+    int
+        Everything that is kept for the backward pass, each tensor once, and `IN_FLIGHT` times the largest of it.
+    """
+    weights = {value.untyped_storage().data_ptr() for value in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    # An address is not used twice: what is kept lives as long as the output.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        output = module(image)
+    del output
+    return sum(kept.values()) + IN_FLIGHT * max(kept.values(), default=0)
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:

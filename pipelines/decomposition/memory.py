@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +20,20 @@ from decomp.graph.layer import Layer
 from decomp.problem.moments import TILE_ROWS
 
 from ..distributed.launch import n_on_this_machine
+from ..measure.memory import (
+    DEFAULT_SHARE,
+    GPU_SHARE,
+    LIBRARIES,
+    MIB,
+    as_text,
+    gpu_memory,
+    keep_freed_memory,
+    machine_memory,
+    return_freed_memory,
+    rounded_up,
+)  # fmt: skip
 from .spill_store import SpillStore
 
-MIB, GIB = 2**20, 2**30
-# Without a limit: this share of the machine's memory, or this much where the system gives no number; a network whose
-# least need is more gets that. On a GPU, where the values of a stage lie, no more than this share of its free memory.
-DEFAULT_SHARE, DEFAULT_MEMORY, GPU_SHARE = 0.5, 4 * GIB, 0.8
-# Python with torch, scikit-learn and h5py loaded and used: measured at 825 MiB for a run on a network of no size.
-LIBRARIES = 900 * MIB
 # Copies of all weights: while layers are fitted, and while a network is written and read back to be verified.
 COPIES_FITTING, COPIES_WRITING = 3, 6
 # Float64 matrices of the size of a layer's K that exist at the peak of its fit, those of both its moments included:
@@ -38,11 +42,6 @@ COPIES_FITTING, COPIES_WRITING = 3, 6
 SOLVER_MATRICES = 14
 # A backward pass stores every value and its gradient, and the copies that convolutions make.
 BACKWARD = 3
-# glibc's numbers of two options: how much free memory at the end of its heap it keeps, and from which size on each
-# allocation is a mapping of its own, returned to the system when it is freed. That size where memory is limited, and
-# the largest number for both where it is not.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MAPPED_FROM, MOST_KEPT = 256 * 2**10, 2**31 - 1
 # Shares of the memory above the least need: for the batch in work (or the layers fitted meanwhile), for stored
 # activations, for the rows of a layer.
 BATCH_SHARE, STORE_SHARE, ROWS_SHARE = 0.4, 0.3, 0.3
@@ -147,10 +146,10 @@ def set_limits(
     least = fixed + max(image * started.get("batch_size", 1), gradient * started.get("backward_batch", 1))
     if memory is not None and memory < least:
         raise UsageError(
-            "--memory", f"{command} needs at least {_rounded_up(least)} for this network", got=_as_text(memory),
-            fix=f"give --memory {_rounded_up(least)}",
+            "--memory", f"{command} needs at least {rounded_up(least)} for this network", got=as_text(memory),
+            fix=f"give --memory {rounded_up(least)}",
         )  # fmt: skip
-    _return_freed_memory() if memory is not None else _keep_freed_memory()
+    return_freed_memory() if memory is not None else keep_freed_memory()
     there = gpu_memory(device or next((p.device for p in module.parameters()), torch.device("cpu")))
     n_here = n_on_this_machine()
     wanted = memory or int(DEFAULT_SHARE * machine_memory()) // n_here
@@ -163,49 +162,6 @@ def set_limits(
         started.get("keep", int(max(spill, STORE_SHARE * free))),
         int(STORE_SHARE * free), int(ROWS_SHARE * free), int(solver + batch),
     )  # fmt: skip
-
-
-def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the container around this process; a common amount where unknown."""
-    try:
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (AttributeError, ValueError, OSError):
-        return int(DEFAULT_MEMORY / DEFAULT_SHARE)
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(limit).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return min(limits)
-
-
-def gpu_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU that are free, or that this process holds without use; None for a CPU."""
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _return_freed_memory() -> None:
-    """Make the C library return freed memory to the system, except small blocks, where it holds on to much (glibc).
-
-    A stage with a limit of 60 MiB had grown by 137 without it, 25 of them in use. It costs a little time.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
-
-
-def _keep_freed_memory() -> None:
-    """Make the C library keep freed memory for the next allocation (glibc).
-
-    Else every large activation is a mapping of its own, whose pages the system hands out one by one, filled with zeros:
-    a third of the time of `freeze` on an EfficientNet at 224 pixels.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, MOST_KEPT)
-        library.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 class StageMemory:
@@ -289,15 +245,6 @@ def work_words(passes: float, spilled_bytes: int) -> str:
     if spilled_bytes:
         words += f", up to {spilled_bytes / MIB:,.0f} MiB of activations on the disk meanwhile"
     return words
-
-
-def _as_text(n_bytes: int) -> str:
-    """Bytes as an amount that a person would write."""
-    return f"{n_bytes / GIB:.3g}GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:.3g}MiB"
-
-
-def _rounded_up(n_bytes: float) -> str:
-    return f"{-(-n_bytes // (GIB // 10)) / 10:g}GiB"
 
 
 def _existing(folder: str | os.PathLike[str]) -> Path:

@@ -15,7 +15,8 @@ from torch import fx, nn
 from decomp.errors import FileError, NumericalError
 
 from ...data.formats.digests import digest_file
-from ...data.formats.network_file import WITH_BATCHNORM, read_structure
+from ...data.formats.network_file import read_structure
+from ..console import parse
 from ..console.finetune_options import FinetuneOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
@@ -28,20 +29,24 @@ from ..run.loading import load_network, run_outputs, warn_of_other_versions
 from ..run.networks import RunNetwork, compressed
 from ..run.replacement import beside, end_exchange, exchange
 from ..training import checkpoints, tensorboard
-from ..training.batchnorm import MIN_BATCH_SIZE, disable_dropout, insert_batchnorm, keep_statistics
-from ..training.budget import Budget, epoch_seconds
+from ..training.batchnorm import disable_dropout, keep_statistics
+from ..training.budget import Budget, epoch_time
 from ..training.hooks import Hooks
 from ..training.loop import Training, fit
 from ..training.losses import loss_for
+from ..training.memory import TrainingLimits, announced_limits, parts_of
 from ..training.outputs import NetworkWriter, checkpoint_file, events_dir, metrics_file
 from ..training.recipe import Recipe
 from ..training.tasks import LabelledTask, TrainingTask
-from ..training.unlabelled import UnlabelledTask
+from ..training.tuned_network import first_image, trained_network
+from ..training.unlabelled import MEMORY_BYTES, UnlabelledTask
 
 WARMUP_EPOCHS = 0.5
 DEFAULT_RATE = FinetuneOptions.learning_rate
 CLIP_NORM = 1.0
 START_OVER = "give --redo"
+#: Frozen images are held in memory up to this fraction of a limit, one part in so many.
+HELD_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def finetune(
     run: str | os.PathLike[str], *, epochs: int | None = None, minutes: float | None = None,
     learning_rate: float = 0.01, batch_size: int | None = None, schedule: str = "cosine", labels: str = "train",
     distill: bool = False, weight_decay: float = 5e-4, data: str | None = None, n_images: int | None = None,
-    seed: int = 0, device: str = "auto", redo: bool = False, reporter: Reporter | None = None,
+    seed: int = 0, memory: int | str | None = None, device: str = "auto", redo: bool = False,
+    reporter: Reporter | None = None,
 ) -> FinetuneResult:  # fmt: skip
     """Fine-tune the decomposed or pruned network of a run and keep the last and the best weights.
 
@@ -109,7 +115,8 @@ def finetune(
     minutes : float, optional
         Instead of epochs: as many as fit into this time, at least one. They are counted after some steps were timed,
         and the learning rate falls over them; an interrupted call keeps the number. When the machine becomes slower,
-        the epoch that exceeds the time is the last one.
+        fewer are planned, and the learning rate falls faster. Where fewer than four passes over the images fit, an
+        epoch is a part of them.
     learning_rate, batch_size, schedule, weight_decay, seed
         See :class:`decomp.pipelines.training.recipe.Recipe`. Batches have 128 images, without labels 32. The gradient's
         norm is clipped to 1, and the warm-up takes half an epoch (at most half the training): a network without batch
@@ -129,6 +136,9 @@ def finetune(
         them that are held out are left out too.
     n_images : int, optional
         Without labels: at most so many images; of the run's own those that were fitted come first.
+    memory : int or str, optional
+        Limit in bytes, or as text such as ``8GiB``; half of the machine's memory where not given, on a GPU no more than
+        is free there. A batch that needs more is computed in parts, whose gradients add up to those of the batch.
     device : str
     redo : bool
         Start over. An earlier fine-tuning stays until the new one is whole; an interrupted call that is repeated
@@ -160,7 +170,7 @@ def finetune(
         epochs=epochs, minutes=minutes, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule,
         labels=labels, distill=distill, weight_decay=weight_decay, data=data, n_images=n_images, seed=seed,
     )  # fmt: skip
-    target = pick_device(device)
+    target, n_bytes = pick_device(device), None if memory is None else parse.memory_bytes(memory)
     directory = RunDirectory.open(run)
     reporter = reporter or Reporter()
     with directory.lock(), reporter.stage("finetune"):
@@ -177,7 +187,7 @@ def finetune(
             folder = directory.finetune_dir
         begun = checkpoint_file(folder).exists() and directory.config("finetune") is not None
         warn_of_other_versions(directory, "finetune" if begun else source.stage, reporter)
-        return _finetune(directory, folder, options, source, network_digest, target, reporter)
+        return _finetune(directory, folder, options, source, network_digest, target, n_bytes, reporter)
 
 
 def _beside_earlier(run: RunDirectory, options: FinetuneOptions, network_digest: str) -> Path:
@@ -217,12 +227,16 @@ def _finished(
 
 def _finetune(
     run: RunDirectory, folder: Path, options: FinetuneOptions, source: RunNetwork, network_digest: str,
-    device: torch.device, reporter: Reporter,
+    device: torch.device, memory: int | None, reporter: Reporter,
 ) -> FinetuneResult:  # fmt: skip
-    began, (task, recipe) = time.perf_counter(), _task(run, options, device, reporter)
+    began, (task, recipe) = time.perf_counter(), _task(run, options, device, memory, reporter)
     needs_original = options.labels == "none" or options.distill
     original = load_network(run, run.original_dir).to(device) if needs_original else None
-    network, inserted, own = _trained_network(run, source, task, recipe, device, reporter)
+    network, inserted, own = trained_network(run, source, task, recipe, device, memory, reporter)
+    limits = _limits(
+        options, task, recipe, network.to(device), original, memory, checkpoint_file(folder), device, reporter
+    )
+    task.at_a_time, n_parts = limits.validated, parts_of(min(recipe.batch_size, len(task.train)), limits)
     writer = NetworkWriter(
         folder, network_digest, network, source.path(run), batchnorm_paths=inserted, own_batchnorms=own
     )  # fmt: skip
@@ -236,17 +250,18 @@ def _finetune(
     def validate(network: nn.Module) -> dict[str, float]:
         return task.validate(network, original, device)
 
-    if options.minutes is not None:
-        time_limit = Budget(options.minutes, began)
+    time_limit = None if options.minutes is None else Budget(options.minutes, began)
+    if time_limit is not None:
         recipe = time_limit.plan(
             recipe, checkpoint_file(folder), START_OVER,
-            lambda: epoch_seconds(
+            lambda: epoch_time(
                 network, recipe, n_images=len(task.train), batches=task.batches, loss=loss, validate=validate,
-                device=device,
+                device=device, n_parts=n_parts,
             ),
         )  # fmt: skip
         hooks.append(time_limit.hook(reporter))
-        reporter.step(f"{counted(recipe.epochs, 'epoch')} planned for {options.minutes:g} minutes")
+        reporter.step(time_limit.words(recipe))
+    slices = 1 if time_limit is None else time_limit.slices
     try:
         training = fit(
             network,
@@ -257,11 +272,13 @@ def _finetune(
             loss=loss,
             validate=validate,
             n_validation=task.n_validation,
+            n_parts=n_parts,
+            slices=slices,
             checkpoint=checkpoint_file(folder),
             start_over=START_OVER,
             identity={
                 **options.to_json(), "epochs": recipe.epochs, "network": network_digest,
-                "normalised": [*inserted, *own],
+                "normalised": [*inserted, *own], "limits": limits.to_json(), "slices": slices,
             },
             hooks=hooks,
             device=device,
@@ -271,7 +288,13 @@ def _finetune(
         raise _stopped(error, folder, options) from error
     if events is not None:
         events.close()
-    facts = _facts(task, training)
+    return _finished_now(run, options, network_digest, _facts(task, training))
+
+
+def _finished_now(
+    run: RunDirectory, options: FinetuneOptions, network_digest: str, facts: dict[str, Any]
+) -> FinetuneResult:
+    """Put the finished files in their place and record the fine-tuning."""
     exchange(run, "finetune", run.finetune_dir)
     run.update_config("finetune", {"asked": options.to_json(), "network": network_digest, "facts": facts})
     checkpoint_file(run.finetune_dir).unlink(missing_ok=True)
@@ -279,14 +302,15 @@ def _finetune(
 
 
 def _task(
-    run: RunDirectory, options: FinetuneOptions, device: torch.device, reporter: Reporter
+    run: RunDirectory, options: FinetuneOptions, device: torch.device, memory: int | None, reporter: Reporter
 ) -> tuple[TrainingTask, Recipe]:
     """The images, announced, and the recipe; of one epoch where a time decides."""
     task: TrainingTask
     if options.labels == "train":
         task = LabelledTask(run, options.seed)
     else:
-        task = UnlabelledTask(run, options.seed, data=options.data, n_images=options.n_images)
+        held = MEMORY_BYTES if memory is None else min(MEMORY_BYTES, memory // HELD_SHARE)
+        task = UnlabelledTask(run, options.seed, data=options.data, n_images=options.n_images, in_memory=held)
     for note in task.notes:
         reporter.step(note)
     reporter.step(
@@ -302,55 +326,23 @@ def _task(
     return task, recipe
 
 
+def _limits(
+    options: FinetuneOptions, task: TrainingTask, recipe: Recipe, network: nn.Module, original: fx.GraphModule | None,
+    memory: int | None, checkpoint: Path, device: torch.device, reporter: Reporter,
+) -> TrainingLimits:  # fmt: skip
+    return announced_limits(
+        network, first_image(task), batch_size=min(recipe.batch_size, len(task.train)), memory=memory, device=device,
+        original=original, statistics=options.labels == "train", held=task.held, checkpoint=checkpoint,
+        start_over=START_OVER, command="finetune", reporter=reporter,
+    )  # fmt: skip
+
+
 def _stopped(error: NumericalError, folder: Path, options: FinetuneOptions) -> NumericalError:
     """The error of a training that diverged, with the network that is kept and the command line that goes on."""
     best, rate = folder / "best", options.learning_rate
     kept = f"the best network so far is in {best}; " if (best / "structure.json").is_file() else ""
     lower = DEFAULT_RATE if rate > DEFAULT_RATE else rate / 10
     return NumericalError(error.thing, error.rule, error.got, f"{kept}begin again with --lr {lower:g} --redo")
-
-
-def _trained_network(
-    run: RunDirectory, source: RunNetwork, task: TrainingTask, recipe: Recipe, device: torch.device, reporter: Reporter
-) -> tuple[fx.GraphModule, list[str], dict[str, str]]:
-    """The network as it is trained: with the batch normalisations that it came with, or with new ones.
-
-    Returns
-    -------
-    network : torch.fx.GraphModule
-    inserted : list of str
-        Paths for :func:`decomp.surgery.batchnorm.fold_inserted`.
-    own : dict of str to str
-        Paths of the layers and of the normalisations that it came with.
-    """
-    folder = source.path(run)
-    unfolded, size = folder / WITH_BATCHNORM, min(recipe.batch_size, len(task.train))
-    if task.uses_batchnorm and size >= MIN_BATCH_SIZE and (unfolded / "structure.json").is_file():
-        network = load_network(run, unfolded)
-        own = {layer: place for layer, place in read_structure(unfolded)["meta"]["normalised"]}
-        reporter.step(f"trained with the original's {len(own)} batch normalisations, folded in the files")
-        return network, [], own
-    network = load_network(run, folder)
-    return network, _insert_batchnorm(run, network, task, recipe, device, reporter), {}
-
-
-def _insert_batchnorm(
-    run: RunDirectory, network: nn.Module, task: TrainingTask, recipe: Recipe, device: torch.device, reporter: Reporter
-) -> list[str]:
-    """Put batch normalisations behind the layers that had them in the original, if the task uses them."""
-    if not task.uses_batchnorm:
-        return []
-    structure = read_structure(run.original_dir)
-    pairs = structure["meta"].get("normalised")  # there are other edits too: modules exchanged for plain ones
-    layers = [edit["module"] for edit in structure["edits"]] if pairs is None else [layer for layer, _ in pairs]
-    there = dict(network.named_modules(remove_duplicate=False))
-    layers = [layer for layer in layers if layer in there]  # not those of blocks that were left out
-    paths = insert_batchnorm(network, layers, recipe, len(task.train), task.batches, device)
-    if paths:
-        reporter.step(
-            f"batch normalisation inserted behind {counted(len(paths), 'layer')} for training, folded in the files"
-        )
-    return paths
 
 
 def _event_writer(folder: Path, reporter: Reporter) -> tensorboard.EventWriter | None:

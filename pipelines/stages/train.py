@@ -25,6 +25,7 @@ from ...data.formats.atomic import commit
 from ...data.formats.json_files import read_json
 from ...data.models import load_model
 from ...data.sources import ImageSource, open_source
+from ..console import parse
 from ..console.options import REPR_OPTIONS, TrainOptions
 from ..console.program import command_line
 from ..console.python_words import said_for_options
@@ -40,15 +41,15 @@ from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.replacement import beside, end_exchange, exchange
 from ..run.trained import require_untouched, trained_options
-from ..training import tensorboard
 from ..training.checkpoints import made_with
 from ..training.hold_out import hold_out
 from ..training.hooks import Hooks
 from ..training.loop import Training, copy_state, fit
+from ..training.memory import announced_limits, parts_of
 from ..training.recipe import Recipe
 from ..training.repr_hooks import ReprHooks, make_scheme
 from ..training.sparse import NEAR_ZERO, SparseTraining
-from ..training.train_outputs import EVENTS, TrainingFiles
+from ..training.train_outputs import training_files
 from ..training.training_record import (
     KIND,
     LABEL_SMOOTHING,
@@ -104,7 +105,8 @@ def train(
     scheme: str = "standard", s1: int | None = None, s2: int | None = None, drop: float | None = None,
     cycles: int | None = None, min_keep: float | None = None, first: bool | None = None, coupled: bool | None = None,
     order: str | None = None, method: str | None = None, scale: str | None = None, next_slice: str | None = None,
-    seed: int = 0, redo: bool = False, device: str = "auto", reporter: Reporter | None = None,
+    seed: int = 0, memory: int | str | None = None, redo: bool = False, device: str = "auto",
+    reporter: Reporter | None = None,
 ) -> TrainingResult:  # fmt: skip
     """Train a network from random weights and write them with a record of how.
 
@@ -138,6 +140,8 @@ def train(
         Of the scheme 'repr'.
     seed : int
         Determines initial weights, held-out images, order, augmentation and dropout.
+    memory : int or str, optional
+        Limit as for :func:`decomp.pipelines.stages.finetune.finetune`.
     redo : bool
         Start over in the run. An earlier training stays until the new one is whole; an interrupted call that is
         repeated continues.
@@ -166,11 +170,12 @@ def train(
         min_keep=min_keep, first=first, coupled=coupled, order=order, method=method, scale=scale, next_slice=next_slice,
     )  # fmt: skip
     options, recipe = _completed(asked)
+    n_bytes = None if memory is None else parse.memory_bytes(memory)
     if run is not None:
         if out is not None:
             rule = "names a file, and a run keeps its weights itself"
             raise UsageError("--out", rule, got="--run beside it", fix="leave one of them out")
-        return _train_in_run(RunDirectory(run), options, recipe, redo, device, reporter)
+        return _train_in_run(RunDirectory(run), options, recipe, redo, device, n_bytes, reporter)
     if redo:
         raise UsageError("--redo", "starts over in a run directory", got="no --run", fix="leave it out, or give --run")
     file = weights_file(out, options.model)
@@ -180,14 +185,15 @@ def train(
     if (record := finished_record(place, record_options(options, recipe))) is not None:
         return TrainingResult(place.weights, record, already_done=True)
     chosen = pick_device(device)
-    result = _train(place, options, recipe, _open(options), chosen, reporter)
+    result = _train(place, options, recipe, _open(options), chosen, n_bytes, reporter)
     place.checkpoint.unlink(missing_ok=True)
     return result
 
 
 def _train_in_run(
-    run: RunDirectory, options: TrainOptions, recipe: Recipe, redo: bool, device: str, reporter: Reporter
-) -> TrainingResult:
+    run: RunDirectory, options: TrainOptions, recipe: Recipe, redo: bool, device: str, memory: int | None,
+    reporter: Reporter,
+) -> TrainingResult:  # fmt: skip
     place = work = Place(run.trained_weights, "give --redo", run)
     with reporter.stage("train"), ExitStack() as locked:
         if run.run_json.exists():
@@ -213,7 +219,7 @@ def _train_in_run(
         if redo and (work is place or not made_with(work.checkpoint, {**identity(options), **recipe.to_json()})):
             shutil.rmtree(work.weights.parent, ignore_errors=True)
         work.weights.parent.mkdir(exist_ok=True)
-        result = replace(_train(work, options, recipe, opened, chosen, reporter), weights=place.weights)
+        result = replace(_train(work, options, recipe, opened, chosen, memory, reporter), weights=place.weights)
         exchange(run, "train", place.weights.parent)
         facts = {key: result.record[key] for key in ("accuracy", "images", "scale_factors") if key in result.record}
         run.update_config("train", {"asked": options.to_json(), "weights": result.record["sha256"], "facts": facts})
@@ -222,7 +228,7 @@ def _train_in_run(
 
 
 def _train(
-    place: Place, options: TrainOptions, recipe: Recipe, opened: _Opened, device: torch.device,
+    place: Place, options: TrainOptions, recipe: Recipe, opened: _Opened, device: torch.device, memory: int | None,
     reporter: Reporter,
 ) -> TrainingResult:  # fmt: skip
     """Train, measure and write; the checkpoint stays."""
@@ -233,7 +239,7 @@ def _train(
         f"{counted(recipe.epochs, 'epoch')} on {device}"
     )
     try:
-        training, scheme, n_images = _fit(opened, recipe, place, options, device, reporter)
+        training, scheme, n_images = _fit(opened, recipe, place, options, device, memory, reporter)
     except NumericalError as error:
         if options.sparsity is None:
             raise
@@ -346,14 +352,25 @@ def _open(options: TrainOptions) -> _Opened:
 
 
 def _fit(
-    opened: _Opened, recipe: Recipe, place: Place, options: TrainOptions, device: torch.device, reporter: Reporter
+    opened: _Opened,
+    recipe: Recipe,
+    place: Place,
+    options: TrainOptions,
+    device: torch.device,
+    memory: int | None,
+    reporter: Reporter,
 ) -> tuple[Training, ReprHooks | None, dict[str, int]]:
     """Train on all but the held-out images; returns also the number of images of each kind."""
     source = opened.source
     trained_on, held_out = hold_out(len(source.train), recipe.seed)
+    size = min(recipe.batch_size, len(trained_on))
+    limits = announced_limits(
+        opened.module.to(device), torch.zeros(1, *source.input_shape), batch_size=size, device=device,
+        memory=memory, statistics=True, checkpoint=place.checkpoint, start_over=place.start_over, reporter=reporter,
+    )  # fmt: skip
 
     def measure(network: nn.Module) -> float:
-        return accuracy(network, source.train, held_out, device)
+        return accuracy(network, source.train, held_out, device, limits.validated)
 
     def batches(order: torch.Tensor, size: int, augment: int, places: slice | None = None) -> Batches:
         order, size = places_of(order, size, places)
@@ -363,14 +380,14 @@ def _fit(
         return {"score": (value := measure(network)), "validation_accuracy": value}
 
     scheme = None if opened.scheme is None else ReprHooks(opened.scheme, measure, len(held_out), reporter)
-    files = None if place.run is None else _files(place, scheme)
-    sparse = opened.sparse
-    if sparse is not None:
+    files = None if place.run is None else training_files(place.weights.parent, scheme)
+    if (sparse := opened.sparse) is not None:
         sparse.announce(recipe, len(trained_on), reporter)
     training = fit(
         opened.module, recipe, stage="train", n_images=len(trained_on), batches=batches, loss=classification_loss,
         validate=validate, n_validation=len(held_out), keep_best=place.run is not None, checkpoint=place.checkpoint,
-        start_over=place.start_over, identity=identity(options), device=device, reporter=reporter,
+        start_over=place.start_over, identity={**identity(options), "limits": limits.to_json()},
+        n_parts=parts_of(size, limits), device=device, reporter=reporter,
         hooks=[
             *([] if sparse is None else [sparse.hooks()]),
             # Last, so that nothing moves what it holds.
@@ -380,12 +397,4 @@ def _fit(
     )  # fmt: skip
     if files is not None:
         files.close()
-    n_test = 0 if source.test is None else len(source.test)
-    return training, scheme, {"train": len(trained_on), "validation": len(held_out), "test": n_test}
-
-
-def _files(place: Place, scheme: ReprHooks | None) -> TrainingFiles:
-    folder, events = place.weights.parent, None
-    if tensorboard.available():
-        events = tensorboard.EventWriter(folder / EVENTS, None if scheme is None else scheme.values)
-    return TrainingFiles(folder, scheme, events)
+    return training, scheme, {"train": len(trained_on), "validation": len(held_out), "test": len(source.test or ())}

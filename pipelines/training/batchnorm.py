@@ -31,6 +31,7 @@ def insert_batchnorm(
     n_images: int,
     batches: Batches,
     device: str | torch.device = "cpu",
+    at_a_time: int | None = None,
 ) -> list[str]:
     """Put batch normalisations behind layers, with the statistics of some training images; outputs stay the same.
 
@@ -42,6 +43,8 @@ def insert_batchnorm(
         Module paths: those behind which the original had batch normalisations.
     recipe, n_images, batches, device
         As for :func:`decomp.pipelines.training.loop.fit`.
+    at_a_time : int, optional
+        Images that memory allows on a forward pass.
 
     Returns
     -------
@@ -52,6 +55,7 @@ def insert_batchnorm(
     paths = batchnorm.last_convolutions(network, layers)
     if not paths or size < MIN_BATCH_SIZE:
         return []
+    size = size if at_a_time is None else min(size, at_a_time)
     order = torch.randperm(n_images, generator=seeds.generator(recipe.seed, "finetune", "statistics"))
     order = order[: max(1, min(STATISTICS_IMAGES, n_images) // size) * size]
     augment_seed = seeds.derive_seed(recipe.seed, "finetune", "statistics")

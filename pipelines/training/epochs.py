@@ -1,13 +1,20 @@
-"""Epochs in words, and the signs of a training that diverges."""
+"""Losses of an epoch, epochs in words, and the signs of a training that diverges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from decomp.errors import NumericalError
+
 from ..console.progress import format_seconds
+from ..distributed.process_group import count, summed
 from ..measure.intervals import short_share, wilson
 
+#: Losses are read once in so many steps, so that a GPU need not be waited for after each of them.
+CHECK_EVERY = 50
 #: Losses above so many times that of the first step, which counts at least LEAST_LOSS, are those of a diverging
 #: training; untrained networks of a thousand classes begin at 7.
 FACTOR, LEAST_LOSS = 10.0, 0.1
@@ -68,3 +75,39 @@ def divergence(history: Sequence[Mapping[str, Any]], first_loss: float, n_valida
         was = f"{short_share(best, n_validation)} before"
         return f"validation accuracy {short_share(accuracy, n_validation)} after {was}, loss {loss:.3g}"
     return None
+
+
+class EpochLosses:
+    """Mean loss of an epoch; raises at the first NaN or Inf."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.pending: list[torch.Tensor] = []
+        self.total, self.count = 0.0, 0
+        self.first: float | None = None
+
+    def add(self, value: torch.Tensor) -> None:
+        self.pending.append(value)
+        if len(self.pending) == CHECK_EVERY:
+            self._read()
+
+    def mean(self) -> float:
+        self._read()
+        return self.total / self.count
+
+    def _read(self) -> None:
+        if not self.pending:
+            return
+        values = summed(torch.stack(self.pending).double().cpu()) / count()
+        bad = (~torch.isfinite(values)).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            raise NumericalError(
+                f"epoch {self.epoch + 1}, step {self.count + first + 1}",
+                "the loss must be finite",
+                got=float(values[first]),
+            )
+        self.first = float(values[0]) if self.first is None else self.first
+        self.total += float(values.sum())
+        self.count += len(self.pending)
+        self.pending = []

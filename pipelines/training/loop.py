@@ -22,21 +22,18 @@ from decomp.errors import NumericalError, check_choice
 
 from ..console.progress import Progress
 from ..console.reporter import Reporter
-from ..distributed.process_group import count, number, summed
+from ..distributed.process_group import count, number
 from ..distributed.trained_module import own_places, shared_training
-from ..measure.devices import autocast, pick_device, to_device
+from ..measure.devices import pick_device, to_device
 from . import checkpoints
 from .ahead import ahead
-from .epochs import divergence, epoch_words
+from .epochs import EpochLosses, divergence, epoch_words
+from .gradients import Loss, add_gradients
 from .hooks import Hooks, call_hooks, last_change, state_names
 from .optimizers import Optimizers, buffers_of, group_parameters, make_optimizers, named_groups, set_learning_rates
 from .recipe import BIASES, WEIGHTS, Recipe
 
-#: Losses are read once in so many steps, so that a GPU need not be waited for after each of them.
-CHECK_EVERY = 50
-
 Batches = Callable[..., Iterable[tuple[torch.Tensor, torch.Tensor | None]]]
-Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -61,6 +58,11 @@ class Training:
         Loss of the very first step.
     stopped : bool
         Set by a hook before an epoch that shall not run.
+    n_epochs : int
+        Epochs that shall run; those of the recipe unless a hook has changed it before an epoch.
+    progress : float, optional
+        Where a hook has changed it, the share of the schedule at which the epoch begins; the epochs that are left
+        share the rest evenly, so that the learning rate falls to where it falls without a change.
     """
 
     module: nn.Module
@@ -73,6 +75,18 @@ class Training:
     best_state: dict[str, torch.Tensor] | None = None
     first_loss: float | None = None
     stopped: bool = False
+    n_epochs: int = 0
+    progress: float | None = None
+
+    def __post_init__(self) -> None:
+        self.n_epochs = self.n_epochs or self.recipe.epochs
+
+    def place(self, step: int, steps: int) -> float:
+        """Place in the schedule, counted in steps of the recipe, of a step of this epoch of so many."""
+        if self.progress is None:
+            return self.epoch * steps + step
+        share = self.progress + (1 - self.progress) * step / (steps * (self.n_epochs - self.epoch))
+        return share * self.recipe.epochs * steps
 
     def group(self, name: str) -> dict[str, Any]:
         """The entry of a parameter group in its optimizer: ``params``, ``lr`` and so on.
@@ -101,6 +115,8 @@ class _Inputs:
     validate: Validate | None
     n_validation: int
     keep_best: bool
+    n_parts: int
+    slices: int
     hooks: tuple[Hooks, ...]
     device: torch.device
     reporter: Reporter | None
@@ -117,6 +133,8 @@ def fit(
     validate: Validate | None = None,
     n_validation: int = 0,
     keep_best: bool = True,
+    n_parts: int = 1,
+    slices: int = 1,
     checkpoint: str | Path | None = None,
     start_over: str = "remove it",
     identity: Mapping[str, Any] | None = None,
@@ -149,6 +167,11 @@ def fit(
     keep_best : bool
         Keep a copy of the weights with the highest ``score`` among the numbers of `validate`, of equal ones the
         earliest.
+    n_parts : int
+        Parts of a batch that are computed one after the other, so that less is in memory; their gradients add up to
+        those of the batch (:func:`decomp.pipelines.training.gradients.add_gradients`).
+    slices : int
+        An epoch is one of so many equal parts of a pass over the images, at most as many as there are batches.
     checkpoint : path, optional
         File that is rewritten after each epoch and read at the start.
     start_over : str
@@ -175,7 +198,8 @@ def fit(
     """
     hooks = tuple(hooks)
     inputs = _Inputs(
-        stage, n_images, batches, loss, validate, n_validation, keep_best, hooks, pick_device(device), reporter
+        stage, n_images, batches, loss, validate, n_validation, keep_best, n_parts, slices, hooks, pick_device(device),
+        reporter,
     )  # fmt: skip
     module.to(inputs.device).to(memory_format=torch.channels_last)
     training = Training(module, make_optimizers(module, recipe), recipe)
@@ -187,8 +211,6 @@ def fit(
         call_hooks(hooks, "after_save", training)
     elif validate is not None:
         _record(training, inputs, {"loss": None, "learning_rate": None}, started=time.perf_counter())
-    if reporter is not None:
-        reporter.expect({_label(epoch, recipe): 1.0 for epoch in range(training.epoch, recipe.epochs)})
     try:
         with shared_training(module) as called:
             _train(training, inputs, called, checkpoint, identity)
@@ -208,12 +230,15 @@ def _train(
     training: Training, inputs: _Inputs, called: nn.Module, checkpoint: str | Path | None, identity: Mapping[str, Any]
 ) -> None:
     """Train until the last epoch, until a hook stops it, or until it diverges."""
-    recipe, hooks = training.recipe, inputs.hooks
-    while training.epoch < recipe.epochs:
+    hooks, expected = inputs.hooks, 0
+    while training.epoch < training.n_epochs:
         started = time.perf_counter()
         call_hooks(hooks, "before_epoch", training)
         if training.stopped:
             break
+        if inputs.reporter is not None and expected != training.n_epochs:
+            expected = training.n_epochs
+            inputs.reporter.expect({_label(epoch, expected): 1.0 for epoch in range(training.epoch, expected)})
         line = _train_epoch(training, inputs, called)
         training.epoch += 1
         call_hooks(hooks, "after_epoch", training)
@@ -238,12 +263,12 @@ def _report_epoch(training: Training, inputs: _Inputs, **fields: Any) -> None:
         return
     line = training.history[-1]
     words = epoch_words(line, inputs.n_validation)
-    label, left = _label(training.epoch - 1, training.recipe), inputs.reporter.time_left()
+    label, left = _label(training.epoch - 1, training.n_epochs), inputs.reporter.time_left()
     inputs.reporter.step(f"{label}: {words}{left}", **line, **fields)
 
 
-def _label(epoch: int, recipe: Recipe) -> str:
-    return f"epoch {epoch + 1} of {recipe.epochs}"
+def _label(epoch: int, n_epochs: int) -> str:
+    return f"epoch {epoch + 1} of {n_epochs}"
 
 
 def copy_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -271,11 +296,12 @@ def _train_epoch(training: Training, inputs: _Inputs, called: nn.Module) -> dict
     """Train for one epoch; returns the loss and the learning rates for the history."""
     recipe, stage, device = training.recipe, inputs.stage, inputs.device
     epoch, module, optimizers = training.epoch, training.module, training.optimizers
-    steps, rules = max(1, inputs.n_images // recipe.batch_size), recipe.rules()
-    order = torch.randperm(inputs.n_images, generator=seeds.generator(recipe.seed, stage, "order", epoch))
-    order = order[: steps * recipe.batch_size]
+    n_images, rules = inputs.n_images // inputs.slices, recipe.rules()
+    steps, (round_, part) = max(1, n_images // recipe.batch_size), divmod(epoch, inputs.slices)
+    order = torch.randperm(inputs.n_images, generator=seeds.generator(recipe.seed, stage, "order", round_))
+    order = order[part * n_images :][: min(n_images, steps * recipe.batch_size)]
     augment_seed = seeds.derive_seed(recipe.seed, stage, "augment", epoch)
-    losses, size = _EpochLosses(epoch), len(order) // steps
+    losses, size = EpochLosses(epoch), len(order) // steps
     # Each process drops other entries: those of the same places would be those of other images.
     dropout_seed = seeds.derive_seed(recipe.seed, stage, "dropout", epoch, *([number()] if number() else []))
     own = [own_places(size)] if count() > 1 else []
@@ -283,24 +309,21 @@ def _train_epoch(training: Training, inputs: _Inputs, called: nn.Module) -> dict
     with _seeded(dropout_seed, device), _bar(training, inputs, order) as bar:
         batches = ahead(inputs.batches(order, recipe.batch_size, augment_seed, *own), device)
         for step, (images, labels) in enumerate(batches):
-            set_learning_rates(optimizers, rules, epoch * steps + step, steps)
+            set_learning_rates(optimizers, rules, training.place(step, steps), steps)
             images = to_device(images, device)
             labels = None if labels is None else labels.to(device, non_blocking=True)
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
-            with autocast(device):
-                value = inputs.loss(called, images, labels)
-            if own:
-                # Gradients are averaged over processes, whose shares of a batch may differ by one image.
-                value = value * (len(images) * count() / size)
-            value.backward()
+            # Gradients are averaged over processes, whose shares of a batch may differ by one image.
+            weight = len(images) * count() / size if own else 1.0
+            value = add_gradients(called, inputs.loss, images, labels, device, n_parts=inputs.n_parts, weight=weight)
             call_hooks(inputs.hooks, "after_backward", training)
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
             for optimizer in optimizers.values():
                 optimizer.step()
             call_hooks(inputs.hooks, "after_step", training)
-            losses.add(value.detach())
+            losses.add(value)
             if bar is not None:
                 bar.update(size)
     mean = losses.mean()
@@ -321,43 +344,7 @@ def _bar(training: Training, inputs: _Inputs, order: torch.Tensor) -> AbstractCo
     """The progress bar of an epoch; None inside where nothing is reported."""
     if inputs.reporter is None:
         return nullcontext()
-    return inputs.reporter.progress(len(order), _label(training.epoch, training.recipe), "images", summary=False)
-
-
-class _EpochLosses:
-    """Mean loss of an epoch; raises at the first NaN or Inf."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.pending: list[torch.Tensor] = []
-        self.total, self.count = 0.0, 0
-        self.first: float | None = None
-
-    def add(self, value: torch.Tensor) -> None:
-        self.pending.append(value)
-        if len(self.pending) == CHECK_EVERY:
-            self._read()
-
-    def mean(self) -> float:
-        self._read()
-        return self.total / self.count
-
-    def _read(self) -> None:
-        if not self.pending:
-            return
-        values = summed(torch.stack(self.pending).double().cpu()) / count()
-        bad = (~torch.isfinite(values)).nonzero()
-        if len(bad):
-            first = int(bad[0])
-            raise NumericalError(
-                f"epoch {self.epoch + 1}, step {self.count + first + 1}",
-                "the loss must be finite",
-                got=float(values[first]),
-            )
-        self.first = float(values[0]) if self.first is None else self.first
-        self.total += float(values.sum())
-        self.count += len(self.pending)
-        self.pending = []
+    return inputs.reporter.progress(len(order), _label(training.epoch, training.n_epochs), "images", summary=False)
 
 
 @contextmanager

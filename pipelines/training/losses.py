@@ -11,7 +11,7 @@ from torch.nn import functional
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import logits
 
-from .loop import Loss
+from .gradients import Loss
 
 #: Share of the distillation term where there are labels too.
 DISTILL_SHARE = 0.5

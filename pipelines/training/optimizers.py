@@ -63,7 +63,7 @@ def named_groups(optimizers: Optimizers) -> Iterator[dict[str, Any]]:
         yield from optimizer.param_groups
 
 
-def set_learning_rates(optimizers: Optimizers, rules: dict[str, UpdateRule], step: int, steps_per_epoch: int) -> None:
+def set_learning_rates(optimizers: Optimizers, rules: dict[str, UpdateRule], step: float, steps_per_epoch: int) -> None:
     """Give each group the rate of its schedule for a step, counted from 0 over the whole training."""
     for group in named_groups(optimizers):
         group["lr"] = learning_rate_at(rules[group["name"]], step, steps_per_epoch)

@@ -7,7 +7,7 @@ import math
 from .recipe import UpdateRule
 
 
-def learning_rate_at(rule: UpdateRule, step: int, steps_per_epoch: int) -> float:
+def learning_rate_at(rule: UpdateRule, step: float, steps_per_epoch: int) -> float:
     """Learning rate of a step.
 
     With ``W`` warm-up steps of ``T`` in all and the peak ``r``, the rate is ``r (step + 1) / W`` for ``step < W``.
@@ -22,7 +22,7 @@ def learning_rate_at(rule: UpdateRule, step: int, steps_per_epoch: int) -> float
     Parameters
     ----------
     rule : UpdateRule
-    step : int
+    step : float
         Counted from 0 over the whole training.
     steps_per_epoch : int
     """

@@ -21,6 +21,7 @@ from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import run_outputs
 from .hold_out import hold_out
+from .memory import VALIDATED
 
 
 class TrainingTask(Protocol):
@@ -40,6 +41,10 @@ class TrainingTask(Protocol):
         Indices of the images; they may repeat.
     n_validation : int
         Number of images that :meth:`validate` judges by.
+    at_a_time : int
+        Images that are given to a network at a time there; less where memory is short.
+    held : int
+        Bytes of images that stay in memory.
     notes : sequence of str
         Lines for the person who asked.
     """
@@ -50,6 +55,8 @@ class TrainingTask(Protocol):
     n_train: int
     train: torch.Tensor
     n_validation: int
+    at_a_time: int
+    held: int
     notes: Sequence[str]
 
     def batches(
@@ -71,6 +78,7 @@ class LabelledTask:
     """
 
     metric, description, uses_batchnorm = "validation_accuracy", "labelled training images", True
+    at_a_time, held = VALIDATED, 0
 
     def __init__(self, run: RunDirectory, seed: int) -> None:
         self.scores = self._only_scores(run)
@@ -108,7 +116,7 @@ class LabelledTask:
     def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
         """Accuracy and mean cross-entropy; the original is not needed."""
         n_right, loss = 0, 0.0
-        for images, targets in self.split.batches(own_part(self.held_out), 500):
+        for images, targets in self.split.batches(own_part(self.held_out), self.at_a_time):
             assert targets is not None
             scores = logits_of(network, images, device)
             check_labels(targets, scores, self.data)

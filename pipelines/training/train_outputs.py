@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from ...data.formats.atomic import commit
+from . import tensorboard
 from .loop import Training
 from .outputs import write_metrics
 from .repr_hooks import ReprHooks, on_off_rows
@@ -39,6 +40,14 @@ class TrainingFiles:
         """Finish the files."""
         if self.events is not None:
             self.events.close()
+
+
+def training_files(folder: Path, scheme: ReprHooks | None) -> TrainingFiles:
+    """The files of a training in a folder, with TensorBoard events where it is installed."""
+    events = None
+    if tensorboard.available():
+        events = tensorboard.EventWriter(folder / EVENTS, None if scheme is None else scheme.values)
+    return TrainingFiles(folder, scheme, events)
 
 
 def write_on_off_map(path: str | Path, hooks: ReprHooks) -> None:

@@ -25,8 +25,9 @@ from ..run.conditions import freeze_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import open_frozen, run_outputs
+from .memory import VALIDATED
 
-#: Frozen images up to this size are held in memory; larger ones are read from the file batch by batch.
+#: Frozen images up to this size are held in memory where no limit is given.
 MEMORY_BYTES = 2**30
 #: An epoch has at least so many images: where there are fewer, each is used several times.
 EPOCH_IMAGES = 1000
@@ -80,6 +81,8 @@ class UnlabelledTask:
         Source of the images in place of the run's own.
     n_images : int, optional
         At most so many. Of the run's own source the images that were fitted come first.
+    in_memory : int
+        Bytes up to which the frozen images are held in memory; otherwise they are read from the file batch by batch.
 
     Raises
     ------
@@ -91,16 +94,20 @@ class UnlabelledTask:
     The frozen images alone are used where the run's own source cannot be opened again; `notes` says why.
     """
 
-    uses_batchnorm = False
+    uses_batchnorm, at_a_time = False, VALIDATED
 
-    def __init__(self, run: RunDirectory, seed: int, *, data: str | None = None, n_images: int | None = None) -> None:
+    def __init__(
+        self, run: RunDirectory, seed: int, *, data: str | None = None, n_images: int | None = None,
+        in_memory: int = MEMORY_BYTES,
+    ) -> None:  # fmt: skip
         self.path, self.outputs = run.frozen, run_outputs(run)
         self.metric = "validation_divergence" if self.outputs.scores is not None else "validation_change"
         frozen, _ = open_frozen(run)
         with frozen:
             n_fit = fitted_images(frozen.n_images)
             n_bytes = 4 * frozen.n_images * torch.Size(frozen.input_shape).numel()
-            self.images = frozen.images() if n_bytes <= MEMORY_BYTES else None
+            self.images = frozen.images() if n_bytes <= in_memory else None
+            self.held = 0 if self.images is None else n_bytes
             self.held_out = torch.arange(n_fit, frozen.n_images)
             pool = _own(run, frozen) if data is None else _other(run, frozen, data, seed)
         if pool is None or isinstance(pool, str):
@@ -136,8 +143,9 @@ class UnlabelledTask:
         assert original is not None
         total = 0.0
         unseen = own_part(self.pool.unseen)
-        batches = self.pool.read(unseen, IMAGES_AT_A_TIME, None) if len(unseen) else ()
-        for images in chain(self._read(own_part(self.held_out), IMAGES_AT_A_TIME, None), batches):
+        n = min(IMAGES_AT_A_TIME, self.at_a_time)
+        batches = self.pool.read(unseen, n, None) if len(unseen) else ()
+        for images in chain(self._read(own_part(self.held_out), n, None), batches):
             got = outputs_of(network, images, device, self.outputs)
             wanted = outputs_of(original, images, device, self.outputs)
             total += float(self.outputs.change(wanted, got).sum())
@@ -226,14 +234,13 @@ def _pool_of(run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: i
         None: the source is the run's own.
     """
     split, n_fit = source.train, fitted_images(frozen.n_images)
-    held_out = frozen.images(n_fit)
     if seed is None and len(split) >= max(frozen.n_images, 10):
         # In the order in which freeze drew them, so that the fitted images come first.
         order = draw_images(source, len(split), freeze_options(run).seed)
         places = order[n_fit : frozen.n_images]
         if all(
-            torch.equal(images, held_out[start : start + len(images)])
-            for start, images in zip(range(0, len(places), IMAGES_AT_A_TIME), _images(split, places))
+            torch.equal(images, frozen.images(start, start + len(images)))
+            for start, images in zip(range(n_fit, frozen.n_images, IMAGES_AT_A_TIME), _images(split, places))
         ):
             others = order[frozen.n_images :]
             n = max(0, min(VALIDATION_IMAGES - len(places), (n_fit + len(others)) // ONE_IN, len(others)))
@@ -242,7 +249,7 @@ def _pool_of(run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: i
             return Pool(kept, _reader(split), f"training images of {source.name}", unseen=unseen)
     # The frozen images are elsewhere in this source, or not in it: those that are held out are known by their pixels.
     order = torch.randperm(len(split), generator=seeds.generator(seed or 0, "finetune", "pool"))
-    known = {_digest(image) for image in held_out}
+    known = {_digest(frozen.images(place, place + 1)[0]) for place in range(n_fit, frozen.n_images)}
     fresh = torch.tensor([_digest(image) not in known for batch in _images(split, order) for image in batch]).bool()
     n_left_out = int((~fresh).sum())
     note = f"{n_left_out:,} of its {len(split):,} images are held out in this run and are not trained on"

@@ -54,3 +54,19 @@ def test_a_value_that_is_needed_later_counts_until_then():
 def test_a_network_without_sums_is_shared_evenly():
     network, foot = measured(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), (1, 4, 4))
     assert foot.work == [1 / 4] * 4
+
+
+def test_what_a_backward_pass_needs_by_hand():
+    layers = [nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3)]
+    module, image = nn.Sequential(*layers).eval(), torch.randn(1, 1, 4, 4)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    maps = 32 * 4
+    # The image for the convolution, what ReLU gives (once, though two layers keep it), what the linear layer reads.
+    assert footprint.training_bytes(module, image) == 16 * 4 + 2 * maps + footprint.IN_FLIGHT * maps
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_what_a_backward_pass_needs_grows_with_the_images():
+    one, three = (footprint.training_bytes(chain().eval(), torch.randn(n, *CHAIN_INPUT)) for n in (1, 3))
+    assert 2.9 * one < three <= 3 * one

@@ -18,11 +18,11 @@ from decomp.execution.footprint import Footprint
 from decomp.graph.layer import Layer
 from decomp.pipelines.decomposition import memory
 from decomp.pipelines.decomposition.session import open_run
+from decomp.pipelines.measure.memory import GIB, MIB
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, Residual
 
-MIB, GIB = memory.MIB, memory.GIB
 FOOT = Footprint([1.0], live=2 * MIB, total=10 * MIB, largest=MIB)
 
 
@@ -64,25 +64,6 @@ def test_on_a_gpu_it_is_no_more_than_a_share_of_what_is_free_there(monkeypatch):
     gpu = torch.device("cuda", 0)
     assert limits(None, device=gpu) == limits(0.8 * 10 * GIB, device=gpu) == limits(0.8 * 10 * GIB)
     assert limits(2 * GIB, device=gpu) == limits(2 * GIB) != limits(None, device=gpu) != limits(None)
-
-
-def test_the_memory_of_the_machine_is_bounded_by_that_of_its_container(monkeypatch):
-    container = {}
-
-    def read_text(path):
-        if str(path) not in container:
-            raise FileNotFoundError(path)
-        return container[str(path)]
-
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2 * GIB // 4096}.get)
-    monkeypatch.setattr(memory.Path, "read_text", read_text)
-    assert memory.machine_memory() == 2 * GIB
-    container["/sys/fs/cgroup/memory.max"] = f"{GIB}\n"
-    assert memory.machine_memory() == GIB
-    container["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert memory.machine_memory() == 2 * GIB
-    monkeypatch.delattr(memory.os, "sysconf")  # as on Windows
-    assert memory.machine_memory() * memory.DEFAULT_SHARE == memory.DEFAULT_MEMORY
 
 
 def test_a_resumed_stage_continues_with_the_limits_it_began_with(monkeypatch):

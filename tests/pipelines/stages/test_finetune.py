@@ -313,27 +313,6 @@ def test_a_network_decomposed_anew_is_not_taken_for_the_old_one(run):
         tune(run, epochs=1)
 
 
-def test_a_time_decides_the_epochs_and_a_resumed_run_keeps_them(run, monkeypatch):
-    monkeypatch.setattr(stage, "epoch_seconds", lambda *arguments, **options: 6.0)
-    options = {"epochs": None, "minutes": 0.5, "labels": "none", "n_images": 200}
-    result = tune(run, **options)
-    assert result.facts["epochs"] == 4  # of nine tenths of 30 seconds
-    assert run.config("finetune")["asked"]["epochs"] is None
-    assert next(s for s in status(run).stages if s.name == "finetune").detail.startswith("4 epochs without labels")
-    whole = weights(run.finetune_dir / "last")
-    writer = outputs.NetworkWriter.__call__
-    monkeypatch.setattr(
-        outputs.NetworkWriter, "__call__", lambda self, state: writer(self, state) if state.epoch < 2 else die()
-    )
-    with pytest.raises(Killed):
-        tune(run, **options, redo=True)
-    monkeypatch.setattr(outputs.NetworkWriter, "__call__", writer)
-    monkeypatch.setattr(stage, "epoch_seconds", lambda *arguments, **options: 1.0)  # now the machine is quick
-    assert tune(run, **options, redo=True).facts == result.facts
-    assert_same(weights(run.finetune_dir / "last"), whole)
-    assert tune(run, **options).done_before
-
-
 # --- mistakes ---
 
 

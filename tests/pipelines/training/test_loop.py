@@ -271,3 +271,18 @@ def test_the_first_loss_is_that_of_the_first_step_also_after_a_resume(tmp_path):
         train(small_net(), loss=exploding(epoch=1), checkpoint=checkpoint)
     with pytest.raises(NumericalError, match=r"epoch 1, step 1: .*lower the learning rate \(now 0.1\)\.$"):
         train(small_net(), loss=lambda *_: cross_entropy(*_) * math.nan)
+
+
+def test_parts_of_a_pass_have_every_image_once_and_each_pass_another_order():
+    data, orders = Blobs(), []
+
+    def batches(order, batch_size, augment_seed):
+        orders.append(order)
+        return data.batches(order, batch_size, augment_seed)
+
+    recipe = Recipe(epochs=8, learning_rate=0.1, batch_size=5)
+    fit(small_net(), recipe, stage="test", n_images=40, batches=batches, loss=cross_entropy, slices=4)
+    assert [len(order) for order in orders] == [10] * 8
+    first, second = torch.cat(orders[:4]), torch.cat(orders[4:])
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(40))
+    assert not torch.equal(first, second)

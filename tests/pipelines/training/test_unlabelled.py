@@ -121,10 +121,10 @@ def test_the_frozen_images_alone_are_used_where_the_source_is_gone(run, monkeypa
     def gone(*arguments, **options):
         raise FileError("digits", "no such folder")
 
-    monkeypatch.setattr(unlabelled, "MEMORY_BYTES", memory)
     monkeypatch.setattr(run_images, "open_source", gone)
-    task = UnlabelledTask(run, 0)
+    task = UnlabelledTask(run, 0, in_memory=memory)
     assert (task.images is None) == (memory == 0) and task.n_train == 54
+    assert task.held == (60 * 64 * 4 if memory else 0)
     expected = "training on the frozen images alone, without augmentation, since the others cannot be read: digits:"
     assert task.notes[0].startswith(expected)
     batches = [images for images, labels in task.batches(torch.tensor([4, 1, 9]), 2, augment_seed=1)]
