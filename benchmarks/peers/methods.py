@@ -34,7 +34,7 @@ class Method:
     @property
     def key(self):
         """How the method is named on the command line and in files."""
-        return f"{self.tool}/{self.name}".replace(" ", "-")
+        return f"{self.tool}/{self.name}".replace(", ", "-").replace(" ", "-")
 
     def compress(self, subject, speedup, work):
         """See `module`."""
@@ -52,6 +52,9 @@ def _torch_pruning():
                 yield Method("torch-pruning", f"{importance} {scope}{tail}", where, options, labels)
     options = {"importance": "taylor", "scope": "global", "bn": True, "rounds": 5}
     yield Method("torch-pruning", "taylor global 5 rounds +bn", where, options, True)
+    for importance in ("l2", "taylor"):
+        options = {"importance": importance, "scope": "global", "bn": True, "round_to": 16}
+        yield Method("torch-pruning", f"{importance} global by 16 +bn", where, options, importance == "taylor")
 
 
 def _tensorly():
@@ -97,27 +100,43 @@ def _our_criteria():
                     yield Method("decomp", name, where, options)
 
 
+def _ours_by_time():
+    where = "benchmarks.peers.by_time"
+    yield Method("decomp", "by time", where, folded=True)
+    yield Method("decomp", "by time coupled", where, {"coupled": 0.75}, folded=True)
+    yield Method("decomp", "by time, blocks refined", where, {"refine_blocks": True}, folded=True)
+
+
 _TABLES = (_ours, _our_criteria, _torch_pruning, _tensorly, _aimet)
 METHODS = {method.key: method for make in _TABLES for method in make()}
+#: Planned for a measured speed-up; the others of this package and the peers are asked for a counted one.
+BY_TIME = {method.key: method for method in _ours_by_time()}
+#: Compared at equal measured time where no others are named: the best of each tool without and after training.
+EQUAL_TIME = (
+    "decomp/by-time", "torch-pruning/l2-global-+bn", "torch-pruning/taylor-global-+bn",
+    "torch-pruning/l2-global-by-16-+bn", "torch-pruning/taylor-global-by-16-+bn",
+    "aimet-torch/spatial-svd-uniform-+bn", "aimet-torch/channel-pruning-uniform",
+)  # fmt: skip
 
 
 def named(key):
     """Tool and name of a method by its key, also of one that is no longer there."""
     tool, _, rest = key.partition("/")
-    return (METHODS[key].tool, METHODS[key].name) if key in METHODS else (tool, rest)
+    known = {**METHODS, **BY_TIME}
+    return (known[key].tool, known[key].name) if key in known else (tool, rest)
 
 
-def chosen(text):
+def chosen(text, methods=METHODS):
     """Methods whose names begin with one of the words of a list with commas between; all for ``all``."""
     if text == "all":
-        return dict(METHODS)
+        return dict(methods)
     words = [word.strip().replace(" ", "-") for word in text.split(",")]
-    unknown = [word for word in words if not any(key.startswith(word) for key in METHODS)]
+    unknown = [word for word in words if not any(key.startswith(word) for key in methods)]
     if unknown:
-        raise SystemExit(f"--methods: no method begins with {unknown[0]!r}; there are {', '.join(METHODS)}.")
+        raise SystemExit(f"--methods: no method begins with {unknown[0]!r}; there are {', '.join(methods)}.")
     # A whole name is that method alone, though others begin with it.
     return {
         key: method
-        for key, method in METHODS.items()
-        if any(key == word or (word not in METHODS and key.startswith(word)) for word in words)
+        for key, method in methods.items()
+        if any(key == word or (word not in methods and key.startswith(word)) for word in words)
     }

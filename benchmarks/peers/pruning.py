@@ -20,16 +20,17 @@ IMPORTANCES = {
 MOST_PRUNED = 0.95
 
 
-def compress(subject, speedup, work, *, importance, scope, bn, rounds=1):
+def compress(subject, speedup, work, *, importance, scope, bn, rounds=1, round_to=None):
     """Prune to the budget, in one go or in rounds of equal factors.
 
-    Between rounds the gradients are taken anew and, with `bn`, the normalisations' statistics too.
+    Between rounds the gradients are taken anew and, with `bn`, the normalisations' statistics too. Widths are multiples
+    of `round_to`, as runtimes like them that compute channels in blocks.
     """
     network = subject.fresh()
     for turn in range(1, rounds + 1):
         budget = subject.macs / speedup ** (turn / rounds)
         gradients = _gradients(network, subject) if importance == "taylor" else None
-        network = _prune(network, subject, budget, importance, scope, gradients)
+        network = _prune(network, subject, budget, importance, scope, gradients, round_to)
         if bn:
             reestimate_normalisation(network, subject.images)
     return network, 0.0
@@ -46,7 +47,7 @@ def _gradients(network, subject):
     return found
 
 
-def _prune(network, subject, budget, importance, scope, gradients):
+def _prune(network, subject, budget, importance, scope, gradients, round_to):
 
     def make(share):
         pruned = copy.deepcopy(network)
@@ -64,7 +65,7 @@ def _prune(network, subject, budget, importance, scope, gradients):
             tp.pruner.BasePruner(
                 pruned, torch.zeros(1, *subject.shape), importance=IMPORTANCES[importance](),
                 global_pruning=scope == "global", pruning_ratio=1 - share, pruning_ratio_dict=ratios,
-                max_pruning_ratio=MOST_PRUNED, ignored_layers=[classifier],
+                max_pruning_ratio=MOST_PRUNED, ignored_layers=[classifier], round_to=round_to,
             ).step()  # fmt: skip
         pruned.zero_grad(set_to_none=True)
         return pruned.eval()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import machine
-from benchmarks.peers.methods import METHODS
+from benchmarks.peers.methods import BY_TIME, METHODS
 from benchmarks.peers.subject import Subject
 
 
@@ -26,7 +26,7 @@ def shared_folder(out, row):
     return Path(out) / "shared" / f"{row['network'].replace(':', '-').replace('/', '-')}-seed{row['seed']}"
 
 
-def make(out, row, methods=METHODS):
+def make(out, row, methods=METHODS | BY_TIME):
     """Fill a row in."""
     subject = Subject(row["network"], row["data"], row["seed"])
     work = shared_folder(out, row).resolve()

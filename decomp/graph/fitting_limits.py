@@ -14,7 +14,8 @@ class FittingLimits:
     Attributes
     ----------
     n_images : int
-        Calibration images; a linear layer has one row for each of them at each of its calls.
+        Calibration images; a linear layer has one row for each of them at each of its calls. Mixtures of images are
+        fitted as well, but are not counted: they add no independent rows.
     most_columns : int
         Columns p of a layer's patch (c·kh·kw) up to which it is fitted: its moments take 8·p² bytes.
     """
@@ -38,5 +39,5 @@ class FittingLimits:
         if columns > self.most_columns:
             return every_step(f"{columns:,} columns a row are more than the {self.most_columns:,} that are fitted")
         if layer.kind == "linear" and rows < 2 * columns:
-            return {"prune": f"{rows:,} rows are too few to choose among {columns:,} columns"}
+            return {"prune": f"{rows:,} rows of images are too few to choose among {columns:,} columns"}
         return {}

@@ -51,7 +51,10 @@ def number(
     word: str = "",
     **extra: Any,
 ) -> Decorator:
-    """An option that takes a number of at least `least`, or a word."""
+    """An option that takes a number of at least `least`, or a word; the help says a least that is more than one."""
+    if least > 1 and "help" in extra:
+        words, *default = extra["help"].partition("  [")
+        extra["help"] = f"{words} At least {least:g}.{''.join(default)}"
     metavar = extra.pop("metavar", "N" if kind is int else "X")
     return click.option(name, *rest, type=parse.number(name, kind, least, above, most, word), metavar=metavar, **extra)
 

@@ -14,6 +14,7 @@ from decomp.graph.network_graph import NetworkGraph
 from ..console.layer_table import LayerSummary
 from ..console.reporter import Reporter
 from ..measure.closeness import percent
+from ..measure.fidelity import FEW_IMAGES
 from .session import SurveyedRun
 
 #: Fits to half of the images are warned of where their error on the other half is above so many times their own.
@@ -73,7 +74,7 @@ def planned_layers(plan: Plan, surveyed: SurveyedRun) -> list[LayerSummary]:
     return layers
 
 
-def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int) -> list[str]:
+def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int, said: str = "") -> list[str]:
     """A line on what more images would bring, by the fits of either half of them; none where there are enough images.
 
     A half has the mean error f on itself and g on the other half. The error on new images, taken as a + b/n for n
@@ -86,6 +87,8 @@ def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int) -> list[str]:
         Of :func:`decomp.solvers.solve_layer.solve_layer`.
     n_fit : int
         Fitted images.
+    said : str
+        Earlier lines; where they say that the images are few, this one does not warn again.
     """
     halves = [report["halves"] for report in reports if "halves" in report]
     fitted, other = (sum(half[name] for half in halves) for name in ("fitted", "other"))
@@ -96,7 +99,9 @@ def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int) -> list[str]:
         f"with twice as many images the errors of the layers on new images would be about {percent(1 - then / now)} "
     )
     words += f"lower, by fits to either half of the {n_fit:,} fitted ones"
-    return [f"warning: few images for this network: {words}" if other > FAR * fitted else words]
+    return [
+        f"warning: few images for this network: {words}" if other > FAR * fitted and FEW_IMAGES not in said else words
+    ]
 
 
 def layer_words(layer: Layer, sizes: LayerPlan, report: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ from .closeness import Closeness, closeness_words, far_off, percent
 
 #: A difference on held-out images that is above FAR times that on fitted ones, and above LEAST, is warned of.
 FAR, LEAST = 3.0, 0.02
+#: Words of that warning by which it is known that it was given.
+FEW_IMAGES = "images are too few for this network"
 
 
 def compare(
@@ -87,6 +89,6 @@ def learned_by_heart(found: Mapping[str, Any], n_fit: int) -> list[str]:
         return []
     return [
         f"warning: on images that were fitted the outputs differ by {percent(seen)} of their variance, so the "
-        f"{n_fit:,} fitted images are too few for this network: more calibration images, also unlabelled ones, bring "
+        f"{n_fit:,} fitted {FEW_IMAGES}: more calibration images, also unlabelled ones, bring "
         "both numbers together, and so does fine-tuning without labels on more images"
     ]

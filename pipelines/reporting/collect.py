@@ -16,6 +16,7 @@ from ...data.formats.json_files import read_json
 from ...data.formats.layer_file import current_report, read_selection
 from ..console.program import program
 from ..console.words import counted
+from ..measure.latency import Measurement, comparable
 from ..run.directory import RunDirectory
 from ..run.networks import existing
 from .summary import Summary, summarise
@@ -98,6 +99,33 @@ def networks(run: RunDirectory) -> Table | Missing:
         notes.append(f"changed since these measurements: {', '.join(outdated)}; measure again with: {command}")
     digest = report["conditions"].get("test_digest")
     return Table("networks", NETWORK_COLUMNS, rows, notes, tested=tested_on(report), digest=digest)
+
+
+RUNTIME_COLUMNS = (
+    "runtime", "version", "layout", "device", "threads", "batch_size", "precision", "rounds", "network", "digest",
+    "latency_ms", "latency_low_ms", "latency_high_ms", "speedup", "reason", "shown",
+)  # fmt: skip
+
+
+def runtimes(run: RunDirectory) -> Table | None:
+    """Every time that evaluate ever measured, with its conditions; None where nothing is evaluated.
+
+    ``shown`` is 1 in rows that belong to the last evaluation or can be compared with it, of the same networks.
+    """
+    try:
+        report = read_json(run.report_json, kind="decomp report")
+        measured = [Measurement.of(entry) for entry in report["latencies"]]
+    except (FileError, KeyError, TypeError):
+        return None  # said by the table of networks
+    shown = comparable(measured, measured[-1]) if measured else []
+    rows = [
+        (
+            *(one.conditions.get(name) for name in RUNTIME_COLUMNS[:8]), time.network, one.networks.get(time.network),
+            time.latency_ms, *(time.quartiles_ms or (None, None)), time.speedup, time.reason, int(one in shown),
+        )
+        for one in measured for time in one.times
+    ]  # fmt: skip
+    return Table("runtimes", RUNTIME_COLUMNS, rows)
 
 
 def read_report(run: RunDirectory) -> dict[str, Any] | None:
@@ -298,6 +326,7 @@ Collector = Callable[[RunDirectory], Table | Missing | None]
 #: The tables of one run, in the order of the report.
 COLLECTORS: tuple[Collector, ...] = (
     networks,
+    runtimes,
     classes,
     layers,
     errors,

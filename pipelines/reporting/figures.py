@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from . import layer_figures, network_figures, sensitivity_figure, training_figures
+from . import layer_figures, network_figures, runtime_figure, sensitivity_figure, training_figures
 from .collect import Table
 from .figure_style import DPI, NARROW, STYLE, WIDE
 from .svg import inline_svg
@@ -21,7 +21,8 @@ PANELS_IN_A_FIGURE = (12, 12)
 
 #: The function that draws each table.
 DRAWINGS: dict[str, Callable[[Table], Figure | None]] = {
-    "accuracy": network_figures.accuracy, "latency": network_figures.latency, "classes": network_figures.classes,
+    "accuracy": network_figures.accuracy, "latency": network_figures.latency, "runtimes": runtime_figure.runtimes,
+    "classes": network_figures.classes,
     "layers": layer_figures.layer_costs, "errors": layer_figures.layer_errors, "curves": layer_figures.error_curves,
     "channels": layer_figures.kept_channels,
     "sensitivity": sensitivity_figure.sensitivity_curves, "finetuning": network_figures.finetuning,

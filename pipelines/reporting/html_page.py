@@ -15,6 +15,7 @@ from .html_tables import text_rows
 TITLES = {
     "accuracy": "Accuracy against time and cost",
     "latency": "Speed-up in multiply-accumulates and in time",
+    "runtimes": "Time in each runtime",
     "classes": "Accuracy of each class",
     "layers": "Layers, before and after",
     "errors": "Error of each layer after each step",
@@ -39,6 +40,8 @@ CAPTIONS = {
     "horizontal ones the quartiles of the measured times. The multiply-accumulates are counted in the networks.",
     "latency": "Bars are medians, whiskers the quartiles of the network's own time. Where the measured speed-up is the "
     "smaller one, this machine runs many small convolutions less efficiently than a few large ones.",
+    "runtimes": "Bars are medians, whiskers the quartiles of the rounds. Each runtime and memory layout has rounds of "
+    "its own, in which all networks run in turn. The file has every time that was ever measured, with its conditions.",
     "classes": "A class with few test images has a wide interval: it appears with each value.",
     "layers": "The cost of a layer falls by its own factors, by fewer input channels, and by fewer output channels "
     "where the next layer reads fewer. Beside the bars: ratio of before to after.",
@@ -128,6 +131,11 @@ def alternative(table: Table) -> str:
             + "".join(f", {name} {100 * row[key]:.2f} %" for key, name in SHARES if row[key] is not None)
             for row in rows
         ]
+    elif table.name == "runtimes":
+        words = [
+            f"{row['network']} in {row['runtime']}, {row['layout']} {row['latency_ms']:.3g} ms"
+            for row in rows if row["shown"] and row["latency_ms"] is not None
+        ]  # fmt: skip
     elif table.name == "finetuning":
         last = rows[-1]
         words = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in last.items() if value is not None]

@@ -34,6 +34,13 @@
       button.addEventListener("click", () => sort(table, head, column));
     });
   }
+  // Tables wider than the page say that they scroll.
+  const mark = () => {
+    for (const region of document.querySelectorAll(".wide"))
+      region.classList.toggle("scrolls", region.scrollWidth > region.clientWidth + 1);
+  };
+  mark();
+  addEventListener("resize", mark);
   // Figures: the value of a mark appears at once, also under a finger; without this script it is the mark's title.
   const box = document.createElement("div");
   box.className = "tip";

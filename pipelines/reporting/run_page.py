@@ -82,7 +82,7 @@ def run_page(
     sections = [
         Section("Networks", [html_tables.networks_table(networks), *_notes(networks)] if networks else []),
         *(Section(_title(key, networks), figures.get(key, [])) for key in ("accuracy", "latency")),
-        Section("Runtimes", _runtimes(report)),
+        Section(TITLES["runtimes"], [*figures.get("runtimes", []), *_runtimes(report)]),
         Section(TITLES["classes"], [*_class_words(tables.get("classes")), *figures.get("classes", [])]),
         Section(TITLES["layers"], _layers(layers, figures, "outputs" in tables)),
         Section(TITLES["finetuning"], figures.get("finetuning", [])),

@@ -78,11 +78,11 @@ class DecomposeResult(StageResult):
             f"({f['macs_before'] / f['macs_after']:.2f}x), "
             f"{f['params_before'] / 1e6:,.3f} M → {f['params_after'] / 1e6:,.3f} M parameters",
         ]
-        if f.get("latency"):
-            lines.append(latency_words(f["latency"]))
+        lines += [latency_words(f["latency"])] if f.get("latency") else []
         if f.get("fidelity"):
             lines += f["fidelity"]["words"].split("\n")
-        lines += f.get("more_images", [])
+        again = self.done_before and f.get("block_refinement")  # the first time a line of the work says it
+        lines += [*([block_refinement.summary(again)] if again else []), *f.get("more_images", [])]
         if "passes" in f:
             lines.append(work_words(f["passes"], f["spilled_bytes"]))
         lines += sanity.doubts(self.run.config("freeze"))
@@ -385,7 +385,7 @@ def _record(
         **(run.config("decompose") or {}), "macs_before": opened.cost.macs, "macs_after": after.macs,
         "params_before": opened.cost.params, "params_after": after.params, "layers": solved.reports,
         **({"block_refinement": solved.blocks} if solved.blocks else {}),
-        "more_images": more_images(solved.reports, fitted_images(opened.frozen.n_images)),
+        "more_images": more_images(solved.reports, fitted_images(opened.frozen.n_images), close.get("words", "")),
         "into": {"verified": verified.into, "reason": verified.reason, "unused": unused}, "fidelity": close,
         "latency": plan.latency, "part": opened.frozen.meta.get("part"),
         "passes": round(total(opened.memory.forward_images) / opened.frozen.n_recorded, 2),

@@ -31,7 +31,7 @@ def test_a_layer_with_more_columns_than_the_limit_loses_every_step():
 @pytest.mark.parametrize(("n_images", "excluded"), [(79, True), (80, False)])
 def test_a_linear_layer_is_pruned_only_with_two_rows_for_each_column(n_images, excluded):
     found = FittingLimits(n_images).excluded_steps(linear(40))
-    assert found == ({"prune": "79 rows are too few to choose among 40 columns"} if excluded else {})
+    assert found == ({"prune": "79 rows of images are too few to choose among 40 columns"} if excluded else {})
     assert FittingLimits(n_images).excluded_steps(conv(40, 4)) == {}  # has several rows an image
 
 
@@ -66,7 +66,7 @@ def test_the_reader_of_an_excluded_layer_cannot_take_its_outputs_away():
 def test_a_layer_with_too_few_rows_is_fitted_and_still_loses_outputs():
     graph = NetworkGraph(trace(wide()), SHAPE, fitting=FittingLimits(100, most_columns=20_000))
     assert graph.layer("5").fitted and graph.layer("5").input_space is None
-    assert graph.layer("5").left_alone["prune"] == "100 rows are too few to choose among 16,384 columns"
+    assert graph.layer("5").left_alone["prune"] == "100 rows of images are too few to choose among 16,384 columns"
     assert graph.layer("7").input_space.producer == "5"
 
 

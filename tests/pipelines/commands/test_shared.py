@@ -58,6 +58,18 @@ def test_a_number_has_its_limits_and_a_letter_for_its_kind():
     assert metavars == ["X", "N"]
 
 
+def test_the_help_of_a_number_says_the_least_where_that_is_more_than_one():
+    def help_of(**options):
+        @click.command()
+        @shared.number("--images", help="Images.  [default: all]", **options)
+        def command(images):
+            """Nothing."""
+
+        return command.params[0].help
+
+    assert help_of(least=10) == "Images. At least 10.  [default: all]" and help_of() == "Images.  [default: all]"
+
+
 def test_defaults_are_those_of_the_options_class():
     assert shared.default_of(FinetuneOptions, "learning_rate") == FinetuneOptions().learning_rate
     assert shared.default_of(DecomposeOptions, "steps") == ",".join(DecomposeOptions(2).steps)

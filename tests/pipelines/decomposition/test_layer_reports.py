@@ -61,6 +61,13 @@ def test_the_errors_of_either_half_tell_what_twice_as_many_images_bring():
     assert line.startswith("warning: few images for this network: with twice as many")
 
 
+def test_few_images_are_warned_of_once():
+    reports = [{"halves": {"fitted": 0.02, "other": 0.06}}]
+    assert more_images(reports, 90, "warning: the 90 fitted images are too few for this network") == [
+        more_images(reports, 90)[0].partition(": few images for this network: ")[2]
+    ]
+
+
 def test_halves_that_agree_are_told_without_a_warning_and_layers_without_halves_not_at_all():
     (line,) = more_images([{"halves": {"fitted": 0.03, "other": 0.06}}], 90)
     assert line.startswith("with twice as many images")

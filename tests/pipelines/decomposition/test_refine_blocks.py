@@ -86,7 +86,11 @@ def test_a_network_that_does_not_gain_stays_as_it_was(run, monkeypatch):
     assert not found["kept"] and any(report["step"] for report in found["blocks"])
     assert (run.model_dir / "weights.safetensors").read_bytes() == weights
     assert plain.facts["fidelity"] == result.facts["fidelity"]
-    assert any(line.endswith("0.5 before, 0.5 after; the network stays as it was") for line in reporter.messages)
+    words = "0.5 before, 0.5 after; the network stays as it was"
+    assert any(line.endswith(words) for line in reporter.messages)
+    assert not any(words in line for line in result.lines())
+    again = decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
+    assert again.done_before and any(line.endswith(words) for line in again.lines())
 
 
 @pytest.mark.parametrize("run", ["inverted"], indirect=True)

@@ -90,6 +90,31 @@ def test_classes_are_the_counts_of_evaluate_by_network(run):
     assert collect.classes(run).column("class") == ["0", "1"]
 
 
+def timed(runtime, batch_size, networks, time, reason=""):
+    times = [{"network": "original", "latency_ms": time, "quartiles_ms": time and [time - 1, time + 1],
+              "speedup": time and 1.0, "reason": reason}]  # fmt: skip
+    conditions = {"runtime": runtime, "version": "2", "layout": "contiguous", "device": "CPU", "threads": 2,
+                  "precision": "float32", "batch_size": batch_size, "rounds": 30, "asked": 30}  # fmt: skip
+    return {"conditions": conditions, "networks": networks, "times": times}
+
+
+def test_all_times_that_were_ever_measured_are_listed_and_those_marked_that_compare_with_the_last(run):
+    assert collect.runtimes(run) is None
+    measured = [
+        timed("eager", 1, {"original": "a"}, 4.0), timed("eager", 64, {"original": "a"}, 9.0),
+        timed("eager", 1, {"original": "b"}, 5.0), timed("openvino", 1, {"original": "a"}, None, "openvino: no"),
+        timed("onnxruntime", 1, {"original": "a"}, 2.0),
+    ]  # fmt: skip
+    evaluated(run, "a", latencies=measured)
+    table = collect.runtimes(run)
+    assert [(row["runtime"], row["batch_size"], row["digest"], row["latency_ms"]) for row in table.dicts()] == [
+        ("eager", 1, "a", 4.0), ("eager", 64, "a", 9.0), ("eager", 1, "b", 5.0), ("openvino", 1, "a", None),
+        ("onnxruntime", 1, "a", 2.0),
+    ]  # fmt: skip
+    assert table.column("shown") == [1, 0, 0, 1, 1] and table.column("latency_low_ms") == [3.0, 8.0, 4.0, None, 1.0]
+    assert table.column("reason")[3] == "openvino: no" and set(table.column("threads")) == {2}
+
+
 def test_several_outputs_are_listed_one_by_one_from_evaluate_or_else_from_decompose(run):
     one = {"kind": "values", "relative": 0.5}
     each = {"boxes": one, "scores": {"kind": "scores", "relative": 0.25, "kl": 0.1, "agreement": 0.9}}

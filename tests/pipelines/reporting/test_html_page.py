@@ -58,6 +58,10 @@ def test_the_text_alternative_of_a_figure_has_its_values():
     assert "original 3 ms, 2.5 M multiply-accumulates, top-1 90.00 %" in words and words.startswith(TITLES["accuracy"])
     table = Table("finetuning", ("epoch", "loss"), [(0.0, None), (1.0, 0.5)])
     assert alternative(table) == "Fine-tuning: epoch 1; loss 0.5"
+    header = ("runtime", "layout", "network", "latency_ms", "shown")
+    times = [("eager", "contiguous", "original", 4.0, 1), ("eager", "contiguous", "pruned", None, 1)]
+    table = Table("runtimes", header, [*times, ("eager", "contiguous", "original", 9.0, 0)])
+    assert alternative(table) == "Time in each runtime: original in eager, contiguous 4 ms"
     assert "2 rows" in alternative(Table("layers", ("layer",), [("a",), ("b",)]))
 
 

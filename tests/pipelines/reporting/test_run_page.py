@@ -82,9 +82,11 @@ def test_times_in_several_runtimes_have_a_table_and_the_fastest_is_said():
     config = {"stages": {}, "versions": {}}
     several = [timed("compile", 0.5, threads=2), timed("eager", 7.25), timed("onnxruntime", 2.5)]
     text = page(config, {**report(), "latencies": several})
-    assert "<h2>Runtimes" in text and "Fastest of these: original in onnxruntime, contiguous, 2.5 ms." in text
+    assert (
+        "<h2>Time in each runtime" in text and "Fastest of these: original in onnxruntime, contiguous, 2.5 ms." in text
+    )
     assert "7.25 ms" in text and "0.5 ms" not in text  # of another number of threads
-    assert "<h2>Runtimes" not in page(config, {**report(), "latencies": several[:2]})
+    assert "<h2>Time in each runtime" not in page(config, {**report(), "latencies": several[:2]})
 
 
 def test_a_run_without_results_is_told_with_what_makes_them():

@@ -79,7 +79,10 @@ def test_layers_too_large_for_the_images_are_excluded_and_the_number_is_named():
     assert set(found["5"].values()) == {"16,384 columns a row are more than the 12,000 that are fitted"}
     assert found["7"]["prune"].startswith("its producer 5 is left alone: 16,384 columns")
     few = "\n".join(inspect("viewed", n_images=60).lines())
-    assert "left alone: 60 rows are too few to choose among 432 columns" in few and "with 60 calibration images" in few
+    assert (
+        "left alone: 60 rows of images are too few to choose among 432 columns" in few
+        and "with 60 calibration images" in few
+    )
     assert "too few" not in "\n".join(inspect("viewed", n_images=1000).lines())
 
 
