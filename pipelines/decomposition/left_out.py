@@ -119,8 +119,8 @@ def without_blocks(surveyed: SurveyedRun, names: Sequence[str], *, sampler: bool
     gone = [path for branch in branches for path in branch.layers]
     narrowed = replace(
         surveyed.narrowed, graph=after, macs_by_layer=count_cost(module, graph.input_shape).per_layer,
-        edited=(*surveyed.narrowed.edited, *module.meta["left_out"]), left_out=tuple(names),
-        left_out_layers=tuple(gone),
+        edited=(*surveyed.narrowed.edited, *module.meta["left_out"]), left_out_layers=tuple(gone),
+        left_out=tuple(branch.name for branch in branches),
     )  # fmt: skip
     left, all_curves = {layer.name for layer in after.layers}, surveyed.survey
     survey = Survey(

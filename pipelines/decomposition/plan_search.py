@@ -39,8 +39,8 @@ from .session import SPACES, OpenedRun, SurveyedRun, narrow, survey
 from .target_search import LEAST, MOST
 from .trial import Judge, changes_of_plan, is_better, say_change
 
-#: Sets of blocks that are tried, at most; and those in a row that may be worse than the best, until the search ends.
-MOST_SETS, PATIENCE = 12, 2
+#: Trials of blocks to leave out, at most; and those in a row that may bring nothing, until the search ends.
+MOST_SETS, PATIENCE = 12, 3
 
 
 def surveyed_run(
@@ -172,7 +172,10 @@ def with_blocks_left_out(
 
 @dataclass(eq=False)
 class _Search:
-    """Sets of blocks, each with more of those that lose the least for what they save."""
+    """One block after the other, the one first that loses the least for what it saves, goes where the outputs gain.
+
+    Of networks with many blocks several neighbours in this order are tried at a time.
+    """
 
     options: DecomposeOptions
     surveyed: SurveyedRun
@@ -182,27 +185,28 @@ class _Search:
 
     def run(self) -> SurveyedRun:
         order = self._order()
-        sizes = range(0, len(order) + 1, -(-len(order) // MOST_SETS))
-        best, least, worse, work = self.surveyed, None, 0, Work(self.surveyed.opened.memory)
-        before: Tensor | None = None
-        with self.reporter.progress(len(sizes), "blocks to leave out", "sets") as progress:
-            for size in sizes:
-                part = without_blocks(self.surveyed, order[:size], sampler=self.options.sampler)
+        together = -(-len(order) // MOST_SETS)
+        steps = [[], *(order[at : at + together] for at in range(0, len(order), together))]
+        best, least, gone, worse = self.surveyed, None, list[str](), 0
+        before, work = None, Work(self.surveyed.opened.memory)
+        with self.reporter.progress(len(steps), "blocks to leave out", "trials") as progress:
+            for names in steps:
+                part = without_blocks(self.surveyed, [*gone, *names], sampler=self.options.sampler)
                 changes = _tried(part, self.options, self.judge, self.reporter)
                 work.add(part.opened.memory)
                 progress.update(1)
-                if changes is None and least is not None:
-                    break  # faster than asked without any smaller layer
-                if changes is None:
-                    continue
-                say_change(self._words(order[:size]), changes, self.reporter)
-                before = changes if size == 0 else before
-                if least is None or is_better(changes, least):
-                    best, least, worse = part, changes, 0
+                if changes is not None:
+                    say_change(self._words(part.narrowed.left_out), changes, self.reporter)
+                    before = changes if not names else before
+                if least is None or (changes is not None and is_better(changes, least)):
+                    # Where the target is out of reach so far, blocks go until it is not.
+                    best, least, gone, worse = part, changes, [*gone, *names], 0
                 else:
                     worse += 1
                 if worse == PATIENCE:
                     break
+        if least is None:
+            best = self.surveyed
         work.pass_on(best.opened.memory)
         self._say(best, least, before)
         return best
@@ -233,10 +237,12 @@ class _Search:
 
     def _say(self, best: SurveyedRun, least: Tensor | None, before: Tensor | None) -> None:
         gone = best.narrowed.left_out
+        if least is None:
+            self.reporter.step("no block is left out: without them the speed-up is out of reach, too")
+            return
         if not gone:
             self.reporter.step("no block is left out: none lowers the change of the outputs at this speed-up")
             return
-        assert least is not None
         instead = f" instead of {float(before.mean()):.3g}" if before is not None else ", out of reach with all blocks"
         words = f"left out: {', '.join(gone)}; change of the outputs {float(least.mean()):.3g}{instead}"
         self.reporter.step(f"{words}, at the same speed-up")
