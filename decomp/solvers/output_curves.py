@@ -18,7 +18,7 @@ from torch import Tensor
 from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import LayerProblem, matrix_to_weight
 from decomp.solvers import selection, spatial
-from decomp.solvers.linalg import EVIDENCE, LeastSquares, ReducedRank, intercept, reduced_rank
+from decomp.solvers.linalg import EVIDENCE, LeastSquares, ReducedRank, Ridge, intercept, reduced_rank
 
 # Relative errors of the layer's responses at which the change of the output is measured.
 LEVELS = (0.02, 0.08, 0.3)
@@ -78,6 +78,7 @@ def approximations(
     *,
     factors: tuple[Tensor, Tensor] | None = None,
     solution: LeastSquares | None = None,
+    ridge: Ridge = EVIDENCE,
 ) -> dict[str, Callable[[int], Approximation]]:
     """For each step, the function that gives the layer's dense kernel at a size.
 
@@ -90,6 +91,9 @@ def approximations(
         V and H of `spatial.closed_form` at full rank, if they are known already.
     solution : decomp.solvers.linalg.LeastSquares, optional
         The fit with the layer's weights as the prior, if it is known already.
+    ridge : float or 'evidence'
+        Of the fits of ``prune`` and ``spatial``, see `linalg.least_squares`; that of their curves is good enough, and
+        the evidence takes several factorisations for each size.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def approximations(
     """
 
     def split(size: int) -> Approximation:
-        return spatial.split(problem, size, factors=factors).compose()
+        return spatial.split(problem, size, factors=factors, ridge=ridge).compose()
 
     @cache
     def full_rank() -> ReducedRank:
@@ -119,7 +123,7 @@ def approximations(
 
     def prune(size: int) -> Approximation:
         channels = torch.tensor(sorted(order[:size]))
-        weight, bias = selection.reconstruct(problem, Selection(channels, problem.n_channels))
+        weight, bias = selection.reconstruct(problem, Selection(channels, problem.n_channels), ridge=ridge)
         full = torch.zeros_like(problem.weight)
         full[:, channels.to(full.device)] = weight
         return full, bias

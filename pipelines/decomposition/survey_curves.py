@@ -14,7 +14,7 @@ from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import Moments
 from decomp.solvers.elimination import eliminate
 from decomp.solvers.error_curves import channel_curve, selection_curve, spatial_curve
-from decomp.solvers.linalg import EVIDENCE, LeastSquares, least_squares
+from decomp.solvers.linalg import EVIDENCE, LeastSquares, Ridge, least_squares
 from decomp.solvers.output_curves import Approximation, approximations, measured_sizes
 from decomp.solvers.spatial import closed_form, max_rank, require_splittable
 from decomp.time_spent import part
@@ -115,11 +115,14 @@ class _Shared:
         See :func:`decomp.solvers.spatial.closed_form`, at full rank.
     solution : decomp.solvers.linalg.LeastSquares or None
         The fit on all inputs.
+    ridge : float or 'evidence'
+        Of largest evidence for all inputs, where the elimination found it.
     """
 
     order: Sequence[int] | None = None
     factors: tuple[Tensor, Tensor] | None = None
     solution: LeastSquares | None = None
+    ridge: Ridge = EVIDENCE
 
 
 def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) -> tuple[Curves, _Shared]:
@@ -131,15 +134,15 @@ def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) 
             removed = eliminate(problem)
             (last,) = set(range(problem.n_channels)) - set(removed.order)
             order = [last, *reversed(removed.order)]
-        shared = replace(shared, order=order)
+        shared = replace(shared, order=order, ridge=removed.report["ridge"])
         with part("curves: prune"):
             # The evidence for a ridge does not depend on the order of the inputs: that of the elimination holds here.
-            curves["prune"] = selection_curve(problem, held_out, order=order, ridge=removed.report["ridge"])
+            curves["prune"] = selection_curve(problem, held_out, order=order, ridge=shared.ridge)
     if "spatial" in steps:
         require_splittable(problem)
         with part("curves: spatial"):
             factors = closed_form(problem.checked(), max_rank(problem))
-            curves["spatial"] = spatial_curve(problem, held_out, factors=factors)
+            curves["spatial"] = spatial_curve(problem, held_out, factors=factors, ridge=shared.ridge)
         shared = replace(shared, factors=factors)
     if "channel" in steps:
         with part("curves: channel"):
@@ -151,7 +154,7 @@ def _own_curves(steps: Sequence[str], problem: LayerProblem, held_out: Moments) 
 
 def _approximate(problem: LayerProblem, shared: _Shared) -> Callable[[str, int], Approximation]:
     """A function of step and size that gives the layer's approximation."""
-    steps = approximations(problem, shared.order, factors=shared.factors, solution=shared.solution)
+    steps = approximations(problem, shared.order, factors=shared.factors, solution=shared.solution, ridge=shared.ridge)
 
     def approximate(step: str, size: int) -> Approximation:
         with part("approximations"):

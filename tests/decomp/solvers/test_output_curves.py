@@ -5,6 +5,7 @@ import pytest
 import torch
 from layer_problems import make, output_metric
 
+from decomp.problem.factors import Selection
 from decomp.solvers import channel, linalg, selection, spatial
 from decomp.solvers.linalg import least_squares
 from decomp.solvers.output_curves import LEVELS, approximations, measured_sizes, output_curve
@@ -101,3 +102,14 @@ def test_levels_of_the_channel_step_share_one_fit(monkeypatch):
     for size in (1, 2, 3):
         step(size)
     assert len(count) == 1
+
+
+def test_a_known_ridge_is_that_of_the_pruned_and_of_the_split_layer():
+    problem = make(n_rows=60, seed=1, noise=0.5, activation="identity").problem
+    order = selection.retention_order(problem, "backward")
+    known, found = approximations(problem, order, ridge=0.3), approximations(problem, order)
+    chosen = Selection(torch.tensor(sorted(order[:2])), problem.n_channels)
+    kept = known["prune"](2)[0][:, chosen.channels]
+    assert torch.equal(kept, selection.reconstruct(problem, chosen, ridge=0.3).weight)
+    assert torch.equal(known["spatial"](3)[0], spatial.split(problem, 3, ridge=0.3).compose()[0])
+    assert not any(torch.allclose(known[step](2)[0], found[step](2)[0], rtol=1e-3) for step in ("prune", "spatial"))

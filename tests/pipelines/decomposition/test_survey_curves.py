@@ -35,7 +35,7 @@ def test_a_layer_keeps_the_steps_that_can_be_applied(vgg_run):
             assert not set(steps_of(layer)) & set(layer.left_alone)
 
 
-def test_the_curve_of_pruned_widths_takes_the_ridge_of_the_elimination(vgg_run, monkeypatch):
+def test_curves_and_approximations_take_the_ridge_of_the_elimination(vgg_run, monkeypatch):
     found = []
     with open_run(vgg_run, torch.device("cpu")) as opened:
         layer = [layer for layer in opened.graph.layers if layer.fitted][1]
@@ -43,8 +43,12 @@ def test_the_curve_of_pruned_widths_takes_the_ridge_of_the_elimination(vgg_run, 
     monkeypatch.setattr(elimination, "choose_ridge", lambda *moments: found.append(choose_ridge(*moments)) or found[-1])
     monkeypatch.setattr(error_curves, "ridge_value", lambda moments, ridge: used.append(ridge) or ridge)
     used = []
-    curves, shared = survey_curves._own_curves(["prune"], problem, held_out)
-    assert used == found and len(found) == 1
+    curves, shared = survey_curves._own_curves(["prune", "spatial"], problem, held_out)
+    assert used == 2 * found and len(found) == 1 and shared.ridge == found[0]
+    passed = []
+    monkeypatch.setattr(survey_curves, "approximations", lambda *_, **options: passed.append(options["ridge"]))
+    survey_curves._approximate(problem, shared)
+    assert passed == found
     monkeypatch.undo()
     assert shared.order == selection.retention_order(problem, "backward")
     wanted = error_curves.selection_curve(problem, held_out, order=shared.order)
