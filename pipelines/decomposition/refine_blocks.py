@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from decomp import seeds
+from decomp.cost.count import cost
 from decomp.execution.block_refinement import BlockOf, Pairs, blends, refine_block, targets_of
 from decomp.execution.output_change import Outputs
 from decomp.graph.blocks import Block, find_blocks
@@ -36,6 +37,11 @@ LEAST_LAYERS = 2
 BLENDS, ENOUGH_IMAGES = 4, 2000
 #: Adam steps of each block, and images of each step.
 STEPS, BATCH = 300, 32
+#: Fewer steps where all blocks together would take more multiply-accumulates than both so many passes over the
+#: calibration images, about what the rest of the stage takes, and so many in all: a minute or less of one core.
+PASSES, LEAST_WORK = 4, 10**12
+#: A step takes so many times the work of a forward pass.
+STEP_WORK = 3
 #: Held-out images on which errors are measured, at most.
 MOST_UNSEEN = 500
 #: Fewer images than this for lack of memory: the block is left as it is.
@@ -81,6 +87,7 @@ def _refined(surveyed: SurveyedRun, solved: SolvedLayers, reporter: Reporter) ->
     weights_before = list[tuple[BlockOf, dict[str, Tensor]]]()
     trainer = _Trainer(surveyed, solved, blocks)
     divergence = trainer.divergence()
+    reporter.step(trainer.work_words())
     unit = "block" if len(blocks) == 1 else "blocks"
     with reporter.progress(len(blocks), LABEL, unit) as progress, part(LABEL):
         for place, block in enumerate(blocks):
@@ -144,6 +151,24 @@ def _in_original(block: Block, original: fx.GraphModule) -> Block:
     return replace(block, nodes=tuple(between))
 
 
+def steps_within(before: int, after: int, n_images: int, batch_size: int) -> tuple[int, float]:
+    """Steps of each block, and the work of all blocks in passes of the original over the calibration images.
+
+    It depends on no time that was measured, so that the result is the same on every machine.
+
+    Parameters
+    ----------
+    before, after : int
+        Multiply-accumulates of the original and of the compressed network for one image.
+    n_images : int
+        Calibration images, with mixtures.
+    batch_size : int
+    """
+    step = STEP_WORK * batch_size * after
+    steps = max(1, min(STEPS, int(max(PASSES * n_images * before, LEAST_WORK) // max(step, 1))))
+    return steps, steps * step / max(n_images * before, 1)
+
+
 class _Trainer:
     """What the blocks are trained on and judged by, with the values that cross from one block to the next.
 
@@ -164,6 +189,14 @@ class _Trainer:
         #: Of the fitted and of the unseen images: values of the compressed network, and of the original.
         self.ours, self.theirs = [fitted, unseen], [fitted, unseen]
         self.behind: str = ""  # node that the values of the original belong to
+        self.batch_size = min(BATCH, self.opened.memory.limits.backward_batch)
+        before, after = self.opened.cost.macs, cost(self.network, self.opened.frozen.input_shape).macs
+        self.n_steps, self.passes = steps_within(before, after, self.opened.frozen.n_recorded, self.batch_size)
+
+    def work_words(self) -> str:
+        """One line: the steps of each block, and the work of all."""
+        words = f"{counted(self.n_steps, 'step')} of {counted(self.batch_size, 'image')} for each block"
+        return f"{LABEL}: {words}, the work of {self.passes:.1f} passes over the calibration images"
 
     def divergence(self) -> float:
         """Change of the outputs of the network as it is, on held-out images."""
@@ -175,11 +208,11 @@ class _Trainer:
         if len(self.ours[0]) < LEAST_IMAGES:
             return report
         self._advance_original(block)
-        stay, limits = self.columns.get(block.target), self.opened.memory.limits
+        stay = self.columns.get(block.target)
         fitted, unseen = (Pairs(x, targets_of(y, stay)) for x, y in zip(self.ours, self.theirs))
         is_last = block is self.blocks[-1]
         return report | refine_block(
-            own, fitted, unseen, steps=STEPS, batch_size=min(BATCH, limits.backward_batch),
+            own, fitted, unseen, steps=self.n_steps, batch_size=self.batch_size,
             generator=seeds.generator(self.opened.frozen.meta["seed"], "decompose", "block", block.target),
             loss=self.judge.loss_at(self.original, block) if is_last else None,
             judge=self.divergence if is_last else None,

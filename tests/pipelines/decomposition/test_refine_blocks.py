@@ -183,3 +183,27 @@ def test_the_last_block_is_trained_towards_the_class_scores_and_the_others_towar
     with FrozenFile(run.frozen) as frozen:
         expected = frozen_outputs(frozen).loss({"output": wanted}, {"output": got})
     assert last(got, wanted).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_steps_are_as_many_as_the_work_allows():
+    few, many = 10**6, 4 * 10**9  # multiply-accumulates of a small network and of a large one
+    assert module.steps_within(few, few // 4, 1000, 32) == (30, 30 * 96 / 4000)
+    for n_images, speedup, steps in ((1000, 4, 30), (100, 4, 16), (100, 2, 8), (20, 4, 10), (20, 1, 2)):
+        found, passes = module.steps_within(many, many // speedup, n_images, 32)
+        assert found == steps
+        assert passes == pytest.approx(steps * 96 / speedup / n_images)
+        # 4 passes at most, or 10**12 multiply-accumulates.
+        assert passes <= max(4, 250 / n_images)
+    assert module.steps_within(many, many // 4, 100, 8)[0] == 30
+
+
+def test_the_steps_and_their_work_are_said_before_they_are_taken(run):
+    reporter = Collected()
+    result = decompose(run, speedup=2, refine_blocks=True, reporter=reporter)
+    (line,) = (line for line in reporter.messages if "for each block" in line)
+    with FrozenFile(run.frozen) as frozen:
+        passes = 30 * 96 * result.facts["macs_after"] / result.facts["macs_before"] / frozen.n_recorded
+    assert line == (
+        "refinement of the blocks: 30 steps of 32 images for each block, "
+        f"the work of {passes:.1f} passes over the calibration images"
+    )
