@@ -276,8 +276,8 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--labels", type=Choice(LABELS), default=default_of(FinetuneOptions, "labels"), show_default=True,
-    help="Train on the labels of the training images, or, with none, on the original's outputs for training images and "
-    "mixtures of them.",
+    help="Train on the labels of the training images, or, with none, on the original's outputs for training images "
+    "and, where they are few, for mixtures of them.",
 )  # fmt: skip
 @click.option(
     "--data", metavar="NAME", help="With --labels none: other images to train on, of any source.  [default: the run's]"

@@ -123,7 +123,7 @@ def finetune(
         normalisation diverges more easily.
     labels : {'train', 'none'}
         'train': cross-entropy on the training split, of which a seeded tenth (at most 5,000 images) is held out; the
-        best epoch has the highest accuracy there. 'none': all training images, augmented and mixed with each other;
+        best epoch has the highest accuracy there. 'none': all training images, fewer than 10,000 augmented and mixed;
         the loss is the change of the original's outputs (:mod:`decomp.execution.output_change`), and the best epoch has
         the lowest one on the frozen images that no fit has used, which are left out of the training. Of images in
         memory the frozen ones are used alone. An epoch has at least 1,000 images: fewer are used several times.

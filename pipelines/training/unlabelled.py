@@ -1,4 +1,4 @@
-"""Task without labels: all training images but the held-out frozen ones, mixed, towards the original's outputs."""
+"""Task without labels: all training images but the held-out frozen ones, towards the original's outputs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ...data.sources import open_source
 from ...data.splits import ImageSource, Split
 from ..distributed.process_group import own_part, spread
 from ..distributed.process_group import total as sum_over_processes
+from ..distributed.trained_module import places_of
 from ..measure.accuracy import outputs_of
 from ..run.calibration import draw_images, fitted_images
 from ..run.conditions import freeze_options
@@ -31,6 +32,9 @@ from .memory import VALIDATED
 MEMORY_BYTES = 2**30
 #: An epoch has at least so many images: where there are fewer, each is used several times.
 EPOCH_IMAGES = 1000
+#: So many images are enough as they are; fewer are augmented and mixed. Changed images are others than those that the
+#: network will see, and what it learns about them costs it some of what the fits have given it.
+ENOUGH_IMAGES = 10_000
 #: Where fewer frozen images are held out, others of the run's source are held out too, at most one in
 #: `ONE_IN` of those that would be trained on: the divergence of ten images says little about new ones.
 VALIDATION_IMAGES = 200
@@ -119,13 +123,18 @@ class UnlabelledTask:
             raise UsageError("--data", "must have images beside the held-out ones", got=got, fix="name another source")
         self.n_train = len(indices)
         self.notes: Sequence[str] = pool.notes
-        self.description = f"{pool.words} without labels"
+        self.changed = self.n_train < ENOUGH_IMAGES
+        self.description = f"{pool.words} without labels{', augmented and mixed' if self.changed else ''}"
         self.train = indices.repeat(-(-EPOCH_IMAGES // len(indices)))
 
     def batches(
         self, order: Tensor, batch_size: int, augment_seed: int, places: slice | None = None
     ) -> Iterator[tuple[Tensor, None]]:
-        """Images of ``train[order]``, augmented as their source does, then mixed; at some places of every batch."""
+        """Images of ``train[order]`` at some places of every batch; fewer than `ENOUGH_IMAGES` augmented and mixed."""
+        if not self.changed:
+            order, batch_size = places_of(order, batch_size, places)
+            yield from ((images, None) for images in self.pool.read(self.train[order], batch_size, None))
+            return
         if places is None:
             for number, images in enumerate(self.pool.read(self.train[order], batch_size, augment_seed)):
                 yield mixed(images, seeds.derive_seed(augment_seed, "mix", number)), None

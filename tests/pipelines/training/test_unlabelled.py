@@ -85,7 +85,7 @@ def test_the_fitted_images_come_first_then_others_of_the_source(drawn, monkeypat
     # One in ten of the 1,341 images that are not held out by freeze is held out too.
     assert torch.equal(task.train, torch.cat([order[:54], order[60:1213]])) and task.notes == ()
     assert torch.equal(task.pool.unseen, order[1213:])
-    assert task.description == "training images of digits without labels"
+    assert task.description == "training images of digits without labels, augmented and mixed"
 
 
 def test_enough_held_out_frozen_images_judge_alone(drawn, monkeypatch):
@@ -200,3 +200,15 @@ def test_images_are_augmented_as_their_source_does_it(drawn, monkeypatch):
     wanted = torch.cat([images for images, _ in split.batches(task.train[order], 2, augment_seed=11)])
     assert torch.equal(got, wanted) and not torch.equal(got, split.images(task.train[order]))
     assert got.shape[1:] == SHAPE
+
+
+@pytest.mark.parametrize("enough", [50, 51])
+def test_many_images_are_trained_on_as_they_are_and_few_are_changed(run, monkeypatch, enough):
+    monkeypatch.setattr(unlabelled, "ENOUGH_IMAGES", enough)
+    task = UnlabelledTask(run, 0, n_images=50)
+    plain = list(task.pool.read(task.train[:20], 10, None))
+    got = [images for images, _ in task.batches(torch.arange(20), 10, 3)]
+    assert [torch.equal(*pair) for pair in zip(plain, got)] == [enough == 50] * 2
+    assert ("augmented and mixed" in task.description) == (enough == 51)
+    part = [images for images, _ in task.batches(torch.arange(20), 10, 3, slice(4, 10))]
+    assert all(torch.allclose(of_one, images[4:]) for of_one, images in zip(part, got))
