@@ -68,8 +68,8 @@ def measure(request: Mapping[str, Any]) -> SpeedRatio:
     Parameters
     ----------
     request : dict
-        ``runtime``, ``layout``, ``threads``, ``shape``; ``original`` and ``planned``, folders of networks; ``wanted``
-        and ``fastest``, see :func:`decomp.pipelines.decomposition.speed_ratio.measure_ratio`.
+        ``runtime``, ``layout``, ``threads``, ``shape``; ``original`` and ``planned``, folders of networks; ``wanted``,
+        ``fastest`` and ``kept``, see :func:`decomp.pipelines.decomposition.speed_ratio.measure_ratio`.
     """
     torch.set_num_threads(request["threads"])
     made, shape = runtime(request["runtime"], request["layout"]), tuple(request["shape"])
@@ -78,7 +78,7 @@ def measure(request: Mapping[str, Any]) -> SpeedRatio:
     prepared = {name: read_network(Path(request[name]), made, example) for name in ("original", "planned")}
     prepared["again"] = prepared["original"]
     block = block_of_rounds(prepared, shape, device, made.layout)
-    return measure_ratio(block, wanted=request["wanted"], fastest=request["fastest"])
+    return measure_ratio(block, **{name: request[name] for name in ("wanted", "fastest", "kept")})
 
 
 def serve() -> None:
@@ -155,6 +155,7 @@ class FreshProcess:
         planned: nn.Module,
         wanted: tuple[float, float] | None = None,
         fastest: float | None = None,
+        kept: tuple[float, float] | None = None,
     ) -> SpeedRatio:
         """Measured speed-up of a planned network over the original.
 
@@ -162,7 +163,7 @@ class FreshProcess:
         ----------
         original, planned : torch.nn.Module
             The first is written once, as long as it is the same object.
-        wanted, fastest
+        wanted, fastest, kept
             See :func:`decomp.pipelines.decomposition.speed_ratio.measure_ratio`.
 
         Raises
@@ -181,7 +182,8 @@ class FreshProcess:
             return self._asked({
                 "runtime": self.made.name, "layout": self.made.layout, "threads": torch.get_num_threads(),
                 "shape": self.shape, "original": str(self._written), "planned": str(Path(inside) / "planned"),
-                "wanted": wanted, "fastest": fastest, "answer": str(Path(inside) / "answer.json"),
+                "wanted": wanted, "fastest": fastest, "kept": kept,
+                "answer": str(Path(inside) / "answer.json"),
             })  # fmt: skip
 
     def _asked(self, request: Mapping[str, Any]) -> SpeedRatio:

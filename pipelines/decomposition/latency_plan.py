@@ -36,7 +36,7 @@ from .latency_tables import latency_cost
 from .plans_between import plans_between
 from .speed_ratio import SpeedRatio
 from .target_errors import limiting_options
-from .target_search import LEAST, MOST, Attempt, Candidate, TargetSearch
+from .target_search import ENOUGH, LEAST, MOST, SURPLUS, Attempt, Candidate, TargetSearch
 from .timings import CHAIN_ROUNDS, CHAIN_SECONDS, Timings
 from .whole_networks import WholeNetworks
 
@@ -44,8 +44,6 @@ from .whole_networks import WholeNetworks
 CONFIRMATIONS = 3
 # Plans by a counted cost that are tried to find the one of the same loss; a rival must be faster by more than RIVAL.
 EQUAL_LOSS, RIVAL = 7, 1.01
-# Share of the target around a kept promise within which the search measures as exactly as the promise itself.
-NEIGHBOURHOOD = 0.05
 
 
 def require_same_device(plan: Plan, device: torch.device, name: str, reporter: Reporter) -> None:
@@ -217,8 +215,8 @@ class _Planner:
 
     @property
     def _wanted(self) -> tuple[float, float]:
-        """Speed-ups that need to be known exactly; of others the search asks only on which side they lie."""
-        return (LEAST - NEIGHBOURHOOD) * self.options.speedup, (MOST + NEIGHBOURHOOD) * self.options.speedup
+        """Speed-ups that end the search; of others it asks only on which side they lie."""
+        return ENOUGH * self.options.speedup, SURPLUS * self.options.speedup
 
     def _candidate(self, plans: LayerPlans) -> Candidate:
         return Candidate(plans, self.all_sizes.cost(plans), self.all_sizes.error(plans))
@@ -269,7 +267,8 @@ class _Planner:
 
     def measure(self, candidate: Candidate, wanted: tuple[float, float] | None = None) -> SpeedRatio:
         """Speed-up of a network of the planned sizes with random weights."""
-        return self.networks.ratio(random_network(self.graph, candidate.plans), wanted)
+        kept = LEAST * self.options.speedup, MOST * self.options.speedup
+        return self.networks.ratio(random_network(self.graph, candidate.plans), wanted, kept)
 
     def _confirmed(self, search: TargetSearch, attempt: Attempt) -> Attempt:
         """An attempt whose speed-up was measured again with both networks prepared anew, as in another process.

@@ -141,8 +141,9 @@ def measure_ratio(
     fewest_blocks: int = FEWEST_BLOCKS,
     wanted: tuple[float, float] | None = None,
     fastest: float | None = None,
+    kept: tuple[float, float] | None = None,
 ) -> SpeedRatio:
-    """Measure in blocks of rounds until the median ratio is known to :data:`PRECISION`.
+    """Measure in blocks of rounds until the median ratio is known to :data:`PRECISION`, or what is asked about it.
 
     Parameters
     ----------
@@ -155,6 +156,8 @@ def measure_ratio(
     fastest : float, optional
         The original's shortest time so far, in milliseconds. Blocks in which it takes more than :data:`SAME` of the
         shortest do not count, unless there is no other.
+    kept : tuple of float, optional
+        The whole interval within them is as good as a narrow one.
 
     Returns
     -------
@@ -170,8 +173,9 @@ def measure_ratio(
         found = of_rounds(_joined(quick or blocks), contention.share(), shortest)
         low, high = found.interval
         outside = wanted is not None and (high < wanted[0] or low > wanted[1])
+        inside = kept is not None and kept[0] <= low and high <= kept[1]
         enough, precision = (1, COARSE) if outside else (fewest_blocks, PRECISION)
-        if len(quick) >= enough and high - low <= 2 * precision * found.speedup:
+        if len(quick) >= enough and (inside or high - low <= 2 * precision * found.speedup):
             break
     return found
 

@@ -59,26 +59,34 @@ class WholeNetworks:
         """The process in which networks are measured: 'new' ones, or the 'same' that plans."""
         return "same" if self._fresh is None else "new"
 
-    def ratio(self, planned: nn.Module, wanted: tuple[float, float] | None = None) -> SpeedRatio:
+    def ratio(
+        self, planned: nn.Module, wanted: tuple[float, float] | None = None, kept: tuple[float, float] | None = None
+    ) -> SpeedRatio:
         """Measured speed-up of a planned network over the original.
 
         Parameters
         ----------
         planned : torch.nn.Module
-        wanted : tuple of float, optional
+        wanted, kept : tuple of float, optional
             See :func:`decomp.pipelines.decomposition.speed_ratio.measure_ratio`.
         """
-        found = self._measured(planned, wanted, self._expected or self.timings.fastest_original)
+        found = self._measured(planned, wanted, kept, self._expected or self.timings.fastest_original)
         self.timings.note_original(found.original_ms)
         shortest = self.timings.fastest_original or found.original_ms
         # Where the machine stays slow, the next measurements do not wait for it; each says that it is.
         self._expected = found.original_ms if found.original_ms > SAME * shortest else None
         return replace(found, slowed=max(0.0, found.original_ms / shortest - 1))
 
-    def _measured(self, planned: nn.Module, wanted: tuple[float, float] | None, fastest: float | None) -> SpeedRatio:
+    def _measured(
+        self,
+        planned: nn.Module,
+        wanted: tuple[float, float] | None,
+        kept: tuple[float, float] | None,
+        fastest: float | None,
+    ) -> SpeedRatio:
         if self._fresh is not None:
             try:
-                return self._fresh.ratio(self.original, planned, wanted, fastest)
+                return self._fresh.ratio(self.original, planned, wanted, fastest, kept)
             except DecompError as error:
                 self.reporter.warn(f"networks are timed in the process that plans, not in a new one: {error}")
                 self._fresh.__exit__(None, None, None)
@@ -86,7 +94,7 @@ class WholeNetworks:
         prepared = {"original": self.timings.prepared(self.original, self.shape)}
         prepared |= {"planned": self.timings.prepared(planned, self.shape), "again": prepared["original"]}
         block = block_of_rounds(prepared, self.shape, self.timings.device, self.timings.runtime.layout)
-        return measure_ratio(block, wanted=wanted, fastest=fastest)
+        return measure_ratio(block, wanted=wanted, fastest=fastest, kept=kept)
 
     def prepare_anew(self) -> None:
         """Prepare the original again, as another process would; new processes do so by themselves."""

@@ -44,21 +44,21 @@ def test_a_request_is_measured_with_its_threads_and_the_original_against_itself(
     write_network(network, tmp_path / "net", Eager(), example())
     seen = []
 
-    def fake(block, wanted, fastest):
-        seen.append((block(), wanted, fastest, torch.get_num_threads()))
+    def fake(block, wanted, fastest, kept):
+        seen.append((block(), wanted, fastest, kept, torch.get_num_threads()))
         return "measured"
 
     monkeypatch.setattr(fresh_process, "measure_ratio", fake)
     threads = torch.get_num_threads()
     try:
         request = {"runtime": "eager", "layout": "contiguous", "threads": 1, "shape": SHAPE}
-        request |= {"wanted": [1.0, 2.0], "fastest": 3.0}
+        request |= {"wanted": [1.0, 2.0], "fastest": 3.0, "kept": [0.9, 2.1]}
         folders = {name: str(tmp_path / "net") for name in ("original", "planned")}
         assert measure({**request, **folders}) == "measured"
     finally:
         torch.set_num_threads(threads)
     ((times, *others),) = seen
-    assert set(times) == {"original", "planned", "again"} and others == [[1.0, 2.0], 3.0, 1]
+    assert set(times) == {"original", "planned", "again"} and others == [[1.0, 2.0], 3.0, [0.9, 2.1], 1]
 
 
 def test_a_copy_of_the_helper_process_measures_and_a_failure_is_told(network):

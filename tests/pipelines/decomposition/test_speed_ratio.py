@@ -56,6 +56,19 @@ def test_a_ratio_far_from_those_that_are_wanted_is_measured_less_exactly(wanted,
     assert (width <= 2 * speed_ratio.PRECISION) != coarse
 
 
+@pytest.mark.parametrize(("kept", "soon"), [((0.9, 1.1), True), ((0.999, 1.1), False), ((0.9, 1.001), False)])
+def test_an_interval_within_a_kept_promise_is_narrow_enough(kept, soon):
+    random, blocks = np.random.default_rng(0), []
+
+    def block():
+        blocks.append(1)
+        return {name: list(10 + 0.5 * random.standard_normal(30)) for name in ("original", "planned", "again")}
+
+    found = measure_ratio(block, kept=kept)
+    assert (len(blocks) == speed_ratio.FEWEST_BLOCKS) == soon
+    assert kept[0] <= found.interval[0] and found.interval[1] <= kept[1] or not soon
+
+
 @pytest.fixture
 def waits_for_nothing(monkeypatch):
     """A process that never waits for a processor."""

@@ -27,8 +27,8 @@ class Helper:
     def __exit__(self, *_):
         self.ended = True
 
-    def ratio(self, original, planned, wanted, fastest):
-        self.asked.append((original, planned, wanted, fastest))
+    def ratio(self, original, planned, *asked):
+        self.asked.append((original, planned, *asked))
         if len(self.asked) == 2:
             raise DecompError("network", "it cannot be written")
         return FOUND
@@ -51,8 +51,8 @@ def test_where_a_new_process_fails_this_one_measures_and_says_so(tmp_path, monke
     known = Timings(tmp_path / "latency.json", torch.device("cpu"), 1, Eager())
     with WholeNetworks(known, original, SHAPE, reporter) as networks:
         helper = networks._fresh
-        assert networks.ratio(planned, (1.0, 3.0)) == FOUND and networks.process == "new" and not timed
-        assert helper.asked == [(original, planned, (1.0, 3.0), None)]
+        assert networks.ratio(planned, (1.0, 3.0), (0.9, 3.1)) == FOUND and networks.process == "new" and not timed
+        assert helper.asked == [(original, planned, (1.0, 3.0), None, (0.9, 3.1))]
         assert networks.ratio(planned).speedup == 4.0 and networks.process == "same" and helper.ended
         assert timed[0] == (["again", "original", "planned"], timings.WARM_UP) and timed[1][1] == 1
         networks.ratio(planned)
@@ -82,7 +82,7 @@ def test_a_machine_that_stays_slow_is_waited_for_once_and_said_each_time(tmp_pat
     with WholeNetworks(known, nn.Identity(), SHAPE, Collected()) as networks:
         waited_for = []
 
-        def measured(planned, wanted, fastest):
+        def measured(planned, wanted, kept, fastest):
             waited_for.append(fastest)
             time = next(answers)
             return SpeedRatio(time, time / 2, 2.0, 2.0, (2.0, 2.0))
