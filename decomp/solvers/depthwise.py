@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -11,7 +13,16 @@ from torch import Tensor
 from decomp.problem.channel_moments import ChannelMoments
 from decomp.problem.factors import FactoredConv, Geometry, LayerSolution
 from decomp.problem.layer_problem import require_finite
-from decomp.solvers.linalg import EVIDENCE, Ridge, least_squares
+from decomp.solvers.linalg import (
+    EVIDENCE,
+    EXACT,
+    RIDGE,
+    RIDGE_BOUND,
+    RIDGE_DECADES,
+    Ridge,
+    least_squares,
+    ridge_of_least_cost,
+)
 
 
 def refit_channels(
@@ -49,10 +60,50 @@ def refit_channels(
     if bias is None:
         moments = moments.uncentred()
     priors = kernels_by_channel(moments, weight)
-    fits = [least_squares(moments.of(i), ridge=ridge, prior=priors[i]) for i in range(len(moments))]
+    of_channels = channel_ridges(moments, priors) if ridge == EVIDENCE else [ridge] * len(moments)
+    fits = [least_squares(moments.of(i), ridge=of_channels[i], prior=priors[i]) for i in range(len(moments))]
     fitted = torch.stack([fit.weight for fit in fits]).mT.reshape(weight.shape).to(weight).contiguous()
     ridges = [float(fit.report["ridge"]) for fit in fits]
     return fitted, None if bias is None else torch.cat([fit.bias for fit in fits]).to(bias), ridges
+
+
+def channel_ridges(moments: ChannelMoments, priors: Tensor) -> list[float]:
+    """The ridge of largest evidence of every channel, see :func:`decomp.solvers.linalg.choose_ridge`.
+
+    The costs of all powers of ten and channels come from one eigen-decomposition of each channel's K.
+
+    Parameters
+    ----------
+    moments : ChannelMoments
+    priors : Tensor of shape (c, p, m)
+    """
+    K, (p, m), n_rows = moments.K, moments.C.shape[1:], moments.n_rows
+    total, scale = moments.S.diagonal(dim1=1, dim2=2).sum(1), K.diagonal(dim1=1, dim2=2).mean(1)
+    right = moments.C - K @ priors
+    left = total - (priors * (moments.C + right)).sum((1, 2))
+    values, vectors = torch.linalg.eigh(K)
+    squares = (vectors.mT @ right).square().sum(2)
+    decades = range(RIDGE_DECADES[0], RIDGE_DECADES[1] + 1)
+    penalties = scale[:, None] * torch.tensor([10.0**d for d in decades], dtype=K.dtype, device=K.device)
+    shifted = values[:, :, None] + penalties[:, None]
+    # As in `evidence_cost`.
+    error = torch.maximum(left[:, None] - (squares[:, :, None] / shifted).sum(1), 1e-2 * EXACT * total[:, None])
+    costs = m * (shifted.log().sum(1) - p * penalties.log()) + (n_rows - 1) * m * error.log()
+    costs = torch.where((shifted > 0).all(1), costs, torch.inf).cpu()
+    ridges = []
+    for size, whole, rest, of_decades in zip(scale.tolist(), total.tolist(), left.tolist(), costs.tolist()):
+        of_channel = dict(zip(decades, of_decades))
+        if not size > 0 or not whole > 0:
+            ridges.append(RIDGE)
+        elif rest <= EXACT * whole:
+            ridges.append(RIDGE_BOUND)
+        else:
+            ridges.append(ridge_of_least_cost(_looked_up(of_channel), n_rows / p))
+    return ridges
+
+
+def _looked_up(costs: dict[int, float]) -> Callable[[int], float]:
+    return lambda decade: costs.get(decade, math.inf)
 
 
 def kernels_by_channel(moments: ChannelMoments, weight: Tensor) -> Tensor:

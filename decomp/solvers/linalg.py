@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -177,7 +178,14 @@ def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
             costs[decade] = evidence_cost(moments, 10.0**decade, right, left_over, few)
         return costs[decade]
 
-    rows_each = moments.n_rows / moments.K.shape[0]
+    return ridge_of_least_cost(cost, moments.n_rows / moments.K.shape[0])
+
+
+def ridge_of_least_cost(cost: Callable[[int], float], rows_each: float) -> float:
+    """The ridge at the least of a cost of powers of ten, by a parabola through the best three.
+
+    The cost of an exponent outside `RIDGE_DECADES` is infinity; rows for each input tell where the search starts.
+    """
     best = min(max(round(-math.log10(rows_each)) - 2, RIDGE_DECADES[0]), RIDGE_DECADES[1])
     while min(cost(best - 1), cost(best + 1)) < cost(best):
         best = best - 1 if cost(best - 1) < cost(best + 1) else best + 1

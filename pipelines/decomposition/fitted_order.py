@@ -25,6 +25,8 @@ class FittedOrder:
     Parameters
     ----------
     frozen : decomp.data.formats.frozen_file.FrozenFile
+    most : int, optional
+        At most so many fitted images, where there are enough, and as large a share of the held-out ones.
 
     Attributes
     ----------
@@ -34,13 +36,17 @@ class FittedOrder:
         Fitted images and mixtures; all recorded images.
     """
 
-    def __init__(self, frozen: FrozenFile) -> None:
+    def __init__(self, frozen: FrozenFile, most: int | None = None) -> None:
         self.frozen, self.n = frozen, frozen.n_recorded
         n_images, n_fit = frozen.n_images, fitted_images(frozen.n_images)
         mixtures, half = frozen.n_recorded - n_images, n_fit // 2
         if n_images >= calibration.RECORDED_IMAGES and not mixtures:
             self._ranges, self.n_fit = [(0, n_images)], n_fit
             self.halves: tuple[int, int] | None = None
+            if most is not None and most < n_fit:
+                n_held_out = -(-(n_images - n_fit) * most // n_fit)
+                self._ranges, self.n_fit = [(0, most), (n_fit, n_fit + n_held_out)], most
+                self.n = most + n_held_out
             return
         same = same_half(mixtures)
         # Mixtures whose first image, number i · n_fit // same, is in the first half.

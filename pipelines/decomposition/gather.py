@@ -56,6 +56,8 @@ class ProblemGatherer:
     share : float
         Share of the bytes for stored activations.
     batch_size : int
+    most_images : int, optional
+        See :class:`decomp.pipelines.decomposition.fitted_order.FittedOrder`.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class ProblemGatherer:
         memory: StageMemory | None = None,
         share: float = 1.0,
         batch_size: int = 100,
+        most_images: int | None = None,
     ) -> None:
         self.frozen, self.graph, self.device, self.metrics = frozen, graph, device, metrics or {}
         self.recovery, self.remaining_outputs = recovery, remaining_outputs or {}
-        self.order = FittedOrder(frozen)
+        self.order = FittedOrder(frozen, most_images)
         #: Moments of the two halves of the images of the problem last gathered, where there are few; see `FittedOrder`.
         self.halves: tuple[Moments, Moments] | None = None
         if memory is None:

@@ -26,6 +26,7 @@ from decomp.time_spent import part
 from ...data.formats.curves_file import VERSION, Survey, read_curves, write_curves
 from ...data.formats.digests import digest_json
 from ...data.formats.frozen_file import FrozenFile
+from ...data.formats.frozen_keys import keys_of
 from ..console.reporter import Reporter
 from ..distributed.process_group import count, exact_total, from_first, number
 from ..measure.parallel import in_batches
@@ -37,6 +38,9 @@ from .gather import ProblemGatherer
 from .memory import StageMemory, problem_bytes
 from .survey_curves import changes_of_output, known_curves, steps_of
 
+# Images that are fitted for the error curves, where there are more and these give ROWS_EACH rows for every input of
+# every layer: with so many, further ones hardly change an error.
+CURVE_IMAGES, ROWS_EACH = 2_000, 16
 # Images whose gradients make up the output metric.
 METRIC_IMAGES = 2_000
 # Held-out images on which the change of the output is measured: as many as keep the forward work of the whole stage
@@ -77,7 +81,9 @@ def survey_network(
     """
     remaining = dict(remaining_outputs or {})
     listed = {name: places.tolist() for name, places in remaining.items()}
-    digest = digest_json({"version": VERSION, "frozen": frozen.content, "kept": listed})
+    most = curve_images(graph, frozen)
+    some = {"images": most} if most < fitted_images(frozen.n_images) else {}
+    digest = digest_json({"version": VERSION, "frozen": frozen.content, "kept": listed, **some})
     earlier = _read_earlier(path, digest, graph, reporter)
     kept = _Kept(path.with_suffix(""), digest, reporter)
     if earlier is not None:
@@ -86,7 +92,7 @@ def survey_network(
     if remaining:
         graph = _refitted(frozen, graph, remaining, device=device, memory=memory, reporter=reporter)
     gatherer = ProblemGatherer(
-        frozen, graph, remaining_outputs=remaining, share=0.5, device=device, memory=memory
+        frozen, graph, remaining_outputs=remaining, share=0.5, device=device, memory=memory, most_images=most
     )  # fmt: skip
     begun = kept.read("metrics", graph.layers)
     if begun is None:
@@ -228,6 +234,17 @@ def output_metrics(
                 graph, batches(), frozen_outputs(frozen), frozen.meta["seed"], summed=exact_total
             )  # fmt: skip
     return metrics
+
+
+def curve_images(graph: NetworkGraph, frozen: FrozenFile) -> int:
+    """Number of fitted images from which the error curves of all layers are computed, at most."""
+    needed = [CURVE_IMAGES]
+    for layer in graph.layers:
+        if layer.fitted and steps_of(layer):
+            points = sum(points for _, _, points in keys_of(layer, frozen.meta["n_points"]))
+            columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
+            needed.append(-(-ROWS_EACH * columns // points))
+    return max(needed)
 
 
 def n_output_images(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[float]) -> int:

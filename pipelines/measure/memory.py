@@ -56,8 +56,9 @@ def return_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Make the C library keep freed memory for the next allocation (glibc).
 
-    Else every large activation is a mapping of its own, whose pages the system hands out one by one, filled with zeros:
-    a third of the time of `freeze` on an EfficientNet at 224 pixels.
+    Else every large activation is a mapping of its own, whose pages the system hands out one by one, filled with zeros.
+    `freeze` of an EfficientNet-Lite0 at 224 pixels with 546 images took 19 seconds in place of 54, with a peak of 3.1
+    GiB in place of 2.5, as freed blocks are not always of the size that is needed next.
     """
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)

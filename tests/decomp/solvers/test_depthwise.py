@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from decomp.problem.channel_moments import ChannelMoments
 from decomp.problem.factors import Geometry
-from decomp.solvers.depthwise import refit_channels, solve_depthwise
-from decomp.solvers.linalg import EVIDENCE, least_squares
+from decomp.solvers.depthwise import channel_ridges, kernels_by_channel, refit_channels, solve_depthwise
+from decomp.solvers.linalg import EVIDENCE, choose_ridge, least_squares
 
 
 def problem(n=400, c=3, m=2, noise=0.0, bias=True, seed=0):
@@ -57,7 +57,7 @@ def test_each_channel_is_the_fit_of_its_rows_alone_with_its_own_ridge():
     for i in range(3):
         own = least_squares(moments.of(i), ridge=EVIDENCE, prior=weight[2 * i : 2 * i + 2].flatten(1).T)
         torch.testing.assert_close(found[2 * i : 2 * i + 2].flatten(1).T, own.weight)
-        assert ridges[i] == own.report["ridge"]
+        assert ridges[i] == pytest.approx(own.report["ridge"], rel=1e-6)
     assert len(set(ridges)) == 3
 
 
@@ -102,3 +102,18 @@ def test_the_report_has_the_errors_before_and_after_on_fitted_and_held_out_rows(
         "own", weight, b, Geometry(), moments, ChannelMoments.zeros(3, 9, 2)
     )[1]["errors"]["refit"]  # fmt: skip
     assert errors["refit"]["held_out"] == pytest.approx(held_out.error(factor.weight.reshape(3, 2, 9).mT))
+
+
+@pytest.mark.parametrize("n", [8, 60, 4000])
+@pytest.mark.parametrize("noise", [0.0, 0.1, 3.0])
+def test_ridges_of_all_channels_together_are_those_of_each(n, noise):
+    """Few rows and many; exact kernels and wrong ones; a channel that does not vary, and one of two equal columns."""
+    moments, weight, _, X = problem(n=n, c=5, noise=noise, seed=1)
+    X = X + noise * torch.randn(X.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    Y = F.conv2d(X, weight, groups=5).flatten(1)
+    X = X + noise * torch.randn(X.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    X[:, 1], X[:, 2, 0, 0] = 0.5, X[:, 2, 0, 1]
+    moments = ChannelMoments.of_rows(X, Y)
+    priors = kernels_by_channel(moments, weight * torch.linspace(0.5, 1, 10).view(-1, 1, 1, 1))
+    wanted = [choose_ridge(moments.of(i), priors[i]) for i in range(5)]
+    assert channel_ridges(moments, priors) == pytest.approx(wanted, rel=1e-4)

@@ -91,3 +91,11 @@ def test_rows_of_enough_images_have_one_sum():
     X, Y = torch.randn(900, 3), torch.randn(900, 2)
     halves.add(X, Y)
     assert len(halves.sums) == 1 and torch.equal(halves.whole().total().K, Moments.of_rows(X, Y).K)
+
+
+def test_some_of_enough_images_are_the_first_fitted_and_as_large_a_share_of_the_held_out_ones():
+    order = FittedOrder(frozen_numbers(3000), most=1000)
+    assert (order.halves, order.n_fit, order.n) == (None, 1000, 1112)
+    assert torch.equal(order.images(0, order.n), torch.cat([torch.arange(1000), torch.arange(2700, 2812)]))
+    assert torch.equal(order.positions("8x8")[998:1003], torch.tensor([998, 999, 2700, 2701, 2702]))
+    assert FittedOrder(frozen_numbers(3000), most=2700).n == 3000 and FittedOrder(frozen_numbers(31), most=5).n == 31

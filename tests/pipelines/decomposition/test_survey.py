@@ -1,6 +1,7 @@
 """Survey: error curves of every layer, the change of the output, and the file with both."""
 
 import io
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -146,3 +147,19 @@ def test_a_survey_that_was_stopped_goes_on_with_the_next_layer_and_ends_with_the
     with np.load(vgg_run.curves) as now, np.load(io.BytesIO(before)) as then:
         different = [key for key in then if now[key].tobytes() != then[key].tobytes()]
         assert list(now) == list(then) and different == []
+
+
+def test_error_curves_take_so_many_images_that_every_input_has_its_rows(vgg_run, monkeypatch):
+    with open_run(vgg_run, torch.device("cpu")) as opened:
+        graph, frozen = opened.graph, opened.frozen
+        layers = [layer for layer in graph.layers if layer.fitted and survey.steps_of(layer)]
+        # Of 8 x 8 pixels and less: some layers have fewer positions than points.
+        needed = [
+            survey.ROWS_EACH * la.in_channels * la.kernel[0] * la.kernel[1]
+            / min(frozen.meta["n_points"], la.calls[0][1][0] * la.calls[0][1][1])
+            for la in layers
+        ]  # fmt: skip
+        monkeypatch.setattr(survey, "CURVE_IMAGES", 1)
+        assert survey.curve_images(graph, frozen) == math.ceil(max(needed)) > 1
+        monkeypatch.setattr(survey, "CURVE_IMAGES", 10**6)
+        assert survey.curve_images(graph, frozen) == 10**6
