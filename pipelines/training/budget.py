@@ -26,7 +26,7 @@ from .loop import Batches, Training, Validate
 from .recipe import Recipe
 
 #: Steps of the trial after a first one, which takes longer; fewer where they take as long as TRIAL_SECONDS.
-TRIAL_STEPS, TRIAL_SECONDS = 10, 20.0
+TRIAL_STEPS, TRIAL_SECONDS = 40, 20.0
 #: Share of the budget that is planned; machines have slower minutes.
 PLANNED = 0.9
 #: Where fewer epochs than this would fit, an epoch is a part of the images, so that none takes longer than the budget
