@@ -122,7 +122,8 @@ def moments_together():
     exchanged = process_group.exchanged_bytes() - before
     of_owner = moments_of_all(own, owner=2)
     one, other = ExactSum((1, 2)), ExactSum(())
-    one.add(torch.full((1, 2), (1e9, 1.0, -1e9)[rank]))
+    for term in ((1e17, 1.0), (2.0,), (-1e17,))[rank]:
+        one.add(torch.full((1, 2), term))
     other.add(torch.tensor(float(rank)))
     holders, before = Processes(), process_group.exchanged_bytes()
     sums = holders.summed(one, other)
