@@ -90,6 +90,27 @@ def build(name: str, n_classes: int | None = None, input_shape: Sequence[int] | 
     return module
 
 
+def shape_for(name: str, dataset: str, images: Shape) -> Shape:
+    """Shape ``(C, H, W)`` in which a network is trained: that of the images, or its own for its own images.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`NETWORKS`.
+    dataset : str
+        Name of the image source.
+    images : tuple of int
+        Shape of its images.
+
+    Raises
+    ------
+    UsageError
+        The name is unknown.
+    """
+    entry = find(name)
+    return entry.input_shape if entry.dataset == dataset else images
+
+
 def find(name: str) -> ZooEntry:
     """Return the entry called `name`.
 
@@ -258,6 +279,14 @@ def _entries() -> dict[str, ZooEntry]:
             n_classes=10,
             dataset="digits",
             recipe={"epochs": 40, "learning_rate": 0.05, "batch_size": 64},
+        ),
+        # Of the demo: the digits enlarged, so that most of its time is spent on arithmetic.
+        "vgg-digits-large": ZooEntry(
+            vgg((64, 64, POOL, 64, 64, POOL, POOL), "vgg-digits-large", 0.25),
+            input_shape=(1, 32, 32),
+            n_classes=10,
+            dataset="digits",
+            recipe={"epochs": 10, "learning_rate": 0.02, "batch_size": 16},
         ),
     }
     return {name: ZooEntry(**{**vars(entry), "name": name}) for name, entry in entries.items()}

@@ -22,7 +22,7 @@ from ..stages.finetune import finetune
 from ..stages.freeze import freeze
 from ..stages.report import ReportResult, report
 
-MODEL, DATA, SPEEDUP, EPOCHS = "zoo:vgg-digits", "digits", 4.0, 3
+MODEL, DATA, SPEEDUP, EPOCHS = "zoo:vgg-digits-large", "digits", 4.0, 3
 
 
 class Result(Protocol):

@@ -334,7 +334,7 @@ def _open(options: TrainOptions) -> _Opened:
         assert labels is not None
         source.n_classes = int(labels.max()) + 1
     # A network of the zoo is built for the images; for another network the images are resized.
-    shape = source.input_shape if model.startswith("zoo:") else source.input_shape[1:]
+    shape = zoo.shape_for(model[4:], data, source.input_shape) if model.startswith("zoo:") else source.input_shape[1:]
     weights_seed = seeds.derive_seed(options.seed, "train", "weights")
     loaded = load_model(model, weights="random", input_size=shape, n_classes=source.n_classes, seed=weights_seed)
     if loaded.input_shape != source.input_shape:

@@ -13,10 +13,13 @@ from decomp.data.standard import DEBIAN_FASHION
 from decomp.errors import UsageError
 
 HAS_FASHION = (DEBIAN_FASHION / "train-images-idx3-ubyte.gz").exists()
-SHIPPED = ("vgg-fashion", "resnet20-fashion", "mobilenet-fashion", "efficientnet-lite-fashion", "vgg-digits")
+SHIPPED = (
+    "vgg-fashion", "resnet20-fashion", "mobilenet-fashion", "efficientnet-lite-fashion", "vgg-digits",
+    "vgg-digits-large",
+)  # fmt: skip
 GOALS = {
     "vgg-fashion": 0.93, "resnet20-fashion": 0.925, "mobilenet-fashion": 0.914, "efficientnet-lite-fashion": 0.92,
-    "vgg-digits": 0.97,
+    "vgg-digits": 0.97, "vgg-digits-large": 0.97,
 }  # fmt: skip
 
 
@@ -123,6 +126,12 @@ def test_mistakes_are_told_in_one_line():
         zoo.build("vgg-fashion", input_shape=(28, 28))
 
 
+def test_a_network_is_trained_in_its_own_size_on_its_own_images_and_else_in_theirs():
+    assert zoo.shape_for("vgg-digits-large", "digits", (1, 8, 8)) == (1, 32, 32)
+    assert zoo.shape_for("vgg-digits-large", "mnist", (1, 28, 28)) == (1, 28, 28)
+    assert zoo.shape_for("vgg-digits", "fashion-mnist", (1, 28, 28)) == (1, 28, 28)
+
+
 @pytest.mark.parametrize("name", zoo.OWN)
 def test_only_the_networks_that_say_so_come_with_weights(name):
     assert (zoo.NETWORKS[name].weights is not None) == (name in SHIPPED)
@@ -148,12 +157,13 @@ def test_shipped_weights_are_small():
     assert sum(path.stat().st_size for path in zoo.WEIGHTS_DIR.iterdir()) <= 6 * 2**20
 
 
-def test_the_shipped_digits_network_measures_what_its_record_says():
+@pytest.mark.parametrize("name", ["vgg-digits", "vgg-digits-large"])
+def test_the_shipped_digits_networks_measure_what_their_records_say(name):
     from decomp.data.sources import open_source
 
-    source = open_source("digits")
-    module = zoo.build("vgg-digits").eval()
-    path = zoo.NETWORKS["vgg-digits"].weights
+    source = open_source("digits", input_shape=zoo.NETWORKS[name].input_shape)
+    module = zoo.build(name).eval()
+    path = zoo.NETWORKS[name].weights
     module.load_state_dict(load_file(path))
     indices = torch.arange(len(source.test))
     with torch.no_grad():

@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+import torch
+
+from decomp.pipelines.console.options import TrainOptions
 from decomp.pipelines.recipes import demo as recipe
 from decomp.pipelines.recipes.demo import demo
+from decomp.pipelines.stages import train as train_stage
 from tests.pipelines.digit_runs import Collected
 
 
@@ -38,7 +43,7 @@ def test_the_stages_run_in_order_on_one_run_and_their_lines_are_reported(tmp_pat
     reporter = Collected()
     lines = list(demo(tmp_path / "run", reporter=reporter).lines())
     assert calls == [
-        ("freeze", tmp_path / "run", {"model": "zoo:vgg-digits", "data": "digits"}),
+        ("freeze", tmp_path / "run", {"model": "zoo:vgg-digits-large", "data": "digits"}),
         ("decompose", tmp_path / "run", {"speedup": 4.0}),
         ("finetune", tmp_path / "run", {"epochs": 3}),
         ("evaluate", tmp_path / "run", {"runtime": ["eager"]}),
@@ -56,3 +61,10 @@ def test_the_stages_run_in_order_on_one_run_and_their_lines_are_reported(tmp_pat
 def test_time_is_measured_in_onnx_runtime_too_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(recipe, "lacking", lambda name: ())
     assert recipe.runtimes_shown() == ["eager", "onnxruntime"]
+
+
+@pytest.mark.parametrize("name, size", [("vgg-digits", 8), ("vgg-digits-large", 32), ("convnet-fashion", 8)])
+def test_train_gives_a_network_images_of_their_own_size_unless_it_is_made_for_them_in_another(name, size):
+    opened = train_stage._open(TrainOptions(model=f"zoo:{name}", data="digits", epochs=1))
+    assert opened.source.input_shape == (1, size, size)
+    assert opened.module(opened.source.train.images(torch.arange(2))).shape == (2, 10)
