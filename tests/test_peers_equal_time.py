@@ -118,8 +118,9 @@ def families():
 def test_the_page_compares_the_networks_closest_to_the_time(folder):
     equal_page.write(folder, 2.0, families(), [5], folder / "page.md")
     text = (folder / "page.md").read_text()
-    assert "loses 1.00 points, the best of the others (torch-pruning l2 global +bn) 4.00, 0.25 of it." in text
-    assert "after 5 epochs of training: decomp loses 0.50 points, the best of the others" in text
+    best = "the best of the others (torch-pruning l2 global +bn, measured 1.99x)"
+    assert f"with nothing trained: decomp (measured 2.03x) loses 1.00 points, {best} 4.00, 0.25 of it." in text
+    assert f"after 5 epochs of training: decomp (measured 2.03x) loses 0.50 points, {best} 1.00" in text
     assert "| torch-pruning | l2 global +bn | 4.50x | 1.99x | 1.90–2.10 | 4.00 | 1.00 |" in text
     assert "| torch-pruning | taylor global +bn | 4.50x | 2.00x | 1.90–2.10 | 15.00 |  |" in text
     assert "3.00x" not in text  # another network of the same method, not at the time

@@ -86,6 +86,11 @@ def mean_points(group, count):
     return None if None in rows else 100 * statistics.mean(lost(rows))
 
 
+def measured(group):
+    """Mean measured speed-up of a group."""
+    return statistics.mean(one["time"]["measured_speedup"] for one in group)
+
+
 def table(found, epochs):
     """A line for each method: means over the seeds, and the range of what was lost where there are several."""
     lines = []
@@ -94,7 +99,7 @@ def table(found, epochs):
         times, first = [one["time"] for one in group], [one["rows"][0] for one in group]
         line = {
             "tool": tool, "method": method, "counted": f"{statistics.mean(row['counted'] for row in first):.2f}x",
-            "measured": f"{statistics.mean(t['measured_speedup'] for t in times):.2f}x"
+            "measured": f"{measured(group):.2f}x"
             + (" (busy)" if any(t["busy"] for t in times) else ""),
             "rounds": f"{min(t['low'] for t in times):.2f}–{max(t['high'] for t in times):.2f}",
         }  # fmt: skip
@@ -117,18 +122,19 @@ def verdicts(found, network, target, epochs):
     lines = []
     for count in (0, *epochs) if ours else ():
         own = mean_points(ours, count)
-        others = {
-            " ".join(named(group[0]["method"])): mean_points(group, count)
-            for group in groups if named(group[0]["method"])[0] != OURS and mean_points(group, count) is not None
-        }  # fmt: skip
+        others = [
+            (points, group) for group in groups
+            if named(group[0]["method"])[0] != OURS and (points := mean_points(group, count)) is not None
+        ]  # fmt: skip
         if own is None or not others:
             continue
-        best = min(others, key=others.get)
-        share = f", {own / others[best]:.2f} of it" if others[best] > 0 and own > 0 else ""
+        most, best = min(others, key=lambda one: one[0])
+        share = f", {own / most:.2f} of it" if most > 0 and own > 0 else ""
         after = f"after {epochs_in_words(count)} of training" if count else "with nothing trained"
         lines.append(
-            f"{network}, {target:g}x in ONNX Runtime, {after}: decomp loses {own:.2f} points, the best of the others "
-            f"({best}) {others[best]:.2f}{share}."
+            f"{network}, asked {target:g}x in ONNX Runtime, {after}: decomp (measured {measured(ours):.2f}x) loses "
+            f"{own:.2f} points, the best of the others ({' '.join(named(best[0]['method']))}, measured "
+            f"{measured(best):.2f}x) {most:.2f}{share}."
         )
     return lines
 
