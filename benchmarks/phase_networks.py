@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from decomp.data.zoo import inverted_residuals
+from decomp.data.zoo_parts import initialised
 
 POOL = "pool"
 
@@ -67,5 +68,5 @@ def _conv(n_in, n_out, kernel):
 
 
 def text_detector():
-    """A new :class:`TextDetector`."""
-    return TextDetector()
+    """A new :class:`TextDetector`, whose maps keep their size from layer to layer."""
+    return initialised(TextDetector())
