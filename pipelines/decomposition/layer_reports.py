@@ -79,7 +79,8 @@ def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int, said: str = ""
 
     A half has the mean error f on itself and g on the other half. The error on new images, taken as a + b/n for n
     fitted images, and as far above a as the error on the fitted ones is below it, is then (3g + f)/4 with all images,
-    and (5g + 3f)/8 with twice as many.
+    and (5g + 3f)/8 with twice as many. Both halves read what a network fitted to all images gives, so that errors which
+    add up over the layers on new images are not in it.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int, said: str = ""
     words = (
         f"with twice as many images the errors of the layers on new images would be about {percent(1 - then / now)} "
     )
-    words += f"lower, by fits to either half of the {n_fit:,} fitted ones"
+    words += f"lower, each layer by itself, by fits to either half of the {n_fit:,} fitted ones"
     return [
         f"warning: few images for this network: {words}" if other > FAR * fitted and FEW_IMAGES not in said else words
     ]

@@ -57,7 +57,8 @@ def test_the_errors_of_either_half_tell_what_twice_as_many_images_bring():
     reports = [{"halves": {"fitted": 0.02, "other": 0.06}}, {"halves": {"fitted": 0.02, "other": 0.06}}, {}]
     now, then = 0.04 + 0.12 / 12, 0.04 + 0.12 / 24
     (line,) = more_images(reports, 1200)
-    assert f"about {100 * (1 - then / now):.2g} % lower" in line and "either half of the 1,200 fitted ones" in line
+    assert f"about {100 * (1 - then / now):.2g} % lower, each layer by itself" in line
+    assert "either half of the 1,200 fitted ones" in line
     assert line.startswith("warning: few images for this network: with twice as many")
 
 
