@@ -155,6 +155,9 @@ class Allocator:
         for layer in self.graph.layers:
             plan = plans[layer.name]
             plan.left_alone = dict(layer.left_alone)
+            if plan.spatial_rank is not None:
+                # With few channels read, a lower rank is exact; a layer without any loss may have been given more.
+                plan.spatial_rank = min(plan.spatial_rank, columns(layer, plan.keep) * layer.kernel[0])
             plan.off_multiple = self.choices.off_multiple(plan)
             if plan.keep is not None and plan.keep == layer.input_width:
                 plan.keep = None

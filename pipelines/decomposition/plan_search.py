@@ -1,8 +1,8 @@
 """Search for what no curve of a layer tells: the share of channels that residual streams keep, and the blocks that go.
 
-Few candidates are tried. Each gets the sizes of all layers for the asked speed-up, and its layers are fitted in closed
-form (:mod:`decomp.pipelines.decomposition.trial`); the one with the least change of the outputs is taken. As the
-held-out images are few, a candidate has to be better than the simpler one by more than the standard error.
+Few candidates are tried. Each gets the sizes of all layers for the asked speed-up, and its layers are fitted
+(:mod:`decomp.pipelines.decomposition.trial`); the one with the least change of the outputs is taken. As the held-out
+images are few, a candidate has to be better than the simpler one by more than twice the standard error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trial of a plan: its layers fitted in closed form, and the change of the outputs on held-out calibration images."""
+"""Trial of a plan: its layers fitted, and the change of the outputs measured on held-out calibration images."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ from .session import OpenedRun, SurveyedRun
 
 #: Held-out images on which a plan is judged, at most.
 MOST_IMAGES = 1_000
+#: A plan is better by so many standard errors of the mean difference. With one of them and 100 images, a residual block
+#: of ResNet-20 was left out at 4x (0.021 for 0.037 nats in a trial without refinement), and on 5,000 test images the
+#: result was further from the original than with all blocks (0.047 for 0.036 nats, accuracy 92.4 for 92.6 %).
+SURE = 2.0
 
 
 class Judge:
@@ -65,7 +69,8 @@ class Judge:
 def changes_of_plan(surveyed: SurveyedRun, plans: LayerPlans, options: DecomposeOptions, judge: Judge) -> Tensor:
     """Change of the outputs for each held-out image when the layers have planned sizes.
 
-    The layers are fitted as for the result, but channels are chosen by backward elimination and nothing is refined.
+    The layers are fitted as for the result, but channels are chosen by backward elimination alone. Their refinement is
+    part of it: it helps a plan with many small factors more than one with few.
 
     Parameters
     ----------
@@ -96,7 +101,7 @@ def changes_of_plan(surveyed: SurveyedRun, plans: LayerPlans, options: Decompose
         else:
             solution, _ = solve_layer(
                 gatherer.problem(layer)[0], plans[layer.name], selector="backward",
-                activation_aware=options.activation_aware, refined=False,
+                activation_aware=options.activation_aware, refined=options.refine,
             )  # fmt: skip
         apply_solution(graph.module, graph, solution)
         selection, space = solution.selection, layer.input_space
@@ -107,10 +112,10 @@ def changes_of_plan(surveyed: SurveyedRun, plans: LayerPlans, options: Decompose
 
 
 def is_better(one: Tensor, other: Tensor) -> bool:
-    """Whether the changes of one plan are smaller on the same images by more than the standard error of the mean."""
+    """Whether the changes of one plan are surely smaller on the same images, see `SURE`."""
     difference = other - one
     error = float(difference.std(correction=0)) / math.sqrt(max(len(difference) - 1, 1))
-    return float(difference.mean()) > error
+    return float(difference.mean()) > SURE * error
 
 
 def say_change(words: str, changes: Tensor, reporter: Reporter) -> None:

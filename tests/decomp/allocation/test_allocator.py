@@ -215,3 +215,13 @@ def test_the_search_knows_no_cost_but_through_its_interface():
     assert 0.98 <= share_used(allocator, items, 2.0) <= 1
     assert all(item.spatial_rank is None and item.channel_rank is None for item in items.values())
     assert {SIZES["prune"]} == {"keep"}
+
+
+def test_a_spatial_rank_is_at_most_the_exact_one_of_the_channels_that_are_read():
+    view = view_of("chain")
+    flat = {name: curves.map(lambda step, curve: 0 * curve) for name, curves in curves_for(view).items()}
+    plans = Allocator(view, flat, COSTS["macs"](view), Rules()).joint(2.0)
+    ranks = {name: plan for name, plan in plans.items() if plan.keep is not None and plan.spatial_rank is not None}
+    assert ranks  # layers without any loss get any sizes: 13 for 2 channels and 3 rows, if it were not for the limit
+    for name, plan in ranks.items():
+        assert plan.spatial_rank <= plan.keep * view.layer(name).kernel[0]

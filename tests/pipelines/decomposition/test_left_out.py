@@ -180,11 +180,13 @@ def test_a_branch_that_gives_nothing_goes_without_any_loss(tmp_path, monkeypatch
     lost = sum(n for path, n in before.per_layer.items() if path.startswith("b."))
     speedup = before.macs / (before.macs - lost)
     reporter = Collected()
-    decompose(run, speedup=speedup * 0.999, leave_out="auto", multiple=1, reporter=reporter)
+    planned(run, speedup=3, leave_out="auto", multiple=1, reporter=reporter)
+    assert any(line.startswith("without b.conv2: change of the outputs 0, ") for line in reporter.messages)
+    assert any(line.startswith("without 1 block (b.conv2)") for line in reporter.messages)  # so it is tried first
+    decompose(run, speedup=speedup * 0.999, leave_out=["b"], multiple=1, redo=True, reporter=Collected())
     plan = json.loads(run.plan_json.read_text())
     assert plan["left_out"] == ["b.conv2"] and plan["macs_after"] == before.macs - lost
     assert not any(item.get(size) for item in plan["layers"] for size in ("keep", "spatial_rank", "channel_rank"))
     with FrozenFile(run.frozen) as frozen, torch.no_grad():
         x = frozen.images(0, 120)
         assert (decomp.load(run.path)(x) - original(x)).abs().max() < 1e-3 * original(x).abs().max()
-    assert any(line.startswith("left out: b.conv2; change of the outputs") for line in reporter.messages)

@@ -15,13 +15,12 @@ from tests.pipelines.digit_runs import Collected
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 
 
-def test_a_plan_is_better_only_by_more_than_the_standard_error_of_the_difference():
+def test_a_plan_is_better_only_by_more_than_twice_the_standard_error_of_the_difference():
     one, other = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.5, 2.5, 3.5, 4.5])
     assert is_better(one, other) and not is_better(other, one) and not is_better(one, one)
-    # mean 0.5, standard deviation 0.5 of the differences, standard error 0.5 / sqrt(3)
-    assert is_better(torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 1.0]))
-    # mean 0.25, standard deviation 0.43, standard error 0.25
-    assert not is_better(torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, 0.999]))
+    # mean 0.5, standard deviation 0.5 of the differences: standard error 0.5 / sqrt(n - 1), 0.289 and 0.189
+    assert not is_better(torch.zeros(4), torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert is_better(torch.zeros(8), torch.tensor([0.0, 1.0] * 4))
 
 
 def test_a_trial_is_told_with_its_mean_and_number_of_images():
