@@ -120,7 +120,7 @@ def spread(targets: Tensor) -> float:
 
 def refine_block(
     block: BlockOf, fitted: Pairs, unseen: Pairs, *, steps: int, batch_size: int, generator: torch.Generator,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None, judge: Callable[[], float] | None = None,
+    judge: Callable[[], float] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Train the weights of a block; the state of least error on unseen images stays, which may be the one before.
 
@@ -134,8 +134,6 @@ def refine_block(
         Of Adam (Kingma and Ba 2015).
     generator : torch.Generator
         Of the order of the images.
-    loss : callable, optional
-        ``loss(got, wanted)`` of a batch of outputs, in place of their mean squared difference.
     judge : callable, optional
         A number of the present weights in place of that error, for the last block: how much the network's outputs
         change.
@@ -163,9 +161,8 @@ def refine_block(
     for step in range(1, steps + 1):
         x, y = next(batches)
         with torch.enable_grad():
-            value = block(x)
-            error_of_batch = (value - y).square().mean() / scale if loss is None else loss(value, y)
-            gradients = torch.autograd.grad(error_of_batch, list(parameters.values()), allow_unused=True)
+            loss = (block(x) - y).square().mean() / scale
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for parameter, gradient in zip(parameters.values(), gradients):
             parameter.grad = gradient
         for group in optimizer.param_groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -210,12 +210,10 @@ class _Trainer:
         self._advance_original(block)
         stay = self.columns.get(block.target)
         fitted, unseen = (Pairs(x, targets_of(y, stay)) for x, y in zip(self.ours, self.theirs))
-        is_last = block is self.blocks[-1]
         return report | refine_block(
             own, fitted, unseen, steps=self.n_steps, batch_size=self.batch_size,
             generator=seeds.generator(self.opened.frozen.meta["seed"], "decompose", "block", block.target),
-            loss=self.judge.loss_at(self.original, block) if is_last else None,
-            judge=self.divergence if is_last else None,
+            judge=self.divergence if block is self.blocks[-1] else None,
         )  # fmt: skip
 
     def advance(self, own: BlockOf, block: Block) -> None:
@@ -245,18 +243,6 @@ class _Judge:
         pairs = zip(self.wanted, self._parts())
         total = sum(float(self.outputs.change(wanted, self._named(network, part)).sum()) for wanted, part in pairs)
         return total / len(self.places)
-
-    def loss_at(self, original: fx.GraphModule, block: Block) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """Loss of what a block gives where that is the only output of the network; None for any other block."""
-        (result,) = (node for node in original.graph.nodes if node.op == "output")
-        (returned,) = result.args
-        if len(self.outputs.each) > 1 or not isinstance(returned, fx.Node) or returned.name != block.target:
-            return None
-
-        def loss(got: Tensor, wanted: Tensor) -> Tensor:
-            return self.outputs.loss(self.outputs.named(wanted), self.outputs.named(got)).float()
-
-        return loss
 
     def _parts(self) -> list[range]:
         starts = range(self.places.start, self.places.stop, self.batch_size)

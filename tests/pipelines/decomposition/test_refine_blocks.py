@@ -14,7 +14,6 @@ from decomp.errors import FileError, UsageError
 from decomp.pipelines.decomposition import refine_blocks as module
 from decomp.pipelines.run import calibration
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.pipelines.run.outputs import frozen_outputs
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, bytes_of, make_run
 
@@ -166,23 +165,6 @@ def test_few_images_are_trained_on_with_recorded_mixtures_or_blends(
     monkeypatch.setattr(module, "refine_block", told)
     decompose(run, speedup=3, refine_blocks=True, reporter=Collected())
     assert set(seen) == {(n, 10)}
-
-
-def test_the_last_block_is_trained_towards_the_class_scores_and_the_others_towards_maps(run, monkeypatch):
-    losses = []
-
-    def told(block, fitted, unseen, **settings):
-        losses.append(settings["loss"])
-        return {}
-
-    monkeypatch.setattr(module, "refine_block", told)
-    decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
-    *others, last = losses
-    assert len(others) > 0 and not any(others)
-    wanted, got = torch.randn(2, 7, 10, generator=torch.Generator().manual_seed(0))
-    with FrozenFile(run.frozen) as frozen:
-        expected = frozen_outputs(frozen).loss({"output": wanted}, {"output": got})
-    assert last(got, wanted).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_steps_are_as_many_as_the_work_allows():
