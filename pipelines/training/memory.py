@@ -186,7 +186,8 @@ def training_limits(
     return_freed_memory() if memory is not None else keep_freed_memory()
     n = min(gathered((max(_available(memory, device), least) - fixed) // each))
     return TrainingLimits(
-        started.get("trained", max(least_part, min(largest_share(batch_size), n))),
+        # Not the share of a process: the training may go on in fewer processes, whose shares are larger.
+        started.get("trained", max(least_part, min(batch_size, n))),
         started.get("validated", max(1, min(VALIDATED, n))),
     )
 

@@ -101,6 +101,13 @@ def test_every_process_makes_as_many_parts_of_its_share(monkeypatch):
     assert parts_of(32, TrainingLimits(16)) == 1 and parts_of(1000, None) == 1
 
 
+def test_batches_that_fit_stay_whole_where_fewer_processes_go_on(monkeypatch):
+    monkeypatch.setattr(memory, "count", lambda: 2)
+    begun = limits(64 * GIB, 101)
+    monkeypatch.setattr(memory, "count", lambda: 1)
+    assert parts_of(101, limits(64 * GIB, 101, before=begun.to_json())) == 1
+
+
 def test_parts_are_announced_with_the_statistics_that_normalisations_use():
     assert TrainingLimits(128).words(128, True) is None
     words = TrainingLimits(50).words(128, True)
