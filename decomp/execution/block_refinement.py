@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from decomp.graph.blocks import Block
+from decomp.graph.blocks import Block, sized
 
 #: Step of a weight, relative to the root mean square of its tensor, at the first of the steps; it falls as a cosine.
 RATE = 0.02
@@ -41,7 +41,10 @@ class BlockOf:
         own = [nodes[name] for name in block.nodes]
         inside = set(own)
         constants = [source for node in own for source in node.all_input_nodes if source.op == "get_attr"]
+        outside = [source for node in own for source in node.all_input_nodes if source not in inside]
         self.module, self.images_at_a_time = module, images_at_a_time
+        # Numbers of images that an earlier block computes: blocks are not cut where anything else is alive.
+        self.counts = [node for node in outside if sized(node) is not None]
         self.source, self.target = nodes[block.source], nodes[block.target]
         self.nodes = [*dict.fromkeys(node for node in constants if node not in inside), *own]
 
@@ -49,6 +52,7 @@ class BlockOf:
         """The block's output; the value may be changed in place."""
         interpreter = fx.Interpreter(self.module, garbage_collect_values=False)
         interpreter.env[self.source] = value
+        interpreter.env.update(dict.fromkeys(self.counts, len(value)))
         for node in self.nodes:
             if node.op != "placeholder":
                 interpreter.env[node] = interpreter.run_node(node)

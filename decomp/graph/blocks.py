@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from torch import fx
@@ -79,8 +80,8 @@ def _cuts(graph: NetworkGraph, nodes: list[fx.Node]) -> list[tuple[int, fx.Node]
     found: list[tuple[int, fx.Node]] = []
     for place, node in enumerate(nodes):
         alive = {other for other in alive if last_use[other] > place}
-        # Parameters and constants are there at any place.
-        if node in last_use and node.op != "get_attr":
+        # Parameters and constants are there at any place, and so is the number of images.
+        if node in last_use and node.op != "get_attr" and not _is_image_count(graph, node):
             alive.add(node)
         if len(alive) == 1:
             (value,) = alive
@@ -89,3 +90,21 @@ def _cuts(graph: NetworkGraph, nodes: list[fx.Node]) -> list[tuple[int, fx.Node]
             elif found and found[-1][1] is value:
                 found[-1] = (place, value)
     return found
+
+
+def sized(node: fx.Node) -> fx.Node | None:
+    """The node whose length along axis 0 a node is: that of x for ``x.size(0)`` and ``x.shape[0]``."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
+        return source
+    if node.op == "call_function" and node.target is operator.getitem and node.args[1:] == (0,):
+        of_shape = source.op == "call_function" and source.target is getattr and source.args[1:] == ("shape",)
+        return source.args[0] if of_shape and isinstance(source.args[0], fx.Node) else None
+    return None
+
+
+def _is_image_count(graph: NetworkGraph, node: fx.Node) -> bool:
+    source = sized(node)
+    return source is not None and (graph.shape(source) or (0,))[0] == 2

@@ -1,8 +1,10 @@
 """Blocks of a traced network."""
 
+import pytest
 import torch
 from torch import nn
 
+from decomp.execution.block_refinement import BlockOf
 from decomp.graph.blocks import find_blocks
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
@@ -101,3 +103,28 @@ def test_chains_inside_a_block_are_cut_where_one_value_crosses():
     assert dense == [("stem",), ("a",), ("c",), ("d",), ("head",)]
     residual = [block.layers for block in blocks_of(make("residual"), INPUT)]
     assert len(residual) < len(sum(residual, ()))
+
+
+class Counted(nn.Module):
+    """Keeps the number of images from the first line to the last, as networks do that flatten by ``view``."""
+
+    def __init__(self, by_shape):
+        super().__init__()
+        self.a, self.b, self.head, self.by_shape = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 3), by_shape
+
+    def forward(self, x):
+        n = x.shape[0] if self.by_shape else x.size(0)
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(x.mean((2, 3)).view(n, -1))
+
+
+@pytest.mark.parametrize("by_shape", [False, True])
+def test_the_number_of_images_is_alive_anywhere_without_joining_blocks(by_shape):
+    torch.manual_seed(0)
+    traced = trace(Counted(by_shape))
+    blocks = find_blocks(NetworkGraph(traced, (1, 6, 6)), 1)
+    assert [block.layers for block in blocks] == [("a",), ("b",), ("head",)]
+    images = value = torch.randn(5, 1, 6, 6)
+    for block in blocks:
+        value = BlockOf(traced, block, images_at_a_time=3).of_all(value)
+    assert torch.equal(value, traced(images))
