@@ -237,5 +237,5 @@ def test_freed_memory_is_used_again_where_no_limit_is_given():
         command = [sys.executable, "-c", FAULTS.replace("LIMIT", limit)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    kept, returned = pages("None"), pages("2 * memory.GIB")
+    kept, returned = pages("None"), pages(str(2 * GIB))
     assert kept <= returned / 3

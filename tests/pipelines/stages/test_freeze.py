@@ -96,7 +96,7 @@ def test_numbers_that_are_none_are_found_with_their_layer(tmp_path, monkeypatch)
         return rows.index_fill(2, torch.tensor([0]), float("nan")) if y.dim() == 2 else rows
 
     monkeypatch.setattr(record_responses, "responses", responses)
-    with pytest.raises(NumericalError, match="9: the responses must be finite"):
+    with pytest.raises(NumericalError, match="9: the frozen values must be finite"):
         make_run(tmp_path / "bad", "poisoned", n_images=20)
     assert not (tmp_path / "bad" / "frozen.h5").exists()
 
