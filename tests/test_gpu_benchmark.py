@@ -10,7 +10,7 @@ from benchmarks.gpu import __main__ as driver
 from benchmarks.gpu import page, parts, settings
 from benchmarks.gpu.settings import TRIAL, aim, entry, met, read_rows
 from decomp.errors import TargetError
-from decomp.pipelines.decomposition import timings
+from decomp.pipelines.decomposition import timings, whole_networks
 
 
 def figures(name, out):
@@ -49,6 +49,7 @@ def test_planned_network_is_built_and_timed_again(tmp_path, monkeypatch):
         assert shape == (TRIAL.timed_batch, 1, 28, 28)
         return {"original": [3.0, 3.0, 9.0], "sized": [2.0, 2.0, 1.0]}
 
+    monkeypatch.setattr(whole_networks, "in_new_processes", lambda device: False)  # as on a GPU
     monkeypatch.setattr(timings, "latencies", as_large)
     monkeypatch.setattr(parts, "latencies", latencies)
     found = figures("latency-eager", tmp_path)

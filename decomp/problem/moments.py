@@ -239,7 +239,7 @@ class MomentSum:
             total.add(X[:, start : start + TILE_COLUMNS].T @ X[:, start:])
         of_C.add(X.T @ Y)
         of_S.add(Y.T @ Y)
-        self._tiles.append(torch.cat([x_mean, y_mean, x_mean.new_tensor([float(len(X))])]))
+        self._tiles.append(torch.cat([x_mean, y_mean, x_mean.new_full((1,), len(X))]))
 
     def merge(self, other: MomentSum) -> None:
         """Add the tiles of another sum, which stays as it is."""
