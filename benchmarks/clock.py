@@ -9,7 +9,8 @@ emitted. It is then timed against the original in interleaved rounds, in a new p
 median of the ratios is known to about one percent. A repetition keeps the promise where the ratio of medians is
 between 0.97 and 1.10 of what was asked. It is marked as busy, and not counted unless --busy is given, where the threads
 waited for processors, or the original, which runs twice in each round, differs from itself or takes longer than in
-other repetitions (neighbours on the hardware of a virtual machine slow networks by different shares). Networks of
+other repetitions (neighbours on the hardware of a virtual machine slow networks by different shares); nor is it counted
+where the plan was made on a machine that the command called busy, its measured speed-up not certain. Networks of
 torchvision have random weights and 224 pixels; their plans come from the same search with losses by formula. Rows are
 appended to rows.jsonl: an interrupted benchmark goes on. Time of planning: see benchmarks.clock_planning.
 """
@@ -86,7 +87,8 @@ class Clock:
         o = self.options
         keys = [
             {"network": network, "runtime": name, "asked": asked}
-            for network in o.networks.split(",") for name in o.runtimes.split(",") for asked in numbers(o.asked)
+            for network in filter(None, o.networks.split(",")) for name in o.runtimes.split(",")
+            for asked in numbers(o.asked)
         ]  # fmt: skip
         try:
             for key in keys:
@@ -203,6 +205,7 @@ def of_plan(record):
     """The figures of a plan."""
     latency = record["latency"]
     kept = {"planned": latency["measured_speedup"], "table_error": latency["table_error"]}
+    kept["plan_busy"] = latency["busy"]  # the command has said so, and that the plan should be made again
     return kept | {name: latency[name] for name in ("slower", "faster") if name in latency}
 
 

@@ -23,9 +23,14 @@ def is_kept(row):
     return LEAST * row["asked"] <= row["measured_speedup"] <= MOST * row["asked"]
 
 
+def is_busy(row):
+    """Whether the machine was busy in a repetition, or when its plan was made."""
+    return bool(row.get("busy") or row.get("plan_busy"))
+
+
 def counted(rows, with_busy=False):
     """The repetitions that count."""
-    return [row for row in rows if "measured_speedup" in row and (with_busy or not row["busy"])]
+    return [row for row in rows if "measured_speedup" in row and (with_busy or not is_busy(row))]
 
 
 def summary(rows, with_busy=False):
@@ -55,13 +60,15 @@ def summary(rows, with_busy=False):
 def verdict(rows, with_busy=False):
     """How many promises were kept, in a sentence; how far off the table of times was."""
     used = counted(rows, with_busy)
-    kept, busy = sum(map(is_kept, used)), sum(bool(row.get("busy")) for row in rows)
+    kept, busy = sum(map(is_kept, used)), sum(map(is_busy, rows))
     refused = len({(row["network"], row["runtime"], row["asked"]) for row in rows if "refused" in row})
     errors = [abs(entry) for entry in {(r["network"], r["runtime"], r["asked"]): r["table_error"] for r in rows
                                        if "table_error" in r}.values()]  # fmt: skip
     words = [f"Kept: {kept} of {len(used)} repetitions within {LEAST:g} to {MOST:.2f} of what was asked."]
     if busy:
-        words.append(f"{busy} on a busy machine {'are counted too' if with_busy else 'are left out'}.")
+        plans = sum(bool(row.get("plan_busy")) for row in rows)
+        planned = f" ({plans} of them of plans made on a busy machine, as the command said)" if plans else ""
+        words.append(f"{busy} on a busy machine {'are counted too' if with_busy else 'are left out'}{planned}.")
     if refused:
         words.append(f"Refused: {refused}.")
     if errors:

@@ -31,7 +31,14 @@ def test_busy_repetitions_are_marked_and_count_only_when_asked():
     (entry,), (with_busy,) = clock_page.summary(rows), clock_page.summary(rows, True)
     assert (entry["kept"], entry["busy"], entry["measured"]) == ("1 of 1", 2, 2.0)
     assert (with_busy["kept"], with_busy["measured"]) == ("1 of 3", 9.0)
-    assert "2 on a busy machine are left out" in clock_page.verdict(rows)
+    assert "2 on a busy machine are left out." in clock_page.verdict(rows)
+
+
+def test_repetitions_of_a_plan_made_on_a_busy_machine_do_not_count():
+    rows = [row(2.0, plan_busy=False), row(1.2, plan_busy=True), row(1.3, busy=True, plan_busy=True)]
+    (entry,) = clock_page.summary(rows)
+    assert (entry["kept"], entry["busy"], entry["measured"]) == ("1 of 1", 2, 2.0)
+    assert "2 on a busy machine are left out (2 of them of plans made on a busy machine" in clock_page.verdict(rows)
 
 
 def test_errors_of_the_table_count_once_for_each_plan_and_refusals_have_their_line():
@@ -118,7 +125,7 @@ class Recorded(clock.Clock):
             run = self.out / "zoo-a-eager-2x"
             (run / "model").mkdir(parents=True)
             (run / "model" / "structure.json").touch()
-            latency = {"measured_speedup": 2.01, "table_error": 0.2}
+            latency = {"measured_speedup": 2.01, "table_error": 0.2, "busy": True}
             (run / "plan.json").write_text(json.dumps({"latency": latency}))
         return self.refused if arguments[0] == "decompose" else ""
 
