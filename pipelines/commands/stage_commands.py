@@ -288,7 +288,7 @@ Examples:
     "--weight-decay", least=0, kind=float, default=default_of(FinetuneOptions, "weight_decay"), show_default=True,
     help="Weight decay of kernels and matrices.",
 )  # fmt: skip
-@shared_options("memory", "redo", "seed", "device", "verbose", "common")
+@shared_options("precision", "memory", "redo", "seed", "device", "verbose", "common")
 def finetune(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
     """Fine-tune the decomposed network.
 
@@ -328,7 +328,7 @@ Examples:
 )  # fmt: skip
 @number("--batch-size", help="Images per batch.  [default: the zoo's recipe, otherwise 128]")
 @scheme_options
-@shared_options("memory", "redo", "seed", "device", "verbose", "common")
+@shared_options("precision", "memory", "redo", "seed", "device", "verbose", "common")
 def train(threads: int | None, quiet: bool, model: str, **options: Any) -> None:
     """Train a network from scratch.
 

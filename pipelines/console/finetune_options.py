@@ -34,6 +34,7 @@ class FinetuneOptions(StageOptions):
     data: str | None = checked_field(lambda value: parse.text("--data", value), None, optional=True)
     n_images: int | None = checked_field(parse.number("--images", int, 1), None, optional=True)
     seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
+    precision: str = checked_field(parse.choice("--precision", parse.PRECISIONS), "auto")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -300,6 +300,7 @@ class TrainOptions(StageOptions):
     method: str | None = checked_field(parse.choice("--reinit", METHODS), None, optional=True)
     scale: str | None = checked_field(parse.choice("--scale", SCALES), None, optional=True)
     next_slice: str | None = checked_field(parse.choice("--next", NEXT_SLICES), None, optional=True)
+    precision: str = checked_field(parse.choice("--precision", parse.PRECISIONS), "auto")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ Number = TypeVar("Number", int, float)
 
 #: In place of a value that a search finds.
 AUTO = "auto"
+PRECISIONS = (AUTO, "float32", "bfloat16")
 #: Options of decompose that a plan decides.
 IN_A_PLAN = ("speedup", "steps", "allocation", "cost", "multiple", "skip", "keep_first", "coupled", "leave_out")
 

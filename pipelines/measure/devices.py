@@ -48,9 +48,14 @@ def _processor() -> str:
     return line[1].strip() if line else platform.processor() or platform.machine()
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast on a GPU that supports it; float32 elsewhere: few CPUs compute bfloat16 faster."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
+def usual_precision(device: torch.device) -> str:
+    """'bfloat16' on a GPU that supports it; 'float32' elsewhere: few CPUs compute bfloat16 faster."""
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def autocast(device: torch.device, precision: str | None = None) -> torch.autocast:
+    """Autocast to bfloat16 where that is the precision, by default the usual one of the device; otherwise none."""
+    enabled = (precision or usual_precision(device)) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 

@@ -31,6 +31,7 @@ from ..run.replacement import beside, end_exchange, exchange
 from ..training import checkpoints, tensorboard
 from ..training.batchnorm import disable_dropout, keep_statistics
 from ..training.budget import Budget, epoch_time
+from ..training.first_steps import original_answers_once, precision_for
 from ..training.hooks import Hooks
 from ..training.loop import Training, fit
 from ..training.losses import loss_for
@@ -101,7 +102,7 @@ def finetune(
     run: str | os.PathLike[str], *, epochs: int | None = None, minutes: float | None = None,
     learning_rate: float = 0.01, batch_size: int | None = None, schedule: str = "cosine", labels: str = "train",
     distill: bool = False, weight_decay: float = 5e-4, data: str | None = None, n_images: int | None = None,
-    seed: int = 0, memory: int | str | None = None, device: str = "auto", redo: bool = False,
+    seed: int = 0, precision: str = "auto", memory: int | str | None = None, device: str = "auto", redo: bool = False,
     reporter: Reporter | None = None,
 ) -> FinetuneResult:  # fmt: skip
     """Fine-tune the decomposed or pruned network of a run and keep the last and the best weights.
@@ -124,7 +125,8 @@ def finetune(
     labels : {'train', 'none'}
         'train': cross-entropy on the training split, of which a seeded tenth (at most 5,000 images) is held out; the
         best epoch has the highest accuracy there. 'none': all training images, fewer than 10,000 augmented and mixed;
-        the loss is the change of the original's outputs (:mod:`decomp.execution.output_change`), and the best epoch has
+        the loss is the change of the original's outputs (:mod:`decomp.execution.output_change`), which are computed
+        once where no image is changed, there is more than one epoch, and they fit in memory; the best epoch has
         the lowest one on the frozen images that no fit has used, which are left out of the training. Of images in
         memory the frozen ones are used alone. An epoch has at least 1,000 images: fewer are used several times.
         Dropout is then off: the original's outputs determine every class probability of an image, and dropout only
@@ -136,6 +138,10 @@ def finetune(
         them that are held out are left out too.
     n_images : int, optional
         Without labels: at most so many images; of the run's own those that were fitted come first.
+    precision : {'auto', 'float32', 'bfloat16'}
+        In which network and original are computed in training; weights, their gradients and the validation are in
+        float32. 'auto': on a GPU bfloat16 where it computes it. On a CPU float32, and with ``minutes`` whichever is
+        measured to be faster: the same number of epochs then gives the same network on every machine.
     memory : int or str, optional
         Limit in bytes, or as text such as ``8GiB``; half of the machine's memory where not given, on a GPU no more than
         is free there. A batch that needs more is computed in parts, whose gradients add up to those of the batch.
@@ -169,6 +175,7 @@ def finetune(
     options = FinetuneOptions(
         epochs=epochs, minutes=minutes, learning_rate=learning_rate, batch_size=batch_size, schedule=schedule,
         labels=labels, distill=distill, weight_decay=weight_decay, data=data, n_images=n_images, seed=seed,
+        precision=precision,
     )  # fmt: skip
     target, n_bytes = pick_device(device), None if memory is None else parse.memory_bytes(memory)
     directory = RunDirectory.open(run)
@@ -245,50 +252,42 @@ def _finetune(
         disable_dropout(network)  # not in the files, whose network the writer has copied
         keep_statistics(network)
     loss = loss_for(options.labels, options.distill, original, run_outputs(run))
+    shared: dict[str, Any] = {
+        "n_images": len(task.train), "batches": task.batches, "loss": loss, "device": device, "n_parts": n_parts,
+    }  # fmt: skip
+    begun = checkpoints.begun_identity(checkpoint_file(folder), START_OVER)
+    time_limit = None if options.minutes is None else Budget(options.minutes, began)
+    precision = precision_for(options.precision, network, recipe, shared, time_limit, begun, reporter)
+    shared["precision"] = precision
     hooks = [Hooks(after_save=writer), *([] if events is None else [Hooks(after_save=events)])]
 
     def validate(network: nn.Module) -> dict[str, float]:
         return task.validate(network, original, device)
 
-    time_limit = None if options.minutes is None else Budget(options.minutes, began)
+    kept = original_answers_once(task, original, network, recipe, shared, time_limit, begun, reporter)
     if time_limit is not None:
         recipe = time_limit.plan(
             recipe, checkpoint_file(folder), START_OVER,
-            lambda: epoch_time(
-                network, recipe, n_images=len(task.train), batches=task.batches, loss=loss, validate=validate,
-                device=device, n_parts=n_parts,
-            ),
+            lambda: epoch_time(network, recipe, validate=validate, **shared),
         )  # fmt: skip
         hooks.append(time_limit.hook(reporter))
         reporter.step(time_limit.words(recipe))
     slices = 1 if time_limit is None else time_limit.slices
     try:
         training = fit(
-            network,
-            recipe,
-            stage="finetune",
-            n_images=len(task.train),
-            batches=task.batches,
-            loss=loss,
-            validate=validate,
-            n_validation=task.n_validation,
-            n_parts=n_parts,
-            slices=slices,
-            checkpoint=checkpoint_file(folder),
-            start_over=START_OVER,
+            network, recipe, stage="finetune", validate=validate, n_validation=task.n_validation, slices=slices,
+            checkpoint=checkpoint_file(folder), start_over=START_OVER, hooks=hooks, reporter=reporter, **shared,
             identity={
                 **options.to_json(), "epochs": recipe.epochs, "network": network_digest,
-                "normalised": [*inserted, *own], "limits": limits.to_json(), "slices": slices,
+                "normalised": [*inserted, *own], "limits": limits.to_json(), "slices": slices, "targets_kept": kept,
             },
-            hooks=hooks,
-            device=device,
-            reporter=reporter,
         )  # fmt: skip
     except NumericalError as error:
         raise _stopped(error, folder, options) from error
     if events is not None:
         events.close()
-    return _finished_now(run, options, network_digest, _facts(task, training))
+    facts = {**_facts(task, training), "precision": precision, "targets_kept": kept}
+    return _finished_now(run, options, network_digest, facts)
 
 
 def _finished_now(

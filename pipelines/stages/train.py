@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from decomp import seeds
 from decomp.errors import NumericalError, UsageError
@@ -45,14 +44,15 @@ from ..training.checkpoints import made_with
 from ..training.hold_out import hold_out
 from ..training.hooks import Hooks
 from ..training.loop import Training, copy_state, fit
+from ..training.losses import classification_loss
 from ..training.memory import announced_limits, parts_of
+from ..training.precision import choose_precision
 from ..training.recipe import Recipe
 from ..training.repr_hooks import ReprHooks, make_scheme
 from ..training.sparse import NEAR_ZERO, SparseTraining
 from ..training.train_outputs import training_files
 from ..training.training_record import (
     KIND,
-    LABEL_SMOOTHING,
     Place,
     finished_record,
     identity,
@@ -105,7 +105,7 @@ def train(
     scheme: str = "standard", s1: int | None = None, s2: int | None = None, drop: float | None = None,
     cycles: int | None = None, min_keep: float | None = None, first: bool | None = None, coupled: bool | None = None,
     order: str | None = None, method: str | None = None, scale: str | None = None, next_slice: str | None = None,
-    seed: int = 0, memory: int | str | None = None, redo: bool = False, device: str = "auto",
+    seed: int = 0, precision: str = "auto", memory: int | str | None = None, redo: bool = False, device: str = "auto",
     reporter: Reporter | None = None,
 ) -> TrainingResult:  # fmt: skip
     """Train a network from random weights and write them with a record of how.
@@ -140,6 +140,8 @@ def train(
         Of the scheme 'repr'.
     seed : int
         Determines initial weights, held-out images, order, augmentation and dropout.
+    precision : {'auto', 'float32', 'bfloat16'}
+        Of the computation; weights are in float32. 'auto': bfloat16 on a GPU that computes it, float32 elsewhere.
     memory : int or str, optional
         Limit as for :func:`decomp.pipelines.stages.finetune.finetune`.
     redo : bool
@@ -168,6 +170,7 @@ def train(
         model=model, data=data, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
         schedule=schedule, sparsity=sparsity, proximal=proximal, scheme=scheme, s1=s1, s2=s2, drop=drop, cycles=cycles,
         min_keep=min_keep, first=first, coupled=coupled, order=order, method=method, scale=scale, next_slice=next_slice,
+        precision=precision,
     )  # fmt: skip
     options, recipe = _completed(asked)
     n_bytes = None if memory is None else parse.memory_bytes(memory)
@@ -273,12 +276,6 @@ def _measure_best(training: Training, source: ImageSource, device: torch.device)
         best["test"] = accuracy(training.module, source.test, torch.arange(len(source.test)), device)
     training.module.load_state_dict(last)
     return best
-
-
-def classification_loss(module: nn.Module, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-    """Cross-entropy with label smoothing."""
-    assert labels is not None
-    return functional.cross_entropy(module(images).float(), labels, label_smoothing=LABEL_SMOOTHING)
 
 
 def _completed(options: TrainOptions) -> tuple[TrainOptions, Recipe]:
@@ -388,6 +385,7 @@ def _fit(
         validate=validate, n_validation=len(held_out), keep_best=place.run is not None, checkpoint=place.checkpoint,
         start_over=place.start_over, identity={**identity(options), "limits": limits.to_json()},
         n_parts=parts_of(size, limits), device=device, reporter=reporter,
+        precision=choose_precision(options.precision, device).name,
         hooks=[
             *([] if sparse is None else [sparse.hooks()]),
             # Last, so that nothing moves what it holds.

@@ -65,7 +65,8 @@ class EpochTime:
 
 def epoch_time(
     module: nn.Module, recipe: Recipe, *, n_images: int, batches: Batches, loss: Loss, validate: Validate,
-    device: torch.device, n_parts: int = 1, clock: Callable[[], float] = time.perf_counter,
+    device: torch.device, n_parts: int = 1, precision: str | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> EpochTime:  # fmt: skip
     """The time that an epoch of a training takes, by some of its steps and one validation.
 
@@ -73,36 +74,58 @@ def epoch_time(
     ----------
     module : torch.nn.Module
         Not changed.
-    recipe, n_images, batches, loss, validate, device, n_parts
+    recipe, n_images, batches, loss, validate, device, n_parts, precision
         As for :func:`decomp.pipelines.training.loop.fit`.
     clock : callable
         The time in seconds.
+    """
+    n_steps = max(1, n_images // recipe.batch_size)
+    step = step_time(
+        module, recipe, n_images=n_images, batches=batches, loss=loss, device=device, n_parts=n_parts,
+        precision=precision, clock=clock,
+    )  # fmt: skip
+    copied = copy.deepcopy(module).to(device).to(memory_format=torch.channels_last).eval()
+    started = clock()
+    validate(copied)
+    validation, started = clock() - started, clock()
+    torch.save(copied.state_dict(), io.BytesIO())
+    return EpochTime(n_steps * step, n_steps, validation + STATES * (clock() - started))
+
+
+def step_time(
+    module: nn.Module, recipe: Recipe, *, n_images: int, batches: Batches, loss: Loss, device: torch.device,
+    n_parts: int = 1, precision: str | None = None, most: int = TRIAL_STEPS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:  # fmt: skip
+    """Seconds of a step of a training, without the optimizer's share, by some steps after a first one.
+
+    Parameters
+    ----------
+    module, recipe, n_images, batches, loss, device, n_parts, precision, clock
+        As for :func:`epoch_time`.
+    most : int
+        Steps that are timed; fewer where they take long.
     """
     copied = copy.deepcopy(module).to(device).to(memory_format=torch.channels_last)
     size = min(recipe.batch_size, n_images)
     n_steps = max(1, n_images // recipe.batch_size)
     generator = seeds.generator(recipe.seed, "budget", "order")
-    order = torch.randperm(n_images, generator=generator)[: (1 + min(n_steps, TRIAL_STEPS)) * size]
+    order = torch.randperm(n_images, generator=generator)[: (1 + min(n_steps, most)) * size]
     done, started, last = 0, clock(), clock()
     copied.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for images, labels in batches(order, size, seeds.derive_seed(recipe.seed, "budget", "augment")):
             labels = None if labels is None else labels.to(device)
             # Reading the loss waits for a GPU.
-            float(add_gradients(copied, loss, to_device(images, device), labels, device, n_parts=n_parts))
+            images = to_device(images, device)
+            float(add_gradients(copied, loss, images, labels, device, n_parts=n_parts, precision=precision))
             last = clock()
             if done == 0 and len(order) > size:
                 started = last  # without the first step
             done += 1
             if last - started > TRIAL_SECONDS:
                 break
-    step = (last - started) / max(done - (len(order) > size), 1)
-    copied.eval()
-    started = clock()
-    validate(copied)
-    validation, started = clock() - started, clock()
-    torch.save(copied.state_dict(), io.BytesIO())
-    return EpochTime(n_steps * step, n_steps, validation + STATES * (clock() - started))
+    return (last - started) / max(done - (len(order) > size), 1)
 
 
 class Budget:
@@ -150,6 +173,11 @@ class Budget:
         left = PLANNED * (self.seconds - self.spent)
         self.slices = found.slices(left / LEAST_EPOCHS)
         return replace(recipe, epochs=max(1, int(left / max(found.of(self.slices), 1e-3))))
+
+    def has(self, seconds: float) -> bool:
+        """Whether so many seconds, of the slowest process, are less than what would be planned now."""
+        longest = max(gathered(seconds))
+        return from_first(lambda: longest < PLANNED * (self.seconds - (time.perf_counter() - self.began)))
 
     def words(self, recipe: Recipe) -> str:
         """What is planned, in words."""

@@ -84,6 +84,11 @@ def read(path: str | Path, start_over: str = "remove it") -> dict[str, Any]:
     return content
 
 
+def begun_identity(path: Path, start_over: str = "remove it") -> dict[str, Any]:
+    """The identity of the interrupted training in a checkpoint; empty where there is no checkpoint."""
+    return dict(read(path, start_over)["identity"]) if path.exists() else {}
+
+
 def made_with(path: Path, values: Mapping[str, Any]) -> bool:
     """Whether there is a checkpoint of a training whose identity has these values."""
     try:

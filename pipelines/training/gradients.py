@@ -14,7 +14,7 @@ Loss = Callable[[nn.Module, Tensor, "Tensor | None"], Tensor]
 
 def add_gradients(
     module: nn.Module, loss: Loss, images: Tensor, labels: Tensor | None, device: torch.device, *,
-    n_parts: int = 1, weight: float = 1.0,
+    n_parts: int = 1, weight: float = 1.0, precision: str | None = None,
 ) -> Tensor:  # fmt: skip
     """Add the gradients of the loss of a batch to those of the module's parameters.
 
@@ -37,6 +37,8 @@ def add_gradients(
         passes, also where it has fewer images.
     weight : float
         Factor of the loss.
+    precision : {'float32', 'bfloat16'}, optional
+        The usual one of the device where not given.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def add_gradients(
         share = weight * (len(part) / len(images))
         if not len(part):
             part, target = images[:1], None if labels is None else labels[:1]  # counts nothing
-        with autocast(device):
+        with autocast(device, precision):
             value = loss(module, part, target)
         value = value if share == 1 else value * share
         value.backward()

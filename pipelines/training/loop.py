@@ -24,7 +24,7 @@ from ..console.progress import Progress
 from ..console.reporter import Reporter
 from ..distributed.process_group import count, number
 from ..distributed.trained_module import own_places, shared_training
-from ..measure.devices import pick_device, to_device
+from ..measure.devices import pick_device, to_device, usual_precision
 from . import checkpoints
 from .ahead import ahead
 from .epochs import EpochLosses, divergence, epoch_words
@@ -117,6 +117,7 @@ class _Inputs:
     keep_best: bool
     n_parts: int
     slices: int
+    precision: str
     hooks: tuple[Hooks, ...]
     device: torch.device
     reporter: Reporter | None
@@ -135,6 +136,7 @@ def fit(
     keep_best: bool = True,
     n_parts: int = 1,
     slices: int = 1,
+    precision: str | None = None,
     checkpoint: str | Path | None = None,
     start_over: str = "remove it",
     identity: Mapping[str, Any] | None = None,
@@ -172,6 +174,9 @@ def fit(
         those of the batch (:func:`decomp.pipelines.training.gradients.add_gradients`).
     slices : int
         An epoch is one of so many equal parts of a pass over the images, at most as many as there are batches.
+    precision : {'float32', 'bfloat16'}, optional
+        In which the loss is computed, by autocast; weights stay in float32. The usual one of the device where not
+        given (:func:`decomp.pipelines.measure.devices.usual_precision`).
     checkpoint : path, optional
         File that is rewritten after each epoch and read at the start.
     start_over : str
@@ -197,9 +202,10 @@ def fit(
         The checkpoint is unreadable or belongs to another training.
     """
     hooks = tuple(hooks)
+    chosen = pick_device(device)
     inputs = _Inputs(
-        stage, n_images, batches, loss, validate, n_validation, keep_best, n_parts, slices, hooks, pick_device(device),
-        reporter,
+        stage, n_images, batches, loss, validate, n_validation, keep_best, n_parts, slices,
+        precision or usual_precision(chosen), hooks, chosen, reporter,
     )  # fmt: skip
     module.to(inputs.device).to(memory_format=torch.channels_last)
     training = Training(module, make_optimizers(module, recipe), recipe)
@@ -288,7 +294,7 @@ def _identity(module: nn.Module, recipe: Recipe, inputs: _Inputs) -> dict[str, A
     }
     return {
         "stage": inputs.stage, "n_images": int(inputs.n_images), **recipe.to_json(), **groups,
-        "keep_best": inputs.keep_best, "hooks_with_a_state": state_names(inputs.hooks),
+        "keep_best": inputs.keep_best, "computed_in": inputs.precision, "hooks_with_a_state": state_names(inputs.hooks),
     }  # fmt: skip
 
 
@@ -316,7 +322,10 @@ def _train_epoch(training: Training, inputs: _Inputs, called: nn.Module) -> dict
                 optimizer.zero_grad(set_to_none=True)
             # Gradients are averaged over processes, whose shares of a batch may differ by one image.
             weight = len(images) * count() / size if own else 1.0
-            value = add_gradients(called, inputs.loss, images, labels, device, n_parts=inputs.n_parts, weight=weight)
+            value = add_gradients(
+                called, inputs.loss, images, labels, device, n_parts=inputs.n_parts, weight=weight,
+                precision=inputs.precision,
+            )  # fmt: skip
             call_hooks(inputs.hooks, "after_backward", training)
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)

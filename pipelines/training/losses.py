@@ -12,9 +12,17 @@ from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import logits
 
 from .gradients import Loss
+from .targets import from_rows
 
+LABEL_SMOOTHING = 0.1
 #: Share of the distillation term where there are labels too.
 DISTILL_SHARE = 0.5
+
+
+def classification_loss(module: nn.Module, images: Tensor, labels: Tensor | None) -> Tensor:
+    """Cross-entropy with label smoothing, of a network that returns class scores."""
+    assert labels is not None
+    return functional.cross_entropy(module(images).float(), labels, label_smoothing=LABEL_SMOOTHING)
 
 
 def loss_for(labels: str, distill: bool, original: nn.Module | None, outputs: Outputs) -> Loss:
@@ -23,7 +31,9 @@ def loss_for(labels: str, distill: bool, original: nn.Module | None, outputs: Ou
     Parameters
     ----------
     labels : {'train', 'none'}
-        'none': :meth:`decomp.execution.output_change.Outputs.loss`. 'train': cross-entropy.
+        'none': :meth:`decomp.execution.output_change.Outputs.loss` towards the outputs of the original; the loss then
+        takes those that were computed before, as :func:`decomp.pipelines.training.targets.as_rows` keeps them, in
+        place of labels. 'train': cross-entropy.
     distill : bool
         With labels: the mean of cross-entropy and that divergence (Hinton et al. 2015 at temperature 1).
     original : torch.nn.Module, optional
@@ -40,7 +50,7 @@ def loss_for(labels: str, distill: bool, original: nn.Module | None, outputs: Ou
     def loss(network: nn.Module, images: Tensor, targets: Tensor | None) -> Tensor:
         got = outputs.named(network(images), len(images))
         if labels == "none":
-            return outputs.loss(targets_for(images), got)
+            return outputs.loss(targets_for(images) if targets is None else from_rows(targets, outputs), got)
         assert targets is not None and outputs.scores is not None
         value = functional.cross_entropy(logits(got[outputs.scores.name].float(), outputs.scores), targets)
         if distill:

@@ -112,7 +112,7 @@ def announced_limits(
         The way to train anew, for messages.
     reporter : Reporter
     """
-    begun = checkpoints.read(checkpoint, start_over)["identity"] if checkpoint.exists() else {}
+    begun = checkpoints.begun_identity(checkpoint, start_over)
     statistics = statistics and any(isinstance(module, NORMALISATIONS) for module in network.modules())
     limits = training_limits(
         network.eval(), image, batch_size=batch_size, memory=memory, device=device, original=original,

@@ -16,13 +16,14 @@ from ...data.formats.json_files import read_json, write_json
 from ...data.formats.paths import safe_name
 from ...data.network_folder import content_of
 from ..console.options import REPR_OPTIONS, TrainOptions
+from ..console.parse import AUTO
 from ..run.directory import RunDirectory
 from ..run.record import library_versions
 from .loop import Training
+from .losses import LABEL_SMOOTHING
 from .recipe import Recipe
 
 KIND = "decomp weights"
-LABEL_SMOOTHING = 0.1
 #: Values of the recipe in the record.
 RECORDED = (
     "epochs", "learning_rate", "batch_size", "schedule", "warmup_epochs", "momentum", "nesterov", "weight_decay",
@@ -66,6 +67,8 @@ def identity(options: TrainOptions) -> dict[str, Any]:
         values["scheme"] = {"name": options.scheme, **settings.to_json()}
     if options.sparsity is not None:
         values |= {"sparsity": options.sparsity, "proximal": options.proximal}
+    if options.precision != AUTO:
+        values["precision"] = options.precision
     if (content := content_of(options.model)) is not None:
         values["content"] = content  # a folder keeps its name when its network changes
     return values
@@ -113,6 +116,7 @@ def write_record(
     given += [] if options.schedule is None else [f"--schedule {options.schedule}"]
     given += [] if options.sparsity is None else [f"--sparsity {options.sparsity:g}"]
     given += ["--proximal"] if options.proximal else []
+    given += [f"--precision {options.precision}"] if options.precision != AUTO else []
     given += [f"--scheme {options.scheme}"] if options.scheme != "standard" else []
     for name, flag in REPR_OPTIONS.items():
         if (value := getattr(options, name)) not in (None, False):

@@ -17,7 +17,8 @@ from ...data.formats.frozen_file import FrozenFile
 from ...data.image_options import IN_MEMORY
 from ...data.sources import open_source
 from ...data.splits import ImageSource, Split
-from ..distributed.process_group import own_part, spread
+from ..console.reporter import Reporter
+from ..distributed.process_group import joined, own_batches, own_part, spread
 from ..distributed.process_group import total as sum_over_processes
 from ..distributed.trained_module import places_of
 from ..measure.accuracy import outputs_of
@@ -27,6 +28,7 @@ from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import open_frozen, run_outputs
 from .memory import VALIDATED
+from .targets import as_rows, entries
 
 #: Frozen images up to this size are held in memory where no limit is given.
 MEMORY_BYTES = 2**30
@@ -40,6 +42,7 @@ ENOUGH_IMAGES = 10_000
 VALIDATION_IMAGES = 200
 ONE_IN = 10
 IMAGES_AT_A_TIME = 100
+TARGETS_AT_A_TIME = 250
 
 Read = Callable[[Tensor, int, int | None], Iterator[Tensor]]
 
@@ -126,14 +129,24 @@ class UnlabelledTask:
         self.changed = self.n_train < ENOUGH_IMAGES
         self.description = f"{pool.words} without labels{', augmented and mixed' if self.changed else ''}"
         self.train = indices.repeat(-(-EPOCH_IMAGES // len(indices)))
+        self.targets: Tensor | None = None
+        n_bytes = 4 * len(self.train) * entries(self.outputs)
+        #: Whether the outputs of the original can be kept: images that are changed are new ones in every epoch.
+        self.keeps_targets = not self.changed and n_bytes <= in_memory - self.held
+        self.held += n_bytes if self.keeps_targets else 0
 
     def batches(
         self, order: Tensor, batch_size: int, augment_seed: int, places: slice | None = None
-    ) -> Iterator[tuple[Tensor, None]]:
-        """Images of ``train[order]`` at some places of every batch; fewer than `ENOUGH_IMAGES` augmented and mixed."""
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Images of ``train[order]`` at some places of every batch; fewer than `ENOUGH_IMAGES` augmented and mixed.
+
+        With them the original's outputs as rows of numbers, where :meth:`keep_targets` has computed them.
+        """
         if not self.changed:
             order, batch_size = places_of(order, batch_size, places)
-            yield from ((images, None) for images in self.pool.read(self.train[order], batch_size, None))
+            read = self.pool.read(self.train[order], batch_size, None)
+            for part, images in zip(order.split(batch_size), read):
+                yield images, None if self.targets is None else self.targets[part]
             return
         if places is None:
             for number, images in enumerate(self.pool.read(self.train[order], batch_size, augment_seed)):
@@ -146,6 +159,16 @@ class UnlabelledTask:
             (images,) = self.pool.read(self.train[wanted], len(wanted), augment_seed)
             own, others = images.tensor_split(2)
             yield own + mixture.share[places] * (others - own), None
+
+    def keep_targets(self, original: nn.Module, device: torch.device, reporter: Reporter) -> None:
+        """Compute the original's outputs for all images, in float32; several processes share the images."""
+        n, size, rows = len(self.train), min(TARGETS_AT_A_TIME, self.at_a_time), []
+        mine = own_batches(n, size)
+        with reporter.progress(len(mine), "outputs of the original", "images") as bar:
+            for images in self.pool.read(self.train[mine.start : mine.stop], size, None) if len(mine) else ():
+                rows.append(as_rows(outputs_of(original, images, device, self.outputs), self.outputs))
+                bar.update(len(images))
+        self.targets = joined(torch.cat(rows) if rows else torch.zeros(0, entries(self.outputs)))
 
     def validate(self, network: nn.Module, original: nn.Module | None, device: torch.device) -> dict[str, float]:
         """Mean change of the outputs, see :mod:`decomp.execution.output_change`; for class scores a divergence."""

@@ -49,10 +49,10 @@ FULL = {
     ),
     "finetune": (
         "--run r --epochs 7 --lr 0.5 --batch-size 9 --schedule constant --labels none --distill --weight-decay 0 "
-        "--redo --seed 3 --device cpu --minutes 2.5 --data npz:a --images 20 --memory 2GiB",
+        "--redo --seed 3 --device cpu --minutes 2.5 --data npz:a --images 20 --memory 2GiB --precision bfloat16",
         ("r",),
         {
-            "minutes": 2.5, "data": "npz:a", "n_images": 20, "memory": 2 << 30,
+            "minutes": 2.5, "data": "npz:a", "n_images": 20, "memory": 2 << 30, "precision": "bfloat16",
             "epochs": 7, "learning_rate": 0.5, "batch_size": 9, "schedule": "constant", "labels": "none",
             "distill": True, "weight_decay": 0.0, "redo": True, "seed": 3, "device": "cpu",
         },
@@ -60,12 +60,13 @@ FULL = {
     "train": (
         "--model zoo:a --data digits --out w.safetensors --run r --epochs 3 --lr 0.25 --batch-size 6 --redo --seed 8 "
         "--device cpu --schedule constant --scheme repr --s1 2 --s2 1 --drop 0.4 --cycles 5 --min-keep 0.2 --first "
-        "--coupled --order random --reinit qr --scale clip --next keep --sparsity 0.01 --proximal --memory 3GiB",
+        "--coupled --order random --reinit qr --scale clip --next keep --sparsity 0.01 --proximal --memory 3GiB "
+        "--precision float32",
         ("zoo:a",),
         {
             "data": "digits", "out": "w.safetensors", "run": "r", "epochs": 3, "learning_rate": 0.25, "batch_size": 6,
             "redo": True, "seed": 8, "device": "cpu", "schedule": "constant", "sparsity": 0.01, "proximal": True,
-            "memory": 3 << 30,
+            "memory": 3 << 30, "precision": "float32",
             "scheme": "repr", "s1": 2, "s2": 1,
             "drop": 0.4, "cycles": 5, "min_keep": 0.2, "first": True, "coupled": True, "order": "random",
             "method": "qr", "scale": "clip", "next_slice": "keep",

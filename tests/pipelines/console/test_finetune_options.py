@@ -11,6 +11,7 @@ def test_epochs_and_batches_have_their_defaults_where_nothing_else_decides():
     assert (FinetuneOptions(labels="none").epochs, FinetuneOptions(labels="none").batch_size) == (5, 32)
     assert FinetuneOptions(minutes=2).epochs is None
     assert FinetuneOptions(labels="none", batch_size=7).batch_size == 7
+    assert FinetuneOptions().precision == "auto"
 
 
 def test_a_record_without_the_newer_options_means_the_same():
@@ -26,6 +27,7 @@ def test_a_record_without_the_newer_options_means_the_same():
         ({"data": "digits"}, "--data: is for training without labels; .*got digits; give --labels none"),
         ({"n_images": 7}, "--images: is for training without labels"),
         ({"n_images": 0, "labels": "none"}, "--images: must be a whole number from 1"),
+        ({"precision": "float16"}, "--precision: must be one of auto, float32, bfloat16, got 'float16'"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(options, message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decomp.errors import UsageError
-from decomp.pipelines.measure.devices import autocast, full_name, pick_device, to_device
+from decomp.pipelines.measure.devices import autocast, full_name, pick_device, to_device, usual_precision
 
 
 def test_an_unknown_device_is_a_usage_error():
@@ -30,9 +30,19 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
     assert pick_device(torch.device("cpu")) == torch.device("cpu")
 
 
-def test_autocast_leaves_float32_on_a_cpu():
-    with autocast(torch.device("cpu")):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+@pytest.mark.parametrize(
+    "precision, dtype", [(None, torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_autocast_leaves_float32_on_a_cpu_unless_asked(precision, dtype):
+    with autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_the_usual_precision_of_a_gpu_is_bfloat16_where_it_computes_it(monkeypatch, supported):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert usual_precision(torch.device("cuda")) == ("bfloat16" if supported else "float32")
+    assert usual_precision(torch.device("cpu")) == "float32"
 
 
 def test_the_name_of_the_processor_is_that_of_the_system(monkeypatch):

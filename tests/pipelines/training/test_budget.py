@@ -6,7 +6,7 @@ from torch import nn
 
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.training import budget
-from decomp.pipelines.training.budget import Budget, EpochTime, epoch_time
+from decomp.pipelines.training.budget import Budget, EpochTime, epoch_time, step_time
 from decomp.pipelines.training.hooks import Hooks
 from decomp.pipelines.training.loop import Training, fit
 from decomp.pipelines.training.recipe import Recipe
@@ -68,6 +68,28 @@ def test_slow_steps_are_timed_fewer_times():
         validate=lambda network: None, device=CPU, clock=clock,
     )  # fmt: skip
     assert len(steps) == 3 and found == EpochTime(50 * 15.0, 50, 0.0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_steps_are_timed_in_the_precision_of_the_training(precision):
+    seen = []
+
+    def loss(network, images, labels):
+        seen.append(network(images).dtype)
+        return network(images).sum()
+
+    step_time(
+        nn.Linear(3, 2), Recipe(epochs=1, learning_rate=0.1, batch_size=1), n_images=50, device=CPU, most=4,
+        batches=lambda order, size, seed: ((torch.ones(1, 3), None) for _ in order), loss=loss, precision=precision,
+    )  # fmt: skip
+    assert seen == 5 * [getattr(torch, precision)]
+
+
+def test_there_is_time_for_what_is_less_than_nine_tenths_of_the_rest(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(budget.time, "perf_counter", clock)
+    limit, clock.now = Budget(1, 0.0), 20.0
+    assert limit.has(35.9) and not limit.has(36.1)
 
 
 def planned(minutes, each, spent=0.0, folder=None, monkeypatch=None):

@@ -16,9 +16,10 @@ CPU = torch.device("cpu")
 OUTPUTS = Outputs((Output("output", "scores", (3,), variance=0.5),))
 
 
-def gradients(net, loss, n_parts, n=17, **options):
+def gradients(net, loss, n_parts, n=17, labelled=True, **options):
     data, net = Blobs(n), copy.deepcopy(net).double()
-    value = add_gradients(net, loss, data.images.double(), data.labels, CPU, n_parts=n_parts, **options)
+    labels = data.labels if labelled else None
+    value = add_gradients(net, loss, data.images.double(), labels, CPU, n_parts=n_parts, **options)
     return value.double(), torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
 
 
@@ -27,11 +28,12 @@ def gradients(net, loss, n_parts, n=17, **options):
 def test_parts_of_a_batch_give_the_loss_and_the_gradients_of_the_whole(labels, n_parts):
     loss = loss_for(labels, False, small_net(1).double().eval(), OUTPUTS)
     net = small_net().eval()  # normalisations with the statistics that they have, no dropout
-    value, whole = gradients(net, loss, 1)
-    in_parts, summed = gradients(net, loss, n_parts)
+    labelled = labels == "train"
+    value, whole = gradients(net, loss, 1, labelled=labelled)
+    in_parts, summed = gradients(net, loss, n_parts, labelled=labelled)
     assert (summed - whole).norm() < 1e-6 * whole.norm()
     assert in_parts.item() == pytest.approx(value.item(), rel=1e-6)
-    alone = gradients(net, loss, 1, n=-(-17 // n_parts))[1]  # the first part is not the batch
+    alone = gradients(net, loss, 1, n=-(-17 // n_parts), labelled=labelled)[1]  # the first part is not the batch
     assert (alone - whole).norm() > 1e-2 * whole.norm()
 
 

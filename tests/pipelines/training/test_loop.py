@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from decomp.errors import NumericalError
+from decomp.errors import FileError, NumericalError
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.record import last_saved_epoch, read_log
@@ -198,6 +198,31 @@ def test_validation_runs_in_eval_mode_and_training_in_training_mode():
     assert set(modes) == {("train", True), ("eval", False)}
     assert not outcome.module.training
     assert [line["epoch"] for line in outcome.history] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("precision, dtype", [(None, torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_precision_is_that_of_the_training_and_weights_and_validation_stay_in_float32(precision, dtype, tmp_path):
+    net, data, seen = small_net(), Blobs(), set()
+
+    def loss(module, images, labels):
+        scores = module(images)
+        seen.add(("train", scores.dtype))
+        return nn.functional.cross_entropy(scores.float(), labels)
+
+    def validate(module):
+        seen.add(("validation", module(data.images).dtype))
+        return {"score": 0.0}
+
+    def check(training):
+        seen.update(("gradient", parameter.grad.dtype) for parameter in net.parameters())
+
+    options = {"loss": loss, "checkpoint": tmp_path / "a.pt"}
+    train(net, data, precision=precision, validate=validate, hooks=[Hooks(after_backward=check)], **options)
+    assert seen == {("train", dtype), ("validation", torch.float32), ("gradient", torch.float32)}
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+    other = "float32" if precision else "bfloat16"
+    with pytest.raises(FileError, match=rf"computed in .*{other}\)"):
+        train(net, data, precision=other, validate=validate, **options)
 
 
 # --- trouble ---

@@ -7,6 +7,7 @@ from torch import nn
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import Output
 from decomp.pipelines.training.losses import loss_for
+from decomp.pipelines.training.targets import as_rows
 
 SCORES = Outputs((Output("output", "scores", (4,), variance=0.5),))
 
@@ -37,6 +38,17 @@ def test_only_the_student_gets_gradients():
 def test_a_student_that_equals_the_teacher_has_no_divergence():
     teacher, images = nn.Linear(6, 4), torch.randn(5, 6)
     assert abs(loss_for("none", False, teacher, SCORES)(teacher, images, None).item()) < 1e-6
+
+
+def test_answers_that_were_kept_give_the_loss_of_those_computed_now():
+    student, teacher, images = nn.Linear(6, 4), nn.Linear(6, 4), torch.randn(5, 6)
+    loss = loss_for("none", False, teacher, SCORES)
+    expected = loss(student, images, None).item()
+    rows = as_rows({"output": teacher(images).detach()}, SCORES)
+    with torch.no_grad():
+        teacher.weight.zero_()  # not asked again
+    assert loss(student, images, rows).item() == expected
+    assert loss(student, images, rows.flip(0)).item() != expected
 
 
 class Two(nn.Module):

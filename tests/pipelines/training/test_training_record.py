@@ -31,6 +31,10 @@ def test_a_standard_training_is_recorded_as_before_and_a_scheme_with_all_of_its_
     assert identity(plain) == {"model": "zoo:a", "data": "digits", "label_smoothing": 0.1}
     assert identity(scheme)["scheme"]["name"] == "repr" and identity(scheme)["scheme"]["s2"] == 10
     assert record_options(plain, RECIPE)["epochs"] == 40
+    assert record_options(plain, RECIPE) == record_options(options(precision="auto"), RECIPE)
+    assert identity(options(precision="bfloat16"))["precision"] == "bfloat16"
+    record = written(tmp_path, options(precision="bfloat16"))[1]
+    assert record["command"].endswith("--seed 0 --precision bfloat16 --out w.safetensors")
     record = written(tmp_path, scheme)[1]
     assert record["command"].endswith("--seed 0 --schedule constant --scheme repr --s1 5 --first --out w.safetensors")
     assert record["steps"] == 7 and record["parameters"] == 9

@@ -155,6 +155,35 @@ def test_a_source_of_held_out_images_alone_is_refused(run, tmp_path):
         UnlabelledTask(run, 0, data=f"npz:{tmp_path}/same.npz")
 
 
+@pytest.fixture
+def enough(monkeypatch):
+    monkeypatch.setattr(unlabelled, "ENOUGH_IMAGES", 50)
+    monkeypatch.setattr(unlabelled, "TARGETS_AT_A_TIME", 7)
+
+
+def test_kept_answers_are_those_of_the_original_for_each_image_of_a_batch(run, enough):
+    task, original = UnlabelledTask(run, 0, n_images=50), load_network(run, run.original_dir)
+    order = torch.tensor([999, 3, 20, 7, 51, 0])
+    assert task.keeps_targets and [rows for _, rows in task.batches(order, 2, 0)] == [None] * 3
+    task.keep_targets(original, CPU, quiet())
+    for places, n in ((None, 2), (slice(1, 2), 1)):
+        for images, rows in task.batches(order, 2, 0, places):
+            with torch.no_grad():
+                torch.testing.assert_close(rows, original(images), rtol=1e-5, atol=1e-5)
+            assert rows.shape == (n, 10) and rows.dtype == torch.float32
+
+
+def test_answers_are_kept_where_they_fit_and_no_image_is_changed(run, enough, monkeypatch):
+    images, answers = 60 * 64 * 4, 1000 * 10 * 4
+    fits = UnlabelledTask(run, 0, n_images=50, in_memory=images + answers)
+    assert fits.keeps_targets and fits.held == images + answers
+    short = UnlabelledTask(run, 0, n_images=50, in_memory=images + answers - 1)
+    assert not short.keeps_targets and short.held == images
+    monkeypatch.setattr(unlabelled, "ENOUGH_IMAGES", 51)
+    changed = UnlabelledTask(run, 0, n_images=50)
+    assert not changed.keeps_targets and changed.held == images
+
+
 def test_the_divergence_is_that_of_the_held_out_images(run):
     task, split = UnlabelledTask(run, 0), open_source("digits").train
     original, network = (load_network(run, folder) for folder in (run.original_dir, run.model_dir))
