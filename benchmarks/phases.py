@@ -33,6 +33,7 @@ GROUPS = {
     "curves": ("curves", "approximations"),
     "channels": ("choice of channels",),
     "splits": ("least squares", "spatial split", "channel decomposition"),
+    "blocks": ("refinement of the blocks",),
     "refinement": ("refinement",),
     "checks": ("rehearsal", "files", "comparison with the original"),
 }

@@ -43,6 +43,16 @@ def given_images_alone():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def blocks_as_fitted():
+    """Blocks are refined where a test asks for it by a number of steps; no steps are no refinement."""
+    from decomp.pipelines.decomposition import refine_blocks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refine_blocks, "STEPS", 0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same random numbers in every run, alone or among others."""

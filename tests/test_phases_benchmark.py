@@ -22,6 +22,7 @@ def test_parts_count_in_the_column_of_their_work():
     assert phases.group_of("rows and moments") == "moments"
     assert phases.group_of("approximations: change of the outputs: forward") == "change of outputs"
     assert phases.group_of("approximations") == phases.group_of("curves: spatial") == "curves"
+    assert phases.group_of("refinement of the blocks") == "blocks" and phases.group_of("refinement") == "refinement"
     assert phases.group_of("") == phases.group_of("something new") == "rest"
 
 

@@ -51,6 +51,8 @@ assert failed
 
 MAIN_PATH = """
 import decomp
+from decomp.pipelines.decomposition import refine_blocks
+refine_blocks.STEPS = 5
 freeze = dict(model="zoo:c3-32", weights="random", data="npz:images.npz", input_size="1x8x8", n_images=20, n_points=3)
 decomp.freeze("run", device="cuda", quiet=True, **freeze)
 decomp.decompose("run", speedup=2, device="cuda", quiet=True)
@@ -62,6 +64,8 @@ assert [row.network for row in rows] == ["original", "decomposed", "fine-tuned"]
 OTHER_STAGES = """
 import torch, decomp
 from torch import nn
+from decomp.pipelines.decomposition import refine_blocks
+refine_blocks.STEPS = 5
 freeze = dict(model="zoo:c3-32", weights="random", data="npz:images.npz", input_size="1x8x8", n_images=20, n_points=3)
 decomp.freeze("run", device="cuda", quiet=True, **freeze)
 decomp.sensitivity("run", ratios=(0.5,), device="cuda", quiet=True)

@@ -85,7 +85,8 @@ def _ours():
         ("spatial", {"steps": ("spatial",)}),
         ("channel", {"steps": ("channel",)}),
     ):
-        yield Method("decomp", name, where, options, folded=True)
+        yield Method("decomp", name, where, {"refine_blocks": False, **options}, folded=True)
+    yield Method("decomp", "all steps, blocks refined", where, folded=True)
 
 
 def _our_criteria():
@@ -102,9 +103,10 @@ def _our_criteria():
 
 def _ours_by_time():
     where = "benchmarks.peers.by_time"
-    yield Method("decomp", "by time", where, folded=True)
-    yield Method("decomp", "by time coupled", where, {"coupled": 0.75}, folded=True)
-    yield Method("decomp", "by time, blocks refined", where, {"refine_blocks": True}, folded=True)
+    fitted = {"refine_blocks": False}
+    yield Method("decomp", "by time", where, fitted, folded=True)
+    yield Method("decomp", "by time coupled", where, {"coupled": 0.75, **fitted}, folded=True)
+    yield Method("decomp", "by time, blocks refined", where, folded=True)
 
 
 _TABLES = (_ours, _our_criteria, _torch_pruning, _tensorly, _aimet)

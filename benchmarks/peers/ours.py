@@ -18,7 +18,8 @@ def prepare(subject, work):
 def compress(subject, speedup, work, **options):
     """Decompose from the frozen points that all rows share."""
     seconds = prepare(subject, work)
-    name = "-".join("+".join(value) if isinstance(value, tuple) else value for value in options.values()) or "all"
+    words = (f"{key}-{'+'.join(value) if isinstance(value, tuple) else value}" for key, value in options.items())
+    name = "-".join(words) or "all"
     run = work / f"{name}-{speedup:g}x"
     decomp.decompose(run, source_run=work / "frozen", speedup=speedup, **options)
     return decomp.load(run / "model"), seconds

@@ -21,6 +21,8 @@ from decomp.graph.blocks import Block, sized
 RATE = 0.02
 #: The error on unseen images is measured so often; the best state stays.
 CHECKS = 5
+#: A smaller error is of float32 alone: nothing in front of the block or in it has been changed.
+ROUNDING = 1e-10
 
 
 class BlockOf:
@@ -63,7 +65,13 @@ class BlockOf:
     @torch.no_grad()
     def of_all(self, values: Tensor) -> Tensor:
         """The outputs for many values, some at a time; the values are not changed."""
-        return torch.cat([self(part.clone()) for part in values.split(self.images_at_a_time)])
+        result = values.new_empty(0)
+        for start in range(0, max(len(values), 1), self.images_at_a_time):
+            part = self(values[start : start + self.images_at_a_time].clone())
+            if not start:  # all in one piece, so that there are never two copies of them
+                result = part.new_empty(len(values), *part.shape[1:])
+            result[start : start + len(part)] = part
+        return result
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the modules that are called in this block and nowhere else, by name."""
@@ -93,10 +101,18 @@ class BlockOf:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Values that a block reads and those that it should write, for the same images."""
+    """Values that a block reads and those that it should write, for the same images.
+
+    Attributes
+    ----------
+    inputs, targets : torch.Tensor, shape (N, ...)
+    columns : torch.LongTensor, optional
+        Channels of the targets that the block still has; all if None.
+    """
 
     inputs: Tensor
     targets: Tensor
+    columns: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -104,22 +120,27 @@ class Pairs:
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Copies of some of them, in the given order."""
         for places in order.split(size):
-            yield self.inputs[places], self.targets[places]
+            yield self.inputs[places], targets_of(self.targets[places], self.columns)
 
 
 def relative_error(block: BlockOf, pairs: Pairs, scale: float) -> float:
     """Mean squared difference of a block's output from the targets, over ``scale``."""
-    total = 0.0
+    total, n = 0.0, 0
     with torch.no_grad():
         for x, y in pairs.batches(torch.arange(len(pairs)), block.images_at_a_time):
             total += float((block(x) - y).square().sum(dtype=torch.float64))
-    return total / (scale * pairs.targets.numel())
+            n += y.numel()
+    return total / (scale * n)
 
 
-def spread(targets: Tensor) -> float:
-    """Mean square of values about the mean of their channel."""
+def spread(targets: Tensor, columns: Tensor | None = None) -> float:
+    """Mean square of values, or of some channels of them, about the mean of their channel."""
     axes = [0, *range(2, targets.dim())]
-    return float((targets - targets.mean(axes, keepdim=True)).square().mean(dtype=torch.float64))
+    parts = targets.split(100)  # copies of all would take much memory
+    n = targets.numel() // targets.shape[1]
+    mean = torch.stack([part.sum(axes, keepdim=True, dtype=torch.float64) for part in parts]).sum(0) / n
+    squares = [(part - mean).square().sum(axes) for part in parts]
+    return float(targets_of(torch.stack(squares).sum(0)[None] / n, columns).mean())
 
 
 def refine_block(
@@ -149,15 +170,17 @@ def refine_block(
         ``step`` of the state that stays, 0 for the one before. Empty where there is nothing to train, or the targets do
         not vary.
     """
-    parameters, scale = block.parameters(), spread(fitted.targets)
+    parameters, scale = block.parameters(), spread(fitted.targets, fitted.columns)
     if not parameters or not scale > 0 or not math.isfinite(scale):
         return {}
 
     def error() -> float:
         return relative_error(block, unseen, scale)
 
-    judge = judge or error
-    before, best, best_step, state = error(), judge(), 0, block.weights()
+    judge, before = judge or error, error()
+    if before <= ROUNDING:
+        return {"error_before": before, "error_after": before, "step": 0}
+    best, best_step, state = judge(), 0, block.weights()
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam([{"params": [p], "step": RATE * _size(p)} for p in parameters.values()], lr=0.0)

@@ -121,7 +121,9 @@ def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:
         return "the survey and the finished layers of each run"
     layers = len(list(run.layers_dir.glob("*.safetensors"))) if run.layers_dir.is_dir() else 0
     if layers:
-        return f"the survey, the plan and {counted(layers, 'finished layer')}"
+        blocks = len(list(run.blocks_dir.glob("*.safetensors"))) if run.blocks_dir.is_dir() else 0
+        refined = f" and {counted(blocks, 'refined block')}" if blocks else ""
+        return f"the survey, the plan{',' if blocks else ' and'} {counted(layers, 'finished layer')}{refined}"
     if run.plan_json.is_file():
         return "the survey and the plan"
     if run.curves.is_file():

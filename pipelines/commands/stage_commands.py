@@ -156,8 +156,10 @@ Examples:
     "--no-recovery", is_flag=True, help="Do not correct a shortcut's errors in the last layer before its sum."
 )
 @click.option(
-    "--refine-blocks", is_flag=True, help="Then train a few layers at a time towards the original's maps, unlabelled."
-)
+    "--refine-blocks/--no-refine-blocks", default=default_of(DecomposeOptions, "refine_blocks"), show_default=True,
+    help="Train a few layers at a time towards the original's maps when all are fitted, without labels; it stays where "
+    "held-out images are closer by it.",
+)  # fmt: skip
 @click.option("--no-sampler", is_flag=True, help="Do not let a layer read a subset of channels that others read too.")
 @number(
     "--coupled", kind=float, least=0, above=True, most=1, word=parse.AUTO, metavar="SHARE",

@@ -205,7 +205,7 @@ class DecomposeOptions(StageOptions):
     refine: bool = flag_field("refine", True)
     recovery: bool = flag_field("recovery", True)
     sampler: bool = flag_field("sampler", True)
-    refine_blocks: bool = flag_field("--refine-blocks", False)
+    refine_blocks: bool = flag_field("--refine-blocks", True)
     coupled: float | str | None = checked_field(
         parse.number("--coupled", float, 0, above=True, most=1, word=parse.AUTO), None, optional=True
     )

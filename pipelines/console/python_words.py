@@ -10,7 +10,8 @@ from decomp.errors import DecompError
 
 #: Commands that messages name with their options.
 COMMANDS = ("inspect", "freeze", "decompose", "prune", "finetune", "evaluate", "export", "report", "status", "train")
-_FLAG = re.compile(r"(?<=\s)--(redo|skip-bad)\b")  # at the begin of a message it is the name of the argument
+# At the begin of a message it is the name of the argument.
+_FLAG = re.compile(r"(?<=\s)--(?:(redo|skip-bad|refine-blocks)|no-([a-z-]+))\b")
 _OTHER_RUN = re.compile(r"--run OTHER --from \S+")
 _COMMAND = re.compile(rf"(`[^`]*`|\b(?:decomp )?(?:{'|'.join(COMMANDS)})(?: --[a-z-]+(?: [^\s;,-][^\s;,]*)?)+)")
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)|\boption (classes|leaf|module)\b")
@@ -24,7 +25,7 @@ def python_words(text: str, names: Mapping[str, str]) -> str:
         return names.get(option, option.replace("-", "_"))
 
     def flag(match: re.Match[str]) -> str:
-        return f"{match[1].replace('-', '_')}=True"
+        return f"{(match[1] or match[2]).replace('-', '_')}={match[1] is not None}"
 
     parts = _COMMAND.split(_OTHER_RUN.sub("another run", text))
     return "".join(

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from decomp import seeds
 from decomp.cost.count import cost
-from decomp.execution.block_refinement import BlockOf, Pairs, blends, refine_block, targets_of
+from decomp.execution.block_refinement import BlockOf, Pairs, blends, refine_block
 from decomp.execution.output_change import Outputs
 from decomp.graph.blocks import Block, find_blocks
 from decomp.graph.tracing import trace
@@ -35,18 +35,20 @@ LEAST_LAYERS = 2
 #: Blends of two images for each fitted image, beside the images themselves, where these are fewer than `ENOUGH_IMAGES`
 #: and no mixtures of them are recorded.
 BLENDS, ENOUGH_IMAGES = 4, 2000
-#: Adam steps of each block, and images of each step.
+#: Adam steps of each block, none for no refinement, and images of each step.
 STEPS, BATCH = 300, 32
 #: Fewer steps where all blocks together would take more multiply-accumulates than both so many passes over the
 #: calibration images, about what the rest of the stage takes, and so many in all: a minute or less of one core.
 PASSES, LEAST_WORK = 4, 10**12
 #: A step takes so many times the work of a forward pass.
 STEP_WORK = 3
-#: Held-out images on which errors are measured, at most.
-MOST_UNSEEN = 500
+#: Held-out images on which errors are measured, at most, and at most one of so many images that fit into memory.
+MOST_UNSEEN, UNSEEN_SHARE = 500, 5
 #: Fewer images than this for lack of memory: the block is left as it is.
 LEAST_IMAGES = 64
 LABEL = "refinement of the blocks"
+#: Expected share of the stage, beside the other steps that take time.
+WORK = 0.5
 
 
 def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Reporter) -> dict[str, Any]:
@@ -67,24 +69,32 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     dict
         ``blocks``: for each its ``layers``, and ``error_before`` and ``error_after`` of its own output on held-out
         images; ``divergence_before`` and ``divergence_after``, the change of the network's outputs on these ``images``;
-        and ``kept``: whether that is smaller, otherwise all weights are as they were.
+        ``kept``: whether that is smaller, otherwise all weights are as they were; and ``words``, a line about it. Empty
+        where there are no blocks, or no steps to take.
 
     Raises
     ------
     FileError
         A committed block is damaged or made from something else.
     """
+    blocks = find_blocks(surveyed.graph, LEAST_LAYERS) if STEPS else []
+    if not blocks:
+        if STEPS:
+            reporter.step(f"{LABEL}: none, as no value between two layers is the only one that is needed behind it")
+        return {}
+    surveyed.opened.memory.clear()  # of what the layers were fitted to
     # By one process, while the others wait.
-    found = from_first(lambda: _refined(surveyed, solved, reporter))
+    found = from_first(lambda: _refined(surveyed, solved, blocks, reporter))
     take_from_first(surveyed.graph.module)
     return found
 
 
-def _refined(surveyed: SurveyedRun, solved: SolvedLayers, reporter: Reporter) -> dict[str, Any]:
+def _refined(
+    surveyed: SurveyedRun, solved: SolvedLayers, blocks: list[Block], reporter: Reporter
+) -> dict[str, Any]:  # fmt: skip
     """The same in one process."""
     opened, ours, parent = surveyed.opened, surveyed.graph.module, solved.digest
-    blocks, reports = find_blocks(surveyed.graph, LEAST_LAYERS), list[dict[str, Any]]()
-    weights_before = list[tuple[BlockOf, dict[str, Tensor]]]()
+    reports, weights_before = list[dict[str, Any]](), list[tuple[BlockOf, dict[str, Tensor]]]()
     trainer = _Trainer(surveyed, solved, blocks)
     divergence = trainer.divergence()
     reporter.step(trainer.work_words())
@@ -112,7 +122,8 @@ def _refined(surveyed: SurveyedRun, solved: SolvedLayers, reporter: Reporter) ->
     found: dict[str, Any] = {"divergence_before": divergence, "divergence_after": after}
     found["images"] = len(trainer.judge.places)
     found |= {"kept": after < divergence, "blocks": reports}
-    reporter.step(summary(found))
+    found["words"] = summary(found)
+    reporter.step(found["words"])
     return found
 
 
@@ -209,7 +220,8 @@ class _Trainer:
             return report
         self._advance_original(block)
         stay = self.columns.get(block.target)
-        fitted, unseen = (Pairs(x, targets_of(y, stay)) for x, y in zip(self.ours, self.theirs))
+        stay = None if stay is None else torch.as_tensor(stay, device=self.opened.device)
+        fitted, unseen = (Pairs(x, y, stay) for x, y in zip(self.ours, self.theirs))
         return report | refine_block(
             own, fitted, unseen, steps=self.n_steps, batch_size=self.batch_size,
             generator=seeds.generator(self.opened.frozen.meta["seed"], "decompose", "block", block.target),
@@ -267,7 +279,9 @@ def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) ->
     frozen, unseen = opened.frozen, _unseen(opened.frozen)
     n_fit = fitted_images(frozen.n_images)
     place = _bytes_of_values(blocks, original, frozen.images(0, 1).to(opened.device))
-    most = max(0, opened.memory.limits.store_in_memory // max(place, 1) - len(unseen))
+    most = opened.memory.limits.store_in_memory // max(place, 1)
+    unseen = unseen[: most // UNSEEN_SHARE]
+    most -= len(unseen)
     images = frozen.images(0, min(n_fit, most))
     others = [frozen.images(frozen.n_images, frozen.n_recorded)]
     if not len(others[0]) and n_fit < ENOUGH_IMAGES and freeze_options(opened.run).mix:

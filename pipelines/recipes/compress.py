@@ -171,8 +171,10 @@ def compress(
             network, reason = in_class_of(loaded.module, place.model_dir)
             attach_record(network, network_file.read_structure(place.model_dir))
             place.original = loaded.module
-            notes = [reason or unused_work(network, place.model_dir), *sanity.doubts(place.config("freeze"))]
-            return as_it_came(network, original), replace(summarise(place), notes=[note for note in notes if note])
+            report = summarise(place)
+            notes = [*report.notes, reason or unused_work(network, place.model_dir)]
+            notes += sanity.doubts(place.config("freeze"))
+            return as_it_came(network, original), replace(report, notes=[note for note in notes if note])
 
 
 def _check_options(options: dict[str, Any]) -> None:

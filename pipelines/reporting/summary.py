@@ -116,11 +116,12 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     planned = _planned(run) if made.name == "decomposed" else {}
     errors = {report["layer"]: _last_error(report) for report in facts.get("layers", [])}
     layers = layer_summaries(original, network, shape, planned, errors)
+    refined = [facts["block_refinement"]["words"]] if "words" in facts.get("block_refinement", {}) else []
     return Summary(
         model=str((run.config("freeze") or {}).get("asked", {}).get("model", run.path)),
         speedup=facts["asked"]["speedup"], macs_before=facts["macs_before"], macs_after=facts["macs_after"],
         params_before=facts["params_before"], params_after=facts["params_after"],
-        fidelity=facts.get("fidelity") or {}, layers=layers, notes=list(facts.get("notes") or []),
+        fidelity=facts.get("fidelity") or {}, layers=layers, notes=[*(facts.get("notes") or []), *refined],
         network=made.label, part=(run.config("freeze") or {}).get("asked", {}).get("part"),
     )  # fmt: skip
 

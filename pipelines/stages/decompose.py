@@ -123,7 +123,7 @@ def decompose(
     refine: bool = True,
     recovery: bool = True,
     sampler: bool = True,
-    refine_blocks: bool = False,
+    refine_blocks: bool = True,
     coupled: float | str | None = None,
     leave_out: str | Sequence[str] = (),
     device: str = "auto",
@@ -178,7 +178,7 @@ def decompose(
     sampler : bool
         Layers that share their input with others may read a subset of it.
     refine_blocks : bool
-        Train the weights of a few layers at a time towards the original's maps, without labels, see
+        Train the weights of a few layers at a time towards the original's maps when all are fitted, see
         :mod:`decomp.pipelines.decomposition.refine_blocks`; the result is kept where held-out images gain by it.
     coupled : float or 'auto', optional
         Share of the channels that stay in whole spaces that several layers write or read (residual streams), in
@@ -225,7 +225,7 @@ def decompose(
         if before is not None:
             return before
         loading.warn_of_other_versions(directory, "decompose" if directory.layers_dir.is_dir() else "freeze", reporter)
-        reporter.expect(WORK | ({block_refinement.LABEL: 1.0} if options.refine_blocks else {}))
+        reporter.expect(WORK | ({block_refinement.LABEL: block_refinement.WORK} if options.refine_blocks else {}))
         scaled = network_with_scales(directory) if options.selector == "bn-scale" else None
         with open_run(directory, target, memory=memory, batch_size=batch_size, start_over=redo) as opened:
             if redo:
@@ -249,8 +249,10 @@ def _done_before(run: RunDirectory, options: DecomposeOptions) -> DecomposeResul
     if before is None or not (run.plan_json.is_file() or "macs_after" in before):
         return None
     fix = f"use --redo to replace it, or --run OTHER --from {run.path} to keep both"
-    done = "decomposed" if "macs_after" in before else "begun"
-    require_same_options(run, done, options, before["asked"], fix, _shown)
+    asked = {"refine_blocks": False, **before["asked"]}  # in runs of versions that could not
+    if [name for name, *_ in options.differences(asked)] == ["refine_blocks"]:
+        fix = f"give --{'no-' * options.refine_blocks}refine-blocks to leave it so, {fix}"
+    require_same_options(run, "decomposed" if "macs_after" in before else "begun", options, asked, fix, _shown)
     if "macs_after" in before and (run.model_dir / "structure.json").is_file():
         loading.load_network(run, run.model_dir)
         return DecomposeResult(run, True, before)
@@ -338,8 +340,6 @@ def _solve(
 
 
 # The layers are solved now. None of the checks below may lose them: each says what it found, and the work is recorded.
-
-
 @part("files")
 def _emit(
     plan: Plan, surveyed: SurveyedRun, solved: SolvedLayers, after: Cost, reporter: Reporter, original: nn.Module | None

@@ -69,9 +69,11 @@ def serve():
     import decomp.pipelines.stages.evaluate
     import decomp.pipelines.stages.finetune
     import decomp.pipelines.stages.freeze  # noqa: F401
+    from decomp.pipelines.decomposition import refine_blocks
     from decomp.pipelines.run import calibration
 
     calibration.RECORDED_IMAGES = 0  # no mixtures of few images, as in the other tests
+    refine_blocks.STEPS = 3
     torch.set_num_threads(1)
     print("ready", flush=True)
     for line in sys.stdin:

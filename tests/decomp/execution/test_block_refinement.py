@@ -120,6 +120,23 @@ def test_a_block_that_only_becomes_worse_on_unseen_images_keeps_its_weights():
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in block.parameters().items())
 
 
+def test_the_error_of_some_channels_is_relative_to_their_own_variance():
+    block, fitted, unseen = perturbed()
+    y = block.of_all(unseen.inputs)
+    block.put({"2.weight": torch.zeros_like(block.parameters()["2.weight"])})
+    block.put({"2.bias": torch.zeros_like(block.parameters()["2.bias"])})  # and so all outputs are zero
+    narrow = Pairs(unseen.inputs, torch.cat([y, y], 1)[:, : y.shape[1] + 2], torch.arange(y.shape[1]))
+    found = relative_error(block, narrow, spread(narrow.targets, narrow.columns))
+    assert found == pytest.approx(float(y.square().mean()) / spread(y))
+
+
+def test_a_block_in_which_nothing_was_changed_is_not_trained(monkeypatch):
+    block, fitted, _ = perturbed()
+    same = Pairs(fitted.inputs, block.of_all(fitted.inputs))
+    monkeypatch.setattr(torch.optim, "Adam", None)
+    assert refined(block, same, same) == {"error_before": 0.0, "error_after": 0.0, "step": 0}
+
+
 def test_the_same_generator_gives_the_same_weights_and_another_one_others():
     weights = []
     for seed in (0, 0, 1):
@@ -158,6 +175,10 @@ def test_the_error_is_the_share_of_the_variance_about_the_means_of_the_channels(
         + 7
     )
     assert spread(y) == pytest.approx(((y - y.mean((0, 2, 3), keepdim=True)) ** 2).mean().item())
+    some = y[:, [0, 2]]
+    assert spread(y, torch.tensor([0, 2])) == pytest.approx(
+        ((some - some.mean((0, 2, 3), keepdim=True)) ** 2).mean().item()
+    )
     assert spread(y.flatten(1)) == pytest.approx(((y - y.mean(0)) ** 2).mean().item())
 
 

@@ -67,6 +67,9 @@ def test_decompose_keeps_its_survey_its_plan_and_its_layers(run):
     for number, words in enumerate(("1 finished layer", "2 finished layers")):
         run.layer_file(number, "x").write_bytes(b"x")
         assert kept(line) == f"the survey, the plan and {words}"
+    run.blocks_dir.mkdir()
+    run.block_file(0).write_bytes(b"x")
+    assert kept(line) == "the survey, the plan, 2 finished layers and 1 refined block"
     assert kept("decompose --run r --speedup 2x,3x") == "the survey and the finished layers of each run"
 
 

@@ -14,6 +14,8 @@ from decomp.pipelines.console.python_words import said_for_options, said_for_pyt
         (UsageError("net", "fails", fix="(option leaf, option module)"), "net: fails; (leaves, module)."),
         (FileError("a--b", "is one - of -- many"), "a--b: is one - of -- many."),
         (UsageError("--redo", "must be True", fix="use --redo"), "redo: must be True; use redo=True."),
+        (UsageError("r", "was", fix="give --no-refine-blocks"), "r: was; give refine_blocks=False."),
+        (UsageError("r", "was", fix="give --refine-blocks, --no-mix"), "r: was; give refine_blocks=True, mix=False."),
         (FileError("r", "no", fix="run freeze --run r-2x first"), "r: no; run freeze --run r-2x first."),
         (FileError("r", "no", fix="run `decomp prune --redo`"), "r: no; run `decomp prune --redo`."),
         (FileError("r", "no", fix="run freeze again with --points 3"), "r: no; run freeze again with n_points 3."),

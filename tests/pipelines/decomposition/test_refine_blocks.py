@@ -2,20 +2,26 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from decomp.data.formats import network_file
 from decomp.data.formats.digests import digest_file
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.errors import FileError, UsageError
+from decomp.graph.network_graph import NetworkGraph
+from decomp.graph.tracing import trace
 from decomp.pipelines.decomposition import refine_blocks as module
+from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run import calibration
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
-from tests.pipelines.digit_runs import Collected, bytes_of, make_run
+from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, bytes_of, make_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks", "few_steps")
 
@@ -44,9 +50,9 @@ def trained(tmp_path):
 def test_the_result_is_closer_on_held_out_images_and_the_layers_are_the_same(trained, tmp_path):
     shutil.copytree(trained.path, tmp_path / "other")
     other = RunDirectory.open(tmp_path / "other")
-    plain = decompose(trained, speedup=8, reporter=Collected())
+    plain = decompose(trained, speedup=8, refine_blocks=False, reporter=Collected())
     reporter = Collected()
-    result = decompose(other, speedup=8, refine_blocks=True, reporter=reporter)
+    result = decompose(other, speedup=8, reporter=reporter)
     assert "block_refinement" not in plain.facts and not trained.blocks_dir.exists()
     layers = [{path.name: path.read_bytes() for path in r.layers_dir.iterdir()} for r in (trained, other)]
     assert layers[0] == layers[1]
@@ -59,6 +65,8 @@ def test_the_result_is_closer_on_held_out_images_and_the_layers_are_the_same(tra
     assert result.facts["macs_after"] == plain.facts["macs_after"]
     words = f"refined; change of the outputs on 10 held-out images: {before:.3g} before, {after:.3g} after"
     assert any(line.endswith(words) for line in reporter.messages)
+    assert summarise(other).notes == [found["words"]] and found["words"].endswith(words)
+    assert summarise(trained).notes == []
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,7 @@ def test_blocks_around_shortcuts_come_closer_to_the_maps_of_the_original(run, op
 
 
 def test_a_network_that_does_not_gain_stays_as_it_was(run, monkeypatch):
-    plain = decompose(run, speedup=2, reporter=Collected())
+    plain = decompose(run, speedup=2, refine_blocks=False, reporter=Collected())
     weights = (run.model_dir / "weights.safetensors").read_bytes()
     monkeypatch.setattr(module._Judge, "divergence", lambda self, network: 0.5)
     reporter = Collected()
@@ -132,10 +140,88 @@ def test_a_block_that_was_made_from_other_layers_is_refused(run):
         decompose(run, speedup=3, refine_blocks=True, reporter=Collected())
 
 
-def test_another_choice_of_refinement_is_another_run(run):
-    decompose(run, speedup=2, reporter=Collected())
-    with pytest.raises(UsageError, match="was decomposed with refine_blocks = False, got refine_blocks = True"):
-        decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
+def test_another_choice_of_refinement_is_refused_with_the_option_that_leaves_the_run_as_it_is(run):
+    decompose(run, speedup=2, refine_blocks=False, reporter=Collected())
+    record = run.config("decompose")
+    was = "with refine_blocks = {}, got refine_blocks = {}; give --{}refine-blocks to leave it so, use --redo to"
+    for known in (True, False):  # not to the versions that could not refine blocks
+        if not known:
+            del record["asked"]["refine_blocks"]
+            run.update_config("decompose", record)
+        with pytest.raises(UsageError, match=was.format(False, True, "no-")):
+            decompose(run, speedup=2, reporter=Collected())
+        assert decompose(run, speedup=2, refine_blocks=False, reporter=Collected()).done_before
+    with pytest.raises(UsageError) as caught:
+        decompose(run, speedup=3, reporter=Collected())
+    assert "no-refine-blocks" not in str(caught.value)
+    decompose(run, speedup=2, redo=True, reporter=Collected())
+    with pytest.raises(UsageError, match=was.format(True, False, "")):
+        decompose(run, speedup=2, refine_blocks=False, reporter=Collected())
+
+
+def test_no_steps_are_no_refinement(run, monkeypatch):
+    decompose(run, speedup=2, refine_blocks=False, reporter=Collected())
+    before = bytes_of(run)
+    monkeypatch.setattr(module, "STEPS", 0)
+    result = decompose(run, speedup=2, redo=True, reporter=Collected())
+    assert bytes_of(run) == before and not run.blocks_dir.exists() and "block_refinement" not in result.facts
+
+
+def test_a_network_without_a_place_that_one_value_crosses_has_no_blocks(run, monkeypatch):
+    monkeypatch.setattr(module, "find_blocks", lambda graph, least: [])
+    reporter = Collected()
+    result = decompose(run, speedup=2, reporter=reporter)
+    assert "block_refinement" not in result.facts and not run.blocks_dir.exists()
+    assert sum(line.startswith("refinement of the blocks: none, as no value") for line in reporter.messages) == 1
+
+
+def test_little_memory_is_divided_between_fitted_and_held_out_images(run, monkeypatch):
+    """Large maps: five hundred held-out images alone would take more than there is."""
+    real, seen = module._images, []
+
+    def few(opened, blocks, original):
+        frozen = opened.frozen
+        each = module._bytes_of_values(blocks, original, frozen.images(0, 1))
+        limits = replace(opened.memory.limits, store_in_memory=100 * each)
+        memory = SimpleNamespace(limits=limits)
+        found = real(replace(opened, memory=memory), blocks, original)
+        assert torch.equal(found[0], frozen.images(0, 80)) and torch.equal(found[1], frozen.images(360, 380))
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(module, "_images", few)
+    found = decompose(run, speedup=2, reporter=Collected()).facts["block_refinement"]
+    assert seen and found["images"] == 40 and all("error_before" in report for report in found["blocks"])
+
+
+class TwoHeads(nn.Module):
+    """Class scores, and a map of values: each head reads what the layers in front of it give."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv1 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.conv2, self.map, self.scores = nn.Conv2d(16, 12, 3, padding=1), nn.Conv2d(12, 2, 1), nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.conv2(torch.relu(self.conv1(torch.relu(self.stem(x))))))
+        return {"map": self.map(x), "scores": self.scores(x.mean((2, 3)))}
+
+
+def test_layers_in_front_of_several_heads_are_refined(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "heads", TwoHeads)
+    run = make_run(tmp_path / "heads", "heads", n_images=200)
+    found = decompose(run, speedup=2, reporter=Collected()).facts["block_refinement"]
+    assert [name for report in found["blocks"] for name in report["layers"]] == ["stem", "conv1", "conv2"]
+    assert found["kept"] and found["divergence_after"] < 0.98 * found["divergence_before"]
+
+
+@pytest.mark.parametrize("run", ["upward"], indirect=True)
+def test_layers_in_front_of_all_changed_ones_are_not_trained(run):
+    """Nothing differs from the original there, so there is nothing to come closer to."""
+    names = [layer.name for layer in NetworkGraph(trace(network_file.load(run.original_dir)), SHAPE).layers]
+    result = decompose(run, speedup=1.1, skip=names[:3], reporter=Collected())
+    first = result.facts["block_refinement"]["blocks"][0]
+    assert set(first["layers"]) <= set(names[:3]) and first["error_before"] <= 1e-10 and first["step"] == 0
 
 
 def test_without_memory_for_enough_images_the_blocks_stay(run, monkeypatch):
