@@ -26,12 +26,15 @@ class Footprint:
         Bytes of the values of all nodes, as a backward pass needs them.
     largest : int
         Bytes of the largest input and output of one node together.
+    macs : int
+        Multiply-accumulates of a whole pass.
     """
 
     work: list[float]
     live: int
     total: int
     largest: int
+    macs: int = 0
 
 
 @torch.no_grad()
@@ -71,7 +74,7 @@ def measure(module: fx.GraphModule, image: Tensor) -> Footprint:
             del interpreter.env[other], sizes[other]
     whole = sum(macs)
     work = [n / whole if whole else 1 / len(nodes) for n in macs]
-    return Footprint(work, live, total, largest)
+    return Footprint(work, live, total, largest, whole)
 
 
 #: Values of the largest size that a backward pass has beside the kept ones: the gradients of a node's output and input,

@@ -28,6 +28,8 @@ ROUNDING = 1e-5
 NOISE = 1e-6
 # Remainder of K, relative to its diagonal, at which a factorisation of few rows ends.
 REMAINDER = 1e-9
+# Inputs whose remainders are computed at once in that factorisation; pivots have this share of the largest one.
+PIVOTS, NEAR_LARGEST = 16, 0.1
 # Inputs for each row, and inputs at all, from which on K is treated as a product of few rows (`Moments.root`).
 FEW, MANY_INPUTS = 2, 256
 
@@ -313,21 +315,32 @@ def require_finite(moments: Moments | ChannelMoments, name: str) -> None:
 
 
 def _pivoted_cholesky(K: Tensor, n_rows: int) -> Tensor:
-    """R (r, p), r < n_rows, with K = RᵀR but for rounding, by pivots of largest remainder."""
+    """R (r, p), r < n_rows, with K = RᵀR but for rounding, by pivots of large remainder.
+
+    The remainders of `PIVOTS` inputs are computed in one product, and those near the largest one become pivots: so R is
+    not read as a whole for each row.
+    """
     scale = K.diagonal().clamp_min(0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
     left = (scale > 0).to(K.dtype)  # of the diagonal, relative to itself
-    R = torch.empty(max(n_rows - 1, 0), len(K), dtype=K.dtype, device=K.device)
-    for k in range(len(R)):
-        pivot = int(left.argmax())
-        size = float(left[pivot])
-        if not size > REMAINDER:
-            R = R[:k]
+    R, k = torch.empty(max(n_rows - 1, 0), len(K), dtype=K.dtype, device=K.device), 0
+    while k < len(R):
+        largest, candidates = left.topk(min(PIVOTS, len(K)))
+        least = max(REMAINDER, NEAR_LARGEST * float(largest[0]))
+        if not float(largest[0]) > REMAINDER:
             break
-        row = K[pivot] * inverse * inverse[pivot]
-        R[k] = (row - R[:k, pivot] @ R[:k]) / math.sqrt(size)
-        left -= R[k].square()
-    return R * scale
+        rows = K[candidates] * inverse * inverse[candidates][:, None] - R[:k, candidates].T @ R[:k]
+        while k < len(R):
+            own = left[candidates]
+            place = int(own.argmax())
+            size = float(own[place])
+            if not size > least:
+                break
+            R[k] = rows[place] / math.sqrt(size)
+            rows -= torch.outer(R[k, candidates], R[k])
+            left -= R[k].square()
+            k += 1
+    return R[:k] * scale
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from decomp.errors import DecompError
 from decomp.problem.factors import ConvFactor, FactoredConv, Geometry
 from decomp.problem.layer_problem import LayerProblem, matrix_to_weight, weight_to_matrix
 from decomp.solvers.half_quadratic import ITERATIONS, HalfQuadratic, LowRankMap, why_linear
-from decomp.solvers.linalg import EVIDENCE, Ridge, least_squares, reduced_rank
+from decomp.solvers.linalg import EVIDENCE, Ridge, least_squares
+from decomp.solvers.reduced_rank import reduced_rank
 from decomp.solvers.spatial import through_vertical
 
 

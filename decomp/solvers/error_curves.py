@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from decomp.errors import DecompError
 from decomp.problem.layer_problem import LayerProblem, columns_of
 from decomp.problem.moments import Moments
+from decomp.solvers.few_rows import FewRows, nested_gains
 from decomp.solvers.linalg import (
     EVIDENCE,
     LeastSquares,
@@ -16,11 +19,19 @@ from decomp.solvers.linalg import (
     factorise,
     least_squares,
     metric_roots,
-    response_basis,
     ridge_value,
 )
+from decomp.solvers.reduced_rank import response_basis
 from decomp.solvers.selection import retention_order
-from decomp.solvers.spatial import closed_form, coefficients, max_rank, require_splittable, through_vertical
+from decomp.solvers.spatial import (
+    closed_form,
+    coefficients,
+    cross_through_vertical,
+    max_rank,
+    require_splittable,
+    rows_through_vertical,
+    through_vertical,
+)
 
 
 def spatial_curve(
@@ -56,6 +67,14 @@ def spatial_curve(
     require_splittable(problem)
     problem.checked()
     V, H = factors or closed_form(problem, max_rank(problem))
+    judged = problem.moments if held_out is None else held_out
+    if not isinstance(ridge, str) and ridge > 0 and problem.moments.root is not None and judged.root is not None:
+        # Without the matrices of all features, which are as large as those of the inputs.
+        few, few_judged = (_few_through_vertical(one, V, problem.kernel) for one in (problem.moments, judged))
+        penalty = ridge * (float(few.root.square().sum() / few.root.shape[1]) or 1.0)
+        return _few_rows_errors(
+            few, few_judged, judged.S, problem.kernel[1], coefficients(H), problem.metric, penalty
+        )  # fmt: skip
     fitted = through_vertical(problem.moments, V, problem.kernel)
     other = None if held_out is None else through_vertical(held_out, V, problem.kernel)
     return nested_errors(fitted, problem.kernel[1], other, prior=coefficients(H), metric=problem.metric, ridge=ridge)
@@ -77,14 +96,22 @@ def channel_curve(
     problem.checked()
     moments, metric = problem.moments, problem.float64_metric()
     B = (solution or least_squares(moments, ridge=ridge, prior=problem.matrix())).weight
-    U, _ = response_basis(moments, B, metric)
+    n, measured = B.shape[1], moments if held_out is None else held_out
+    # Of few rows, what is added without energy on them is the prior, which counts on others.
+    U, _ = response_basis(moments, B, metric, 0 if moments.root is None else n)
     directions = U if metric is None else metric_roots(metric)[0] @ U
     # In the coordinates Y F^½ U the errors of the directions add up: of a fitted one its residual, of another its size.
-    measured = moments if held_out is None else held_out
-    projected = B @ directions
-    gains = 2 * (projected * (measured.C @ directions)).sum(0) - (projected * measured.times(projected)).sum(0)
-    total = (directions * (measured.S @ directions)).sum()
-    return _relative(total, gains)
+    if moments.root is not None and measured.root is not None:
+        far, predicted = FewRows(measured.root).by_rows(measured.C) @ directions, measured.root @ B @ directions
+        gains = 2 * (predicted * far).sum(0) - predicted.square().sum(0)
+    else:
+        projected = B @ directions
+        gains = 2 * (projected * (measured.C @ directions)).sum(0) - (projected * measured.times(projected)).sum(0)
+    if U.shape[1] == n and moments.root is None:
+        total = (directions * (measured.S @ directions)).sum()
+    else:  # tr UᵀF^½SF^½U of all directions, without those
+        total = measured.S.trace() if metric is None else (metric * measured.S).sum()
+    return _relative(total, torch.cat([gains, gains.new_zeros(n - len(gains))]))
 
 
 def selection_curve(
@@ -164,11 +191,15 @@ def nested_errors(
     if p % block:
         raise DecompError("curve", f"blocks of {block} must divide the inputs", got=p)
     # Without the prior: with all inputs it may be exact, which says nothing about the fits on fewer inputs.
-    L, used = factorise(moments.K, ridge_value(moments, ridge))
+    wanted, measured = ridge_value(moments, ridge), moments if held_out is None else held_out
+    if moments.root is not None and measured.root is not None and wanted > 0:
+        penalty = wanted * (float(moments.K.diagonal().mean()) or 1.0)
+        fitted, judged = (_Few(one.root, one.C) for one in (moments, measured) if one.root is not None)
+        return _few_rows_errors(fitted, judged, measured.S, block, prior, metric, penalty)
+    L, used = factorise(moments.K, wanted)
     right = moments.C
     if prior is not None:
         right = right + used * (float(moments.K.diagonal().mean()) or 1.0) * prior.to(moments.K)
-    measured = moments if held_out is None else held_out
     root = None if metric is None else metric_roots(metric.to(moments.K))[0]
     if root is not None:
         right, measured = right @ root, measured.map_outputs(root)
@@ -184,6 +215,31 @@ def nested_errors(
     K *= weights @ weights.T
     gains = 2 * (weights * C).sum(dim=1) - 2 * K.tril().sum(dim=1) + K.diagonal()
     return _relative(measured.S.trace(), gains.view(-1, block).sum(dim=1))
+
+
+class _Few(NamedTuple):
+    """Moments of few rows: R (r, p) with K = RᵀR, and C (p, n)."""
+
+    root: Tensor
+    C: Tensor
+
+
+def _few_through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> _Few:
+    assert moments.root is not None
+    return _Few(rows_through_vertical(moments.root, V, kernel), cross_through_vertical(moments.C, V, kernel))
+
+
+def _few_rows_errors(
+    fitted: _Few, measured: _Few, S: Tensor, block: int, prior: Tensor | None, metric: Tensor | None, penalty: float
+) -> np.ndarray:
+    """The same from few rows, fitted and measured, whose matrices of all inputs are never formed."""
+    prior = torch.zeros_like(fitted.C) if prior is None else prior.to(fitted.C)
+    wanted, far = (FewRows(one.root).by_rows(one.C) for one in (fitted, measured))
+    if metric is not None:
+        root = metric_roots(metric.to(fitted.C))[0]
+        prior, wanted, far, S = prior @ root, wanted @ root, far @ root, root @ S @ root
+    gains = nested_gains((fitted.root, wanted), prior, penalty, (measured.root, far), block)
+    return _relative(S.trace(), gains)
 
 
 def _rise(rows: Tensor, weights: Tensor, block: int) -> Tensor:

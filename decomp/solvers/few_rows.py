@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Rows are held as R (r, p) and D (r, n), with K = RᵀR and C = RᵀD.
+Rows = tuple[Tensor, Tensor]
+
 # Eigenvalues below this share of the largest are rounding.
 NULL = 1e-12
 
@@ -35,6 +38,10 @@ class FewRows:
         """Vᵀ @ right."""
         return self.vectors.T @ (self.root @ right)
 
+    def by_rows(self, right: Tensor) -> Tensor:
+        """D (r, n) with right = RᵀD, for a right-hand side in the span of the rows."""
+        return self.vectors @ self._along(right)
+
     def solve(self, right: Tensor, penalty: float) -> Tensor:
         """(K + λI)⁻¹ @ right for an absolute λ."""
         return self.root.T @ (self.vectors @ (self._along(right) / (self.values + penalty)[:, None]))
@@ -47,3 +54,52 @@ class FewRows:
     def determinant(self, penalty: float) -> float:
         """log det(K + λI) − p log λ."""
         return float((1 + self.values / penalty).log().sum())
+
+
+def nested_gains(fitted: Rows, prior: Tensor, penalty: float, measured: Rows, block: int) -> Tensor:
+    r"""Decrease of the squared error on some rows as blocks of inputs are added to a fit of few rows.
+
+    With :math:`M = R R^T + \lambda I` of the inputs so far, the fit is :math:`B = B_0 + R^T Z`,
+    :math:`Z = M^{-1}(D - R B_0)`. A block r of inputs and its prior b change :math:`M^{-1}` by :math:`-U U^T` and Z by
+    :math:`-U T`, with
+
+    .. math:: L L^T = I + r^T M^{-1} r, \qquad U = M^{-1} r L^{-T}, \qquad T = L^{-1} (r^T Z + b)
+
+    so that no matrix is larger than the rows: the work of each block is that of the squared number of the rows.
+
+    Parameters
+    ----------
+    fitted : pair of Tensor of shape (r, p) and (r, n)
+    prior : Tensor of shape (p, n)
+        B₀, see `linalg.least_squares`.
+    penalty : float
+        λ, absolute and above 0.
+    measured : pair of Tensor of shape (r', p) and (r', n)
+        Rows on which the error is measured.
+    block : int
+        Inputs added at a time; divides p.
+
+    Returns
+    -------
+    Tensor of shape (p // block,)
+    """
+    (root, wanted), (far_root, far_wanted) = fitted, measured
+    inverse = torch.eye(len(root), dtype=root.dtype, device=root.device) / penalty
+    Z, cross = wanted / penalty, far_root.new_zeros(len(far_root), len(root))
+    predicted, gains, before = torch.zeros_like(far_wanted), [], root.new_zeros(())
+    eye = torch.eye(block, dtype=root.dtype, device=root.device)
+    for own, far, b in zip(root.split(block, 1), far_root.split(block, 1), prior.split(block)):
+        product = inverse @ own
+        L = torch.linalg.cholesky(eye + own.T @ product)
+        U = torch.linalg.solve_triangular(L, product.T, upper=False).T
+        T = torch.linalg.solve_triangular(L, own.T @ Z + b, upper=False)
+        # Of the inputs before: their coefficients change by −RᵀU T; those of the block are b + rᵀZ.
+        predicted.addmm_(cross @ U, T, alpha=-1)
+        Z.addmm_(U, T, alpha=-1)
+        inverse.addmm_(U, U.T, alpha=-1)
+        predicted.addmm_(far, b + own.T @ Z)
+        cross.addmm_(far, own.T)
+        now = 2 * (predicted * far_wanted).sum() - predicted.square().sum()
+        gains.append(now - before)
+        before = now
+    return torch.stack(gains)

@@ -21,6 +21,7 @@ from decomp.problem.factors import FactoredConv
 from decomp.problem.layer_problem import LayerProblem, weight_to_matrix
 from decomp.problem.moments import Moments
 from decomp.solvers.linalg import METRIC_FLOOR, RIDGE, LeastSquares, column_signs, symmetric_eigen
+from decomp.solvers.reduced_rank import response_basis
 
 # Half-quadratic penalties, weak first, and the most iterations for each (1505.06798, section 3.2).
 PENALTIES = (0.01, 1.0)
@@ -269,8 +270,9 @@ class HalfQuadratic:
         self.rows = ResponseRows(problem, coefficients, moments.x_mean @ full.weight)
         self.weights = response_weights(problem)
         # By eigenvectors: responses that do not vary leave nothing but rounding, which has no Cholesky factor.
-        vectors, values = symmetric_eigen(full.weight.T @ moments.times(full.weight))
-        whitening = vectors / (values + RIDGE * (float(values.mean()) or 1.0)).sqrt()
+        vectors, values = response_basis(moments, full.weight)
+        floor = RIDGE * (float(values.mean()) or 1.0)
+        whitening = vectors / (values[: vectors.shape[1]] + floor).sqrt()
         # From p inputs the responses vary in at most p directions; beyond them there is only rounding.
         self.whitening = whitening[:, : moments.K.shape[0]].contiguous()
 

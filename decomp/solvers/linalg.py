@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import torch
@@ -252,103 +253,7 @@ def intercept(moments: Moments, B: Tensor) -> Tensor:
     return moments.y_mean - moments.x_mean @ B
 
 
-@dataclass(frozen=True, eq=False)
-class ReducedRank:
-    """``Y ≈ X @ encoder @ decoder + bias``.
-
-    Parameters
-    ----------
-    encoder : Tensor of shape (p, rank), float64
-    decoder : Tensor of shape (rank, n), float64
-    bias : Tensor of shape (n,), float64
-    projection : Tensor of shape (n, rank), float64
-        The encoder on the least-squares responses: encoder = B₁ @ projection.
-    energies : Tensor of shape (n,), float64
-        Squared error that each further rank removes, descending.
-    report : dict
-    """
-
-    encoder: Tensor
-    decoder: Tensor
-    bias: Tensor
-    projection: Tensor
-    energies: Tensor
-    report: dict[str, Any] = field(default_factory=dict)
-
-
-def reduced_rank(
-    moments: Moments,
-    rank: int,
-    *,
-    metric: Tensor | None = None,
-    ridge: Ridge = RIDGE,
-    prior: Tensor | None = None,
-    solution: LeastSquares | None = None,
-) -> ReducedRank:
-    r"""Reduced-rank regression in an output metric.
-
-    .. math:: \min_{rank B \le r} tr\,F (S - 2 B^T C + B^T K B)
-
-    With B₁ the least-squares solution and U the leading r eigenvectors of F^½ B₁ᵀKB₁ F^½, the solution is
-    (B₁F^½U)(UᵀF^-½) (Izenman 1975; Reinsel and Velu 1998, eq. 2.17).
-
-    Parameters
-    ----------
-    moments : Moments
-    rank : int
-        In 1..n.
-    metric : Tensor of shape (n, n), optional
-        F. Its eigenvalues are raised to `METRIC_FLOOR` of their mean.
-    ridge, prior
-        As in `least_squares`.
-    solution : LeastSquares, optional
-        B₁ if it is known already.
-
-    Returns
-    -------
-    ReducedRank
-
-    Raises
-    ------
-    DecompError
-        Rank out of range.
-    NumericalError
-        No factorisation, see `least_squares`.
-    """
-    n = moments.C.shape[1]
-    if not 1 <= rank <= n:
-        raise DecompError("reduced rank", f"rank must be in 1..{n} (n)", got=rank)
-    full = solution or least_squares(moments, ridge=ridge, prior=prior)
-    B = full.weight
-    U, energies = response_basis(moments, B, metric)
-    U = U[:, :rank]
-    if metric is None:
-        projection, decoder = U, U.T
-    else:
-        root, inverse = metric_roots(metric.to(B))
-        projection, decoder = root @ U, U.T @ inverse
-    encoder = B @ projection
-    bias = intercept(moments, encoder @ decoder)
-    return ReducedRank(encoder, decoder, bias, projection, energies, dict(full.report))
-
-
-def response_basis(moments: Moments, B: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Principal directions of the fitted responses ``X @ B`` in the output metric.
-
-    Returns
-    -------
-    U : Tensor of shape (n, n)
-        Orthonormal columns: eigenvectors of F^½ BᵀKB F^½, by descending eigenvalue, signs fixed.
-    energies : Tensor of shape (n,)
-        The eigenvalues, none negative.
-    """
-    fitted = B.T @ moments.times(B)
-    if metric is not None:
-        root, _ = metric_roots(metric.to(B))
-        fitted = root @ fitted @ root
-    return symmetric_eigen(fitted)
-
-
+@lru_cache(maxsize=1)  # the steps of a layer share its metric, which none of them changes
 def metric_roots(metric: Tensor) -> tuple[Tensor, Tensor]:
     """F^½ and F^-½ of an output metric whose eigenvalues are raised to `METRIC_FLOOR` of their mean."""
     values, vectors = torch.linalg.eigh((metric + metric.T) / 2)

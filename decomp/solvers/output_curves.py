@@ -18,10 +18,14 @@ from torch import Tensor
 from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import LayerProblem, matrix_to_weight
 from decomp.solvers import selection, spatial
-from decomp.solvers.linalg import EVIDENCE, LeastSquares, ReducedRank, Ridge, intercept, reduced_rank
+from decomp.solvers.linalg import EVIDENCE, LeastSquares, Ridge, intercept, least_squares
+from decomp.solvers.reduced_rank import ReducedRank, reduced_rank
 
-# Relative errors of the layer's responses at which the change of the output is measured.
-LEVELS = (0.02, 0.08, 0.3)
+# Relative errors of the layer's responses at which the change of the output is measured; the one where it is measured
+# once.
+LEVELS, SINGLE_LEVEL = (0.02, 0.08, 0.3), (0.08,)
+# Smaller ones are rounding.
+LEAST_ERROR = 1e-9
 
 # A dense kernel (n, c, kh, kw) and bias (n,), or None, in place of a layer's.
 Approximation = tuple[Tensor, Tensor | None]
@@ -35,7 +39,8 @@ def output_curve(curve: np.ndarray, changes: Mapping[int, float]) -> np.ndarray:
     curve : numpy.ndarray
         Relative error of the layer for every size; index 0 unused.
     changes : mapping of int to float
-        Mean change of the output with the layer replaced by its approximation, at the :func:`measured_sizes`.
+        Mean change of the output with the layer replaced by its approximation, at all or some of the
+        :func:`measured_sizes`.
 
     Returns
     -------
@@ -48,7 +53,7 @@ def output_curve(curve: np.ndarray, changes: Mapping[int, float]) -> np.ndarray:
     largest measured error it is proportional to it.
     """
     points = {0.0: 0.0}
-    for size in measured_sizes(curve):
+    for size in sorted(changes, reverse=True):
         points[float(curve[size])] = max(float(changes[size]), 0.0)
     errors = np.array(sorted(points))
     levels = np.maximum.accumulate(np.array([points[e] for e in errors]))
@@ -61,10 +66,33 @@ def output_curve(curve: np.ndarray, changes: Mapping[int, float]) -> np.ndarray:
     return result + 1e-9 * curve
 
 
-def measured_sizes(curve: np.ndarray) -> list[int]:
-    """The sizes at which the change of the output is measured, those near LEVELS; descending."""
-    sizes = sorted({_size_at(curve, level) for level in LEVELS}, reverse=True)
-    return [size for size in sizes if curve[size] > 1e-9]
+def in_proportion(curve: np.ndarray, measured: np.ndarray, changes: Mapping[int, float]) -> dict[int, float]:
+    """Changes of the output by a step that was not measured: as those by another step at the same error of the layer.
+
+    Parameters
+    ----------
+    curve, measured : numpy.ndarray
+        Relative error of the layer for every size of the step, and of the one that was measured.
+    changes : mapping of int to float
+        By that one.
+
+    Returns
+    -------
+    dict of int to float
+        At the size of `curve` nearest to the error of each, in proportion to its own error.
+    """
+    found: dict[int, float] = {}
+    for size in sorted(changes):
+        own = _size_at(curve, float(measured[size]))
+        if curve[own] > LEAST_ERROR:
+            found[own] = changes[size] * float(curve[own] / measured[size])
+    return found
+
+
+def measured_sizes(curve: np.ndarray, levels: Sequence[float] = LEVELS) -> list[int]:
+    """The sizes at which the change of the output is measured, those near the levels; descending."""
+    sizes = sorted({_size_at(curve, level) for level in levels}, reverse=True)
+    return [size for size in sizes if curve[size] > LEAST_ERROR]
 
 
 def _size_at(curve: np.ndarray, level: float) -> int:
@@ -104,16 +132,20 @@ def approximations(
     def split(size: int) -> Approximation:
         return spatial.split(problem, size, factors=factors, ridge=ridge).compose()
 
+    known: list[ReducedRank] = []
+
     @cache
-    def full_rank() -> ReducedRank:
-        return reduced_rank(
-            problem.moments, problem.n_filters, metric=problem.metric, ridge=EVIDENCE, prior=problem.matrix(),
-            solution=solution,
-        )  # fmt: skip
+    def fit() -> LeastSquares:
+        return solution or least_squares(problem.moments, ridge=EVIDENCE, prior=problem.matrix())
+
+    def up_to(rank: int) -> ReducedRank:
+        if not known or known[-1].encoder.shape[1] < rank:
+            known[:] = [reduced_rank(problem.moments, rank, metric=problem.metric, solution=fit())]
+        return known[-1]
 
     def decompose(size: int) -> Approximation:
-        # The maps of all ranks are nested: each takes the leading columns of the map of full rank.
-        B = full_rank().encoder[:, :size] @ full_rank().decoder[:size]
+        # The maps of all ranks are nested: each takes the leading columns of a larger one, such as the first asked for.
+        B = up_to(size).encoder[:, :size] @ up_to(size).decoder[:size]
         weight = matrix_to_weight(B, problem.weight, problem.kernel)
         return weight, intercept(problem.moments, B).to(weight)
 

@@ -228,13 +228,18 @@ def _start_of(moments: Moments, kernel: Tensor, metric: Tensor | None) -> _Start
     return _Start(B, product, moments.error(B, metric, product))
 
 
+def _matrix_of(weights: list[Tensor]) -> Tensor:
+    """Dense kernel of a chain as (p, n)."""
+    return compose(weights, [None] * len(weights))[0].flatten(1).T
+
+
 class _Search:
     """L-BFGS over the factors in well-scaled coordinates."""
 
     def __init__(
         self, problem: LayerProblem, factored: FactoredConv, metric: Tensor | None, ridge: float, start: _Start
     ) -> None:
-        self.moments, self.metric, self.prior = problem.moments, metric, problem.matrix()
+        self.moments, self.prior = problem.moments, problem.matrix()
         self.penalty = ridge * float(self.moments.K.diagonal().mean())
         self.shapes = [factor.weight.shape for factor in factored.factors]
         self.L = self._whitening(problem, factored.factors[0].kernel)
@@ -245,8 +250,8 @@ class _Search:
         weights = [factor.weight.detach().to(self.moments.K) for factor in factored.factors]
         self.parameters = _balanced(self._to_search(weights))
         self.residual = _Residual(self.moments, start)
-        self.weighted_C, self.weighted_prior = self._weighted(self.moments.C), self._weighted(self.prior)
-        self.weighted_total = self._weighted(self.moments.S).trace()
+        self.weighted_prior = self.prior if metric is None else self.prior @ metric
+        self.weighted_total = self.moments.S.trace() if metric is None else (self.moments.S * metric).sum()
         self.n_evaluations = 0
         self.scale = 1.0
 
@@ -279,25 +284,29 @@ class _Search:
             parameters = [*parameters[:-1], torch.tensordot(self.inverse, last, dims=1)]
         return parameters
 
-    def _weighted(self, values: Tensor) -> Tensor:
-        return values if self.metric is None else values @ self.metric
+    def _kernels(self) -> tuple[Tensor, Tensor]:
+        """B, and B F with a gradient: of the chain whose last factor is multiplied by F, which is F^½ in the search."""
+        weights = self._from_search(self.parameters)
+        if self.root is None:
+            return (_matrix_of(weights),) * 2
+        with torch.no_grad():
+            B = _matrix_of(weights)
+        return B, _matrix_of([*weights[:-1], torch.tensordot(self.root, self.parameters[-1], dims=1)])
 
     def _evaluate(self) -> Tensor:
         """The loss relative to its start, leaving the gradients on the parameters."""
         self.n_evaluations += 1
-        weights = self._from_search(self.parameters)
-        kernel, _ = compose(weights, [None] * len(weights))
-        B = kernel.flatten(1).T
+        B, weighted = self._kernels()
         with torch.no_grad():
-            # With G = F(KB − C + λ(B − W)) the loss tr F(BᵀKB − 2BᵀC + S) + λ tr F(B − W)ᵀ(B − W) is
-            # tr Bᵀ(G − FC) − λ tr Wᵀ F(B − W) + tr FS: one product with F.
+            # With G = KB − C + λ(B − W) the loss tr F(BᵀKB − 2BᵀC + S) + λ tr F(B − W)ᵀ(B − W) is
+            # tr (BF)ᵀ(G − C) − λ tr Wᵀ F(B − W) + tr FS, and its change 2 tr Gᵀ d(BF): no product of p·n² terms with F.
             distance = B - self.prior
-            gradient = self._weighted(self.residual(B) + self.penalty * distance)
-            loss = (B * (gradient - self.weighted_C)).sum() - self.penalty * (self.weighted_prior * distance).sum()
-            loss += self.weighted_total
+            gradient = self.residual(B) + self.penalty * distance
+            loss = (weighted * (gradient - self.moments.C)).sum()
+            loss += self.weighted_total - self.penalty * (self.weighted_prior * distance).sum()
         for parameter in self.parameters:
             parameter.grad = None
-        B.backward(gradient * (2 * self.scale))
+        weighted.backward(gradient * (2 * self.scale))
         return loss * self.scale
 
     def run(self, iterations: int) -> tuple[list[Tensor], int]:

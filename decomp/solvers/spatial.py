@@ -208,14 +208,13 @@ def through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> Mo
     kernel : (kh, kw)
     """
     kw, rank = kernel[1], V.shape[1]
-    size, n = moments.K.shape[0] // kw, moments.C.shape[1]
+    size = moments.K.shape[0] // kw
     V = V.to(moments.K)
     blocks = _by_columns(moments, kernel)
     K = torch.empty(rank, kw, rank, kw, dtype=V.dtype, device=V.device)
-    C = torch.empty(rank, kw, n, dtype=V.dtype, device=V.device)
     root = moments.root
     if root is not None:
-        root = torch.einsum("rpx,pq->rqx", root.view(-1, size, kw), V).reshape(len(root), rank * kw)
+        root = rows_through_vertical(root, V, kernel)
         K = (root.T @ root).view(rank, kw, rank, kw)
     for x in range(kw):
         for other in range(x, kw) if root is None else ():
@@ -224,10 +223,23 @@ def through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> Mo
                 product = (product + product.T) / 2
             K[:, x, :, other] = product
             K[:, other, :, x] = product.T
-        C[:, x] = V.T @ moments.C.view(size, kw, n)[:, x]
     mean = (V.T @ moments.x_mean.view(size, kw)).reshape(-1)
-    K, C = K.view(rank * kw, -1), C.view(rank * kw, n)
+    K, C = K.view(rank * kw, -1), cross_through_vertical(moments.C, V, kernel)
     return Moments(K, C, moments.S, mean, moments.y_mean, moments.n_rows).with_root(root)
+
+
+def rows_through_vertical(root: Tensor, V: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """The root of `through_vertical`, (r, rank·kw), from that of the moments, (r, c·kh·kw)."""
+    kw, rank = kernel[1], V.shape[1]
+    by_columns = root.view(len(root), -1, kw)
+    return torch.einsum("rpx,pq->rqx", by_columns, V.to(root)).reshape(len(root), rank * kw)
+
+
+def cross_through_vertical(C: Tensor, V: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """C of `through_vertical`, (rank·kw, n), from that of the moments, (c·kh·kw, n)."""
+    (size, rank), kw, n, V = V.shape, kernel[1], C.shape[1], V.to(C)
+    by_columns = C.view(size, kw, n)
+    return torch.stack([V.T @ by_columns[:, x] for x in range(kw)], 1).reshape(rank * kw, n)
 
 
 def coefficients(H: Tensor) -> Tensor:

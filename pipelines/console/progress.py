@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 #: Neither less work nor less time than this is a base for an estimate.
 LEAST_SHARE, LEAST_SECONDS = 0.02, 2.0
+#: No more than this share of a unit is taken as done before it is.
+MOST_OF_A_UNIT = 0.9
 
 
 class Progress:
@@ -36,6 +38,8 @@ class Progress:
         self.start = time.monotonic()
         self._done_before = [0.0, *accumulate(work)] if work else None
         self._bar: Any = None
+        # Units in work: their name, their number and the time of their begin.
+        self._begun: tuple[str, int, float] | None = None
 
     def draw(self, bar: Any) -> None:
         """Show the progress by a bar from now on."""
@@ -47,27 +51,53 @@ class Progress:
             self._bar.close()
 
     def refresh(self) -> None:
-        """Draw the bar again, with the time that has passed."""
+        """Draw the bar again, with the time that has passed and the units in work."""
         if self._bar is not None:
             self._bar.refresh()
+
+    @property
+    def begun(self) -> str:
+        """Name of the units in work; empty where it is not known."""
+        return "" if self._begun is None else self._begun[0]
+
+    def begin(self, name: str, n: int = 1) -> None:
+        """Name the next `n` units, which are in work until the next update."""
+        self._begun = name, n, time.monotonic()
 
     def update(self, n: int = 1) -> None:
         """Count `n` more units as done."""
         self.done += n
+        self._begun = None
         if self._bar is not None:
             self._bar.update(n)
 
     @property
     def share(self) -> float:
-        """Share of the work that is done, in 0..1; 0 where the total is not known."""
-        if self._done_before is not None and self._done_before[-1] > 0:
-            return self._done_before[min(self.done, len(self._done_before) - 1)] / self._done_before[-1]
-        return min(self.done / self.total, 1.0) if self.total else 0.0
+        """Share of the work that is done, in 0..1; 0 where the total is not known.
 
-    def words(self) -> str:
-        """Units that are done, and the seconds since the start."""
-        of = "" if self.total is None else f" of {self.total:,}"
-        return f"{self.label}: {self.done:,}{of} {self.unit}, {format_seconds(time.monotonic() - self.start)} so far"
+        Of the units in work as much as their time brings at the pace of those before, and never all.
+        """
+        done, begun = self._share_of(self.done), self._begun
+        if begun is None or not done:
+            return done
+        _, n, since = begun
+        own, elapsed = self._share_of(self.done + n) - done, since - self.start
+        at_this_pace = done * (time.monotonic() - since) / elapsed if elapsed > 0 else 0.0
+        return done + min(at_this_pace, MOST_OF_A_UNIT * own)
+
+    def _share_of(self, n: int) -> float:
+        """Share of the first `n` units in the work of all."""
+        if self._done_before is not None and self._done_before[-1] > 0:
+            return self._done_before[min(n, len(self._done_before) - 1)] / self._done_before[-1]
+        return min(n / self.total, 1.0) if self.total else 0.0
+
+    def words(self, part: str = "") -> str:
+        """Units that are done, and the seconds since the start; the units in work, and there the part of the work."""
+        of, now, begun = "" if self.total is None else f" of {self.total:,}", time.monotonic(), self._begun
+        words = f"{self.label}: {self.done:,}{of} {self.unit}, {format_seconds(now - self.start)} so far"
+        if begun is None:
+            return words
+        return f"{words}, {begun[0]} for {format_seconds(now - begun[2])}" + (f" ({part})" if part else "")
 
 
 class Work:
@@ -131,11 +161,13 @@ class _Bar(tqdm):
         if left is None and rate and self.total:
             left = (self.total - self.n) / rate
         unit = "units" if self.progress is None else self.progress.unit
+        begun = "" if self.progress is None else self.progress.begun
         values.update(pace=pace_words(rate, unit), left="" if left is None else f", {rough_time(left)} left")
+        values.update(now=f" ({begun})" if begun else "")
         return values
 
 
-BAR_FORMAT = "{desc}: {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} [{elapsed}{left}, {pace}]"
+BAR_FORMAT = "{desc}{now}: {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} [{elapsed}{left}, {pace}]"
 
 
 def make_bar(progress: Progress, work: Work | None, stream: TextIO) -> Any:

@@ -266,7 +266,7 @@ class Reporter:
     def _state(self, start: float) -> str:
         steps = list(self._steps)
         if steps:
-            return steps[-1].words() + self.time_left()
+            return steps[-1].words(self._spent.now) + self.time_left()
         phase = "" if self._phase is None else f", {self._phase}"
         return f"{self._stage}{phase}: {format_seconds(time.monotonic() - start)} so far{self.time_left()}"
 

@@ -99,6 +99,7 @@ def solve_layers(
             if not layer.recorded:
                 progress.update(1)
                 continue
+            progress.begin(layer.name)
             sizes, path = plan.layer(layer.name), run.layer_file(layer.index, layer.name)
             if path.is_file():
                 gatherer.replay.advance(graph.node(layer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -47,6 +48,8 @@ METRIC_IMAGES = 2_000
 # within FORWARD_PASSES passes over the calibration images, between these bounds. Two passes go into the problems of
 # the layers, here and when they are solved, and two tenths into the comparison at the end.
 LEAST_OUTPUT_IMAGES, MOST_OUTPUT_IMAGES, FORWARD_PASSES, OTHER_PASSES = 32, 500, 4.0, 2.2
+# Multiply-accumulates that all these measurements may take in any case, whatever number of passes they are.
+MEASURED_WORK = 4e11
 
 
 def survey_network(
@@ -170,10 +173,11 @@ def _all_curves(
         # process those of some layers.
         batches = iter(in_batches(left, size_of, from_first(torch.get_num_threads), memory.limits.fit_bytes))
         while together := list(islice(batches, count())):
-            known = known_curves(gatherer, together)
             layers_of_all = [layer for batch in together for layer in batch]
+            progress.begin(", ".join(layer.name for layer in layers_of_all), len(layers_of_all))
+            known = known_curves(gatherer, together)
             for some in [layers_of_all] if count() > 1 else [[layer] for layer in layers_of_all]:
-                changes = changes_of_output(change.measure, some, known)
+                changes = changes_of_output(change.measure, some, known, once=change.measurements.once)
                 for layer in some:
                     curves = known[layer.name].curves
                     found = {step: output_curve(curve, changes[layer.name, step]) for step, curve in curves.items()}
@@ -247,8 +251,24 @@ def curve_images(graph: NetworkGraph, frozen: FrozenFile) -> int:
     return max(needed)
 
 
-def n_output_images(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[float]) -> int:
-    """Number of held-out images on which the change of the output is measured.
+@dataclass(frozen=True)
+class Measurements:
+    """Measurements of the change of the output.
+
+    Attributes
+    ----------
+    n_images : int
+        Held-out images.
+    once : bool
+        One size of one step of each layer is measured, instead of three of each step.
+    """
+
+    n_images: int
+    once: bool = False
+
+
+def measurements(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[float], macs: float) -> Measurements:
+    """Number of held-out images on which the change of the output is measured, and how often for each layer.
 
     Parameters
     ----------
@@ -257,13 +277,22 @@ def n_output_images(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[floa
     work : sequence of float
         Share of a pass for every node. A measurement runs the network from the layer to the output, so it costs most
         for the first layers.
+    macs : float
+        Multiply-accumulates of a pass over one image. Where even `LEAST_OUTPUT_IMAGES` would take more than the budget
+        of passes and more than `MEASURED_WORK`, each layer is measured once.
     """
-    places, passes = {node: place for place, node in enumerate(graph.module.graph.nodes)}, 1.0
+    places, shares = {node: place for place, node in enumerate(graph.module.graph.nodes)}, [0.0, 0.0]
     for layer in graph.layers:
-        passes += len(steps_of(layer)) * len(LEVELS) * sum(work[places[graph.node(layer)] :])
+        if steps := steps_of(layer):
+            behind = sum(work[places[graph.node(layer)] :])
+            shares = [shares[0] + len(steps) * len(LEVELS) * behind, shares[1] + behind]
     n_fit = fitted_images(frozen.n_images)
+    held_out = frozen.n_images - n_fit
     free = (FORWARD_PASSES - OTHER_PASSES) * frozen.n_images - min(n_fit, METRIC_IMAGES)
-    return min(frozen.n_images - n_fit, max(LEAST_OUTPUT_IMAGES, min(MOST_OUTPUT_IMAGES, int(free / passes))))
+    least = min(held_out, LEAST_OUTPUT_IMAGES) * (1 + shares[0])
+    once = least > free and least * macs > MEASURED_WORK
+    most = int(free / (1 + shares[once]))
+    return Measurements(min(held_out, max(LEAST_OUTPUT_IMAGES, min(MOST_OUTPUT_IMAGES, most))), once)
 
 
 class _OutputChange:
@@ -273,10 +302,11 @@ class _OutputChange:
         self.gatherer, self.graph = gatherer, gatherer.graph
         frozen, first = gatherer.frozen, gatherer.n_fit
         self.outputs = frozen_outputs(frozen)
+        self.measurements = measurements(self.graph, frozen, memory.foot.work, memory.foot.macs)
         self.replay = memory.replay(
             self.graph.module,
             lambda start, stop: frozen.images(first + start, first + stop),
-            n_output_images(self.graph, frozen, memory.foot.work),
+            self.measurements.n_images,
             gatherer.device,
             share=0.5,
         )

@@ -15,7 +15,14 @@ from decomp.problem.moments import Moments
 from decomp.solvers.elimination import eliminate
 from decomp.solvers.error_curves import channel_curve, selection_curve, spatial_curve
 from decomp.solvers.linalg import EVIDENCE, LeastSquares, Ridge, least_squares
-from decomp.solvers.output_curves import Approximation, approximations, measured_sizes
+from decomp.solvers.output_curves import (
+    LEVELS,
+    SINGLE_LEVEL,
+    Approximation,
+    approximations,
+    in_proportion,
+    measured_sizes,
+)
 from decomp.solvers.spatial import closed_form, max_rank, require_splittable
 from decomp.time_spent import part
 
@@ -25,6 +32,8 @@ from .gather import ProblemGatherer
 
 # Error of every size of every step of a layer, by step; index = size.
 Curves = dict[str, np.ndarray]
+# The steps where only one of a layer is measured, in order of choice: approximations of the first take the least work.
+SINGLE_STEP = ("channel", "spatial", "prune")
 # Layer, step and size.
 _Key = tuple[str, str, int]
 # The mean change of the network's output with other weights and bias in a layer.
@@ -58,14 +67,23 @@ def known_curves(gatherer: ProblemGatherer, together: Sequence[Sequence[Layer]])
 
 
 def changes_of_output(
-    measure_of: Callable[[Layer], Measure], layers: Sequence[Layer], known: Mapping[str, KnownCurves]
+    measure_of: Callable[[Layer], Measure],
+    layers: Sequence[Layer],
+    known: Mapping[str, KnownCurves],
+    *,
+    once: bool = False,
 ) -> dict[tuple[str, str], dict[int, float]]:
-    """Change of the network's output at the measured sizes of every layer and step, each measured by one process."""
+    """Change of the network's output at the measured sizes of every layer and step, each measured by one process.
+
+    Where each layer is measured only `once`, those of its other steps are in proportion to their errors.
+    """
+    levels = SINGLE_LEVEL if once else LEVELS
+    measured = {layer.name: _measured_steps(known[layer.name].curves, once) for layer in layers}
     wanted = [
         (layer.name, step, size)
         for layer in layers
-        for step, curve in known[layer.name].curves.items()
-        for size in measured_sizes(curve)
+        for step in measured[layer.name]
+        for size in measured_sizes(known[layer.name].curves[step], levels)
     ]
     made: dict[_Key, Approximation] = {}
     for place, (name, step, size) in enumerate(wanted):
@@ -95,7 +113,17 @@ def changes_of_output(
     for of_one in gathered(found):
         for (name, step, size), value in of_one.items():
             changes[name, step][size] = value
+    for layer in layers:
+        curves, steps = known[layer.name].curves, measured[layer.name]
+        for step in curves.keys() - set(steps):
+            by_first = changes[layer.name, steps[0]]
+            changes[layer.name, step] = in_proportion(curves[step], curves[steps[0]], by_first)
     return changes
+
+
+def _measured_steps(curves: Curves, once: bool) -> list[str]:
+    """The steps of a layer whose change of the output is measured."""
+    return [step for step in SINGLE_STEP if step in curves][:1] if once else list(curves)
 
 
 def _on_cpu(approximation: Approximation) -> Approximation:

@@ -17,6 +17,8 @@ from ..console.options import LEAST_IMAGES
 HELD_OUT = 10
 #: Where there are fewer images, mixtures of the fitted ones are recorded too, at most so many for each of them.
 RECORDED_IMAGES, MIXTURES_EACH = 1000, 9
+#: Most multiply-accumulates of a pass over images and mixtures together: of large networks fewer mixtures are recorded.
+MIXED_WORK = 4e11
 #: Largest share of the second image in a mixture.
 LARGEST_AREA = 0.5
 
@@ -100,7 +102,33 @@ def same_half(n_mixtures: int) -> int:
     return n_mixtures // 2
 
 
-def draw_mixtures(n_images: int, seed: int) -> Mixtures | None:
+def mixtures_wanted(n_images: int) -> int:
+    """How many mixtures are recorded beside so many calibration images, whatever they cost; 0 where none can be."""
+    n_fit = fitted_images(n_images)
+    return 0 if n_fit < 4 else max(0, min(RECORDED_IMAGES - n_images, MIXTURES_EACH * n_fit))
+
+
+def mixtures_within(n_images: int, macs: float) -> int:
+    """How many of them are recorded of a network whose pass over one image has so many multiply-accumulates.
+
+    A pass over images and mixtures together has at most `MIXED_WORK`, as long as the images alone have no more.
+    """
+    return min(mixtures_wanted(n_images), max(0, int(MIXED_WORK / max(macs, 1.0)) - n_images))
+
+
+def fewer_words(n_images: int, macs: float) -> str:
+    """A line about the mixtures that a large network leaves no room for; empty where all are recorded."""
+    wanted, recorded = mixtures_wanted(n_images), mixtures_within(n_images, macs)
+    if recorded == wanted:
+        return ""
+    most = f"{MIXED_WORK / 1e9:,.0f} G multiply-accumulates a pass ({macs / 1e9:,.2g} G for each)"
+    return (
+        f"mixtures: {recorded or 'none'} of {wanted}, so that images and mixtures take at most {most}; more images "
+        "bring more than mixtures"
+    )
+
+
+def draw_mixtures(n_images: int, seed: int, most: int | None = None) -> Mixtures | None:
     """Draw mixtures of the fitted images where these are few.
 
     Rectangles of one image in another, as Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers
@@ -113,16 +141,18 @@ def draw_mixtures(n_images: int, seed: int) -> Mixtures | None:
         Calibration images; the mixtures bring their number to `RECORDED_IMAGES`, with at most `MIXTURES_EACH` for each
         fitted image.
     seed : int
+    most : int, optional
+        At most so many.
 
     Returns
     -------
     Mixtures or None
-        None where there are enough images, or fewer than four fitted ones. Those whose images are of one half of the
-        fitted images come first, then those of both halves; the first images ascend in each.
+        None where there are enough images, fewer than four fitted ones, or none is allowed. Those whose images are of
+        one half of the fitted images come first, then those of both halves; the first images ascend in each.
     """
-    n_fit = fitted_images(n_images)
-    n = min(RECORDED_IMAGES - n_images, MIXTURES_EACH * n_fit)
-    if n <= 0 or n_fit < 4:
+    n_fit, n = fitted_images(n_images), mixtures_wanted(n_images)
+    n = n if most is None else min(n, most)
+    if n <= 0:
         return None
     generator = seeds.generator(seed, "freeze", "mixtures")
     half, same = n_fit // 2, same_half(n)

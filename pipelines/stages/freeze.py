@@ -42,7 +42,7 @@ from ..distributed.process_group import from_first, gathered, spread
 from ..measure import sanity
 from ..measure.devices import pick_device
 from ..run import trained
-from ..run.calibration import draw_images, draw_mixtures
+from ..run.calibration import draw_images, draw_mixtures, fewer_words, mixtures_within
 from ..run.conditions import require_same_options
 from ..run.directory import RunDirectory
 from ..run.loading import part_of
@@ -272,7 +272,10 @@ def freeze_loaded(
         raise no_layer(graph, options)
     whole = cost(network, source.input_shape)
     indices = draw_images(source, options.n_images, options.seed)
-    mixtures = draw_mixtures(len(indices), options.seed) if options.mix else None
+    most = mixtures_within(len(indices), whole.macs) if options.mix else 0
+    mixtures = draw_mixtures(len(indices), options.seed, most=most)
+    if options.mix and (words := fewer_words(len(indices), whole.macs)):
+        reporter.step(words)
     mixed = {} if mixtures is None else {"n_mixtures": len(mixtures)}
     n_recorded = len(indices) + mixed.get("n_mixtures", 0)
     # The first process has the folder, and the least memory decides.

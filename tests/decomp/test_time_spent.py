@@ -43,6 +43,14 @@ def test_time_counts_for_the_innermost_part_of_its_phase(clock):
     assert sum(spent.seconds.values()) == 63
 
 
+def test_the_part_in_work_is_the_outermost_one():
+    spent = TimeSpent()
+    assert spent.now == ""
+    with spent.part("rows"), spent.part("forward"):
+        assert spent.now == "rows"
+    assert spent.now == ""
+
+
 def test_a_part_that_fails_ends_too(clock):
     move, processor = clock
     with TimeSpent(processor).recording() as spent:

@@ -29,7 +29,7 @@ def test_the_work_is_that_of_the_counted_cost():
     for module, shape in ((chain(), CHAIN_INPUT), (block(), (3, 8, 8))):
         network, foot = measured(module, shape)
         layers = cost(network, shape)
-        assert abs(sum(foot.work) - 1) < 1e-12
+        assert abs(sum(foot.work) - 1) < 1e-12 and foot.macs == layers.macs
         dear = max(layers.per_layer, key=layers.per_layer.get)
         place = [node.target for node in network.graph.nodes].index(dear)
         assert abs(foot.work[place] - layers.per_layer[dear] / layers.macs) < 1e-9

@@ -162,6 +162,7 @@ def test_curves_of_few_rows_are_those_of_the_whole_matrix(n_held_out, monkeypatc
         own = Moments.of_rows(rows.flat[:45], rows.Y[:45])
         problem = dataclasses.replace(rows.problem, moments=own, metric=output_metric(6))
         pruned = curves.selection_curve(problem, held_out, order=list(range(10)))
-        found.append((pruned, curves.spatial_curve(problem, held_out), curves.channel_curve(problem, held_out)))
+        spatial_curves = [curves.spatial_curve(problem, held_out, ridge=ridge) for ridge in ("evidence", 1e-4)]
+        found.append((pruned, *spatial_curves, curves.channel_curve(problem, held_out)))
     for whole, few in zip(*found):
         assert few == pytest.approx(whole, rel=1e-6, abs=1e-9) and len(set(whole.round(6))) > 3

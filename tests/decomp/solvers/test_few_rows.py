@@ -6,7 +6,7 @@ from layer_problems import make
 
 from decomp.problem import moments
 from decomp.problem.moments import Moments
-from decomp.solvers.few_rows import FewRows
+from decomp.solvers.few_rows import FewRows, nested_gains
 from decomp.solvers.linalg import choose_ridge, least_squares
 
 
@@ -48,3 +48,29 @@ def test_few_rows_without_a_ridge_are_refused_or_helped_as_any_other(monkeypatch
     rows = make(c=4, n=3, kernel=(3, 3), n_rows=10)
     fit = least_squares(Moments.of_rows(rows.flat, rows.Y), ridge=0.0)
     assert fit.report["ridge_raised"] and fit.report["ridge"] > 0
+
+
+def test_gains_of_nested_inputs_are_those_of_a_separate_fit_on_the_first_ones():
+    generator = torch.Generator().manual_seed(2)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    root, wanted, far, far_wanted, prior = normal(5, 12), normal(5, 3), normal(4, 12), normal(4, 3), normal(12, 3)
+    for penalty in (1e-4, 0.7):
+        gains = nested_gains((root, wanted), prior, penalty, (far, far_wanted), 3)
+        squared = float(far_wanted.square().sum()) - gains.cumsum(0)
+        assert len(gains) == 4
+        for blocks, error in enumerate(squared, start=1):
+            R, b = root[:, : 3 * blocks], prior[: 3 * blocks]
+            shifted = R.T @ R + penalty * torch.eye(3 * blocks, dtype=torch.float64)
+            B = torch.linalg.solve(shifted, R.T @ wanted + penalty * b)
+            assert float(error) == pytest.approx(
+                float((far_wanted - far[:, : 3 * blocks] @ B).square().sum()), rel=1e-8
+            )
+
+
+def test_a_right_hand_side_is_known_by_the_rows():
+    root = torch.randn(6, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.allclose(FewRows(root).by_rows(root.T @ wanted), wanted, rtol=1e-9, atol=1e-10)

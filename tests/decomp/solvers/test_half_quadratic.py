@@ -19,7 +19,8 @@ from decomp.solvers.half_quadratic import (
     response_weights,
     why_linear,
 )  # fmt: skip
-from decomp.solvers.linalg import METRIC_FLOOR, least_squares, reduced_rank
+from decomp.solvers.linalg import METRIC_FLOOR, least_squares
+from decomp.solvers.reduced_rank import reduced_rank
 
 
 def response_error(rows, factored, metric=None):

@@ -8,7 +8,7 @@ from layer_problems import make, output_metric
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.moments import Moments
 from decomp.solvers import linalg
-from decomp.solvers.linalg import least_squares, reduced_rank, truncated_svd
+from decomp.solvers.linalg import least_squares, truncated_svd
 
 
 def normal(*shape, seed=0):
@@ -129,66 +129,28 @@ def test_inputs_that_do_not_vary_leave_the_mean():
     assert torch.allclose(fit.bias, Y.mean(0))
 
 
-@pytest.mark.parametrize("metric", [None, output_metric(6, seed=4)])
-def test_reduced_rank_is_the_svd_of_the_whitened_solution(metric):
-    """A second route: with K = LLᵀ the problem is a plain low-rank approximation of LᵀB₁F^½ (Eckart-Young)."""
-    rows = make(n=6)
-    moments = rows.problem.moments
-    full = least_squares(moments)
-    L = torch.linalg.cholesky(moments.K)
-    root = torch.eye(6).double() if metric is None else linalg.metric_roots(metric)[0]
-    U, s, Vt = torch.linalg.svd(L.T @ full.weight @ root, full_matrices=False)
-    for rank in range(1, 7):
-        got = reduced_rank(moments, rank, metric=metric)
-        truncated = torch.linalg.solve_triangular(L.T, U[:, :rank] * s[:rank], upper=True) @ Vt[:rank]
-        wanted = torch.linalg.solve(root, truncated.T).T
-        assert torch.allclose(got.encoder @ got.decoder, wanted, atol=1e-7)
-        assert got.encoder.shape[1] == rank
-        assert torch.allclose(got.encoder, full.weight @ got.projection, atol=1e-10)
-        assert torch.allclose(got.energies, s.square(), rtol=1e-6, atol=1e-8 * float(s[0] ** 2))
-
-
-@pytest.mark.parametrize("metric", [None, output_metric(6, seed=4)])
-def test_reduced_rank_error_is_the_energy_left_out(metric):
-    moments = make(n=6).problem.moments
-    S = moments.S if metric is None else moments.S @ metric
-    full = least_squares(moments)
-    errors = [moments.error(full.weight * 0, metric)]
-    for rank in range(1, 7):
-        got = reduced_rank(moments, rank, metric=metric)
-        errors.append(moments.error(got.encoder @ got.decoder, metric))
-    drops = -np.diff(errors) * float(S.trace())
-    np.testing.assert_allclose(drops, got.energies, rtol=1e-5, atol=1e-9 * drops[0])
-    assert errors[-1] == pytest.approx(moments.error(full.weight, metric), rel=1e-9)
-
-
-def test_reduced_rank_has_zero_mean_error():
-    rows = make(n=6)
-    got = reduced_rank(rows.problem.moments, 2)
-    residual = rows.Y - rows.flat @ got.encoder @ got.decoder - got.bias
-    assert residual.mean(0).abs().max() < 1e-10
-
-
 @pytest.mark.parametrize("rank", [0, 7])
-def test_ranks_out_of_range_are_refused(rank):
-    with pytest.raises(DecompError, match=r"rank must be in 1..6 \(n\)"):
-        reduced_rank(make(n=6).problem.moments, rank)
+def test_ranks_of_a_singular_value_decomposition_out_of_range_are_refused(rank):
     with pytest.raises(DecompError, match=r"rank must be in 1..6"):
         truncated_svd(normal(6, 9), rank)
 
 
-def test_a_metric_of_low_rank_is_made_invertible():
+def test_a_metric_of_low_rank_is_made_invertible_and_one_without_any_is_refused():
     F = torch.zeros(6, 6, dtype=torch.float64)
     F[0, 0] = 3.0
     root, inverse = linalg.metric_roots(F)
     assert torch.allclose(root @ inverse, torch.eye(6).double(), atol=1e-10)
-    rows = make(n=6)
-    got = reduced_rank(rows.problem.moments, 1, metric=F)
-    full = least_squares(rows.problem.moments)
-    # All that counts is the first response, and one rank gives it.
-    assert torch.allclose((got.encoder @ got.decoder)[:, 0], full.weight[:, 0], atol=1e-3)
+    assert float(root[0, 0]) == pytest.approx(3**0.5)
     with pytest.raises(NumericalError, match="positive semi-definite and not zero"):
         linalg.metric_roots(F * 0)
+
+
+def test_roots_of_the_metric_used_last_are_kept_and_those_of_another_one_are_its_own():
+    one, other = output_metric(6, seed=4), output_metric(6, seed=5)
+    first = linalg.metric_roots(one)
+    assert linalg.metric_roots(one) is first
+    assert torch.allclose(linalg.metric_roots(other)[0] @ linalg.metric_roots(other)[0], other, atol=1e-9)
+    assert torch.equal(linalg.metric_roots(one)[0], first[0])
 
 
 @settings(max_examples=25, deadline=None)

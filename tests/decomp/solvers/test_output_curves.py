@@ -8,7 +8,14 @@ from layer_problems import make, output_metric
 from decomp.problem.factors import Selection
 from decomp.solvers import channel, linalg, selection, spatial
 from decomp.solvers.linalg import least_squares
-from decomp.solvers.output_curves import LEVELS, approximations, measured_sizes, output_curve
+from decomp.solvers.output_curves import (
+    LEVELS,
+    SINGLE_LEVEL,
+    approximations,
+    in_proportion,
+    measured_sizes,
+    output_curve,
+)
 
 CURVE = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.0])
 
@@ -53,6 +60,22 @@ def test_where_no_size_reaches_a_level_the_full_size_is_measured():
     result, sizes = measured(curve, lambda size: 2 * curve[size])
     assert set(sizes) == {3} and len(LEVELS) == 3
     assert np.allclose(result[1:], 2 * curve[1:], rtol=1e-6)
+
+
+def test_a_layer_measured_once_has_an_output_curve_in_proportion_to_its_own_error():
+    sizes = measured_sizes(CURVE, SINGLE_LEVEL)
+    assert sizes == [4]  # the first size with an error of at most 0.08
+    assert np.allclose(output_curve(CURVE, {4: 0.2})[1:], CURVE[1:] * 0.2 / 0.05, rtol=1e-6)
+
+
+def test_a_step_that_was_not_measured_takes_the_change_at_an_equal_error_of_the_layer():
+    other = np.array([1.0, 0.3, 0.05, 0.04, 0.0])
+    assert in_proportion(other, CURVE, {4: 0.2}) == {2: pytest.approx(0.2)}
+    other[2] = 0.025  # half of the error
+    found = in_proportion(other, CURVE, {4: 0.2})
+    assert found == {2: pytest.approx(0.1)}
+    assert np.allclose(output_curve(other, found)[1:], other[1:] * 4, rtol=1e-6)
+    assert in_proportion(np.array([1.0, 0.0]), CURVE, {4: 0.2}) == {} == in_proportion(other, CURVE, {})
 
 
 def test_approximations_are_dense_kernels_of_the_steps_alone():

@@ -78,6 +78,33 @@ def test_the_state_in_words_has_the_units_and_the_time(clock):
     step.update(3)
     clock.now += 90
     assert step.words() == "error curves: 3 of 24 layers, 1 min 30 s so far"
+    step.begin("features.24")
+    clock.now += 40
+    assert step.words() == "error curves: 3 of 24 layers, 2 min 10 s so far, features.24 for 40 s"
+    assert step.words("curves") == "error curves: 3 of 24 layers, 2 min 10 s so far, features.24 for 40 s (curves)"
+    step.update()
+    assert step.words("curves") == "error curves: 4 of 24 layers, 2 min 10 s so far"
+
+
+def test_a_unit_in_work_counts_by_its_time_at_the_pace_so_far_and_never_as_done(clock):
+    step = Progress("fit", 3, "layers", [1, 4, 5])
+    step.begin("first")
+    clock.now += 10
+    assert step.share == 0  # nothing is known of the pace
+    step.update()
+    step.begin("second")
+    clock.now += 20  # at a tenth of the work in ten seconds
+    assert step.share == pytest.approx(0.1 + 0.2)
+    clock.now += 100
+    assert step.share == pytest.approx(0.1 + 0.9 * 0.4)
+    step.update()
+    assert step.share == pytest.approx(0.5)
+    several = Progress("curves", 4, "layers")
+    clock.now += 10
+    several.update()
+    several.begin("b, c", 2)
+    clock.now += 10
+    assert several.share == pytest.approx(0.5)
     assert Progress("reading", None, "images").words() == "reading: 0 images, 0.0 s so far"
 
 
@@ -141,6 +168,17 @@ def test_a_bar_shows_the_time_left_of_the_whole_command_and_the_pace():
     assert "layers:  25 %|" in shown and "1/4" in shown and "about 1 h left" in shown
     assert "layer" in shown.split("left, ")[1]
     step.close()
+
+
+def test_a_bar_names_the_unit_in_work():
+    stream, step = io.StringIO(), Progress("fit", 3, "layers")
+    step.draw(make_bar(step, None, stream))
+    step.begin("features.24")
+    step.refresh()
+    assert stream.getvalue().split("\r")[-1].startswith("fit (features.24):   0 %|")
+    step.update()
+    step.refresh()
+    assert stream.getvalue().split("\r")[-1].startswith("fit:  33 %|")
 
 
 def test_a_notebook_is_recognised_by_its_kernel(monkeypatch):

@@ -164,6 +164,18 @@ def test_a_long_step_is_never_silent_for_long(monkeypatch):
     assert 2 <= len(lines) <= 5
 
 
+def test_a_line_within_a_unit_names_it_and_the_part_of_the_work(monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    stream = io.StringIO()
+    reporter = Reporter(stream=stream)
+    with reporter.stage("decompose", ["fit"]), reporter.progress(24, "fit", "layers", summary=False) as progress:
+        progress.begin("features.24")
+        with part("refinement"), part("forward"):
+            time.sleep(0.25)
+    (line, *_) = stream.getvalue().splitlines()
+    assert line.startswith("fit: 0 of 24 layers, 0.") and line.endswith("s (refinement)") and "features.24 for" in line
+
+
 def test_a_bar_is_drawn_again_in_a_long_unit_of_work(monkeypatch):
     monkeypatch.setattr(module, "SILENCE", 0.1)
     stream = Terminal()

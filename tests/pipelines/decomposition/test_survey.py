@@ -43,7 +43,7 @@ def test_the_change_of_the_output_is_that_of_the_network_with_the_layer_replaced
         layer = graph.layers[1]
         module = graph.module.get_submodule(layer.name)
         first = gatherer.n_fit
-        n_images = survey.n_output_images(graph, frozen, opened.memory.foot.work)
+        n_images = survey.measurements(graph, frozen, opened.memory.foot.work, 0.0).n_images
         images = frozen.images(first, first + n_images)
         weight, bias = module.weight.detach() * 0.5, module.bias.detach() + 0.1
         with torch.no_grad():
@@ -80,17 +80,29 @@ def graph_of(n_nodes, n_layers):
     return SimpleNamespace(module=SimpleNamespace(graph=graph), layers=layers, node=lambda layer: nodes[layer.place])
 
 
+def measurements(n_nodes, n_layers, n_images, macs=0.0):
+    graph, frozen = graph_of(n_nodes, n_layers), SimpleNamespace(n_images=n_images)
+    found = survey.measurements(graph, frozen, [0.1] * 10, macs)
+    return found.n_images, found.once
+
+
 def test_output_images_fill_the_budget_of_forward_passes_and_stay_within_the_held_out_ones():
-    work = [0.1] * 10
     # Three levels for each layer: ten tenths, nine tenths, ... of a pass, and one pass for the original.
     passes = 1 + 3 * (1.0 + 0.9)
-    n = survey.n_output_images(graph_of(10, 2), SimpleNamespace(n_images=3000), work)
-    assert n == min(300, int((1.8 * 3000 - 2000) / passes)) == 300
-    n = survey.n_output_images(graph_of(10, 10), SimpleNamespace(n_images=3000), work)
-    assert n == int((1.8 * 3000 - 2000) / (1 + 3 * 5.5))
-    assert survey.n_output_images(graph_of(10, 2), SimpleNamespace(n_images=10**6), work) == 500
-    assert survey.n_output_images(graph_of(10, 10), SimpleNamespace(n_images=400), work) == 32
-    assert survey.n_output_images(graph_of(10, 2), SimpleNamespace(n_images=20), work) == 2
+    assert measurements(10, 2, 3000) == (min(300, int((1.8 * 3000 - 2000) / passes)), False) == (300, False)
+    assert measurements(10, 10, 3000) == (int((1.8 * 3000 - 2000) / (1 + 3 * 5.5)), False)
+    assert measurements(10, 2, 10**6) == (500, False)
+    assert measurements(10, 10, 400) == (32, False)
+    assert measurements(10, 2, 20) == (2, False)
+
+
+def test_layers_of_a_large_network_are_measured_once_where_three_sizes_are_beyond_the_budget():
+    # 32 images, ten layers of each three sizes: 560 passes of an image, where 1.8 * 400 - 360 = 360 are free.
+    at_most = survey.MEASURED_WORK / (32 * 17.5)
+    assert measurements(10, 10, 400, 0.99 * at_most) == (32, False)
+    assert measurements(10, 10, 400, 1.01 * at_most) == (40, True)  # 360 of 6.5 passes each, and 40 are held out
+    assert measurements(10, 10, 400, 100 * at_most) == (40, True)
+    assert measurements(10, 10, 3000, 100 * at_most) == (194, False)  # within the budget as it is
 
 
 def test_curves_of_a_file_are_those_of_the_survey(vgg_run):

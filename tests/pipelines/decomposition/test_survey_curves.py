@@ -28,6 +28,25 @@ def test_each_measured_size_has_the_change_of_its_own_approximation(vgg_run):
                     assert change == pytest.approx(float(weight.norm() + bias.norm()), rel=1e-6)
 
 
+def test_a_layer_measured_once_has_the_change_of_one_step_at_the_same_error_in_all(vgg_run):
+    measured = []
+    with open_run(vgg_run, torch.device("cpu")) as opened:
+        layers = [layer for layer in opened.graph.layers if layer.fitted][1:3]
+        known = known_curves(ProblemGatherer(opened.frozen, opened.graph), [layers])
+        changes = changes_of_output(
+            lambda layer: lambda weight, bias: measured.append(layer.name) or 0.3, layers, known, once=True
+        )
+    assert measured == [layer.name for layer in layers]
+    for layer in layers:
+        curves = known[layer.name].curves
+        assert {step for name, step in changes if name == layer.name} == set(curves) > {"channel"}
+        ((size, change),) = changes[layer.name, "channel"].items()
+        assert change == 0.3
+        for step, curve in curves.items():
+            ((own, change),) = changes[layer.name, step].items()
+            assert change / curve[own] == pytest.approx(0.3 / curves["channel"][size])
+
+
 def test_a_layer_keeps_the_steps_that_can_be_applied(vgg_run):
     with open_run(vgg_run, torch.device("cpu")) as opened:
         for layer in opened.graph.layers:

@@ -42,6 +42,28 @@ def test_mixtures_make_up_for_few_images_and_none_are_drawn_where_there_are_enou
     }  # fmt: skip
 
 
+def test_mixtures_of_a_large_network_keep_a_pass_within_the_work_and_are_never_fewer_than_none(recorded, monkeypatch):
+    monkeypatch.setattr(calibration, "MIXED_WORK", 4e11)
+    macs = {0: 0.0, 1: 0.39e9, 2: 5e9, 3: 20e9}
+    counts = {place: calibration.mixtures_within(60, one) for place, one in macs.items()}
+    assert counts == {0: 486, 1: 486, 2: 20, 3: 0}
+    assert calibration.mixtures_within(2000, 1e3) == 0 == calibration.mixtures_within(4, 1e3)
+    assert [len(draw_mixtures(60, 0, most=20)), draw_mixtures(60, 0, most=0)] == [20, None]
+    first = draw_mixtures(60, 0, most=20).first
+    assert first.tolist() == [i * 54 // 10 for i in range(10)] * 2  # all over the images still
+
+
+def test_fewer_mixtures_are_told_with_the_work_that_is_why(recorded, monkeypatch):
+    monkeypatch.setattr(calibration, "MIXED_WORK", 4e11)
+    assert calibration.fewer_words(60, 1e8) == calibration.fewer_words(5000, 1e12) == ""
+    words = calibration.fewer_words(60, 5.04e9)
+    assert words.startswith(
+        "mixtures: 19 of 486, so that images and mixtures take at most 400 G multiply-accumulates a"
+    )
+    assert "(5 G for each)" in words
+    assert calibration.fewer_words(60, 16e9).startswith("mixtures: none of 486, ")
+
+
 def test_a_mixture_is_of_two_different_fitted_images_first_of_one_half_then_of_both(recorded):
     drawn = draw_mixtures(30, 4)
     assert not (drawn.first == drawn.second).any()

@@ -59,6 +59,20 @@ def test_few_images_are_frozen_with_mixtures_which_are_told_and_can_be_left_out(
         freeze(mixed, model="plain", data="digits", n_images=20, mix=False, reporter=Collected())
 
 
+def test_fewer_mixtures_are_frozen_of_a_network_of_much_work_and_that_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "RECORDED_IMAGES", 50)
+    macs = make_run(tmp_path / "all", n_images=20).config("freeze")["facts"]["macs"]
+    monkeypatch.setattr(calibration, "MIXED_WORK", 25.5 * macs)
+    reporter = Collected()
+    few = freeze(tmp_path / "few", model="plain", data="digits", n_images=20, reporter=reporter)
+    assert few.facts["n_mixtures"] == 5
+    assert [line for line in reporter.messages if line.startswith("mixtures: 5 of 30, so that")]
+    monkeypatch.setattr(calibration, "MIXED_WORK", 0.0)
+    none = freeze(tmp_path / "none", model="plain", data="digits", n_images=20, reporter=Collected())
+    with FrozenFile(none.run.frozen) as frozen:
+        assert (frozen.n_images, frozen.n_recorded, "n_mixtures" in none.facts) == (20, 20, False)
+
+
 def test_freezing_twice_does_nothing_and_otherwise_refuses(run):
     before = run.frozen.stat().st_mtime_ns
     result = freeze(run, model="plain", data="digits", n_images=400, reporter=Collected())
