@@ -33,7 +33,7 @@ from decomp.problem.factors import Selection
 from decomp.problem.layer_problem import columns_of, weight_to_matrix
 from decomp.solvers import selection
 from decomp.solvers.selectors import CHANNEL_SELECTORS
-from decomp.solvers.solve_layer import solve_layer
+from decomp.solvers.solve_layer import FitSettings, solve_layer
 from decomp.surgery.apply_solution import apply_solution
 
 
@@ -76,12 +76,10 @@ class Study:
         """Mean held-out error of the layers, divergence and agreement of the output."""
         view = self.view()
         problems = ProblemGatherer(self.frozen, view, metrics=self.survey.metrics if metric else None)
-        errors = []
+        errors, settings = [], FitSettings(activation_aware=aware, refined=refined)
         for layer in (layer for layer in view.layers if layer.fitted):
             problem, held_out = problems.problem(layer)
-            solution, report = solve_layer(
-                problem, items[layer.name], held_out=held_out, activation_aware=aware, refined=refined
-            )
+            solution, report = solve_layer(problem, items[layer.name], settings, held_out=held_out)
             apply_solution(view.module, view, solution)
             if items[layer.name].treated:
                 errors.append(list(report["errors"].values())[-1]["held_out"])

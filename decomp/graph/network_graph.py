@@ -27,6 +27,7 @@ from decomp.graph.layer import DEPTHWISE, InputSpace, Layer, every_step
 from decomp.graph.operations import ACTIVATIONS, NO_OP_MODULES, SUMS
 from decomp.graph.weight_reads import unchangeable
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, pair
+from decomp.modules.copies import deep_copy
 
 MOST_MAPS = 64  # maps for each image in one call, each with positions and responses of its own
 FUNCTIONAL_CONVOLUTIONS = (F.conv2d, torch.conv2d, F.conv_transpose2d, torch.conv_transpose2d)
@@ -73,6 +74,7 @@ class NetworkGraph:
         sampler: bool = True,
     ):
         self.module, self.input_shape, self.name = module, tuple(input_shape), name
+        self.fitting, self.sampler = fitting, sampler
         self._modules = dict(module.named_modules())
         self._nodes = {node.name: node for node in module.graph.nodes}
         self._place = {node: i for i, node in enumerate(module.graph.nodes)}
@@ -92,8 +94,27 @@ class NetworkGraph:
         found = self._find_layers()
         if fitting is not None:
             found = [_without(layer, fitting.excluded_steps(layer)) for layer in found]
-        self.layers = self._linked(found, sampler)
+        self.layers = self._linked(found)
         self._by_name = {layer.name: layer for layer in self.layers}
+
+    def rebuilt(self, module: fx.GraphModule | None = None, *, sampler: bool | None = None) -> NetworkGraph:
+        """The graph of the network as it is now, or of another one, by the rules of this graph.
+
+        Parameters
+        ----------
+        module : torch.fx.GraphModule, optional
+            For images of the same shape.
+        sampler : bool, optional
+            In place of the rule of this graph.
+        """
+        return NetworkGraph(
+            self.module if module is None else module, self.input_shape, self.name, fitting=self.fitting,
+            sampler=self.sampler if sampler is None else sampler,
+        )  # fmt: skip
+
+    def copied(self, *, sampler: bool | None = None) -> NetworkGraph:
+        """The graph of a copy of the network, which can be changed while this one stays; see `rebuilt`."""
+        return self.rebuilt(deep_copy(self.module), sampler=sampler)
 
     def layer(self, name: str) -> Layer:
         """The layer with this module path."""
@@ -239,7 +260,7 @@ class NetworkGraph:
 
     # -- input spaces ------------------------------------------------------------------------------------
 
-    def _linked(self, layers: Sequence[Layer], sampler: bool) -> tuple[Layer, ...]:
+    def _linked(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         """The layers with the channels that each may drop of its input, and the shortcut it makes up for."""
         by_name = {layer.name: layer for layer in layers}
         linked = []
@@ -249,7 +270,7 @@ class NetworkGraph:
                 found = self._private(layer, by_name)
                 if isinstance(found, InputSpace):
                     space = found
-                elif sampler and layer.kind == "conv" and "image" not in found and layer.in_channels > 1:
+                elif self.sampler and layer.kind == "conv" and "image" not in found and layer.in_channels > 1:
                     space = InputSpace(None, layer.name, layer.in_channels)
                 else:
                     left_alone["prune"] = found

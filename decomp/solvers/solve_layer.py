@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -36,6 +36,34 @@ class LayerSizes(Protocol):
     @property
     def channel_rank(self) -> int | None:
         """Rank of the channel decomposition."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitSettings:
+    """Choices in the fit of a layer, beside its sizes.
+
+    Attributes
+    ----------
+    selector : str
+        See `choose`; with ``scores`` their name.
+    activation_aware : bool
+        Fit the channel decomposition and the refinement after the activation, where it is a known one.
+    refined : bool
+        Refine the chain of factors jointly; a layer that is only narrowed is fitted again, after its activation.
+    seed : int
+        For the random selector.
+    scores : Tensor of shape (c,), optional
+        Numbers of the input channels, in place of a selector: the channels with the highest stay.
+    """
+
+    selector: str = "best"
+    activation_aware: bool = True
+    refined: bool = True
+    seed: int = 0
+    scores: Tensor | None = None
+
+
+DEFAULTS = FitSettings()
 
 
 def choose(problem: LayerProblem, keep: int, selector: str = "best", seed: int = 0) -> Selection:
@@ -89,14 +117,10 @@ def _chosen_and_fitted(
 def solve_layer(
     problem: LayerProblem,
     sizes: LayerSizes,
+    settings: FitSettings = DEFAULTS,
     *,
     held_out: Moments | None = None,
     halves: tuple[Moments, Moments] | None = None,
-    selector: str = "best",
-    activation_aware: bool = True,
-    refined: bool = True,
-    seed: int = 0,
-    scores: Tensor | None = None,
 ) -> tuple[LayerSolution, dict[str, Any]]:
     """Apply the planned steps to one layer: prune the input, split, decompose, refine, all on the same rows.
 
@@ -110,20 +134,11 @@ def solve_layer(
     problem : decomp.problem.layer_problem.LayerProblem
         On all input channels, X from the network as compressed so far.
     sizes : LayerSizes
+    settings : FitSettings
     held_out : decomp.problem.moments.Moments, optional
         Rows that are not fitted, for the report.
     halves : pair of decomp.problem.moments.Moments, optional
         The problem's rows in two halves by their images, for the report.
-    selector : str
-        See `choose`; with ``scores`` their name.
-    activation_aware : bool
-        Fit the channel decomposition and the refinement after the activation, where it is a known one.
-    refined : bool
-        Refine the chain of factors jointly; a layer that is only narrowed is fitted again, after its activation.
-    seed : int
-        For the random selector.
-    scores : Tensor of shape (c,), optional
-        Numbers of the input channels, in place of a selector: the channels with the highest stay.
 
     Returns
     -------
@@ -141,8 +156,8 @@ def solve_layer(
     NumericalError
         NaN or Inf in the problem, or no factorisation.
     """
-    if scores is None:
-        check_choice("selector", selector, SELECTORS)
+    if settings.scores is None:
+        check_choice("selector", settings.selector, SELECTORS)
     errors: dict[str, dict[str, float]] = {"before": _errors(problem.weight, problem, held_out)}
     report: dict[str, Any] = {"layer": problem.name, "activation": problem.activation, "rows": problem.moments.n_rows}
     report["errors"] = errors
@@ -150,10 +165,10 @@ def solve_layer(
     chosen, fitted = Selection(torch.arange(problem.n_channels), problem.n_channels), None
     if sizes.keep is not None:
         with part("choice of channels"):
-            if scores is not None:
-                chosen = selection.select_by(problem, sizes.keep, scores, selector)
+            if settings.scores is not None:
+                chosen = selection.select_by(problem, sizes.keep, settings.scores, settings.selector)
             else:
-                chosen, fitted = _chosen_and_fitted(problem, sizes.keep, selector, seed)
+                chosen, fitted = _chosen_and_fitted(problem, sizes.keep, settings.selector, settings.seed)
         # The rows of all holders are narrowed by it.
         own, chosen = chosen, replace(chosen, channels=problem.holders.agreed(chosen.channels)[0])
         fitted = fitted if torch.equal(own.channels, chosen.channels) else None
@@ -180,12 +195,14 @@ def solve_layer(
     if sizes.channel_rank is not None:
         base = factored if sizes.spatial_rank is not None else None
         with part("channel decomposition"):
-            factored = channel.decompose(problem, sizes.channel_rank, base=base, activation_aware=activation_aware)
+            factored = channel.decompose(
+                problem, sizes.channel_rank, base=base, activation_aware=settings.activation_aware
+            )
         report["channel"] = factored.report
         errors["channel"] = _errors(factored.compose()[0], problem, held_out)
-    if refined and (len(factored.factors) > 1 or pruned):
+    if settings.refined and (len(factored.factors) > 1 or pruned):
         with part("refinement"):
-            factored = _refined(problem, factored, activation_aware)
+            factored = _refined(problem, factored, settings.activation_aware)
         report["refine"] = {key: value for key, value in factored.report.items() if key.startswith("refine")}
         errors["refine"] = _errors(factored.compose()[0], problem, held_out)
     return LayerSolution(problem.name, chosen if pruned else None, factored), report

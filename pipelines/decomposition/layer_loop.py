@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +11,7 @@ from torch import Tensor
 from decomp import seeds
 from decomp.allocation.plan import Plan
 from decomp.graph.layer import Layer
-from decomp.solvers.solve_layer import solve_layer
-from decomp.surgery.apply_solution import apply_solution
+from decomp.solvers.solve_layer import FitSettings
 
 from ...data.formats.digests import digest_file
 from ...data.formats.layer_file import read_layer, write_layer
@@ -21,7 +20,7 @@ from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
 from .channel_scores import channel_scores
-from .depthwise import refit_depthwise
+from .fit_layer import exchange_layer, fit_layer
 from .gather import ProblemGatherer
 from .layer_reports import layer_words
 
@@ -56,10 +55,8 @@ def solve_layers(
     plan: Plan,
     gatherer: ProblemGatherer,
     parent: str,
+    settings: FitSettings,
     *,
-    selector: str,
-    activation_aware: bool,
-    refine: bool,
     reporter: Reporter,
     scores: Mapping[str, Tensor] | None = None,
 ) -> SolvedLayers:
@@ -73,13 +70,13 @@ def solve_layers(
     gatherer : ProblemGatherer
     parent : str
         Digest of all that the first layer is made from; each file carries the digest of its predecessor.
-    selector, activation_aware, refine
-        See :func:`decomp.solvers.solve_layer.solve_layer`; the selector may be a criterion of
+    settings : decomp.solvers.solve_layer.FitSettings
+        Each layer gets a seed and scores of its own. The selector may be a criterion of
         :data:`decomp.criteria.names.AS_SELECTORS`.
     reporter : decomp.pipelines.console.reporter.Reporter
     scores : mapping of str to torch.Tensor, optional
-        Numbers of the input channels, with the name `selector`, where these are known; layers without some are solved
-        with the selector 'best'.
+        Numbers of the input channels of layers, with the selector as their name, where these are known; layers without
+        some are solved with the selector 'best'.
 
     Raises
     ------
@@ -87,7 +84,7 @@ def solve_layers(
         A committed layer is damaged or made from something else.
     """
     graph, result = gatherer.graph, SolvedLayers()
-    seed = gatherer.frozen.meta["seed"]
+    seed, selector = gatherer.frozen.meta["seed"], settings.selector
     pruned = [layer.name for layer in graph.layers if layer.fitted and plan.layer(layer.name).keep is not None]
     if scores is None:
         scores = from_first(lambda: channel_scores(gatherer, selector, pruned))
@@ -105,33 +102,23 @@ def solve_layers(
                 gatherer.replay.advance(graph.node(layer))
                 solution, report = read_layer(path, parent, layer.name)
             else:
-                if layer.depthwise:
-                    solution, report = refit_depthwise(gatherer, layer)
-                else:
-                    problem, held_out = gatherer.problem(layer)
+                own = replace(
                     # A layer that keeps all its input channels needs none; one without numbers takes the default.
-                    own = selector if layer.name in pruned else "best"
-                    solution, report = solve_layer(
-                        problem, sizes, held_out=held_out, halves=gatherer.halves, selector=own,
-                        activation_aware=activation_aware,
-                        refined=refine, seed=seeds.derive_seed(seed, "decompose", layer.name),
-                        scores=scores.get(layer.name),
-                    )  # fmt: skip
+                    settings, selector=selector if layer.name in pruned else "best",
+                    seed=seeds.derive_seed(seed, "decompose", layer.name), scores=scores.get(layer.name),
+                )  # fmt: skip
+                solution, report = fit_layer(gatherer, layer, sizes, own)
                 write_layer(path, solution, report, parent)
                 take_file(path)
                 # Applied as read, like in a resumed run: the bytes of both are the same.
                 solution, report = read_layer(path, parent, layer.name)
                 reporter.detail(layer_words(layer, sizes, report), layer=layer.name, errors=report["errors"])
             parent = digest_file(path)
-            exchanged = apply_solution(graph.module, graph, solution)
+            exchanged, columns = exchange_layer(gatherer, solution)
             result.edited += [name for name in exchanged if name not in result.edited]
-            selection = solution.selection
-            if selection is not None and layer.input_space is not None and not layer.input_space.sampled:
-                narrowed = graph.columns_kept(layer, selection.channels)
-                gatherer.replay.narrow(narrowed)
-                for node, stay in narrowed.items():
-                    before = result.columns.get(node.name)
-                    result.columns[node.name] = stay if before is None else before[stay]
+            for node, stay in columns.items():
+                before = result.columns.get(node.name)
+                result.columns[node.name] = stay if before is None else before[stay]
             result.reports.append(report)
             progress.update(1)
     result.digest = parent

@@ -12,7 +12,6 @@ from torch import fx
 from decomp.cost.count import cost as count_cost
 from decomp.errors import TargetError, near_miss
 from decomp.graph.branches import Branch, reason_to_stay, residual_branches
-from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.network_graph import NetworkGraph
 from decomp.surgery.residual_branches import cut_branches, removable
 
@@ -84,7 +83,7 @@ def named_blocks(graph: NetworkGraph, names: Sequence[str], what: str, skip: Ite
     return [block.name for block in blocks if block.name in chosen]
 
 
-def without_blocks(surveyed: SurveyedRun, names: Sequence[str], *, sampler: bool = True) -> SurveyedRun:
+def without_blocks(surveyed: SurveyedRun, names: Sequence[str]) -> SurveyedRun:
     """A surveyed network that leaves out some blocks, for the plan and the fits of the layers that remain.
 
     The layers behind a block are fitted to the responses of the original as ever, and the last layer of the next block
@@ -96,8 +95,6 @@ def without_blocks(surveyed: SurveyedRun, names: Sequence[str], *, sampler: bool
         With all blocks; not changed.
     names : sequence of str
         Of :func:`named_blocks`.
-    sampler : bool
-        As for :func:`decomp.pipelines.decomposition.session.survey`.
 
     Returns
     -------
@@ -114,8 +111,7 @@ def without_blocks(surveyed: SurveyedRun, names: Sequence[str], *, sampler: bool
     foot = measure(module, opened.frozen.images(0, 1))
     memory = StageMemory(module, foot, before.limits, before.folder / f"without-{len(names)}")
     memory.count_passes(before.forward_images)
-    fitting = FittingLimits(opened.frozen.n_images)
-    after = NetworkGraph(module, graph.input_shape, graph.name, fitting=fitting, sampler=sampler)
+    after = graph.rebuilt(module)
     gone = [path for branch in branches for path in branch.layers]
     narrowed = replace(
         surveyed.narrowed, graph=after, macs_by_layer=count_cost(module, graph.input_shape).per_layer,

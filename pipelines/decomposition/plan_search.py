@@ -21,9 +21,6 @@ from decomp.allocation.target import allocate, most
 from decomp.cost.models import counted_model
 from decomp.errors import TargetError
 from decomp.graph.branches import Branch
-from decomp.graph.fitting_limits import FittingLimits
-from decomp.graph.network_graph import NetworkGraph
-from decomp.modules.copies import deep_copy
 
 from ..console.options import DecomposeOptions
 from ..console.parse import AUTO
@@ -110,14 +107,10 @@ class Work:
 
 def _copy(opened: OpenedRun, name: str) -> OpenedRun:
     """The same with a copy of its network, which can be narrowed."""
-    graph, memory = opened.graph, opened.memory
-    module = deep_copy(graph.module)
-    copied = NetworkGraph(
-        module, graph.input_shape, graph.name, fitting=FittingLimits(opened.frozen.n_images)
-    )  # fmt: skip
-    own = StageMemory(module, memory.foot, memory.limits, memory.folder / name)
+    graph, memory = opened.graph.copied(), opened.memory
+    own = StageMemory(graph.module, memory.foot, memory.limits, memory.folder / name)
     own.count_passes(memory.forward_images)
-    return replace(opened, graph=copied, memory=own)
+    return replace(opened, graph=graph, memory=own)
 
 
 def _keep_files(run: RunDirectory, chosen: float, candidates: Mapping[float, Mapping[str, int]]) -> None:
@@ -162,7 +155,7 @@ def with_blocks_left_out(
         return surveyed
     skip = plan_rules(options, graph).rules.skip
     if names != [AUTO] or plan is not None:
-        return without_blocks(surveyed, named_blocks(graph, names, what, skip), sampler=options.sampler)
+        return without_blocks(surveyed, named_blocks(graph, names, what, skip))
     blocks = blocks_of(graph, skip)
     if not blocks:
         rule = "this network has no residual block that can be left out"
@@ -191,7 +184,7 @@ class _Search:
         before, work = None, Work(self.surveyed.opened.memory)
         with self.reporter.progress(len(steps), "blocks to leave out", "trials") as progress:
             for names in steps:
-                part = without_blocks(self.surveyed, [*gone, *names], sampler=self.options.sampler)
+                part = without_blocks(self.surveyed, [*gone, *names])
                 changes = _tried(part, self.options, self.judge, self.reporter)
                 work.add(part.opened.memory)
                 progress.update(1)
@@ -216,7 +209,7 @@ class _Search:
         shares = from_first(self._shares)
         whole, loss = self.judge.changes(self.surveyed.graph.module), dict[str, float]()
         for block in self.blocks:
-            part = without_blocks(self.surveyed, [block.name], sampler=self.options.sampler)
+            part = without_blocks(self.surveyed, [block.name])
             change = float((self.judge.changes(part.graph.module) - whole).mean())
             loss[block.name] = max(change, 0.0) / max(shares[block.name], 1e-12)
             words = f"change of the outputs {change:.3g}, {100 * shares[block.name]:.1f} % of the cost"

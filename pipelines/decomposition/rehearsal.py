@@ -5,7 +5,6 @@ Whatever the end of a decomposition demands can be tried in the first minute, as
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from torch import nn
 
 from decomp.allocation.plan import LayerPlan, limits
 from decomp.errors import DecompError
-from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.network_graph import NetworkGraph
+from decomp.modules.copies import deep_copy
 from decomp.problem.factors import LayerSolution, Selection
 from decomp.surgery.apply_solution import apply_solution
 from decomp.surgery.narrow_network import shrink
@@ -67,7 +66,7 @@ def rehearse(
     """
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory(prefix="decomp-") as folder:
         graph, edited = _narrowed(opened, options, widths)
-        network = copy.deepcopy(graph.module)
+        network = deep_copy(graph.module)
         plans, written = rehearsal_plans(graph, options), set[str]()
         for layer in graph.layers:
             if not layer.fitted:
@@ -113,13 +112,11 @@ def _narrowed(
     graph = opened.graph
     if not widths and options.sampler:
         return graph, []
-    module, edited = graph.module, list[str]()
-    if widths:
-        module = copy.deepcopy(module)
-        edited = shrink(module, graph.spaces, {name: range(width) for name, width in widths.items()})
-    fitting = FittingLimits(opened.frozen.n_images)
-    narrowed = NetworkGraph(module, graph.input_shape, graph.name, fitting=fitting, sampler=options.sampler)
-    return narrowed, edited
+    if not widths:
+        return graph.rebuilt(sampler=options.sampler), []
+    module = deep_copy(graph.module)
+    edited = shrink(module, graph.spaces, {name: range(width) for name, width in widths.items()})
+    return graph.rebuilt(module, sampler=options.sampler), edited
 
 
 def _through_a_file(solution: LayerSolution, path: Path) -> LayerSolution:

@@ -25,10 +25,12 @@ from ...data.formats.atomic import scratch
 from ...data.formats.curves_file import Survey
 from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.frozen_keys import keys_of, shortcut_key
+from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
 from ..distributed.process_group import count, gathered
 from ..run.directory import RunDirectory
 from ..run.loading import open_frozen
+from .gather import ProblemGatherer
 from .memory import StageMemory, measure, problem_bytes, row_bytes, set_limits
 from .shared_channels import choose_channels
 from .survey import survey_network
@@ -116,6 +118,21 @@ class SurveyedRun:
     graph: NetworkGraph
     survey: Survey
 
+    def gatherer(self, options: DecomposeOptions, graph: NetworkGraph | None = None) -> ProblemGatherer:
+        """Gathers the problems of the layers, with all that the options fit them to.
+
+        Parameters
+        ----------
+        options : decomp.pipelines.console.options.DecomposeOptions
+        graph : decomp.graph.network_graph.NetworkGraph, optional
+            Of a copy of the network, which is then changed in its place.
+        """
+        opened, metrics = self.opened, self.survey.metrics if options.refine else {}
+        return ProblemGatherer(
+            opened.frozen, graph or self.graph, metrics=metrics, device=opened.device, recovery=options.recovery,
+            remaining_outputs=self.narrowed.remaining_outputs, memory=opened.memory,
+        )  # fmt: skip
+
 
 @contextmanager
 def open_run(
@@ -191,7 +208,7 @@ def narrow(
     )  # fmt: skip
     remaining = kept_outputs(graph, channels)
     edited = shrink(graph.module, graph.spaces, channels)
-    after = NetworkGraph(graph.module, graph.input_shape, graph.name, fitting=FittingLimits(opened.frozen.n_images))
+    after = graph.rebuilt()
     per_layer = count_cost(after.module, after.input_shape).per_layer
     return NarrowedRun(after, per_layer, dict(widths), channels, remaining, tuple(edited))
 
@@ -221,10 +238,7 @@ def survey(
         path or opened.run.curves, opened.frozen, graph, remaining_outputs=narrowed.remaining_outputs,
         device=opened.device, memory=opened.memory, reporter=reporter,
     )  # fmt: skip
-    if not sampler:
-        fitting = FittingLimits(opened.frozen.n_images)
-        graph = NetworkGraph(graph.module, graph.input_shape, graph.name, fitting=fitting, sampler=False)
-    return SurveyedRun(opened, narrowed, graph, result)
+    return SurveyedRun(opened, narrowed, graph if sampler else graph.rebuilt(sampler=False), result)
 
 
 def _require_entries(graph: NetworkGraph, frozen: FrozenFile, run: RunDirectory) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,10 @@ from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.plan import LayerPlan
 from decomp.errors import FileError
 from decomp.execution import output_metric
-from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 from decomp.solvers.output_curves import LEVELS, output_curve
-from decomp.solvers.solve_layer import solve_layer
-from decomp.surgery.apply_solution import apply_solution
+from decomp.solvers.solve_layer import FitSettings
 from decomp.time_spent import part
 
 from ...data.formats.curves_file import VERSION, Survey, read_curves, write_curves
@@ -33,7 +30,7 @@ from ..distributed.process_group import count, exact_total, from_first, number
 from ..measure.parallel import in_batches
 from ..run.calibration import fitted_images
 from ..run.outputs import frozen_outputs
-from .depthwise import refit_depthwise
+from .fit_layer import exchange_layer, fit_layer
 from .fitted_order import FittedOrder
 from .gather import ProblemGatherer
 from .memory import StageMemory, problem_bytes
@@ -199,19 +196,16 @@ def _refitted(
     reporter: Reporter,
 ) -> NetworkGraph:
     """A copy of a narrowed network with every layer fitted to the original on the channels it still reads."""
-    fitting = FittingLimits(frozen.n_images)
-    graph = NetworkGraph(copy.deepcopy(graph.module), graph.input_shape, graph.name, fitting=fitting)
+    graph = graph.copied()
     gatherer = ProblemGatherer(
         frozen, graph, remaining_outputs=remaining_outputs, recovery=True, device=device, memory=memory
     )
+    settings = FitSettings(refined=False)
     with reporter.progress(len(graph.layers), "fit of the narrowed layers", "layers") as progress:
         for layer in graph.layers:
             if layer.recorded:
-                if layer.depthwise:
-                    solution, _ = refit_depthwise(gatherer, layer)
-                else:
-                    solution, _ = solve_layer(gatherer.problem(layer)[0], LayerPlan(layer.name), refined=False)
-                apply_solution(graph.module, graph, solution)
+                solution, _ = fit_layer(gatherer, layer, LayerPlan(layer.name), settings, reported=False)
+                exchange_layer(gatherer, solution)
             progress.update(1)
     memory.clear()
     return graph

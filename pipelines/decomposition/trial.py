@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
 from decomp.allocation.choices import LayerPlans
-from decomp.graph.fitting_limits import FittingLimits
-from decomp.graph.network_graph import NetworkGraph
-from decomp.solvers.solve_layer import solve_layer
-from decomp.surgery.apply_solution import apply_solution
+from decomp.solvers.solve_layer import FitSettings
 from decomp.time_spent import part
 
 from ..console.options import DecomposeOptions
@@ -20,8 +16,7 @@ from ..console.reporter import Reporter
 from ..distributed.process_group import from_first
 from ..run.calibration import fitted_images
 from ..run.outputs import frozen_outputs
-from .depthwise import refit_depthwise
-from .gather import ProblemGatherer
+from .fit_layer import exchange_layer, fit_layer
 from .session import OpenedRun, SurveyedRun
 
 #: Held-out images on which a plan is judged, at most.
@@ -84,30 +79,14 @@ def changes_of_plan(surveyed: SurveyedRun, plans: LayerPlans, options: Decompose
     -------
     torch.Tensor, shape (N,), float64
     """
-    opened, before = surveyed.opened, surveyed.graph
-    fitting = FittingLimits(opened.frozen.n_images)
-    graph = NetworkGraph(
-        copy.deepcopy(before.module), before.input_shape, before.name, fitting=fitting, sampler=options.sampler
-    )  # fmt: skip
-    gatherer = ProblemGatherer(
-        opened.frozen, graph, metrics=surveyed.survey.metrics if options.refine else {}, device=opened.device,
-        recovery=options.recovery, remaining_outputs=surveyed.narrowed.remaining_outputs, memory=opened.memory,
-    )  # fmt: skip
+    graph = surveyed.graph.copied()
+    gatherer = surveyed.gatherer(options, graph)
+    settings = FitSettings("backward", options.activation_aware, options.refine)
     for layer in graph.layers:
-        if not layer.recorded:
-            continue
-        if layer.depthwise:
-            solution, _ = refit_depthwise(gatherer, layer)
-        else:
-            solution, _ = solve_layer(
-                gatherer.problem(layer)[0], plans[layer.name], selector="backward",
-                activation_aware=options.activation_aware, refined=options.refine,
-            )  # fmt: skip
-        apply_solution(graph.module, graph, solution)
-        selection, space = solution.selection, layer.input_space
-        if selection is not None and space is not None and not space.sampled:
-            gatherer.replay.narrow(graph.columns_kept(layer, selection.channels))
-    opened.memory.clear()
+        if layer.recorded:
+            solution, _ = fit_layer(gatherer, layer, plans[layer.name], settings, reported=False)
+            exchange_layer(gatherer, solution)
+    surveyed.opened.memory.clear()
     return judge.changes(graph.module)
 
 

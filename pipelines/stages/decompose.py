@@ -14,6 +14,7 @@ from decomp.allocation.plan import STEPS, Plan, latency_words
 from decomp.cost.count import Cost
 from decomp.errors import DecompError
 from decomp.runtimes.precision import exact_float32
+from decomp.solvers.solve_layer import FitSettings
 from decomp.time_spent import part
 
 from ...data.formats import network_file
@@ -26,7 +27,6 @@ from ..console.reporter import Reporter
 from ..console.time_table import time_lines
 from ..decomposition import refine_blocks as block_refinement
 from ..decomposition.emission import checked_cost, emit, unused_work
-from ..decomposition.gather import ProblemGatherer
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
 from ..decomposition.layer_reports import announce, more_images, planned_layers
 from ..decomposition.make_plan import decompose_options, make_plan, read_plan, space_candidates
@@ -312,11 +312,6 @@ def _solve(
 ) -> SolvedLayers:
     """Solve and apply all layers; committed ones are read."""
     opened, narrowed = surveyed.opened, surveyed.narrowed
-    gatherer = ProblemGatherer(
-        opened.frozen, surveyed.graph, metrics=surveyed.survey.metrics if options.refine else {},
-        device=opened.device, recovery=options.recovery, remaining_outputs=narrowed.remaining_outputs,
-        memory=opened.memory,
-    )  # fmt: skip
     # The layers are the same without the one, and the plan says what the other one found.
     asked = {key: value for key, value in options.to_json().items() if key not in ("refine_blocks", "leave_out")}
     parent = digest_json({
@@ -330,10 +325,10 @@ def _solve(
         scores = input_scales(scaled, pruned, narrowed.remaining_outputs)
         if others := [layer.name for layer in pruned if layer.name not in scores]:
             reporter.step(f"without scale factors for all they read, chosen by selector best: {', '.join(others)}")
+    settings = FitSettings(options.selector, options.activation_aware, options.refine)
     solved = solve_layers(
-        opened.run, plan, gatherer, parent, selector=options.selector, activation_aware=options.activation_aware,
-        refine=options.refine, reporter=reporter, scores=scores,
-    )  # fmt: skip
+        opened.run, plan, surveyed.gatherer(options), parent, settings, reporter=reporter, scores=scores
+    )
     if options.refine_blocks:
         solved.blocks = block_refinement.refine_blocks(surveyed, solved, reporter=reporter)
     return solved

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from decomp.errors import TraceError
+from decomp.graph.fitting_limits import FittingLimits
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.surgery.batchnorm import fold_bn
@@ -200,3 +201,23 @@ def test_a_transposed_convolution_that_is_given_an_output_size_of_any_images_is_
     assert set(up.left_alone) == {"spatial", "channel", "prune"} and not up.fitted
     assert "output size" in up.left_alone["spatial"]
     assert graph.layer("a").fitted and graph.layer("b").fitted
+
+
+def test_a_graph_is_rebuilt_by_its_own_rules_or_by_another_one_for_samplers():
+    limits = FittingLimits(10, most_columns=60)
+    graph = NetworkGraph(trace(block()), (3, 8, 8), "one", fitting=limits, sampler=False)
+    for again in (graph.rebuilt(), graph.rebuilt(trace(block())), graph.copied()):
+        assert again.layers == graph.layers and (again.name, again.input_shape) == ("one", (3, 8, 8))
+        assert again.layer("conv1").left_alone["prune"].startswith("72 columns")
+    sampled = NetworkGraph(trace(block()), (3, 8, 8), sampler=True)
+    assert sampled.rebuilt(sampler=False).layer("conv1").input_space is None
+    assert sampled.rebuilt().layer("conv1").input_space == sampled.layer("conv1").input_space is not None
+
+
+def test_the_network_of_a_copied_graph_is_its_own():
+    graph = view(block(), (3, 8, 8))
+    other = graph.copied(sampler=False)
+    with torch.no_grad():
+        other.module.get_submodule("conv1").weight.zero_()
+    assert graph.module.get_submodule("conv1").weight.any() and graph.rebuilt().module is graph.module
+    assert other.layer("conv1").input_space is None

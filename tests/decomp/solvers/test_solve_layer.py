@@ -15,7 +15,7 @@ from decomp.solvers import channel, refine, selection, spatial
 from decomp.solvers.half_quadratic import ACTIVATIONS
 from decomp.solvers.linalg import least_squares
 from decomp.solvers.selectors import CHANNEL_SELECTORS, SELECTORS
-from decomp.solvers.solve_layer import choose, solve_layer
+from decomp.solvers.solve_layer import FitSettings, choose, solve_layer
 
 ITEMS = [
     LayerPlan("l", 3),
@@ -96,13 +96,13 @@ def test_the_planned_steps_are_applied_and_no_others(item, steps):
     assert fitted[1] <= fitted[0] + 1e-12 or item.keep is not None
     if len(steps) == 5:
         assert fitted[1] <= fitted[2] <= fitted[3] >= fitted[4]
-    _, plain = solve_layer(rows.problem, item, refined=False)
+    _, plain = solve_layer(rows.problem, item, FitSettings(refined=False))
     assert list(plain["errors"]) == [step for step in steps if step != "refine"]
 
 
 def test_the_steps_are_those_of_the_solvers_one_after_the_other():
     rows = make(activation="relu", seed=4)
-    solution, report = solve_layer(rows.problem, LayerPlan("l", 3, 5, 3), selector="backward")
+    solution, report = solve_layer(rows.problem, LayerPlan("l", 3, 5, 3), FitSettings("backward"))
     chosen = selection.select(rows.problem, 3, "backward")
     weight, bias = selection.reconstruct(rows.problem, chosen)
     narrow = dataclasses.replace(rows.problem.narrowed(chosen), weight=weight, bias=bias)
@@ -118,8 +118,8 @@ def test_the_steps_are_those_of_the_solvers_one_after_the_other():
 def test_minding_the_activation_lowers_the_error_after_it(activation):
     rows, r = make(n=8, activation=activation, seed=5), ACTIVATIONS[activation]
 
-    def error(**options):
-        solution, report = solve_layer(rows.problem, LayerPlan("l", 3, 4, 3), **options)
+    def error(**settings):
+        solution, report = solve_layer(rows.problem, LayerPlan("l", 3, 4, 3), FitSettings(**settings))
         difference = r(responses(solution, rows)) - r(rows.Y)
         return float(difference.square().sum()), report
 
@@ -145,7 +145,7 @@ def test_the_best_selector_is_the_better_of_the_two_it_tries(seed, keep):
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_every_selector_is_used_as_chosen(selector):
     problem = make(c=7, kernel=(2, 2), seed=6).problem
-    solution, report = solve_layer(problem, LayerPlan("l", 3), selector=selector, seed=9, refined=False)
+    solution, report = solve_layer(problem, LayerPlan("l", 3), FitSettings(selector, seed=9, refined=False))
     assert torch.equal(solution.selection.channels, choose(problem, 3, selector, seed=9).channels)
     if selector in CHANNEL_SELECTORS:
         assert report["selection"]["selector"] == selector
@@ -159,7 +159,7 @@ def test_an_unknown_selector_is_refused_before_any_work():
     wanted = r"^selector: must be one of best, lasso, .*, got 'bset'; did you mean best\.$"
     for item in (LayerPlan("l", 3), LayerPlan("l")):
         with pytest.raises(UsageError, match=wanted):
-            solve_layer(problem, item, selector="bset")
+            solve_layer(problem, item, FitSettings("bset"))
     with pytest.raises(UsageError, match="did you mean backward"):
         choose(problem, 3, "backwards")
 
@@ -252,7 +252,7 @@ def test_errors_of_the_halves_are_those_of_fits_to_each_on_the_other():
     n = len(X) // 2
     halves = Moments.of_rows(X[:n], Y[:n]), Moments.of_rows(X[n:], Y[n:])
     _, report = solve_layer(rows.problem, LayerPlan("l", 3), halves=halves)
-    solution, _ = solve_layer(rows.problem, LayerPlan("l", 3), refined=False)
+    solution, _ = solve_layer(rows.problem, LayerPlan("l", 3), FitSettings(refined=False))
     columns = columns_of(solution.selection.channels, rows.problem.kernel)
     prior = rows.problem.matrix()[columns]
 
@@ -279,7 +279,7 @@ def test_chosen_channels_are_fitted_once_for_each_selector_tried(selector, monke
 
     plain = selection.reconstruct
     monkeypatch.setattr(selection, "reconstruct", reconstruct)
-    solution, report = solve_layer(problem, LayerPlan("l", 3), selector=selector, refined=False)
+    solution, report = solve_layer(problem, LayerPlan("l", 3), FitSettings(selector, refined=False))
     chosen = {name: choose(problem, 3, name).channels.tolist() for name in ("backward", "lasso")}
     differ = selector == "best" and chosen["backward"] != chosen["lasso"]
     assert len(fits) == (2 if differ else 1)
