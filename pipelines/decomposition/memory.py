@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from decomp.errors import UsageError
 from decomp.execution import footprint
 from decomp.execution.footprint import Footprint
 from decomp.execution.replay import Replay
@@ -19,19 +17,7 @@ from decomp.execution.sampled_rows import points_of_calls
 from decomp.graph.layer import Layer
 from decomp.problem.moments import TILE_ROWS
 
-from ..distributed.launch import n_on_this_machine
-from ..measure.memory import (
-    DEFAULT_SHARE,
-    GPU_SHARE,
-    LIBRARIES,
-    MIB,
-    as_text,
-    gpu_memory,
-    keep_freed_memory,
-    machine_memory,
-    return_freed_memory,
-    rounded_up,
-)  # fmt: skip
+from ..measure.memory import LIBRARIES, MIB, available_disk, memory_of_stage
 from .spill_store import SpillStore
 
 # Copies of all weights: while layers are fitted, and while a network is written and read back to be verified.
@@ -144,22 +130,13 @@ def set_limits(
     fixed = LIBRARIES + max(COPIES_FITTING * weights + solver, COPIES_WRITING * weights)
     started = before or {}
     least = fixed + max(image * started.get("batch_size", 1), gradient * started.get("backward_batch", 1))
-    if memory is not None and memory < least:
-        raise UsageError(
-            "--memory", f"{command} needs at least {rounded_up(least)} for this network", got=as_text(memory),
-            fix=f"give --memory {rounded_up(least)}",
-        )  # fmt: skip
-    return_freed_memory() if memory is not None else keep_freed_memory()
-    there = gpu_memory(device or next((p.device for p in module.parameters()), torch.device("cpu")))
-    n_here = n_on_this_machine()
-    wanted = memory or int(DEFAULT_SHARE * machine_memory()) // n_here
-    free = max(wanted if there is None else min(wanted, int(GPU_SHARE * there)), least) - fixed
+    device = device or next((p.device for p in module.parameters()), torch.device("cpu"))
+    free = memory_of_stage(least, memory, device, command=command) - fixed
     batch = BATCH_SHARE * free
-    spill = shutil.disk_usage(_existing(folder)).free // 2 // n_here
     return MemoryLimits(
         started.get("batch_size", max(1, min(batch_size, int(batch // image)))),
         started.get("backward_batch", max(1, min(batch_size, int(batch // gradient) if gradient else 1))),
-        started.get("keep", int(max(spill, STORE_SHARE * free))),
+        started.get("keep", int(max(available_disk(folder), STORE_SHARE * free))),
         int(STORE_SHARE * free), int(ROWS_SHARE * free), int(solver + batch),
     )  # fmt: skip
 
@@ -245,11 +222,3 @@ def work_words(passes: float, spilled_bytes: int) -> str:
     if spilled_bytes:
         words += f", up to {spilled_bytes / MIB:,.0f} MiB of activations on the disk meanwhile"
     return words
-
-
-def _existing(folder: str | os.PathLike[str]) -> Path:
-    """The nearest folder above that exists."""
-    path = Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
-    return path

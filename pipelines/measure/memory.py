@@ -1,13 +1,18 @@
-"""Memory of the machine, of its container and of a GPU, and amounts of memory in words."""
+"""Memory and disk that a process may use: of the machine, its container and a GPU; amounts of memory in words."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from decomp.errors import UsageError
+
+from ..distributed.launch import n_on_this_machine
 
 MIB, GIB = 2**20, 2**30
 #: Without a limit: this share of the machine's memory, or this much where the system gives no number; a network whose
@@ -42,6 +47,57 @@ def gpu_memory(device: torch.device) -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def available_memory(limit: int | None, device: torch.device) -> int:
+    """Bytes that this process may use.
+
+    Parameters
+    ----------
+    limit : int or None
+        Bytes for each process; None is half of the machine's memory, divided among its processes.
+    device : torch.device
+        Of a GPU never more than a share of what is free there.
+    """
+    wanted = limit or int(DEFAULT_SHARE * machine_memory()) // n_on_this_machine()
+    there = gpu_memory(device)
+    return wanted if there is None else min(wanted, int(GPU_SHARE * there))
+
+
+def memory_of_stage(
+    least: int, limit: int | None, device: torch.device, *, command: str, subject: str = "this network"
+) -> int:
+    """Bytes that a stage may use, its least need or more; the C library keeps or returns freed memory accordingly.
+
+    Parameters
+    ----------
+    least : int
+        Bytes that it needs.
+    limit, device
+        As for `available_memory`.
+    command, subject : str
+        The stage, and what needs the memory, for the error.
+
+    Raises
+    ------
+    UsageError
+        The limit is below the least need, which it names.
+    """
+    if limit is not None and limit < least:
+        raise UsageError(
+            "--memory", f"{command} needs at least {rounded_up(least)} for {subject}", got=as_text(limit),
+            fix=f"give --memory {rounded_up(least)}",
+        )  # fmt: skip
+    return_freed_memory() if limit is not None else keep_freed_memory()
+    return max(available_memory(limit, device), least)
+
+
+def available_disk(folder: str | os.PathLike[str]) -> int:
+    """Bytes that this process may use for a while on the disk of a folder: half of what is free, divided likewise."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free // 2 // n_on_this_machine()
 
 
 def return_freed_memory() -> None:

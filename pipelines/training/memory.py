@@ -9,23 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from decomp.errors import UsageError
 from decomp.execution import footprint
 
 from ..console.reporter import Reporter
-from ..distributed.launch import n_on_this_machine
 from ..distributed.process_group import count, gathered
-from ..measure.memory import (
-    DEFAULT_SHARE,
-    GPU_SHARE,
-    LIBRARIES,
-    as_text,
-    gpu_memory,
-    keep_freed_memory,
-    machine_memory,
-    return_freed_memory,
-    rounded_up,
-)  # fmt: skip
+from ..measure.memory import LIBRARIES, available_memory, memory_of_stage
 from . import checkpoints
 from .batchnorm import MIN_BATCH_SIZE, NORMALISATIONS
 
@@ -178,13 +166,8 @@ def training_limits(
     least_part = -(-least_part // max(1, batch_size // MIN_BATCH_SIZE)) if statistics else 1
     started = before or {}
     least = fixed + each * max(started.get("trained", least_part), started.get("validated", 1))
-    if memory is not None and memory < least:
-        raise UsageError(
-            "--memory", f"{command} needs at least {rounded_up(least)} for this network and these batches",
-            got=as_text(memory), fix=f"give --memory {rounded_up(least)}",
-        )  # fmt: skip
-    return_freed_memory() if memory is not None else keep_freed_memory()
-    n = min(gathered((max(_available(memory, device), least) - fixed) // each))
+    there = memory_of_stage(least, memory, device, command=command, subject="this network and these batches")
+    n = min(gathered((there - fixed) // each))
     return TrainingLimits(
         # Not the share of a process: the training may go on in fewer processes, whose shares are larger.
         started.get("trained", max(least_part, min(batch_size, n))),
@@ -195,13 +178,7 @@ def training_limits(
 def images_within(network: nn.Module, image: Tensor, memory: int | None, device: torch.device) -> int:
     """Images that a limit allows at a time for a network alone, at least one; arguments as above."""
     each, fixed = _needs(network, image.to(device), None, 1)
-    return max(1, (_available(memory, device) - fixed) // each)
-
-
-def _available(memory: int | None, device: torch.device) -> int:
-    wanted = memory or int(DEFAULT_SHARE * machine_memory()) // n_on_this_machine()
-    there = gpu_memory(device)
-    return wanted if there is None else min(wanted, int(GPU_SHARE * there))
+    return max(1, (available_memory(memory, device) - fixed) // each)
 
 
 def _needs(network: nn.Module, image: Tensor, original: fx.GraphModule | None, share: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from decomp.execution.footprint import Footprint
 from decomp.graph.layer import Layer
 from decomp.pipelines.decomposition import memory
 from decomp.pipelines.decomposition.session import open_run
+from decomp.pipelines.measure import memory as machine
 from decomp.pipelines.measure.memory import GIB, MIB
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
@@ -50,14 +51,14 @@ def test_too_little_memory_is_refused_with_the_least_that_is_enough():
 
 
 def test_without_a_limit_it_is_half_of_the_machine_or_the_least_that_is_enough(monkeypatch):
-    monkeypatch.setattr(memory, "machine_memory", lambda: 8 * GIB)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 8 * GIB)
     assert limits(None) == limits(4 * GIB)
-    monkeypatch.setattr(memory, "machine_memory", lambda: GIB)  # half of it is too little
+    monkeypatch.setattr(machine, "machine_memory", lambda: GIB)  # half of it is too little
     assert limits(None).batch_size == 2
 
 
 def test_on_a_gpu_it_is_no_more_than_a_share_of_what_is_free_there(monkeypatch):
-    monkeypatch.setattr(memory, "machine_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 64 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9 * GIB, 24 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB)
@@ -68,7 +69,7 @@ def test_on_a_gpu_it_is_no_more_than_a_share_of_what_is_free_there(monkeypatch):
 
 def test_a_resumed_stage_continues_with_the_limits_it_began_with(monkeypatch):
     # Other processes may write meanwhile.
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=200 * GIB))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: SimpleNamespace(free=200 * GIB))
     begun = limits(2 * GIB).to_json()
     again = limits(1.5 * GIB, before=begun)
     assert again.to_json() == begun != limits(1.5 * GIB).to_json()
@@ -210,10 +211,10 @@ def test_the_peak_memory_of_a_stage_is_bounded(tmp_path):
 
 
 def test_processes_on_one_machine_divide_its_memory_and_disk_where_none_is_given(monkeypatch):
-    monkeypatch.setattr(memory, "machine_memory", lambda: 64 * GIB)
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: SimpleNamespace(free=400 * GIB))
+    monkeypatch.setattr(machine, "machine_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=400 * GIB))
     alone, given = limits(None), limits(4 * GIB)
-    monkeypatch.setattr(memory, "n_on_this_machine", lambda: 4)
+    monkeypatch.setattr(machine, "n_on_this_machine", lambda: 4)
     shared = limits(None)
     assert shared.store_bytes == 50 * GIB == alone.store_bytes / 4
     assert shared.store_in_memory == limits(8 * GIB).store_in_memory < alone.store_in_memory / 4

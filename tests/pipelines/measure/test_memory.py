@@ -1,8 +1,24 @@
-"""Memory of the machine and of its container, and amounts in words."""
+"""Memory and disk that a process may use, least needs, and amounts in words."""
 
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from decomp.errors import UsageError
 from decomp.pipelines.console.parse import memory_bytes
 from decomp.pipelines.measure import memory
-from decomp.pipelines.measure.memory import GIB, MIB, as_text, rounded_up
+from decomp.pipelines.measure.memory import (
+    GIB,
+    MIB,
+    as_text,
+    available_disk,
+    available_memory,
+    memory_of_stage,
+    rounded_up,
+)  # fmt: skip
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_the_memory_of_the_machine_is_bounded_by_that_of_its_container(monkeypatch):
@@ -22,6 +38,35 @@ def test_the_memory_of_the_machine_is_bounded_by_that_of_its_container(monkeypat
     assert memory.machine_memory() == 2 * GIB
     monkeypatch.delattr(memory.os, "sysconf")  # as on Windows
     assert memory.machine_memory() * memory.DEFAULT_SHARE == memory.DEFAULT_MEMORY
+
+
+def test_a_process_has_its_limit_or_its_share_of_half_the_machine_and_no_more_than_a_gpu_has_free(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 64 * GIB)
+    assert (available_memory(None, CPU), available_memory(48 * GIB, CPU)) == (32 * GIB, 48 * GIB)
+    monkeypatch.setattr(memory, "n_on_this_machine", lambda: 4)
+    assert (available_memory(None, CPU), available_memory(48 * GIB, CPU)) == (8 * GIB, 48 * GIB)
+    monkeypatch.setattr(memory, "gpu_memory", lambda device: 5 * GIB if device == GPU else None)
+    assert (available_memory(None, GPU), available_memory(GIB, GPU)) == (4 * GIB, GIB)
+
+
+def test_a_stage_has_its_least_need_at_any_rate_and_a_limit_below_it_is_refused(monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: calls.append("return"))
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2 * GIB)
+    assert memory_of_stage(3 * GIB, None, CPU, command="train") == 3 * GIB and calls == ["keep"]
+    assert memory_of_stage(GIB // 2, None, CPU, command="train") == GIB
+    assert memory_of_stage(3 * GIB, 3 * GIB, CPU, command="train") == 3 * GIB and calls[1:] == ["keep", "return"]
+    rule = r"^--memory: train needs at least 3GiB for these batches, got 2GiB; give --memory 3GiB\.$"
+    with pytest.raises(UsageError, match=rule):
+        memory_of_stage(3 * GIB, 2 * GIB, CPU, command="train", subject="these batches")
+
+
+def test_processes_divide_half_of_the_free_disk_of_a_folder_that_is_still_to_be_made(monkeypatch, tmp_path):
+    there = []
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: there.append(path) or SimpleNamespace(free=40 * GIB))
+    monkeypatch.setattr(memory, "n_on_this_machine", lambda: 5)
+    assert available_disk(tmp_path / "run" / "scratch") == 4 * GIB and there == [tmp_path]
 
 
 def test_a_least_amount_in_words_is_never_less_than_it():

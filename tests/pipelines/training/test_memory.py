@@ -13,6 +13,7 @@ from decomp.errors import UsageError
 from decomp.execution import footprint
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.parse import memory_bytes
+from decomp.pipelines.measure import memory as machine
 from decomp.pipelines.measure.memory import GIB, LIBRARIES, MIB
 from decomp.pipelines.training import memory
 from decomp.pipelines.training.memory import TrainingLimits, images_within, parts_of, training_limits
@@ -79,14 +80,14 @@ def test_a_resumed_training_continues_with_the_limits_it_began_with():
 
 
 def test_without_a_limit_it_is_half_of_the_machine_or_the_least_need(monkeypatch):
-    monkeypatch.setattr(memory, "machine_memory", lambda: int(2 * (fixed(100) + 5.5 * EACH)))
+    monkeypatch.setattr(machine, "machine_memory", lambda: int(2 * (fixed(100) + 5.5 * EACH)))
     assert limits(None) == TrainingLimits(5, 5)
-    monkeypatch.setattr(memory, "n_on_this_machine", lambda: 50)
+    monkeypatch.setattr(machine, "n_on_this_machine", lambda: 50)
     assert limits(None) == TrainingLimits(1, 1)
 
 
 def test_on_a_gpu_it_is_no_more_than_a_share_of_what_is_free_there(monkeypatch):
-    monkeypatch.setattr(memory, "gpu_memory", lambda device: int((fixed(100) + 5.5 * EACH) / memory.GPU_SHARE))
+    monkeypatch.setattr(machine, "gpu_memory", lambda device: int((fixed(100) + 5.5 * EACH) / machine.GPU_SHARE))
     assert limits(None) == limits(64 * GIB) == TrainingLimits(5, 5)
 
 
