@@ -11,8 +11,9 @@ from decomp.data.formats import network_file
 from decomp.errors import TargetError, UsageError
 from decomp.pipelines.console.options import DecomposeOptions
 from decomp.pipelines.decomposition import make_plan, plan_search
+from decomp.pipelines.decomposition.left_out import without_blocks
 from decomp.pipelines.decomposition.make_plan import space_candidates
-from decomp.pipelines.decomposition.session import open_run
+from decomp.pipelines.decomposition.session import narrow, open_run, survey
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import SHAPE, Collected, bytes_of, make_run, planned
 
@@ -61,6 +62,32 @@ def blocks_found(run, monkeypatch, changes, order=ORDER, **options):
 def test_the_set_of_blocks_with_the_least_change_is_left_out(blocks_run, monkeypatch, changes, found, line):
     left_out, messages = blocks_found(blocks_run, monkeypatch, changes)
     assert tuple(left_out) == found and line in messages
+
+
+def test_of_many_blocks_several_neighbours_are_tried_at_a_time(blocks_run, monkeypatch):
+    monkeypatch.setattr(plan_search, "MOST_SETS", 2)
+    left_out, _ = blocks_found(blocks_run, monkeypatch, {(): 0.3, AB: 0.2, ABC: 0.25})  # a alone is not tried
+    assert tuple(left_out) == AB
+
+
+def test_the_search_ends_when_several_trials_in_a_row_bring_nothing(blocks_run, monkeypatch):
+    monkeypatch.setattr(plan_search, "PATIENCE", 2)
+    left_out, _ = blocks_found(blocks_run, monkeypatch, {(): 0.3, A: 0.4, B: 0.3})  # c is not tried
+    assert left_out == []
+
+
+def test_what_is_out_of_reach_or_far_past_the_target_gets_no_trial(blocks_run):
+    def proposed(speedup, *names, **options):
+        asked = DecomposeOptions(speedup=speedup, multiple=1, **options)
+        return plan_search._proposed(without_blocks(surveyed, names), asked, Collected())
+
+    with open_run(blocks_run, CPU) as opened:
+        surveyed = survey(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected())
+        plans = proposed(1.2)
+        assert set(plans) == {layer.name for layer in surveyed.graph.layers}
+        assert any(plan.treated for plan in plans.values())
+        assert proposed(1.2, "a.conv2", "b.conv2", "c.conv2") is None  # 3x without any change of a layer
+        assert proposed(1000) is None and proposed(2, skip=("*",)) is None
 
 
 def test_blocks_are_tried_by_the_change_of_the_outputs_for_the_cost_that_they_save(blocks_run, monkeypatch):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from decomp.allocation.plan import LayerPlan
 from decomp.data.formats import network_file
 from decomp.pipelines.console.options import DecomposeOptions
+from decomp.pipelines.decomposition import trial
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
 from decomp.pipelines.decomposition.trial import Judge, changes_of_plan, is_better, say_change
 from decomp.pipelines.run.calibration import fitted_images
@@ -29,6 +30,35 @@ def test_a_trial_is_told_with_its_mean_and_number_of_images():
     assert reporter.messages == ["with all blocks: change of the outputs 0.5 on 2 held-out images"]
 
 
+@pytest.mark.parametrize("chosen", [{}, {"activation_aware": False}, {"refine": False, "recovery": False}])
+def test_layers_of_a_trial_are_fitted_as_the_options_say_with_channels_by_backward_elimination(
+    blocks_run, monkeypatch, chosen
+):
+    options, fits = DecomposeOptions(speedup=2, selector="best", **chosen), []
+
+    def fitted(gatherer, layer, sizes, settings, reported):
+        assert gatherer.recovery == options.recovery and bool(gatherer.metrics) == options.refine and not reported
+        fits.append((layer.name, sizes.name, settings.selector, settings.activation_aware, settings.refined))
+        return None, {}
+
+    monkeypatch.setattr(trial, "fit_layer", fitted)
+    monkeypatch.setattr(trial, "exchange_layer", lambda gatherer, solution: None)
+    with open_run(blocks_run, torch.device("cpu")) as opened:
+        surveyed = survey(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected())
+        plans = {layer.name: LayerPlan(layer.name) for layer in surveyed.graph.layers}
+        changes = changes_of_plan(surveyed, plans, options, Judge(opened))
+    wanted = ("backward", options.activation_aware, options.refine)
+    assert fits == [(name, name, *wanted) for name in plans] and changes.abs().max() < 1e-9
+
+
+def test_at_most_some_of_the_held_out_images_are_judged_on(blocks_run, monkeypatch):
+    monkeypatch.setattr(trial, "MOST_IMAGES", 7)
+    with open_run(blocks_run, torch.device("cpu"), batch_size=5) as opened:
+        judge = Judge(opened)
+        assert len(judge.places) == len(judge.changes(opened.original)) == 7
+        assert judge.places.start == fitted_images(opened.frozen.n_images)
+
+
 def test_the_change_is_the_divergence_on_held_out_images_and_grows_with_smaller_sizes(blocks_run):
     original, options = network_file.load(blocks_run.original_dir), DecomposeOptions(speedup=2)
     with open_run(blocks_run, torch.device("cpu")) as opened:
@@ -46,6 +76,12 @@ def test_the_change_is_the_divergence_on_held_out_images_and_grows_with_smaller_
             plans["b.conv2"] = LayerPlan("b.conv2", **sizes)
             return float(changes_of_plan(surveyed, plans, options, judge).mean())
 
+        n_held_out, before = (
+            opened.frozen.n_images - fitted_images(opened.frozen.n_images),
+            opened.memory.forward_images,
+        )
+        judge.changes(original)
+        assert opened.memory.forward_images == before + n_held_out
         weights = {name: value.clone() for name, value in surveyed.graph.module.state_dict().items()}
         whole, some, few = mean_change(), mean_change(channel_rank=4), mean_change(channel_rank=1)
         assert whole < 1e-5 < some < few and mean_change(keep=2) > 1e-4
