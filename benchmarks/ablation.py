@@ -26,6 +26,7 @@ from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
 from decomp.pipelines.measure import fidelity
+from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.run.loading import open_frozen
 from decomp.pipelines.run.outputs import frozen_outputs
@@ -45,7 +46,7 @@ class Study:
         self.frozen, self.original = open_frozen(self.run)
         self.shape = tuple(self.frozen.meta["input_shape"])
         reporter = Reporter()
-        with open_run(self.run, torch.device("cpu")) as opened:
+        with open_run(self.run, Resources(torch.device("cpu"))) as opened:
             self.survey = survey(opened, narrow(opened, {}, reporter=reporter), reporter=reporter).survey
             self.original_cost = opened.cost
 

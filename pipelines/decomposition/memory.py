@@ -18,6 +18,7 @@ from decomp.graph.layer import Layer
 from decomp.problem.moments import TILE_ROWS
 
 from ..measure.memory import LIBRARIES, MIB, available_disk, memory_of_stage
+from ..measure.resources import Resources
 from .spill_store import SpillStore
 
 # Copies of all weights: while layers are fitted, and while a network is written and read back to be verified.
@@ -83,15 +84,13 @@ def _points(layer: Layer, n_points: int) -> int:
 def set_limits(
     module: nn.Module,
     foot: Footprint,
+    resources: Resources,
     *,
+    folder: str | os.PathLike[str],
     solver: int = 0,
     rows: int = 0,
-    memory: int | None,
-    batch_size: int,
-    folder: str | os.PathLike[str],
     before: Mapping[str, int] | None = None,
     command: str = "decompose",
-    device: torch.device | None = None,
 ) -> MemoryLimits:
     """Divide the memory of a stage, or refuse an amount that is too small.
 
@@ -99,22 +98,18 @@ def set_limits(
     ----------
     module : torch.nn.Module
     foot : decomp.execution.footprint.Footprint
-    solver, rows : int
-        Bytes that the largest layer problem takes, and the rows of one image; 0 where none is solved.
-    memory : int or None
-        Bytes; None is half of the machine's, or the least need where that is more. Where the stage runs on a GPU, never
-        more than that has free. Processes of one job on one machine divide its memory and disk where it is None; an
-        amount is that of each.
-    batch_size : int
-        Upper limit of the images at a time.
+    resources : decomp.pipelines.measure.resources.Resources
+        Without a limit of memory: half of the machine's, or the least need where that is more. Where the stage runs on
+        a GPU, never more than that has free. Processes of one job on one machine divide its memory and disk where there
+        is no limit; an amount is that of each.
     folder : path
         On the disk for spilled values; at most half of its free space is used.
+    solver, rows : int
+        Bytes that the largest layer problem takes, and the rows of one image; 0 where none is solved.
     before : dict, optional
         :meth:`MemoryLimits.to_json` of the stage's first start.
     command : str
         For the error.
-    device : torch.device, optional
-        Where the stage runs; that of the module if none is given.
 
     Returns
     -------
@@ -130,12 +125,11 @@ def set_limits(
     fixed = LIBRARIES + max(COPIES_FITTING * weights + solver, COPIES_WRITING * weights)
     started = before or {}
     least = fixed + max(image * started.get("batch_size", 1), gradient * started.get("backward_batch", 1))
-    device = device or next((p.device for p in module.parameters()), torch.device("cpu"))
-    free = memory_of_stage(least, memory, device, command=command) - fixed
-    batch = BATCH_SHARE * free
+    free = memory_of_stage(least, resources.memory, resources.device, command=command) - fixed
+    batch, most = BATCH_SHARE * free, resources.batch_size
     return MemoryLimits(
-        started.get("batch_size", max(1, min(batch_size, int(batch // image)))),
-        started.get("backward_batch", max(1, min(batch_size, int(batch // gradient) if gradient else 1))),
+        started.get("batch_size", max(1, min(most, int(batch // image)))),
+        started.get("backward_batch", max(1, min(most, int(batch // gradient) if gradient else 1))),
         started.get("keep", int(max(available_disk(folder), STORE_SHARE * free))),
         int(STORE_SHARE * free), int(ROWS_SHARE * free), int(solver + batch),
     )  # fmt: skip

@@ -28,6 +28,7 @@ from ...data.formats.frozen_keys import keys_of, shortcut_key
 from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
 from ..distributed.process_group import count, gathered
+from ..measure.resources import Resources
 from ..run.directory import RunDirectory
 from ..run.loading import open_frozen
 from .gather import ProblemGatherer
@@ -137,10 +138,8 @@ class SurveyedRun:
 @contextmanager
 def open_run(
     run: RunDirectory | str | os.PathLike[str],
-    device: torch.device,
+    resources: Resources,
     *,
-    memory: int | None = None,
-    batch_size: int = 100,
     start_over: bool = False,
 ) -> Iterator[OpenedRun]:
     """Open a run for the length of the block.
@@ -148,11 +147,8 @@ def open_run(
     Parameters
     ----------
     run : path or RunDirectory
-    device : torch.device
-    memory : int, optional
-        Limit in bytes, see :func:`decomp.pipelines.decomposition.memory.set_limits`.
-    batch_size : int
-        Upper limit of the images at a time.
+    resources : decomp.pipelines.measure.resources.Resources
+        See :func:`decomp.pipelines.decomposition.memory.set_limits`.
     start_over : bool
         Layers that are solved already will be solved anew, so that the limits they were solved with do not matter.
 
@@ -171,13 +167,13 @@ def open_run(
         graph = NetworkGraph(network, shape, name, fitting=FittingLimits(frozen.n_images))
         _require_entries(graph, frozen, run)
         cost = count_cost(network, shape)
-        network.to(device)
+        network.to(resources.device)
         # Layers that are solved already were fitted within these limits; within others the rest would not have the
         # same bytes.
         solved = run.layers_dir.is_dir() and not start_over
         before = (run.config("decompose") or {}).get("limits") if solved else None
-        stage_memory = _stage_memory(graph, frozen, memory, batch_size, folder, before)
-        yield OpenedRun(run, frozen, original, graph, cost, stage_memory, device)
+        stage_memory = _stage_memory(graph, frozen, resources, folder, before)
+        yield OpenedRun(run, frozen, original, graph, cost, stage_memory, resources.device)
 
 
 def narrow(
@@ -252,14 +248,14 @@ def _require_entries(graph: NetworkGraph, frozen: FrozenFile, run: RunDirectory)
 
 
 def _stage_memory(
-    graph: NetworkGraph, frozen: FrozenFile, memory: int | None, batch_size: int, folder: Path, before: Any
+    graph: NetworkGraph, frozen: FrozenFile, resources: Resources, folder: Path, before: Any
 ) -> StageMemory:
     assert isinstance(graph.module, fx.GraphModule)
     foot = measure(graph.module, frozen.images(0, 1))
     fitted = [layer for layer in graph.layers if layer.recorded]
     n_points = frozen.meta["n_points"]
     limits = set_limits(
-        graph.module, foot, memory=memory, batch_size=batch_size, folder=folder,
+        graph.module, foot, resources, folder=folder,
         solver=max((problem_bytes(layer, -(-frozen.n_recorded // count()), n_points) for layer in fitted), default=0),
         rows=max((row_bytes(layer, n_points) for layer in fitted), default=0),
         before=before,

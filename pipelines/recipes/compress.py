@@ -20,13 +20,13 @@ from decomp.graph.autocast import AUTOCAST
 from ...data import given
 from ...data.formats import network_file
 from ...data.models import MEMORY
-from ..console import parse
 from ..console.options import DecomposeOptions, FreezeOptions
 from ..console.python_words import said_for_python
 from ..console.reporter import Reporter
 from ..decomposition.emission import unused_work
 from ..decomposition.make_plan import decompose_options, read_plan
 from ..measure import sanity
+from ..measure.resources import Resources
 from ..reporting.summary import Summary, summarise
 from ..run.directory import RunDirectory
 from ..run.saving import attach_record
@@ -145,7 +145,7 @@ def compress(
         plan = None if options.get("plan") is None else read_plan(options["plan"])
         choices = {key: value for key, value in options.items() if key != "plan"}
         decompose_options(plan, speedup=speedup, **choices)
-        memory = None if memory is None else parse.memory_bytes(memory)
+        resources = Resources.of(device, memory, batch_size)
         loaded = loaded_copy(original)
         source = given.source_of(
             images, n_images, input_size=input_size, skip_bad=skip_bad, seed=seed, network=loaded.module
@@ -155,10 +155,7 @@ def compress(
         with ExitStack() as stack:
             if run is None:
                 run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decomp-"))) / "run"
-            frozen_run = freeze_once(
-                RunDirectory(run), frozen, lambda: (loaded, source), batch_size=batch_size, device=device,
-                memory=memory, reporter=reporter,
-            )  # fmt: skip
+            frozen_run = freeze_once(RunDirectory(run), frozen, lambda: (loaded, source), resources, reporter)
             place = frozen_run.run
             for line in sanity.lines(frozen_run.facts["sanity"]) if "sanity" in frozen_run.facts else []:
                 reporter.step(line)

@@ -10,13 +10,12 @@ from typing import Any, Protocol
 
 from decomp.errors import DecompError
 
-from ..console import parse
 from ..console.reporter import Reporter
 from ..decomposition.make_plan import decompose_options, read_plan
 from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import open_run
 from ..distributed.process_group import from_first
-from ..measure.devices import pick_device
+from ..measure.resources import Resources
 from ..run.directory import RunDirectory
 from ..stages.export import ExportResult, export, require_format
 
@@ -94,11 +93,11 @@ def require_exportable(
     """
     if (RunDirectory(run).model_dir / "structure.json").is_file():
         return
-    source, plan, memory = (options.get(name) for name in ("source_run", "plan", "memory"))
+    source, plan = options.get("source_run"), options.get("plan")
     base = RunDirectory.open(run if source is None else source)
     decisive = {name: value for name, value in options.items() if name not in WORK}
     asked = decompose_options(None if plan is None else read_plan(plan), speedup=speedup, **decisive)
-    limit = None if memory is None else parse.memory_bytes(memory)
+    resources = Resources.of(**{name: options[name] for name in ("device", "memory", "batch_size") if name in options})
     reporter.step(f"trying to export a network of random weights: {', '.join(formats)}")
 
     def attempt(folder: Path) -> None:
@@ -108,8 +107,7 @@ def require_exportable(
 
         from_first(try_all)
 
-    target = pick_device(options.get("device", "auto"))
-    with base.lock(), open_run(base, target, memory=limit, batch_size=options.get("batch_size", 100)) as opened:
+    with base.lock(), open_run(base, resources) as opened:
         rehearse(opened, asked, {}, use=attempt)
 
 

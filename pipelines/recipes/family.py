@@ -10,7 +10,6 @@ from typing import Any
 
 from decomp.errors import DecompError, TargetError, UsageError
 
-from ..console import parse
 from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
@@ -21,8 +20,8 @@ from ..decomposition.session import narrow, open_run, survey
 from ..distributed.own_copy import take_folder
 from ..distributed.process_group import count
 from ..measure.closeness import percent
-from ..measure.devices import pick_device
 from ..measure.intervals import short_share
+from ..measure.resources import Resources
 from ..run.directory import RunDirectory
 from ..stages.decompose import DecomposeResult, decompose
 
@@ -150,7 +149,7 @@ def family(
     base = RunDirectory.open(run if source_run is None else source_run)
     members = [RunDirectory(f"{RunDirectory(run)}-{member.speedup:g}x") for member in all_options]
     highest = max(all_options, key=lambda member: member.speedup)
-    survey_once(base, highest, require=True, device=device, batch_size=batch_size, memory=memory, reporter=reporter)
+    survey_once(base, highest, Resources.of(device, memory, batch_size), require=True, reporter=reporter)
     done: list[DecomposeResult] = []
     failed: dict[str, str] = {}
     for member, speedup in zip(members, speedups):
@@ -174,9 +173,8 @@ def family(
 
 
 def survey_once(
-    base: RunDirectory, options: DecomposeOptions, *, require: bool, device: str, batch_size: int,
-    memory: int | str | None, reporter: Reporter,
-) -> None:  # fmt: skip
+    base: RunDirectory, options: DecomposeOptions, resources: Resources, *, require: bool, reporter: Reporter
+) -> None:
     """Make the curves and metrics of all members in the run with the frozen points.
 
     Parameters
@@ -184,19 +182,14 @@ def survey_once(
     base : RunDirectory
     options : DecomposeOptions
         Of the member with the highest speed-up.
+    resources : decomp.pipelines.measure.resources.Resources
     require : bool
         Refuse a speed-up that is out of reach.
-    device, batch_size, memory, reporter
-        As for :func:`family`.
+    reporter : Reporter
     """
     if options.coupled is not None:
         return  # each member is planned on a narrower network of its own
-    chosen, limit = pick_device(device), None if memory is None else parse.memory_bytes(memory)
-    with (
-        base.lock(),
-        reporter.stage("family"),
-        open_run(base, chosen, memory=limit, batch_size=batch_size) as opened,
-    ):
+    with base.lock(), reporter.stage("family"), open_run(base, resources) as opened:
         rehearse(opened, options, {})  # each member says what it finds; here it only refuses before the survey
         surveyed = survey(opened, narrow(opened, {}, reporter=reporter), sampler=options.sampler, reporter=reporter)
         if require:

@@ -21,8 +21,8 @@ from ..console.text_table import text_table
 from ..decomposition.make_plan import decompose_options
 from ..distributed.own_copy import take_folder
 from ..distributed.process_group import from_first
-from ..measure.devices import pick_device
 from ..measure.held_out_loss import HeldOutImages, HeldOutLoss, held_out_loss, images_outside_fits
+from ..measure.resources import Resources
 from ..run import loading
 from ..run.calibration import draw_images, fitted_images
 from ..run.conditions import freeze_options, label_options
@@ -222,14 +222,12 @@ def decompose_within(
             raise UsageError("--max-drop", rule, got=got, fix="leave one of them out")
     first = decompose_options(speedup=FIRST, **_decisive(options))
     base = RunDirectory.open(run if source_run is None else source_run)
-    images, target = _held_out(base), pick_device(device)
-    original = loading.load_network(base, base.original_dir).to(target)
+    images, work = _held_out(base), {name: options[name] for name in ("memory", "batch_size") if name in options}
+    resources = Resources.of(device, **work)
+    original = loading.load_network(base, base.original_dir).to(resources.device)
     identity = from_first(images.identity)
     _require_enough_images(len(images), budget, outputs=run_outputs(base), n_images=freeze_options(base).n_images)
-    survey_once(
-        base, first, require=False, device=device, batch_size=options.get("batch_size", 100),
-        memory=options.get("memory"), reporter=reporter,
-    )  # fmt: skip
+    survey_once(base, first, resources, require=False, reporter=reporter)
     trials: dict[float, Trial] = {}
 
     def loss_at(ratio: float) -> float:
@@ -246,7 +244,7 @@ def decompose_within(
             trials[ratio] = Trial(ratio)
             return math.inf
         # Measured by one process, while the others wait.
-        loss = from_first(lambda: _measured(result.run, original, images, identity, target))
+        loss = from_first(lambda: _measured(result.run, original, images, identity, resources.device))
         reporter.step(loss.words())
         trials[ratio] = Trial(ratio, loss, result)
         return loss.loss

@@ -19,7 +19,6 @@ from decomp.time_spent import part
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file, digest_json
-from ..console import parse
 from ..console.layer_table import excluded_lines, layer_lines, layer_rows, table_lines
 from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
@@ -36,7 +35,7 @@ from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import OpenedRun, SurveyedRun, open_run
 from ..distributed.process_group import count, exchanged_bytes, number, total
 from ..measure import fidelity, sanity
-from ..measure.devices import pick_device
+from ..measure.resources import Resources
 from ..pruning.scale_factors import input_scales, network_with_scales
 from ..pruning.unfolded import Unfolded
 from ..reporting.summary import summarise
@@ -216,7 +215,7 @@ def decompose(
         latency_layout=latency_layout, runtime=runtime, activation_aware=activation_aware, refine=refine,
         recovery=recovery, sampler=sampler, refine_blocks=refine_blocks, coupled=coupled, leave_out=leave_out,
     )  # fmt: skip
-    target, memory = pick_device(device), None if memory is None else parse.memory_bytes(memory)
+    resources = Resources.of(device, memory, batch_size)
     directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
     directory.original = original
     with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES), exact_float32():
@@ -227,7 +226,7 @@ def decompose(
         loading.warn_of_other_versions(directory, "decompose" if directory.layers_dir.is_dir() else "freeze", reporter)
         reporter.expect(WORK | ({block_refinement.LABEL: block_refinement.WORK} if options.refine_blocks else {}))
         scaled = network_with_scales(directory) if options.selector == "bn-scale" else None
-        with open_run(directory, target, memory=memory, batch_size=batch_size, start_over=redo) as opened:
+        with open_run(directory, resources, start_over=redo) as opened:
             if redo:
                 # Not earlier: what stops a run from being opened must not cost the result that is there.
                 reuse.clear(directory, options)

@@ -29,7 +29,6 @@ from ...data.plain_network import shared_tensors
 from ...data.preparation import require_same_transforms
 from ...data.sources import open_source
 from ...data.splits import ImageSource
-from ..console import parse
 from ..console.options import FreezeOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
@@ -40,7 +39,7 @@ from ..decomposition.record_responses import ResponseRecording
 from ..decomposition.refusals import no_layer
 from ..distributed.process_group import from_first, gathered, spread
 from ..measure import sanity
-from ..measure.devices import pick_device
+from ..measure.resources import Resources
 from ..run import trained
 from ..run.calibration import draw_images, draw_mixtures, fewer_words, mixtures_within
 from ..run.conditions import require_same_options
@@ -186,8 +185,7 @@ def freeze(
         mean=mean, std=std, resize=resize, crop=crop, flip=flip, transforms=transforms,
         outputs=outputs, mix=mix,
     )  # fmt: skip
-    pick_device(device)
-    memory = None if memory is None else parse.memory_bytes(memory)
+    resources = Resources.of(device, memory, batch_size)
 
     def open_inputs() -> tuple[LoadedModel, ImageSource]:
         images = options.image_options
@@ -201,15 +199,12 @@ def freeze(
             check(loaded, source)
         return loaded, source
 
-    return freeze_once(
-        directory, options, open_inputs, batch_size=batch_size, device=device, memory=memory,
-        reporter=reporter or Reporter(),
-    )  # fmt: skip
+    return freeze_once(directory, options, open_inputs, resources, reporter or Reporter())
 
 
 def freeze_once(
-    run: RunDirectory, options: FreezeOptions, open_inputs: Callable[[], tuple[LoadedModel, ImageSource]], *,
-    batch_size: int, device: str, memory: int | None, reporter: Reporter,
+    run: RunDirectory, options: FreezeOptions, open_inputs: Callable[[], tuple[LoadedModel, ImageSource]],
+    resources: Resources, reporter: Reporter,
 ) -> FreezeResult:  # fmt: skip
     """The same for a network and images that a function returns; nothing is done where the run has them already.
 
@@ -230,10 +225,7 @@ def freeze_once(
         if before is not None:
             from_first(lambda: _require_unchanged(run, before, loaded, source))
             return FreezeResult(run, True, before.get("facts", {}))
-        return freeze_loaded(
-            run, loaded, source, options, locked=locked, batch_size=batch_size, device=device, memory=memory,
-            reporter=reporter,
-        )  # fmt: skip
+        return freeze_loaded(run, loaded, source, options, resources, locked=locked, reporter=reporter)
 
 
 @exact_float32()
@@ -242,11 +234,9 @@ def freeze_loaded(
     loaded: LoadedModel,
     source: ImageSource,
     options: FreezeOptions,
+    resources: Resources,
     *,
-    locked: ExitStack | None = None,
-    batch_size: int,
-    device: str,
-    memory: int | None = None,
+    locked: ExitStack,
     reporter: Reporter,
 ) -> FreezeResult:
     """The same for a network and images in memory.
@@ -254,16 +244,16 @@ def freeze_loaded(
     Parameters
     ----------
     run : RunDirectory
-        Locked; or, with `locked`, not created yet.
+        Created where it does not exist.
     loaded : LoadedModel
     source : ImageSource
         With images as the network takes them.
     options : FreezeOptions
         Recorded in the run.
-    locked : contextlib.ExitStack, optional
+    resources : decomp.pipelines.measure.resources.Resources
+    locked : contextlib.ExitStack
         The run is created, and locked for the life of this stack, once network and images are known to be usable.
-    batch_size, device, memory, reporter
-        As for :func:`freeze`.
+    reporter : Reporter
     """
     _announce(loaded, source, reporter)
     network, folded, outputs = prepare(loaded, source, options)
@@ -281,14 +271,12 @@ def freeze_loaded(
     # The first process has the folder, and the least memory decides.
     from_first(lambda: require_space(run.path, _bytes_needed(graph, n_recorded, options.n_points)))
     limits = set_limits(
-        network, measure(network, source.train.images(indices[:1])), memory=memory, batch_size=batch_size,
-        folder=run.path, command="freeze", device=pick_device(device),
-    )  # fmt: skip
+        network, measure(network, source.train.images(indices[:1])), resources, folder=run.path, command="freeze"
+    )
     batch_size = min(gathered(limits.batch_size))
-    if locked is not None:
-        # As late as this, so that a mistyped name leaves nothing behind.
-        run = RunDirectory.create(run)
-        locked.enter_context(run.lock())
+    # As late as this, so that a mistyped name leaves nothing behind.
+    run = RunDirectory.create(run)
+    locked.enter_context(run.lock())
     exchanged = network.meta["exchanged"]
     edited = [*exchanged, *(path for pair in folded for path in pair)]
     kept = {} if loaded.dtype == torch.float32 else {"dtype": str(loaded.dtype).removeprefix("torch.")}
@@ -311,7 +299,7 @@ def freeze_loaded(
     reporter.expect({"recording outputs": 1.0})
     recording = ResponseRecording(graph, options.n_points, options.seed, indices, outputs, mixtures)
     check = sanity.Sanity(outputs.scores is not None)
-    content = recording.write(run, meta, source, batch_size, pick_device(device), reporter, watch=check.add)
+    content = recording.write(run, meta, source, batch_size, resources.device, reporter, watch=check.add)
     facts = {
         "model": options.model, "n_convs": sum(layer.kind == "conv" for layer in graph.layers),
         "n_linears": sum(layer.kind == "linear" for layer in graph.layers), "macs": whole.macs,

@@ -10,13 +10,14 @@ from torch import nn
 from decomp.data.formats import network_file
 from decomp.pipelines.decomposition.emission import emit
 from decomp.pipelines.decomposition.session import open_run
+from decomp.pipelines.measure.resources import Resources
 from tests.pipelines.digit_runs import SHAPE
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 
 
 def test_a_network_is_written_with_the_edits_of_freeze_and_its_own(run, tmp_path):
-    with open_run(run, torch.device("cpu")) as opened:
+    with open_run(run, Resources(torch.device("cpu"))) as opened:
         network = copy.deepcopy(opened.graph.module)
         old = network.get_submodule("3")
         network.add_module("3", nn.Sequential(old, nn.Conv2d(16, 16, 1)))

@@ -17,6 +17,7 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.pipelines.decomposition.left_out import blocks_of, named_blocks, place_of, without_blocks
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
+from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
@@ -75,7 +76,7 @@ def test_a_block_that_cannot_go_is_refused_with_the_reason_in_a_line(module, nam
 
 
 def test_the_other_layers_keep_their_curves_and_the_whole_network_stays(blocks_run):
-    with open_run(blocks_run, torch.device("cpu")) as opened:
+    with open_run(blocks_run, Resources(torch.device("cpu"))) as opened:
         surveyed = survey(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected())
         part = without_blocks(surveyed, ["b.conv2"])
         assert part.narrowed.left_out == ("b.conv2",) and part.narrowed.left_out_layers == ("b.conv1", "b.conv2")

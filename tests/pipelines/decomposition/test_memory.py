@@ -20,6 +20,7 @@ from decomp.pipelines.decomposition import memory
 from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.measure import memory as machine
 from decomp.pipelines.measure.memory import GIB, MIB
+from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, Residual
@@ -29,8 +30,9 @@ FOOT = Footprint([1.0], live=2 * MIB, total=10 * MIB, largest=MIB)
 
 def limits(n_bytes, **options):
     n_bytes = None if n_bytes is None else int(n_bytes)
-    settings = {"solver": 50 * MIB, "rows": MIB, "batch_size": 100, "folder": ".", **options}
-    return memory.set_limits(Residual(), FOOT, memory=n_bytes, **settings)
+    resources = Resources(options.pop("device", torch.device("cpu")), n_bytes)
+    settings = {"solver": 50 * MIB, "rows": MIB, "folder": ".", **options}
+    return memory.set_limits(Residual(), FOOT, resources, **settings)
 
 
 def test_all_parts_together_stay_within_the_memory():
@@ -114,7 +116,7 @@ def test_a_replay_gets_its_share_of_the_stores_and_its_work_is_counted(tmp_path)
 
 
 def limits_of(run, n_bytes):
-    with open_run(run, torch.device("cpu"), memory=n_bytes, batch_size=20) as opened:
+    with open_run(run, Resources(torch.device("cpu"), n_bytes, 20)) as opened:
         return opened.memory.limits
 
 
@@ -224,7 +226,8 @@ def test_processes_on_one_machine_divide_its_memory_and_disk_where_none_is_given
 FAULTS = """
 import resource, sys, torch
 from decomp.pipelines.decomposition import memory
-memory.set_limits(torch.nn.Conv2d(1, 1, 1), memory.Footprint([1.0], 1, 1, 1), memory=LIMIT, batch_size=1, folder=".")
+limit = memory.Resources(torch.device("cpu"), LIMIT, 1)
+memory.set_limits(torch.nn.Conv2d(1, 1, 1), memory.Footprint([1.0], 1, 1, 1), limit, folder=".")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
     torch.zeros(16 << 20, dtype=torch.uint8).add_(1)

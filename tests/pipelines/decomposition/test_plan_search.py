@@ -14,6 +14,7 @@ from decomp.pipelines.decomposition import make_plan, plan_search
 from decomp.pipelines.decomposition.left_out import without_blocks
 from decomp.pipelines.decomposition.make_plan import space_candidates
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
+from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import SHAPE, Collected, bytes_of, make_run, planned
 
@@ -81,7 +82,7 @@ def test_what_is_out_of_reach_or_far_past_the_target_gets_no_trial(blocks_run):
         asked = DecomposeOptions(speedup=speedup, multiple=1, **options)
         return plan_search._proposed(without_blocks(surveyed, names), asked, Collected())
 
-    with open_run(blocks_run, CPU) as opened:
+    with open_run(blocks_run, Resources(CPU)) as opened:
         surveyed = survey(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected())
         plans = proposed(1.2)
         assert set(plans) == {layer.name for layer in surveyed.graph.layers}
@@ -97,7 +98,7 @@ def test_blocks_are_tried_by_the_change_of_the_outputs_for_the_cost_that_they_sa
     original = network_file.load(blocks_run.original_dir)
     costs = cost(original, SHAPE).per_layer
     loss = {}
-    with open_run(blocks_run, CPU) as opened, torch.no_grad():
+    with open_run(blocks_run, Resources(CPU)) as opened, torch.no_grad():
         x = opened.frozen.images(90, 100)
         p = original(x).double().log_softmax(1)
         for name in "abc":
@@ -142,7 +143,7 @@ def test_what_cannot_be_searched_is_refused_in_a_line(run):
 
 def test_shares_that_leave_the_same_channels_are_tried_once(blocks_run, monkeypatch):
     monkeypatch.setattr(make_plan, "SHARES", (0.95, 0.93, 0.5))
-    with open_run(blocks_run, CPU) as opened:
+    with open_run(blocks_run, Resources(CPU)) as opened:
         found = space_candidates(
             blocks_run, DecomposeOptions(speedup=2, coupled="auto", multiple=1), None, opened.graph
         )
@@ -188,7 +189,7 @@ def test_a_search_that_was_stopped_ends_with_the_same_bytes(run, monkeypatch, tm
 
 
 def test_the_work_of_all_trials_is_counted(blocks_run):
-    with open_run(blocks_run, CPU) as opened:
+    with open_run(blocks_run, Resources(CPU)) as opened:
         work = plan_search.Work(opened.memory)
         one, two = (plan_search._copy(opened, name).memory for name in ("one", "two"))
         one.count_passes(30)

@@ -15,6 +15,7 @@ from decomp.pipelines.decomposition import rehearsal
 from decomp.pipelines.decomposition.make_plan import space_candidates
 from decomp.pipelines.decomposition.rehearsal import rehearsal_plans, rehearse
 from decomp.pipelines.decomposition.session import open_run
+from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.stages import decompose as stage
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, bytes_of
@@ -32,7 +33,7 @@ def test_a_rehearsal_changes_neither_run_nor_network_nor_random_numbers(run):
     torch.manual_seed(3)
     expected = torch.rand(4)
     before = bytes_of(run)
-    with open_run(run, CPU) as opened:
+    with open_run(run, Resources(CPU)) as opened:
         state = {name: value.clone() for name, value in opened.graph.module.state_dict().items()}
         names = [layer.name for layer in opened.graph.layers]
         torch.manual_seed(3)
@@ -46,7 +47,7 @@ def test_a_rehearsal_changes_neither_run_nor_network_nor_random_numbers(run):
 
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_every_allowed_step_of_every_layer_is_rehearsed_and_no_other(run):
-    with open_run(run, CPU) as opened:
+    with open_run(run, Resources(CPU)) as opened:
         for chosen in ({}, {"steps": ("prune",)}, {"skip": ("conv*",)}, {"keep_first": True}):
             asked = options(**chosen)
             plans = rehearsal_plans(opened.graph, asked)
@@ -70,7 +71,7 @@ def test_narrowed_spaces_and_layers_without_samplers_are_rehearsed(run, monkeypa
         return real(opened, network, folder, **arguments)
 
     monkeypatch.setattr(rehearsal, "emit", emit)
-    with open_run(run, CPU) as opened:
+    with open_run(run, Resources(CPU)) as opened:
         asked = options(steps=("prune",), coupled=0.5, sampler=False)
         (widths,) = space_candidates(run, asked, None, opened.graph).values()
         assert rehearse(opened, asked, widths).into is True

@@ -10,6 +10,7 @@ from decomp.data.formats import network_file
 from decomp.errors import FileError
 from decomp.pipelines.decomposition import session
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
+from decomp.pipelines.measure.resources import Resources
 from tests.pipelines.digit_runs import SHAPE, Collected
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_an_opened_run_holds_the_original_and_a_copy_for_the_changes(run):
     images = torch.randn(3, *SHAPE)
-    with open_run(run, CPU) as opened:
+    with open_run(run, Resources(CPU)) as opened:
         assert opened.cost == cost(network_file.load(run.original_dir), SHAPE)
         with torch.no_grad():
             before = opened.original(images)
@@ -38,14 +39,14 @@ def test_points_without_the_values_of_shortcuts_are_refused(run, monkeypatch):
     with pytest.raises(
         FileError, match="must hold the responses 'conv2: in a file of an earlier version'.*run freeze again"
     ):
-        with open_run(run, CPU):
+        with open_run(run, Resources(CPU)):
             pass
 
 
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_narrowing_takes_channels_out_of_all_layers_at_a_space_and_counts_anew(run):
     reporter = Collected()
-    with open_run(run, CPU) as opened:
+    with open_run(run, Resources(CPU)) as opened:
         whole = narrow(opened, {}, reporter=reporter)
         assert whole.graph is opened.graph and whole.macs_by_layer == opened.cost.per_layer and reporter.messages == []
         narrowed = narrow(opened, {"stem": 6}, reporter=reporter)
@@ -65,7 +66,7 @@ def test_narrowing_takes_channels_out_of_all_layers_at_a_space_and_counts_anew(r
 
 @pytest.mark.parametrize("run", ["dense"], indirect=True)
 def test_both_settings_of_the_sampler_share_one_survey(run):
-    with open_run(run, CPU) as opened:
+    with open_run(run, Resources(CPU)) as opened:
         narrowed = narrow(opened, {}, reporter=Collected())
         sampled = survey(opened, narrowed, reporter=Collected())
         before = run.curves.read_bytes()
@@ -79,7 +80,7 @@ def test_both_settings_of_the_sampler_share_one_survey(run):
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_another_choice_of_channels_is_another_survey(run):
     reporter = Collected()
-    with open_run(run, CPU) as opened:
+    with open_run(run, Resources(CPU)) as opened:
         survey(opened, narrow(opened, {}, reporter=reporter), reporter=reporter)
         before = run.curves.read_bytes()
         surveyed = survey(opened, narrow(opened, {"stem": 6}, reporter=reporter), reporter=reporter)

@@ -14,6 +14,7 @@ from decomp.graph.tracing import trace
 from decomp.pipelines.decomposition import shared_channels
 from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.decomposition.shared_channels import check_widths, choose_channels, widths_for_share
+from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import SHAPE, Collected, Grouped, Residual, bytes_of, plain
 
@@ -64,7 +65,7 @@ def chosen(opened, widths, reporter=None):
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_channels_that_are_always_zero_go_first_and_the_choice_is_read_again(run, monkeypatch):
     reporter = Collected()
-    with open_run(run, torch.device("cpu")) as opened:
+    with open_run(run, Resources(torch.device("cpu"))) as opened:
         with torch.no_grad():  # channels 2 and 5 of the space are always zero: they tell its readers nothing
             for name in ("stem", "conv2"):
                 module = opened.graph.module.get_submodule(name)
@@ -85,7 +86,7 @@ def test_channels_that_are_always_zero_go_first_and_the_choice_is_read_again(run
 @pytest.mark.parametrize("run", ["residual"], indirect=True)
 def test_a_choice_that_takes_too_much_memory_is_refused(run, monkeypatch):
     monkeypatch.setattr(shared_channels, "BUDGET", 10_000)
-    with open_run(run, torch.device("cpu")) as opened:
+    with open_run(run, Resources(torch.device("cpu"))) as opened:
         with pytest.raises(TargetError, match="stem: choosing its channels would take about .* GiB, more than"):
             chosen(opened, {"stem": 6})
 

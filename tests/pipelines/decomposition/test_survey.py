@@ -15,6 +15,7 @@ from decomp.pipelines.decomposition import survey, survey_curves
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.decomposition.session import narrow, open_run
 from decomp.pipelines.decomposition.session import survey as survey_run
+from decomp.pipelines.measure.resources import Resources
 from tests.pipelines.digit_runs import Collected, planned
 
 CPU = torch.device("cpu")
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.usefixtures("one_thread")
 def test_a_damaged_survey_is_made_again_with_a_warning_and_an_intact_one_is_read(vgg_run):
     before, reporter = vgg_run.curves.read_bytes(), Collected()
-    with open_run(vgg_run, CPU) as opened:
+    with open_run(vgg_run, Resources(CPU)) as opened:
         narrowed = narrow(opened, {}, reporter=reporter)
         first = survey_run(opened, narrowed, reporter=reporter).survey
         assert reporter.messages == [] and vgg_run.curves.read_bytes() == before
@@ -36,7 +37,7 @@ def test_a_damaged_survey_is_made_again_with_a_warning_and_an_intact_one_is_read
 
 
 def test_the_change_of_the_output_is_that_of_the_network_with_the_layer_replaced(vgg_run):
-    with open_run(vgg_run, CPU) as opened:
+    with open_run(vgg_run, Resources(CPU)) as opened:
         graph, frozen = opened.graph, opened.frozen
         gatherer = ProblemGatherer(frozen, graph)
         change = survey._OutputChange(gatherer, opened.memory)
@@ -57,7 +58,7 @@ def test_the_change_of_the_output_is_that_of_the_network_with_the_layer_replaced
 
 
 def test_the_largest_size_of_every_step_loses_nothing(vgg_run):
-    with open_run(vgg_run, CPU) as opened:
+    with open_run(vgg_run, Resources(CPU)) as opened:
         found = survey_run(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected()).survey
         steps = {layer.name: survey_curves.steps_of(layer) for layer in opened.graph.layers}
     for curves in (found.own, found.output):
@@ -106,7 +107,7 @@ def test_layers_of_a_large_network_are_measured_once_where_three_sizes_are_beyon
 
 
 def test_curves_of_a_file_are_those_of_the_survey(vgg_run):
-    with open_run(vgg_run, CPU) as opened:
+    with open_run(vgg_run, Resources(CPU)) as opened:
         found = survey_run(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected()).survey
         with np.load(vgg_run.curves) as data:
             digest = str(data["digest"])
@@ -162,7 +163,7 @@ def test_a_survey_that_was_stopped_goes_on_with_the_next_layer_and_ends_with_the
 
 
 def test_error_curves_take_so_many_images_that_every_input_has_its_rows(vgg_run, monkeypatch):
-    with open_run(vgg_run, torch.device("cpu")) as opened:
+    with open_run(vgg_run, Resources(torch.device("cpu"))) as opened:
         graph, frozen = opened.graph, opened.frozen
         layers = [layer for layer in graph.layers if layer.fitted and survey.steps_of(layer)]
         # Of 8 x 8 pixels and less: some layers have fewer positions than points.

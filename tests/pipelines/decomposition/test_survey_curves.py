@@ -5,13 +5,14 @@ from decomp.pipelines.decomposition import survey_curves
 from decomp.pipelines.decomposition.gather import ProblemGatherer
 from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.decomposition.survey_curves import changes_of_output, known_curves, steps_of
+from decomp.pipelines.measure.resources import Resources
 from decomp.solvers import elimination, error_curves, selection
 from decomp.solvers.linalg import choose_ridge
 from decomp.solvers.output_curves import measured_sizes
 
 
 def test_each_measured_size_has_the_change_of_its_own_approximation(vgg_run):
-    with open_run(vgg_run, torch.device("cpu")) as opened:
+    with open_run(vgg_run, Resources(torch.device("cpu"))) as opened:
         layers = [layer for layer in opened.graph.layers if layer.fitted][1:3]
         known = known_curves(ProblemGatherer(opened.frozen, opened.graph), [layers])
         changes = changes_of_output(
@@ -48,7 +49,7 @@ def test_a_layer_measured_once_has_the_change_of_one_step_at_the_same_error_in_a
 
 
 def test_a_layer_keeps_the_steps_that_can_be_applied(vgg_run):
-    with open_run(vgg_run, torch.device("cpu")) as opened:
+    with open_run(vgg_run, Resources(torch.device("cpu"))) as opened:
         for layer in opened.graph.layers:
             assert set(steps_of(layer)) | set(layer.left_alone) == {"prune", "spatial", "channel"}
             assert not set(steps_of(layer)) & set(layer.left_alone)
@@ -56,7 +57,7 @@ def test_a_layer_keeps_the_steps_that_can_be_applied(vgg_run):
 
 def test_curves_and_approximations_take_the_ridge_of_the_elimination(vgg_run, monkeypatch):
     found = []
-    with open_run(vgg_run, torch.device("cpu")) as opened:
+    with open_run(vgg_run, Resources(torch.device("cpu"))) as opened:
         layer = [layer for layer in opened.graph.layers if layer.fitted][1]
         problem, held_out = ProblemGatherer(opened.frozen, opened.graph).problem(layer)
     monkeypatch.setattr(elimination, "choose_ridge", lambda *moments: found.append(choose_ridge(*moments)) or found[-1])

@@ -10,6 +10,7 @@ from decomp.pipelines.console.options import DecomposeOptions
 from decomp.pipelines.decomposition import trial
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
 from decomp.pipelines.decomposition.trial import Judge, changes_of_plan, is_better, say_change
+from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.run.calibration import fitted_images
 from tests.pipelines.digit_runs import Collected
 
@@ -43,7 +44,7 @@ def test_layers_of_a_trial_are_fitted_as_the_options_say_with_channels_by_backwa
 
     monkeypatch.setattr(trial, "fit_layer", fitted)
     monkeypatch.setattr(trial, "exchange_layer", lambda gatherer, solution: None)
-    with open_run(blocks_run, torch.device("cpu")) as opened:
+    with open_run(blocks_run, Resources(torch.device("cpu"))) as opened:
         surveyed = survey(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected())
         plans = {layer.name: LayerPlan(layer.name) for layer in surveyed.graph.layers}
         changes = changes_of_plan(surveyed, plans, options, Judge(opened))
@@ -53,7 +54,7 @@ def test_layers_of_a_trial_are_fitted_as_the_options_say_with_channels_by_backwa
 
 def test_at_most_some_of_the_held_out_images_are_judged_on(blocks_run, monkeypatch):
     monkeypatch.setattr(trial, "MOST_IMAGES", 7)
-    with open_run(blocks_run, torch.device("cpu"), batch_size=5) as opened:
+    with open_run(blocks_run, Resources(torch.device("cpu"), batch_size=5)) as opened:
         judge = Judge(opened)
         assert len(judge.places) == len(judge.changes(opened.original)) == 7
         assert judge.places.start == fitted_images(opened.frozen.n_images)
@@ -61,7 +62,7 @@ def test_at_most_some_of_the_held_out_images_are_judged_on(blocks_run, monkeypat
 
 def test_the_change_is_the_divergence_on_held_out_images_and_grows_with_smaller_sizes(blocks_run):
     original, options = network_file.load(blocks_run.original_dir), DecomposeOptions(speedup=2)
-    with open_run(blocks_run, torch.device("cpu")) as opened:
+    with open_run(blocks_run, Resources(torch.device("cpu"))) as opened:
         surveyed = survey(opened, narrow(opened, {}, reporter=Collected()), reporter=Collected())
         judge = Judge(opened)
         images = opened.frozen.images(fitted_images(opened.frozen.n_images), opened.frozen.n_images)

@@ -13,6 +13,7 @@ from decomp.data.sources import open_source
 from decomp.errors import WeightsError
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition.session import open_run
+from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.stages import freeze
 from decomp.pipelines.stages.inspection import inspect
 from tests.pipelines.digit_runs import SHAPE
@@ -44,7 +45,7 @@ def own_networks(monkeypatch):
 
 
 def said_by_decompose(run):
-    with open_run(run, torch.device("cpu")) as session:
+    with open_run(run, Resources(torch.device("cpu"))) as session:
         return {layer.name: dict(layer.left_alone) for layer in session.graph.layers}
 
 
