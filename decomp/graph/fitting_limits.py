@@ -35,7 +35,7 @@ class FittingLimits:
         """
         if not layer.fitted:
             return {}
-        columns, rows = layer.in_channels * layer.kernel[0] * layer.kernel[1], self.n_images * len(layer.calls)
+        columns, rows = layer.columns, self.n_images * len(layer.calls)
         if columns > self.most_columns:
             return every_step(f"{columns:,} columns a row are more than the {self.most_columns:,} that are fitted")
         if layer.kind == "linear" and rows < 2 * columns:

@@ -121,6 +121,11 @@ class Layer:
         return self.in_channels if self.input_space is None else self.input_space.width
 
     @property
+    def columns(self) -> int:
+        """Columns of its patches, which are the inputs of its least-squares problem: c·kh·kw."""
+        return self.in_channels * self.kernel[0] * self.kernel[1]
+
+    @property
     def max_spatial_rank(self) -> int:
         """Rank at which the spatial split is exact: min(c·kh, n·kw)."""
         return min(self.in_channels * self.kernel[0], self.out_channels * self.kernel[1])

@@ -76,7 +76,6 @@ class NetworkGraph:
         self.module, self.input_shape, self.name = module, tuple(input_shape), name
         self.fitting, self.sampler = fitting, sampler
         self._modules = dict(module.named_modules())
-        self._nodes = {node.name: node for node in module.graph.nodes}
         self._place = {node: i for i, node in enumerate(module.graph.nodes)}
         self._shapes = _propagate_shapes(module, self.input_shape, name)
         self._calls: dict[str, list[fx.Node]] = {}

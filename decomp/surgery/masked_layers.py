@@ -17,8 +17,6 @@ from decomp.modules.masked import MaskedConv2d, MaskedLinear, set_masks
 from decomp.modules.replace import set_module
 from decomp.surgery.narrow_network import narrowed_uses
 
-KEEP_ALL = "keep all channels that it reads and writes"
-
 
 def put_masks(network: nn.Module, spaces: Spaces, keep: Mapping[str, Iterable[int]]) -> list[str]:
     """Exchange convolutions and linear layers that lose channels for masked ones, in place.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +11,7 @@ from decomp.allocation.plan import LayerPlan, columns
 from decomp.cost.chain import ChainLink, chain, geometry_of
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
+from decomp.modules.copies import deep_copy
 from decomp.modules.random_weights import random_weights
 from decomp.problem.factors import ConvFactor, FactoredConv, LayerSolution, Selection
 from decomp.surgery.apply_solution import apply_solution
@@ -31,35 +31,17 @@ def random_network(graph: NetworkGraph, plans: Mapping[str, LayerPlan]) -> nn.Mo
     torch.nn.Module
         In evaluation mode, on the device of the original. The first channels stay.
     """
-    network = copy.deepcopy(graph.module).eval()
-    put_random_layers(network, graph, plans)
+    network = deep_copy(graph.module).eval()
+    for layer in graph.layers:
+        if layer.fitted:
+            apply_solution(network, graph, random_solution(graph, layer, plans[layer.name]))
     return network
 
 
-def put_random_layers(network: nn.Module, graph: NetworkGraph, plans: Mapping[str, LayerPlan]) -> list[str]:
-    """Exchange the layers of a network for random ones of the planned sizes, in place.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Has the module paths of ``graph``.
-    graph : NetworkGraph
-        Of a network that was not changed yet.
-    plans : dict of str to LayerPlan
-
-    Returns
-    -------
-    list of str
-        Paths of the modules that were exchanged.
-    """
-    exchanged: dict[str, None] = {}
-    for layer in graph.layers:
-        if layer.fitted:
-            plan = plans[layer.name]
-            selection = None if plan.keep is None else Selection(torch.arange(plan.keep), layer.input_width)
-            solution = LayerSolution(layer.name, selection, random_factors(graph, layer, plan))
-            exchanged |= dict.fromkeys(apply_solution(network, graph, solution))
-    return list(exchanged)
+def random_solution(graph: NetworkGraph, layer: Layer, plan: LayerPlan) -> LayerSolution:
+    """The solution of a layer with its first channels and random factors of the planned sizes."""
+    selection = None if plan.keep is None else Selection(torch.arange(plan.keep), layer.input_width)
+    return LayerSolution(layer.name, selection, random_factors(graph, layer, plan))
 
 
 def random_factors(graph: NetworkGraph, layer: Layer, plan: LayerPlan) -> FactoredConv:

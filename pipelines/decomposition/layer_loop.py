@@ -129,5 +129,4 @@ def _work(layer: Layer, plan: Plan, run: RunDirectory) -> float:
     """Expected work of a layer for the time left: roughly as its columns, a tenth where only its weights are fitted."""
     if not layer.recorded or run.layer_file(layer.index, layer.name).is_file():
         return 0.0
-    columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
-    return columns if plan.layer(layer.name).treated else columns / 10
+    return layer.columns if plan.layer(layer.name).treated else layer.columns / 10

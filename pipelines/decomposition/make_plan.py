@@ -29,7 +29,7 @@ from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
 from .latency_plan import allocate_for_latency, require_same_device, require_same_runtime
-from .rules import LayerRules, layer_rules
+from .rules import LayerRules, plan_rules
 from .session import SurveyedRun
 from .shared_channels import check_widths, widths_for_share
 from .target_errors import out_of_reach
@@ -217,14 +217,6 @@ def check_plan(plan: Plan, surveyed: SurveyedRun, name: str, reporter: Reporter)
     if plan.latency:
         require_same_device(plan, surveyed.opened.device, name, reporter)
     return _with_costs(plan, surveyed)
-
-
-def plan_rules(options: DecomposeOptions, graph: NetworkGraph) -> LayerRules:
-    """Rules that the options give for the layers of a network."""
-    return layer_rules(
-        graph, skip=options.skip, keep_first=options.keep_first, max_layer_speedup=options.max_layer_speedup,
-        multiple=options.multiple,
-    )  # fmt: skip
 
 
 def plan_curves(options: DecomposeOptions, surveyed: SurveyedRun) -> dict[str, LayerCurves]:

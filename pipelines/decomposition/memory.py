@@ -64,7 +64,7 @@ class MemoryLimits:
 
 def problem_bytes(layer: Layer, n_images: int, n_points: int) -> int:
     """Bytes that the fit of a layer takes at its peak: matrices of its inputs, tiles of its rows, its responses."""
-    columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
+    columns = layer.columns
     tiles = 4 * TILE_ROWS * (columns + layer.out_channels) * 4
     responses = 8 * n_images * _points(layer, n_points) * layer.out_channels
     entries = columns * layer.kernel[0] * layer.kernel[1] if layer.depthwise else columns**2
@@ -73,8 +73,7 @@ def problem_bytes(layer: Layer, n_images: int, n_points: int) -> int:
 
 def row_bytes(layer: Layer, n_points: int) -> int:
     """Bytes of the rows of one image, with the copies made while they are gathered."""
-    columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
-    return 3 * 4 * _points(layer, n_points) * (columns + layer.out_channels)
+    return 3 * 4 * _points(layer, n_points) * (layer.columns + layer.out_channels)
 
 
 def _points(layer: Layer, n_points: int) -> int:

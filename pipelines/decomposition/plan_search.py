@@ -30,8 +30,9 @@ from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
 from .latency_plan import latency_model
 from .left_out import blocks_of, named_blocks, without_blocks
-from .make_plan import allocate_counted, plan_curves, plan_rules, read_plan, timed_original
+from .make_plan import allocate_counted, plan_curves, read_plan, timed_original
 from .memory import StageMemory
+from .rules import plan_rules
 from .session import SPACES, OpenedRun, SurveyedRun, narrow, survey
 from .target_search import LEAST, MOST
 from .trial import Judge, changes_of_plan, is_better, say_change

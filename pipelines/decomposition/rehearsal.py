@@ -17,17 +17,17 @@ from decomp.allocation.plan import LayerPlan, limits
 from decomp.errors import DecompError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.copies import deep_copy
-from decomp.problem.factors import LayerSolution, Selection
+from decomp.problem.factors import LayerSolution
 from decomp.surgery.apply_solution import apply_solution
 from decomp.surgery.narrow_network import shrink
-from decomp.surgery.random_network import random_factors
+from decomp.surgery.random_network import random_solution
 from decomp.time_spent import part
 
 from ...data.formats.layer_file import read_layer, write_layer
 from ...data.formats.network_file import Verified
 from ..console.options import DecomposeOptions
 from .emission import emit
-from .rules import layer_rules
+from .rules import plan_rules
 from .session import OpenedRun
 
 #: Sizes of the random layers, as a share of the largest: small ones take little time.
@@ -72,9 +72,7 @@ def rehearse(
             if not layer.fitted:
                 continue
             with _refused(layer.name):
-                plan = plans[layer.name]
-                selection = None if plan.keep is None else Selection(torch.arange(plan.keep), layer.input_width)
-                solution = LayerSolution(layer.name, selection, random_factors(graph, layer, plan))
+                solution = random_solution(graph, layer, plans[layer.name])
                 chain = solution.factored
                 form = str([(name, factor.geometry) for name, factor in zip(chain.names, chain.factors)])
                 if form not in written:  # files of one form differ in their numbers only
@@ -91,11 +89,7 @@ def rehearse(
 
 def rehearsal_plans(graph: NetworkGraph, options: DecomposeOptions) -> dict[str, LayerPlan]:
     """A plan for each layer: every step that the options allow, at a small size."""
-    rules = layer_rules(
-        graph, skip=options.skip, keep_first=options.keep_first, max_layer_speedup=options.max_layer_speedup,
-        multiple=options.multiple,
-    )  # fmt: skip
-    plans = {}
+    rules, plans = plan_rules(options, graph), dict[str, LayerPlan]()
     for layer in graph.layers:
         plan = plans[layer.name] = LayerPlan(layer.name)
         steps = () if layer.name in rules.rules.skip else options.steps

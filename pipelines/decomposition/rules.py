@@ -11,6 +11,8 @@ from decomp.allocation.rules import Rules
 from decomp.errors import UsageError, near_miss
 from decomp.graph.network_graph import NetworkGraph
 
+from ..console.options import DecomposeOptions
+
 
 @dataclass(frozen=True)
 class LayerRules:
@@ -76,3 +78,11 @@ def layer_rules(
         if first is not None:
             skipped.setdefault(first, "--keep-first")
     return LayerRules(Rules(multiple, frozenset(skipped), max_layer_speedup or math.inf), skipped)
+
+
+def plan_rules(options: DecomposeOptions, graph: NetworkGraph) -> LayerRules:
+    """Rules that the options give for the layers of a network; errors as for :func:`layer_rules`."""
+    return layer_rules(
+        graph, skip=options.skip, keep_first=options.keep_first, max_layer_speedup=options.max_layer_speedup,
+        multiple=options.multiple,
+    )  # fmt: skip

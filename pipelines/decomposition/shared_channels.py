@@ -153,7 +153,7 @@ def _read_earlier(path: Path, parent: str) -> dict[str, list[int]] | None:
 
 def _choose(graph: NetworkGraph, space: ChannelSpace, width: int, gatherer: ProblemGatherer) -> list[int]:
     readers = [graph.layer(name) for name in readers_of(graph, space)]
-    needed = sum(3 * 8 * (layer.in_channels * layer.kernel[0] * layer.kernel[1]) ** 2 for layer in readers)
+    needed = sum(3 * 8 * layer.columns**2 for layer in readers)
     if needed > BUDGET:
         raise TargetError(
             space.name, f"choosing its channels would take about {needed / 2**30:.0f} GiB, more than {BUDGET >> 30}",

@@ -164,7 +164,7 @@ def _all_curves(
     def size_of(layer: Layer) -> int:
         return problem_bytes(layer, -(-frozen.n_recorded // count()), frozen.meta["n_points"])
 
-    work = [la.in_channels * la.kernel[0] * la.kernel[1] for la in left]
+    work = [layer.columns for layer in left]
     with reporter.progress(len(left), "error curves", "layers", work=work) as progress:
         # Rows are gathered in execution order; the curves of several layers are then computed at a time, in each
         # process those of some layers.
@@ -240,8 +240,7 @@ def curve_images(graph: NetworkGraph, frozen: FrozenFile) -> int:
     for layer in graph.layers:
         if layer.fitted and steps_of(layer):
             points = sum(points for _, _, points in keys_of(layer, frozen.meta["n_points"]))
-            columns = layer.in_channels * layer.kernel[0] * layer.kernel[1]
-            needed.append(-(-ROWS_EACH * columns // points))
+            needed.append(-(-ROWS_EACH * layer.columns // points))
     return max(needed)
 
 
