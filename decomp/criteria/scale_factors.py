@@ -102,7 +102,7 @@ def scaled_channels(network: fx.GraphModule, input_shape: Sequence[int], *, coup
     -------
     ScaledChannels
     """
-    network = _copied(network)
+    network = deep_copy(network)
     before = NetworkGraph(network, input_shape)
     verdicts = {path: _judged(before, path, path, "cut", coupled) for path in _normalisations(network)}
     others = [path for path, verdict in verdicts.items() if isinstance(verdict, str) and _can_select(before, path)]
@@ -139,12 +139,6 @@ def rankable_spaces(graph: NetworkGraph, *, coupled: bool = False) -> tuple[list
     names = {verdict.space for verdict in verdicts.values() if isinstance(verdict, ScaleFactors)}
     reasons = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, str)}
     return [space.name for space in graph.spaces.all if space.name in names], reasons
-
-
-def _copied(network: fx.GraphModule) -> fx.GraphModule:
-    copy = deep_copy(network)
-    copy.meta.update(network.meta)
-    return copy
 
 
 def _normalisations(network: fx.GraphModule) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .text_table import Rows, text_table
+from .words import listed
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ def excluded_lines(left_alone: Mapping[str, Mapping[str, str]], n_steps: int) ->
             layers_by_reason.setdefault(reasons.get("prune", next(iter(reasons.values()))), []).append(layer)
     lines = []
     for reason, layers in layers_by_reason.items():
-        names = ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
-        lines.append(f"cannot be changed: {names} ({reason})")
+        lines.append(f"cannot be changed: {listed(layers)} ({reason})")
     return lines
 
 
@@ -130,8 +130,4 @@ def left_alone_lines(reasons: Mapping[str, str]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for space, reason in reasons.items():
         by_reason.setdefault(reason, []).append(space)
-    return [
-        f"keeps all channels: {', '.join(spaces[:4])}"
-        + (f" and {len(spaces) - 4} more" if len(spaces) > 4 else "") + f" ({reason})"
-        for reason, spaces in by_reason.items()
-    ]  # fmt: skip
+    return [f"keeps all channels: {listed(spaces)} ({reason})" for reason, spaces in by_reason.items()]

@@ -16,6 +16,7 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.surgery.residual_branches import cut_branches, removable
 
 from ...data.formats.curves_file import Survey
+from ..console.words import listed
 from .memory import StageMemory, measure
 from .session import SurveyedRun
 
@@ -69,9 +70,9 @@ def named_blocks(graph: NetworkGraph, names: Sequence[str], what: str, skip: Ite
     for name in names:
         means = [block for key, block in known if fnmatchcase(key, name)]
         if not means:
-            listed = ", ".join(block.name for block in blocks[:6]) + (", …" if len(blocks) > 6 else "")
+            there = listed([block.name for block in blocks], 6)
             fix = near_miss(name, [key for key, _ in known]) or (
-                f"there are {listed}" if blocks else f"take it out of {what}"
+                f"there are {there}" if blocks else f"take it out of {what}"
             )
             rule = f"{what} names a block that cannot be left out: it {reason_to_stay(graph, name)}"
             raise TargetError(name, rule, fix=fix)

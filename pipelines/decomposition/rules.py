@@ -12,6 +12,7 @@ from decomp.errors import UsageError, near_miss
 from decomp.graph.network_graph import NetworkGraph
 
 from ..console.options import DecomposeOptions
+from ..console.words import listed
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,9 @@ def layer_rules(
     for pattern in skip:
         matches = [name for name in names if fnmatchcase(name, pattern)]
         if not matches:
-            listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
             raise UsageError(
                 "--skip", "must be a layer's name or match some with * and ?", got=repr(pattern),
-                fix=near_miss(pattern, names) or f"there are {listed}",
+                fix=near_miss(pattern, names) or f"there are {listed(names, 12)}",
             )  # fmt: skip
         for name in matches:
             skipped.setdefault(name, f"--skip {pattern}")

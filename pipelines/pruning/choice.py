@@ -27,6 +27,7 @@ from decomp.surgery.narrow_network import shrunk_macs, shrunk_params
 
 from ..console.options import PruneOptions
 from ..console.python_words import said_for_options
+from ..console.words import listed
 from .unfolded import Unfolded
 
 #: The cost of a network whose spaces keep these channels.
@@ -270,10 +271,9 @@ def matching(graph: NetworkGraph, patterns: Sequence[str]) -> set[str]:
         matches = {path for name in names if fnmatchcase(name, pattern) for path in named[name]}
         if not matches:
             there = [name for name in names if name in layers]
-            listed = ", ".join(there[:12]) + (", …" if len(there) > 12 else "")
             raise UsageError(
                 "--skip", "must be a layer's name or match some with * and ?", got=repr(pattern),
-                fix=near_miss(pattern, names) or f"there are {listed}",
+                fix=near_miss(pattern, names) or f"there are {listed(there, 12)}",
             )  # fmt: skip
         found |= matches
     return found

@@ -15,7 +15,7 @@ from decomp.modules.copies import deep_copy
 from decomp.surgery.constant_channels import Moved, move_constants
 from decomp.surgery.residual_branches import move_constant
 
-from ..console.words import counted
+from ..console.words import counted, listed
 from .choice import Images
 
 #: Images from which constants, means and statistics are taken; more change little.
@@ -111,8 +111,7 @@ def words(moved: Sequence[Moved], bias: str) -> list[str]:
         if one.inexact is not None:
             reasons.setdefault(one.inexact, []).append(one.layer)
     for reason, layers in reasons.items():
-        named = ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
-        lines.append(f"not exact in {named}: {reason}")
+        lines.append(f"not exact in {listed(layers)}: {reason}")
     return lines
 
 
@@ -137,7 +136,6 @@ def recalibrated(network: fx.GraphModule, batches: Iterable[Tensor]) -> fx.Graph
         On the network's device. The statistics are means over the batches, as in training.
     """
     copy = deep_copy(network).eval()
-    copy.meta.update(network.meta)
     momenta = {}
     for path, module in copy.named_modules():
         if isinstance(module, _NORMALISATIONS) and module.running_mean is not None:

@@ -15,6 +15,7 @@ from ...data.formats.digests import digest_json
 from ...data.formats.json_files import read_json, write_json
 from ..console.options import PruneOptions
 from ..console.parse import refuse_without_latency
+from ..console.words import listed
 
 KIND = "decomp pruning"
 _FIX = "make it anew with prune, or put back a copy"
@@ -120,8 +121,7 @@ def check_plan(plan: PruningPlan, graph: NetworkGraph, name: str, inner: Contain
         if space not in graph.spaces:
             there = [entry.name for entry in graph.spaces.all if not entry.frozen]
             rule = f"{name} is for another network: this one has no channel space {space}"
-            listed = ", ".join(there[:12]) + (", …" if len(there) > 12 else "")
-            raise TargetError("--keep", rule, got=f"the spaces {listed}", fix=fix)
+            raise TargetError("--keep", rule, got=f"the spaces {listed(there, 12)}", fix=fix)
         found = graph.spaces[space]
         if found.width != width:
             rule = f"{name} is for another network: {space} has {found.width} channels in this one"

@@ -20,6 +20,7 @@ from decomp.surgery.residual_branches import removable, remove_branches
 
 from ..console.options import PruneOptions
 from ..console.reporter import Reporter
+from ..console.words import listed
 from .choice import Chosen, CostOf, Images, choose, counted_cost, matching
 from .compensation import branch_constants, choose_statistics, compensate
 from .compensation import words as compensation_words
@@ -106,7 +107,6 @@ def remove(
     keep = {**left, **{name: [] for branch in gone for name in branch.inner if not keep.get(name, [0])}}
     notes = _limit_notes(chosen, branches, options.remove_branches) + _branch_notes(gone)
     network = deep_copy(source.network)
-    network.meta.update(source.network.meta)
     moved = compensate(network, graph, left, images, options.bias)
     notes += compensation_words(moved, options.bias)
     taken, words = branch_constants(network, graph, keep, gone, images, options.bias)
@@ -212,22 +212,18 @@ def _share(chosen: Chosen, graph: NetworkGraph) -> float:
 def _limit_notes(chosen: Chosen, branches: Sequence[Branch], may_go: bool) -> list[str]:
     if not chosen.limited:
         return []
-    note = f"kept from losing more channels by the limits of a layer: {_listed(chosen.limited)}"
+    note = f"kept from losing more channels by the limits of a layer: {listed(chosen.limited)}"
     inner = {name for branch in branches for name in branch.inner}
     if not may_go and (inside := [name for name in chosen.limited if name in inner]):
-        note += f" (with --remove-branches the branches of {_listed(inside)} could go as a whole)"
+        note += f" (with --remove-branches the branches of {listed(inside)} could go as a whole)"
     return [note]
 
 
 def _branch_notes(gone: Sequence[Branch]) -> list[str]:
     if not gone:
         return []
-    names = _listed([branch.name for branch in gone])
+    names = listed([branch.name for branch in gone])
     return [f"branches removed as a whole, by their last layers: {names}; their shortcuts pass on alone"]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def nothing_to_prune(graph: NetworkGraph, left_alone: Mapping[str, str], criterion: str = "l1") -> TargetError:

@@ -44,7 +44,6 @@ def with_selections(source: Unfolded, options: PruneOptions, given: PruningPlan 
         if not paths:
             return source, []
         network = deep_copy(source.network)
-        network.meta.update(source.network.meta)
         insert_selections(network, paths)
         return replace(source, network=network, graph=NetworkGraph(network, shape, source.graph.name)), paths
     if options.criterion != "bn-scale" or options.coupled:

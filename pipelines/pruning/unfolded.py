@@ -83,7 +83,6 @@ def unfolded(
 def folded_copy(network: fx.GraphModule) -> fx.GraphModule:
     """A copy of a traced network with its batch normalisations folded."""
     copy = deep_copy(network).eval()
-    copy.meta.update(network.meta)
     fold_bn(copy)
     return copy
 

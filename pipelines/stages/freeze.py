@@ -32,7 +32,7 @@ from ...data.splits import ImageSource
 from ..console.options import FreezeOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
-from ..console.words import counted
+from ..console.words import counted, listed
 from ..decomposition.memory import measure, set_limits
 from ..decomposition.prepare import prepare
 from ..decomposition.record_responses import ResponseRecording
@@ -292,8 +292,8 @@ def freeze_loaded(
         "network": digest_file(run.original_dir / "structure.json"), **kept, **mixed,
     }  # fmt: skip
     if source.skipped:
-        some = ", ".join(source.skipped[:3]) + (", ..." if len(source.skipped) > 3 else "")
-        said = f"{counted(len(source.skipped), 'image')} left out, unreadable or with NaN (--skip-bad): {some}"
+        said = f"{counted(len(source.skipped), 'image')} left out, unreadable or with NaN (--skip-bad)"
+        said = f"{said}: {listed(source.skipped, 3)}"
         reporter.warn(said, files=", ".join(source.skipped))
     reporter.phase(RECORD)
     reporter.expect({"recording outputs": 1.0})

@@ -29,7 +29,7 @@ from ...data.formats.atomic import commit
 from ...data.formats.paths import safe_name
 from ..console.options import FreezeOptions
 from ..console.program import command_line
-from ..console.words import counted
+from ..console.words import counted, listed
 from ..reporting.graphviz import as_dot, draw, require_dot
 from ..run.loading import part_of
 
@@ -83,7 +83,7 @@ class InspectResult:
             for word, key in (("written by", "producers"), ("carried by", "carriers"), ("read by", "consumers"),
                               ("coupled by", "couplings")):  # fmt: skip
                 if space[key]:
-                    yield f"    {word} {_some(space[key])}"
+                    yield f"    {word} {listed(space[key], 6)}"
         yield ""
         yield from self._left_alone()
         yield from (f"written: {path}" for path in self.written)
@@ -106,10 +106,6 @@ class InspectResult:
 
 
 _VERBS = {step.name: step.verb for step in STEP_TABLE}
-
-
-def _some(names: Sequence[str], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _step_words(layer: Mapping[str, Any]) -> str:
@@ -214,7 +210,7 @@ def _layer_facts(graph: NetworkGraph, layer: Layer, counted: Cost) -> dict[str, 
             if space.sampled
             else f"prune together with {space.producer}"
         )
-        prune += f" through {_some(space.carriers, 2)}" if space.carriers else ""
+        prune += f" through {listed(space.carriers, 2)}" if space.carriers else ""
     macs = counted.per_layer.get(layer.name, 0)
     return {
         "name": layer.name, "kind": layer.kind, "size": size, "in_channels": layer.in_channels,

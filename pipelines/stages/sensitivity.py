@@ -35,6 +35,7 @@ from ..pruning.selection import with_selections
 from ..pruning.unfolded import unfolded_of_run
 from ..reporting import collect, figures
 from ..run import loading
+from ..run.calibration import fitted_images
 from ..run.conditions import prune_elsewhere
 from ..run.directory import RunDirectory
 from ..run.outputs import frozen_outputs
@@ -164,7 +165,7 @@ def sensitivity(
                     return SensitivityResult(directory, True, before)
             outputs, (channels, height, width) = frozen_outputs(frozen), frozen.meta["input_shape"]
             size = images_at_a_time(outputs, (channels, height, width))
-            held_out = min(max(1, frozen.n_images // 10), MOST_IMAGES)
+            held_out = min(frozen.n_images - fitted_images(frozen.n_images), MOST_IMAGES)
             images = batched(
                 frozen.images, frozen.n_images - held_out, frozen.n_images, size, target, outputs, options.seed
             )  # fmt: skip
