@@ -42,9 +42,11 @@ class RunDirectory:
         curves.npz          error curves that the plan is made from; curves/ has those of an unfinished survey
         latency.json        measured times that a plan by latency is made from
         layers/003_conv3_1.safetensors   one solved layer
+        blocks/000.safetensors   refined weights of a block
         model/              the decomposed network
         prune.json          channels that stay in a pruned network; can be read and edited
         pruned/             the pruned network, also with its batch normalisations in with_batchnorm/
+        sensitivity.csv, .png   closeness to the original with one layer pruned at a time
         finetune/           best/, last checkpoint, metrics
         report.json         the table of `evaluate`
         report.html         the page of `report`; its figures and their numbers in report/
