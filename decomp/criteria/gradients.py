@@ -23,11 +23,6 @@ from decomp.graph.channel_spaces import Spaces
 Loss = Callable[[Any, Any], Tensor]
 
 
-def label_loss(output: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of class scores, summed over the images."""
-    return F.cross_entropy(output, labels, reduction="sum")
-
-
 def own_output_loss(generator: torch.Generator, *, scores: bool = True) -> Loss:
     """A loss that needs no labels: its squared derivative stands for the divergence from the network's own outputs.
 

@@ -120,14 +120,6 @@ class Moments:
         C = self.C.index_select(0, index)
         return Moments(K, C, self.S, self.x_mean[index], self.y_mean, self.n_rows).with_root(root)
 
-    def map_inputs(self, A: Tensor) -> Moments:
-        """Moments of ``X @ A`` (A of shape (p, q)) and Y."""
-        A = A.to(self.K)
-        K = A.T @ (self.K @ A)
-        root = None if self.root is None else self.root @ A
-        K, C = (K + K.T) / 2, A.T @ self.C
-        return Moments(K, C, self.S, self.x_mean @ A, self.y_mean, self.n_rows).with_root(root)
-
     def map_outputs(self, T: Tensor) -> Moments:
         """Moments of X and ``Y @ T`` (T of shape (n, m))."""
         T = T.to(self.K)

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from decomp.schemes.cpg_owners import FREE
 
-#: Released shares of a task's allotment, one rung after the other.
-TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 #: Steps between two updates, and epochs from the first update of a rung to its last.
 EVERY, EPOCHS = 10, 4
 

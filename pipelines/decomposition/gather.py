@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from decomp import time_spent
-from decomp.errors import NumericalError
 from decomp.execution import sampled_rows
 from decomp.execution.replay import Replay
 from decomp.graph.layer import Layer
@@ -18,7 +17,6 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, geometry, kernel_of
 from decomp.problem.channel_moments import ChannelMoments, ChannelMomentSum
 from decomp.problem.factors import Geometry, turned
-from decomp.problem.finite import count_not_finite
 from decomp.problem.layer_problem import LayerProblem
 from decomp.problem.moments import Moments, MomentSum
 
@@ -29,6 +27,7 @@ from ..distributed.shared_moments import Processes, moments_of_all
 from ..run.calibration import fitted_images
 from .fitted_order import FittedOrder, Halves
 from .memory import StageMemory
+from .refusals import require_finite
 from .row_tiles import Rows, fitted_layout, tiles
 from .spill_store import SpillStore
 
@@ -220,7 +219,7 @@ class ProblemGatherer:
         named = {node: [next(keys) for _ in range(self.graph.maps(node).n)] for node in calls}
         found: list[Rows] = []
         for start, stop, node, x, shortcut in self.replay.call_inputs(calls, shortcuts):
-            _require_finite(layer, x, start, stop)
+            require_finite(x, layer.name, "the activations it reads", start, stop)
             maps = self.graph.maps(node)
             others = [None] * maps.n if shortcut is None else maps.split(shortcut)
             for key, part, other in zip(named[node], maps.split(x), others):
@@ -252,15 +251,6 @@ class ProblemGatherer:
         values = self.order.responses(key, start, stop)
         remaining = self.remaining_outputs.get(layer.name)
         return values if remaining is None else values[..., remaining]
-
-
-def _require_finite(layer: Layer, x: Tensor, start: int, stop: int) -> None:
-    bad = count_not_finite(x)
-    if bad:
-        raise NumericalError(
-            layer.name, "the activations it reads must be finite",
-            got=f"{bad} NaN or infinite values in images {start}..{stop - 1}", fix="check the weights and the images",
-        )  # fmt: skip
 
 
 def layer_weight(module: Convolution | nn.Linear, layer: Layer) -> Tensor:

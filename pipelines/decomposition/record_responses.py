@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, fx
 
 from decomp import seeds
-from decomp.errors import NumericalError
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_spread import Spread
 from decomp.execution.replay import Replay
 from decomp.execution.sampled_rows import draw_positions, responses
 from decomp.graph.network_graph import NetworkGraph
-from decomp.problem.finite import count_not_finite
 
 from ...data.formats.frozen_file import FrozenFile, FrozenWriter
 from ...data.formats.frozen_keys import keys_of, shortcut_key
@@ -24,6 +22,7 @@ from ..console.reporter import Reporter
 from ..distributed.process_group import count, from_first, gathered_by_first, number
 from ..run.calibration import Mixtures
 from ..run.directory import RunDirectory
+from .refusals import require_finite
 
 
 class Written:
@@ -214,13 +213,7 @@ class ResponseRecording:
     def _finite_outputs(self, output: Any, start: int, stop: int) -> dict[str, Tensor]:
         tensors = self.outputs.named(output, stop - start)
         for name, value in tensors.items():
-            bad = count_not_finite(value)
-            if bad:
-                raise NumericalError(
-                    f"output {name}", "the outputs must be finite",
-                    got=f"{bad} NaN or infinite values in images {start}..{stop - 1}",
-                    fix="check the weights and the images",
-                )  # fmt: skip
+            require_finite(value, f"output {name}", "the outputs", start, stop)
         return tensors
 
     def _draw_positions(self) -> None:
@@ -246,11 +239,5 @@ class ResponseRecording:
     ) -> None:
         rows = responses(values, self.positions[grid][start:stop])
         # All values, not only the sampled ones: the layers behind read the others too.
-        bad = count_not_finite(values)
-        if bad:
-            raise NumericalError(
-                name.removesuffix(shortcut_key("")), "the responses must be finite",
-                got=f"{bad} NaN or infinite values in images {start}..{stop - 1}",
-                fix="check the weights and the images",
-            )  # fmt: skip
+        require_finite(values, name.removesuffix(shortcut_key("")), "the responses", start, stop)
         writer.write_responses(name, start, rows.float().cpu())

@@ -1,4 +1,4 @@
-"""Errors that say why a network cannot be frozen."""
+"""Refusals of networks that cannot be frozen, and of values that are not finite."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from decomp.errors import NumericalError, UsageError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.ways_out import part_that_works
+from decomp.problem.finite import count_not_finite
 
 from ..console.options import FreezeOptions
 
@@ -82,3 +83,23 @@ def not_finite(name: str, module: nn.Module, images: Tensor, outputs: Mapping[st
     layer, bad, total = found[0] if found else next(entry for entry in of_outputs if entry[1])
     got = f"{bad} of {total} values NaN or infinite on the first {len(images)} images"
     return NumericalError(f"{name}, {layer}", "the responses must be finite", got=got, fix="check the weights")
+
+
+def require_finite(values: Tensor, thing: str, what: str, start: int, stop: int) -> None:
+    """Refuse values of images ``start ... stop - 1`` of which some are NaN or infinite.
+
+    Parameters
+    ----------
+    values : torch.Tensor
+    thing, what : str
+        The layer or output, and what the values are there.
+    start, stop : int
+
+    Raises
+    ------
+    NumericalError
+    """
+    bad = count_not_finite(values)
+    if bad:
+        got = f"{bad} NaN or infinite values in images {start}..{stop - 1}"
+        raise NumericalError(thing, f"{what} must be finite", got=got, fix="check the weights and the images")

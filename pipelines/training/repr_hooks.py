@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from decomp.errors import UsageError
@@ -161,12 +160,3 @@ def on_off_rows(filters: Mapping[str, int], events: Sequence[Mapping[str, Any]])
         for path, width in filters.items()
         for i in range(width)
     ]
-
-
-def live_shares(filters: Mapping[str, int], events: Sequence[Mapping[str, Any]], epochs: int) -> list[float]:
-    """Share of the filters that were there in each epoch, the first one at index 0."""
-    total, shares = sum(filters.values()), torch.ones(epochs, dtype=torch.float64)
-    for event in events:
-        gone = flat(event)["filters"] if event["event"] == "drop" else 0
-        shares[event["epoch"] :] = 1 - gone / total
-    return shares.tolist()

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from decomp.errors import NumericalError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.options import FreezeOptions
-from decomp.pipelines.decomposition.refusals import does_not_run, no_layer, not_finite
+from decomp.pipelines.decomposition.refusals import does_not_run, no_layer, not_finite, require_finite
 
 
 class Made(nn.Module):
@@ -57,3 +58,12 @@ def test_images_whose_channels_do_not_fit_are_refused_with_the_likely_reason(sha
     said = str(does_not_run("net", nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(2, *shape), error))
     size = "x".join(map(str, shape))
     assert said == f"net: does not run on images of {size} (expected 3 channels); {fix}"
+
+
+def test_values_of_images_that_are_not_finite_are_counted_and_named():
+    require_finite(torch.zeros(3, 4), "conv", "the responses", 5, 8)
+    values = torch.zeros(3, 4)
+    values[1, :2] = torch.tensor([float("nan"), float("-inf")])
+    line = r"^conv: the responses must be finite, got 2 NaN or infinite values in images 5\.\.7; check the weights"
+    with pytest.raises(NumericalError, match=line):
+        require_finite(values, "conv", "the responses", 5, 8)

@@ -7,7 +7,7 @@ from torch import nn
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.training.hooks import Hooks
 from decomp.pipelines.training.recipe import Recipe
-from decomp.pipelines.training.repr_hooks import NAME, ReprHooks, event_words, flat, live_shares, on_off_rows
+from decomp.pipelines.training.repr_hooks import NAME, ReprHooks, event_words, flat, on_off_rows
 from decomp.schemes.repr_training import RePr
 from tests.pipelines.training.small_training import Blobs, Interrupted, assert_same, stop_after, train
 
@@ -98,7 +98,3 @@ def test_the_map_has_a_row_for_each_filter_and_a_column_for_each_drop():
         ["a", 0, 1, 1], ["a", 1, 0, 1], ["b", 0, 0, 1], ["b", 1, 1, 0], ["b", 2, 0, 1],
     ]  # fmt: skip
     assert list(rows[0]) == ["layer", "filter", "epoch 2", "epoch 5"]
-
-
-def test_the_share_of_live_filters_follows_the_events():
-    assert live_shares({"a": 2, "b": 3}, EVENTS, 7) == [1.0, 1.0, 0.4, 0.4, 1.0, 0.8, 0.8]
