@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from decomp.exact_sum import ExactSum
 from decomp.execution.output_change import Outputs, divergence, squared_difference
@@ -82,6 +83,24 @@ class Closeness:
         if entry.constant:
             found["constant"] = True
         return found
+
+
+@torch.no_grad()
+def compared(original: nn.Module, network: nn.Module, batches: Iterable[Tensor], outputs: Outputs) -> Closeness:
+    """The comparison of a network with the original on batches of images (m, C, H, W).
+
+    Parameters
+    ----------
+    original, network : torch.nn.Module
+        In evaluation mode, on the device of the images.
+    batches : iterable of torch.Tensor
+    outputs : Outputs
+        Of the original.
+    """
+    close = Closeness(outputs)
+    for batch in batches:
+        close.add(outputs.named(original(batch), len(batch)), outputs.named(network(batch), len(batch)))
+    return close
 
 
 def closeness_words(found: Mapping[str, Any], images: str) -> str:

@@ -12,7 +12,7 @@ from decomp.execution.output_change import Outputs
 
 from ...data.formats.frozen_file import FrozenFile
 from ..distributed.process_group import gathered, own_batches
-from .closeness import Closeness, closeness_words, far_off, percent
+from .closeness import closeness_words, compared, far_off, percent
 
 #: A difference on held-out images that is above FAR times that on fitted ones, and above LEAST, is warned of.
 FAR, LEAST = 3.0, 0.02
@@ -55,13 +55,10 @@ def compare(
     """
 
     def measured(begin: int, end: int) -> dict[str, Any]:
-        close = Closeness(outputs)
         mine = own_batches(end - begin, batch_size)
-        with torch.no_grad():
-            for start in range(begin + mine.start, begin + mine.stop, batch_size):
-                x = frozen.images(start, min(start + batch_size, begin + mine.stop)).to(device)
-                close.add(outputs.named(original(x), len(x)), outputs.named(network(x), len(x)))
-        close, *others = gathered(close)
+        starts = range(begin + mine.start, begin + mine.stop, batch_size)
+        batches = (frozen.images(start, min(start + batch_size, begin + mine.stop)).to(device) for start in starts)
+        close, *others = gathered(compared(original, network, batches, outputs))
         for other in others:
             close.merge(other)
         return close.result()

@@ -17,7 +17,6 @@ from torch.export import ExportedProgram
 from decomp.cost.count import cost
 from decomp.criteria.names import NEEDS
 from decomp.errors import UsageError, near_miss
-from decomp.execution.output_change import Outputs
 from decomp.execution.output_spread import Spread
 from decomp.execution.outputs import named_tensors
 
@@ -32,7 +31,7 @@ from ..console.python_words import python_words, said_for_python
 from ..console.reporter import Reporter
 from ..decomposition.emission import unused_work
 from ..decomposition.prepare import prepare
-from ..measure.closeness import Closeness, closeness_words
+from ..measure.closeness import closeness_words, compared
 from ..measure.devices import pick_device, to_device
 from ..pruning.choice import Images
 from ..pruning.emission import emit
@@ -217,18 +216,13 @@ def _images(
     return batched(part, fitted, n, size, device, spread.measured(), seed)
 
 
-@torch.no_grad()
 def _fidelity(found: Unfolded, pruned: Pruned, images: Images | None) -> dict[str, Any]:
     """Closeness of the outputs on the held-out images; empty without images."""
     if images is None:
         return {}
-    outputs: Outputs = images.outputs
-    close = Closeness(outputs)
-    for batch in images.held_out():
-        close.add(outputs.named(found.network(batch), len(batch)), outputs.named(pruned.network(batch), len(batch)))
-    result = close.result()
+    result = compared(found.network, pruned.network, images.held_out(), images.outputs).result()
     words = closeness_words(result, "held-out images")
-    return {**result, "words": "\n".join([words, *outputs.notes()])}
+    return {**result, "words": "\n".join([words, *images.outputs.notes()])}
 
 
 def _report(

@@ -24,7 +24,7 @@ from ..console.options import SensitivityOptions
 from ..console.program import command_line
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
-from ..measure.closeness import Closeness, percent
+from ..measure.closeness import compared, percent
 from ..measure.devices import pick_device
 from ..measure.shares import images_at_a_time
 from ..pruning.choice import Images, score_spaces
@@ -197,21 +197,13 @@ def _rows(
                 keep = by_layer({name: values}, ratio).keep
                 network = deep_copy(source.network)
                 shrink(network, source.graph.spaces, keep)
-                found = _closeness(original, network, images)
+                found = compared(original, network, images.held_out(), images.outputs).result()
                 rows.append([
                     name, ratio, len(keep[name]), len(values), found.get("agreement"), found.get("kl"),
                     found["relative"],
                 ])  # fmt: skip
                 progress.update(1)
     return rows
-
-
-def _closeness(original: nn.Module, network: nn.Module, images: Images) -> dict[str, Any]:
-    close = Closeness(images.outputs)
-    for batch in images.held_out():
-        wanted, got = (images.outputs.named(module(batch), len(batch)) for module in (original, network))
-        close.add(wanted, got)
-    return close.result()
 
 
 def _write(run: RunDirectory, rows: Sequence[Sequence[Any]]) -> None:

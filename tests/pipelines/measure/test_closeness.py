@@ -3,7 +3,7 @@ import torch
 
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import Output
-from decomp.pipelines.measure.closeness import Closeness, closeness_words, far_off, percent
+from decomp.pipelines.measure.closeness import Closeness, closeness_words, compared, far_off, percent
 
 
 def normal(*shape, seed=0):
@@ -67,3 +67,14 @@ def test_comparisons_on_two_parts_of_the_images_are_that_on_all():
     other.merge(one)
     assert other.result() == whole.result() and other.result()["images"] == 20
     assert other.result()["kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5)
+
+
+def test_networks_are_compared_batch_by_batch_as_on_all_images_at_once():
+    outputs = Outputs((Output("output", "scores", (4,)),))
+    original, network, images = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4), normal(11, 3)
+    found = compared(original, network, images.split(4), outputs).result()
+    whole = Closeness(outputs)
+    whole.add({"output": original(images).detach()}, {"output": network(images).detach()})
+    assert found["images"] == 11 and found["relative"] > 0.01
+    assert found["kl"] == pytest.approx(whole.result()["kl"], rel=1e-5)
+    assert found["agreement"] == whole.result()["agreement"]
