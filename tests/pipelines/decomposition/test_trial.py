@@ -39,7 +39,7 @@ def test_layers_of_a_trial_are_fitted_as_the_options_say_with_channels_by_backwa
 
     def fitted(gatherer, layer, sizes, settings, reported):
         assert gatherer.recovery == options.recovery and bool(gatherer.metrics) == options.refine and not reported
-        fits.append((layer.name, sizes.name, settings.selector, settings.activation_aware, settings.refined))
+        fits.append((layer.name, sizes.layer, settings.selector, settings.activation_aware, settings.refined))
         return None, {}
 
     monkeypatch.setattr(trial, "fit_layer", fitted)

@@ -59,7 +59,7 @@ def test_a_stage_has_its_least_need_at_any_rate_and_a_limit_below_it_is_refused(
     assert memory_of_stage(3 * GIB, 3 * GIB, CPU, command="train") == 3 * GIB and calls[1:] == ["keep", "return"]
     rule = r"^--memory: train needs at least 3GiB for these batches, got 2GiB; give --memory 3GiB\.$"
     with pytest.raises(UsageError, match=rule):
-        memory_of_stage(3 * GIB, 2 * GIB, CPU, command="train", subject="these batches")
+        memory_of_stage(3 * GIB - GIB // 20, 2 * GIB, CPU, command="train", subject="these batches")
 
 
 def test_processes_divide_half_of_the_free_disk_of_a_folder_that_is_still_to_be_made(monkeypatch, tmp_path):
