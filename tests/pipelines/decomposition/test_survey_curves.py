@@ -31,7 +31,7 @@ def test_each_measured_size_has_the_change_of_its_own_approximation(vgg_run):
 
 def test_a_layer_measured_once_has_the_change_of_one_step_at_the_same_error_in_all(vgg_run):
     measured = []
-    with open_run(vgg_run, torch.device("cpu")) as opened:
+    with open_run(vgg_run, Resources(torch.device("cpu"))) as opened:
         layers = [layer for layer in opened.graph.layers if layer.fitted][1:3]
         known = known_curves(ProblemGatherer(opened.frozen, opened.graph), [layers])
         changes = changes_of_output(
