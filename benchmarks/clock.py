@@ -9,14 +9,16 @@ emitted. It is then timed against the original in interleaved rounds, in a new p
 median of the ratios is known to about one percent. A repetition keeps the promise where the ratio of medians is
 between 0.97 and 1.10 of what was asked. It is marked as busy, and not counted unless --busy is given, where the threads
 waited for processors, or the original, which runs twice in each round, differs from itself or takes longer than in
-other repetitions (neighbours on the hardware of a virtual machine slow networks by different shares); nor is it counted
-where the plan was made on a machine that the command called busy, its measured speed-up not certain. Networks of
-torchvision have random weights and 224 pixels; their plans come from the same search with losses by formula. Rows are
-appended to rows.jsonl: an interrupted benchmark goes on. Time of planning: see benchmarks.clock_planning.
+other repetitions (neighbours on the hardware of a virtual machine slow networks by different shares). A plan, or a
+refusal, of which the command says that the machine was busy and the measured speed-up not certain is made again, as
+the command advises, at most twice; repetitions of a plan that stays uncertain are not counted. Networks of torchvision
+have random weights and 224 pixels; their plans come from the same search with losses by formula. Rows are appended to
+rows.jsonl: an interrupted benchmark goes on. Time of planning: see benchmarks.clock_planning.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,6 +29,8 @@ from benchmarks.common import CLI, numbers
 
 #: Of --quick: within these minutes no new step begins.
 QUICK = {"asked": "2,1.5", "images": 200, "repetitions": 2, "minutes": 3.3}
+#: Plans for one network, runtime and speed-up at most, the last of which counts.
+PLANS = 3
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 RANDOM_IMAGES = Path(__file__).with_name("clock_images.py")
 
@@ -47,7 +51,7 @@ def time_once(networks, shape, runtime_name, threads, fastest=None):
     """
     import torch
 
-    from decomp.pipelines.decomposition.speed_ratio import measure_ratio
+    from decomp.pipelines.decomposition.speed_ratio import RoundsRule, measure_ratio
     from decomp.runtimes.choice import runtime
     from decomp.runtimes.timing import latencies, random_images
 
@@ -57,7 +61,8 @@ def time_once(networks, shape, runtime_name, threads, fastest=None):
     prepared = {name: made.prepare(network.eval(), example) for name, network in networks.items()}
     prepared["again"] = prepared["original"]
     return measure_ratio(
-        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8), fewest_blocks=3, fastest=fastest
+        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8),
+        RoundsRule(fewest_blocks=3, fastest=fastest),
     ).to_json()
 
 
@@ -99,14 +104,15 @@ class Clock:
     def measure(self, key):
         """Append the rows that are missing of one network, runtime and speed-up."""
         own = [row for row in read_rows(self.path) if key.items() <= row.items()]
-        if any("refused" in row for row in own) or len(own) >= self.options.repetitions:
+        if own and not is_uncertain(own[-1]) and ("refused" in own[-1] or len(own) >= self.options.repetitions):
             return
-        large = key["network"] in clock_shapes.NAMES
-        planned = self.plan_of_shape(key) if large else self.plan_of_run(key)
+        planned = self.planned(key)
+        same = [row for row in own if row.get("planned") == planned.get("planned")]
         if "refused" in planned:
-            self.append({**key, **planned})
+            if not same:
+                self.append({**key, **planned})
             return
-        for _ in range(len(own), self.options.repetitions):
+        for _ in range(len(same), self.options.repetitions):
             self.append({**key, **planned, **self.child("--time", json.dumps(key))})
 
     def append(self, row):
@@ -126,7 +132,17 @@ class Clock:
 
     # -- plans --------------------------------------------------------------------------------------------
 
-    def plan_of_run(self, key):
+    def planned(self, key):
+        """The last plan of one network, runtime and speed-up, and `tries`: all that were made until one was certain."""
+        path = self.out / f"{self.label(key)}.tries.json"
+        tries = json.loads(path.read_text()) if path.exists() else []
+        make = self.plan_of_shape if key["network"] in clock_shapes.NAMES else self.plan_of_run
+        while not tries or (tries[-1]["plan_busy"] and len(tries) < PLANS):
+            tries.append(make(key, bool(tries)))
+            path.write_text(json.dumps(tries))
+        return {**tries[-1], "tries": tries}
+
+    def plan_of_run(self, key, again):
         """The planned ratio and the error of the table, or the line with which it was refused."""
         o, base, run = self.options, self.base(key), self.out / self.label(key)
         shared = ["--threads", str(o.threads), "--device", "cpu", "--quiet"]
@@ -135,24 +151,27 @@ class Clock:
             failed = self.decomp("freeze", "--model", key["network"], *images, "--run", str(base), *shared)
             if failed:
                 raise SystemExit(failed)
-        if not (run / "model" / "structure.json").exists():
+        if again or not (run / "model" / "structure.json").exists():
             asked = ["--speedup", f"{key['asked']}x", "--cost", "latency", "--runtime", key["runtime"]]
             start = time.monotonic()
             sources = ["--run", str(run)] if run.exists() else ["--run", str(run), "--from", str(base)]
-            failed = self.decomp("decompose", *sources, *asked, "--batch-size", "1", *shared)
+            failed = self.decomp(
+                "decompose", *sources, *asked, "--batch-size", "1", *shared, *["--redo"] * (again and run.exists())
+            )
             if failed:
-                return {"refused": failed}
+                return refusal(failed)
             (run / "clock.json").write_text(json.dumps({"seconds": round(time.monotonic() - start, 1)}))
         seconds = json.loads((run / "clock.json").read_text()) if (run / "clock.json").exists() else {}
         return {**of_plan(json.loads((run / "plan.json").read_text())), **seconds}
 
-    def plan_of_shape(self, key):
+    def plan_of_shape(self, key, again):
         """The same for a network of torchvision, planned in a process of its own."""
         path = self.out / f"{self.label(key)}.json"
-        if not path.exists():
+        if again or not path.exists():
             self.child("--plan", json.dumps(key))
         record = json.loads(path.read_text())
-        return record if "refused" in record else {**of_plan(record), "seconds": record["seconds"]}
+        seconds = {"seconds": record["seconds"]}
+        return {**(refusal(record["refused"]) if "refused" in record else of_plan(record)), **seconds}
 
     # -- processes ----------------------------------------------------------------------------------------
 
@@ -161,8 +180,9 @@ class Clock:
         self.require_time()
         shared = ["--out", str(self.out), "--threads", str(self.options.threads)]
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.clock", *arguments, *shared], capture_output=True, text=True, check=False
-        )
+            [sys.executable, "-m", "benchmarks.clock", *arguments, *shared], capture_output=True, text=True,
+            check=False, env=self.environment(),
+        )  # fmt: skip
         if done.returncode:
             raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
         return json.loads(done.stdout.splitlines()[-1])
@@ -170,11 +190,17 @@ class Clock:
     def decomp(self, *arguments):
         """Run a command; the line with which it failed, or nothing."""
         self.require_time()
-        done = subprocess.run([sys.executable, str(CLI), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, str(CLI), *arguments], capture_output=True, text=True, check=False, env=self.environment()
+        )
         with (self.out / "messages.txt").open("a") as file:
             file.write(f"$ decomp {' '.join(arguments)}\n{done.stdout}{done.stderr}")
         lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
         return lines[-1] if done.returncode else ""
+
+    def environment(self):
+        """Of processes: times that the commands know are those of this benchmark."""
+        return {**os.environ, "DECOMP_KNOWN_TIMES": str(self.out.resolve() / "known_times.json")}
 
     def require_time(self):
         """End the benchmark where no step may begin any more."""
@@ -197,16 +223,27 @@ class Clock:
     def fastest(self, key):
         """The shortest time of the original in this runtime, in all rows; None where there is no row."""
         same = {name: key[name] for name in ("network", "runtime")}
-        rows = [row for row in read_rows(self.path) if same.items() <= row.items() and "original_ms" in row]
-        return min((row["original_ms"] for row in rows), default=None)
+        rows = [row for row in read_rows(self.path) if same.items() <= row.items()]
+        return min((row["original_ms"] for row in rows if "original_ms" in row), default=None)
 
 
 def of_plan(record):
     """The figures of a plan."""
     latency = record["latency"]
     kept = {"planned": latency["measured_speedup"], "table_error": latency["table_error"]}
+    kept |= {"plan_original_ms": latency["original_ms"]}
     kept["plan_busy"] = latency["busy"]  # the command has said so, and that the plan should be made again
     return kept | {name: latency[name] for name in ("slower", "faster") if name in latency}
+
+
+def refusal(line):
+    """A refused plan; the line says whether the machine was busy."""
+    return {"refused": line, "plan_busy": "the machine was busy" in line}
+
+
+def is_uncertain(row):
+    """Whether the plan of a row is to be made again."""
+    return row.get("plan_busy", False) and len(row.get("tries", [])) < PLANS
 
 
 def data_of(name):

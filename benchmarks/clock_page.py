@@ -8,7 +8,8 @@ from benchmarks.common import machine, markdown
 from decomp.pipelines.decomposition.target_search import LEAST, MOST
 
 FIELDS = (
-    "network", "runtime", "asked", "planned", "measured", "low", "high", "kept", "busy", "table error", "seconds",
+    "network", "runtime", "asked", "plans", "planned", "measured", "low", "high", "kept", "busy", "table error",
+    "seconds",
 )  # fmt: skip
 
 
@@ -41,14 +42,13 @@ def summary(rows, with_busy=False):
         timed = [row for row in own if "measured_speedup" in row]
         if not timed:
             continue
-        first, used = timed[0], counted(timed, with_busy)
+        last, used = timed[-1], counted(timed, with_busy)
         entry = dict(zip(FIELDS[:3], key, strict=True))
         entry |= {
-            "planned": first["planned"],
-            "seconds": first.get("seconds"),
+            "plans": len(last.get("tries", [last])), "planned": last["planned"], "seconds": last.get("seconds"),
             "busy": len(timed) - len(counted(timed)),
-        }
-        entry["table error"] = f"{100 * first['table_error']:+.0f} %"
+        }  # fmt: skip
+        entry["table error"] = f"{100 * last['table_error']:+.0f} %"
         if used:
             found = [row["measured_speedup"] for row in used]
             entry |= {"measured": statistics.median(found), "low": min(found), "high": max(found)}
@@ -59,16 +59,20 @@ def summary(rows, with_busy=False):
 
 def verdict(rows, with_busy=False):
     """How many promises were kept, in a sentence; how far off the table of times was."""
-    used = counted(rows, with_busy)
-    kept, busy = sum(map(is_kept, used)), sum(map(is_busy, rows))
+    used, timed = counted(rows, with_busy), [row for row in rows if "measured_speedup" in row]
+    kept, busy = sum(map(is_kept, used)), sum(map(is_busy, timed))
     refused = len({(row["network"], row["runtime"], row["asked"]) for row in rows if "refused" in row})
     errors = [abs(entry) for entry in {(r["network"], r["runtime"], r["asked"]): r["table_error"] for r in rows
                                        if "table_error" in r}.values()]  # fmt: skip
     words = [f"Kept: {kept} of {len(used)} repetitions within {LEAST:g} to {MOST:.2f} of what was asked."]
     if busy:
-        plans = sum(bool(row.get("plan_busy")) for row in rows)
-        planned = f" ({plans} of them of plans made on a busy machine, as the command said)" if plans else ""
+        plans = sum(bool(row.get("plan_busy")) for row in timed)
+        planned = f" ({plans} of them of plans that the command called uncertain each time)" if plans else ""
         words.append(f"{busy} on a busy machine {'are counted too' if with_busy else 'are left out'}{planned}.")
+    made = {(row["network"], row["runtime"], row["asked"]): row["tries"] for row in rows if row.get("tries")}
+    if again := sum(len(tries) - 1 for tries in made.values()):
+        one = "1 plan was" if again == 1 else f"{again} plans were"
+        words.append(f"{one} made again, as the command called the one before uncertain.")
     if refused:
         words.append(f"Refused: {refused}.")
     if errors:
@@ -109,8 +113,9 @@ def page(rows, threads, with_busy, docstring, planning=()):
     parts = ["# Asked and measured speed-up", verdict(rows, with_busy), markdown(FIELDS, summary(rows, with_busy))]
     parts += ["\n".join(notes(rows))] if notes(rows) else []
     explained = (
-        "planned: measured when the plan was made. measured, low, high: median, least and most of the repetitions. "
-        "table error: the first plan's expected speed-up over its measured one. seconds: of the command that made it."
+        "plans: made until the command called one certain. planned: measured when the last one was made. measured, "
+        "low, high: median, least and most of the repetitions. table error: the first proposal's expected speed-up "
+        "over its measured one. seconds: of the command that made the plan."
     )
     parts += [explained, f"Written by `python -m benchmarks.clock`. {protocol[0].upper()}{protocol[1:]}", where]
     if planning:

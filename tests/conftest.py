@@ -13,6 +13,7 @@ CHECKOUT = str(Path(__file__).resolve().parent.parent)
 
 if CHECKOUT not in sys.path:
     sys.path.insert(0, CHECKOUT)
+os.environ["DECOMP_KNOWN_TIMES"] = "off"  # times of pretended machines are not for the user's cache
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [CHECKOUT, os.environ.get("PYTHONPATH")]))
 
 

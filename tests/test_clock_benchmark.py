@@ -38,7 +38,19 @@ def test_repetitions_of_a_plan_made_on_a_busy_machine_do_not_count():
     rows = [row(2.0, plan_busy=False), row(1.2, plan_busy=True), row(1.3, busy=True, plan_busy=True)]
     (entry,) = clock_page.summary(rows)
     assert (entry["kept"], entry["busy"], entry["measured"]) == ("1 of 1", 2, 2.0)
-    assert "2 on a busy machine are left out (2 of them of plans made on a busy machine" in clock_page.verdict(rows)
+    assert "2 on a busy machine are left out (2 of them of plans that the command called uncertain each time)" in (
+        clock_page.verdict(rows)
+    )
+
+
+def test_plans_that_were_made_again_are_counted_and_the_last_one_is_shown():
+    tries = [{"planned": 2.1, "plan_busy": True}, {"planned": 2.0, "plan_busy": False}]
+    old = [row(1.5, planned=2.1, plan_busy=True)]
+    rows = [*old, row(2.0, planned=2.0, tries=tries), row(2.0, planned=2.0, tries=tries), row(2.0, asked=1.9)]
+    first, second = clock_page.summary(rows)
+    assert (first["plans"], first["planned"], first["kept"], first["busy"]) == (2, 2.0, "2 of 2", 1)
+    assert second["plans"] == 1
+    assert "1 plan was made again, as the command called the one before uncertain." in clock_page.verdict(rows)
 
 
 def test_errors_of_the_table_count_once_for_each_plan_and_refusals_have_their_line():
@@ -57,7 +69,8 @@ def test_page_has_the_protocol_the_table_and_its_picture(tmp_path):
     rows, path = [row(2.0), row(2.1)], tmp_path / "clock.md"
     clock_page.write(path, clock_page.page(rows, 2, False, clock.__doc__), rows, False)
     text = path.read_text()
-    assert "| n | eager | 2 | 2 | 2.05 |" in text and "2 threads" in text and "A repetition keeps the promise" in text
+    assert "| n | eager | 2 | 1 | 2 | 2.05 |" in text
+    assert "2 threads" in text and "A repetition keeps the promise" in text
     assert "(clock.png)" in text and (tmp_path / "clock.png").stat().st_size > 1000
 
 
@@ -111,22 +124,23 @@ def test_planning_is_measured_once_for_each_cost_and_goes_on_with_those_missing(
 class Recorded(clock.Clock):
     """The benchmark with processes that answer at once."""
 
-    def __init__(self, out, *arguments, refused=""):
+    def __init__(self, out, *arguments, refused="", uncertain=0):
         super().__init__(clock.parsed(["--out", str(out), "--networks", "zoo:a", "--runtimes", "eager", *arguments]))
-        self.refused, self.called = refused, []
+        self.refused, self.called, self.uncertain = refused, [], uncertain
 
     def child(self, *arguments):
         self.called.append(arguments[0])
         return {"measured_speedup": 2.0, "busy": False}
 
     def decomp(self, *arguments):
-        self.called.append(arguments[0])
+        self.called.append(arguments[0] + " again" * ("--redo" in arguments))
         if arguments[0] == "decompose" and not self.refused:
             run = self.out / "zoo-a-eager-2x"
-            (run / "model").mkdir(parents=True)
+            (run / "model").mkdir(parents=True, exist_ok=True)
             (run / "model" / "structure.json").touch()
-            latency = {"measured_speedup": 2.01, "table_error": 0.2, "busy": True}
-            (run / "plan.json").write_text(json.dumps({"latency": latency}))
+            self.uncertain -= 1
+            latency = {"measured_speedup": 2.01 + 0.01 * self.uncertain, "table_error": 0.2, "original_ms": 5.0}
+            (run / "plan.json").write_text(json.dumps({"latency": {**latency, "busy": self.uncertain >= 0}}))
         return self.refused if arguments[0] == "decompose" else ""
 
 
@@ -140,7 +154,45 @@ def test_an_interrupted_benchmark_goes_on_with_the_repetitions_that_are_missing(
     more.run()
     assert more.called == ["--time"]
     rows = clock.read_rows(tmp_path / "rows.jsonl")
-    assert len(rows) == 3 and rows[0]["planned"] == 2.01 and rows[0]["table_error"] == 0.2
+    assert len(rows) == 3 and rows[0]["planned"] == 2.0 and rows[0]["table_error"] == 0.2
+
+
+@pytest.mark.parametrize(("uncertain", "made", "busy"), [(1, 2, False), (2, 3, False), (5, 3, True)])
+def test_a_plan_that_the_command_calls_uncertain_is_made_again_at_most_twice(tmp_path, uncertain, made, busy):
+    benchmark = Recorded(tmp_path, "--asked", "2", "--repetitions", "1", uncertain=uncertain)
+    benchmark.run()
+    assert benchmark.called == ["freeze", "decompose", *["freeze", "decompose again"] * (made - 1), "--time"]
+    (found,) = clock.read_rows(tmp_path / "rows.jsonl")
+    assert [one["plan_busy"] for one in found["tries"]] == [True] * (made - 1) + [busy] and found["plan_busy"] == busy
+    assert found["planned"] == found["tries"][-1]["planned"]
+    more = Recorded(tmp_path, "--asked", "2", "--repetitions", "1")
+    more.run()
+    assert not more.called
+
+
+def test_a_refusal_on_a_busy_machine_is_tried_again_and_then_recorded_once(tmp_path):
+    refused = "error: at most 2x was measured; the machine was busy: it"
+    Recorded(tmp_path, "--asked", "3", refused=refused).run()
+    benchmark = Recorded(tmp_path, "--asked", "3", refused=refused)
+    benchmark.run()
+    assert not benchmark.called
+    (found,) = clock.read_rows(tmp_path / "rows.jsonl")
+    assert found["refused"] == refused and len(found["tries"]) == 3
+
+
+def test_an_uncertain_plan_of_an_older_folder_is_made_again_and_its_rows_are_not_those_of_the_new_one(
+    tmp_path,
+):
+    old = row(1.5, network="zoo:a", planned=2.5, plan_busy=True)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(old) + "\n")
+    benchmark = Recorded(tmp_path, "--asked", "2", "--repetitions", "1")
+    benchmark.run()
+    assert benchmark.called == ["freeze", "decompose", "--time"]
+    assert [one["planned"] for one in clock.read_rows(tmp_path / "rows.jsonl")] == [2.5, 2.0]
+
+
+def test_commands_of_the_benchmark_know_the_times_of_this_benchmark_alone(tmp_path):
+    assert Recorded(tmp_path).environment()["DECOMP_KNOWN_TIMES"] == str(tmp_path / "known_times.json")
 
 
 def test_a_refused_plan_is_recorded_and_not_tried_again(tmp_path):

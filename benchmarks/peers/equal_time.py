@@ -196,7 +196,7 @@ def time_networks(out, asked, seconds=150.0):
 
 def ratio(original, network, shape):
     """How many times faster a network is than the original in the runtime, as plain data."""
-    from decomp.pipelines.decomposition.speed_ratio import measure_ratio
+    from decomp.pipelines.decomposition.speed_ratio import RoundsRule, measure_ratio
     from decomp.runtimes.choice import runtime
     from decomp.runtimes.timing import latencies, random_images
 
@@ -205,7 +205,7 @@ def ratio(original, network, shape):
     prepared = {"original": made.prepare(original, example), "planned": made.prepare(network, example)}
     prepared["again"] = prepared["original"]
     return measure_ratio(
-        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8), fewest_blocks=3
+        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8), RoundsRule(fewest_blocks=3)
     ).to_json()
 
 

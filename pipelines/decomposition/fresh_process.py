@@ -30,7 +30,7 @@ from decomp.runtimes.runtime import Runtime
 from decomp.runtimes.timing import random_images
 
 from ...data.formats import network_file
-from .speed_ratio import SpeedRatio, measure_ratio
+from .speed_ratio import RoundsRule, SpeedRatio, measure_ratio
 from .timings import block_of_rounds
 
 #: Of a helper process: the checkout or installation that this process runs is the one that it imports.
@@ -68,8 +68,8 @@ def measure(request: Mapping[str, Any]) -> SpeedRatio:
     Parameters
     ----------
     request : dict
-        ``runtime``, ``layout``, ``threads``, ``shape``; ``original`` and ``planned``, folders of networks; ``wanted``,
-        ``fastest`` and ``kept``, see :func:`decomp.pipelines.decomposition.speed_ratio.measure_ratio`.
+        ``runtime``, ``layout``, ``threads``, ``shape``; ``original`` and ``planned``, folders of networks; ``rule``,
+        fields of a :class:`decomp.pipelines.decomposition.speed_ratio.RoundsRule`.
     """
     torch.set_num_threads(request["threads"])
     made, shape = runtime(request["runtime"], request["layout"]), tuple(request["shape"])
@@ -77,8 +77,8 @@ def measure(request: Mapping[str, Any]) -> SpeedRatio:
     example = random_images(shape, device, made.layout)
     prepared = {name: read_network(Path(request[name]), made, example) for name in ("original", "planned")}
     prepared["again"] = prepared["original"]
-    block = block_of_rounds(prepared, shape, device, made.layout)
-    return measure_ratio(block, **{name: request[name] for name in ("wanted", "fastest", "kept")})
+    rule = RoundsRule(**request["rule"])
+    return measure_ratio(block_of_rounds(prepared, shape, device, made.layout, rule.block_seconds), rule)
 
 
 def serve() -> None:
@@ -149,22 +149,14 @@ class FreshProcess:
         self._messages.close()
         self._folder.cleanup()
 
-    def ratio(
-        self,
-        original: nn.Module,
-        planned: nn.Module,
-        wanted: tuple[float, float] | None = None,
-        fastest: float | None = None,
-        kept: tuple[float, float] | None = None,
-    ) -> SpeedRatio:
+    def ratio(self, original: nn.Module, planned: nn.Module, rule: RoundsRule) -> SpeedRatio:
         """Measured speed-up of a planned network over the original.
 
         Parameters
         ----------
         original, planned : torch.nn.Module
-            The first is written once, as long as it is the same object.
-        wanted, fastest, kept
-            See :func:`decomp.pipelines.decomposition.speed_ratio.measure_ratio`.
+            The first is written once, as long as it is the same object. As the second it is read and prepared again.
+        rule : RoundsRule
 
         Raises
         ------
@@ -178,11 +170,12 @@ class FreshProcess:
             write_network(original, self._written, self.made, self._example)
             self._original = original
         with tempfile.TemporaryDirectory(dir=folder) as inside:
-            write_network(planned, Path(inside) / "planned", self.made, self._example)
+            written = self._written if planned is original else Path(inside) / "planned"
+            if planned is not original:
+                write_network(planned, written, self.made, self._example)
             return self._asked({
                 "runtime": self.made.name, "layout": self.made.layout, "threads": torch.get_num_threads(),
-                "shape": self.shape, "original": str(self._written), "planned": str(Path(inside) / "planned"),
-                "wanted": wanted, "fastest": fastest, "kept": kept,
+                "shape": self.shape, "original": str(self._written), "planned": str(written), "rule": asdict(rule),
                 "answer": str(Path(inside) / "answer.json"),
             })  # fmt: skip
 

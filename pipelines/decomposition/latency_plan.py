@@ -32,16 +32,19 @@ from decomp.surgery.random_network import random_network
 from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
 from ..measure import devices
+from ..measure.known_times import SAME
 from .latency_tables import latency_cost
 from .plans_between import plans_between
-from .speed_ratio import SpeedRatio
+from .speed_ratio import RoundsRule, SpeedRatio
 from .target_errors import limiting_options
 from .target_search import ENOUGH, LEAST, MOST, SURPLUS, Attempt, Candidate, TargetSearch
-from .timings import CHAIN_ROUNDS, CHAIN_SECONDS, Timings
-from .whole_networks import WholeNetworks
+from .timings import CHAIN_ROUNDS, CHAIN_SECONDS, Shape, Timings
+from .whole_networks import PATIENCE, WholeNetworks
 
 # Measurements of the chosen plan that may disagree with the ones before them, until the search gives up.
 CONFIRMATIONS = 3
+# Times that the choice is made again at most because the machine has become faster.
+RETURNS = 2
 # Plans by a counted cost that are tried to find the one of the same loss; a rival must be faster by more than RIVAL.
 EQUAL_LOSS, RIVAL = 7, 1.01
 
@@ -122,27 +125,43 @@ def allocate_for_latency(
         The smallest sizes are measured to be slower than requested, which names the limiting options; or the narrowed
         spaces alone make the network faster than that.
     """
-    timings, cost = latency_model(path, options, graph, original, device, reporter)
-    with WholeNetworks(timings, original, (options.latency_batch or 1, *graph.input_shape), reporter) as networks:
+    timings, shape = _timings(path, options, graph, original, device)
+    with WholeNetworks(timings, original, shape, reporter) as networks:
+        networks.watch(PATIENCE)
+        cost = _cost(timings, options, graph, original, reporter)
+        networks.watch(PATIENCE)
         return _Planner(timings, graph, curves, cost, counted, networks, options, rules, reporter).run()
 
 
 def latency_model(
     path: Path, options: DecomposeOptions, graph: NetworkGraph, original: nn.Module, device: torch.device,
     reporter: Reporter,
-) -> tuple[Timings, LatencyCost]:  # fmt: skip
-    """Times of a network, measured or read from ``latency.json``, and the cost model that they make.
+) -> LatencyCost:  # fmt: skip
+    """The cost model that times of a network make, measured or read from ``latency.json``.
 
     Parameters and errors as for :func:`allocate_for_latency`.
     """
+    timings, _ = _timings(path, options, graph, original, device)
+    return _cost(timings, options, graph, original, reporter)
+
+
+def _timings(
+    path: Path, options: DecomposeOptions, graph: NetworkGraph, original: nn.Module, device: torch.device
+) -> tuple[Timings, Shape]:
+    """The known times, with the original prepared, and the shape of a batch."""
     assert options.latency_batch is not None and options.latency_layout is not None  # as cost is latency
     assert options.runtime is not None
     require_supported(options.runtime, options.latency_layout, device.type)
     made = runtime(options.runtime, options.latency_layout)
-    timings = Timings(path, device, options.latency_batch, made)
-    shape = (options.latency_batch, *graph.input_shape)
+    timings, shape = Timings(path, device, options.latency_batch, made), (options.latency_batch, *graph.input_shape)
     timings.keep_prepared(original, shape)
-    cost = latency_cost(timings, graph, reporter)
+    return timings, shape
+
+
+def _cost(
+    timings: Timings, options: DecomposeOptions, graph: NetworkGraph, original: nn.Module, reporter: Reporter
+) -> LatencyCost:
+    cost, shape = latency_cost(timings, graph, reporter), (timings.batch_size, *graph.input_shape)
     if original is not graph.module:
         times = timings.compare({"original": original, "smaller": graph.module}, shape)
         alone = times["original"] / times["smaller"]
@@ -154,7 +173,7 @@ def latency_model(
             rule = f"the {what} alone were measured {alone:.2f}x as fast, more than the target"
             raise TargetError(name, rule, got=f"{options.speedup:g}x", fix=f"{fix}, or raise the target")
         cost.total *= alone
-    return timings, cost
+    return cost
 
 
 @dataclass(eq=False)
@@ -181,7 +200,7 @@ class _Planner:
     def run(self) -> Allocation:
         """The plan, with its measurement."""
         search = self._search(self._proposed, lambda: self._most)
-        chosen = self._confirmed(search, search.run())
+        chosen = self._settled(search, self._confirmed(search, search.run()))
         first = search.attempts[0]
         if chosen.speedup < LEAST * self.options.speedup:
             raise self._out_of_reach(chosen)
@@ -268,7 +287,7 @@ class _Planner:
     def measure(self, candidate: Candidate, wanted: tuple[float, float] | None = None) -> SpeedRatio:
         """Speed-up of a network of the planned sizes with random weights."""
         kept = LEAST * self.options.speedup, MOST * self.options.speedup
-        return self.networks.ratio(random_network(self.graph, candidate.plans), wanted, kept)
+        return self.networks.ratio(random_network(self.graph, candidate.plans), RoundsRule(wanted, kept))
 
     def _confirmed(self, search: TargetSearch, attempt: Attempt) -> Attempt:
         """An attempt whose speed-up was measured again with both networks prepared anew, as in another process.
@@ -289,6 +308,21 @@ class _Planner:
                 break
         return search.best()
 
+    def _settled(self, search: TargetSearch, chosen: Attempt) -> Attempt:
+        """The choice, made again where the original is faster now than it was when the chosen plan was measured.
+
+        A machine with more than one speed slows the original by another share than plans.
+        """
+        for _ in range(RETURNS):
+            now, then = self.networks.watch(), chosen.ratio.original_ms
+            if then <= SAME * now:
+                break
+            words = f"the original takes {now:.3g} ms now, and took {then:.3g} ms when the plan was measured"
+            self.reporter.step(f"{words}: measuring again")
+            chosen = self._confirmed(search, chosen)
+        chosen.ratios = [self.networks.judged(ratio) for ratio in chosen.ratios]
+        return chosen
+
     def _faster_rival(self, chosen: Attempt) -> Attempt | None:
         """A plan by multiply-accumulates that is as fast as asked and loses less; None where there is none.
 
@@ -299,7 +333,7 @@ class _Planner:
             return None
         attempt = Attempt(rival, [self.measure(rival, (RIVAL * chosen.speedup, math.inf))])
         self.reporter.step(f"a plan by {self.counted.unit} of the same loss was measured {attempt.speedup:.2f}x")
-        if attempt.speedup <= RIVAL * chosen.speedup:
+        if attempt.speedup <= RIVAL * chosen.speedup or not attempt.ratio.is_comparable(chosen.ratio):
             return None
 
         def propose(speedup: float) -> Candidate:
@@ -308,7 +342,7 @@ class _Planner:
 
         search = self._search(propose, lambda: self.cost.total / rival.milliseconds)
         search.attempts, search.latest = [attempt], attempt.ratio
-        best = self._confirmed(search, search.run())
+        best = self._settled(search, self._confirmed(search, search.run()))
         if not search.is_kept(best.speedup) or best.candidate.loss >= chosen.candidate.loss:
             return None
         self.reporter.step(f"that is taken at {best.speedup:.2f}x: it loses less than the plan by measured time")

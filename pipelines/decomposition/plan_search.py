@@ -275,4 +275,4 @@ def _cost_model(surveyed: SurveyedRun, options: DecomposeOptions, reporter: Repo
     if options.cost != "latency":
         return counted_model(options.cost, graph, surveyed.narrowed.macs_by_layer, opened.cost)
     original = timed_original(surveyed)
-    return latency_model(opened.run.latency_json, options, graph, original, opened.device, reporter)[1]
+    return latency_model(opened.run.latency_json, options, graph, original, opened.device, reporter)

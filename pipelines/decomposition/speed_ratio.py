@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..measure.contention import MOST_WAITED, Contention
+from ..measure.known_times import SAME
 
 #: Half the width of the interval of the median ratio, relative to it, at which no more rounds are needed.
 PRECISION = 0.012
@@ -23,8 +24,6 @@ PRECISION = 0.012
 COARSE = 0.04
 #: Blocks of rounds of one measurement. The first blocks may all lie in one disturbance, so there are at least two.
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 10
-#: Largest ratio of two medians of the original's times on a machine in the same state.
-SAME = 1.08
 #: Spread of the ratios of the original to itself, and relative distance of their median from 1, on a quiet machine.
 NOISE, BIAS = 0.2, 0.02
 #: Quantiles of the ratios of single rounds that are said with a measured speed-up.
@@ -34,6 +33,33 @@ _DEVIATIONS = 1.96 / 2
 
 #: Times of ``original``, ``planned`` and ``again`` (the original) in the rounds of one block, in milliseconds.
 Block: TypeAlias = "Mapping[str, Sequence[float]]"
+
+
+@dataclass(frozen=True)
+class RoundsRule:
+    """Rounds of a measurement that count, and those that are enough.
+
+    Attributes
+    ----------
+    wanted : tuple of float, optional
+        Ratios of interest. One whose whole interval lies outside of them needs to be known to :data:`COARSE` only, and
+        a single block is enough.
+    kept : tuple of float, optional
+        The whole interval within them is as good as a narrow one.
+    fastest : float, optional
+        The original's shortest time so far, in milliseconds. Blocks in which it takes more than
+        :data:`decomp.pipelines.measure.known_times.SAME` of the shortest do not count, unless there is no other.
+    fewest_blocks, most_blocks : int
+    block_seconds : float
+        No round of a block begins later.
+    """
+
+    wanted: tuple[float, float] | None = None
+    kept: tuple[float, float] | None = None
+    fastest: float | None = None
+    fewest_blocks: int = FEWEST_BLOCKS
+    most_blocks: int = MOST_BLOCKS
+    block_seconds: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,7 @@ class SpeedRatio:
             "original_ms": round(self.original_ms, 4), "measured_ms": round(self.planned_ms, 4),
             "measured_speedup": round(self.speedup, 3), "low": round(self.low, 3), "high": round(self.high, 3),
             "interval": [round(bound, 3) for bound in self.interval], "noise": round(self.noise, 3),
-            "waited": round(self.waited, 3), "busy": bool(self.disturbances),
+            "waited": round(self.waited, 3), "slowed": round(self.slowed, 3), "busy": bool(self.disturbances),
         }  # fmt: skip
 
 
@@ -136,28 +162,14 @@ def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]
     return float(ordered[place]), float(ordered[len(ordered) - 1 - place])
 
 
-def measure_ratio(
-    block: Callable[[], Block],
-    fewest_blocks: int = FEWEST_BLOCKS,
-    wanted: tuple[float, float] | None = None,
-    fastest: float | None = None,
-    kept: tuple[float, float] | None = None,
-) -> SpeedRatio:
+def measure_ratio(block: Callable[[], Block], rule: RoundsRule = RoundsRule()) -> SpeedRatio:  # noqa: B008 (frozen)
     """Measure in blocks of rounds until the median ratio is known to :data:`PRECISION`, or what is asked about it.
 
     Parameters
     ----------
     block : callable
         Measures one block.
-    fewest_blocks : int
-    wanted : tuple of float, optional
-        Ratios of interest. One whose whole interval lies outside of them needs to be known to :data:`COARSE` only, and
-        a single block is enough.
-    fastest : float, optional
-        The original's shortest time so far, in milliseconds. Blocks in which it takes more than :data:`SAME` of the
-        shortest do not count, unless there is no other.
-    kept : tuple of float, optional
-        The whole interval within them is as good as a narrow one.
+    rule : RoundsRule
 
     Returns
     -------
@@ -165,16 +177,16 @@ def measure_ratio(
     """
     blocks: list[Block] = []
     contention = Contention()
-    for _ in range(MOST_BLOCKS):
+    for _ in range(rule.most_blocks):
         blocks.append(block())
         own = [median([*one["original"], *one["again"]]) for one in blocks]
-        shortest = min(own) if fastest is None else min(fastest, *own)
+        shortest = min(own) if rule.fastest is None else min(rule.fastest, *own)
         quick = [one for one, time in zip(blocks, own, strict=True) if time <= SAME * shortest]
         found = of_rounds(_joined(quick or blocks), contention.share(), shortest)
         low, high = found.interval
-        outside = wanted is not None and (high < wanted[0] or low > wanted[1])
-        inside = kept is not None and kept[0] <= low and high <= kept[1]
-        enough, precision = (1, COARSE) if outside else (fewest_blocks, PRECISION)
+        outside = rule.wanted is not None and (high < rule.wanted[0] or low > rule.wanted[1])
+        inside = rule.kept is not None and rule.kept[0] <= low and high <= rule.kept[1]
+        enough, precision = (1, COARSE) if outside else (rule.fewest_blocks, PRECISION)
         if len(quick) >= enough and (inside or high - low <= 2 * precision * found.speedup):
             break
     return found

@@ -191,15 +191,16 @@ class Timings:
 
 
 def block_of_rounds(
-    prepared: Mapping[str, Callable[[Tensor], object]], shape: Shape, device: torch.device, layout: str
-) -> Callable[[], dict[str, list[float]]]:
+    prepared: Mapping[str, Callable[[Tensor], object]], shape: Shape, device: torch.device, layout: str,
+    seconds: float = WHOLE_SECONDS,
+) -> Callable[[], dict[str, list[float]]]:  # fmt: skip
     """A block of interleaved rounds of whole networks, measured at each call; times in milliseconds.
 
     The networks are warm after the first block, of which slow ones have few rounds.
     """
     warm_up = iter([WARM_UP])
     return lambda: latencies(
-        prepared, shape, device, ROUNDS, layout=layout, max_seconds=WHOLE_SECONDS, min_rounds=FEWEST_ROUNDS,
+        prepared, shape, device, ROUNDS, layout=layout, max_seconds=seconds, min_rounds=FEWEST_ROUNDS,
         warm_up=next(warm_up, 1),
     )  # fmt: skip
 

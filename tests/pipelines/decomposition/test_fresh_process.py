@@ -1,6 +1,7 @@
 """Measurements in new processes: the networks that arrive there, the answer, and failures."""
 
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from decomp.errors import DecompError
 from decomp.graph.tracing import trace
 from decomp.pipelines.decomposition import fresh_process
 from decomp.pipelines.decomposition.fresh_process import FreshProcess, measure, read_network, write_network
+from decomp.pipelines.decomposition.speed_ratio import RoundsRule
 from decomp.runtimes.eager import Eager
 from decomp.runtimes.onnx import OnnxRuntime
 from decomp.runtimes.timing import random_images
@@ -42,35 +44,35 @@ def test_a_network_read_in_another_process_computes_what_the_written_one_does(ne
 
 def test_a_request_is_measured_with_its_threads_and_the_original_against_itself(network, tmp_path, monkeypatch):
     write_network(network, tmp_path / "net", Eager(), example())
-    seen = []
+    seen, rule = [], RoundsRule((1.0, 2.0), (0.9, 2.1), 3.0, 1, 4)
 
-    def fake(block, wanted, fastest, kept):
-        seen.append((block(), wanted, fastest, kept, torch.get_num_threads()))
+    def fake(block, rule):
+        seen.append((block(), rule, torch.get_num_threads()))
         return "measured"
 
     monkeypatch.setattr(fresh_process, "measure_ratio", fake)
     threads = torch.get_num_threads()
     try:
         request = {"runtime": "eager", "layout": "contiguous", "threads": 1, "shape": SHAPE}
-        request |= {"wanted": [1.0, 2.0], "fastest": 3.0, "kept": [0.9, 2.1]}
+        request["rule"] = asdict(rule)
         folders = {name: str(tmp_path / "net") for name in ("original", "planned")}
         assert measure({**request, **folders}) == "measured"
     finally:
         torch.set_num_threads(threads)
     ((times, *others),) = seen
-    assert set(times) == {"original", "planned", "again"} and others == [[1.0, 2.0], 3.0, [0.9, 2.1], 1]
+    assert set(times) == {"original", "planned", "again"} and others == [rule, 1]
 
 
 def test_a_copy_of_the_helper_process_measures_and_a_failure_is_told(network):
     """One helper process for all: its start takes seconds."""
     with FreshProcess(Eager(), SHAPE) as fresh:
-        folder, ratio = fresh._folder.name, fresh.ratio(network, network)
+        folder, ratio = fresh._folder.name, fresh.ratio(network, network, RoundsRule())
         assert ratio.original_ms > 0 and 0.5 < ratio.speedup < 2.0 and len(ratio.interval) == 2
         assert os.listdir(folder) == [os.path.basename(fresh._written.parent)]
         written = fresh._written
         fresh.shape = (2, 3, 8, 8)  # other channels than the network reads
         with pytest.raises(DecompError, match="^measurement: it failed in a process of its own, got RuntimeError"):
-            fresh.ratio(network, network)
+            fresh.ratio(network, network, RoundsRule())
         assert fresh._written == written
     assert not os.path.exists(folder) and fresh._process.returncode == 0
 
@@ -78,7 +80,7 @@ def test_a_copy_of_the_helper_process_measures_and_a_failure_is_told(network):
 def test_a_helper_process_that_ends_is_told_with_its_last_words(network, monkeypatch):
     monkeypatch.setattr(fresh_process, "_PROGRAM", "raise SystemExit('no memory left')")
     with FreshProcess(Eager(), SHAPE) as fresh, pytest.raises(DecompError, match="got no memory left"):
-        fresh.ratio(network, network)
+        fresh.ratio(network, network, RoundsRule())
 
 
 def test_a_network_that_was_not_traced_is_refused(tmp_path):

@@ -192,6 +192,54 @@ def test_a_busy_machine_is_said_with_the_plan_and_recorded(vgg_run, machine, mon
     assert any("the machine is busy (times of the original against itself spread over" in m for m in reporter.messages)
 
 
+class TwoSpeeds:
+    """A machine on which calls take ten times as long while it is slow; arithmetic does not."""
+
+    def __init__(self, slow):
+        self.slow = slow
+
+    def __call__(self, network, shape):
+        calls = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+        return by_macs(network, shape) + (9e-2 * len(calls) if self.slow else 0.0)
+
+
+class Turning(Collected):
+    """The machine becomes fast once the chosen sizes were measured again."""
+
+    def __init__(self, speeds):
+        super().__init__()
+        self.speeds = speeds
+
+    def step(self, message, **fields):
+        super().step(message, **fields)
+        self.speeds.slow &= not message.startswith("measured again")
+
+
+def test_a_plan_measured_on_a_slow_machine_is_made_again_when_it_is_fast_at_the_end(vgg_run, machine):
+    speeds = TwoSpeeds(slow=True)
+    machine(speeds)
+    reporter = Turning(speeds)
+    plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=reporter)
+    latency, original = plan["latency"], network_file.load(vgg_run.original_dir)
+    assert latency["original_ms"] == pytest.approx(by_macs(original, (16, *SHAPE)), abs=1e-4) and not latency["busy"]
+    assert 1.5 * 0.97 <= latency["measured_speedup"] <= 1.5 * 1.10
+    assert any("when the plan was measured: measuring again" in line for line in reporter.messages)
+    assert not any("not certain" in line for line in reporter.messages)
+
+
+def test_a_plan_measured_on_a_machine_slower_than_before_is_not_certain(vgg_run, machine, monkeypatch, tmp_path):
+    """Also in a run that knows nothing of it: the second one has no times."""
+    monkeypatch.setenv("DECOMP_KNOWN_TIMES", str(tmp_path / "known.json"))
+    speeds, reporter = TwoSpeeds(slow=False), Collected()
+    machine(speeds)
+    assert not planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16)["latency"]["busy"]
+    speeds.slow = True
+    vgg_run.latency_json.unlink()
+    latency = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, redo=True, reporter=reporter)["latency"]
+    assert latency["busy"] and latency["slowed"] > 0.08
+    assert any("times as long as at other times), so that the measured" in line for line in reporter.messages)
+
+
 def test_a_plan_made_too_fast_by_the_table_comes_back_to_the_target(vgg_run, machine):
     """Whole networks gain more than the table says, as where much of the time is outside the layers."""
 

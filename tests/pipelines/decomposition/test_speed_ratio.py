@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from decomp.pipelines.decomposition import speed_ratio
-from decomp.pipelines.decomposition.speed_ratio import SpeedRatio, measure_ratio, median_interval, of_rounds
+from decomp.pipelines.decomposition.speed_ratio import RoundsRule, SpeedRatio, measure_ratio, median_interval, of_rounds
 
 
 def test_speedup_is_the_ratio_of_medians_with_quantiles_of_single_rounds():
@@ -40,6 +40,9 @@ def test_blocks_are_measured_until_the_interval_is_narrow():
     blocks.clear()
     measure_ratio(lambda: block(3.0))
     assert len(blocks) == speed_ratio.MOST_BLOCKS
+    blocks.clear()
+    measure_ratio(lambda: block(3.0), RoundsRule(most_blocks=3))
+    assert len(blocks) == 3
 
 
 @pytest.mark.parametrize(("wanted", "coarse"), [((2.0, 3.0), True), ((0.3, 0.5), True), ((0.9, 1.1), False)])
@@ -50,7 +53,7 @@ def test_a_ratio_far_from_those_that_are_wanted_is_measured_less_exactly(wanted,
         blocks.append(1)
         return {name: list(10 + 0.5 * random.standard_normal(30)) for name in ("original", "planned", "again")}
 
-    found = measure_ratio(block, wanted=wanted)
+    found = measure_ratio(block, RoundsRule(wanted))
     width = (found.interval[1] - found.interval[0]) / found.speedup
     assert (len(blocks) <= speed_ratio.FEWEST_BLOCKS) == coarse and width <= 2 * speed_ratio.COARSE
     assert (width <= 2 * speed_ratio.PRECISION) != coarse
@@ -64,7 +67,7 @@ def test_an_interval_within_a_kept_promise_is_narrow_enough(kept, soon):
         blocks.append(1)
         return {name: list(10 + 0.5 * random.standard_normal(30)) for name in ("original", "planned", "again")}
 
-    found = measure_ratio(block, kept=kept)
+    found = measure_ratio(block, RoundsRule(kept=kept))
     assert (len(blocks) == speed_ratio.FEWEST_BLOCKS) == soon
     assert kept[0] <= found.interval[0] and found.interval[1] <= kept[1] or not soon
 
@@ -87,14 +90,14 @@ def slow_then_quick(n_slow):
 @pytest.mark.usefixtures("waits_for_nothing")
 def test_rounds_in_which_the_original_is_slower_than_at_best_do_not_count(n_slow, fastest):
     blocks = slow_then_quick(n_slow)
-    found = measure_ratio(lambda: next(blocks), fastest=fastest)
+    found = measure_ratio(lambda: next(blocks), RoundsRule(fastest=fastest))
     assert found.speedup == 2.0 and found.slowed == 0.0 and not found.disturbances
 
 
 @pytest.mark.usefixtures("waits_for_nothing")
 def test_a_machine_that_stays_slow_is_measured_as_it_is_and_said():
     blocks = slow_then_quick(20)
-    found = measure_ratio(lambda: next(blocks), fastest=10.0)
+    found = measure_ratio(lambda: next(blocks), RoundsRule(fastest=10.0))
     assert found.speedup == 1.5 and found.slowed == 0.5
     assert found.disturbances == ["the original takes 1.50 times as long as at other times"]
     assert len(list(blocks)) == 20 - speed_ratio.MOST_BLOCKS
