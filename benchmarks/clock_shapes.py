@@ -70,10 +70,10 @@ def plan_shape(name, runtime_name, asked, path, threads):
     options = decompose_options(speedup=asked, cost="latency", runtime=runtime_name, latency_batch=1)
     counted = counted_model("macs", graph, whole.per_layer, whole)
     try:
-        found = allocate_for_latency(
+        *_, found = allocate_for_latency(
             Path(path).parent / f"{name}-latency.json", options, graph, curves_of(graph, whole.per_layer),
             Rules(multiple=8), counted=counted, original=graph.module, device=torch.device("cpu"),
-            reporter=Reporter(quiet=True),
+            reporter=Reporter(quiet=True), loss_ratio=1.0,
         )  # fmt: skip
     except DecompError as error:
         record = {"refused": str(error)}

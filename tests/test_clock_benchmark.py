@@ -139,7 +139,11 @@ class Recorded(clock.Clock):
             (run / "model").mkdir(parents=True, exist_ok=True)
             (run / "model" / "structure.json").touch()
             self.uncertain -= 1
-            latency = {"measured_speedup": 2.01 + 0.01 * self.uncertain, "table_error": 0.2, "original_ms": 5.0}
+            latency = {
+                "measured_speedup": round(2.01 + 0.01 * self.uncertain, 3),
+                "table_error": 0.2,
+                "original_ms": 5.0,
+            }
             (run / "plan.json").write_text(json.dumps({"latency": {**latency, "busy": self.uncertain >= 0}}))
         return self.refused if arguments[0] == "decompose" else ""
 

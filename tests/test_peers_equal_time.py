@@ -86,6 +86,17 @@ def test_a_network_of_half_the_layers_is_measured_as_faster():
     assert found["measured_speedup"] > 1.5 and set(found) >= {"low", "high", "busy"}
 
 
+def test_a_network_is_held_against_the_shortest_time_of_its_original():
+    row = {**FAMILY, "epochs": 0, "speedup": 2.0}
+    others = [
+        {**row, "original_ms": 0.4},
+        {**OURS, "original_ms": 0.3},
+        {**row, "network": "other", "original_ms": 0.1},
+    ]
+    assert equal_time.fastest_original(dict(enumerate(others)), row) == 0.3
+    assert equal_time.fastest_original({0: row}, row) is None
+
+
 def filled(method, speedup, measured, top1, epochs=0, seed=0):
     key = {**FAMILY, "method": method, "seed": seed, "speedup": speedup, "epochs": epochs}
     row = {**key, "counted": speedup, "top1": top1, "original_top1": 0.95}

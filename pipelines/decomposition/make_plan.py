@@ -28,11 +28,13 @@ from ..console.reporter import Reporter
 from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
-from .latency_plan import allocate_for_latency, require_same_device, require_same_runtime
+from .latency_conditions import doubts, require_same_device, require_same_runtime
+from .latency_plan import LOSS_RATIO, allocate_for_latency
 from .rules import LayerRules, plan_rules
 from .session import SurveyedRun
 from .shared_channels import check_widths, widths_for_share
 from .target_errors import out_of_reach
+from .trial import Judge, changes_of_plan, is_better, say_change
 
 #: Shares of the channels of whole spaces that are tried beside all of them.
 SHARES = (0.875, 0.75, 0.5)
@@ -107,34 +109,55 @@ def make_plan(
     TargetError, UsageError
         The target is out of reach, or the plan does not fit the network.
     """
-    plan = from_first(lambda: _made(run, options, surveyed, given, reporter))
+    is_new, plans = from_first(lambda: _made(run, options, surveyed, given, reporter))
+    plan = plans[0] if len(plans) == 1 else _better_of(plans[0], plans[1], options, surveyed, reporter)
+    if is_new:
+        from_first(lambda: _keep(run, plan, reporter))
     take_file(run.plan_json)
     return plan
 
 
 def _made(
     run: RunDirectory, options: DecomposeOptions, surveyed: SurveyedRun, given: Plan | None, reporter: Reporter
-) -> Plan:
+) -> tuple[bool, list[Plan]]:
+    """Whether the plan is new, and the plan; or two new ones, of which trials take one."""
     if given is not None:
         write_json(run.plan_json, check_plan(given, surveyed, "the plan", reporter).to_json())
     if run.plan_json.is_file():
-        return check_plan(read_plan(run.plan_json), surveyed, str(run.plan_json), reporter)
+        return False, [check_plan(read_plan(run.plan_json), surveyed, str(run.plan_json), reporter)]
     rules = plan_rules(options, surveyed.graph)
     curves = plan_curves(options, surveyed)
     if options.cost == "latency":
-        allocation = allocate_for_latency(
-            run.latency_json, options, surveyed.graph, curves, rules.rules,
-            counted=counted_model("macs", surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost),
-            original=timed_original(surveyed),
-            device=surveyed.opened.device, reporter=reporter,
-        )  # fmt: skip
+        found = allocate_by_time(options, surveyed, curves, rules, reporter)
     else:
-        allocation = allocate_counted(options, surveyed, curves, rules)
-    plan = _assemble(options, surveyed, allocation, rules)
-    for note in plan.notes:
+        found = [allocate_counted(options, surveyed, curves, rules)]
+    return True, [_assemble(options, surveyed, allocation, rules) for allocation in found]
+
+
+def _better_of(
+    timed: Plan, counted: Plan, options: DecomposeOptions, surveyed: SurveyedRun, reporter: Reporter
+) -> Plan:
+    """Of a plan by measured time and one by multiply-accumulates that is as fast, the one that loses less in a trial.
+
+    The second one has to be surely better: it is expected to lose more, or about as much.
+    """
+    judge, found = Judge(surveyed.opened), []
+    for words, plan in (("measured time", timed), ("multiply-accumulates", counted)):
+        left = {layer.name for layer in surveyed.graph.layers}
+        sizes = {item.layer: item for item in plan.layers if item.layer in left}
+        found.append(changes_of_plan(surveyed, sizes, options, judge))
+        say_change(f"plan by {words}, {plan.latency['measured_speedup']:.2f}x", found[-1], reporter)
+    if not is_better(found[1], found[0]):
+        return timed
+    reporter.step("the plan by multiply-accumulates is taken: at the asked time it changes the outputs less")
+    return counted
+
+
+def _keep(run: RunDirectory, plan: Plan, reporter: Reporter) -> None:
+    """Write a new plan, and say what is uncertain about it."""
+    for note in [*(doubts(plan.speedup, plan.latency) if plan.latency else ()), *plan.notes]:
         reporter.warn(note)
     write_json(run.plan_json, plan.to_json())
-    return plan
 
 
 def space_candidates(
@@ -253,6 +276,24 @@ def allocate_counted(
         raise out_of_reach(
             error, rules=rules.rules, skip=options.skip, keep_first=options.keep_first, steps=options.steps
         ) from None
+
+
+def allocate_by_time(
+    options: DecomposeOptions, surveyed: SurveyedRun, curves: Mapping[str, LayerCurves], rules: LayerRules,
+    reporter: Reporter, loss_ratio: float = LOSS_RATIO,
+) -> list[Allocation]:  # fmt: skip
+    """Sizes for a target in measured time, as :mod:`decomp.pipelines.decomposition.latency_plan` finds them.
+
+    Raises
+    ------
+    TargetError
+        It is out of reach, or passed already.
+    """
+    return allocate_for_latency(
+        surveyed.opened.run.latency_json, options, surveyed.graph, curves, rules.rules,
+        counted=counted_model("macs", surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost),
+        original=timed_original(surveyed), device=surveyed.opened.device, reporter=reporter, loss_ratio=loss_ratio,
+    )  # fmt: skip
 
 
 def _assemble(options: DecomposeOptions, surveyed: SurveyedRun, allocation: Allocation, rules: LayerRules) -> Plan:

@@ -17,7 +17,6 @@ from torch import Tensor
 from decomp.allocation.choices import LayerPlans, number
 from decomp.allocation.interfaces import CostModel
 from decomp.allocation.plan import Plan
-from decomp.allocation.target import allocate, most
 from decomp.cost.models import counted_model
 from decomp.errors import TargetError
 from decomp.graph.branches import Branch
@@ -30,11 +29,11 @@ from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
 from .latency_plan import latency_model
 from .left_out import blocks_of, named_blocks, without_blocks
-from .make_plan import allocate_counted, plan_curves, read_plan, timed_original
+from .make_plan import allocate_by_time, allocate_counted, plan_curves, read_plan, timed_original
 from .memory import StageMemory
 from .rules import plan_rules
 from .session import SPACES, OpenedRun, SurveyedRun, narrow, survey
-from .target_search import LEAST, MOST
+from .target_search import MOST
 from .trial import Judge, changes_of_plan, is_better, say_change
 
 #: Trials of blocks to leave out, at most; and those in a row that may bring nothing, until the search ends.
@@ -249,24 +248,18 @@ def _tried(surveyed: SurveyedRun, options: DecomposeOptions, judge: Judge, repor
 
 
 def _proposed(surveyed: SurveyedRun, options: DecomposeOptions, reporter: Reporter) -> LayerPlans | None:
+    """Sizes for the target, for one of latency by measurements of whole networks; None where there are none."""
     rules, curves = plan_rules(options, surveyed.graph), plan_curves(options, surveyed)
     try:
-        if options.cost != "latency":
-            cost = _cost_model(surveyed, options, reporter)
-            unsplit = (number(cost.layer(la, la.in_channels, la.out_channels)) for la in surveyed.graph.layers)
-            if (cost.rest + sum(unsplit)) * MOST * options.speedup < cost.total:
-                return None
-            return allocate_counted(options, surveyed, curves, rules).plans
+        if options.cost == "latency":
+            return allocate_by_time(options, surveyed, curves, rules, reporter, loss_ratio=0.0)[0].plans
         cost = _cost_model(surveyed, options, reporter)
+        unsplit = (number(cost.layer(la, la.in_channels, la.out_channels)) for la in surveyed.graph.layers)
+        if (cost.rest + sum(unsplit)) * MOST * options.speedup < cost.total:
+            return None
+        return allocate_counted(options, surveyed, curves, rules).plans
     except TargetError:
         return None
-    highest = most(surveyed.graph, curves, cost, rules.rules)
-    if highest < LEAST * options.speedup:
-        return None
-    return allocate(
-        surveyed.graph, curves, cost, rules.rules, speedup=min(options.speedup, highest),
-        allocation=options.allocation, steps=options.steps,
-    ).plans  # fmt: skip
 
 
 def _cost_model(surveyed: SurveyedRun, options: DecomposeOptions, reporter: Reporter) -> CostModel:

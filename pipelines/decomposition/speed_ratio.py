@@ -125,6 +125,7 @@ class SpeedRatio:
             "measured_speedup": round(self.speedup, 3), "low": round(self.low, 3), "high": round(self.high, 3),
             "interval": [round(bound, 3) for bound in self.interval], "noise": round(self.noise, 3),
             "waited": round(self.waited, 3), "slowed": round(self.slowed, 3), "busy": bool(self.disturbances),
+            "signs": self.disturbances,
         }  # fmt: skip
 
 

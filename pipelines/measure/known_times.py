@@ -98,7 +98,8 @@ class KnownTimes:
         """Write what is new into the file, beside what other processes have written meanwhile."""
         if self.path is None or not self._new:
             return
-        self._entries, before = self._read(quiet=True), self._of_file()
+        self._entries = self._read(quiet=True)
+        before = self._of_file()
         for key, time in self._new.items():
             if time <= SAME * before.get(key, math.inf):  # seen again
                 shortest = round(min(time, before.get(key, math.inf)), 5)

@@ -1,12 +1,14 @@
 """A frozen and surveyed run of a network from the zoo, copied for each test."""
 
 import shutil
+from functools import partial
 
 import pytest
 
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
 from decomp.pipelines.stages.freeze import freeze
+from tests.pipelines import pretended_clock
 from tests.pipelines.digit_runs import Collected, make_run, planned
 
 
@@ -39,3 +41,9 @@ def blocks_run(frozen_runs, known_networks, tmp_path):
         made["surveyed blocks"] = run.path
     shutil.copytree(made["surveyed blocks"], tmp_path / "run")
     return RunDirectory.open(tmp_path / "run")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that makes the clock one of a machine whose times follow a formula."""
+    return partial(pretended_clock.install, monkeypatch)

@@ -1,61 +1,23 @@
 """Plans by latency: the measured target, the stored times, and the conditions of a measurement."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from decomp.allocation.plan import Plan
-from decomp.cost.count import cost
+from decomp.allocation.plan import LayerPlan, Plan
 from decomp.data.formats import network_file
 from decomp.errors import DecompError, TargetError, UsageError
-from decomp.pipelines.decomposition import latency_plan, timings, whole_networks
+from decomp.pipelines.decomposition import latency_plan, make_plan, timings
 from decomp.pipelines.decomposition.make_plan import decompose_options
 from decomp.pipelines.measure import devices
 from decomp.pipelines.stages.decompose import decompose
-from decomp.runtimes import names, timing
+from decomp.runtimes import names
 from tests.pipelines.digit_runs import Collected, planned
+from tests.pipelines.pretended_clock import by_macs
 
 SHAPE = (1, 8, 8)
-
-
-def clockwork(milliseconds):
-    """`latencies` on a machine whose times follow a formula: of a module, its input's shape."""
-
-    def fake(networks, shape, device, rounds, **options):
-        times = {}
-        for name, network in networks.items():
-            hooked = [m for m in network.modules() if m._forward_hooks]
-            with torch.no_grad():
-                for _ in range(timing.WARM_UP + 2 if hooked else 0):
-                    network(torch.zeros(shape))
-            times[name] = [milliseconds(network, shape)] * 2
-        return times
-
-    return fake
-
-
-def by_macs(network, shape):
-    """Ten microseconds a call, and a nanosecond a multiply-accumulate; the rest is free."""
-    calls = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
-    return 1e-2 * len(calls) + 1e-6 * cost(network, shape[1:]).macs * shape[0]
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """A machine on which times follow `by_macs`, also those of modules inside a running network."""
-
-    def install(milliseconds=by_macs):
-        monkeypatch.setattr(timings, "latencies", clockwork(milliseconds))
-        monkeypatch.setattr(whole_networks, "in_new_processes", lambda device: False)
-
-        def within(network, names, shape, device, rounds, **options):
-            whole = cost(network, shape[1:]).per_layer
-            return {name: 1e-2 + 1e-6 * whole[name] * shape[0] for name in names}, 0.0
-
-        monkeypatch.setattr(timings, "times_within", within)
-
-    return install
 
 
 def test_a_plan_by_latency_reaches_the_measured_speedup(vgg_run, machine):
@@ -146,15 +108,6 @@ def test_a_plan_by_latency_is_refused_on_another_device(vgg_run, machine, monkey
     assert here in str(caught.value) and "NVIDIA Other" in str(caught.value) and "plan.json" in str(caught.value)
 
 
-def test_a_plan_for_another_runtime_or_without_latency_is_refused():
-    plan = Plan(2.0, (), "joint", [], 1, 1, cost="latency", latency={"runtime": "onnxruntime"})
-    latency_plan.require_same_runtime(plan, "onnxruntime", "the plan")
-    with pytest.raises(TargetError, match="^the plan: was made for onnxruntime, got the runtime eager; leave the run"):
-        latency_plan.require_same_runtime(plan, "eager", "the plan")
-    with pytest.raises(TargetError, match="^the plan: was made for no runtime, but to reduce macs, got the runtime ea"):
-        latency_plan.require_same_runtime(Plan(2.0, (), "joint", [], 1, 1), "eager", "the plan")
-
-
 def test_a_runtime_without_latency_as_the_cost_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="^--runtime: decides only where the cost is latency, got compile; give"):
         decompose_options(speedup=2.0, runtime="compile")
@@ -193,14 +146,14 @@ def test_a_busy_machine_is_said_with_the_plan_and_recorded(vgg_run, machine, mon
 
 
 class TwoSpeeds:
-    """A machine on which calls take ten times as long while it is slow; arithmetic does not."""
+    """A machine on which calls take a hundred times as long while it is slow; arithmetic does not."""
 
     def __init__(self, slow):
         self.slow = slow
 
     def __call__(self, network, shape):
         calls = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
-        return by_macs(network, shape) + (9e-2 * len(calls) if self.slow else 0.0)
+        return by_macs(network, shape) + (1.0 * len(calls) if self.slow else 0.0)
 
 
 class Turning(Collected):
@@ -253,13 +206,46 @@ def test_a_plan_made_too_fast_by_the_table_comes_back_to_the_target(vgg_run, mac
     assert plan["latency"]["table_error"] < -0.02
 
 
-def test_a_plan_by_multiply_accumulates_is_taken_where_it_loses_less_at_the_measured_time(vgg_run, machine):
+def odd_pieces(network, shape):
     """Single convolutions take times that have nothing to do with those of whole networks."""
-    machine(lambda network, shape: by_macs(network, shape) ** (1.0 if len(list(network.modules())) > 10 else 0.3))
+    return by_macs(network, shape) ** (1.0 if len(list(network.modules())) > 10 else 0.3)
+
+
+@pytest.mark.parametrize("counted_is_better", [True, False])
+def test_of_a_plan_by_macs_that_is_as_fast_and_the_other_the_one_that_loses_less_in_a_trial_is_taken(
+    vgg_run, machine, monkeypatch, counted_is_better
+):
+    """In place of the plan by multiply-accumulates stands the network as it is."""
+    machine()
+    tried = []
+
+    def two(*given, **options):
+        (found,) = latency_plan.allocate_for_latency(*given, **{**options, "loss_ratio": 0.0})
+        return [found, replace(found, plans={name: LayerPlan(name) for name in found.plans})]
+
+    def changes(surveyed, plans, options, judge):
+        tried.append(all(plan.keep is None and not plan.factored for plan in plans.values()))
+        worse = counted_is_better == (len(tried) == 1)
+        return torch.tensor([0.2, 0.21, 0.19] if worse else [0.1, 0.11, 0.09], dtype=torch.float64)
+
+    monkeypatch.setattr(make_plan, "allocate_for_latency", two)
+    monkeypatch.setattr(make_plan, "changes_of_plan", changes)
     reporter = Collected()
     plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=reporter)
-    assert 1.5 * 0.97 <= plan["latency"]["measured_speedup"] <= 1.5 * 1.10
-    assert any("that is taken" in line for line in reporter.messages)
+    assert tried == [False, True]
+    assert all(layer["keep"] is None and layer["spatial_rank"] is None for layer in plan["layers"]) == counted_is_better
+    assert any("multiply-accumulates is taken" in line for line in reporter.messages) == counted_is_better
+
+
+def test_a_plan_by_macs_that_is_expected_to_lose_far_more_is_not_tried(vgg_run, machine, monkeypatch):
+    machine(odd_pieces)
+    monkeypatch.setattr(
+        make_plan,
+        "allocate_for_latency",
+        lambda *given, **options: latency_plan.allocate_for_latency(*given, **{**options, "loss_ratio": 1e-3}),
+    )
+    monkeypatch.setattr(make_plan, "changes_of_plan", None)
+    planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16)
 
 
 @pytest.mark.usefixtures("known_networks")

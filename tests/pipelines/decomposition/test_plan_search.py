@@ -16,7 +16,9 @@ from decomp.pipelines.decomposition.make_plan import space_candidates
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
 from decomp.pipelines.measure.resources import Resources
 from decomp.pipelines.stages.decompose import decompose
+from decomp.surgery.random_network import random_network
 from tests.pipelines.digit_runs import SHAPE, Collected, bytes_of, make_run, planned
+from tests.pipelines.pretended_clock import by_macs
 
 pytestmark = pytest.mark.usefixtures("one_thread", "known_networks")
 CPU = torch.device("cpu")
@@ -205,3 +207,34 @@ def test_a_branch_with_much_to_lose_stays(blocks_run):
     reporter = Collected()
     plan = planned(blocks_run, speedup=1.1, leave_out="auto", multiple=1, reporter=reporter)
     assert "left_out" not in plan and any(line.startswith("no block is left out") for line in reporter.messages)
+
+
+def test_blocks_and_shares_are_tried_with_sizes_whose_measured_time_is_as_asked(blocks_run, machine, monkeypatch):
+    """Half of the time of a whole network is outside of its layers, so that the table of times promises too much."""
+
+    def with_a_rest(network, shape):
+        return by_macs(network, shape) + (0.3 if len(list(network.modules())) > 8 else 0.0)
+
+    machine(with_a_rest)
+    monkeypatch.setattr(make_plan, "SHARES", (0.75,))
+    original = with_a_rest(network_file.load(blocks_run.original_dir), (16, *SHAPE))
+    tried = []
+
+    def changes(surveyed, plans, options, judge):
+        network = random_network(surveyed.graph, plans)
+        left = surveyed.narrowed.left_out or tuple(surveyed.narrowed.widths.values())
+        tried.append((left, original / with_a_rest(network, (16, *SHAPE))))
+        return torch.full((4,), 1.0 / len(tried), dtype=torch.float64)
+
+    monkeypatch.setattr(plan_search, "changes_of_plan", changes)
+    monkeypatch.setattr(make_plan, "changes_of_plan", changes)
+    common = {"cost": "latency", "latency_batch": 16, "multiple": 1, "speedup": 1.3}
+    reporter = Collected()
+    left_out = planned(blocks_run, leave_out="auto", reporter=reporter, **common)
+    assert any(line.startswith("plan by multiply-accumulates, 1.3") for line in reporter.messages)
+    assert left_out["left_out"] and len({left for left, _ in tried}) > 1
+    coupled = planned(blocks_run, coupled="auto", redo=True, **common)
+    assert coupled["spaces"]
+    for plan in (left_out, coupled):
+        assert 1.3 * 0.97 <= plan["latency"]["measured_speedup"] <= 1.3 * 1.10
+    assert all(1.3 * 0.97 <= speedup <= 1.3 * 1.10 for _, speedup in tried)

@@ -1,0 +1,74 @@
+"""Conditions of a plan by latency: those under which it may be used, and what its measurement leaves uncertain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from decomp.allocation.plan import Plan
+from decomp.errors import TargetError
+
+from ..console.reporter import Reporter
+from ..measure import devices
+
+
+def require_same_device(plan: Plan, device: torch.device, name: str, reporter: Reporter) -> None:
+    """Refuse a plan by latency on another device than that of its measurement; warn of other conditions.
+
+    Raises
+    ------
+    TargetError
+        Naming both devices.
+    """
+    recorded = plan.latency
+    name_here = devices.full_name(device)
+    here = {"device": name_here, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if recorded["device"] != here["device"]:
+        raise TargetError(
+            name, f"was made for its latency on {recorded['device']}", got=here["device"],
+            fix="use it there (see --device), or make one for this device with --cost latency --redo",
+        )  # fmt: skip
+    for key in ("threads", "torch"):
+        if recorded[key] != here[key]:
+            reporter.warn(f"{name}: latencies were measured with {key} {recorded[key]}, now {here[key]}")
+
+
+def require_same_runtime(plan: Plan, runtime: str, name: str) -> None:
+    """Refuse a plan for another runtime than the one that is asked for.
+
+    Raises
+    ------
+    TargetError
+        Naming both.
+    """
+    made = plan.latency.get("runtime", "eager") if plan.latency else f"no runtime, but to reduce {plan.cost}"
+    if made != runtime:
+        fix = "leave the runtime out, or make a plan for it with cost latency"
+        raise TargetError(name, f"was made for {made}", got=f"the runtime {runtime}", fix=fix)
+
+
+def doubts(asked: float, latency: Mapping[str, Any]) -> list[str]:
+    """What is to be said about the measurement of a plan: a target that was not met, a machine that was busy.
+
+    Parameters
+    ----------
+    asked : float
+        Speed-up.
+    latency : dict
+        Of the plan.
+    """
+    signs, found = latency["signs"], []
+    if "slower" in latency:
+        closest = f"{latency['slower']:.2f}x and {latency['faster']:.2f}x"
+        found.append(
+            f"{asked:g}x was not met: the closest measured are {closest}; the faster plan is taken"
+            f"{'' if signs else ' (sizes between them are too coarse)'}"
+        )
+    if signs:
+        found.append(
+            f"the machine is busy ({'; '.join(signs)}), so that the measured speed-up is not certain; make the "
+            "plan again when nothing else runs"
+        )
+    return found
