@@ -2,6 +2,9 @@
 
     python -m benchmarks.photographs --photos DIR --model file.py:network --size 224 --images 150 --speedup 2x
 
+A text of `--options` that begins with `freeze` gives further options of `freeze` in front of those of `decompose`, with
+`decompose` between them. `--minutes 5` tunes each result for so long without labels, and adds a row of it.
+
 Every picture below DIR gives one square, a picture of more than `LARGE` pixels two that do not overlap. Photographs are
 drawn for the calibration images until there are enough; all others are new ones. Pictures that look the same
 (`fingerprint`) are one photograph, so that no new square shows what a fitted one does. No label is needed: the first
@@ -32,7 +35,10 @@ SAME = 9
 #: Share of a square's side that is cut out of its middle, as classifiers for ImageNet usually take it.
 MIDDLE = 224 / 256
 SURE = 0.5
-FIELDS = ("images", "options", "new", "agree", "sure", "agree_sure", "divergence", "fitted", "held_out", "processor")
+FIELDS = (
+    "images", "options", "network", "new", "agree", "sure", "agree_sure", "divergence", "fitted", "held_out",
+    "processor",
+)  # fmt: skip
 
 
 def fingerprint(picture):
@@ -112,25 +118,48 @@ def prepared(folder, size, mean, std):
     return (torch.stack(found) - mean) / std
 
 
+def parts(extra):
+    """Options of freeze and those of decompose in the words of one row."""
+    if extra[:1] != ["freeze"]:
+        return [], extra
+    end = extra.index("decompose") if "decompose" in extra else len(extra)
+    return extra[1:end], extra[end + 1 :]
+
+
 def measure(options, extra):
-    """One row: freeze, decompose with these options, and the comparison on new photographs."""
+    """Rows of one choice of options: freeze, decompose, tune for some minutes, each compared on new photographs."""
     out, log = options.out, options.out / "stages.json"
-    frozen, run = out / "frozen", out / ("-".join(part.strip("-") for part in extra) or "plain")
+    freezing, rest = parts(extra)
+    frozen, run = out / "-".join(["frozen", *bare(freezing)]), out / ("-".join(bare(extra)) or "plain")
     side = round(options.size / MIDDLE)
     stage(
         log, "freeze", "--model", options.model, "--data", f"imagefolder:{out / 'calibration'}", "--mean", options.mean,
         "--std", options.std, "--resize", str(side), "--crop", str(options.size), "--input-size", str(options.size),
-        "--images", str(options.images), "--run", str(frozen),
+        "--images", str(options.images), "--outputs", "scores", "--run", str(frozen), *freezing,
     )  # fmt: skip
-    place = ("--from", str(frozen), "--run", str(run))
-    stage(log, "decompose", *place, "--speedup", options.speedup, *extra)
-    original, network = network_file.load(frozen / "original"), network_file.load(run / "model")
-    row = compared(original, network, prepared(out / "new", options.size, options.mean, options.std))
+    stage(log, "decompose", "--from", str(frozen), "--run", str(run), "--speedup", options.speedup, *rest)
+    original, new = (
+        network_file.load(frozen / "original"),
+        prepared(out / "new", options.size, options.mean, options.std),
+    )
     facts = RunDirectory.open(run).config("decompose")
     last = [list(report["errors"].values())[-1] for report in facts["layers"]]
     errors = {name: float(np.mean([error[name] for error in last])) for name in ("fitted", "held_out")}
     took = sum(part["processor_seconds"] for part in facts["times"])
-    return {"images": options.images, "options": shlex.join(extra) or "none", **row, **errors, "processor": took}
+    about = {"images": options.images, "options": shlex.join(extra) or "none"}
+    rows = [{**about, "network": "untrained", **compared(original, network_file.load(run / "model"), new), **errors}]
+    rows[0]["processor"] = took
+    if options.minutes is not None:
+        minutes = f"{options.minutes:g}"
+        stage(log, "finetune", "--run", str(run), "--labels", "none", "--minutes", minutes)
+        tuned = network_file.load(run / "finetune" / "best")
+        rows.append({**about, "network": f"tuned for {minutes} minutes", **compared(original, tuned, new)})
+    return rows
+
+
+def bare(words):
+    """Words without the hyphens in front."""
+    return [word.strip("-") for word in words]
 
 
 def main():
@@ -144,11 +173,12 @@ def main():
     parser.add_argument("--images", default=150, type=int)
     parser.add_argument("--seed", default=0, type=int, help="of the split")
     parser.add_argument("--speedup", default="2x")
-    parser.add_argument("--options", default=[""], nargs="+", help="options of decompose, one text for each row")
+    parser.add_argument("--options", default=[""], nargs="+", help="options, one text for each network")
+    parser.add_argument("--minutes", type=float, help="also tune each result for so long, without labels")
     parser.add_argument("--out", default="runs/photographs", type=Path)
     options = parser.parse_args()
     make_split(options)
-    rows = [measure(options, shlex.split(extra)) for extra in options.options]
+    rows = [row for extra in options.options for row in measure(options, shlex.split(extra))]
     text = markdown(FIELDS, rows)
     (options.out / "table.md").write_text(text + "\n")
     print(f"\n{options.model} at {options.speedup}, {machine()}\n\n{text}")

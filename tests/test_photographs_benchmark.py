@@ -76,3 +76,13 @@ def test_an_earlier_split_of_other_photographs_is_refused(tmp_path):
     options = type("Options", (), {"out": tmp_path, "photos": "b", "images": 3, "seed": 0, "size": 32})()
     with pytest.raises(SystemExit, match="give another --out"):
         photographs.make_split(options)
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("", ([], [])),
+    ("--refine-blocks", ([], ["--refine-blocks"])),
+    ("freeze --no-mix", (["--no-mix"], [])),
+    ("freeze --no-mix --points 20 decompose --refine-blocks", (["--no-mix", "--points", "20"], ["--refine-blocks"])),
+])  # fmt: skip
+def test_options_behind_the_word_freeze_are_those_of_freeze(text, expected):
+    assert photographs.parts(text.split()) == expected

@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
@@ -229,6 +230,19 @@ def test_images_are_augmented_as_their_source_does_it(drawn, monkeypatch):
     wanted = torch.cat([images for images, _ in split.batches(task.train[order], 2, augment_seed=11)])
     assert torch.equal(got, wanted) and not torch.equal(got, split.images(task.train[order]))
     assert got.shape[1:] == SHAPE
+
+
+def test_few_pictures_are_shown_in_the_parts_of_their_views_and_the_judging_ones_as_they_are(run, tmp_path):
+    """Pictures are 40 pixels wide and tall here, of which the network reads 8 after they are made 9."""
+    (tmp_path / "train").mkdir()
+    for seed in range(12):
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 40), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "train" / f"{seed:02}.png")
+    task = UnlabelledTask(run, 0, data=f"imagefolder:{tmp_path}")
+    split = open_source(f"imagefolder:{tmp_path}", input_shape=SHAPE).train
+    order = torch.tensor([7, 3, 3, 11, 0])
+    assert torch.equal(torch.cat(list(task.pool.read(order, 2, 5))), split.views(order, order, 5))
+    assert torch.equal(torch.cat(list(task.pool.read(order, 2, None))), split.images(order))
 
 
 @pytest.mark.parametrize("enough", [50, 51])
