@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -186,18 +187,20 @@ class PictureSplit(Split):
         """Name of one picture, for errors."""
 
     def batches(
-        self, order: Indices, batch_size: int, *, augment_seed: int | None = None, views: bool = False
+        self, order: Indices, batch_size: int, *, augment_seed: int | None = None, views: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """As :meth:`Split.batches`; the pictures of the next batch are decoded while a batch is in use."""
+        numbers = None if augment_seed is None else views
         with thread_pool() as pool:
             pending = None
-            for indices in batches_of(order, batch_size):
-                submitted = (indices, self._submit(pool, indices, augment_seed, views))
+            for start, indices in zip(count(0, batch_size), batches_of(order, batch_size)):
+                own = None if numbers is None else numbers[start : start + batch_size]
+                submitted = (indices, self._submit(pool, indices, augment_seed, own))
                 if pending is not None:
-                    yield self._finish(*pending, augment_seed, views), self.labels(pending[0])
+                    yield self._finish(*pending, augment_seed, numbers), self.labels(pending[0])
                 pending = submitted
             if pending is not None:
-                yield self._finish(*pending, augment_seed, views), self.labels(pending[0])
+                yield self._finish(*pending, augment_seed, numbers), self.labels(pending[0])
 
     def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
         with thread_pool() as pool:
@@ -209,15 +212,14 @@ class PictureSplit(Split):
             return self.images(indices)  # which other parts are of use, only the user knows
         with thread_pool() as pool:
             indices = as_indices(indices)
-            return self._finish(indices, self._submit(pool, indices, seed, True, numbers), seed, True)
+            return self._finish(indices, self._submit(pool, indices, seed, numbers), seed, numbers)
 
     def _submit(
-        self, pool: ThreadPoolExecutor, indices: Tensor, seed: int | None, views: bool = False,
-        numbers: Tensor | None = None,
-    ) -> list[Future[Any]]:  # fmt: skip
+        self, pool: ThreadPoolExecutor, indices: Tensor, seed: int | None, numbers: Tensor | None = None
+    ) -> list[Future[Any]]:
+        """Begin to read pictures; with `numbers`, which come with a seed, their views."""
         preparation = self.preparation
-        if views and seed is not None and isinstance(preparation, StandardPreparation):
-            numbers = indices if numbers is None else numbers
+        if numbers is not None and seed is not None and isinstance(preparation, StandardPreparation):
             draws = torch.stack([draw(seed, numbers, stream, _STEPS) for stream in range(4)], 1) / (_STEPS - 1)
             shown = [partial(preparation.view, draws=own) for own in draws.tolist()]
             return [pool.submit(self._read, index, view) for index, view in zip(indices.tolist(), shown)]
@@ -233,14 +235,14 @@ class PictureSplit(Split):
             return _Unreadable(self.title(index), error)
 
     def _finish(
-        self, indices: Tensor, decoding: list[Future[Any]], augment_seed: int | None, views: bool = False
+        self, indices: Tensor, decoding: list[Future[Any]], augment_seed: int | None, numbers: Tensor | None = None
     ) -> Tensor:
         results = [future.result() for future in decoding]
         bad = [item for item in results if isinstance(item, _Unreadable)]
         if bad:
             raise _unreadable(self._name, bad)
         # A view is cut and mirrored already.
-        done = views and isinstance(self.preparation, StandardPreparation)
+        done = numbers is not None and isinstance(self.preparation, StandardPreparation)
         return self.preparation.batch(results, indices, None if done else augment_seed)
 
 

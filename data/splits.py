@@ -79,7 +79,7 @@ class Split(ABC):
         return None if self._labels is None else self._labels[as_indices(indices)]
 
     def batches(
-        self, order: Indices, batch_size: int, *, augment_seed: int | None = None, views: bool = False
+        self, order: Indices, batch_size: int, *, augment_seed: int | None = None, views: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Go through the images in ``order``, ``batch_size`` at a time; the last batch may be smaller.
 
@@ -91,9 +91,9 @@ class Split(ABC):
         augment_seed : int, optional
             Augment by the source's policy. The random decisions about an image depend on (augment_seed, its index)
             alone, not on its place in a batch: give another seed for each epoch. None: no augmentation.
-        views : bool
-            With a seed: other parts of the pictures in place of the source's policy, where there are such; see
-            :meth:`views`.
+        views : Tensor of int64, shape (m,), optional
+            Number of a view for each image of `order`. With a seed: other parts of the pictures in place of the
+            source's policy, where there are such; see :meth:`views`.
 
         Yields
         ------

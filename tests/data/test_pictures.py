@@ -8,6 +8,7 @@ from torchvision import transforms
 
 from decomp.data.pictures import PictureSplit, StandardPreparation, resized, view_box
 from decomp.data.preprocessing import IMAGENET, Preprocessing
+from decomp.data.transforms import draw
 from decomp.errors import FileError, UsageError
 
 
@@ -121,8 +122,8 @@ def test_views_are_parts_of_the_pictures_mirrored_where_the_source_mirrors(chann
     split, indices = Pictures(PICTURES, steps, channels), torch.arange(3).repeat(20)
     views = split.views(indices, torch.arange(60), 7)
     wanted = {0: [], 1: []}
+    preparation = StandardPreparation(steps, (channels, 28, 28))
     for mirrored, found in wanted.items():
-        preparation = StandardPreparation(steps, (channels, 28, 28))
         draws = [(0.25, 0.75, 0.5, 1 - mirrored)] * 3
         arrays = [
             preparation.view(image.convert("L" if channels == 1 else "RGB"), own) for image, own in zip(PICTURES, draws)
@@ -136,6 +137,11 @@ def test_views_are_parts_of_the_pictures_mirrored_where_the_source_mirrors(chann
     )
     if channels == 3:
         assert torch.equal(wanted[0][0][0], torch.from_numpy(np.asarray(part).copy()))
+    drawn = torch.stack([draw(7, torch.arange(60), stream, 2**24) for stream in range(4)], 1) / (2**24 - 1)
+    for view, index, own in zip(views, indices, drawn.tolist()):
+        image = PICTURES[index].convert("L" if channels == 1 else "RGB")
+        shown = torch.from_numpy(preparation.view(image, own).copy()).permute(2, 0, 1) / 255
+        assert torch.allclose(view, (shown - 0.5) / 0.25, atol=1e-6)
     # Sixty different ones, in the range of normalised pixels, that depend on seed and number alone.
     assert len({tuple(view.flatten()[:50].tolist()) for view in views}) == 60
     assert -2 <= views.min() and views.max() <= 2
@@ -151,12 +157,15 @@ def test_views_are_parts_of_the_pictures_mirrored_where_the_source_mirrors(chann
         assert sum(int(n) > 0 for n in found) == sides and sum(map(int, found)) < 40
 
 
-def test_batches_of_views_show_the_part_that_belongs_to_the_seed_and_the_index():
+def test_batches_of_views_show_the_parts_of_their_numbers():
     split, order = Pictures(PICTURES, Preprocessing((28, 28), (32, 32), (0.5,), (0.25,))), torch.tensor([2, 0, 1, 0])
-    batches = list(split.batches(order, 3, augment_seed=4, views=True))
+    numbers = torch.tensor([5, 9, 2, 7])
+    batches = list(split.batches(order, 3, augment_seed=4, views=numbers))
     assert [len(images) for images, _ in batches] == [3, 1]
-    assert torch.equal(torch.cat([images for images, _ in batches]), split.views(order, order, 4))
-    assert torch.equal(next(split.batches(order, 4, views=True))[0], split.images(order))
+    shown = torch.cat([images for images, _ in batches])
+    assert torch.equal(shown, split.views(order, numbers, 4))
+    assert not torch.equal(shown[1], shown[3])  # of one picture
+    assert torch.equal(next(split.batches(order, 4, views=numbers))[0], split.images(order))
 
 
 def test_pictures_prepared_by_a_user_are_shown_as_the_user_prepares_them():
@@ -173,7 +182,7 @@ def test_pictures_prepared_by_a_user_are_shown_as_the_user_prepares_them():
     split = Pictures(PICTURES, IMAGENET)
     split.preparation = Prepared()
     assert split.views([1, 2], torch.arange(2), 5).flatten().tolist() == [0, 0]
-    assert next(split.batches([1, 2], 2, augment_seed=5, views=True))[0].flatten().tolist() == [6, 6]
+    assert next(split.batches([1, 2], 2, augment_seed=5, views=torch.arange(2)))[0].flatten().tolist() == [6, 6]
 
 
 def test_a_picture_that_cannot_be_read_is_named_for_views_too():

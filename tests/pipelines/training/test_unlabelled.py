@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,9 +241,28 @@ def test_few_pictures_are_shown_in_the_parts_of_their_views_and_the_judging_ones
         Image.fromarray(pixels).save(tmp_path / "train" / f"{seed:02}.png")
     task = UnlabelledTask(run, 0, data=f"imagefolder:{tmp_path}")
     split = open_source(f"imagefolder:{tmp_path}", input_shape=SHAPE).train
-    order = torch.tensor([7, 3, 3, 11, 0])
-    assert torch.equal(torch.cat(list(task.pool.read(order, 2, 5))), split.views(order, order, 5))
-    assert torch.equal(torch.cat(list(task.pool.read(order, 2, None))), split.images(order))
+    order, numbers = torch.tensor([7, 3, 3, 11, 0]), torch.tensor([4, 9, 8, 1, 0])
+    assert torch.equal(torch.cat(list(task.pool.read(order, 2, 5, numbers))), split.views(order, numbers, 5))
+    assert torch.equal(torch.cat(list(task.pool.read(order, 2, None, numbers))), split.images(order))
+
+
+def test_an_image_that_an_epoch_repeats_has_another_number_each_time_alike_in_all_processes(drawn, monkeypatch):
+    task = UnlabelledTask(drawn, 0)
+
+    def read(indices, batch_size, augment_seed, numbers=None):
+        """The number of each image, as an image."""
+        for start in range(0, len(indices), batch_size):
+            assert torch.equal(indices, task.train[numbers])
+            yield numbers[start : start + batch_size].float().reshape(-1, 1, 1, 1)
+
+    task.pool = replace(task.pool, read=read)
+    order = torch.randperm(len(task.train))[:50]
+    whole = torch.cat([images for images, _ in task.batches(order, 10, 3)])
+    halves = [torch.cat([images for images, _ in task.batches(order, 10, 3, slice(5 * i, 5 * i + 5))]) for i in (0, 1)]
+    both = torch.cat([half.reshape(5, 5, 1, 1, 1) for half in halves], 1).reshape(50, 1, 1, 1)
+    assert torch.allclose(both, whole)
+    monkeypatch.setattr(unlabelled, "mixed", lambda images, seed: images)
+    assert torch.cat([images for images, _ in task.batches(order, 10, 3)]).flatten().tolist() == order.tolist()
 
 
 @pytest.mark.parametrize("enough", [50, 51])
