@@ -53,7 +53,7 @@ def time_once(networks, shape, runtime_name, threads, fastest=None):
 
     from decomp.pipelines.decomposition.speed_ratio import RoundsRule, measure_ratio
     from decomp.runtimes.choice import runtime
-    from decomp.runtimes.timing import latencies, random_images
+    from decomp.runtimes.timing import WARM_BELOW, latencies, random_images
 
     torch.set_num_threads(threads)
     device, made = torch.device("cpu"), runtime(runtime_name, "contiguous")
@@ -61,7 +61,7 @@ def time_once(networks, shape, runtime_name, threads, fastest=None):
     prepared = {name: made.prepare(network.eval(), example) for name, network in networks.items()}
     prepared["again"] = prepared["original"]
     return measure_ratio(
-        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8),
+        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8, warm_below=WARM_BELOW),
         RoundsRule(fewest_blocks=3, fastest=fastest),
     ).to_json()
 

@@ -208,14 +208,14 @@ def ratio(original, network, shape, fastest=None):
     """
     from decomp.pipelines.decomposition.speed_ratio import RoundsRule, measure_ratio
     from decomp.runtimes.choice import runtime
-    from decomp.runtimes.timing import latencies, random_images
+    from decomp.runtimes.timing import WARM_BELOW, latencies, random_images
 
     shape, device, made = (1, *shape), torch.device("cpu"), runtime(RUNTIME, "contiguous")
     example = random_images(shape, device)
     prepared = {"original": made.prepare(original, example), "planned": made.prepare(network, example)}
     prepared["again"] = prepared["original"]
     return measure_ratio(
-        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8),
+        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8, warm_below=WARM_BELOW),
         RoundsRule(fewest_blocks=3, fastest=fastest),
     ).to_json()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ CONFIRMATIONS = 3
 RETURNS = 2
 # Plans by a counted cost that are tried to find the one of a given loss.
 EQUAL_LOSS = 7
+# Plans of it, beside the first, that are proposed and those between two that are measured at most.
+RIVAL = 3, 2
 #: Expected loss of a plan by multiply-accumulates over that of the plan by measured time up to which both are tried. On
 #: the shipped VGG at 2x in ONNX Runtime the first lost half as much at about the same time.
 LOSS_RATIO = 2.5
@@ -179,13 +181,16 @@ class _Planner:
         if chosen.speedup < LEAST * self.options.speedup:
             raise self._out_of_reach(chosen)
         found = [(search, chosen), *self._counted_rival(chosen)]
+        for _, attempt in found:
+            self._once_more(attempt)
         first = search.attempts[0]
         table_error = self.cost.total / first.candidate.milliseconds / first.speedup - 1
         return [self._allocation(*one, table_error) for one in found]
 
     def _allocation(self, search: TargetSearch, chosen: Attempt, table_error: float) -> Allocation:
+        ratio = replace(self.networks.judged(chosen.ratio), spread=chosen.spread)
         latency = {
-            **self.timings.conditions, **chosen.ratio.to_json(), "process": self.networks.process,
+            **self.timings.conditions, **ratio.to_json(), "process": self.networks.process,
             "table_error": round(table_error, 4),
         }  # fmt: skip
         if not search.is_kept(chosen.speedup):
@@ -289,8 +294,13 @@ class _Planner:
             words = f"the original takes {now:.3g} ms now, and took {then:.3g} ms when the plan was measured"
             self.reporter.step(f"{words}: measuring again")
             chosen = self._confirmed(search, chosen)
-        chosen.ratios = [self.networks.judged(ratio) for ratio in chosen.ratios]
         return chosen
+
+    def _once_more(self, attempt: Attempt) -> None:
+        """Measure an attempt some time later: also plans have more than one speed, whatever that of the original."""
+        ratio = self.measure(attempt.candidate, self._wanted)
+        if ratio.is_comparable(attempt.ratio):
+            attempt.ratios.append(ratio)
 
     def _counted_rival(self, chosen: Attempt) -> list[tuple[TargetSearch, Attempt]]:
         """A plan by multiply-accumulates that is as fast as asked, with its search; none where it loses too much.
@@ -313,6 +323,7 @@ class _Planner:
             return self._by_count(lambda one: one.milliseconds * speedup >= self.cost.total) or fewest
 
         search = self._search(propose, lambda: self.cost.total / fewest.milliseconds)
+        search.proposals, search.refinements = RIVAL
         search.attempts, search.latest = [attempt], attempt.ratio
         best = self._settled(search, self._confirmed(search, search.run()))
         fair = best.ratio.is_comparable(chosen.ratio) and best.candidate.loss <= most_lost
@@ -338,7 +349,7 @@ class _Planner:
             rules=self.rules, skip=options.skip, keep_first=options.keep_first, steps=options.steps,
         )  # fmt: skip
         held = f"batch of {options.latency_batch} in {options.runtime}, limited by {'; '.join(causes)}"
-        if signs := fastest.ratio.disturbances:
+        if signs := self.networks.judged(fastest.ratio).disturbances:
             held += f"; the machine was busy: {'; '.join(signs)}"
         fix = "lower the target or lift a limit"
         if options.coupled is None and whole_spaces(self.graph)[0]:

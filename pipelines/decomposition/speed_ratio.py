@@ -25,7 +25,8 @@ COARSE = 0.04
 #: Blocks of rounds of one measurement. The first blocks may all lie in one disturbance, so there are at least two.
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 10
 #: Spread of the ratios of the original to itself, and relative distance of their median from 1, on a quiet machine.
-NOISE, BIAS = 0.2, 0.02
+#: Compiled networks of a millisecond spread over up to 25 % there.
+NOISE, BIAS = 0.3, 0.02
 #: Quantiles of the ratios of single rounds that are said with a measured speed-up.
 LOW, HIGH = 0.1, 0.9
 #: Two-sided 95 % of a normal distribution; the places of a median's interval among n sorted values are n/2 ± 0.98 √n.
@@ -82,6 +83,8 @@ class SpeedRatio:
         Time waited for processors over elapsed time.
     slowed : float
         The original's time over its shortest one, that of all measurements, less 1.
+    spread : float
+        The largest speed-up of the plan in several measurements over the least one, less 1.
     """
 
     original_ms: float
@@ -93,6 +96,7 @@ class SpeedRatio:
     bias: float = 0.0
     waited: float = 0.0
     slowed: float = 0.0
+    spread: float = 0.0
 
     @property
     def speedup(self) -> float:
@@ -111,6 +115,8 @@ class SpeedRatio:
             signs.append(f"the threads waited for a processor for {100 * self.waited:.0f} % of the time")
         if self.slowed > SAME - 1:
             signs.append(f"the original takes {1 + self.slowed:.2f} times as long as at other times")
+        if self.spread > SAME - 1:
+            signs.append(f"the speed-up differs by {100 * self.spread:.0f} % from one measurement to another")
         return signs
 
     def is_comparable(self, other: SpeedRatio) -> bool:

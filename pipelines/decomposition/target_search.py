@@ -68,6 +68,12 @@ class Attempt:
         """Of :attr:`ratio`."""
         return self.ratio.speedup
 
+    @property
+    def spread(self) -> float:
+        """The largest speed-up in the measurements over the least one, less 1."""
+        found = [ratio.speedup for ratio in self.ratios]
+        return max(found) / min(found) - 1
+
     def add(self, ratio: SpeedRatio) -> None:
         """Add a measurement; it takes the place of those during which the machine was faster or slower."""
         self.ratios = [*(known for known in self.ratios if known.is_comparable(ratio)), ratio]
@@ -95,6 +101,8 @@ class TargetSearch:
     attempts : list of Attempt
     latest : SpeedRatio
         The last measurement. Those before it count where the machine was as fast.
+    proposals, refinements : int
+        Plans of the table, and plans between a slow and a fast one, that are measured at most.
     """
 
     asked: float
@@ -107,6 +115,8 @@ class TargetSearch:
     reporter: Reporter
     attempts: list[Attempt] = field(default_factory=list)
     latest: SpeedRatio | None = None
+    proposals: int = PROPOSALS
+    refinements: int = REFINEMENTS
 
     @property
     def comparable(self) -> list[Attempt]:
@@ -127,7 +137,7 @@ class TargetSearch:
         """
         time = self._corrected() if self.attempts else self.whole / self.asked
         speedup = self.asked if time is None else self.whole / time
-        for _ in range(PROPOSALS):
+        for _ in range(self.proposals):
             reachable = self.most()
             speedup = min(speedup, reachable)
             candidate = self.propose(speedup)
@@ -221,7 +231,7 @@ class TargetSearch:
 
     def refine(self) -> Attempt:
         """Measure plans between the closest slow and the closest fast one; the best of all, see :meth:`best`."""
-        for _ in range(REFINEMENTS):
+        for _ in range(self.refinements):
             if any(self.is_near(attempt.speedup) for attempt in self.comparable):
                 break
             (slow, slow_time), fast = self._ends()

@@ -17,7 +17,7 @@ from decomp.runtimes.eager import Eager
 from decomp.runtimes.names import LAYOUTS, RUNTIMES
 from decomp.runtimes.runtime import Runtime
 from decomp.runtimes.runtime import conditions as conditions_of
-from decomp.runtimes.timing import WARM_UP, latencies, random_images, times_within
+from decomp.runtimes.timing import WARM_BELOW, WARM_UP, latencies, random_images, times_within
 
 from ...data.formats.json_files import read_json, write_json
 from ..measure import devices
@@ -201,7 +201,7 @@ def block_of_rounds(
     warm_up = iter([WARM_UP])
     return lambda: latencies(
         prepared, shape, device, ROUNDS, layout=layout, max_seconds=seconds, min_rounds=FEWEST_ROUNDS,
-        warm_up=next(warm_up, 1),
+        warm_up=next(warm_up, 1), warm_below=WARM_BELOW,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from decomp.errors import DecompError
 from decomp.runtimes.choice import runtime
 from decomp.runtimes.names import RUNTIMES, install_command, lacking, require_installed, require_supported
 from decomp.runtimes.runtime import conditions
-from decomp.runtimes.timing import latencies, random_images
+from decomp.runtimes.timing import WARM_BELOW, latencies, random_images
 
 from ..console.text_table import text_table
 from ..console.words import counted
@@ -177,7 +177,9 @@ def measure_latency(
             prepared[name] = made.prepare(network, example)
         except DecompError as error:
             reasons[name] = f"{error.thing}: {error.rule}"
-    times = latencies(prepared, batch, device, asked["asked"], layout=layout) if prepared else {}
+    times = dict[str, list[float]]()
+    if prepared:
+        times = latencies(prepared, batch, device, asked["asked"], layout=layout, warm_below=WARM_BELOW)
     medians = {name: statistics.median(values) for name, values in times.items()}
     found = [
         NetworkTime(

@@ -58,6 +58,15 @@ def test_times_are_milliseconds_of_each_round_after_the_warm_up(monkeypatch):
     assert latencies(networks, (2, *SHAPE), CPU, 3) == {"a": [1000, 2000, 4000], "b": [500, 250, 8000]}
 
 
+def test_a_fast_network_runs_once_more_before_each_timed_run_and_a_slow_one_does_not(monkeypatch):
+    """The times of runs that are not timed are 7 s here; the first round of each has none before it."""
+    clock, warm_up = Clock(monkeypatch), [9.0] * timing.WARM_UP
+    fast = clock.taking(iter([*warm_up, 0.004, 7.0, 0.005, 7.0, 0.02, 0.003]))  # slow in its third round
+    slow = clock.taking(iter([*warm_up, 2.0, 3.0, 4.0, 5.0]))
+    times = latencies({"fast": fast, "slow": slow}, (2, *SHAPE), CPU, 4, warm_below=10.0)
+    assert np.allclose(times["fast"], [4, 5, 20, 3]) and times["slow"] == [2000, 3000, 4000, 5000]
+
+
 def test_no_round_starts_after_the_longest_time(monkeypatch):
     clock = Clock(monkeypatch)
     networks = {name: clock.taking(iter([1.0] * 100)) for name in "ab"}

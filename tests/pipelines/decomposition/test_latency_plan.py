@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from decomp.allocation.plan import LayerPlan, Plan
+from decomp.cost.count import cost
 from decomp.data.formats import network_file
 from decomp.errors import DecompError, TargetError, UsageError
 from decomp.pipelines.decomposition import latency_plan, make_plan, timings
@@ -178,6 +179,23 @@ def test_a_plan_measured_on_a_slow_machine_is_made_again_when_it_is_fast_at_the_
     assert 1.5 * 0.97 <= latency["measured_speedup"] <= 1.5 * 1.10
     assert any("when the plan was measured: measuring again" in line for line in reporter.messages)
     assert not any("not certain" in line for line in reporter.messages)
+
+
+def test_a_plan_that_is_slower_at_the_end_while_the_original_is_not_is_uncertain(vgg_run, machine, monkeypatch):
+    """Planned networks take a fifth longer once the chosen sizes were measured again."""
+    monkeypatch.setattr(latency_plan._Planner, "_counted_rival", lambda self, chosen: [])
+    speeds = TwoSpeeds(slow=False)
+    reporter = Turning(speeds)
+    speeds.slow = True  # until that message
+
+    def milliseconds(network, shape):
+        is_planned = len(list(network.modules())) > 10 and cost(network, SHAPE).macs < 1_400_000
+        return by_macs(network, shape) * (1.2 if is_planned and not speeds.slow else 1.0)
+
+    machine(milliseconds)
+    plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=reporter)
+    assert plan["latency"]["busy"] and plan["latency"]["slowed"] == 0.0
+    assert any("differs by 20 % from one measurement to another), so that" in line for line in reporter.messages)
 
 
 def test_a_plan_measured_on_a_machine_slower_than_before_is_not_certain(vgg_run, machine, monkeypatch, tmp_path):

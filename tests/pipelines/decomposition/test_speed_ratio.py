@@ -111,6 +111,7 @@ def test_a_machine_that_stays_slow_is_measured_as_it_is_and_said():
         ({"noise": 1.5}, "times of the original against itself spread over 150 %"),
         ({"bias": -0.07}, "the original is 7 % faster or slower than itself"),
         ({"waited": 0.3}, "the threads waited for a processor for 30 % of the time"),
+        ({"spread": 0.12}, "the speed-up differs by 12 % from one measurement to another"),
     ],
 )
 def test_each_sign_of_a_busy_machine_is_said(signs, words):

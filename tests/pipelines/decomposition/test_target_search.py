@@ -100,7 +100,15 @@ def test_an_attempt_measured_twice_counts_the_lower_and_three_times_the_middle_o
     attempt = Attempt(Machine(2.0, float).candidate(5), [ratio(2.1), ratio(1.9)])
     assert attempt.speedup == 1.9
     attempt.ratios.append(ratio(2.0))
-    assert attempt.speedup == 2.0
+    assert attempt.speedup == 2.0 and attempt.spread == pytest.approx(2.1 / 1.9 - 1)
+
+
+def test_a_search_measures_as_many_plans_as_it_may():
+    for proposals, refinements, n in ((1, 0, 1), (1, 2, 3), (3, 0, 3)):
+        machine = Machine(1.2, lambda size: size + 3000.0, step=50, finest=50)
+        machine.search.proposals, machine.search.refinements = proposals, refinements
+        machine.search.run()
+        assert len(machine.measured) <= n + 1  # and the smallest sizes
 
 
 def test_a_search_goes_on_between_plans_after_a_measurement_was_corrected():

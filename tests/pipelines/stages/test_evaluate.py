@@ -135,7 +135,7 @@ def _is_wide(module):
 def test_the_layout_is_that_of_weights_and_images_and_another_one_is_measured_anew(run, monkeypatch):
     seen = []
 
-    def timed(networks, shape, device, rounds, *, layout):
+    def timed(networks, shape, device, rounds, *, layout, warm_below):
         weights = [module.weight for network in networks.values() for module in network.modules() if _is_wide(module)]
         seen.append((layout, {weight.is_contiguous() for weight in weights}))
         return {name: [1.0] * rounds for name in networks}
@@ -275,7 +275,7 @@ def test_a_network_tuned_from_another_decomposition_is_not_shown(run):
 @pytest.mark.parametrize("spread, told", [(0.1, False), (2.0, True)])
 def test_a_machine_too_busy_to_be_timed_is_told(run, monkeypatch, spread, told):
     fake = [10.0 - 5 * spread, 10.0, 10.0, 10.0 + 5 * spread] * 5
-    monkeypatch.setattr(latency, "latencies", lambda networks, *rest, layout: {name: list(fake) for name in networks})
+    monkeypatch.setattr(latency, "latencies", lambda networks, *rest, **_: {name: list(fake) for name in networks})
     result = measure(run)
     assert result.rows[0].latency_ms == 10.0
     assert any("unreliable latencies" in line for line in result.lines()) == told
@@ -284,7 +284,7 @@ def test_a_machine_too_busy_to_be_timed_is_told(run, monkeypatch, spread, told):
 def test_each_runtime_adds_its_rows_to_those_that_were_measured_before(run, monkeypatch):
     made = []
 
-    def timed(networks, *rest, layout):
+    def timed(networks, *rest, layout, **_):
         made.append(layout)
         return {name: [4.0 / len(made) - place] * 2 for place, name in enumerate(networks)}
 
