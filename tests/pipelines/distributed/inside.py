@@ -13,10 +13,14 @@ from decomp.allocation.target import LimitingFactors, OutOfReach
 from decomp.data.sources import open_source
 from decomp.errors import DecompError, UsageError
 from decomp.exact_sum import ExactSum
+from decomp.execution.output_change import Outputs
+from decomp.execution.output_kinds import Output
+from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.decomposition import row_tiles
 from decomp.pipelines.distributed import own_copy, process_group, shared_moments
 from decomp.pipelines.distributed.shared_moments import Processes, moments_of_all
 from decomp.pipelines.distributed.trained_module import own_places, places_of, shared_training, take_from_first
+from decomp.pipelines.training import unlabelled
 from decomp.problem import moments
 from decomp.problem.channel_moments import ChannelMomentSum
 from decomp.problem.moments import MomentSum
@@ -252,3 +256,23 @@ def write_pictures():
             member.size = len(picture.getvalue())
             tar.addfile(member, io.BytesIO(picture.getvalue()))
     Path("pictures/train/class2/99.png").write_bytes(b"broken")
+
+
+def kept_answers():
+    """Answers of an original for 23 images, five at a time, and the images that this process gave to it."""
+    task, seen = object.__new__(unlabelled.UnlabelledTask), []
+
+    def read(indices, batch_size, augment_seed):
+        for part in indices.split(batch_size):
+            seen.extend(part.tolist())
+            yield part.float()[:, None, None, None]
+
+    def original(images):
+        return torch.cat([images, -images], 1).flatten(1)
+
+    task.train, task.at_a_time = torch.arange(23).flip(0), 5
+    task.pool, task.outputs = unlabelled.Pool(task.train, read, "numbers"), Outputs((Output("output", "values", (2,)),))
+    module = nn.Module()
+    module.forward = original
+    task.keep_targets(module, torch.device("cpu"), Reporter(quiet=True))
+    return {"answers": task.targets.tolist(), "seen": seen}

@@ -32,3 +32,9 @@ def test_a_batch_with_fewer_images_than_processes_is_refused(monkeypatch):
     monkeypatch.setattr(trained_module, "count", lambda: 3)
     with pytest.raises(UsageError, match="2 for 3 processes"):
         trained_module.own_places(2)
+
+
+def test_processes_share_the_images_that_the_original_answers_for_and_all_have_all_answers(jobs):
+    first, second = jobs.call(2, "inside:kept_answers")
+    assert first["answers"] == second["answers"] == [[22 - n, n - 22] for n in range(23)]
+    assert first["seen"] == list(range(22, 12, -1)) and second["seen"] == list(range(12, -1, -1))
