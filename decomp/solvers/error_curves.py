@@ -238,8 +238,8 @@ def _few_rows_errors(
     if metric is not None:
         root = metric_roots(metric.to(fitted.C))[0]
         prior, wanted, far, S = prior @ root, wanted @ root, far @ root, root @ S @ root
-    gains = nested_gains((fitted.root, wanted), prior, penalty, (measured.root, far), block)
-    return _relative(S.trace(), gains)
+    gains = nested_gains((fitted.root, wanted), prior, penalty, (measured.root, far))
+    return _relative(S.trace(), gains.view(-1, block).sum(1))
 
 
 def _rise(rows: Tensor, weights: Tensor, block: int) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 #: Rows are held as R (r, p) and D (r, n), with K = RᵀR and C = RᵀD.
 Rows = tuple[Tensor, Tensor]
 
+# Inputs that are added at a time in `nested_gains`.
+TOGETHER = 128
 # Eigenvalues below this share of the largest are rounding.
 NULL = 1e-12
 
@@ -56,16 +58,17 @@ class FewRows:
         return float((1 + self.values / penalty).log().sum())
 
 
-def nested_gains(fitted: Rows, prior: Tensor, penalty: float, measured: Rows, block: int) -> Tensor:
-    r"""Decrease of the squared error on some rows as blocks of inputs are added to a fit of few rows.
+def nested_gains(fitted: Rows, prior: Tensor, penalty: float, measured: Rows) -> Tensor:
+    r"""Decrease of the squared error on some rows as inputs are added one by one to a fit of few rows.
 
     With :math:`M = R R^T + \lambda I` of the inputs so far, the fit is :math:`B = B_0 + R^T Z`,
-    :math:`Z = M^{-1}(D - R B_0)`. A block r of inputs and its prior b change :math:`M^{-1}` by :math:`-U U^T` and Z by
-    :math:`-U T`, with
+    :math:`Z = M^{-1}(D - R B_0)`. Inputs r with their prior b, `TOGETHER` at a time, change :math:`M^{-1}` by
+    :math:`-U U^T` and Z by :math:`-U T`, and their own coefficients become :math:`L^{-T} T`, with
 
-    .. math:: L L^T = I + r^T M^{-1} r, \qquad U = M^{-1} r L^{-T}, \qquad T = L^{-1} (r^T Z + b)
+    .. math:: L L^T = I + r^T M^{-1} r, \qquad U = M^{-1} r L^{-T}, \qquad T = L^{-1} (r^T Z + b).
 
-    so that no matrix is larger than the rows: the work of each block is that of the squared number of the rows.
+    The first columns of U and rows of T are those of the first of these inputs alone, so the predictions on rows R'
+    grow column by column by :math:`(R'_r L^{-T} - R' R^T U)\,T`. No matrix is larger than the rows.
 
     Parameters
     ----------
@@ -76,30 +79,29 @@ def nested_gains(fitted: Rows, prior: Tensor, penalty: float, measured: Rows, bl
         λ, absolute and above 0.
     measured : pair of Tensor of shape (r', p) and (r', n)
         Rows on which the error is measured.
-    block : int
-        Inputs added at a time; divides p.
 
     Returns
     -------
-    Tensor of shape (p // block,)
+    Tensor of shape (p,)
     """
     (root, wanted), (far_root, far_wanted) = fitted, measured
     inverse = torch.eye(len(root), dtype=root.dtype, device=root.device) / penalty
     Z, cross = wanted / penalty, far_root.new_zeros(len(far_root), len(root))
-    predicted, gains, before = torch.zeros_like(far_wanted), [], root.new_zeros(())
-    eye = torch.eye(block, dtype=root.dtype, device=root.device)
-    for own, far, b in zip(root.split(block, 1), far_root.split(block, 1), prior.split(block)):
+    left, gains = far_wanted.clone(), []
+    for own, far, b in zip(root.split(TOGETHER, 1), far_root.split(TOGETHER, 1), prior.split(TOGETHER)):
+        own = own.contiguous()
         product = inverse @ own
-        L = torch.linalg.cholesky(eye + own.T @ product)
+        inner = own.T @ product
+        inner.diagonal().add_(1.0)
+        L = torch.linalg.cholesky(inner)
         U = torch.linalg.solve_triangular(L, product.T, upper=False).T
         T = torch.linalg.solve_triangular(L, own.T @ Z + b, upper=False)
-        # Of the inputs before: their coefficients change by −RᵀU T; those of the block are b + rᵀZ.
-        predicted.addmm_(cross @ U, T, alpha=-1)
+        grown = torch.linalg.solve_triangular(L, far.T, upper=False).T - cross @ U
+        # ‖left − Σ g_i t_iᵀ‖² falls with each i by 2 g_iᵀ left t_i, less twice the new row of products, plus its diagonal.
+        products = (grown.T @ grown) * (T @ T.T)
+        gains.append(2 * (T * (grown.T @ left)).sum(1) - 2 * products.tril().sum(1) + products.diagonal())
+        left.addmm_(grown, T, alpha=-1)
         Z.addmm_(U, T, alpha=-1)
         inverse.addmm_(U, U.T, alpha=-1)
-        predicted.addmm_(far, b + own.T @ Z)
         cross.addmm_(far, own.T)
-        now = 2 * (predicted * far_wanted).sum() - predicted.square().sum()
-        gains.append(now - before)
-        before = now
-    return torch.stack(gains)
+    return torch.cat(gains)

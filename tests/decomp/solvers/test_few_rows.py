@@ -6,6 +6,7 @@ from layer_problems import make
 
 from decomp.problem import moments
 from decomp.problem.moments import Moments
+from decomp.solvers import few_rows
 from decomp.solvers.few_rows import FewRows, nested_gains
 from decomp.solvers.linalg import choose_ridge, least_squares
 
@@ -50,7 +51,8 @@ def test_few_rows_without_a_ridge_are_refused_or_helped_as_any_other(monkeypatch
     assert fit.report["ridge_raised"] and fit.report["ridge"] > 0
 
 
-def test_gains_of_nested_inputs_are_those_of_a_separate_fit_on_the_first_ones():
+def test_gains_of_nested_inputs_are_those_of_a_separate_fit_on_the_first_ones(monkeypatch):
+    monkeypatch.setattr(few_rows, "TOGETHER", 5)
     generator = torch.Generator().manual_seed(2)
 
     def normal(*shape):
@@ -58,16 +60,14 @@ def test_gains_of_nested_inputs_are_those_of_a_separate_fit_on_the_first_ones():
 
     root, wanted, far, far_wanted, prior = normal(5, 12), normal(5, 3), normal(4, 12), normal(4, 3), normal(12, 3)
     for penalty in (1e-4, 0.7):
-        gains = nested_gains((root, wanted), prior, penalty, (far, far_wanted), 3)
+        gains = nested_gains((root, wanted), prior, penalty, (far, far_wanted))
         squared = float(far_wanted.square().sum()) - gains.cumsum(0)
-        assert len(gains) == 4
-        for blocks, error in enumerate(squared, start=1):
-            R, b = root[:, : 3 * blocks], prior[: 3 * blocks]
-            shifted = R.T @ R + penalty * torch.eye(3 * blocks, dtype=torch.float64)
+        assert len(gains) == 12
+        for inputs, error in enumerate(squared, start=1):
+            R, b = root[:, :inputs], prior[:inputs]
+            shifted = R.T @ R + penalty * torch.eye(inputs, dtype=torch.float64)
             B = torch.linalg.solve(shifted, R.T @ wanted + penalty * b)
-            assert float(error) == pytest.approx(
-                float((far_wanted - far[:, : 3 * blocks] @ B).square().sum()), rel=1e-8
-            )
+            assert float(error) == pytest.approx(float((far_wanted - far[:, :inputs] @ B).square().sum()), rel=1e-8)
 
 
 def test_a_right_hand_side_is_known_by_the_rows():
