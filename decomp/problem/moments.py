@@ -26,6 +26,8 @@ TILE_COLUMNS = 192
 ROUNDING = 1e-5
 # Products of float32 rows leave entries of K exact to this share of its trace.
 NOISE = 1e-6
+# Eigenvalues of few rows below this share of the largest are rounding.
+NULL = 1e-12
 # Remainder of K, relative to its diagonal, at which a factorisation of few rows ends.
 REMAINDER = 1e-9
 # Inputs whose remainders are computed at once in that factorisation; pivots have this share of the largest one.
@@ -152,15 +154,21 @@ class Moments:
             If the result is more negative than rounding explains: K, C and S are not of one set of rows.
         """
         B = B.to(self.K)
-        S, weighted = self.S, B
-        if metric is not None:
-            F = metric.to(self.K)
-            S, weighted = S * F, B @ F
-        total = float(S.sum() if metric is not None else S.trace())
-        cross = float((weighted * self.C).sum())
-        fitted = float((weighted * (self.times(B) if product is None else product)).sum())
+        F = None if metric is None else metric.to(self.K)
+        total = float(self.S.trace() if F is None else (self.S * F).sum())
+        if F is not None and self.root is not None and FEW * len(self.root) <= len(F):
+            # Rows fewer than responses too: products with F of as many rows, not of as many as there are inputs.
+            rows = self.root @ B
+            weighted, size = rows @ F, float(B.norm().square() * F.norm())
+            cross = float((weighted * responses_by_rows(self.root, self.C)).sum())
+            fitted = float((weighted * rows).sum())
+        else:
+            weighted = B if F is None else B @ F
+            size = float(weighted.norm() * B.norm())
+            cross = float((weighted * self.C).sum())
+            fitted = float((weighted * (self.times(B) if product is None else product)).sum())
         # Error that rounding of K alone can add for a B with parts in directions that the rows do not have.
-        noise = NOISE * float(self.K.diagonal().sum()) * float(weighted.norm() * B.norm())
+        noise = NOISE * float(self.K.diagonal().sum()) * size
         squared, slack = total - 2 * cross + fitted, ROUNDING * (total + 2 * abs(cross) + abs(fitted)) + noise
         if squared < -slack:
             got = f"a squared error of {squared:.1e} from terms of {total:.1e}, {-2 * cross:.1e} and {fitted:.1e}"
@@ -333,6 +341,14 @@ def _pivoted_cholesky(K: Tensor, n_rows: int) -> Tensor:
             left -= R[k].square()
             k += 1
     return R[:k] * scale
+
+
+def responses_by_rows(root: Tensor, right: Tensor) -> Tensor:
+    """D (r, n) with right = RᵀD, of a right-hand side (p, n) in the span of the rows of R (r, p), such as C."""
+    values, vectors = torch.linalg.eigh(root @ root.T)
+    present = values > NULL * float(values[-1:].sum())
+    scaled = vectors[:, present] / values[present]
+    return scaled @ (vectors[:, present].T @ (root @ right))
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from decomp.errors import DecompError
 from decomp.problem.layer_problem import LayerProblem, columns_of
-from decomp.problem.moments import Moments
-from decomp.solvers.few_rows import FewRows, nested_gains
+from decomp.problem.moments import Moments, responses_by_rows
+from decomp.solvers.few_rows import nested_gains
 from decomp.solvers.linalg import (
     EVIDENCE,
     LeastSquares,
@@ -102,7 +102,7 @@ def channel_curve(
     directions = U if metric is None else metric_roots(metric)[0] @ U
     # In the coordinates Y F^½ U the errors of the directions add up: of a fitted one its residual, of another its size.
     if moments.root is not None and measured.root is not None:
-        far, predicted = FewRows(measured.root).by_rows(measured.C) @ directions, measured.root @ B @ directions
+        far, predicted = responses_by_rows(measured.root, measured.C) @ directions, measured.root @ B @ directions
         gains = 2 * (predicted * far).sum(0) - predicted.square().sum(0)
     else:
         projected = B @ directions
@@ -234,7 +234,7 @@ def _few_rows_errors(
 ) -> np.ndarray:
     """The same from few rows, fitted and measured, whose matrices of all inputs are never formed."""
     prior = torch.zeros_like(fitted.C) if prior is None else prior.to(fitted.C)
-    wanted, far = (FewRows(one.root).by_rows(one.C) for one in (fitted, measured))
+    wanted, far = (responses_by_rows(one.root, one.C) for one in (fitted, measured))
     if metric is not None:
         root = metric_roots(metric.to(fitted.C))[0]
         prior, wanted, far, S = prior @ root, wanted @ root, far @ root, root @ S @ root

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+from decomp.problem.moments import NULL
 
 #: Rows are held as R (r, p) and D (r, n), with K = RᵀR and C = RᵀD.
 Rows = tuple[Tensor, Tensor]
 
 # Inputs that are added at a time in `nested_gains`.
 TOGETHER = 128
-# Eigenvalues below this share of the largest are rounding.
-NULL = 1e-12
 
 
 class FewRows:
@@ -29,20 +31,14 @@ class FewRows:
     """
 
     def __init__(self, root: Tensor, right: Tensor | None = None) -> None:
-        values, vectors = torch.linalg.eigh(root @ root.T)
-        present = values > NULL * float(values[-1:].sum())
-        self.values, self.root = values[present], root
-        self.vectors = vectors[:, present] / self.values.sqrt()
+        self.root = root
+        self.values, self.vectors = _eigenvectors(root)
         # Squared size of the right-hand side along each eigenvector.
         self.squares = None if right is None else self._along(right).square().sum(dim=1)
 
     def _along(self, right: Tensor) -> Tensor:
         """Vᵀ @ right."""
         return self.vectors.T @ (self.root @ right)
-
-    def by_rows(self, right: Tensor) -> Tensor:
-        """D (r, n) with right = RᵀD, for a right-hand side in the span of the rows."""
-        return self.vectors @ self._along(right)
 
     def solve(self, right: Tensor, penalty: float) -> Tensor:
         """(K + λI)⁻¹ @ right for an absolute λ."""
@@ -56,6 +52,14 @@ class FewRows:
     def determinant(self, penalty: float) -> float:
         """log det(K + λI) − p log λ."""
         return float((1 + self.values / penalty).log().sum())
+
+
+@lru_cache(maxsize=1)  # the same rows are asked for their ridge first and for solutions then
+def _eigenvectors(root: Tensor) -> tuple[Tensor, Tensor]:
+    """Γ and QΓ^-½ of the eigenvalues that are no rounding."""
+    values, vectors = torch.linalg.eigh(root @ root.T)
+    present = values > NULL * float(values[-1:].sum())
+    return values[present], vectors[:, present] / values[present].sqrt()
 
 
 def nested_gains(fitted: Rows, prior: Tensor, penalty: float, measured: Rows) -> Tensor:
@@ -97,7 +101,8 @@ def nested_gains(fitted: Rows, prior: Tensor, penalty: float, measured: Rows) ->
         U = torch.linalg.solve_triangular(L, product.T, upper=False).T
         T = torch.linalg.solve_triangular(L, own.T @ Z + b, upper=False)
         grown = torch.linalg.solve_triangular(L, far.T, upper=False).T - cross @ U
-        # ‖left − Σ g_i t_iᵀ‖² falls with each i by 2 g_iᵀ left t_i, less twice the new row of products, plus its diagonal.
+        # ‖left − Σ g_i t_iᵀ‖² falls with each i by 2 g_iᵀ left t_i, less twice a row of products up to the diagonal.
+        # (That counts the diagonal twice.)
         products = (grown.T @ grown) * (T @ T.T)
         gains.append(2 * (T * (grown.T @ left)).sum(1) - 2 * products.tril().sum(1) + products.diagonal())
         left.addmm_(grown, T, alpha=-1)

@@ -9,7 +9,7 @@ from layer_problems import output_metric, relative
 
 from decomp.errors import DecompError, NumericalError
 from decomp.problem import moments as module
-from decomp.problem.moments import Moments, MomentSum
+from decomp.problem.moments import Moments, MomentSum, responses_by_rows
 
 
 def rows(m=60, p=7, n=3, seed=0, offset=0.0):
@@ -233,3 +233,19 @@ def test_the_root_goes_through_choices_and_maps_of_the_inputs():
         assert torch.allclose(made.root.T @ made.root, made.K, rtol=1e-9, atol=1e-9 * float(made.K.abs().max()))
     assert found.with_responses(found.C, found.S, found.y_mean).root is found.root
     assert found.take_inputs(index[:255]).root is None
+
+
+def test_a_right_hand_side_in_the_span_of_few_rows_is_known_by_them():
+    root = torch.randn(6, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.allclose(responses_by_rows(root, root.T @ wanted), wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_the_error_of_few_rows_in_a_metric_is_that_of_the_whole_matrix():
+    found = Moments.of_rows(*few_rows(n_rows=40, n=80))
+    n = found.C.shape[1]
+    half = torch.randn(n, n, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    metric = half @ half.T
+    B = 0.1 * torch.randn(found.C.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    by_hand = ((found.S - 2 * B.T @ found.C + B.T @ found.K @ B) * metric).sum() / (found.S * metric).sum()
+    assert found.root is not None and found.error(B, metric) == pytest.approx(float(by_hand), rel=1e-6)

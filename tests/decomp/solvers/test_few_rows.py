@@ -68,9 +68,3 @@ def test_gains_of_nested_inputs_are_those_of_a_separate_fit_on_the_first_ones(mo
             shifted = R.T @ R + penalty * torch.eye(inputs, dtype=torch.float64)
             B = torch.linalg.solve(shifted, R.T @ wanted + penalty * b)
             assert float(error) == pytest.approx(float((far_wanted - far[:, :inputs] @ B).square().sum()), rel=1e-8)
-
-
-def test_a_right_hand_side_is_known_by_the_rows():
-    root = torch.randn(6, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wanted = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert torch.allclose(FewRows(root).by_rows(root.T @ wanted), wanted, rtol=1e-9, atol=1e-10)
