@@ -19,7 +19,8 @@ from decomp.pipelines.pruning.emission import emit
 from decomp.pipelines.pruning.plan_file import PruningPlan, prune_options
 from decomp.pipelines.pruning.removal import remove
 from decomp.pipelines.pruning.unfolded import folded_copy, unfolded
-from decomp.surgery.residual_branches import cut_branches, removable, remove_branches
+from decomp.surgery.batchnorm import fold_bn
+from decomp.surgery.residual_branches import cut_branches, move_constant, removable, remove_branches
 
 
 class Basic(nn.Module):
@@ -243,3 +244,46 @@ def test_a_network_without_a_branch_goes_to_files_and_back_and_into_its_class(tm
     assert network_file.read_structure(again)["edits"] == network_file.read_structure(folder)["edits"]
     saved = decomp.save(into, tmp_path / "from_class")
     assert torch.equal(decomp.load(saved)(images()), made(images()))
+
+
+def test_what_was_cut_before_and_normalisations_that_were_folded_are_told_too():
+    traced = trace(basic().eval(), "net", (), SHAPE)
+    fold_bn(traced)
+    blocks = {branch.name: branch for branch in residual_branches(NetworkGraph(traced, SHAPE))}
+    one = cut_branches(traced, [blocks["a.conv2"]])
+    assert set(one.meta["left_out"]) == {f"a.{part}" for part in ("conv1", "bn1", "conv2", "bn2")}
+    later = {branch.name: branch for branch in residual_branches(NetworkGraph(one, SHAPE))}
+    both = cut_branches(one, [later["c.conv2"]])
+    assert both.meta["left_out"] == cut_branches(traced, [blocks["a.conv2"], blocks["c.conv2"]]).meta["left_out"]
+    assert set(both.meta["left_out"]) == {f"{block}.{p}" for block in "ac" for p in ("conv1", "bn1", "conv2", "bn2")}
+
+
+class Projected(nn.Module):
+    """Two blocks of 1×1 convolutions, with a projection each or one that both share."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.stem, self.p, self.q = (nn.Conv2d(c, 4, 1) for c in (3, 4, 4))
+        self.a, self.b, self.c, self.d = (nn.Conv2d(4, 4, 1) for _ in range(4))
+        self.fc, self.shared = nn.Linear(4, 5), shared
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.p(x) + self.b(torch.relu(self.a(x))))
+        y = self.p(x) if self.shared else self.q(x)
+        return self.fc((y + self.d(torch.relu(self.c(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_only_a_projection_of_one_addition_takes_over_a_constant_and_means_count_where_asked_for(shared):
+    for means in (False, True):
+        network = trace(randomise(Projected(shared)).eval(), "net", (), SHAPE)
+        graph, batch = NetworkGraph(network, SHAPE), images()
+        branch = next(branch for branch in residual_branches(graph) if branch.name == "b")
+        with torch.no_grad():
+            inner = torch.relu(network.a(torch.relu(network.stem(batch)))).mean((0, 2, 3)) * means
+            wanted, before = network.b.weight[:, :, 0, 0] @ inner + network.b.bias, network.p.bias.clone()
+        found = move_constant(network, graph, branch, "a", batch, means=means)
+        assert found.layer == (None if shared else "p") and found.exact
+        torch.testing.assert_close(network.p.bias - before, torch.zeros(4) if shared else wanted, rtol=1e-4, atol=1e-5)
+        assert found.largest == pytest.approx(float(wanted.abs().max()), rel=1e-4)

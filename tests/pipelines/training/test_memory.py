@@ -17,6 +17,7 @@ from decomp.pipelines.measure import memory as machine
 from decomp.pipelines.measure.memory import GIB, LIBRARIES, MIB
 from decomp.pipelines.training import memory
 from decomp.pipelines.training.memory import TrainingLimits, images_within, parts_of, training_limits
+from tests.pipelines.digit_runs import Collected
 
 CPU = torch.device("cpu")
 IMAGE = torch.zeros(1, 1, 64, 64)
@@ -49,8 +50,9 @@ def test_an_original_and_images_in_memory_take_their_part():
     original = trace(net())
     foot = footprint.measure(original, IMAGE)
     each = EACH + foot.live + 2 * foot.largest
-    n_bytes = fixed(100) + sum(p.nbytes for p in original.parameters()) + MIB + 9 * each + EACH // 2
-    assert limits(n_bytes, original=original, held=MIB).trained == 9
+    n_bytes = fixed(100) + sum(p.nbytes for p in original.parameters()) + 9 * each + EACH // 2
+    assert limits(n_bytes, original=original).trained == 9
+    assert limits(n_bytes, original=original, held=2 * each).trained == 7
 
 
 def test_too_little_is_refused_with_an_amount_that_is_enough():
@@ -114,6 +116,29 @@ def test_parts_are_announced_with_the_statistics_that_normalisations_use():
     words = TrainingLimits(50).words(128, True)
     assert "each batch of 128 images is computed in 3 parts" in words and "the statistics of a part" in words
     assert "statistics" not in TrainingLimits(50).words(128, False)
+
+
+def test_the_limits_of_an_interrupted_training_hold_and_parts_are_said_with_what_normalisations_use(
+    tmp_path, monkeypatch
+):
+    checkpoint, reporter = tmp_path / "checkpoint", Collected()
+
+    def announced(network, n_bytes):
+        return memory.announced_limits(
+            network, IMAGE, batch_size=100, memory=n_bytes, device=CPU, statistics=True, checkpoint=checkpoint,
+            start_over="give --redo", reporter=reporter,
+        )  # fmt: skip
+
+    # Without a normalisation there are no statistics, and so no least size of a part.
+    assert announced(net(), fixed(100) + 5 * EACH) == TrainingLimits(5, 5)
+    assert announced(net(), 64 * GIB) == TrainingLimits(100, 500)
+    checkpoint.touch()
+    begun = {"identity": {"limits": TrainingLimits(20, 4).to_json()}}
+    monkeypatch.setattr(memory.checkpoints, "read", lambda path, start_over: begun)
+    assert announced(nn.Sequential(nn.BatchNorm2d(1), net()), 64 * GIB) == TrainingLimits(20, 4)
+    (one, other) = reporter.messages
+    assert "in 20 parts" in one and "statistics" not in one
+    assert "in 5 parts" in other and other.endswith("batch normalisations use the statistics of a part")
 
 
 def test_a_pass_without_gradients_gets_at_least_one_image():
