@@ -1,7 +1,7 @@
 """Accuracy that decompose keeps on the shipped networks, from many images and from few, fitted alone and refined.
 
     python -m benchmarks.accuracy --out runs/accuracy
-    python -m benchmarks.accuracy --out runs/accuracy --only-table
+    python -m benchmarks.accuracy --out runs/accuracy --only-table --page docs/few-images.md
 
 Each row is a network of the zoo for Fashion-MNIST, a number of calibration images, a seed of their choice and a
 speed-up, without labels: points of accuracy lost on all test images and mean divergence of the class scores there, of
@@ -45,6 +45,8 @@ FIELDS = (
 )  # fmt: skip
 #: Exit status where nothing is left to do.
 NOTHING_LEFT = 3
+#: Lines of a page between which the table is.
+BEGIN, END = "<!-- table of benchmarks.accuracy -->", "<!-- end of the table -->"
 
 
 def asked(options):
@@ -172,6 +174,15 @@ def table(rows):
     return markdown(FIELDS, lines)
 
 
+def put(page, text):
+    """Replace the table of a page."""
+    head, begin, rest = page.read_text().partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{page}: has no lines {BEGIN} and {END}, between which the table goes.")
+    page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+
+
 def main():
     """Make the rows that are missing, or one of them, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -182,6 +193,7 @@ def main():
     parser.add_argument("--threads", default=1, type=int)
     parser.add_argument("--one", action="store_true", help="make one row")
     parser.add_argument("--only-table", action="store_true", help="make no row")
+    parser.add_argument("--page", type=Path, help="replace the table of this page")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
@@ -195,6 +207,8 @@ def main():
     text = table(read_rows(options.out))
     (options.out / "table.md").write_text(text + "\n")
     print(f"\n{machine()}\n\n{text}")
+    if options.page is not None:
+        put(options.page, text)
     if options.one and not missing:
         raise SystemExit(NOTHING_LEFT)
 

@@ -26,6 +26,16 @@ def test_the_table_has_means_over_seeds_and_the_range_of_the_loss():
     assert few.endswith("| 90 | 20 |")
 
 
+def test_the_table_of_a_page_is_replaced(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{accuracy.BEGIN}\nold\n{accuracy.END}\nbehind\n")
+    accuracy.put(page, "| new |")
+    assert page.read_text() == f"before\n{accuracy.BEGIN}\n\n| new |\n\n{accuracy.END}\nbehind\n"
+    page.write_text("no table")
+    with pytest.raises(SystemExit, match="has no lines"):
+        accuracy.put(page, "| new |")
+
+
 @pytest.fixture
 def on_digits(monkeypatch, tmp_path):
     monkeypatch.setattr(accuracy, "DATA", "digits")
