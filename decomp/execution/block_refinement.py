@@ -214,24 +214,6 @@ def _endless(pairs: Pairs, batch_size: int, generator: torch.Generator) -> Itera
         yield from pairs.batches(torch.randperm(len(pairs), generator=generator), batch_size)
 
 
-def blends(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image with a share of another one, drawn evenly between none and a half.
-
-    Blends of two images (Zhang et al. 2018, "mixup", equation 1) show a network more of the space around few images;
-    the original answers for the blend itself.
-
-    Parameters
-    ----------
-    images : torch.Tensor, shape (N, C, H, W)
-    generator : torch.Generator
-    """
-    share = 0.5 * torch.rand(len(images), *[1] * (images.dim() - 1), generator=generator)
-    order = torch.randperm(len(images), generator=generator)
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)  # never the image itself where there are two
-    return images + share * (images[partner] - images)
-
-
 def targets_of(values: Tensor, columns: Sequence[int] | Tensor | None) -> Tensor:
     """Values of the original in the channels that the compressed network still has."""
     return values if columns is None else values.index_select(1, torch.as_tensor(columns, device=values.device))

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from decomp import seeds
 from decomp.cost.count import cost
-from decomp.execution.block_refinement import BlockOf, Pairs, blends, refine_block
+from decomp.execution.block_refinement import BlockOf, Pairs, refine_block
 from decomp.execution.output_change import Outputs
 from decomp.graph.blocks import Block, find_blocks
 from decomp.graph.tracing import trace
@@ -24,7 +24,7 @@ from ..console.reporter import Reporter
 from ..console.words import counted
 from ..distributed.process_group import from_first
 from ..distributed.trained_module import take_from_first
-from ..run.calibration import fitted_images
+from ..run.calibration import any_mixtures, fitted_images
 from ..run.conditions import freeze_options
 from ..run.outputs import frozen_outputs
 from .layer_loop import SolvedLayers
@@ -32,9 +32,9 @@ from .session import OpenedRun, SurveyedRun
 
 #: A block has so many layers or more.
 LEAST_LAYERS = 2
-#: Blends of two images for each fitted image, beside the images themselves, where these are fewer than `ENOUGH_IMAGES`
-#: and no mixtures of them are recorded.
-BLENDS, ENOUGH_IMAGES = 4, 2000
+#: Fewer fitted images than the first number are trained on with so many mixtures that all are the second number, but at
+#: most so many times the recorded ones, or so many as take `LEAST_WORK` in the original.
+ENOUGH_IMAGES, WITH_MIXTURES, MOST_MIXTURES = 2000, 4500, 2
 #: Adam steps of each block, none for no refinement, and images of each step.
 STEPS, BATCH = 300, 32
 #: Fewer steps where all blocks together would take more multiply-accumulates than both so many passes over the
@@ -274,7 +274,7 @@ def _unseen(frozen: FrozenFile) -> range:
 def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) -> tuple[Tensor, Tensor]:
     """The images that all blocks are fitted to, with mixtures of them, and held-out ones; as many as memory allows.
 
-    The mixtures are those that freeze has recorded. Where there are none, and few images, blends of two images each.
+    The mixtures are those that freeze has recorded and, of few images, others.
     """
     frozen, unseen = opened.frozen, _unseen(opened.frozen)
     n_fit = fitted_images(frozen.n_images)
@@ -283,11 +283,13 @@ def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) ->
     unseen = unseen[: most // UNSEEN_SHARE]
     most -= len(unseen)
     images = frozen.images(0, min(n_fit, most))
-    others = [frozen.images(frozen.n_images, frozen.n_recorded)]
-    if not len(others[0]) and n_fit < ENOUGH_IMAGES and freeze_options(opened.run).mix:
+    parts = [images, frozen.images(frozen.n_images, frozen.n_recorded)[: most - len(images)]]
+    n_more = min(WITH_MIXTURES, most) - len(images) - len(parts[1])
+    n_more = min(n_more, max(int(MOST_MIXTURES * frozen.n_recorded), LEAST_WORK // max(opened.cost.macs, 1)))
+    if n_fit < ENOUGH_IMAGES and n_more > 0 and len(images) > 1 and freeze_options(opened.run).mix:
         generator = seeds.generator(frozen.meta["seed"], "decompose", "mixtures")
-        others = [blends(images, generator) for _ in range(BLENDS)]
-    pool = torch.cat([images, *others])[:most].to(opened.device)
+        parts.append(any_mixtures(images, n_more, generator))
+    pool = torch.cat(parts).to(opened.device)
     return pool, frozen.images(unseen.start, unseen.stop).to(opened.device)
 
 

@@ -97,6 +97,29 @@ class Mixtures:
         return (index >= start[:, None]) & (index < (start + extent)[:, None])
 
 
+def any_mixtures(images: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Mixtures of given images: each is the first one of as many mixtures as the others, the second one is any other.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (N, C, H, W)
+        Two or more.
+    n : int
+        Mixtures.
+    generator : torch.Generator
+
+    Returns
+    -------
+    torch.Tensor, shape (n, C, H, W)
+    """
+    first = torch.arange(n) % len(images)
+    second = (first + 1 + (torch.rand(n, generator=generator) * (len(images) - 1)).long()) % len(images)
+    area, corner = torch.rand(n, generator=generator), torch.rand(n, 2, generator=generator)
+    mixtures = Mixtures(first, second, LARGEST_AREA * area, corner)
+    parts = [slice(start, start + 100) for start in range(0, n, 100)]
+    return torch.cat([mixtures.images(images[first[part]], images[second[part]], part) for part in parts])
+
+
 def same_half(n_mixtures: int) -> int:
     """How many of the mixtures are of two images of one half of the fitted images; they come first."""
     return n_mixtures // 2

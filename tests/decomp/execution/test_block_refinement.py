@@ -10,7 +10,6 @@ from decomp.execution import block_refinement
 from decomp.execution.block_refinement import (
     BlockOf,
     Pairs,
-    blends,
     refine_block,
     relative_error,
     spread,
@@ -180,15 +179,6 @@ def test_the_error_is_the_share_of_the_variance_about_the_means_of_the_channels(
         ((some - some.mean((0, 2, 3), keepdim=True)) ** 2).mean().item()
     )
     assert spread(y.flatten(1)) == pytest.approx(((y - y.mean(0)) ** 2).mean().item())
-
-
-def test_mixtures_have_a_share_of_up_to_a_half_of_another_image():
-    x = torch.eye(40)[:, :, None, None].expand(40, 40, 2, 2).clone()  # image i is one in channel i
-    mixed = blends(x, torch.Generator().manual_seed(0))
-    own = torch.stack([mixed[i, i, 0, 0] for i in range(40)])
-    torch.testing.assert_close(mixed.sum(1), torch.ones(40, 2, 2))
-    assert own.min() >= 0.5 and own.max() < 1 and own.std() > 0.1
-    assert ((mixed[:, :, 0, 0] > 0).sum(1) == 2).all()
 
 
 def test_targets_are_the_channels_that_stayed():

@@ -6,7 +6,7 @@ import torch
 from decomp.data.sources import open_source
 from decomp.errors import UsageError
 from decomp.pipelines.run import calibration
-from decomp.pipelines.run.calibration import Mixtures, draw_images, draw_mixtures, fitted_images
+from decomp.pipelines.run.calibration import Mixtures, any_mixtures, draw_images, draw_mixtures, fitted_images
 
 
 def test_one_image_in_ten_is_held_out_and_at_least_one():
@@ -87,6 +87,17 @@ def test_a_mixture_has_a_rectangle_of_the_second_image_of_the_drawn_area_and_pla
     expected[2, :, 2:, 2:] = 1
     assert torch.equal(made, expected)
     assert torch.equal(drawn.images(first[1:], second[1:], slice(1, 3)), expected[1:])
+
+
+def test_any_mixtures_are_of_two_images_and_each_image_is_the_first_one_as_often_as_the_others():
+    images = torch.arange(1.0, 8)[:, None, None, None].expand(7, 1, 16, 16)
+    made = any_mixtures(images, 700, torch.Generator().manual_seed(0))
+    own = made == images[torch.arange(700) % 7]
+    share = 1 - own.float().mean((1, 2, 3))
+    assert share.min() > 0 and share.max() < 0.56 and abs(share.mean() - 0.25) < 0.02
+    others = [set(made[i][~own[i]].tolist()) for i in range(700)]
+    assert all(len(other) == 1 for other in others)
+    assert set.union(*others[::7]) == {2.0, 3.0, 4.0, 5.0, 6.0, 7.0}
 
 
 def test_no_mixture_has_more_than_half_of_the_second_image(recorded):
