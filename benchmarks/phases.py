@@ -54,7 +54,8 @@ HEAD = """# Time by phase
 Processor seconds of `freeze` and of the parts of `decompose`, by `python -m benchmarks.phases`, with {threads} on
 {machine}. "on the clock": seconds of both stages together, on a machine that may
 have been busy. "passes": forward work of `decompose` in passes over the calibration images. "size": of the images,
-where they are noise. "code": the checkout, where several were measured. An interrupted call counts too.
+where they are noise. "blocks": the refinement of the blocks, 0 where it was left out or does not exist yet. "code": the
+checkout, where several were measured. An interrupted call counts too.
 
 {table}
 """
@@ -93,7 +94,7 @@ def row_of(network, count, size, log, passes, code=""):
     }  # fmt: skip
 
 
-def measure(out, shape, threads, cli, code):
+def measure(out, shape, threads, cli, code, without_blocks=False):
     """Freeze and decompose one network, unless it was done before; its row."""
     network, count, size, speedup = shape
     zoo = network.startswith("zoo:")
@@ -112,7 +113,8 @@ def measure(out, shape, threads, cli, code):
         source = ("--data", f"npz:{file}", "--weights", "random", "--input-size", str(size))
     frozen = ("freeze", "--model", network, *source, "--images", str(count), "--run", str(run))
     stage(log, *frozen, *common, cli=cli)
-    stage(log, "decompose", "--run", str(run), "--speedup", f"{speedup:g}x", *common, cli=cli)
+    blocks = ("--no-refine-blocks",) if without_blocks else ()
+    stage(log, "decompose", "--run", str(run), "--speedup", f"{speedup:g}x", *blocks, *common, cli=cli)
     directory = RunDirectory.open(run)
     facts = directory.config("decompose")
     return row_of(short, count, "" if zoo else size, read_log(directory.log), facts["passes"], code)
@@ -129,6 +131,7 @@ def main():
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--checkout", default=CLI.parent, type=Path, help="of the code that is measured")
     parser.add_argument("--label", default="", help="of that code, in the table")
+    parser.add_argument("--no-refine-blocks", action="store_true", help="leave out the refinement of the blocks")
     parser.add_argument("--out", default="runs/phases", type=Path)
     parser.add_argument("--page", type=Path, help="write the page to this file")
     options = parser.parse_args()
@@ -136,7 +139,8 @@ def main():
     kept = options.out / "rows.json"
     rows = json.loads(kept.read_text()) if kept.exists() else []
     for shape in asked(options):
-        row = measure(options.out, shape, options.threads, options.checkout / CLI.name, options.label)
+        cli = options.checkout / CLI.name
+        row = measure(options.out, shape, options.threads, cli, options.label, options.no_refine_blocks)
         same = ("code", "network", "images", "size")
         rows = [other for other in rows if any(other.get(key) != row[key] for key in same)] + [row]
         kept.write_text(json.dumps(rows, indent=2))

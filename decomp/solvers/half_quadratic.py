@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from decomp.errors import DecompError
 from decomp.exact_sum import ExactSum
 from decomp.problem.factors import FactoredConv
 from decomp.problem.layer_problem import LayerProblem, weight_to_matrix
-from decomp.problem.moments import Moments
+from decomp.problem.moments import MANY_INPUTS, Moments
 from decomp.solvers.linalg import METRIC_FLOOR, RIDGE, LeastSquares, column_signs, symmetric_eigen
-from decomp.solvers.reduced_rank import response_basis
+from decomp.solvers.reduced_rank import MANY_RESPONSES, response_basis
 
 # Half-quadratic penalties, weak first, and the most iterations for each (1505.06798, section 3.2).
 PENALTIES = (0.01, 1.0)
@@ -167,8 +167,9 @@ class ResponseRows:
     Parameters
     ----------
     problem : LayerProblem
-    coefficients : Tensor of shape (c·kh·kw, n)
-    center : Tensor of shape (n,)
+    coefficients : Tensor of shape (c·kh·kw, n) or (c·kh·kw, q)
+        Of ŷ, or of its coordinates in q directions.
+    center : Tensor of shape (n,) or (q,)
         Mean of ``X @ coefficients``.
 
     Attributes
@@ -181,7 +182,7 @@ class ResponseRows:
         self.activation = ACTIVATIONS[problem.activation]
         self.holders = problem.holders
         device, n = problem.moments.K.device, problem.n_filters
-        fitted, wanted = [torch.zeros(0, n, device=device)], [torch.zeros(0, n, device=device)]
+        fitted, wanted = [torch.zeros(0, len(center), device=device)], [torch.zeros(0, n, device=device)]
         coefficients, center = self.holders.agreed(coefficients, center)
         for inputs, responses in problem.row_batches():
             inputs, responses = inputs.detach().to(device).flatten(1), responses.detach().to(device)
@@ -267,19 +268,26 @@ class HalfQuadratic:
 
     def __init__(self, problem: LayerProblem, moments: Moments, full: LeastSquares, coefficients: Tensor) -> None:
         self.problem, self.moments = problem, moments
-        self.rows = ResponseRows(problem, coefficients, moments.x_mean @ full.weight)
         self.weights = response_weights(problem)
         # By eigenvectors: responses that do not vary leave nothing but rounding, which has no Cholesky factor.
         vectors, values = response_basis(moments, full.weight)
         floor = RIDGE * (float(values.mean()) or 1.0)
-        whitening = vectors / (values[: vectors.shape[1]] + floor).sqrt()
+        sizes = (values[: vectors.shape[1]] + floor).sqrt()
         # From p inputs the responses vary in at most p directions; beyond them there is only rounding.
-        self.whitening = whitening[:, : moments.K.shape[0]].contiguous()
+        self.whitening = (vectors / sizes)[:, : moments.K.shape[0]].contiguous()
+        center = moments.x_mean @ full.weight
+        #: (q, n): ŷ_c from its rows in q whitened directions, where these are far fewer than the responses.
+        self.back: Tensor | None = None
+        if MANY_RESPONSES * self.whitening.shape[1] <= len(vectors) and len(vectors) >= MANY_INPUTS:
+            back = (vectors * sizes).T[: self.whitening.shape[1]].contiguous()
+            self.whitening, self.back = problem.holders.agreed(self.whitening, back)
+            coefficients, center = coefficients @ self.whitening, center @ self.whitening
+        self.rows = ResponseRows(problem, coefficients, center)
 
     def sweep(self, low_rank: LowRankMap, penalty: float) -> tuple[float, Tensor, Tensor]:
-        """Objective of a map; and of the u nearest to it, ŷ_cᵀu and the mean."""
-        n = self.problem.n_filters
-        sums_of = [ExactSum(shape, self.weights.device) for shape in ((n,), (n, n), (n,))]
+        """Objective of a map; and of the u nearest to it, ŷ_cᵀu (of the rows as they are held) and the mean."""
+        n, q = self.problem.n_filters, self.rows.fitted.shape[1]
+        sums_of = [ExactSum(shape, self.weights.device) for shape in ((n,), (q, n), (n,))]
         for fitted, wanted in self.rows.tiles():
             z = low_rank(fitted)
             u = nearest_responses(z, wanted, penalty, self.problem.activation) - low_rank.mean.to(z.dtype)
@@ -292,9 +300,9 @@ class HalfQuadratic:
     def regress(self, cross: Tensor, mean: Tensor, rank: int) -> LowRankMap:
         """Reduced-rank regression of u on ŷ, each response weighted."""
         root = self.weights.sqrt()
-        half = self.whitening.T @ (cross * root)
+        half = cross * root if self.back is not None else self.whitening.T @ (cross * root)
         U = _leading_rows(half, rank)
-        encoder = self.whitening @ (half @ U)
+        encoder = half @ U if self.back is not None else self.whitening @ (half @ U)
         return LowRankMap(*self.rows.holders.agreed(encoder, (U / root[:, None]).T, mean))
 
     def run(self, rank: int, start: LowRankMap, iterations: int = ITERATIONS) -> tuple[LowRankMap, dict[str, Any]]:
@@ -303,7 +311,8 @@ class HalfQuadratic:
         Report: ``form``, ``response_error`` and ``response_error_linear`` (of ``start``), relative, after the
         activation on the fitted rows, and ``iterations`` for each penalty.
         """
-        start = LowRankMap(*self.rows.holders.agreed(start.encoder, start.decoder, start.mean))
+        encoder = start.encoder if self.back is None else self.back @ start.encoder
+        start = LowRankMap(*self.rows.holders.agreed(encoder, start.decoder, start.mean))
         best, best_error, current, counts = start, float("inf"), start, []
         start_error: float | None = None
         for penalty in PENALTIES:
@@ -326,4 +335,4 @@ class HalfQuadratic:
             "response_error_linear": start_error / total if total > 0 and start_error is not None else 0.0,
             "iterations": counts,
         }
-        return best, report
+        return best if self.back is None else replace(best, encoder=self.whitening @ best.encoder), report

@@ -198,3 +198,23 @@ def test_from_few_inputs_the_regression_is_that_of_all_directions_of_the_respons
     assert torch.allclose(got, wanted, atol=1e-6 * float(wanted.abs().max()))
     lengths = (found.decoder * root).norm(dim=1)
     assert torch.allclose(lengths[: min(rank, 4)], torch.ones(min(rank, 4)).double())
+
+
+@pytest.mark.parametrize("metric", [None, output_metric(24)])
+def test_the_iteration_in_few_whitened_directions_finds_the_map_of_that_in_all_responses(metric, monkeypatch):
+    rows = make(c=2, n=24, kernel=(1, 3), n_rows=300, noise=0.3, seed=3)
+    found = []
+    for many in (10**9, 1):
+        monkeypatch.setattr(half_quadratic, "MANY_INPUTS", many)
+        iteration, start = splitting(rows, 3, metric)
+        assert (iteration.back is None, iteration.rows.fitted.shape[1]) == ((True, 24) if many > 1 else (False, 6))
+        found.append(iteration.run(3, start))
+    (whole, report), (few, report_few) = found
+    assert few.encoder.shape == (24, 3)
+    product, wanted = few.encoder @ few.decoder, whole.encoder @ whole.decoder
+    fitted = rows.flat @ least_squares(rows.problem.moments, ridge=1e-10).weight
+    assert torch.allclose(fitted @ product, fitted @ wanted, atol=1e-5 * float((fitted @ wanted).abs().max()))
+    assert torch.allclose(few.mean, whole.mean, atol=1e-6)
+    assert report_few["iterations"] == report["iterations"]
+    for key in ("response_error", "response_error_linear"):
+        assert report_few[key] == pytest.approx(report[key], rel=1e-5) and report[key] > 1e-3
