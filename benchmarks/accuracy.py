@@ -7,7 +7,7 @@ Each row is a network of the zoo for Fashion-MNIST, a number of calibration imag
 speed-up, without labels: points of accuracy lost on all test images and mean divergence of the class scores there, of
 the layers as they were fitted and after block refinement; the same divergence on held-out calibration images; and
 processor seconds. Test images decide nothing. All rows of a network, number and seed share the frozen points and the
-survey, whose seconds are in the row that made them. A row is appended to ``rows.jsonl`` when it is done and is not made
+survey, whose seconds are not in them. A row is appended to ``rows.jsonl`` when it is done and is not made
 again; with ``--one`` a call makes one row and ends, with status 3 where none is left, and goes on with one that was
 stopped.
 """
@@ -15,7 +15,6 @@ stopped.
 import argparse
 import copy
 import json
-import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -120,10 +119,8 @@ def frozen_run(out, network, name, seed):
 
 def row_of(out, network, name, seed, speedup):
     """Make one row; what was stopped in the run directories is taken up."""
-    spent = time.process_time()
     base = frozen_run(out, network, name, seed)
     decompose(base, speedup=2, plan_only=True, reporter=Reporter(quiet=True))  # curves for all of its rows
-    shared = time.process_time() - spent
     run, kept, real = RunDirectory(f"{base}-{speedup:g}x"), {}, refine_blocks.refine_blocks
 
     def told(surveyed, solved, *, reporter):
@@ -149,7 +146,7 @@ def row_of(out, network, name, seed, speedup):
         "lost fitted": lost_fitted, "lost": lost, "divergence fitted": change_fitted, "divergence": change,
         "held out fitted": found["divergence_before"],
         "held out": found["divergence_after"] if found["kept"] else found["divergence_before"],
-        "seconds": shared + seconds[False] + seconds[True], "of refinement": seconds[True],
+        "seconds": seconds[False] + seconds[True], "of refinement": seconds[True],
     }  # fmt: skip
 
 
