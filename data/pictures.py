@@ -6,8 +6,6 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,15 +16,12 @@ from torch import Tensor
 from decomp.errors import DecompError, FileError, UsageError
 
 from .preprocessing import Preprocessing, by
-from .splits import Indices, Split, as_indices, batches_of
+from .splits import Indices, Split, batches_of
 from .transforms import Shape, draw
 
 # A narrow strip enlarged until its short side fits would fill the memory: beyond this ratio, the sides are cropped.
 _LONGEST = 16
 _N_NAMED = 3
-#: Smallest side of a view, as a share of the usual window's side.
-LEAST_VIEW = 0.5
-_STEPS = 1 << 24  # outcomes of each draw of a view
 
 
 class Preparation(Protocol):
@@ -73,49 +68,16 @@ def resized(image: Image.Image, steps: Preprocessing) -> Image.Image:
             rule = f"images must be at least {by(steps.crop)} (height × width) where they are not resized"
             raise UsageError("--crop", rule, got=by((image.height, image.width)), fix="give --resize too, or crop less")
         return image
+    height, width = steps.resize
     if not steps.stretch:
         longest = _LONGEST * min(image.size)
         if max(image.size) > longest:
             image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
-    height, width = _resized_sides(image, steps)
+        if height * image.width >= width * image.height:
+            width = max(width, int(height * image.width / image.height))
+        else:
+            height = max(height, int(width * image.height / image.width))
     return image.resize((width, height), Image.Resampling[steps.interpolation.upper()])
-
-
-def _resized_sides(image: Image.Image, steps: Preprocessing) -> tuple[int, int]:
-    """Height and width to which a picture is resized."""
-    if steps.resize is None:
-        return image.height, image.width
-    height, width = steps.resize
-    if steps.stretch:
-        return height, width
-    if height * image.width >= width * image.height:
-        return height, max(width, int(height * image.width / image.height))
-    return max(height, int(width * image.height / image.width)), width
-
-
-def view_box(image: Image.Image, steps: Preprocessing, draws: Sequence[float]) -> tuple[float, float, float, float]:
-    """The part of a picture that a view shows: left, upper, right and lower edge in its pixels.
-
-    The usual window, scaled and moved: its area is drawn evenly between that of `LEAST_VIEW` of its sides and of the
-    largest window inside the picture, as Szegedy et al. 2015, "Going deeper with convolutions", section 6, draw the
-    parts of images for training, here without a change of shape. No part is smaller than the pixels that the network
-    reads, unless the usual window is: a view is never blurred more than an image is.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-    steps : Preprocessing
-    draws : sequence of float
-        Size, height and side of the place, from 0 to 1.
-    """
-    sides, resized_to = (image.height, image.width), _resized_sides(image, steps)
-    usual = [min(crop * side / new, side) for crop, side, new in zip(steps.crop, sides, resized_to)]
-    largest = min(side / own for side, own in zip(sides, usual))
-    smallest = min(1.0, max(LEAST_VIEW, *(new / side for side, new in zip(sides, resized_to))))
-    scale = (smallest**2 + draws[0] * (largest**2 - smallest**2)) ** 0.5
-    height, width = (min(scale * own, side) for own, side in zip(usual, sides))
-    top, left = draws[1] * (image.height - height), draws[2] * (image.width - width)
-    return left, top, min(left + width, image.width), min(top + height, image.height)
 
 
 class StandardPreparation:
@@ -155,14 +117,6 @@ class StandardPreparation:
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float()
         return self._normalisation.shift(images.div_(self._normalisation.scale))
 
-    def view(self, image: Image.Image, draws: Sequence[float]) -> np.ndarray:
-        """A part of one picture in place of the usual one, for `batch`; by four numbers from 0 to 1."""
-        height, width = self._steps.crop
-        box = view_box(image, self._steps, draws)
-        array = np.asarray(image.resize((width, height), Image.Resampling[self._steps.interpolation.upper()], box))
-        array = array if array.ndim == 3 else array[:, :, None]
-        return array[:, ::-1] if self._steps.flip and draws[3] < 0.5 else array
-
 
 class PictureSplit(Split):
     """Split whose images are pictures of any size.
@@ -187,63 +141,40 @@ class PictureSplit(Split):
         """Name of one picture, for errors."""
 
     def batches(
-        self, order: Indices, batch_size: int, *, augment_seed: int | None = None, views: Tensor | None = None
+        self, order: Indices, batch_size: int, *, augment_seed: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """As :meth:`Split.batches`; the pictures of the next batch are decoded while a batch is in use."""
-        numbers = None if augment_seed is None else views
         with thread_pool() as pool:
             pending = None
-            for start, indices in zip(count(0, batch_size), batches_of(order, batch_size)):
-                own = None if numbers is None else numbers[start : start + batch_size]
-                submitted = (indices, self._submit(pool, indices, augment_seed, own))
+            for indices in batches_of(order, batch_size):
+                submitted = (indices, self._submit(pool, indices, augment_seed))
                 if pending is not None:
-                    yield self._finish(*pending, augment_seed, numbers), self.labels(pending[0])
+                    yield self._finish(*pending, augment_seed), self.labels(pending[0])
                 pending = submitted
             if pending is not None:
-                yield self._finish(*pending, augment_seed, numbers), self.labels(pending[0])
+                yield self._finish(*pending, augment_seed), self.labels(pending[0])
 
     def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
         with thread_pool() as pool:
             return self._finish(indices, self._submit(pool, indices, augment_seed), augment_seed)
 
-    def views(self, indices: Indices, numbers: Tensor, seed: int) -> Tensor:
-        """As :meth:`Split.views`: other parts of the pictures, mirrored where the source mirrors; see `view_box`."""
-        if not isinstance(self.preparation, StandardPreparation):
-            return self.images(indices)  # which other parts are of use, only the user knows
-        with thread_pool() as pool:
-            indices = as_indices(indices)
-            return self._finish(indices, self._submit(pool, indices, seed, numbers), seed, numbers)
+    def _submit(self, pool: ThreadPoolExecutor, indices: Tensor, augment_seed: int | None) -> list[Future[Any]]:
+        return [pool.submit(self._prepare, index, augment_seed is not None) for index in indices.tolist()]
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, indices: Tensor, seed: int | None, numbers: Tensor | None = None
-    ) -> list[Future[Any]]:
-        """Begin to read pictures; with `numbers`, which come with a seed, their views."""
-        preparation = self.preparation
-        if numbers is not None and seed is not None and isinstance(preparation, StandardPreparation):
-            draws = torch.stack([draw(seed, numbers, stream, _STEPS) for stream in range(4)], 1) / (_STEPS - 1)
-            shown = [partial(preparation.view, draws=own) for own in draws.tolist()]
-            return [pool.submit(self._read, index, view) for index, view in zip(indices.tolist(), shown)]
-        one = partial(preparation.one, augmented=seed is not None)
-        return [pool.submit(self._read, index, one) for index in indices.tolist()]
-
-    def _read(self, index: int, prepare: Callable[[Image.Image], Any]) -> Any:
+    def _prepare(self, index: int, augmented: bool) -> Any:
         try:
-            return prepare(self.picture(index, self.preparation.mode()))
+            return self.preparation.one(self.picture(index, self.preparation.mode()), augmented)
         except DecompError:
             raise
         except Exception as error:  # PIL's readers raise anything on a broken file: OSError, SyntaxError, struct.error
             return _Unreadable(self.title(index), error)
 
-    def _finish(
-        self, indices: Tensor, decoding: list[Future[Any]], augment_seed: int | None, numbers: Tensor | None = None
-    ) -> Tensor:
+    def _finish(self, indices: Tensor, decoding: list[Future[Any]], augment_seed: int | None) -> Tensor:
         results = [future.result() for future in decoding]
         bad = [item for item in results if isinstance(item, _Unreadable)]
         if bad:
             raise _unreadable(self._name, bad)
-        # A view is cut and mirrored already.
-        done = numbers is not None and isinstance(self.preparation, StandardPreparation)
-        return self.preparation.batch(results, indices, None if done else augment_seed)
+        return self.preparation.batch(results, indices, augment_seed)
 
 
 class _Unreadable:

@@ -57,29 +57,12 @@ class Split(ABC):
         """Normalised images without augmentation: float32, shape (m, C, H, W), the same on every call."""
         return self._load(as_indices(indices), None)
 
-    def views(self, indices: Indices, numbers: Tensor, seed: int) -> Tensor:
-        """Other parts of the same pictures, where there are such; otherwise the images.
-
-        Parameters
-        ----------
-        indices : Tensor of int64, shape (m,)
-        numbers : Tensor of int64, shape (m,)
-            Number of each view: what it shows of its picture depends on (seed, number).
-        seed : int
-
-        Returns
-        -------
-        Tensor of float32, shape (m, C, H, W)
-            Normalised.
-        """
-        return self.images(indices)
-
     def labels(self, indices: Indices) -> Tensor | None:
         """Class numbers, int64, shape (m,); None where the split has no labels."""
         return None if self._labels is None else self._labels[as_indices(indices)]
 
     def batches(
-        self, order: Indices, batch_size: int, *, augment_seed: int | None = None, views: Tensor | None = None
+        self, order: Indices, batch_size: int, *, augment_seed: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Go through the images in ``order``, ``batch_size`` at a time; the last batch may be smaller.
 
@@ -91,9 +74,6 @@ class Split(ABC):
         augment_seed : int, optional
             Augment by the source's policy. The random decisions about an image depend on (augment_seed, its index)
             alone, not on its place in a batch: give another seed for each epoch. None: no augmentation.
-        views : Tensor of int64, shape (m,), optional
-            Number of a view for each image of `order`. With a seed: other parts of the pictures in place of the
-            source's policy, where there are such; see :meth:`views`.
 
         Yields
         ------

@@ -204,11 +204,8 @@ class ResponseRecording:
         parts = [source.train.images(self.indices[start:stop])] if start < n else []
         if self.mixtures is not None and stop > n:
             places = slice(max(0, start - n), stop - n)
-            # Other views of the pictures: more of what the network will see than the same pixels again.
-            seed, numbers = seeds.derive_seed(self.seed, "freeze", "views"), 2 * torch.arange(places.start, places.stop)
             first, second = (
-                source.train.views(self.indices[own[places]], numbers + place, seed)
-                for place, own in enumerate((self.mixtures.first, self.mixtures.second))
+                source.train.images(self.indices[own[places]]) for own in (self.mixtures.first, self.mixtures.second)
             )
             parts.append(self.mixtures.images(first, second, places))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

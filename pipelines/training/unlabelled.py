@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +44,7 @@ ONE_IN = 10
 IMAGES_AT_A_TIME = 100
 TARGETS_AT_A_TIME = 250
 
-
-class Read(Protocol):
-    """Reader of images by their indices, see `Pool`."""
-
-    def __call__(
-        self, indices: Tensor, batch_size: int, augment_seed: int | None, numbers: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        """Images of shape (B, C, H, W), `batch_size` at a time."""
+Read = Callable[[Tensor, int, int | None], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -64,8 +56,7 @@ class Pool:
     indices : torch.LongTensor
         Distinct.
     read : callable
-        ``read(indices, batch_size, augment_seed, numbers)`` yields images of shape (B, C, H, W); no seed, no
-        augmentation. Of pictures that are augmented, those of other numbers show other parts.
+        ``read(indices, batch_size, augment_seed)`` yields images of shape (B, C, H, W); no seed, no augmentation.
     words : str
         The images in words.
     notes : tuple of str
@@ -158,14 +149,14 @@ class UnlabelledTask:
                 yield images, None if self.targets is None else self.targets[part]
             return
         if places is None:
-            for number, images in enumerate(self.pool.read(self.train[order], batch_size, augment_seed, order)):
+            for number, images in enumerate(self.pool.read(self.train[order], batch_size, augment_seed)):
                 yield mixed(images, seeds.derive_seed(augment_seed, "mix", number)), None
             return
         for number, batch in enumerate(order.split(batch_size)):
             # The images at these places, and those that are mixed into them.
             mixture = Mixture(len(batch), seeds.derive_seed(augment_seed, "mix", number))
             wanted = torch.cat([batch[places], batch[mixture.partner[places]]])
-            (images,) = self.pool.read(self.train[wanted], len(wanted), augment_seed, wanted)
+            (images,) = self.pool.read(self.train[wanted], len(wanted), augment_seed)
             own, others = images.tensor_split(2)
             yield own + mixture.share[places] * (others - own), None
 
@@ -193,9 +184,7 @@ class UnlabelledTask:
         change = sum_over_processes(total) / self.n_validation
         return {"score": -change, self.metric: change}
 
-    def _read(
-        self, indices: Tensor, batch_size: int, augment_seed: int | None, numbers: Tensor | None = None
-    ) -> Iterator[Tensor]:
+    def _read(self, indices: Tensor, batch_size: int, augment_seed: int | None) -> Iterator[Tensor]:
         """Frozen images; they are kept as the network takes them and cannot be augmented."""
         if self.images is not None:
             for part in indices.split(batch_size):
@@ -304,12 +293,8 @@ def _images(split: Split, indices: Tensor) -> Iterator[Tensor]:
 
 
 def _reader(split: Split) -> Read:
-    def read(
-        indices: Tensor, batch_size: int, augment_seed: int | None, numbers: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        # Those that are augmented are few, and other parts of few pictures say more than small shifts of them.
-        batches = split.batches(indices, batch_size, augment_seed=augment_seed, views=numbers)
-        return (images for images, _ in batches)
+    def read(indices: Tensor, batch_size: int, augment_seed: int | None) -> Iterator[Tensor]:
+        return (images for images, _ in split.batches(indices, batch_size, augment_seed=augment_seed))
 
     return read
 

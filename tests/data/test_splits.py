@@ -111,8 +111,3 @@ def test_reading_changes_nothing_that_is_kept():
     split.images([0, 1]).zero_()
     next(iter(split.batches([0, 1], 2, augment_seed=1)))[0].zero_()
     assert torch.equal(split.images([0, 1]), before)
-
-
-def test_images_without_larger_pictures_behind_them_have_no_other_views():
-    split = split_of()
-    assert torch.equal(split.views([4, 1, 4], torch.arange(3), 5), split.images([4, 1, 4]))

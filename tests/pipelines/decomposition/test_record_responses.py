@@ -8,7 +8,6 @@ from torch import nn
 from decomp.data.formats.frozen_file import FrozenFile
 from decomp.data.formats.frozen_keys import shortcut_key
 from decomp.data.sources import open_source
-from decomp.data.splits import MemorySplit
 from decomp.errors import NumericalError
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import Output
@@ -84,26 +83,6 @@ def test_responses_to_mixtures_follow_those_of_the_images_and_change_nothing_els
         # Spreads of the outputs and the sanity check are those of the images alone.
         assert frozen.meta["outputs"][0]["variance"] == pytest.approx(before.meta["outputs"][0]["variance"], rel=1e-6)
     assert sum(len(part) for part in watched) == 20
-
-
-@pytest.mark.parametrize("batch_size", [7, 40])
-def test_mixtures_are_made_of_views_each_a_new_one(tmp_path, network, monkeypatch, batch_size):
-    """A view is the image plus its number here."""
-
-    def views(split, indices, numbers, seed):
-        seen.append(seed)
-        return split.images(indices) + numbers[:, None, None, None]
-
-    seen = []
-    monkeypatch.setattr(MemorySplit, "views", views)
-    mixtures = Mixtures(torch.arange(15), torch.arange(15) + 1, torch.full((15,), 0.5), torch.rand(15, 2))
-    run, source = record(tmp_path / "run", network, batch_size, mixtures=mixtures)
-    images, places = source.train.images(torch.arange(20)), 2.0 * torch.arange(15)[:, None, None, None]
-    made = mixtures.images(images[mixtures.first] + places, images[mixtures.second] + (places + 1), slice(0, 15))
-    with FrozenFile(run.frozen) as frozen:
-        assert torch.equal(frozen.images(20, 35), made)
-        assert torch.equal(frozen.images(), images)
-    assert len(set(seen)) == 1
 
 
 def test_the_batch_size_decides_nothing(tmp_path, network):

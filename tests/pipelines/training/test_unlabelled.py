@@ -2,12 +2,10 @@
 
 import copy
 import hashlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
@@ -231,38 +229,6 @@ def test_images_are_augmented_as_their_source_does_it(drawn, monkeypatch):
     wanted = torch.cat([images for images, _ in split.batches(task.train[order], 2, augment_seed=11)])
     assert torch.equal(got, wanted) and not torch.equal(got, split.images(task.train[order]))
     assert got.shape[1:] == SHAPE
-
-
-def test_few_pictures_are_shown_in_the_parts_of_their_views_and_the_judging_ones_as_they_are(run, tmp_path):
-    """Pictures are 40 pixels wide and tall here, of which the network reads 8 after they are made 9."""
-    (tmp_path / "train").mkdir()
-    for seed in range(12):
-        pixels = np.random.default_rng(seed).integers(0, 256, (40, 40), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "train" / f"{seed:02}.png")
-    task = UnlabelledTask(run, 0, data=f"imagefolder:{tmp_path}")
-    split = open_source(f"imagefolder:{tmp_path}", input_shape=SHAPE).train
-    order, numbers = torch.tensor([7, 3, 3, 11, 0]), torch.tensor([4, 9, 8, 1, 0])
-    assert torch.equal(torch.cat(list(task.pool.read(order, 2, 5, numbers))), split.views(order, numbers, 5))
-    assert torch.equal(torch.cat(list(task.pool.read(order, 2, None, numbers))), split.images(order))
-
-
-def test_an_image_that_an_epoch_repeats_has_another_number_each_time_alike_in_all_processes(drawn, monkeypatch):
-    task = UnlabelledTask(drawn, 0)
-
-    def read(indices, batch_size, augment_seed, numbers=None):
-        """The number of each image, as an image."""
-        for start in range(0, len(indices), batch_size):
-            assert torch.equal(indices, task.train[numbers])
-            yield numbers[start : start + batch_size].float().reshape(-1, 1, 1, 1)
-
-    task.pool = replace(task.pool, read=read)
-    order = torch.randperm(len(task.train))[:50]
-    whole = torch.cat([images for images, _ in task.batches(order, 10, 3)])
-    halves = [torch.cat([images for images, _ in task.batches(order, 10, 3, slice(5 * i, 5 * i + 5))]) for i in (0, 1)]
-    both = torch.cat([half.reshape(5, 5, 1, 1, 1) for half in halves], 1).reshape(50, 1, 1, 1)
-    assert torch.allclose(both, whole)
-    monkeypatch.setattr(unlabelled, "mixed", lambda images, seed: images)
-    assert torch.cat([images for images, _ in task.batches(order, 10, 3)]).flatten().tolist() == order.tolist()
 
 
 @pytest.mark.parametrize("enough", [50, 51])
