@@ -52,8 +52,9 @@ def time_once(networks, shape, runtime_name, threads, fastest=None):
     import torch
 
     from decomp.pipelines.decomposition.speed_ratio import RoundsRule, measure_ratio
+    from decomp.pipelines.decomposition.timings import block_of_rounds
     from decomp.runtimes.choice import runtime
-    from decomp.runtimes.timing import WARM_BELOW, latencies, random_images
+    from decomp.runtimes.timing import random_images
 
     torch.set_num_threads(threads)
     device, made = torch.device("cpu"), runtime(runtime_name, "contiguous")
@@ -61,7 +62,7 @@ def time_once(networks, shape, runtime_name, threads, fastest=None):
     prepared = {name: made.prepare(network.eval(), example) for name, network in networks.items()}
     prepared["again"] = prepared["original"]
     return measure_ratio(
-        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8, warm_below=WARM_BELOW),
+        block_of_rounds(prepared, shape, device, "contiguous"),
         RoundsRule(fewest_blocks=3, fastest=fastest),
     ).to_json()
 

@@ -207,15 +207,16 @@ def ratio(original, network, shape, fastest=None):
     `fastest` is the original's shortest time so far, in milliseconds: a machine that is slower is called busy.
     """
     from decomp.pipelines.decomposition.speed_ratio import RoundsRule, measure_ratio
+    from decomp.pipelines.decomposition.timings import block_of_rounds
     from decomp.runtimes.choice import runtime
-    from decomp.runtimes.timing import WARM_BELOW, latencies, random_images
+    from decomp.runtimes.timing import random_images
 
     shape, device, made = (1, *shape), torch.device("cpu"), runtime(RUNTIME, "contiguous")
     example = random_images(shape, device)
     prepared = {"original": made.prepare(original, example), "planned": made.prepare(network, example)}
     prepared["again"] = prepared["original"]
     return measure_ratio(
-        lambda: latencies(prepared, shape, device, 60, max_seconds=2.0, min_rounds=8, warm_below=WARM_BELOW),
+        block_of_rounds(prepared, shape, device, "contiguous"),
         RoundsRule(fewest_blocks=3, fastest=fastest),
     ).to_json()
 

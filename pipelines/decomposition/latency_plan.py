@@ -64,6 +64,7 @@ def allocate_for_latency(
     device: torch.device,
     reporter: Reporter,
     loss_ratio: float = LOSS_RATIO,
+    trial: bool = False,
 ) -> list[Allocation]:
     """Sizes for a speed-up in measured time, and where they may lose less, those of a plan by multiply-accumulates.
 
@@ -88,7 +89,10 @@ def allocate_for_latency(
     device : torch.device
     reporter : decomp.pipelines.console.reporter.Reporter
     loss_ratio : float
-        Of the expected loss of a plan by multiply-accumulates to that of the other one, at most; with 0 none is made.
+        Of the expected loss of a plan by multiply-accumulates to that of the other one, at most.
+    trial : bool
+        The sizes are one candidate of several: a slow machine is not waited for, and no plan by multiply-accumulates is
+        made.
 
     Returns
     -------
@@ -103,10 +107,13 @@ def allocate_for_latency(
     """
     timings, shape = _timings(path, options, graph, original, device)
     with WholeNetworks(timings, original, shape, reporter) as networks:
-        networks.watch(PATIENCE)
+        if not trial:
+            networks.watch(PATIENCE)
         cost = _cost(timings, options, graph, original, reporter)
-        networks.watch(PATIENCE)
-        return _Planner(timings, graph, curves, cost, counted, networks, options, rules, reporter, loss_ratio).run()
+        if not trial:
+            networks.watch(PATIENCE)
+        planner = _Planner(timings, graph, curves, cost, counted, networks, options, rules, reporter, loss_ratio)
+        return planner.run(with_rival=not trial)
 
 
 def latency_model(
@@ -174,13 +181,13 @@ class _Planner:
         self.usable = self.curves
         self._most = most(self.graph, self.curves, self.cost, self.rules)
 
-    def run(self) -> list[Allocation]:
+    def run(self, with_rival: bool) -> list[Allocation]:
         """The plan and its rival, with their measurements."""
         search = self._search(self._proposed, lambda: self._most)
         chosen = self._settled(search, self._confirmed(search, search.run()))
         if chosen.speedup < LEAST * self.options.speedup:
             raise self._out_of_reach(chosen)
-        found = [(search, chosen), *self._counted_rival(chosen)]
+        found = [(search, chosen), *(self._counted_rival(chosen) if with_rival else [])]
         for _, attempt in found:
             self._once_more(attempt)
         first = search.attempts[0]
@@ -309,7 +316,7 @@ class _Planner:
         small factors. So a plan that is expected to lose more may lose less.
         """
         most_lost = self.loss_ratio * chosen.candidate.loss
-        fewest = None if not most_lost else self._by_count(lambda one: one.loss <= most_lost)
+        fewest = self._by_count(lambda one: one.loss <= most_lost)
         if fewest is None or fewest.plans == chosen.candidate.plans:
             return []
         attempt = Attempt(fewest, [self.measure(fewest, self._wanted)])

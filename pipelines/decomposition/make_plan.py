@@ -29,7 +29,7 @@ from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
 from .latency_conditions import doubts, require_same_device, require_same_runtime
-from .latency_plan import LOSS_RATIO, allocate_for_latency
+from .latency_plan import allocate_for_latency
 from .rules import LayerRules, plan_rules
 from .session import SurveyedRun
 from .shared_channels import check_widths, widths_for_share
@@ -280,7 +280,7 @@ def allocate_counted(
 
 def allocate_by_time(
     options: DecomposeOptions, surveyed: SurveyedRun, curves: Mapping[str, LayerCurves], rules: LayerRules,
-    reporter: Reporter, loss_ratio: float = LOSS_RATIO,
+    reporter: Reporter, *, trial: bool = False,
 ) -> list[Allocation]:  # fmt: skip
     """Sizes for a target in measured time, as :mod:`decomp.pipelines.decomposition.latency_plan` finds them.
 
@@ -292,7 +292,7 @@ def allocate_by_time(
     return allocate_for_latency(
         surveyed.opened.run.latency_json, options, surveyed.graph, curves, rules.rules,
         counted=counted_model("macs", surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost),
-        original=timed_original(surveyed), device=surveyed.opened.device, reporter=reporter, loss_ratio=loss_ratio,
+        original=timed_original(surveyed), device=surveyed.opened.device, reporter=reporter, trial=trial,
     )  # fmt: skip
 
 

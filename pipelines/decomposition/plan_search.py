@@ -252,7 +252,7 @@ def _proposed(surveyed: SurveyedRun, options: DecomposeOptions, reporter: Report
     rules, curves = plan_rules(options, surveyed.graph), plan_curves(options, surveyed)
     try:
         if options.cost == "latency":
-            return allocate_by_time(options, surveyed, curves, rules, reporter, loss_ratio=0.0)[0].plans
+            return allocate_by_time(options, surveyed, curves, rules, reporter, trial=True)[0].plans
         cost = _cost_model(surveyed, options, reporter)
         unsplit = (number(cost.layer(la, la.in_channels, la.out_channels)) for la in surveyed.graph.layers)
         if (cost.rest + sum(unsplit)) * MOST * options.speedup < cost.total:

@@ -28,6 +28,8 @@ REPEATS, FEWEST, SECONDS = 20, 3, 0.03
 # Rounds of whole networks, the seconds after which no more begin, and the fewest; the same of a chain beside its layer.
 ROUNDS, WHOLE_SECONDS, FEWEST_ROUNDS = 30, 2.0, 4
 CHAIN_ROUNDS, CHAIN_SECONDS = 15, 0.4
+# Milliseconds that the runs of a block of whole networks take together at least, unless there are so many runs.
+BLOCK, MOST_RUNS = 250.0, 3000
 # Channels of the images of a convolution in context, a whole number of blocks in every runtime; and the shortest time
 # of a factor, in milliseconds, where the difference of two measurements is smaller.
 LEAD, SHORTEST = 16, 1e-4
@@ -196,13 +198,23 @@ def block_of_rounds(
 ) -> Callable[[], dict[str, list[float]]]:  # fmt: skip
     """A block of interleaved rounds of whole networks, measured at each call; times in milliseconds.
 
-    The networks are warm after the first block, of which slow ones have few rounds.
+    The networks are warm after the first block. Slow ones have few rounds in it, and very fast ones so many that they
+    take :data:`BLOCK` together: else one disturbance could be as long as the block.
     """
     warm_up = iter([WARM_UP])
-    return lambda: latencies(
-        prepared, shape, device, ROUNDS, layout=layout, max_seconds=seconds, min_rounds=FEWEST_ROUNDS,
-        warm_up=next(warm_up, 1), warm_below=WARM_BELOW,
-    )  # fmt: skip
+
+    def block() -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {name: [] for name in prepared}
+        while sum(map(sum, found.values())) < BLOCK and sum(map(len, found.values())) < MOST_RUNS:
+            times = latencies(
+                prepared, shape, device, ROUNDS, layout=layout, max_seconds=seconds, min_rounds=FEWEST_ROUNDS,
+                warm_up=next(warm_up, 1), warm_below=WARM_BELOW,
+            )  # fmt: skip
+            for name, values in times.items():
+                found[name] += values
+        return found
+
+    return block
 
 
 def conditions(device: torch.device, batch_size: int, runtime: Runtime) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def test_of_a_plan_by_macs_that_is_as_fast_and_the_other_the_one_that_loses_less
     tried = []
 
     def two(*given, **options):
-        (found,) = latency_plan.allocate_for_latency(*given, **{**options, "loss_ratio": 0.0})
+        (found,) = latency_plan.allocate_for_latency(*given, **{**options, "trial": True})
         return [found, replace(found, plans={name: LayerPlan(name) for name in found.plans})]
 
     def changes(surveyed, plans, options, judge):

@@ -113,3 +113,21 @@ def test_the_block_is_that_of_the_low_quartiles_and_is_measured_once(tmp_path, m
     known = Timings(tmp_path / "latency.json", CPU, 2, Eager())
     assert (known.block(), known.block()) == (16, 16)
     assert called == [(2, 128, 14, 14)]
+
+
+@pytest.mark.parametrize(("milliseconds", "calls"), [(1.0, 3), (0.5, 6), (20.0, 1), (1e-4, 34)])
+def test_a_block_of_rounds_is_long_enough_that_a_disturbance_does_not_fill_it(monkeypatch, milliseconds, calls):
+    """Each call gives 30 rounds of three networks; 1 ms a run are 90 ms of the 250 that a block takes at least."""
+    made = []
+
+    def fake(networks, shape, device, rounds, **options):
+        made.append(options["warm_up"])
+        return {name: [milliseconds] * rounds for name in networks}
+
+    monkeypatch.setattr(timings, "latencies", fake)
+    networks = dict.fromkeys(("original", "planned", "again"), torch.nn.Identity())
+    block = timings.block_of_rounds(networks, (1, 1, 4, 4), torch.device("cpu"), "contiguous")
+    assert {name: len(times) for name, times in block().items()} == dict.fromkeys(networks, 30 * calls)
+    assert made == [timings.WARM_UP, *[1] * (calls - 1)]
+    block()
+    assert made[calls] == 1  # warm already
