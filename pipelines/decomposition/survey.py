@@ -39,8 +39,9 @@ from .survey_curves import changes_of_output, known_curves, steps_of
 # Images that are fitted for the error curves, where there are more and these give ROWS_EACH rows for every input of
 # every layer: with so many, further ones hardly change an error.
 CURVE_IMAGES, ROWS_EACH = 2_000, 16
-# Images whose gradients make up the output metric.
-METRIC_IMAGES = 2_000
+# Images whose gradients make up the output metric; of large networks as many as keep a forward pass over them within
+# METRIC_WORK multiply-accumulates, and no fewer than LEAST_METRIC_IMAGES.
+METRIC_IMAGES, LEAST_METRIC_IMAGES, METRIC_WORK = 2_000, 500, 2e11
 # Held-out images on which the change of the output is measured: as many as keep the forward work of the whole stage
 # within FORWARD_PASSES passes over the calibration images, between these bounds. Two passes go into the problems of
 # the layers, here and when they are solved, and two tenths into the comparison at the end.
@@ -216,7 +217,7 @@ def output_metrics(
 ) -> dict[str, Tensor]:
     """Output metric (n, n) of every fitted layer, see :mod:`decomp.execution.output_metric`."""
     order = FittedOrder(frozen)
-    n_images, batch_size = min(order.n_fit, METRIC_IMAGES), memory.limits.backward_batch
+    n_images, batch_size = min(order.n_fit, metric_images(memory.foot.macs)), memory.limits.backward_batch
     with reporter.progress(n_images, "output metric", "images") as progress:
 
         def batches() -> Iterator[Tensor | int]:
@@ -232,6 +233,11 @@ def output_metrics(
                 graph, batches(), frozen_outputs(frozen), frozen.meta["seed"], summed=exact_total
             )  # fmt: skip
     return metrics
+
+
+def metric_images(macs: float) -> int:
+    """Most images for the output metric of a network of so many multiply-accumulates an image."""
+    return min(METRIC_IMAGES, max(LEAST_METRIC_IMAGES, int(METRIC_WORK / max(macs, 1.0))))
 
 
 def curve_images(graph: NetworkGraph, frozen: FrozenFile) -> int:
@@ -281,7 +287,7 @@ def measurements(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[float],
             shares = [shares[0] + len(steps) * len(LEVELS) * behind, shares[1] + behind]
     n_fit = fitted_images(frozen.n_images)
     held_out = frozen.n_images - n_fit
-    free = (FORWARD_PASSES - OTHER_PASSES) * frozen.n_images - min(n_fit, METRIC_IMAGES)
+    free = (FORWARD_PASSES - OTHER_PASSES) * frozen.n_images - min(n_fit, metric_images(macs))
     least = min(held_out, LEAST_OUTPUT_IMAGES) * (1 + shares[0])
     once = least > free and least * macs > MEASURED_WORK
     most = int(free / (1 + shares[once]))

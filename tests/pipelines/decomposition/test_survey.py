@@ -97,13 +97,21 @@ def test_output_images_fill_the_budget_of_forward_passes_and_stay_within_the_hel
     assert measurements(10, 2, 20) == (2, False)
 
 
+def test_a_large_network_has_fewer_images_in_its_metric_and_no_fewer_than_some():
+    counts = [survey.metric_images(macs) for macs in (0.0, 1e8, 2.5e8, 4e8, 15e9)]
+    assert counts == [2000, 2000, 800, 500, 500]
+    # More of the budget of passes is free then: 4,500 fitted images, of which 2,000 and 500 are in the metric.
+    assert measurements(10, 10, 5000, 1e8)[0] == int((1.8 * 5000 - 2000) / (1 + 3 * 5.5))
+    assert measurements(10, 10, 5000, 15e9)[0] == int((1.8 * 5000 - 500) / (1 + 3 * 5.5))
+
+
 def test_layers_of_a_large_network_are_measured_once_where_three_sizes_are_beyond_the_budget():
     # 32 images, ten layers of each three sizes: 560 passes of an image, where 1.8 * 400 - 360 = 360 are free.
     at_most = survey.MEASURED_WORK / (32 * 17.5)
     assert measurements(10, 10, 400, 0.99 * at_most) == (32, False)
     assert measurements(10, 10, 400, 1.01 * at_most) == (40, True)  # 360 of 6.5 passes each, and 40 are held out
     assert measurements(10, 10, 400, 100 * at_most) == (40, True)
-    assert measurements(10, 10, 3000, 100 * at_most) == (194, False)  # within the budget as it is
+    assert measurements(10, 10, 3000, 100 * at_most) == (int(((4.0 - 2.2) * 3000 - 500) / 17.5), False)
 
 
 def test_curves_of_a_file_are_those_of_the_survey(vgg_run):
