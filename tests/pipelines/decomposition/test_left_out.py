@@ -88,6 +88,9 @@ def test_the_other_layers_keep_their_curves_and_the_whole_network_stays(blocks_r
         assert part.survey.own["c.conv1"] is surveyed.survey.own["c.conv1"]
         assert "b.conv1" in dict(surveyed.graph.module.named_modules())
         assert without_blocks(surveyed, []) is surveyed
+        opened.memory.count_passes(7)  # its work goes on from there
+        after = without_blocks(surveyed, ["b.conv2"]).opened.memory
+        assert after.forward_images == opened.memory.forward_images >= 7
 
 
 def test_the_emitted_network_has_the_planned_cost_and_goes_into_its_class(blocks_run):

@@ -193,14 +193,17 @@ def test_a_search_that_was_stopped_ends_with_the_same_bytes(run, monkeypatch, tm
 def test_the_work_of_all_trials_is_counted(blocks_run):
     with open_run(blocks_run, Resources(CPU)) as opened:
         work = plan_search.Work(opened.memory)
-        one, two = (plan_search._copy(opened, name).memory for name in ("one", "two"))
+        one = plan_search._copy(opened, "one").memory
         one.count_passes(30)
         work.add(one)
+        opened.memory.count_passes(3)
+        work.add(opened.memory)  # a candidate that is tried in the common memory itself
+        two = plan_search._copy(opened, "two").memory
         two.count_passes(50)
         work.add(two)
         opened.memory.count_passes(5)
         work.pass_on(two)
-        assert two.forward_images == 85
+        assert two.forward_images == 88
 
 
 def test_a_branch_with_much_to_lose_stays(blocks_run):
