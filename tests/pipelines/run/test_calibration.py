@@ -42,7 +42,7 @@ def test_mixtures_make_up_for_few_images_and_none_are_drawn_where_there_are_enou
     }  # fmt: skip
 
 
-def test_mixtures_of_a_large_network_keep_a_pass_within_the_work_and_are_never_fewer_than_none(recorded, monkeypatch):
+def test_mixtures_of_a_large_network_keep_a_pass_within_the_work(recorded, monkeypatch):
     monkeypatch.setattr(calibration, "MIXED_WORK", 4e11)
     macs = {0: 0.0, 1: 0.39e9, 2: 5e9, 3: 20e9}
     counts = {place: calibration.mixtures_within(60, one) for place, one in macs.items()}
