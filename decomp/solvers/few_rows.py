@@ -101,8 +101,8 @@ def nested_gains(fitted: Rows, prior: Tensor, penalty: float, measured: Rows) ->
         U = torch.linalg.solve_triangular(L, product.T, upper=False).T
         T = torch.linalg.solve_triangular(L, own.T @ Z + b, upper=False)
         grown = torch.linalg.solve_triangular(L, far.T, upper=False).T - cross @ U
-        # ‖left − Σ g_i t_iᵀ‖² falls with each i by 2 g_iᵀ left t_i, less twice a row of products up to the diagonal, which
-        # counts once.
+        # ‖left − Σ g_i t_iᵀ‖² falls with each i by 2 g_iᵀ left t_i, less twice a row of products up to the diagonal,
+        # which counts once.
         products = (grown.T @ grown) * (T @ T.T)
         gains.append(2 * (T * (grown.T @ left)).sum(1) - 2 * products.tril().sum(1) + products.diagonal())
         left.addmm_(grown, T, alpha=-1)
