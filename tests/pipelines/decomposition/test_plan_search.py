@@ -235,6 +235,7 @@ def test_blocks_and_shares_are_tried_with_sizes_whose_measured_time_is_as_asked(
     reporter = Collected()
     left_out = planned(blocks_run, leave_out="auto", reporter=reporter, **common)
     assert any(line.startswith("plan by multiply-accumulates, 1.3") for line in reporter.messages)
+    assert sum(line.startswith("measured again") for line in reporter.messages) >= len(tried)  # each as a whole network
     assert left_out["left_out"] and len({left for left, _ in tried}) > 1
     coupled = planned(blocks_run, coupled="auto", redo=True, **common)
     assert coupled["spaces"]
