@@ -310,7 +310,7 @@ def open_datasets(
     image, label = train.read(0)
     if ("mean" in parts) != ("std" in parts):
         raise DecompError(name, "mean and std come together", got="one of them", fix="give both or neither")
-    if "mean" in parts and options.mean is None:
+    if "mean" in parts and options.mean is None and not _as_in_the_run(image, network):
         mean, std = (tuple(np.asarray(parts[key], float).reshape(-1).tolist()) for key in ("mean", "std"))
         options = ImageOptions(mean, std, options.resize, options.crop, options.flip, options.transforms)
     opened = (_pictures if _is_picture(image) else _tensors)(train, test, image, network, options, recorded, use_labels)
@@ -327,6 +327,11 @@ def open_datasets(
         train=opened.train, test=opened.test, normalisation=opened.normalisation, augmentation=opened.augmentation,
         preprocessing=opened.description, prepared=opened.record, labels_ignored=ignored, skipped=tuple(skipped),
     )  # fmt: skip
+
+
+def _as_in_the_run(image: Any, network: NetworkInput) -> bool:
+    """Whether the images are normalised as those of a run, since they are pictures or 8-bit numbers."""
+    return network.normalisation is not None and (_is_picture(image) or as_tensor(image).dtype == torch.uint8)
 
 
 def _pictures(
@@ -363,6 +368,9 @@ def _tensors(
     sizes = [(height, width)] if max(height, width) <= SMALL else []
     shape = network.choose_shape(train.name, native, [*sizes, usual])
     mean, std = ((), ()) if options.mean is None else channel_values(options, channels)
+    if options.mean is None and network.normalisation is not None and first.dtype == torch.uint8:
+        own = network.normalisation.on_channels(shape[0])
+        mean, std = own.mean, own.std
     normalisation = Normalisation(255.0 if first.dtype == torch.uint8 else 1.0, mean, std)
     again = [channels_first(as_tensor(train.read(0, seed)[0])) for seed in (1, 2)]
     moves = any(other.shape != first.shape or not torch.equal(other, first) for other in again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from decomp.errors import FileError, UsageError
@@ -18,6 +18,8 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 NATIVE_SHAPE = (3, 224, 224)
 #: Images of one common size up to this are taken as they are, where nothing asks for another size.
 SMALL = 256
+#: Origin of a mean and std that :attr:`NetworkInput.normalisation` gave, in words.
+RUNS_OWN = "mean and std of the run's own images"
 # The usual evaluation of ImageNet classifiers: short side to 256, the middle 224x224.
 _MARGIN = 256 / 224
 
@@ -134,6 +136,9 @@ class NetworkInput:
         Of the weights.
     runs_on : callable, optional
         Whether the network runs on images of a shape.
+    normalisation : Normalisation, optional
+        That of a run's own images, for pixel values from 0 to 1; of images given as 8-bit or on a known scale it takes
+        the place of every other one but that of the options.
     """
 
     shape: Shape | None = None
@@ -141,6 +146,7 @@ class NetworkInput:
     channels: int | None = None
     own: Preprocessing | None = None
     runs_on: Callable[[Shape], bool] | None = None
+    normalisation: Normalisation | None = None
 
     def choose_shape(self, name: str, native: Shape, sizes: Sequence[Sides]) -> Shape:
         """Shape in which images are given to the network.
@@ -207,7 +213,7 @@ def of_pictures(
     if options.size is not None:
         sizes = [options.size]
         if network.shape is not None and not network.fixed:
-            network = NetworkInput((network.shape[0], *options.size), False, network.channels, own, network.runs_on)
+            network = replace(network, shape=(network.shape[0], *options.size), fixed=False)
     else:
         usual = (network.shape or NATIVE_SHAPE)[1:]
         sizes = ([common] if common is not None and max(common) <= SMALL else []) + [(usual[0], usual[1])]
@@ -218,7 +224,7 @@ def of_pictures(
         got = f"{given} {by(options.size)}"
         raise UsageError(name, f"the network takes images of {by(shape[1:])}", got=got, fix=f"leave {given} out")
     made = _resizing(own, shape, common, options, network.fixed and network.shape is not None)
-    return shape, _values(made, own, shape, options)
+    return shape, _values(made, shape, options, network.normalisation)
 
 
 def _resizing(
@@ -246,8 +252,10 @@ def _resizing(
     return Preprocessing(**values)
 
 
-def _values(made: Preprocessing, own: Preprocessing | None, shape: Shape, options: ImageOptions) -> Preprocessing:
-    """The same with the mean, std and mirroring that options ask for, and the origin in words."""
+def _values(
+    made: Preprocessing, shape: Shape, options: ImageOptions, normalisation: Normalisation | None
+) -> Preprocessing:
+    """The same with the mean, std and mirroring that options or a run ask for, and the origin in words."""
     values = {**vars(made), "flip": made.flip and options.flip}
     if options.mean is not None and options.std is not None:
         mean, std = channel_values(options, shape[0])
@@ -256,11 +264,13 @@ def _values(made: Preprocessing, own: Preprocessing | None, shape: Shape, option
             raise UsageError("--mean", rule, got=shown(mean), fix="divide --mean and --std by 255")
         values.update(mean=mean, std=std)
     else:
-        on_channels = made.normalisation(shape[0])
+        on_channels = (normalisation or made.normalisation(shape[0])).on_channels(shape[0])
         values.update(mean=on_channels.mean, std=on_channels.std)
+        if normalisation is not None:
+            values["origin"] = f"{RUNS_OWN}, otherwise {made.origin}"
     given = options.given("mean", "std", "resize", "crop", "flip")
     if given:
-        rest = "" if {"--mean"} < set(given) and options.size else f", otherwise {made.origin}"
+        rest = "" if {"--mean"} < set(given) and options.size else f", otherwise {values['origin']}"
         values["origin"] = f"by {', '.join(given)}{rest}"
     return Preprocessing(**values)
 

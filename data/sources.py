@@ -35,7 +35,7 @@ from . import arrays, datasets, folders, shards, standard, user_code
 from .given import NAME as GIVEN
 from .image_options import ImageOptions, shown
 from .pictures import Spread, alone
-from .preprocessing import SMALL, NetworkInput, by, channel_values
+from .preprocessing import RUNS_OWN, SMALL, NetworkInput, by, channel_values
 from .splits import ImageSource, MemorySplit, Split
 from .standard import Arrays
 from .transforms import Augmentation, Normalisation, Shape, shape_of
@@ -161,9 +161,13 @@ def _in_memory(name: str, content: Arrays, network: NetworkInput, options: Image
     sizes = [(height, width)] if max(height, width) <= SMALL else []
     shape = network.choose_shape(name, native, [*sizes, usual])
     normalisation, augmentation = content.normalisation, content.augmentation
+    origin = ""
+    if network.normalisation is not None and normalisation.on_known_scale:
+        own = network.normalisation.on_channels(shape[0])
+        normalisation, origin = Normalisation(normalisation.scale, own.mean, own.std), f" ({RUNS_OWN})"
     if options.mean is not None:
         mean, std = channel_values(options, channels)
-        normalisation = Normalisation(normalisation.scale, mean, std)
+        normalisation, origin = Normalisation(normalisation.scale, mean, std), ""
     if not options.flip:
         augmentation = replace(augmentation, flip=False)
 
@@ -179,7 +183,7 @@ def _in_memory(name: str, content: Arrays, network: NetworkInput, options: Image
         test=None if content.test is None else split(*content.test),
         normalisation=normalisation,
         augmentation=augmentation.describe(),
-        preprocessing=_described(native, shape, normalisation, augmentation),
+        preprocessing=_described(native, shape, normalisation, augmentation) + origin,
         labels_ignored=content.labels_ignored,
         skipped=content.skipped,
     )

@@ -136,6 +136,11 @@ class Normalisation:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @property
+    def on_known_scale(self) -> bool:
+        """Whether pixels over `scale` are from 0 to 1, which nobody knows of numbers that are taken as they are."""
+        return self.scale != 1
+
     def on_channels(self, n_channels: int) -> Normalisation:
         """The same normalisation after 1 -> 3 (repeated) or 3 -> 1 channels (luminance of the means and deviations)."""
         n_own = len(self.mean)

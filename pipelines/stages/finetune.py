@@ -312,6 +312,8 @@ def _task(
         task = UnlabelledTask(run, options.seed, data=options.data, n_images=options.n_images, in_memory=held)
     for note in task.notes:
         reporter.step(note)
+    for warning in task.warnings:
+        reporter.warn(warning)
     reporter.step(
         f"fine-tuning on {task.n_train:,} {task.description}, {task.n_validation:,} more held out, on {device}",
         n_train=task.n_train, n_validation=task.n_validation,

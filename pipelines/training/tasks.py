@@ -45,7 +45,7 @@ class TrainingTask(Protocol):
         Images that are given to a network at a time there; less where memory is short.
     held : int
         Bytes of images that stay in memory.
-    notes : sequence of str
+    notes, warnings : sequence of str
         Lines for the person who asked.
     """
 
@@ -58,6 +58,7 @@ class TrainingTask(Protocol):
     at_a_time: int
     held: int
     notes: Sequence[str]
+    warnings: Sequence[str]
 
     def batches(
         self, order: torch.Tensor, batch_size: int, augment_seed: int, places: slice | None = None
@@ -95,6 +96,7 @@ class LabelledTask:
         self.train, self.held_out = hold_out(len(self.split), seed)
         self.n_train, self.n_validation = len(self.train), len(self.held_out)
         self.notes: Sequence[str] = ()
+        self.warnings: Sequence[str] = ()
 
     @staticmethod
     def _only_scores(run: RunDirectory) -> Output:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,11 @@ from decomp.errors import DecompError, UsageError
 
 from ...data.formats.frozen_file import FrozenFile
 from ...data.image_options import IN_MEMORY
+from ...data.preprocessing import NetworkInput
 from ...data.sources import open_source
 from ...data.splits import ImageSource, Split
+from ...data.transforms import Normalisation
+from ..console.options import LEAST_IMAGES
 from ..console.reporter import Reporter
 from ..distributed.process_group import joined, own_batches, own_part, spread
 from ..distributed.process_group import total as sum_over_processes
@@ -59,7 +63,7 @@ class Pool:
         ``read(indices, batch_size, augment_seed)`` yields images of shape (B, C, H, W); no seed, no augmentation.
     words : str
         The images in words.
-    notes : tuple of str
+    notes, warnings : tuple of str
         Lines for the person who asked.
     unseen : torch.LongTensor
         Further images, which are held out beside the frozen ones and are not among the indices.
@@ -69,6 +73,7 @@ class Pool:
     read: Read
     words: str
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     unseen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
@@ -124,8 +129,12 @@ class UnlabelledTask:
         if not len(indices):
             got = f"{data}, which has no others"
             raise UsageError("--data", "must have images beside the held-out ones", got=got, fix="name another source")
+        if data is not None and len(pool.indices) < LEAST_IMAGES:
+            rule, fix = f"at least {LEAST_IMAGES} training images are needed", "give more; a few thousand are usual"
+            raise UsageError(data, rule, got=len(pool.indices), fix=fix)
         self.n_train = len(indices)
         self.notes: Sequence[str] = pool.notes
+        self.warnings: Sequence[str] = pool.warnings
         self.changed = self.n_train < ENOUGH_IMAGES
         self.description = f"{pool.words} without labels{', augmented and mixed' if self.changed else ''}"
         self.train = indices.repeat(-(-EPOCH_IMAGES // len(indices)))
@@ -243,15 +252,34 @@ def _own(run: RunDirectory, frozen: FrozenFile) -> Pool | str:
 
 
 def _other(run: RunDirectory, frozen: FrozenFile, data: str, seed: int) -> Pool:
-    """The images of another source, prepared as those of the run where these are pictures too."""
+    """The images of another source, prepared and normalised as those of the run as far as that is known."""
     options, source = freeze_options(run), (run.config("freeze") or {}).get("source")
-    channels, height, width = frozen.input_shape
+    source = source if isinstance(source, dict) else {}
+    (channels, height, width), known = frozen.input_shape, _normalisation(source.get("normalisation"))
     opened = open_source(
-        data, input_shape=(channels, height, width), skip_bad=options.skip_bad, options=options.image_options,
-        recorded=source.get("prepared") if isinstance(source, dict) else None, spread=spread,
+        data, network=NetworkInput((channels, height, width), normalisation=known), skip_bad=options.skip_bad,
+        options=options.image_options, recorded=source.get("prepared"), spread=spread,
     )  # fmt: skip
     pool = _pool_of(run, frozen, opened, seed)
-    return Pool(pool.indices, pool.read, pool.words, (f"images of {data}: {opened.preprocessing}", *pool.notes))
+    notes = (f"images of {data}: {opened.preprocessing}", *pool.notes)
+    if known is not None or options.mean is not None or not opened.normalisation.on_known_scale:
+        return replace(pool, notes=notes)
+    doubt = (
+        f"this run does not record how its own images were normalised: if the network wants those of {data} otherwise "
+        "than said above, give them ready for it, as floating-point arrays (npz:FILE)"
+    )
+    return replace(pool, notes=notes, warnings=(doubt,))
+
+
+def _normalisation(record: Any) -> Normalisation | None:
+    """Normalisation of values from 0 to 1, of a run's own images; None where their scale is not known."""
+    try:
+        found = Normalisation(float(record["scale"]), tuple(record["mean"]), tuple(record["std"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not found.on_known_scale:
+        return None
+    return found if found.mean else Normalisation(found.scale, (0.0,), (1.0,))
 
 
 def _pool_of(run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: int | None) -> Pool:

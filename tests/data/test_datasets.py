@@ -12,6 +12,7 @@ from decomp.data.image_options import ImageOptions
 from decomp.data.items import channels_first
 from decomp.data.preprocessing import NetworkInput
 from decomp.data.sources import open_source
+from decomp.data.transforms import Normalisation
 from decomp.errors import DecompError, UsageError
 
 PIXELS = torch.randint(0, 256, (12, 3, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -229,3 +230,19 @@ def test_a_function_may_return_them(tmp_path, monkeypatch):
     source = open_source("sets.py:both")
     assert torch.equal(source.test.images([0])[0, 0], torch.arange(72).reshape(9, 8) / 100)
     assert source.test.labels([0]).tolist() == [1] and source.n_classes == 2
+
+
+RUN = NetworkInput((3, 6, 5), normalisation=Normalisation(255.0, (0.1, 0.2, 0.3), (0.5, 0.4, 0.2)))
+
+
+def test_bytes_and_pictures_are_normalised_as_those_of_a_run_and_floats_are_as_they_are():
+    wanted = RUN.normalisation.shift(FLOATS.clone())
+    for form in ("bytes", "pictures"):
+        for parts in ({}, {"mean": 0.5, "std": 0.5}):  # of the set's own network
+            images = opened(FORMS[form], network=RUN, **parts).train.images(ALL)
+            torch.testing.assert_close(images, wanted, atol=1e-5, rtol=1e-5)
+        images = opened(FORMS[form], PLAIN, RUN).train.images(ALL)
+        torch.testing.assert_close(images, FLOATS, atol=1e-6, rtol=1e-5)
+    assert torch.equal(opened(FORMS["tensors"], network=RUN).train.images(ALL), FLOATS)
+    images = opened(FORMS["tensors"], network=RUN, mean=0.5, std=0.5).train.images(ALL)
+    torch.testing.assert_close(images, 2 * FLOATS - 1, atol=1e-6, rtol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 
 from decomp.data.image_options import ImageOptions
 from decomp.data.preprocessing import IMAGENET, NetworkInput, Preprocessing, of_pictures
+from decomp.data.transforms import Normalisation
 from decomp.errors import FileError, UsageError
 
 MEAN, STD = IMAGENET.mean, IMAGENET.std
@@ -106,3 +107,15 @@ def test_a_record_gives_the_same_steps(steps):
 def test_a_damaged_record_is_one_line(change):
     with pytest.raises(FileError, match="the record of its preprocessing cannot be read"):
         Preprocessing.from_json({**IMAGENET.to_json(), **change}, "run.json")
+
+
+def test_a_runs_normalisation_comes_before_the_weights_and_behind_the_options():
+    grey = Normalisation(16.0, (0.3,), (0.4,))
+    shape, steps = chosen(NetworkInput((3, 64, 64), own=TIMM, normalisation=grey))
+    assert steps.mean == (0.3,) * 3 and steps.std == (0.4,) * 3
+    assert (steps.resize, steps.crop) == (TIMM.resize, TIMM.crop)
+    assert steps.origin == "mean and std of the run's own images, otherwise as timm's x asks"
+    _, steps = chosen(NetworkInput((3, 64, 64), normalisation=grey), flip=False)
+    assert steps.mean == (0.3,) * 3 and steps.origin.startswith("by --no-flip, otherwise mean and std of the run's own")
+    _, steps = chosen(NetworkInput((3, 64, 64), normalisation=grey), mean=(0.5,), std=(0.2,))
+    assert steps.mean == (0.5,) * 3 and "run's own" not in steps.origin

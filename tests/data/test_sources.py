@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
+from decomp.data.image_options import ImageOptions
+from decomp.data.preprocessing import NetworkInput
 from decomp.data.sources import NAMES, open_source
+from decomp.data.transforms import Normalisation
 from decomp.errors import DecompError, UsageError
 from tests.data.idx_files import write_idx_set
 
@@ -85,3 +88,16 @@ def test_what_lies_on_the_disk_without_its_word_in_front_gets_it(tmp_path, monke
         with pytest.raises(UsageError) as caught:
             open_source(name)
         assert hint in str(caught.value), name
+
+
+def test_standard_images_get_the_normalisation_of_a_run_on_the_channels_that_the_network_takes():
+    of_run = Normalisation(255.0, (0.1, 0.2, 0.3), (0.5, 0.4, 0.2))
+    source = open_source("digits", network=NetworkInput((3, 8, 8), normalisation=of_run))
+    zero_to_one = open_source("digits").train.images([3, 7]) * 0.376 + 0.3052
+    wanted = of_run.shift(zero_to_one.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(source.train.images([3, 7]), wanted, atol=1e-5, rtol=1e-5)
+    assert source.preprocessing.endswith("(mean and std of the run's own images)")
+    options = ImageOptions(mean=(0.3052,), std=(0.376,))
+    source = open_source("digits", network=NetworkInput((1, 8, 8), normalisation=of_run), options=options)
+    torch.testing.assert_close(source.train.images([3]), open_source("digits").train.images([3]))
+    assert "run's own" not in source.preprocessing

@@ -2,10 +2,12 @@
 
 import copy
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from decomp.data.sources import open_source
 from decomp.errors import FileError, UsageError
@@ -241,3 +243,68 @@ def test_many_images_are_trained_on_as_they_are_and_few_are_changed(run, monkeyp
     assert ("augmented and mixed" in task.description) == (enough == 51)
     part = [images for images, _ in task.batches(torch.arange(20), 10, 3, slice(4, 10))]
     assert all(torch.allclose(of_one, images[4:]) for of_one, images in zip(part, got))
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Twelve image files of the size that the network takes, of even grey."""
+    (tmp_path / "photographs" / "train").mkdir(parents=True)
+    for number in range(12):
+        Image.new("RGB", (8, 8), (20 * number,) * 3).save(tmp_path / "photographs" / "train" / f"{number}.png")
+    return f"imagefolder:{tmp_path}/photographs"
+
+
+def pool_values(task):
+    """The values of the twelve images, from dark to light."""
+    images = torch.cat([images for images, _ in zip(task.pool.read(task.train, 12, None), range(1))])
+    assert all(image.max() - image.min() < 1e-6 for image in images)
+    return images[:, 0, 0, 0].sort().values
+
+
+def test_other_images_are_normalised_as_the_runs_own_and_that_is_said(drawn, photographs, tmp_path):
+    grey = torch.arange(12) * 20 / 255
+    task = UnlabelledTask(drawn, 0, data=photographs)
+    torch.testing.assert_close(pool_values(task), (grey - 0.3052) / 0.376, atol=1e-5, rtol=1e-5)
+    assert "mean 0.3052, std 0.376; " in task.notes[0] and "mean and std of the run's own images" in task.notes[0]
+    assert task.warnings == ()
+    pixels = np.arange(12, dtype=np.uint8).repeat(64).reshape(12, 8, 8) * 20
+    np.savez(tmp_path / "more.npz", x_train=pixels, mean=0.5, std=0.5)
+    task = UnlabelledTask(drawn, 0, data=f"npz:{tmp_path}/more.npz")
+    torch.testing.assert_close(pool_values(task), (grey - 0.3052) / 0.376, atol=1e-5, rtol=1e-5)
+    assert task.notes[0].endswith("(mean and std of the run's own images)") and task.warnings == ()
+
+
+def frozen_with(drawn, monkeypatch, normalisation):
+    record = drawn.config("freeze")
+    monkeypatch.setitem(record["source"], "normalisation", normalisation)
+    monkeypatch.setattr(type(drawn), "config", lambda self, stage: record)
+
+
+def test_other_images_stay_from_0_to_1_where_the_runs_own_are(drawn, photographs, monkeypatch):
+    frozen_with(drawn, monkeypatch, {"scale": 255.0, "mean": [], "std": []})
+    task = UnlabelledTask(drawn, 0, data=photographs)
+    torch.testing.assert_close(pool_values(task), torch.arange(12) * 20 / 255, atol=1e-6, rtol=1e-5)
+
+
+def test_a_normalisation_that_is_assumed_is_a_warning(drawn, photographs, monkeypatch, tmp_path):
+    frozen_with(drawn, monkeypatch, {"scale": 1.0, "mean": [], "std": []})
+    task = UnlabelledTask(drawn, 0, data=photographs)
+    assert "as usual for ImageNet" in task.notes[0] or "images' own size" in task.notes[0]
+    (warning,) = task.warnings
+    assert warning.startswith("this run does not record how its own images were normalised")
+    # As it advises.
+    ready = np.linspace(-1, 1, 12, dtype=np.float32).repeat(64).reshape(12, 8, 8)
+    np.savez(tmp_path / "ready.npz", x_train=ready)
+    task = UnlabelledTask(drawn, 0, data=f"npz:{tmp_path}/ready.npz")
+    assert task.warnings == ()
+    torch.testing.assert_close(pool_values(task), torch.linspace(-1, 1, 12))
+
+
+def test_fewer_other_images_than_freeze_takes_are_refused(drawn, photographs):
+    folder = Path(photographs.partition(":")[2]) / "train"
+    for number in range(2):
+        (folder / f"{number}.png").unlink()
+    assert UnlabelledTask(drawn, 0, data=photographs).n_train == 10
+    (folder / "2.png").unlink()
+    with pytest.raises(UsageError, match=r"at least 10 training images are needed, got 9; give more"):
+        UnlabelledTask(drawn, 0, data=photographs)
