@@ -20,7 +20,8 @@ from decomp.errors import DecompError, FileError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.surgery import batchnorm
-from decomp.surgery.random_network import put_random_layers
+from decomp.surgery.apply_solution import apply_solution
+from decomp.surgery.random_network import random_solution
 
 
 @pytest.fixture
@@ -29,6 +30,12 @@ def saved(tmp_path):
     folded = batchnorm.fold_bn(network)
     network_file.save(network, tmp_path / "net", edited=[p for pair in folded for p in pair], input_shape=CHAIN_INPUT)
     return network, tmp_path / "net"
+
+
+def exchange_all(network, graph):
+    """Give all layers random ones of half the size; the paths of the modules that were exchanged."""
+    solutions = [random_solution(graph, layer, halved(graph)[layer.name]) for layer in graph.layers if layer.fitted]
+    return list(dict.fromkeys(path for one in solutions for path in apply_solution(network, graph, one)))
 
 
 def test_networks_load_alone_and_into_the_original_class_bit_for_bit(saved):
@@ -48,7 +55,7 @@ def test_networks_load_alone_and_into_the_original_class_bit_for_bit(saved):
 def test_edits_go_by_name_into_any_container_of_the_original_class(kind, tmp_path):
     network, images = trace(make(kind)), torch.randn(2, *INPUT)
     graph = NetworkGraph(copy.deepcopy(network), INPUT)
-    edited = put_random_layers(network, graph, halved(graph))
+    edited = exchange_all(network, graph)
     assert len(edited) == 5
     network_file.save(network, tmp_path / "net", edited=edited, input_shape=INPUT)
     into = decomp.load(tmp_path / "net", into=kind())
@@ -69,7 +76,7 @@ def test_a_part_shares_its_exchanged_modules_with_the_whole(tmp_path):
 
     network, images = trace(make(NETWORKS[0])), torch.randn(2, *INPUT)
     graph = NetworkGraph(copy.deepcopy(network), INPUT)
-    edited = put_random_layers(network, graph, halved(graph))
+    edited = exchange_all(network, graph)
     for part in ("part", "same"):
         network_file.save(network, tmp_path / "net", edited=edited, input_shape=INPUT, part=part)
         whole = decomp.load(tmp_path / "net", into=Whole())
