@@ -69,8 +69,8 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     dict
         ``blocks``: for each its ``layers``, and ``error_before`` and ``error_after`` of its own output on held-out
         images; ``divergence_before`` and ``divergence_after``, the change of the network's outputs on these ``images``;
-        ``kept``: whether that is smaller, otherwise all weights are as they were; and ``words``, a line about it. Empty
-        where there are no blocks, or no steps to take.
+        ``kept``: whether that is smaller, otherwise all weights are as they were; and ``words``, a line about it.
+        Without blocks there are no images and no changes; without steps to take it is empty.
 
     Raises
     ------
@@ -79,9 +79,8 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     """
     blocks = find_blocks(surveyed.graph, LEAST_LAYERS) if STEPS else []
     if not blocks:
-        if STEPS:
-            reporter.step(f"{LABEL}: none, as no value between two layers is the only one that is needed behind it")
-        return {}
+        none: dict[str, Any] = {"blocks": [], "kept": False}
+        return none | {"words": summary(none)} if STEPS else {}
     surveyed.opened.memory.clear()  # of what the layers were fitted to
     # By one process, while the others wait.
     found = from_first(lambda: _refined(surveyed, solved, blocks, reporter))
@@ -123,7 +122,7 @@ def _refined(
     found["images"] = len(trainer.judge.places)
     found |= {"kept": after < divergence, "blocks": reports}
     found["words"] = summary(found)
-    reporter.step(found["words"])
+    reporter.detail(found["words"])  # the result of the stage says it
     return found
 
 
@@ -139,11 +138,22 @@ def _columns(surveyed: SurveyedRun, solved: SolvedLayers) -> dict[str, Tensor]:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """One line: how many blocks were refined, and how the change of the outputs changed."""
-    refined = sum(bool(report.get("step")) for report in found["blocks"])
-    words = f"{refined} of {counted(len(found['blocks']), 'block')} refined; change of the outputs on"
-    words += f" {counted(found['images'], 'held-out image')}: {found['divergence_before']:.3g} before,"
-    return f"{words} {found['divergence_after']:.3g} after" + ("" if found["kept"] else "; the network stays as it was")
+    """One line: how many blocks were refined and how the change of the outputs changed, or why nothing was kept."""
+    reports = found["blocks"]
+    if not reports:
+        return f"{LABEL}: none, as no value between two layers is the only one that is needed behind it"
+    if not any("error_before" in report for report in reports):
+        return f"{LABEL}: left out, as fewer than {LEAST_IMAGES} images are at hand or fit into memory"
+    blocks, stay = counted(len(reports), "block"), "all weights stay as they were fitted"
+    unseen = counted(found["images"], "held-out image")
+    refined = sum(bool(report.get("step")) for report in reports)
+    if not refined:
+        return f"{LABEL}: it brought {blocks} no closer to the original on {unseen}; {stay}"
+    before, after = (f"{found[name]:.3g}" for name in ("divergence_before", "divergence_after"))
+    change = f"change of the outputs on {unseen}: {before} before,"
+    if found["kept"]:
+        return f"{refined} of {blocks} refined; {change} {after} after"
+    return f"{LABEL}: given up, as it brought the whole network no closer ({change} {after} with it); {stay}"
 
 
 def block_words(report: Mapping[str, Any]) -> str:

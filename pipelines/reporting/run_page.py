@@ -200,8 +200,17 @@ def _times(config: Mapping[str, Any]) -> list[str]:
     if not times:
         return []
     header, *rows = time_rows(times)
-    note = "Seconds of decompose on the clock and of all processors; of its last call, where it was resumed."
+    rows = [(_indented(name), *cells) for name, *cells in rows]
+    note = (
+        "Seconds of decompose on the clock and of all processors; of its last call, where it was resumed. The indented "
+        "parts are contained in the phase above them."
+    )
     return [html_tables.text_rows("Time", header, rows), paragraph(note, "note")]
+
+
+def _indented(name: str) -> str:
+    """The same with no-break spaces at the begin, which HTML shows: ordinary ones there are dropped."""
+    return 2 * (len(name) - len(name.lstrip())) * "\u00a0" + name.lstrip()
 
 
 def _sanity(config: Mapping[str, Any]) -> list[str]:

@@ -80,8 +80,8 @@ class DecomposeResult(StageResult):
         lines += [latency_words(f["latency"])] if f.get("latency") else []
         if f.get("fidelity"):
             lines += f["fidelity"]["words"].split("\n")
-        again = self.done_before and f.get("block_refinement")  # the first time a line of the work says it
-        lines += [*([block_refinement.summary(again)] if again else []), *f.get("more_images", [])]
+        refined = f.get("block_refinement")
+        lines += [*([block_refinement.summary(refined)] if refined else []), *f.get("more_images", [])]
         if "passes" in f:
             lines.append(work_words(f["passes"], f["spilled_bytes"]))
         lines += sanity.doubts(self.run.config("freeze"))

@@ -15,6 +15,7 @@ from decomp.data.formats.frozen_file import FrozenFile
 from decomp.errors import TargetError, UsageError
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
+from decomp.pipelines.decomposition import refine_blocks
 from decomp.pipelines.decomposition.left_out import blocks_of, named_blocks, place_of, without_blocks
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
 from decomp.pipelines.measure.resources import Resources
@@ -145,7 +146,8 @@ def test_a_run_that_goes_on_after_its_plan_ends_with_the_same_bytes(blocks_run, 
     assert bytes_of(blocks_run) == bytes_of(other) and blocks_run.plan_json.read_bytes() == other.plan_json.read_bytes()
 
 
-def test_blocks_are_refined_towards_the_values_of_the_whole_original(blocks_run):
+def test_blocks_are_refined_towards_the_values_of_the_whole_original(blocks_run, monkeypatch):
+    monkeypatch.setattr(refine_blocks, "STEPS", 30)
     decompose(blocks_run, speedup=2, multiple=1, leave_out=["b"], refine_blocks=True, reporter=Collected())
     found = blocks_run.config("decompose")["block_refinement"]
     assert found["divergence_after"] <= found["divergence_before"] * 1.2

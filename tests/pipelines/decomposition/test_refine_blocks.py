@@ -66,7 +66,7 @@ def test_the_result_is_closer_on_held_out_images_and_the_layers_are_the_same(tra
     assert named == [report["layer"] for report in result.facts["layers"]]
     assert result.facts["macs_after"] == plain.facts["macs_after"]
     words = f"refined; change of the outputs on 10 held-out images: {before:.3g} before, {after:.3g} after"
-    assert any(line.endswith(words) for line in reporter.messages)
+    assert sum(line.endswith(words) for line in [*reporter.messages, *result.lines()]) == 2  # in the log, and as result
     assert summarise(other).notes == [found["words"]] and found["words"].endswith(words)
     assert summarise(trained).notes == []
 
@@ -98,11 +98,22 @@ def test_a_network_that_does_not_gain_stays_as_it_was(run, monkeypatch):
     assert not found["kept"] and any(report["step"] for report in found["blocks"])
     assert (run.model_dir / "weights.safetensors").read_bytes() == weights
     assert plain.facts["fidelity"] == result.facts["fidelity"]
-    words = "0.5 before, 0.5 after; the network stays as it was"
-    assert any(line.endswith(words) for line in reporter.messages)
-    assert not any(words in line for line in result.lines())
+    words = (
+        "refinement of the blocks: given up, as it brought the whole network no closer (change of the outputs on "
+        f"{found['images']} held-out images: 0.5 before, 0.5 with it); all weights stay as they were fitted"
+    )
+    assert found["words"] == words and words in reporter.messages and result.lines().count(words) == 1
     again = decompose(run, speedup=2, refine_blocks=True, reporter=Collected())
-    assert again.done_before and any(line.endswith(words) for line in again.lines())
+    assert again.done_before and again.lines().count(words) == 1
+
+
+def test_blocks_of_which_no_state_is_better_are_said_to_stay():
+    reports = [{"layers": ["a"], "error_before": 0.1, "error_after": 0.1, "step": 0}]
+    found = {"blocks": reports, "images": 10, "divergence_before": 0.2, "divergence_after": 0.2, "kept": False}
+    assert module.summary(found) == (
+        "refinement of the blocks: it brought 1 block no closer to the original on 10 held-out images; "
+        "all weights stay as they were fitted"
+    )
 
 
 @pytest.mark.parametrize("run", ["inverted"], indirect=True)
@@ -174,10 +185,9 @@ def test_no_steps_are_no_refinement(run, monkeypatch):
 
 def test_a_network_without_a_place_that_one_value_crosses_has_no_blocks(run, monkeypatch):
     monkeypatch.setattr(module, "find_blocks", lambda graph, least: [])
-    reporter = Collected()
-    result = decompose(run, speedup=2, reporter=reporter)
-    assert "block_refinement" not in result.facts and not run.blocks_dir.exists()
-    assert sum(line.startswith("refinement of the blocks: none, as no value") for line in reporter.messages) == 1
+    result = decompose(run, speedup=2, reporter=Collected())
+    assert result.facts["block_refinement"]["blocks"] == [] and not run.blocks_dir.exists()
+    assert sum(line.startswith("refinement of the blocks: none, as no value") for line in result.lines()) == 1
 
 
 def test_little_memory_is_divided_between_fitted_and_held_out_images(run, monkeypatch):
@@ -236,6 +246,7 @@ def test_without_memory_for_enough_images_the_blocks_stay(run, monkeypatch):
     found = result.facts["block_refinement"]
     assert not found["kept"] and not any("error_before" in report for report in found["blocks"])
     assert any(line.endswith("left as it is") for line in reporter.messages)
+    assert any(line.endswith("images are at hand or fit into memory") for line in result.lines())
 
 
 @pytest.mark.parametrize(

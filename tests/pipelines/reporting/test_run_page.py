@@ -70,6 +70,17 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
     assert 'href="report/classes.csv"' in text
 
 
+def test_parts_of_a_phase_are_indented_below_it_where_spaces_would_be_dropped():
+    times = [
+        {"phase": "fit", "part": part, "seconds": seconds, "processor_seconds": seconds}
+        for part, seconds in (("refinement", 3.0), ("refinement of the blocks", 1.0))
+    ]
+    text = page({"stages": {"decompose": {"asked": {"speedup": 4.0}, "times": times}}, "versions": {}})
+    heads = re.findall(r'<th scope="row">([^<]*)</th>', text[text.index("<h2>Time") :])
+    assert heads[:4] == ["fit", "\u00a0" * 4 + "refinement", "\u00a0" * 4 + "refinement of the blocks", "all"]
+    assert "The indented parts are contained in the phase above them." in text
+
+
 def timed(runtime, milliseconds, threads=1):
     conditions = {"runtime": runtime, "layout": "contiguous", "device": "CPU x", "threads": threads, "batch_size": 1,
                   "precision": "float32"}  # fmt: skip
