@@ -69,8 +69,11 @@ def stopped_line(args: Sequence[str]) -> str:
     args : sequence of str
         The command line without the program.
     """
-    kept = _kept(next((word for word in args if not word.startswith("-")), ""), args)
-    again = shlex.join([*program().split(), *args])
+    command = next((word for word in args if not word.startswith("-")), "")
+    kept, going_on = _kept(command, args), list(args)
+    if kept and command == "decompose" and _began(args):
+        going_on = [word for word in args if word != "--redo"]  # with it, what is kept would be deleted
+    again = shlex.join([*program().split(), *going_on])
     if kept:
         return f"stopped; kept: {kept}. To go on: {again}"
     return f"stopped; nothing of this command is kept. To begin again: {again}"
@@ -114,6 +117,16 @@ def _kept_of_tasks(args: Sequence[str]) -> str:
     tasks = [counted(learned, "learned task")] if learned else []
     begun = ["the finished epochs of the one begun"] if run.tasks_work.is_dir() else []
     return " and ".join(tasks + begun)
+
+
+def _began(args: Sequence[str]) -> bool:
+    """Whether the unfinished decomposition of a run is of this command, and not of one before it."""
+    path = _value(args, "--run")
+    try:
+        record = RunDirectory(path or "").config("decompose") or {}
+    except (DecompError, OSError):
+        return False
+    return "macs_after" not in record and record.get("command") == shlex.join(a for a in args if a != "--debug")
 
 
 def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:

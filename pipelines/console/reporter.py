@@ -19,6 +19,7 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
+from decomp.errors import DecompError, UsageError
 from decomp.time_spent import TimeSpent
 
 from .progress import Progress, Work, format_seconds, in_notebook, make_bar, rough_time
@@ -150,7 +151,7 @@ class Reporter:
                 yield self
         except BaseException as error:
             seconds = round(time.monotonic() - start, 3)
-            stopped_with = {"took": seconds, "times": self._spent.rows()}
+            stopped_with = {"took": seconds, "times": self._spent.rows(), **_refused(error)}
             self._log(f"{name} stopped: {str(error) or type(error).__name__}", {"event": "stop", **stopped_with})
             raise
         else:
@@ -309,6 +310,11 @@ def peak_memory_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _refused(error: BaseException) -> dict[str, bool]:
+    """Marks the end of a stage that did not take its options, so that nothing advises the same command again."""
+    return {"refused": True} if isinstance(error, DecompError) and error.exit_code == UsageError.exit_code else {}
 
 
 def _plain(value: Any) -> Any:

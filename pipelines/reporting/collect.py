@@ -17,6 +17,7 @@ from ...data.formats.layer_file import current_report, read_selection
 from ..console.program import program
 from ..console.words import counted
 from ..measure.latency import Measurement, comparable
+from ..run.begun import compressing_command
 from ..run.directory import RunDirectory
 from ..run.networks import existing
 from .summary import Summary, summarise
@@ -197,7 +198,7 @@ def layers(run: RunDirectory) -> Table | Missing:
     try:
         summary = summarise(run)
     except FileError:
-        return Missing("layers", "nothing is decomposed yet", f"{program()} decompose --run {run} --speedup 4x")
+        return Missing("layers", "nothing is decomposed yet", compressing_command(run))
     header = (
         "layer", "kind", "becomes", "macs_before", "macs_after", "params_before", "params_after", "error", "left_alone"
     )  # fmt: skip
@@ -236,7 +237,7 @@ def errors(run: RunDirectory) -> Table | Missing | None:
         return None
     reports = (run.config("decompose") or {}).get("layers")
     if not reports:
-        return Missing("errors", "no layer is fitted yet", f"{program()} decompose --run {run} --speedup 4x")
+        return Missing("errors", "no layer is fitted yet", compressing_command(run))
     rows = [
         (report["layer"], step, values.get("fitted"), values.get("held_out"), values.get("output_error"))
         for report in map(current_report, reports)

@@ -13,7 +13,8 @@ from decomp.errors import FileError, UsageError
 
 from ...data.image_options import IN_MEMORY
 from ..console.options import FreezeOptions, Options, StageOptions
-from ..console.program import program
+from ..console.program import command_line, program
+from .begun import compressing_command
 from .directory import RunDirectory
 
 
@@ -161,13 +162,11 @@ def _part_words(asked: FreezeOptions) -> Iterator[str]:
 
 def no_compressed_network(run: RunDirectory) -> FileError:
     """The error for a run without a decomposed or pruned network, with the command that makes one or continues."""
-    command = f"decompose --run {run.path} --speedup 4x"
-    rule = "there is no decomposed network yet"
-    if run.config("decompose") is not None:
-        rule, command = "the decomposition is not finished", f"status --run {run.path}"
-        return FileError(run.path, rule, fix=f"run `{program()} {command}` for the command that continues it")
-    pruning = f"or `{program()} prune --run {run.path} --speedup 2x`"
-    return FileError(run.path, rule, fix=f"run `{program()} {command}`, {pruning}")
+    for stage, words in {"decompose": "decomposition", "prune": "pruning"}.items():
+        if run.config(stage) is not None:
+            return FileError(run.path, f"the {words} is not finished", fix=f"go on with `{compressing_command(run)}`")
+    fix = f"run `{compressing_command(run)}`, or `{command_line('prune', run, '--speedup 2x')}`"
+    return FileError(run.path, "there is no decomposed network yet", fix=fix)
 
 
 def require_same_options(

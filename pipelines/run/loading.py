@@ -18,8 +18,8 @@ from ...data.formats import network_file
 from ...data.formats.digests import digest_file
 from ...data.formats.frozen_file import FrozenFile
 from ..console.options import FreezeOptions
-from ..console.program import program
 from ..console.reporter import Reporter
+from .begun import compressing_command
 from .conditions import recorded_options
 from .directory import RunDirectory
 from .networks import NETWORKS
@@ -121,7 +121,7 @@ def load(
     run = RunDirectory(folder)
     made = next((network for network in reversed(NETWORKS) if network.made_from and network.exists(run)), None)
     if made is None:
-        fix = f"run: {program()} decompose --run {folder} --speedup 4x"
+        fix = f"run: {compressing_command(run)}"
         raise FileError(folder, "this run holds no compressed network yet", fix=fix)
     return _with_record(made.path(run), into, leaves_of)
 

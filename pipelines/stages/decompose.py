@@ -268,7 +268,9 @@ def _plan(
     """Survey and plan of the run, announced; an attempt that ends without a plan leaves no record."""
     run = opened.run
     before, is_new = run.config("decompose") or {}, not run.plan_json.is_file()
-    record = {"asked": options.to_json(), "limits": opened.memory.limits.to_json()}
+    record: dict[str, Any] = {"asked": options.to_json(), "limits": opened.memory.limits.to_json()}
+    if command := reporter.command or before.get("command"):
+        record["command"] = command
     if "plan_digest" in before and not is_new:
         record["plan_digest"] = before["plan_digest"]
     run.update_config("decompose", record)
@@ -289,9 +291,10 @@ def _plan(
         raise
     if record.get("plan_digest") not in (None, digest_file(run.plan_json)):
         reporter.warn(f"{run.plan_json} was edited; the edited plan is used")
-    if "plan_digest" not in record:
-        # Digest of the plan as written here: another one later, or none, means that the plan was edited.
-        run.update_config("decompose", {**record, "plan_digest": digest_file(run.plan_json) if is_new else ""})
+    # Digest of the plan as written here: another one later, or none, means that the plan was edited.
+    record.setdefault("plan_digest", digest_file(run.plan_json) if is_new else "")
+    record["n_fitted"] = sum(layer.recorded for layer in surveyed.graph.layers)
+    run.update_config("decompose", record)
     announce(plan, surveyed.graph, reporter)
     return surveyed, plan
 

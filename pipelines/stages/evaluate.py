@@ -40,6 +40,7 @@ from ..measure.latency import (
 from ..measure.tested import ON_IMAGES, Tested, measure_on_images
 from ..reporting import verdict
 from ..run import loading
+from ..run.begun import compressing_command
 from ..run.directory import RunDirectory
 from ..run.networks import compressed, existing, missing, unimproved
 from ..run.record import library_versions
@@ -163,7 +164,7 @@ class EvaluationResult:
             yield f"next: {command_line('report', self.run)}"
             yield f"  or: {command_line('export', self.run)}"
         elif self.run is not None:
-            yield f"next: {command_line('decompose', self.run, '--speedup 4x')}"
+            yield f"next: {compressing_command(RunDirectory(self.run))}"
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -342,8 +343,13 @@ def _check_origin(run: RunDirectory) -> None:
         )
 
 
+_COMPRESSING = {"decompose": "decomposition", "prune": "pruning"}
+
+
 def _missing(run: RunDirectory) -> list[str]:
     if (network := missing(run)) is not None:
+        if network.made_from == ("original",) and (begun := [s for s in _COMPRESSING if run.config(s) is not None]):
+            return [f"the {_COMPRESSING[begun[0]]} is not finished: its network is not in the table yet"]
         return [f"no {network.label} network yet: run {network.stage} to add it to the table"]
     if unimproved(run):
         return ["fine-tuning improved no epoch, so there is no other network than the one before it"]

@@ -125,7 +125,9 @@ def _line(path: Path) -> RunLine:
         speedup, top1, n_images = _measured(run, label)
         if speedup is None:
             speedup = _counted(stages)
-        state = "frozen" if label == "original" else label
+        state = label
+        if label == "original":
+            state = next((words for stage, words in _COMPRESSING.items() if stage in stages), "frozen")
         return RunLine(str(path), str(asked.get("model", "")), state, speedup, top1, n_images)
     except DecompError as error:
         return RunLine(str(path), problem=str(error).removeprefix(f"{path}: "))
@@ -133,6 +135,10 @@ def _line(path: Path) -> RunLine:
 
 #: States of a run without any network.
 _BEGUN = {"freeze": "freeze begun", "train": "train begun"}
+
+
+#: States of a run that holds the original network alone.
+_COMPRESSING = {"decompose": "decompose begun", "prune": "prune begun"}
 
 
 def _counted(stages: dict[str, dict[str, Any]]) -> float | None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from decomp.errors import FileError
-from decomp.graph.layer import DEPTHWISE
 
 from ...data.formats.digests import digest_file
 from ...data.formats.json_files import read_json
 from ..console.words import counted
+from ..run.begun import begun_command
 from ..run.conditions import label_options, pruned_words
 from ..run.directory import RunDirectory
 from ..run.networks import compressed, existing
@@ -177,7 +177,8 @@ def _decompose(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     committed = len(list(run.layers_dir.glob("*.safetensors"))) if run.layers_dir.is_dir() else 0
     if not committed:
         return StageStatus("decompose", PARTLY, f"{target}: plan.json is written, and can be edited; no layer yet")
-    return StageStatus("decompose", PARTLY, f"{target}: {committed} of {_planned_layers(run)} layers")
+    of_all = f" of {config['n_fitted']}" if "n_fitted" in config else ""  # in runs of versions that did not count them
+    return StageStatus("decompose", PARTLY, f"{target}: {committed}{of_all} layers")
 
 
 def _prune(run: RunDirectory, config: dict[str, Any]) -> StageStatus:
@@ -187,15 +188,6 @@ def _prune(run: RunDirectory, config: dict[str, Any]) -> StageStatus:
     millions = f"{config['macs_before'] / 1e6:,.2f} M to {config['macs_after'] / 1e6:,.2f} M multiply-accumulates"
     state = DONE if (run.pruned_dir / "structure.json").is_file() else PARTLY
     return StageStatus("prune", state, f"{reached:.2f}x ({millions}) {pruned_words(config)}")
-
-
-def _planned_layers(run: RunDirectory) -> int | str:
-    try:
-        layers = read_json(run.plan_json)["layers"]
-        reasons = [layer.get("left_alone") or {} for layer in layers]
-        return sum(not {"channel", "prune"} <= set(why) or why["channel"] == DEPTHWISE for why in reasons)
-    except (FileError, KeyError, TypeError, AttributeError):
-        return "?"
 
 
 def _finetune(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
@@ -282,7 +274,7 @@ def _next(run: RunDirectory, stages: Sequence[StageStatus], program: str) -> str
         return None
     if again := AGAIN.search(stage.detail):
         return f"{program} finetune --run {shlex.quote(str(run))} {again[1]}"
-    if stage.state == PARTLY and (command := _begun(run, stage.name)) and "--which" not in command:
+    if stage.state == PARTLY and (command := begun_command(run, stage.name)) and "--which" not in command:
         redo = " --redo" if "--redo" in stage.detail and "--redo" not in command else ""
         return f"{program} {command}{redo}"
     inputs = "" if any(done.name == "train" for done in stages) else " --model … --data …"
@@ -290,14 +282,6 @@ def _next(run: RunDirectory, stages: Sequence[StageStatus], program: str) -> str
     if stage.name == "finetune" and (labels := label_options(run)):
         options = f" {labels}"
     return f"{program} {stage.name} --run {shlex.quote(str(run))}{options}"
-
-
-def _begun(run: RunDirectory, stage: str) -> str | None:
-    """The command that last began `stage`, from the log; other options could be refused."""
-    for event in reversed(read_log(run.log)):
-        if event.get("stage") == stage and event.get("event") == "begin":
-            return event.get("command")
-    return None
 
 
 def _files(run: RunDirectory) -> list[tuple[str, str]]:

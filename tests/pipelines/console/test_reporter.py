@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from decomp.errors import NumericalError, UsageError
 from decomp.pipelines.console import reporter as module
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.directory import RunDirectory
@@ -36,6 +37,15 @@ def test_a_stage_that_stops_says_why_in_the_log(tmp_path):
         raise KeyboardInterrupt
     last = read_log(tmp_path / "log.jsonl")[-1]
     assert last["message"] == "finetune stopped: KeyboardInterrupt" and last["times"][0]["seconds"] >= 0
+
+
+def test_the_log_tells_a_refused_command_from_one_that_failed(tmp_path):
+    reporter = Reporter(tmp_path / "log.jsonl", quiet=True)
+    for error in (UsageError("--lr", "is too high"), NumericalError("epoch 1", "diverges")):
+        with pytest.raises(type(error)), reporter.stage("finetune"):
+            raise error
+    stops = [event for event in read_log(tmp_path / "log.jsonl") if event.get("event") == "stop"]
+    assert [event.get("refused") for event in stops] == [True, None]
 
 
 def test_quiet_shows_nothing_and_logs_all(tmp_path):

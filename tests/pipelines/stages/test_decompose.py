@@ -20,6 +20,7 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.operations import SUMS
 from decomp.graph.tracing import trace
 from decomp.pipelines.console.layer_table import layer_lines, layer_rows
+from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
@@ -350,10 +351,17 @@ def test_what_was_begun_is_said_to_be_begun_and_other_stages_name_the_way_on(run
     with pytest.raises(UsageError, match="was begun with speedup = 2.0, got speedup = 4.0"):
         decompose(run, speedup=4, reporter=Collected())
     for call in (finetune, summarise):
-        with pytest.raises(
-            FileError, match="the decomposition is not finished; run `.* status --run .*` for the command"
-        ):
+        with pytest.raises(FileError, match="the decomposition is not finished; go on with `decomp decompose .* 2x`"):
             call(run)
+
+
+@pytest.mark.parametrize("run", ["grouped"], indirect=True)
+def test_the_count_of_layers_is_of_those_that_get_a_file(run):
+    command = f"decompose --run {run} --speedup 1.3x"
+    decompose(run, speedup=1.3, reporter=Reporter(quiet=True, command=command), refine_blocks=False)
+    record = run.config("decompose")
+    assert len(list(run.layers_dir.glob("*.safetensors"))) == record["n_fitted"] == 4
+    assert record["command"] == command
 
 
 @pytest.mark.parametrize("run", ["plain"], indirect=True)

@@ -61,6 +61,12 @@ def test_each_run_has_its_state_its_speed_up_and_its_measured_accuracy(folder):
     assert [line["run"] for line in result.to_json()["runs"]] == [line.run for line in result.runs]
 
 
+@pytest.mark.parametrize("stage", ["decompose", "prune"])
+def test_a_run_whose_compression_is_not_finished_is_not_only_frozen(tmp_path, stage):
+    make(tmp_path / "a", "original", freeze=FROZEN, **{stage: {"asked": {"speedup": 2.0}}})
+    assert [line.state for line in runs(tmp_path).runs] == [f"{stage} begun"]
+
+
 def test_a_run_is_listed_alone_when_it_is_the_folder_itself(folder):
     assert [line.state for line in runs(folder / "a").runs] == ["fine-tuned"]
 
