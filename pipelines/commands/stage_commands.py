@@ -15,8 +15,8 @@ from decomp.solvers.selectors import SELECTORS
 from ..console import parse
 from ..console.finetune_options import BATCH_SIZES, FINETUNE_EPOCHS, LABELS, FinetuneOptions
 from ..console.options import (
-    FORMATS,
     LAYOUTS,
+    RUN_FORMATS,
     SCHEDULES,
     DecomposeOptions,
 )  # fmt: skip
@@ -176,8 +176,8 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--export", "then_export", metavar="LIST",
-    type=lambda text: parse.several("--export", text, FORMATS, "give for example pt2", ordered=False),
-    help=f"Export the result, comma-separated: {', '.join(FORMATS)}; tried with random weights first.  "
+    type=lambda text: parse.several("--export", text, RUN_FORMATS, "give for example pt2", ordered=False),
+    help=f"Export the result, comma-separated: {', '.join(RUN_FORMATS)}; tried with random weights first.  "
     "[default: none]",
 )  # fmt: skip
 @click.option("--plan-only", is_flag=True, help="Stop after writing plan.json, which can be edited.")

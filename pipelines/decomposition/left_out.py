@@ -10,7 +10,7 @@ from itertools import takewhile
 from torch import fx
 
 from decomp.cost.count import cost as count_cost
-from decomp.errors import TargetError, near_miss
+from decomp.errors import DecompError, TargetError, UsageError, near_miss
 from decomp.graph.branches import Branch, reason_to_stay, residual_branches
 from decomp.graph.network_graph import NetworkGraph
 from decomp.surgery.residual_branches import cut_branches, removable
@@ -61,8 +61,10 @@ def named_blocks(graph: NetworkGraph, names: Sequence[str], what: str, skip: Ite
 
     Raises
     ------
+    UsageError
+        A name of an option means no block that can be left out; says why.
     TargetError
-        A name means no block that can be left out; says why.
+        The same of a plan.
     """
     skipped = set(skip)
     blocks, chosen = blocks_of(graph), list[str]()
@@ -70,18 +72,29 @@ def named_blocks(graph: NetworkGraph, names: Sequence[str], what: str, skip: Ite
     for name in names:
         means = [block for key, block in known if fnmatchcase(key, name)]
         if not means:
-            there = listed([block.name for block in blocks], 6)
-            fix = near_miss(name, [key for key, _ in known]) or (
-                f"there are {there}" if blocks else f"take it out of {what}"
-            )
-            rule = f"{what} names a block that cannot be left out: it {reason_to_stay(graph, name)}"
-            raise TargetError(name, rule, fix=fix)
+            raise _no_block(graph, name, what, known)
         for block in means:
             if both := skipped.intersection(block.layers):
                 rule = f"{what} leaves out a block with a layer that keeps its shape"
-                raise TargetError(block.name, rule, got=min(both), fix="skip fewer layers, or keep this block")
+                raise _kind(what)(block.name, rule, got=min(both), fix="skip fewer layers, or keep this block")
         chosen += [block.name for block in means]
     return [block.name for block in blocks if block.name in chosen]
+
+
+def _no_block(graph: NetworkGraph, name: str, what: str, known: Sequence[tuple[str, Branch]]) -> DecompError:
+    """The error for a name or pattern that means no block that can be left out."""
+    if not known:
+        rule = f"{what} names a block, and this network has no residual block that can be left out"
+        return _kind(what)(name, rule, fix=f"take it out of {what}")
+    there = f"there are {listed(list(dict.fromkeys(block.name for _, block in known)), 6)}"
+    if any(sign in name for sign in "*?["):
+        return _kind(what)(name, f"{what} matches no residual block that can be left out", fix=there)
+    rule = f"{what} names a block that cannot be left out: it {reason_to_stay(graph, name)}"
+    return _kind(what)(name, rule, fix=near_miss(name, [key for key, _ in known]) or there)
+
+
+def _kind(what: str) -> type[DecompError]:
+    return UsageError if what.startswith("--") else TargetError
 
 
 def without_blocks(surveyed: SurveyedRun, names: Sequence[str]) -> SurveyedRun:

@@ -141,8 +141,10 @@ def with_blocks_left_out(
 
     Raises
     ------
+    UsageError
+        A name of the option means no block that can be left out.
     TargetError
-        A block cannot be left out, or the target is out of reach whatever goes.
+        The same of a plan, or the target is out of reach whatever goes.
     """
     graph, names, what = surveyed.graph, list(options.leave_out), "--leave-out"
     plan = read_plan(run.plan_json) if run.plan_json.is_file() else given

@@ -14,6 +14,8 @@ from .intervals import share_words, wilson
 
 #: An accuracy is near chance below this part of the way from the share of the most frequent class to 1.
 NEAR_CHANCE = 0.25
+#: Of images with one label alone, the accuracy below which it is in doubt.
+LEAST_OF_ONE_LABEL = 0.5
 #: Fewer images do not tell the order of the labels.
 LEAST_FOR_ORDER = 20
 #: Another order must raise the accuracy by this, beyond the error of a sample.
@@ -68,8 +70,8 @@ class Sanity:
         dict
             ``n_images``; for class scores ``n_classes``, ``confidence`` (mean probability of the top class) and
             ``n_top_classes`` (different top classes); with labels ``accuracy``, its 95 % ``interval``, ``chance``
-            (share of the most frequent label), ``near_chance`` and ``order`` (see :func:`best_order`); for values
-            ``values``.
+            (share of the most frequent label), ``near_chance``, ``n_labels`` (different labels) and ``order`` (see
+            :func:`best_order`); for values ``values``.
         """
         if self._n_classes is None:
             return {"values": {name: spread.facts() for name, spread in self._values.items()}}
@@ -83,10 +85,12 @@ class Sanity:
         correct = int((top == labels).sum())
         accuracy = correct / len(top)
         chance = float(labels.bincount().max()) / len(top)
-        near = accuracy < chance + NEAR_CHANCE * (1 - chance)
+        n_labels = len(labels.unique())
+        # Always the only label is right for all images, and so no chance to compare with.
+        near = accuracy < (chance + NEAR_CHANCE * (1 - chance) if n_labels > 1 else LEAST_OF_ONE_LABEL)
         return {
             **facts, "accuracy": accuracy, "interval": list(wilson(correct, len(top))), "chance": chance,
-            "near_chance": near, "largest_label": int(labels.max()),
+            "near_chance": near, "n_labels": n_labels, "largest_label": int(labels.max()),
             "order": best_order(labels, top),
             "numbered": numbered_out_of_order(class_names or ()),
         }  # fmt: skip
@@ -138,7 +142,8 @@ def best_order(labels: Tensor, top: Tensor) -> dict[str, Any] | None:
     -------
     dict or None
         ``accuracy`` on the others, and ``classes``, for each label the network's class. None where the assignment is
-        right for less than half of them, or not clearly for more than without; and for few images.
+        right for less than half of them, or not clearly for more than without; for few images; and where there is one
+        label alone or one predicted class alone, for which an assignment is always right.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -147,6 +152,8 @@ def best_order(labels: Tensor, top: Tensor) -> dict[str, Any] | None:
     fit, test = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).chunk(2)
     known, row = labels.unique(return_inverse=True)
     predicted, column = top.unique(return_inverse=True)
+    if len(known) < 2 or len(predicted) < 2:
+        return None
     counts = torch.zeros(len(known), len(predicted), dtype=torch.int64)
     counts.index_put_((row[fit], column[fit]), torch.ones(len(fit), dtype=torch.int64), accumulate=True)
     rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
@@ -193,6 +200,15 @@ def lines(facts: dict[str, Any]) -> list[str]:
             f"the labels go up to {facts['largest_label']}, the network has {facts['n_classes']} outputs: "
             "are these the images that it was trained for?"
         )
+    elif facts.get("n_labels", 2) < 2:
+        gets = "get one other class" if facts["n_top_classes"] == 1 else "mostly get other classes"
+        warning = (
+            f"all images have one label, {facts['largest_label']}, and {gets}; the label of an image in a folder is "
+            "the place of its class folder in alphabetical order: give all class folders of the network, or tune "
+            "without labels"
+        )
+    elif facts["n_top_classes"] == 1:
+        warning = f"all images get one class; {_CAUSES.replace(' labels in another order,', '')} to this network"
     else:
         warning = f"near chance; {_CAUSES} to this network"
     return [said, f"warning: {warning}"]
@@ -212,7 +228,7 @@ def _confidence_lines(facts: dict[str, Any]) -> list[str]:
         f"{100 * confidence:.1f} %, {n_top:,} of {n_classes:,} classes are a top class"
     )
     if n_top == 1 or confidence < 1.5 / n_classes:
-        kind = "all images get the same class" if n_top == 1 else "the network does not decide for any class"
+        kind = "all images get one class" if n_top == 1 else "the network does not decide for any class"
         return [said, f"warning: {kind}; {_CAUSES.replace(' labels in another order,', '')} to this network"]
     return [said]
 

@@ -122,7 +122,7 @@ def exported(
     runs : sequence of RunDirectory
         Decomposed.
     formats : sequence of str
-        Of :data:`decomp.data.formats.exported.FORMATS`.
+        As for :func:`decomp.pipelines.stages.export.export`.
     reporter : Reporter
 
     Returns

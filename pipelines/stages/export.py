@@ -219,13 +219,13 @@ def require_format(run: RunDirectory, path: Path, name: str) -> None:
     path : Path
         The network directory; its numbers do not matter.
     name : str
-        Of :data:`FORMATS`.
+        As for :func:`export`.
 
     Raises
     ------
     DecompError
     """
-    if name == "onnx":
+    if name in ("onnx", int8.NAME):
         _require_onnx()
     with tempfile.TemporaryDirectory(prefix="decomp-") as folder:
         try:

@@ -41,12 +41,12 @@ from ..run.directory import RunDirectory
 from ..run.replacement import beside, end_exchange, exchange
 from ..run.trained import require_untouched, trained_options
 from ..training.checkpoints import made_with
+from ..training.first_steps import precision_for
 from ..training.hold_out import hold_out
 from ..training.hooks import Hooks
 from ..training.loop import Training, copy_state, fit
 from ..training.losses import classification_loss
 from ..training.memory import announced_limits, parts_of
-from ..training.precision import choose_precision
 from ..training.recipe import Recipe
 from ..training.repr_hooks import ReprHooks, make_scheme
 from ..training.sparse import NEAR_ZERO, SparseTraining
@@ -385,7 +385,7 @@ def _fit(
         validate=validate, n_validation=len(held_out), keep_best=place.run is not None, checkpoint=place.checkpoint,
         start_over=place.start_over, identity={**identity(options), "limits": limits.to_json()},
         n_parts=parts_of(size, limits), device=device, reporter=reporter,
-        precision=choose_precision(options.precision, device).name,
+        precision=precision_for(options.precision, opened.module, recipe, {"device": device}, None, {}, reporter),
         hooks=[
             *([] if sparse is None else [sparse.hooks()]),
             # Last, so that nothing moves what it holds.

@@ -22,7 +22,7 @@ def precision_for(
     asked: str, network: nn.Module, recipe: Recipe, steps: Mapping[str, Any], time_limit: Budget | None,
     begun: Mapping[str, Any], reporter: Reporter,
 ) -> str:  # fmt: skip
-    """The precision of a training, announced where it was measured; see :func:`choose_precision`.
+    """The precision of a training, announced where it was measured or asked for; see :func:`choose_precision`.
 
     Parameters
     ----------

@@ -67,13 +67,22 @@ def test_blocks_are_named_by_their_last_layers_or_the_modules_around_them_or_pat
         (Blocks(), ["stem"], "stem: .* it is not added to a shortcut; there are a.bn2, b.bn2, c.bn2"),
         (Blocks(), ["b.bn1"], "b.bn1: .*; did you mean b.bn2"),
         (Blocks(), ["a", "c"], "c.bn2: --leave-out leaves out a block with a layer that keeps its shape, got c.conv1"),
-        (plain(), ["0"], "0: .* it is not added to a shortcut; take it out of --leave-out"),
+        (Blocks(), ["d.*"], r"d\.\*: --leave-out matches no residual block that can be left out; there are a.bn2, b.b"),
+        (
+            plain(),
+            ["0"],
+            "0: --leave-out names a block, and this network has no residual block .*; take it out of --le",
+        ),
+        (plain(), ["*"], r"\*: --leave-out names a block, and this network has no residual block .*; take it out of"),
     ],
 )
 def test_a_block_that_cannot_go_is_refused_with_the_reason_in_a_line(module, names, line):
-    with pytest.raises(TargetError, match=f"^{line}") as caught:
+    with pytest.raises(UsageError, match=f"^{line}") as caught:
         named_blocks(graph_of(module), names, "--leave-out", {"c.conv1"})
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    with pytest.raises(TargetError) as caught:  # of a plan, which is a file
+        named_blocks(graph_of(module), names, "the plan", {"c.conv1"})
+    assert caught.value.exit_code == 1
 
 
 def test_the_other_layers_keep_their_curves_and_the_whole_network_stays(blocks_run):

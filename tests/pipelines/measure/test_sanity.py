@@ -72,6 +72,39 @@ def test_no_order_is_found_in_predictions_without_meaning():
         assert sanity.best_order(labels, top) is None
 
 
+@pytest.mark.parametrize(
+    ("top", "words"),
+    [
+        (
+            torch.full((200,), 8),
+            "all images have one label, 0, and get one other class; the label of an image in a folder",
+        ),
+        (1 + LABELS % 4, "all images have one label, 0, and mostly get other classes; the label of an image in a fold"),
+    ],
+)
+def test_images_of_one_class_do_not_tell_the_order_of_the_labels(top, words):
+    """One label can be renamed to whatever the network says of it."""
+    facts = checked(scores(top, 10), torch.zeros(200, dtype=torch.int64))
+    assert facts["order"] is None and facts["n_labels"] == 1
+    said, warning = sanity.lines(facts)
+    assert warning.startswith(f"warning: {words}") and "reordered" not in warning
+
+
+def test_images_of_one_class_that_are_right_are_not_near_chance():
+    top = torch.where(torch.arange(200) < 150, 0, LABELS)
+    facts = checked(scores(top, 10), torch.zeros(200, dtype=torch.int64))
+    assert facts["chance"] == 1 and not facts["near_chance"] and len(sanity.lines(facts)) == 1
+
+
+def test_one_class_for_images_of_several_is_said_to_be_one():
+    facts = checked(scores(torch.full((200,), 8), 10), LABELS)
+    assert facts["order"] is None
+    warning = sanity.lines(facts)[1]
+    assert warning.startswith("warning: all images get one class; likely causes: other mean and std than in training,")
+    labels = (torch.arange(200) < 20).long()  # 8 for nine of ten: no order, though most would be right with it
+    assert checked(scores(torch.full((200,), 8), 10), labels)["order"] is None
+
+
 def test_two_exchanged_classes_are_found_though_the_accuracy_is_far_from_chance():
     top = LABELS.clone()
     top[LABELS == 3], top[LABELS == 7] = 7, 3
@@ -99,7 +132,7 @@ def test_without_labels_confidence_and_the_number_of_top_classes():
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        (scores(torch.full((30,), 4), 10), "all images get the same class"),
+        (scores(torch.full((30,), 4), 10), "all images get one class"),
         (scores(LABELS, 10, sure=0.1), "does not decide for any class"),
     ],
 )

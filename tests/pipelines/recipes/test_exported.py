@@ -31,6 +31,17 @@ def test_the_files_are_those_of_the_network_that_was_made(run):
     assert sorted(path.name for path in (run / "export").iterdir()) == ["decomposed.pt2", "decomposed.pth"]
 
 
+def test_an_8_bit_file_is_made_too(run):
+    pytest.importorskip("onnxruntime")
+    result = decomp_command("decompose", "--run", run, "--speedup", "2x", "--export", "onnx-int8", "--json")
+    assert result.code == 0, result.err
+    (made,) = json.loads(result.out)["exports"].values()
+    assert [(item["format"], Path(item["path"]).name) for item in made["exported"]] == [
+        ("onnx-int8", "decomposed.int8.onnx")
+    ]
+    assert [path.name for path in (run / "export").iterdir()] == ["decomposed.int8.onnx"]
+
+
 def test_a_network_that_cannot_be_exported_is_refused_before_the_survey(run, monkeypatch):
     def write(network, *arguments):
         raise RuntimeError(f"{type(network).__name__} has no such form")
@@ -63,7 +74,7 @@ def test_a_member_that_cannot_be_exported_does_not_keep_the_others_from_it(run, 
     (("--export", "pt2", "--plan-only"), "error: --export: needs a finished network, got --plan-only; leave one of "
                                          "them out."),
     (("--export", "onnxx"), "error: --export: must be one or more of pt2, onnx, torchscript, state-dict, safetensors, "
-                            "separated by commas, got 'onnxx'; did you mean onnx."),
+                            "onnx-int8, separated by commas, got 'onnxx'; did you mean onnx."),
 ])  # fmt: skip
 def test_mistakes_end_in_one_line(run, arguments, line):
     result = decomp_command("decompose", "--run", run, "--speedup", "2x", *arguments)
