@@ -39,6 +39,8 @@ from .trial import Judge, changes_of_plan, is_better, say_change
 #: Shares of the channels of whole spaces that are tried beside all of them.
 SHARES = (0.875, 0.75, 0.5)
 FIX = "leave one of them out"
+#: The way out of a plan.json that cannot be read; a finished run gives its layers up only by --redo.
+WITHOUT_PLAN = "correct it, or delete it and give the command again: a new one is made, and --redo begins anew with it"
 
 
 def decompose_options(plan: Plan | None = None, **choices: Any) -> DecomposeOptions:
@@ -124,7 +126,7 @@ def _made(
     if given is not None:
         write_json(run.plan_json, check_plan(given, surveyed, "the plan", reporter).to_json())
     if run.plan_json.is_file():
-        return False, [check_plan(read_plan(run.plan_json), surveyed, str(run.plan_json), reporter)]
+        return False, [check_plan(read_plan(run.plan_json, of_run=True), surveyed, str(run.plan_json), reporter)]
     rules = plan_rules(options, surveyed.graph)
     curves = plan_curves(options, surveyed)
     if options.cost == "latency":
@@ -182,7 +184,7 @@ def space_candidates(
     """
     name = "the plan"
     if run.plan_json.is_file():
-        plan, name = read_plan(run.plan_json), str(run.plan_json)
+        plan, name = read_plan(run.plan_json, of_run=True), str(run.plan_json)
     if plan is not None:
         check_widths(plan.spaces, graph, name)
         return {1.0: plan.spaces}
@@ -214,8 +216,16 @@ def require_reachable(options: DecomposeOptions, surveyed: SurveyedRun) -> None:
         allocate_counted(options, surveyed, curves, rules)
 
 
-def read_plan(path: str | os.PathLike[str]) -> Plan:
+def read_plan(path: str | os.PathLike[str], *, of_run: bool = False) -> Plan:
     """A plan from a file that may have been edited or written by hand.
+
+    Parameters
+    ----------
+    path : path
+    of_run : bool
+        Whether it is the plan.json of the run that is decomposed, and no file given to it. An edit with a mistake in it
+        is not replaced by a new plan, also not where the decomposition begins anew: that would take hours for a result
+        that was not asked for.
 
     Raises
     ------
@@ -224,8 +234,8 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     """
     if not os.path.exists(path):
         raise MissingError(path, "there is no such plan", fix="give the path of a plan.json")
-    data = read_json(path, fix="give another plan, or make it anew with decompose --redo")
-    return Plan.from_json(data, str(path), renew="make it anew with decompose --redo")
+    fix = WITHOUT_PLAN if of_run else "give another plan"
+    return Plan.from_json(read_json(path, fix=fix), str(path), renew=fix)
 
 
 def check_plan(plan: Plan, surveyed: SurveyedRun, name: str, reporter: Reporter) -> Plan:

@@ -147,7 +147,7 @@ def with_blocks_left_out(
         The same of a plan, or the target is out of reach whatever goes.
     """
     graph, names, what = surveyed.graph, list(options.leave_out), "--leave-out"
-    plan = read_plan(run.plan_json) if run.plan_json.is_file() else given
+    plan = read_plan(run.plan_json, of_run=True) if run.plan_json.is_file() else given
     if plan is not None:
         names, what = plan.left_out, str(run.plan_json) if plan is not given else "the plan"
     elif names and options.max_layer_speedup is not None:

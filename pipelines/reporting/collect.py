@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from decomp.allocation.plan import SIZES, STEPS, Plan
+from decomp.allocation.plan import SIZES, STEPS
 from decomp.errors import DecompError, FileError
 
 from ...data.formats.curves_file import read_curves
@@ -20,7 +20,7 @@ from ..measure.latency import Measurement, comparable
 from ..run.begun import compressing_command
 from ..run.directory import RunDirectory
 from ..run.networks import existing
-from .summary import Summary, summarise
+from .summary import Summary, planned_sizes, summarise
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _reasons(run: RunDirectory) -> dict[str, str]:
     if is_pruned(run):
         return dict((run.config("prune") or {}).get("left_alone") or {})
     reasons = {}
-    for item in Plan.from_json(read_json(run.plan_json)).layers:
+    for item in planned_sizes(run).values():
         steps: dict[str, list[str]] = {}
         for step, why in item.left_alone.items():
             steps.setdefault(why, []).append(step)
@@ -250,14 +250,16 @@ def curves(run: RunDirectory) -> Table | Missing | None:
     """Error of each layer of the original network at every size of every step, and the chosen size."""
     if is_pruned(run):
         return None
-    command = f"{program()} decompose --run {run} --speedup 4x --plan-only"
     try:
-        plan = {item.layer: item for item in Plan.from_json(read_json(run.plan_json)).layers}
+        plan = planned_sizes(run)
         survey = read_curves(run.curves, None, plan)
     except DecompError:
         survey = None
+    record = run.config("decompose") or {}
+    command = compressing_command(run) + (" --redo" if "macs_after" in record else "" if record else " --plan-only")
     if survey is None:
-        return Missing("curves", "there is no plan yet", command)
+        why = "the error curves cannot be read" if "macs_after" in record else "there is no plan yet"
+        return Missing("curves", why, command)
     rows: list[tuple[Any, ...]] = []
     for layer, item in plan.items():
         for step in STEPS:

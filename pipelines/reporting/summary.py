@@ -113,9 +113,9 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
         raise no_compressed_network(run)
     original, network = (loading.load_network(run, path) for path in (run.original_dir, made.path(run)))
     shape = network_file.read_structure(run.original_dir)["input_shape"]
-    planned = _planned(run) if made.name == "decomposed" else {}
+    sizes = planned_sizes(run) if made.name == "decomposed" else {}
     errors = {report["layer"]: _last_error(report) for report in facts.get("layers", [])}
-    layers = layer_summaries(original, network, shape, planned, errors)
+    layers = layer_summaries(original, network, shape, sizes, errors)
     refined = [facts["block_refinement"]["words"]] if "words" in facts.get("block_refinement", {}) else []
     return Summary(
         model=str((run.config("freeze") or {}).get("asked", {}).get("model", run.path)),
@@ -168,9 +168,22 @@ def layer_summaries(
     return layers
 
 
-def _planned(run: RunDirectory) -> dict[str, LayerPlan]:
-    plan = Plan.from_json(read_json(run.plan_json), str(run.plan_json), renew="make it anew with decompose --redo")
-    return {item.layer: item for item in plan.layers}
+def planned_sizes(run: RunDirectory) -> dict[str, LayerPlan]:
+    """Sizes of the layers of a run.
+
+    They are those in the record of the decomposed network, where there is one: plan.json can be edited or deleted
+    afterwards.
+
+    Raises
+    ------
+    DecompError
+        There is neither, or plan.json cannot be read.
+    """
+    made = compressed(run)
+    data = None if made is None else network_file.read_structure(made.path(run))["meta"].get("plan")
+    if not isinstance(data, dict):  # in the networks of other programs
+        data = read_json(run.plan_json, fix="put a copy of it back, or make it anew with decompose --redo")
+    return {item.layer: item for item in Plan.from_json(data, str(run.plan_json)).layers}
 
 
 _WITH_CHANNELS = (*CONVOLUTIONS, nn.Linear)

@@ -15,6 +15,13 @@ from .directory import RunDirectory
 from .replacement import beside
 
 
+def keeps_plan(run: RunDirectory, options: StageOptions) -> bool:
+    """Whether :func:`clear` leaves plan.json in its place: it was edited, and the options are as they were."""
+    before = run.config("decompose") or {}
+    edited = run.plan_json.is_file() and before.get("plan_digest") != digest_file(run.plan_json)
+    return edited and not options.differences(before.get("asked") or {})
+
+
 def clear(run: RunDirectory, options: StageOptions) -> None:
     """Remove the results of decompose and finetune from a run; the frozen points and their curves stay.
 

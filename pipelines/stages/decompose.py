@@ -229,6 +229,8 @@ def decompose(
         with open_run(directory, resources, start_over=redo) as opened:
             if redo:
                 # Not earlier: what stops a run from being opened must not cost the result that is there.
+                if reuse.keeps_plan(directory, options):
+                    read_plan(directory.plan_json, of_run=True)
                 reuse.clear(directory, options)
             surveyed, plan_of_run = _plan(options, given, opened, reporter, original)
             if plan_only:

@@ -64,6 +64,7 @@ def test_a_source_without_points_is_refused(source, tmp_path):
 
 def test_starting_over_keeps_the_points_alone(source):
     decomposed(source, "{}")
+    assert not reuse.keeps_plan(source, OPTIONS)  # not edited
     reuse.clear(source, OPTIONS)
     assert source.frozen.is_file() and source.config("freeze")
     gone = (source.plan_json, source.model_dir, source.layers_dir, source.finetune_dir, source.report_json)
@@ -73,6 +74,7 @@ def test_starting_over_keeps_the_points_alone(source):
 
 def test_a_plan_that_was_edited_stays_for_the_same_options_and_is_put_aside_for_others(source):
     decomposed(source, '{"edited": 1}', plan_digest="0" * 64)
+    assert reuse.keeps_plan(source, OPTIONS) and not reuse.keeps_plan(source, DecomposeOptions(speedup=3))
     reuse.clear(source, OPTIONS)
     assert source.plan_json.read_text() == '{"edited": 1}'
     source.update_config("decompose", {"asked": OPTIONS.to_json(), "plan_digest": "0" * 64})

@@ -365,6 +365,22 @@ def test_the_count_of_layers_is_of_those_that_get_a_file(run):
 
 
 @pytest.mark.parametrize("run", ["plain"], indirect=True)
+def test_a_damaged_plan_costs_no_result_and_its_message_names_the_way_out(run):
+    options = {"speedup": 2, "refine_blocks": False, "reporter": Collected()}
+    decompose(run, **options)
+    before, table, plan = bytes_of(run), layer_lines(summarise(run).layers), run.plan_json.read_bytes()
+    run.plan_json.write_text('{"nope')
+    assert decompose(run, **options).done_before and layer_lines(summarise(run).layers) == table
+    with pytest.raises(FileError, match="plan.json: the file must be JSON, got .*; correct it, or delete it and give"):
+        decompose(run, redo=True, **options)
+    assert bytes_of(run) == before
+    run.plan_json.unlink()
+    assert decompose(run, **options).done_before and layer_lines(summarise(run).layers) == table
+    decompose(run, redo=True, **options)
+    assert bytes_of(run) == before and run.plan_json.read_bytes() == plan
+
+
+@pytest.mark.parametrize("run", ["plain"], indirect=True)
 def test_a_doubt_of_freeze_is_said_again_beside_a_result_that_looks_good(run):
     record = run.config("freeze")
     sane = {
