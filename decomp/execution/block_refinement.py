@@ -189,6 +189,8 @@ def refine_block(
         x, y = next(batches)
         with torch.enable_grad():
             loss = (block(x) - y).square().mean() / scale
+            if not loss.requires_grad:
+                break  # the block ends in a step without a gradient
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for parameter, gradient in zip(parameters.values(), gradients):
             parameter.grad = gradient

@@ -55,7 +55,8 @@ def output_metrics(
     Returns
     -------
     dict of str to torch.Tensor
-        (n, n) for each layer that is fitted, float64, symmetric, positive definite, mean diagonal 1.
+        (n, n) for each layer that is fitted, float64, symmetric, positive definite, mean diagonal 1. None for layers
+        between which and the images, or the output, there is a step without a gradient, such as a comparison.
     """
     sums: dict[str, ExactSum] = {}
     hooks = []
@@ -74,7 +75,8 @@ def output_metrics(
             leaf = images.detach().clone().requires_grad_(True)
             with torch.enable_grad():
                 loss = _loss(outputs, outputs.named(graph.module(leaf), len(leaf)), generator)
-                torch.autograd.grad(loss, leaf)
+                if loss.requires_grad:
+                    torch.autograd.grad(loss, leaf, allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()
@@ -105,7 +107,8 @@ def _gather(sums: dict[str, ExactSum], name: str) -> Callable[[nn.Module, tuple[
             sums.setdefault(name, ExactSum(product.shape, product.device)).add(product)
 
         # On the output of the layer, before a later node changes it in place.
-        output.register_hook(add)
+        if output.requires_grad:
+            output.register_hook(add)
 
     return hook
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from decomp.errors import DecompError, NumericalError
+from decomp.errors import DecompError, NumericalError, UsageError
 from decomp.execution.output_change import Outputs
 from decomp.execution.output_kinds import decide_kinds
 from decomp.execution.outputs import difference, named_tensors
@@ -89,6 +89,26 @@ def prepare(
         raise DecompError(
             loaded.name, f"folding batch normalisation must keep the outputs to {TOLERANCE:g}", got=f"{worst:.2g}"
         )
+    _require_gradient(network, images[:1], loaded.name)
     n_classes = source.n_classes if source.train.has_labels else None
     kinds = decide_kinds(before, module, asked=options.outputs, n_classes=n_classes)
     return network, folded, Outputs(kinds)
+
+
+def _require_gradient(network: fx.GraphModule, images: Tensor, name: str) -> None:
+    """Refuse a network of which no output has a gradient: none can say how much an error of a layer changes it.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not all(weight.requires_grad for weight in network.parameters()):
+        return  # nothing is known of the layers behind a step without a gradient
+    with torch.enable_grad(), without_autocast():
+        outputs = named_tensors(network(images.clone().requires_grad_()), len(images), name)
+    if not any(value.requires_grad for value in outputs.values()):
+        raise UsageError(
+            name, "must be real numbers that change little when the weights do",
+            got="an output without a gradient (as of a comparison)",
+            fix="leave the last step out of the network, so that it returns the numbers from which that is made",
+        )  # fmt: skip

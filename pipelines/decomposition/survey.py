@@ -26,6 +26,7 @@ from ...data.formats.digests import digest_json
 from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.frozen_keys import keys_of
 from ..console.reporter import Reporter
+from ..console.words import listed
 from ..distributed.process_group import count, exact_total, from_first, number
 from ..measure.parallel import in_batches
 from ..run.calibration import fitted_images
@@ -232,6 +233,12 @@ def output_metrics(
             metrics = output_metric.output_metrics(
                 graph, batches(), frozen_outputs(frozen), frozen.meta["seed"], summed=exact_total
             )  # fmt: skip
+    without = [layer.name for layer in graph.layers if layer.fitted and layer.name not in metrics]
+    if without:
+        reporter.step(
+            f"{listed(without, 3)}: behind a step without a gradient, or before one, such as a comparison; errors "
+            "of their responses count alike, whatever they change in the output"
+        )
     return metrics
 
 

@@ -19,6 +19,7 @@ from ..console.words import counted
 from ..measure.latency import Measurement, comparable
 from ..run.begun import compressing_command
 from ..run.directory import RunDirectory
+from ..run.evaluated import read_evaluation
 from ..run.networks import existing
 from .summary import Summary, planned_sizes, summarise
 
@@ -82,7 +83,7 @@ def networks(run: RunDirectory) -> Table | Missing:
     """The table of evaluate: a row for each network."""
     command = f"{program()} evaluate --run {run}"
     try:
-        report = read_json(run.report_json, kind="decomp report")
+        report = read_evaluation(run)
         rows = [
             (
                 str(run), row["network"], row["macs"], row["params"], row["top1"], row["top5"], row["agreement"],
@@ -92,7 +93,7 @@ def networks(run: RunDirectory) -> Table | Missing:
             for row in report["rows"]
         ]  # fmt: skip
         notes, measured = [conditions_line(report), *report["notes"]], report["identity"]["networks"]
-    except (FileError, KeyError, TypeError):
+    except (KeyError, TypeError):  # also of None
         return Missing("networks", "the networks have not been evaluated on the test images", command)
     present = {network.label: network.path(run) / "structure.json" for network in existing(run)}
     outdated = [name for name, path in present.items() if measured.get(name) != digest_file(path)]
@@ -114,9 +115,9 @@ def runtimes(run: RunDirectory) -> Table | None:
     ``shown`` is 1 in rows that belong to the last evaluation or can be compared with it, of the same networks.
     """
     try:
-        report = read_json(run.report_json, kind="decomp report")
+        report = read_evaluation(run)
         measured = [Measurement.of(entry) for entry in report["latencies"]]
-    except (FileError, KeyError, TypeError):
+    except (KeyError, TypeError):  # also of None
         return None  # said by the table of networks
     shown = comparable(measured, measured[-1]) if measured else []
     rows = [
@@ -130,8 +131,8 @@ def runtimes(run: RunDirectory) -> Table | None:
 
 
 def read_report(run: RunDirectory) -> dict[str, Any] | None:
-    """Content of report.json; None where nothing was evaluated, or not by this version."""
-    return None if isinstance(networks(run), Missing) else read_json(run.report_json, kind="decomp report")
+    """Content of report.json, see :func:`read_evaluation`; None where nothing was evaluated, or not by this version."""
+    return None if isinstance(networks(run), Missing) else read_evaluation(run)
 
 
 def tested_on(report: Mapping[str, Any]) -> str:
@@ -154,9 +155,9 @@ def conditions_line(report: Mapping[str, Any]) -> str:
 def classes(run: RunDirectory) -> Table | Missing | None:
     """Correct test images of each class and network; None where there are no labels or nothing is evaluated."""
     try:
-        report = read_json(run.report_json, kind="decomp report")
+        report = read_evaluation(run)
         labelled = report["rows"][0]["top1"] is not None
-    except (FileError, KeyError, TypeError):
+    except (KeyError, TypeError):  # also of None
         return None  # said by the table of networks
     if not labelled:
         return None
@@ -172,10 +173,10 @@ def classes(run: RunDirectory) -> Table | Missing | None:
 def outputs(run: RunDirectory) -> Table | None:
     """Closeness of each output to the original's; None for networks with a single output, and where it is not known."""
     try:
-        report = read_json(run.report_json, kind="decomp report")
+        report = read_evaluation(run)
         found = {row["network"]: row["outputs"] for row in report["rows"] if row["network"] != "original"}
         on = f"{report['conditions']['n_images']:,} {report['conditions'].get('images', 'test images')}"
-    except (FileError, KeyError, TypeError):
+    except (KeyError, TypeError):  # also of None
         found = {}
     if not any(found.values()):
         stage, label = ("prune", "pruned") if is_pruned(run) else ("decompose", "decomposed")
@@ -312,13 +313,29 @@ def sensitivity(run: RunDirectory) -> Table | None:
 
 
 def finetuning(run: RunDirectory) -> Table | Missing:
-    """The epochs of the fine-tuning."""
-    path = run.finetune_dir / "metrics.csv"
+    """The epochs of the fine-tuning.
+
+    Raises
+    ------
+    FileError
+        The file of the epochs is damaged.
+    """
+    path, command = run.finetune_dir / "metrics.csv", f"{program()} finetune --run {run}"
+    if not path.is_file() and (run.finetune_dir / "best").is_dir():
+        why = f"the network is fine-tuned, but {path}, with its epochs, is gone; put a copy of it back, or tune again"
+        return Missing("finetuning", why, f"{command} --redo")
     if not path.is_file():
-        return Missing("finetuning", "the network is not fine-tuned", f"{program()} finetune --run {run}")
-    with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    return Table("finetuning", tuple(header), [tuple(_number(value) for value in row) for row in rows])
+        return Missing("finetuning", "the network is not fine-tuned", command)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+        rows = [tuple(_number(value) for value in row) for row in lines]
+        if "epoch" not in header or any(len(row) != len(header) or row[header.index("epoch")] is None for row in rows):
+            raise ValueError
+    except (ValueError, csv.Error) as error:
+        fix = "put a copy of it back, or delete it: the report is then made without this figure"
+        raise FileError(path, "must be a table of the epochs, numbers under their names", fix=fix) from error
+    return Table("finetuning", tuple(header), rows)
 
 
 def _number(text: str) -> float | None:

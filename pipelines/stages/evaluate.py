@@ -17,7 +17,7 @@ from decomp.runtimes.precision import exact_float32
 
 from ...data.formats import network_file
 from ...data.formats.digests import digest_file
-from ...data.formats.json_files import read_json, write_json
+from ...data.formats.json_files import write_json
 from ...data.transforms import Shape
 from ..console.options import EvaluateOptions
 from ..console.parse import runtimes
@@ -42,10 +42,10 @@ from ..reporting import verdict
 from ..run import loading
 from ..run.begun import compressing_command
 from ..run.directory import RunDirectory
+from ..run.evaluated import KIND, keep_unusable, read_evaluation
 from ..run.networks import compressed, existing, missing, unimproved
 from ..run.record import library_versions
 
-KIND = "decomp report"
 #: What the measurements on images depend on.
 TESTED_BY = ("device", "networks", "tuning_finished", "versions")
 
@@ -218,7 +218,8 @@ def evaluate(
     Raises
     ------
     FileError
-        There is no original network, or the fine-tuned one was made from another decomposed or pruned one.
+        There is no original network, the fine-tuned one was made from another decomposed or pruned one, or an earlier
+        report.json is damaged.
 
     Notes
     -----
@@ -263,6 +264,8 @@ def evaluate(
         rows = _rows(networks, shape, tested.columns, main)
         result = EvaluationResult(rows, conditions, notes, tested.classes, [*kept, *times], run)
         content = {"identity": identity, "tested_notes": tested.notes, **result.to_json()}
+        if before is None:
+            keep_unusable(run, reporter)
         write_json(run.report_json, content, kind=KIND)
         return result
 
@@ -361,14 +364,14 @@ def _missing(run: RunDirectory) -> list[str]:
 def _before(run: RunDirectory) -> tuple[EvaluationResult, dict[str, Any], list[str]] | None:
     """The evaluation in the run, what it was made under, and its notes on images; None where there is none."""
     try:
-        report = read_json(run.report_json, kind=KIND)
+        report = read_evaluation(run)
         rows = [Row(**{**row, "latency_quartiles_ms": tuple(row["latency_quartiles_ms"])}) for row in report["rows"]]
         classes = report.get("classes") or {}  # reports of earlier versions have none
         times = [Measurement.of(entry) for entry in report["latencies"]]
         result = EvaluationResult(rows, report["conditions"], report["notes"], classes, times, run, done_before=True)
         return result, report["identity"], report["tested_notes"]
-    except (FileError, KeyError, TypeError):
-        return None  # no report, or one that cannot be used: it is made anew
+    except (KeyError, TypeError):
+        return None  # no report, or one without the entries of this version
 
 
 def _rows(

@@ -192,3 +192,25 @@ def test_values_are_put_into_parameters_of_the_same_names():
     block.put({"0.bias": torch.full((6,), 2.0)})
     after = block.weights()
     assert (after.pop("0.bias") == 2).all() and all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+class Compared:
+    """A block that ends in a comparison."""
+
+    def __init__(self, block):
+        self.block = block
+
+    def __getattr__(self, name):
+        return getattr(self.block, name)
+
+    def __call__(self, x):
+        return (self.block(x) > 0).float()
+
+
+def test_a_block_that_ends_in_a_step_without_a_gradient_keeps_its_weights():
+    block, fitted, unseen = perturbed()
+    fitted, unseen = (Pairs(pairs.inputs, (pairs.targets > 0).float()) for pairs in (fitted, unseen))
+    before = block.parameters()["0.weight"].detach().clone()
+    result = refined(Compared(block), fitted, unseen)
+    assert result["step"] == 0 and result["error_before"] == result["error_after"] > 0.01
+    assert torch.equal(block.parameters()["0.weight"], before)

@@ -161,3 +161,26 @@ def test_holders_of_some_batches_have_together_the_metric_and_the_draws_of_all(k
     assert got.keys() == wanted.keys() and len(got) > 1
     for name, F in wanted.items():
         assert torch.equal(got[name], F)
+
+
+class Compared(nn.Module):
+    """A comparison between the layers, on one of two ways."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.first, self.second, self.both = nn.Conv2d(1, 3, 3), nn.Conv2d(1, 3, 3), both
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, x):
+        cut = (self.first(x) > 0).float()
+        return self.last((cut + (0 if self.both else self.second(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_before_a_comparison_have_no_metric(frozen):
+    torch.manual_seed(0)
+    images = torch.randn(6, 1, 6, 6)
+    view = view_of(Compared(both=True).requires_grad_(not frozen), (1, 6, 6))
+    assert metrics_of(view, [images]) == {}
+    view = view_of(Compared(both=False).requires_grad_(not frozen), (1, 6, 6))
+    assert set(metrics_of(view, [images])) == {"second", "last"}

@@ -24,7 +24,13 @@ class Net(nn.Module):
         if self.last == "maps":
             return {"maps": [x, None], "mean": x.mean((1, 2, 3))}
         rows = x.mean((2, 3))
-        return {"rows": rows, "classes": rows.argmax(1), "whole": rows.mean(), "sure": rows > 0}[self.last]
+        return {
+            "rows": rows,
+            "classes": rows.argmax(1),
+            "whole": rows.mean(),
+            "sure": rows > 0,
+            "one": (rows > 0).float(),
+        }[self.last]
 
 
 def prepared(last, labels=None, **options):
@@ -56,7 +62,13 @@ def test_labels_and_what_is_asked_decide_the_kind():
 
 
 @pytest.mark.parametrize(
-    ("last", "got"), [("classes", "int64 .as of an argmax"), ("whole", "one number a batch"), ("sure", "bool")]
+    ("last", "got"),
+    [
+        ("classes", "int64 .as of an argmax"),
+        ("whole", "one number a batch"),
+        ("sure", "bool"),
+        ("one", "an output without a gradient"),
+    ],
 )
 def test_outputs_that_no_gradient_passes_are_refused(last, got):
     with pytest.raises(UsageError, match=f"^net: .*got {got}.*; leave the last step out of the network"):

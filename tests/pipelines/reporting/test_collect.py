@@ -10,6 +10,7 @@ from decomp.data.formats.curves_file import Survey, write_curves
 from decomp.data.formats.digests import digest_file
 from decomp.data.formats.json_files import write_json
 from decomp.data.formats.layer_file import write_layer
+from decomp.errors import FileError
 from decomp.pipelines.reporting import collect
 from decomp.pipelines.reporting.collect import COLLECTORS, Missing, Table
 from decomp.pipelines.run.directory import RunDirectory
@@ -160,3 +161,36 @@ def test_epochs_are_numbers_and_empty_cells_missing_values(run):
     run.finetune_dir.mkdir()
     (run.finetune_dir / "metrics.csv").write_text("epoch,loss\n0,\n1,0.25\n")
     assert collect.finetuning(run).rows == [(0.0, None), (1.0, 0.25)]
+
+
+@pytest.mark.parametrize("collector", [collect.networks, collect.runtimes, collect.classes, collect.outputs])
+def test_a_damaged_report_is_no_missing_one(run, collector):
+    evaluated(run, "d")
+    run.report_json.write_text(run.report_json.read_text()[:-20])
+    with pytest.raises(FileError, match="report.json: .*; put a copy of it back, or delete it"):
+        collector(run)
+    run.report_json.unlink()  # as it advises
+    assert isinstance(collector(run), Missing | None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n", '{"nope', "epoch,loss\n0,1\n\n", "epoch,loss\n0,x\n", "epoch,loss\n,1\n", "epoch,loss\n1\n", "a\n1\n"],
+)
+def test_a_damaged_table_of_epochs_is_one_line_with_a_way_out(run, text):
+    run.finetune_dir.mkdir()
+    path = run.finetune_dir / "metrics.csv"
+    path.write_text(text)
+    with pytest.raises(
+        FileError, match="metrics.csv: must be a table of the epochs.*put a copy of it back, or delete it"
+    ):
+        collect.finetuning(run)
+    path.unlink()
+    assert isinstance(collect.finetuning(run), Missing)
+
+
+def test_a_network_whose_epochs_are_gone_is_fine_tuned(run):
+    assert collect.finetuning(run).why == "the network is not fine-tuned"
+    (run.finetune_dir / "best").mkdir(parents=True)
+    missing = collect.finetuning(run)
+    assert "is fine-tuned, but" in missing.why and missing.command.endswith("--redo")

@@ -261,6 +261,15 @@ def test_a_broken_report_is_made_anew(run):
     run.report_json.write_text('{"format": "decomp report", "format_version": 1, "rows": 3}')
     assert not measure(run).done_before
     assert measure(run).done_before
+    assert '"rows": 3' in run.report_json.with_name("report.previous.json").read_text()
+
+
+@pytest.mark.parametrize("redo", [False, True])
+def test_a_damaged_report_is_not_replaced(run, redo):
+    run.report_json.write_text('{"format": "decomp report", "rows": [')
+    with pytest.raises(FileError, match="report.json: the file is cut short.*delete it and run evaluate again"):
+        measure(run, redo=redo)
+    assert run.report_json.read_text() == '{"format": "decomp report", "rows": ['
 
 
 def test_a_network_tuned_from_another_decomposition_is_not_shown(run):
