@@ -164,7 +164,13 @@ def open_run(run: str, quiet: bool) -> tuple[RunDirectory, Reporter]:
     context = click.get_current_context()
     command = context.meta.get(COMMAND_KEY)
     quiet, verbose = quiet or wants_json(), bool(context.meta.get(VERBOSE_KEY))
-    return directory, Reporter.for_run(directory, quiet=quiet, command=command, verbose=verbose)
+    reporter = Reporter.for_run(directory, quiet=quiet, command=command, verbose=verbose)
+    if (limit := context.params.get("memory")) is not None:
+        from ..measure.memory import above_the_machine
+
+        if words := above_the_machine(limit):
+            reporter.warn(words)
+    return directory, reporter
 
 
 def take_inputs(options: dict[str, Any]) -> None:

@@ -89,7 +89,8 @@ def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int, said: str = ""
     n_fit : int
         Fitted images.
     said : str
-        Earlier lines; where they say that the images are few, this one does not warn again.
+        Earlier lines. Where they say that the images are too few, this one does not warn again, and it is left out if
+        the halves alone would not warn: it would seem to say the opposite.
     """
     halves = [report["halves"] for report in reports if "halves" in report]
     fitted, other = (sum(half[name] for half in halves) for name in ("fitted", "other"))
@@ -100,9 +101,10 @@ def more_images(reports: Sequence[Mapping[str, Any]], n_fit: int, said: str = ""
         f"with twice as many images the errors of the layers on new images would be about {percent(1 - then / now)} "
     )
     words += f"lower, each layer by itself, by fits to either half of the {n_fit:,} fitted ones"
-    return [
-        f"warning: few images for this network: {words}" if other > FAR * fitted and FEW_IMAGES not in said else words
-    ]
+    few, warned = other > FAR * fitted, FEW_IMAGES in said
+    if warned and not few:
+        return []
+    return [f"warning: few images for this network: {words}" if few and not warned else words]
 
 
 def layer_words(layer: Layer, sizes: LayerPlan, report: Mapping[str, Any]) -> str:

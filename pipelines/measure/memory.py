@@ -18,6 +18,8 @@ MIB, GIB = 2**20, 2**30
 #: Without a limit: this share of the machine's memory, or this much where the system gives no number; a network whose
 #: least need is more gets that. On a GPU, where the values of a stage lie, no more than this share of its free memory.
 DEFAULT_SHARE, DEFAULT_MEMORY, GPU_SHARE = 0.5, 4 * GIB, 0.8
+#: Units of an amount in words, the largest first.
+UNITS = {"GiB": GIB, "GB": 10**9, "MiB": MIB, "MB": 10**6, "KiB": 2**10, "kB": 10**3}
 #: Python with torch, scikit-learn and h5py loaded and used: measured at 825 MiB for a run on a network of no size.
 LIBRARIES = 900 * MIB
 # glibc's numbers of two options: how much free memory at the end of its heap it keeps, and from which size on each
@@ -122,9 +124,21 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
+def above_the_machine(limit: int | None) -> str:
+    """A warning about a limit above the memory of the machine; empty where it is not."""
+    there = machine_memory()
+    if limit is None or limit <= there:
+        return ""
+    return f"--memory {as_text(limit)} is more than this machine has, {there / GIB:.3g}GiB: the work may be killed"
+
+
 def as_text(n_bytes: int) -> str:
-    """Bytes as an amount that a person would write."""
-    return f"{n_bytes / GIB:.3g}GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:.3g}MiB"
+    """Bytes as the shortest exact amount that a person would write, or in the largest unit with three digits."""
+    units = {name: size for name, size in UNITS.items() if n_bytes >= size} or {" bytes": 1}
+    exact = [(f"{n_bytes / size:.6g}", name) for name, size in units.items()]
+    exact = [(number, name) for number, name in exact if round(float(number) * units[name]) == n_bytes]
+    largest, size = next(iter(units.items()))
+    return min(("".join(pair) for pair in exact), key=len, default=f"{n_bytes / size:.3g}{largest}")
 
 
 def rounded_up(n_bytes: float) -> str:

@@ -189,7 +189,7 @@ def survey_once(
     """
     if options.coupled is not None:
         return  # each member is planned on a narrower network of its own
-    with base.lock(), reporter.stage("family"), open_run(base, resources) as opened:
+    with base.lock(), reporter.stage("survey for all speed-ups"), open_run(base, resources) as opened:
         rehearse(opened, options, {})  # each member says what it finds; here it only refuses before the survey
         surveyed = survey(opened, narrow(opened, {}, reporter=reporter), sampler=options.sampler, reporter=reporter)
         if require:

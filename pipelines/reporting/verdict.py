@@ -70,8 +70,10 @@ def verdict(report: Mapping[str, Any] | None, summary: Summary | None) -> str | 
     assert report is not None
     first, last, c = rows[0], rows[-1], report["conditions"]
     busy = any(note.startswith(UNRELIABLE) for note in report["notes"])
-    doubt = " (not reliable, the machine was busy)" if busy else ""
-    time = f"{_times(report, last)}{doubt} at batch {c['batch_size']} on {_machine(c)}"
+    times = _times(report, last)
+    none = ("", "both ", "all ")[min(len(times), 3) - 1]
+    doubt = f" ({none}not reliable, the machine was busy)" if busy else ""
+    time = f"{' and '.join(times)}{doubt} at batch {c['batch_size']} on {_machine(c)}"
     quality = quality_words(report, first, last) or _closeness(summary)
     parts = [fewer(last["counted_speedup"]), time, quality]
     return ", ".join(part for part in parts if part) + "."
@@ -82,23 +84,27 @@ def _closeness(summary: Summary | None) -> str:
     return str(summary.fidelity["words"]).split("\n")[0] if summary and summary.fidelity else ""
 
 
-def _times(report: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+def _times(report: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
     """The measured speed-ups of a network, each with its runtime; that of the table of networks first."""
     c = report["conditions"]
     where = c.get("runtime", "eager"), c["layout"]
     found = [(where, last["measured_speedup"]), *(item for item in _elsewhere(report, last) if item[0] != where)]
-    return " and ".join(f"{faster(speedup)} in {_runtime_words(*place)}" for place, speedup in found)
+    return [f"{faster(speedup)} in {_runtime_words(*place)}" for place, speedup in found]
 
 
 def _elsewhere(report: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[tuple[str, str], float]]:
     """Runtime and layout, and the measured speed-up there, of all measurements on this machine with this batch."""
-    measured = [Measurement.of(entry) for entry in report.get("latencies") or []]
     return [
         ((one.conditions["runtime"], one.conditions["layout"]), time.speedup)
-        for one in (comparable(measured, measured[-1]) if measured else [])
+        for one in _measured_here(report)
         for time in one.times
         if time.network == last["network"] and time.speedup is not None
     ]
+
+
+def _measured_here(report: Mapping[str, Any]) -> list[Measurement]:
+    measured = [Measurement.of(entry) for entry in report.get("latencies") or []]
+    return comparable(measured, measured[-1]) if measured else []
 
 
 def _runtime_words(runtime: str, layout: str) -> str:
@@ -193,7 +199,8 @@ def _apart(report: Mapping[str, Any], counted: float, measured: float, run: str,
     tries = []
     if not any(layout == "channels-last" for _, layout in known):
         tries.append(f"`{program} evaluate --run {run} --layout channels-last`")
-    if len({name for name, _ in known}) == 1:
+    # Also one that does not take the network, which would only be said again.
+    if {name for name, _ in known} | {one.conditions["runtime"] for one in _measured_here(report)} == {runtime}:
         tries.append(f"`{program} evaluate --run {run} --runtime all --batch-size {c['batch_size']}`")
     plan = f"{command} --speedup {max(measured, 1.2) * 1.2:.1f}x --cost latency --batch-size {c['batch_size']}"
     tries.append(f"`{plan}{'' if runtime == 'eager' else f' --runtime {runtime}'}`")

@@ -17,6 +17,7 @@ from decomp.pipelines.commands import shared
 from decomp.pipelines.commands.group import JSON_KEY
 from decomp.pipelines.console.finetune_options import FinetuneOptions
 from decomp.pipelines.console.options import DecomposeOptions
+from decomp.pipelines.measure import memory
 
 
 def called(options, line, **extra):
@@ -153,6 +154,20 @@ def test_options_are_refused_beside_one_that_contains_them_where_they_were_given
 
 def test_options_left_out_are_not_handed_on():
     assert shared.given({"a": None, "b": 0, "c": False, "d": ""}) == {"b": 0, "c": False, "d": ""}
+
+
+@pytest.mark.parametrize(("line", "warned"), [("", False), ("--memory 1GiB", False), ("--memory 3GiB", True)])
+def test_a_limit_above_the_memory_of_the_machine_is_warned_of(tmp_path, monkeypatch, line, warned):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2 * memory.GIB)
+
+    @click.command
+    @shared.shared_options("memory", "common")
+    def command(threads, quiet, memory):
+        shared.open_run(str(tmp_path / "r"), quiet)
+
+    error = CliRunner().invoke(command, line.split(), catch_exceptions=False).stderr
+    words = "warning: --memory 3GiB is more than this machine has, 2GiB: the work may be killed\n"
+    assert error == (words if warned else "")
 
 
 @pytest.mark.parametrize(("quiet", "as_json"), [(False, False), (True, False), (False, True)])

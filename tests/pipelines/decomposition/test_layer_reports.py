@@ -69,6 +69,12 @@ def test_few_images_are_warned_of_once():
     ]
 
 
+def test_a_warning_of_few_images_is_not_followed_by_a_line_that_says_the_opposite():
+    reports = [{"halves": {"fitted": 0.03, "other": 0.035}}]
+    assert len(more_images(reports, 180)) == 1
+    assert more_images(reports, 180, "warning: the 180 fitted images are too few for this network") == []
+
+
 def test_halves_that_agree_are_told_without_a_warning_and_layers_without_halves_not_at_all():
     (line,) = more_images([{"halves": {"fitted": 0.03, "other": 0.06}}], 90)
     assert line.startswith("with twice as many images")

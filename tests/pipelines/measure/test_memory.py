@@ -11,6 +11,7 @@ from decomp.pipelines.measure import memory
 from decomp.pipelines.measure.memory import (
     GIB,
     MIB,
+    above_the_machine,
     as_text,
     available_disk,
     available_memory,
@@ -73,3 +74,21 @@ def test_a_least_amount_in_words_is_never_less_than_it():
     for n_bytes in (1, 100 * MIB, GIB, GIB + 1, 1.2 * GIB, 12.34 * GIB):
         assert n_bytes <= memory_bytes(rounded_up(n_bytes)) < n_bytes + 0.11 * GIB
     assert as_text(GIB // 2) == "512MiB" and as_text(3 * GIB) == "3GiB"
+
+
+@pytest.mark.parametrize("given", ["1KiB", "4GB", "512MiB", "1.5GiB", "2kB", "8GiB", "300MB"])
+def test_an_amount_is_said_as_it_was_given(given):
+    assert as_text(memory_bytes(given)) == given
+
+
+def test_other_amounts_are_said_with_three_digits():
+    assert as_text(10**9 + 1) == "1GB" and as_text(123456789) == "118MiB" and as_text(12) == "12 bytes"
+
+
+def test_a_limit_above_the_memory_of_the_machine_is_warned_of(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 4 * GIB)
+    assert above_the_machine(None) == above_the_machine(4 * GIB) == ""
+    assert above_the_machine(4 * GIB + MIB).startswith("--memory 4097MiB is more than this machine has, 4GiB:")
+    assert above_the_machine(5000 * GIB) == (
+        "--memory 5000GiB is more than this machine has, 4GiB: the work may be killed"
+    )

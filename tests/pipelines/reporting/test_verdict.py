@@ -111,6 +111,27 @@ def test_the_verdict_names_each_runtime_that_was_measured_with_this_batch():
     assert f"{words} channels last at batch 64 on this CPU" in verdict(found, None)
 
 
+def test_of_several_times_on_a_busy_machine_all_are_said_to_be_unreliable():
+    found = report(measured=1.1, notes=["unreliable latencies: x"])
+    found["latencies"] = [timed("onnxruntime", 2.1), timed("eager", 1.1)]
+    words = "1.1x as fast in eager PyTorch and 2.1x as fast in ONNX Runtime (both not reliable, the machine was busy)"
+    assert words in verdict(found, None)
+    found["latencies"].insert(0, timed("compile", 1.5))
+    assert " (all not reliable, the machine was busy)" in verdict(found, None)
+
+
+def test_other_runtimes_are_not_advised_where_one_was_tried_that_does_not_take_the_network():
+    found = report(counted=4.0, measured=1.5)
+    refused = timed("onnxruntime", None)
+    for time in refused["times"]:
+        time |= {"latency_ms": None, "quartiles_ms": None, "speedup": None, "reason": "onnxruntime: no operator"}
+    found["latencies"] = [timed("eager", 1.5), refused]
+    (line,) = warnings(found, "runs/a", "decomp")
+    assert "--runtime all" not in line and "--layout channels-last" in line
+    found["latencies"] = [timed("eager", 1.5)]
+    assert "--runtime all" in warnings(found, "runs/a", "decomp")[0]
+
+
 def test_what_to_try_leaves_out_what_was_measured_already_and_names_the_runtime():
     found = report(counted=4.0, measured=1.5)
     (line,) = warnings(found, "runs/a", "decomp")
