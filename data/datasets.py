@@ -80,10 +80,10 @@ class Items:
     def __len__(self) -> int:
         return len(self.data)
 
-    def read(self, index: int, seed: int = 0) -> tuple[Any, Any]:
-        """Image and label of one item; random steps of the data set depend on (seed, index)."""
+    def read(self, index: int, seed: int = 0, number: int | None = None) -> tuple[Any, Any]:
+        """Image and label of one item; random steps of the data set depend on (seed, number), by default its index."""
         # One at a time: random numbers are those of the process, and the data set is another's code.
-        with self._lock, errors_in_one_line(self.name), drawing_from(seed, index):
+        with self._lock, errors_in_one_line(self.name), drawing_from(seed, index if number is None else number):
             item = self.data[index]
             if self._collate is not None:
                 item = self._collate([item])
@@ -224,9 +224,9 @@ class TensorItems(_ItemSplit):
         self._items, self._numbers, self._shape = items, _Labelled(items, labels), shape
         self._scale, self._normalisation = normalisation.scale, normalisation.on_channels(shape[0])
 
-    def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
-        seed = 0 if augment_seed is None else augment_seed + 1
-        images = [channels_first(as_tensor(self._items.read(index, seed)[0])) for index in indices.tolist()]
+    def _load(self, indices: Tensor, augment_seed: int | None, numbers: Tensor) -> Tensor:
+        seed, pairs = 0 if augment_seed is None else augment_seed + 1, zip(indices.tolist(), numbers.tolist())
+        images = [channels_first(as_tensor(self._items.read(index, seed, number)[0])) for index, number in pairs]
         kinds = list(dict.fromkeys((tuple(image.shape), image.dtype) for image in images))
         if len(kinds) > 1:
             got = " and ".join(f"{by(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in kinds[:2])

@@ -16,7 +16,7 @@ from torch import Tensor
 from decomp.errors import DecompError, FileError, UsageError
 
 from .preprocessing import Preprocessing, by
-from .splits import Indices, Split, batches_of
+from .splits import Indices, Split, batches_of, numbers_of
 from .transforms import Shape, draw
 
 # A narrow strip enlarged until its short side fits would fill the memory: beyond this ratio, the sides are cropped.
@@ -141,22 +141,22 @@ class PictureSplit(Split):
         """Name of one picture, for errors."""
 
     def batches(
-        self, order: Indices, batch_size: int, *, augment_seed: int | None = None
+        self, order: Indices, batch_size: int, *, augment_seed: int | None = None, numbers: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """As :meth:`Split.batches`; the pictures of the next batch are decoded while a batch is in use."""
         with thread_pool() as pool:
             pending = None
-            for indices in batches_of(order, batch_size):
-                submitted = (indices, self._submit(pool, indices, augment_seed))
+            for indices, own in zip(batches_of(order, batch_size), numbers_of(order, batch_size, numbers)):
+                submitted = (indices, own, self._submit(pool, indices, augment_seed))
                 if pending is not None:
-                    yield self._finish(*pending, augment_seed), self.labels(pending[0])
+                    yield self._finish(*pending[1:], augment_seed), self.labels(pending[0])
                 pending = submitted
             if pending is not None:
-                yield self._finish(*pending, augment_seed), self.labels(pending[0])
+                yield self._finish(*pending[1:], augment_seed), self.labels(pending[0])
 
-    def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
+    def _load(self, indices: Tensor, augment_seed: int | None, numbers: Tensor) -> Tensor:
         with thread_pool() as pool:
-            return self._finish(indices, self._submit(pool, indices, augment_seed), augment_seed)
+            return self._finish(numbers, self._submit(pool, indices, augment_seed), augment_seed)
 
     def _submit(self, pool: ThreadPoolExecutor, indices: Tensor, augment_seed: int | None) -> list[Future[Any]]:
         return [pool.submit(self._prepare, index, augment_seed is not None) for index in indices.tolist()]
@@ -169,12 +169,12 @@ class PictureSplit(Split):
         except Exception as error:  # PIL's readers raise anything on a broken file: OSError, SyntaxError, struct.error
             return _Unreadable(self.title(index), error)
 
-    def _finish(self, indices: Tensor, decoding: list[Future[Any]], augment_seed: int | None) -> Tensor:
+    def _finish(self, numbers: Tensor, decoding: list[Future[Any]], augment_seed: int | None) -> Tensor:
         results = [future.result() for future in decoding]
         bad = [item for item in results if isinstance(item, _Unreadable)]
         if bad:
             raise _unreadable(self._name, bad)
-        return self.preparation.batch(results, indices, augment_seed)
+        return self.preparation.batch(results, numbers, augment_seed)
 
 
 class _Unreadable:

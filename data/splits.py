@@ -27,6 +27,11 @@ def batches_of(order: Indices, batch_size: int) -> tuple[Tensor, ...]:
     return order.split(batch_size) if len(order) else ()
 
 
+def numbers_of(order: Indices, batch_size: int, numbers: Tensor | None) -> tuple[Tensor, ...]:
+    """Numbers of the images of each batch of `order`, see :meth:`Split.batches`."""
+    return batches_of(order if numbers is None else numbers, batch_size)
+
+
 class Split(ABC):
     """One split of a source: images by index, as a model takes them.
 
@@ -41,8 +46,8 @@ class Split(ABC):
         """Number of images."""
 
     @abstractmethod
-    def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
-        """Normalised images, augmented where a seed is given: float32, shape (m, C, H, W)."""
+    def _load(self, indices: Tensor, augment_seed: int | None, numbers: Tensor) -> Tensor:
+        """Normalised images, with a seed augmented by the draws of their numbers: float32, shape (m, C, H, W)."""
 
     @abstractmethod
     def digest(self) -> str:
@@ -55,14 +60,15 @@ class Split(ABC):
 
     def images(self, indices: Indices) -> Tensor:
         """Normalised images without augmentation: float32, shape (m, C, H, W), the same on every call."""
-        return self._load(as_indices(indices), None)
+        indices = as_indices(indices)
+        return self._load(indices, None, indices)
 
     def labels(self, indices: Indices) -> Tensor | None:
         """Class numbers, int64, shape (m,); None where the split has no labels."""
         return None if self._labels is None else self._labels[as_indices(indices)]
 
     def batches(
-        self, order: Indices, batch_size: int, *, augment_seed: int | None = None
+        self, order: Indices, batch_size: int, *, augment_seed: int | None = None, numbers: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Go through the images in ``order``, ``batch_size`` at a time; the last batch may be smaller.
 
@@ -72,16 +78,19 @@ class Split(ABC):
             Indices into this split; they may be a subset, and may repeat.
         batch_size : int
         augment_seed : int, optional
-            Augment by the source's policy. The random decisions about an image depend on (augment_seed, its index)
+            Augment by the source's policy. The random decisions about an image depend on (augment_seed, its number)
             alone, not on its place in a batch: give another seed for each epoch. None: no augmentation.
+        numbers : Tensor of int64, shape (m,), optional
+            Numbers of the images of `order`, by default their indices. An image that occurs several times is augmented
+            otherwise each time if its numbers differ.
 
         Yields
         ------
         images : Tensor of float32, shape (at most batch_size, C, H, W)
         labels : Tensor of int64, or None
         """
-        for indices in batches_of(order, batch_size):
-            yield self._load(indices, augment_seed), self.labels(indices)
+        for indices, own in zip(batches_of(order, batch_size), numbers_of(order, batch_size, numbers)):
+            yield self._load(indices, augment_seed, own), self.labels(indices)
 
 
 class MemorySplit(Split):
@@ -111,10 +120,10 @@ class MemorySplit(Split):
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def _load(self, indices: Tensor, augment_seed: int | None) -> Tensor:
+    def _load(self, indices: Tensor, augment_seed: int | None, numbers: Tensor) -> Tensor:
         pixels = self._pixels[indices]
         if augment_seed is not None:
-            pixels = self._augmentation(pixels, indices, augment_seed)
+            pixels = self._augmentation(pixels, numbers, augment_seed)
         # `pixels` is a fresh tensor (indexing copies), so what follows may work in place.
         images = adapt(pixels.float().div_(self._scale), self._shape)
         return self._normalisation.shift(images)

@@ -25,6 +25,7 @@ from ...data.formats.json_files import read_json, write_json
 from ..console.options import DecomposeOptions
 from ..console.parse import refuse_without_latency
 from ..console.reporter import Reporter
+from ..console.words import counted, listed
 from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
@@ -319,9 +320,18 @@ def _assemble(options: DecomposeOptions, surveyed: SurveyedRun, allocation: Allo
         spaces=dict(surveyed.narrowed.widths), left_out=list(surveyed.narrowed.left_out), latency=allocation.latency,
     )  # fmt: skip
     reached, multiple = allocator.total / allocation.cost, allocator.rules.multiple
-    if reached * LOWEST_SHARE > allocation.speedup:
+    too_fast = reached * LOWEST_SHARE > allocation.speedup
+    by_blocks = too_fast and bool(plan.left_out) and not any(item.treated for item in plans.values())
+    if by_blocks:
+        blocks, target = counted(len(plan.left_out), "block"), f"{allocation.speedup:g}x"
+        plan.notes.append(
+            f"the plan is {reached:.2f}x, more than the {target} asked for: leaving out {blocks} "
+            f"({listed(plan.left_out)}) saves that much alone, with all other layers as they were; leave out fewer, or "
+            "ask for a higher speed-up"
+        )
+    elif too_fast:
         plan.notes.append(f"the plan is {reached:.2f}x: sizes are too coarse to come closer to the target")
-    if multiple != options.multiple:
+    if multiple != options.multiple and not by_blocks:
         plan.notes.append(f"sizes are multiples of {multiple}, because multiples of {options.multiple} miss the target")
     off = [f"{item.layer} ({', '.join(item.off_multiple)})" for item in layers if item.off_multiple]
     if off:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,14 @@ ONE_IN = 10
 IMAGES_AT_A_TIME = 100
 TARGETS_AT_A_TIME = 250
 
-Read = Callable[[Tensor, int, int | None], Iterator[Tensor]]
+
+class Read(Protocol):
+    """Reader of images by their indices, see `Pool`."""
+
+    def __call__(
+        self, indices: Tensor, batch_size: int, augment_seed: int | None, numbers: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Images of shape (B, C, H, W), `batch_size` at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Pool:
     indices : torch.LongTensor
         Distinct.
     read : callable
-        ``read(indices, batch_size, augment_seed)`` yields images of shape (B, C, H, W); no seed, no augmentation.
+        ``read(indices, batch_size, augment_seed, numbers)`` yields images of shape (B, C, H, W); no seed, no
+        augmentation. An image is augmented otherwise for every number, see :meth:`decomp.data.splits.Split.batches`.
     words : str
         The images in words.
     notes, warnings : tuple of str
@@ -158,16 +166,21 @@ class UnlabelledTask:
                 yield images, None if self.targets is None else self.targets[part]
             return
         if places is None:
-            for number, images in enumerate(self.pool.read(self.train[order], batch_size, augment_seed)):
+            read = self.pool.read(self.train[order], batch_size, augment_seed, self._numbers(order))
+            for number, images in enumerate(read):
                 yield mixed(images, seeds.derive_seed(augment_seed, "mix", number)), None
             return
         for number, batch in enumerate(order.split(batch_size)):
             # The images at these places, and those that are mixed into them.
             mixture = Mixture(len(batch), seeds.derive_seed(augment_seed, "mix", number))
             wanted = torch.cat([batch[places], batch[mixture.partner[places]]])
-            (images,) = self.pool.read(self.train[wanted], len(wanted), augment_seed)
+            (images,) = self.pool.read(self.train[wanted], len(wanted), augment_seed, self._numbers(wanted))
             own, others = images.tensor_split(2)
             yield own + mixture.share[places] * (others - own), None
+
+    def _numbers(self, order: Tensor) -> Tensor:
+        """The indices of ``train[order]``, raised for images that the epoch repeats: each time is another number."""
+        return self.train[order] + order // self.n_train * (int(self.train.max()) + 1)
 
     def keep_targets(self, original: nn.Module, device: torch.device, reporter: Reporter) -> None:
         """Compute the original's outputs for all images, in float32; several processes share the images."""
@@ -193,7 +206,9 @@ class UnlabelledTask:
         change = sum_over_processes(total) / self.n_validation
         return {"score": -change, self.metric: change}
 
-    def _read(self, indices: Tensor, batch_size: int, augment_seed: int | None) -> Iterator[Tensor]:
+    def _read(
+        self, indices: Tensor, batch_size: int, augment_seed: int | None, numbers: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Frozen images; they are kept as the network takes them and cannot be augmented."""
         if self.images is not None:
             for part in indices.split(batch_size):
@@ -321,8 +336,11 @@ def _images(split: Split, indices: Tensor) -> Iterator[Tensor]:
 
 
 def _reader(split: Split) -> Read:
-    def read(indices: Tensor, batch_size: int, augment_seed: int | None) -> Iterator[Tensor]:
-        return (images for images, _ in split.batches(indices, batch_size, augment_seed=augment_seed))
+    def read(
+        indices: Tensor, batch_size: int, augment_seed: int | None, numbers: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        batches = split.batches(indices, batch_size, augment_seed=augment_seed, numbers=numbers)
+        return (images for images, _ in batches)
 
     return read
 

@@ -246,3 +246,14 @@ def test_bytes_and_pictures_are_normalised_as_those_of_a_run_and_floats_are_as_t
     assert torch.equal(opened(FORMS["tensors"], network=RUN).train.images(ALL), FLOATS)
     images = opened(FORMS["tensors"], network=RUN, mean=0.5, std=0.5).train.images(ALL)
     torch.testing.assert_close(images, 2 * FLOATS - 1, atol=1e-6, rtol=1e-5)
+
+
+def test_random_steps_of_an_item_are_drawn_by_its_number():
+    split, order = opened(Own(lambda i: torch.rand(3, 6, 5) + i)).train, torch.tensor([4, 4, 2])
+
+    def shown(**options):
+        return torch.cat([images for images, _ in split.batches(order, 2, augment_seed=1, **options)])
+
+    assert torch.equal(shown()[0], shown()[1]) and torch.equal(shown(), shown(numbers=order))
+    others = shown(numbers=torch.tensor([4, 16, 2]))
+    assert torch.equal(others[[0, 2]], shown()[[0, 2]]) and not torch.equal(others[0], others[1])

@@ -85,3 +85,16 @@ def test_a_picture_that_cannot_be_read_is_named():
     with pytest.raises(FileError, match=r"cannot be read: picture 1 \(.*, picture 2 \(.*--skip-bad"):
         split.images([0, 1, 2])
     assert split.images([0]).shape == (1, 3, 224, 224)
+
+
+def test_a_picture_is_augmented_by_its_number():
+    split = Pictures(PICTURES, Preprocessing((28, 28), (32, 32), (0.5,), (0.25,)))
+    order = torch.tensor([2, 0, 2, 2])
+
+    def shown(**options):
+        return torch.cat([images for images, _ in split.batches(order, 3, augment_seed=4, **options)])
+
+    assert torch.equal(shown()[0], shown()[2]) and torch.equal(shown(), shown(numbers=order))
+    others = shown(numbers=torch.tensor([2, 0, 5, 8]))
+    assert torch.equal(others[:2], shown()[:2])
+    assert not torch.equal(others[0], others[2]) and not torch.equal(others[2], others[3])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from decomp.data import standard
+from decomp.data.sources import open_source
 from decomp.data.splits import ImageSource, MemorySplit, as_indices, batches_of
 from decomp.data.transforms import Augmentation, Normalisation
 
@@ -111,3 +112,16 @@ def test_reading_changes_nothing_that_is_kept():
     split.images([0, 1]).zero_()
     next(iter(split.batches([0, 1], 2, augment_seed=1)))[0].zero_()
     assert torch.equal(split.images([0, 1]), before)
+
+
+def test_images_are_augmented_by_their_numbers_which_are_their_indices_by_default():
+    split, order = open_source("digits").train, torch.tensor([7, 3, 7, 7, 9])
+
+    def shown(**options):
+        return torch.cat([images for images, _ in split.batches(order, 2, augment_seed=1, **options)])
+
+    assert torch.equal(shown(), shown(numbers=order))
+    others = shown(numbers=torch.tensor([7, 3, 21, 7, 9]))
+    assert torch.equal(others[[0, 1, 3, 4]], shown()[[0, 1, 3, 4]])
+    many = split.batches(torch.full((300,), 7), 300, augment_seed=1, numbers=torch.arange(300))
+    assert len({image.numpy().tobytes() for image in next(many)[0]}) == 9  # all shifts by at most one pixel

@@ -201,7 +201,21 @@ def test_a_branch_that_gives_nothing_goes_without_any_loss(tmp_path, monkeypatch
     decompose(run, speedup=speedup * 0.999, leave_out=["b"], multiple=1, redo=True, reporter=Collected())
     plan = json.loads(run.plan_json.read_text())
     assert plan["left_out"] == ["b.conv2"] and plan["macs_after"] == before.macs - lost
+    assert "notes" not in plan
     assert not any(item.get(size) for item in plan["layers"] for size in ("keep", "spatial_rank", "channel_rank"))
     with FrozenFile(run.frozen) as frozen, torch.no_grad():
         x = frozen.images(0, 120)
         assert (decomp.load(run.path)(x) - original(x)).abs().max() < 1e-3 * original(x).abs().max()
+
+
+def test_blocks_that_bring_more_than_the_asked_speedup_alone_are_said(blocks_run):
+    whole = cost(network_file.load(blocks_run.original_dir), SHAPE)
+    left = whole.macs - sum(n for path, n in whole.per_layer.items() if path.startswith("b."))
+    reporter = Collected()
+    plan = planned(blocks_run, speedup=1.05, leave_out=["b"], reporter=reporter)
+    assert plan["macs_after"] == left and whole.macs / left > 1.1
+    (note,) = plan["notes"]
+    assert note.startswith(
+        f"the plan is {whole.macs / left:.2f}x, more than the 1.05x asked for: leaving out 1 block (b.conv2) saves that"
+    )
+    assert any(note in line for line in reporter.messages)

@@ -233,6 +233,19 @@ def test_images_are_augmented_as_their_source_does_it(drawn, monkeypatch):
     assert got.shape[1:] == SHAPE
 
 
+def test_an_image_that_an_epoch_repeats_is_augmented_otherwise_each_time(drawn, monkeypatch):
+    monkeypatch.setattr(unlabelled, "mixed", lambda images, seed: images)
+    task, split = UnlabelledTask(drawn, 0, n_images=20), open_source("digits").train
+    times = torch.arange(50) * 20 + 3  # of one image
+    assert task.train[times].unique().numel() == 1
+    (images,) = (images for images, _ in task.batches(times, 50, augment_seed=11))
+    first = split.batches(task.train[:4], 4, augment_seed=11)
+    assert torch.equal(images[0], next(first)[0][3])  # as where nothing is repeated
+    assert len(set(keys(images))) > 5  # of nine shifts
+    (again,) = (images for images, _ in task.batches(times.flip(0), 50, augment_seed=11))
+    assert torch.equal(again.flip(0), images)
+
+
 @pytest.mark.parametrize("enough", [50, 51])
 def test_many_images_are_trained_on_as_they_are_and_few_are_changed(run, monkeypatch, enough):
     monkeypatch.setattr(unlabelled, "ENOUGH_IMAGES", enough)
