@@ -92,10 +92,10 @@ class Watched:
     def digest(self):
         return self.split.digest()
 
-    def batches(self, order, batch_size, *, augment_seed=None):
+    def batches(self, order, batch_size, *, augment_seed=None, numbers=None):
         assert not self.forbidden, "this split must not be read"
         self.seen.update((augment_seed is not None, index) for index in order.tolist())
-        for images, labels in self.split.batches(order, batch_size, augment_seed=augment_seed):
+        for images, labels in self.split.batches(order, batch_size, augment_seed=augment_seed, numbers=numbers):
             yield images, labels if self.labelled else None
 
     images = labels = None
