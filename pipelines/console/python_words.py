@@ -22,7 +22,7 @@ def python_words(text: str, names: Mapping[str, str]) -> str:
 
     def argument(match: re.Match[str]) -> str:
         option = match[1] or match[2]
-        return names.get(option, option.replace("-", "_"))
+        return ({"linear": "activation_aware=False"} | dict(names)).get(option, option.replace("-", "_"))
 
     def flag(match: re.Match[str]) -> str:
         return f"{(match[1] or match[2]).replace('-', '_')}={match[1] is not None}"

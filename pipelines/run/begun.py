@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ..console.option_words import option_words
+from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from .directory import RunDirectory
 from .record import read_log
@@ -76,5 +78,13 @@ def _in_run(words: list[str], run: RunDirectory) -> list[str]:
 
 
 def _words(run: RunDirectory, asked: Mapping[str, Any]) -> str:
-    """Options of a decomposition that was begun from Python."""
-    return f"--run {shlex.quote(str(run))} --speedup {asked.get('speedup', 4):g}x"
+    """Options of a decomposition that was begun from Python; of a plan that was given, not the file."""
+    words = [f"--run {shlex.quote(str(run))}"]
+    words += ["--plan FILE"] if asked.get("plan") else [f"--speedup {asked['speedup']:g}x"]
+    of_plan = ("plan", "speedup", "steps", "allocation", "cost", "multiple") if asked.get("plan") else ()
+    for name, value, _ in DecomposeOptions(speedup=2 if of_plan else asked["speedup"]).differences(asked):
+        several = value if name in ("skip", "leave_out") else [value]  # each by an option of its own
+        words += [
+            option_words(name, shlex.quote(x) if isinstance(x, str) else x) for x in several if name not in of_plan
+        ]
+    return " ".join(words)

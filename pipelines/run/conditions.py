@@ -12,6 +12,7 @@ from typing import Any
 from decomp.errors import FileError, UsageError
 
 from ...data.image_options import IN_MEMORY
+from ..console.option_words import option_words
 from ..console.options import FreezeOptions, Options, StageOptions
 from ..console.program import command_line, program
 from .begun import compressing_command
@@ -201,6 +202,6 @@ def require_same_options(
     if not differences:
         return
     show = shown or (lambda name, value: value)
-    then = ", ".join(f"{name} = {show(name, before)}" for name, before, _ in differences)
-    now = ", ".join(f"{name} = {show(name, value)}" for name, _, value in differences)
+    then = ", ".join(option_words(name, show(name, before)) for name, before, _ in differences)
+    now = ", ".join(option_words(name, show(name, value)) for name, _, value in differences)
     raise UsageError(run.path, f"was {done} with {then}", got=now, fix=fix)

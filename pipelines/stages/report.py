@@ -105,7 +105,9 @@ def report(
         )  # fmt: skip
         with commit(html) as part:
             part.write_text(page, encoding="utf-8")
-        return ReportResult(str(html), str(folder), list(drawn), [(item.why, item.command) for item in missing])
+        # Several tables may lack the same thing.
+        lacking = list(dict.fromkeys((item.why, item.command) for item in missing))
+        return ReportResult(str(html), str(folder), list(drawn), lacking)
 
 
 def compare(

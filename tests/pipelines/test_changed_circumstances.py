@@ -62,7 +62,7 @@ def refused(ended, *words):
 @pytest.mark.fault("changed circumstances", "another network or other images under the same name, another seed")
 def test_what_a_run_was_frozen_from_may_not_change(case, record_property):
     assert case.freeze().code == 0
-    refused(case.freeze("--seed", "1"), "was frozen with seed = 0", "got seed = 1")
+    refused(case.freeze("--seed", "1"), "was frozen with --seed 0", "got --seed 1")
     case.network("module[0].bias[0] += 1e-3")
     refused(case.freeze(), "was frozen with other weights, of digest", "give another --run")
     case.network()

@@ -60,7 +60,7 @@ def test_a_given_plan_decides_the_sizes_and_another_one_needs_redo(vgg_run, tmp_
     assert again.done_before
     layer_of(plan, "7").update(spatial_rank=14)
     (tmp_path / "mine.json").write_text(json.dumps(plan))
-    with pytest.raises(UsageError, match="was decomposed with plan = one of digest .*--redo"):
+    with pytest.raises(UsageError, match="was decomposed with --plan one of digest .*--redo"):
         decompose(other, plan=tmp_path / "mine.json", reporter=Collected())
     decompose(other, plan=tmp_path / "mine.json", redo=True, reporter=Collected())
     assert len(network_file.load(other.model_dir).get_submodule("7.vertical").weight) == 14

@@ -159,19 +159,19 @@ def test_a_block_that_was_made_from_other_layers_is_refused(run):
 def test_another_choice_of_refinement_is_refused_with_the_option_that_leaves_the_run_as_it_is(run):
     decompose(run, speedup=2, refine_blocks=False, reporter=Collected())
     record = run.config("decompose")
-    was = "with refine_blocks = {}, got refine_blocks = {}; give --{}refine-blocks to leave it so, use --redo to"
+    was = "with --{0}refine-blocks, got --{1}refine-blocks; give --{0}refine-blocks to leave it so, use --redo to"
     for known in (True, False):  # not to the versions that could not refine blocks
         if not known:
             del record["asked"]["refine_blocks"]
             run.update_config("decompose", record)
-        with pytest.raises(UsageError, match=was.format(False, True, "no-")):
+        with pytest.raises(UsageError, match=was.format("no-", "")):
             decompose(run, speedup=2, reporter=Collected())
         assert decompose(run, speedup=2, refine_blocks=False, reporter=Collected()).done_before
     with pytest.raises(UsageError) as caught:
         decompose(run, speedup=3, reporter=Collected())
-    assert "no-refine-blocks" not in str(caught.value)
+    assert "to leave it so" not in str(caught.value)
     decompose(run, speedup=2, redo=True, reporter=Collected())
-    with pytest.raises(UsageError, match=was.format(True, False, "")):
+    with pytest.raises(UsageError, match=was.format("", "no-")):
         decompose(run, speedup=2, refine_blocks=False, reporter=Collected())
 
 

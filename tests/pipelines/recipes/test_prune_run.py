@@ -45,7 +45,7 @@ def test_names_that_are_missing_are_asked_for(run, tmp_path):
 
 
 def test_other_images_than_those_of_the_run_are_refused(run):
-    with pytest.raises(UsageError, match="was frozen with n_images = 400, got n_images = 100"):
+    with pytest.raises(UsageError, match="was frozen with --images 400, got --images 100"):
         prune_run(run, model="plain", data="digits", frozen=FROZEN, ratio=0.5, reporter=Collected())
 
 

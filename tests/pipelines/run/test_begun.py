@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 
 from decomp.errors import FileError, NumericalError, UsageError
+from decomp.pipelines.console.options import DecomposeOptions
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.run.begun import begun_command, compressing_command
 from decomp.pipelines.run.conditions import no_compressed_network
@@ -52,6 +53,15 @@ def test_going_on_neither_deletes_the_layers_nor_stops_at_the_plan(run):
     command = "decompose --redo --run=r --speedup 2x --plan-only --device cpu"
     run.update_config("decompose", {"asked": {"speedup": 2.0}, "command": command})
     assert begun_command(run, "decompose") == f"decompose --run={run.path} --speedup 2x --device cpu"
+
+
+def test_a_decomposition_begun_from_python_has_the_options_of_its_record(run):
+    options = DecomposeOptions(speedup=2.5, skip=["a", "b*"], refine=False, coupled=0.5, steps=["prune"])
+    run.update_config("decompose", {"asked": options.to_json()})
+    told = f"decompose --run {run.path} --speedup 2.5x --steps prune --skip a --skip 'b*' --no-refine --coupled 0.5"
+    assert begun_command(run, "decompose") == told
+    run.update_config("decompose", {"asked": {**options.to_json(), "plan": "0" * 64}})
+    assert begun_command(run, "decompose").startswith(f"decompose --run {run.path} --plan FILE --skip a")
 
 
 def test_a_copied_run_goes_on_in_its_own_folder(run, tmp_path):

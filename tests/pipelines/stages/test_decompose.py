@@ -186,7 +186,7 @@ def test_doing_it_twice_does_nothing_and_otherwise_refuses_until_redo(run):
     RunDirectory.open(run).update_config("finetune", {"asked": {}})
     assert again.lines()[-1] == f"next: decomp status --run {run}"
     RunDirectory.open(run).update_config("finetune", None)
-    with pytest.raises(UsageError, match="was decomposed with speedup = 2.0, got speedup = 3.0"):
+    with pytest.raises(UsageError, match="was decomposed with --speedup 2, got --speedup 3"):
         decompose(run, speedup=3, reporter=Collected())
     decompose(run, speedup=3, redo=True, reporter=Collected())
     assert (
@@ -348,7 +348,7 @@ def test_starting_over_is_not_bound_to_the_limits_of_before(run):
 
 def test_what_was_begun_is_said_to_be_begun_and_other_stages_name_the_way_on(run):
     decompose(run, speedup=2, plan_only=True, reporter=Collected())
-    with pytest.raises(UsageError, match="was begun with speedup = 2.0, got speedup = 4.0"):
+    with pytest.raises(UsageError, match="was begun with --speedup 2, got --speedup 4"):
         decompose(run, speedup=4, reporter=Collected())
     for call in (finetune, summarise):
         with pytest.raises(FileError, match="the decomposition is not finished; go on with `decomp decompose .* 2x`"):

@@ -255,7 +255,7 @@ def test_a_second_time_does_no_work_and_says_so(run, monkeypatch):
 
 def test_other_options_are_refused_until_redo(run):
     tune(run, epochs=1)
-    with pytest.raises(UsageError, match=r"was fine-tuned with epochs = 1, got epochs = 2; give --redo"):
+    with pytest.raises(UsageError, match=r"was fine-tuned with --epochs 1, got --epochs 2; give --redo"):
         tune(run, epochs=2)
     assert tune(run, epochs=2, redo=True).facts["epochs"] == 2
     assert len(metrics(run)) == 3

@@ -65,7 +65,7 @@ def test_the_same_call_again_does_nothing_and_other_options_are_refused(run):
     assert again.done_before and again.facts == first.facts
     assert (run.pruned_dir / "structure.json").stat().st_mtime_ns == written
     assert again.lines()[0].endswith("already pruned by l1 at 1.5x, nothing to do")
-    with pytest.raises(UsageError, match="was pruned with speedup = 1.5, got speedup = 2.0; use --redo"):
+    with pytest.raises(UsageError, match="was pruned with --speedup 1.5, got --speedup 2; use --redo"):
         pruned(run, speedup=2)
 
 
