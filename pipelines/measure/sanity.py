@@ -201,13 +201,13 @@ def lines(facts: dict[str, Any]) -> list[str]:
             "are these the images that it was trained for?"
         )
     elif facts.get("n_labels", 2) < 2:
-        gets = "get one other class" if facts["n_top_classes"] == 1 else "mostly get other classes"
+        gets = "get one other class" if facts.get("n_top_classes") == 1 else "mostly get other classes"
         warning = (
             f"all images have one label, {facts['largest_label']}, and {gets}; the label of an image in a folder is "
             "the place of its class folder in alphabetical order: give all class folders of the network, or tune "
             "without labels"
         )
-    elif facts["n_top_classes"] == 1:
+    elif facts.get("n_top_classes") == 1:  # runs of earlier versions did not count them
         warning = f"all images get one class; {_CAUSES.replace(' labels in another order,', '')} to this network"
     else:
         warning = f"near chance; {_CAUSES} to this network"
