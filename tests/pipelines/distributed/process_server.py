@@ -31,7 +31,7 @@ from decomp.pipelines.recipes import loss_budget
 from decomp.pipelines.run import calibration
 
 calibration.RECORDED_IMAGES = 0  # no mixtures of few images, as in the other tests
-refine_blocks.STEPS, loss_budget.MOST_TRIALS = 20, 2
+refine_blocks.STEPS, loss_budget.MOST_TRIALS = 100, 2
 
 
 def environment(rank, n, port):
