@@ -201,7 +201,7 @@ def test_a_run_that_is_kept_is_continued_and_serves_the_stages(tmp_path, capsys)
     again, _ = decomp.compress(model, images(), 1.5, n_points=5, run=run, quiet=True)
     assert (run / "frozen.h5").stat().st_mtime_ns == frozen and not capsys.readouterr().err
     assert torch.equal(network(images()), again(images()))
-    with pytest.raises(UsageError, match="with speedup 1.5, got speedup 1.8; use redo=True to replace it, or another run"):
+    with pytest.raises(UsageError, match="with speedup 1.5, got speedup 1.8; use redo=True to replace it"):
         decomp.compress(model, images(), 1.8, n_points=5, run=run)
     with pytest.raises(UsageError, match="was frozen with other training images"):
         decomp.compress(model, images() + 1, 1.5, n_points=5, run=run)
