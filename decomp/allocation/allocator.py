@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from decomp.allocation.choices import Choices, LayerPlans, number
+from decomp.allocation.choices import Choices, LayerPlans, exact_spatial_rank, number
 from decomp.allocation.dynamic_programming import solve, solve_for_target
 from decomp.allocation.interfaces import CostModel, Graph, Layer
 from decomp.allocation.layer_curves import Curve, LayerCurves
@@ -155,9 +155,7 @@ class Allocator:
         for layer in self.graph.layers:
             plan = plans[layer.name]
             plan.left_alone = dict(layer.left_alone)
-            if plan.spatial_rank is not None:
-                # With few channels read, a lower rank is exact; a layer without any loss may have been given more.
-                plan.spatial_rank = min(plan.spatial_rank, columns(layer, plan.keep) * layer.kernel[0])
+            plan.spatial_rank = exact_spatial_rank(layer, plan)  # a layer without any loss may have been given more
             plan.off_multiple = self.choices.off_multiple(plan)
             if plan.keep is not None and plan.keep == layer.input_width:
                 plan.keep = None

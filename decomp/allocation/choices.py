@@ -198,3 +198,10 @@ def plan_cost(graph: Graph, plans: Mapping[str, LayerPlan], cost: CostModel) -> 
         plan = plans[layer.name]
         total += number(cost.layer(layer, columns(layer, plan.keep), width_out[layer.name], *plan.ranks))
     return total
+
+
+def exact_spatial_rank(layer: Layer, plan: LayerPlan) -> int | None:
+    """The spatial rank of a plan, at most the one that is exact for the channels that it reads, c·kh."""
+    if plan.spatial_rank is None:
+        return None
+    return min(plan.spatial_rank, columns(layer, plan.keep) * layer.kernel[0])

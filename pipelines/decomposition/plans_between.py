@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from decomp.allocation.choices import Choices, LayerPlans, Ranks
+from decomp.allocation.choices import Choices, LayerPlans, Ranks, exact_spatial_rank
 from decomp.allocation.interfaces import Layer
 from decomp.allocation.plan import RANKS, LayerPlan
 
@@ -104,6 +104,8 @@ def _completed(choices: Choices, plans: LayerPlans) -> LayerPlans:
     done = {}
     for layer in choices.graph.layers:
         plan = replace(plans[layer.name])
+        # The width may be that of the fast plan already, and the rank still that of the slow one.
+        plan.spatial_rank = exact_spatial_rank(layer, plan)
         plan.off_multiple = choices.off_multiple(plan)
         if plan.keep == layer.input_width:
             plan.keep = None

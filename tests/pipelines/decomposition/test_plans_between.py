@@ -57,6 +57,14 @@ def test_a_path_changes_one_layer_at_a_time_and_leaves_both_ends_out(graph):
     assert sizes(slow) not in steps[1:] and sizes(fast) not in steps[:-1]
 
 
+def test_no_spatial_rank_is_above_the_one_that_is_exact_for_the_channels_read(graph):
+    slow, fast = plans_of(graph, l2=LayerPlan("2", 16, 40)), plans_of(graph, l2=LayerPlan("2", 4, 6))
+    read = [plan["2"] for plan in plans_between(choices_of(graph), slow, fast)]
+    assert min(plan.keep or 16 for plan in read) == 4
+    assert all(plan.spatial_rank <= 3 * (plan.keep or 16) for plan in read)
+    assert any(plan.spatial_rank == 3 * (plan.keep or 16) < 40 for plan in read)
+
+
 def test_counted_cost_falls_along_a_path_on_which_every_layer_becomes_smaller(graph):
     choices = choices_of(graph)
     slow, fast = plans_of(graph, l2=LayerPlan("2", 12)), plans_of(graph, l2=LayerPlan("2", 2), l4=LayerPlan("4", 3))
