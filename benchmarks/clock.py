@@ -2,18 +2,21 @@
 
     python -m benchmarks.clock --out runs/clock
     python -m benchmarks.clock --quick --out runs/clock-quick
+    python -m benchmarks.clock --runtimes compile --asked 2,1.5 --out runs/clock
     python -m benchmarks.clock --networks vgg16,resnet18,resnet50,mobilenet_v2 --out runs/clock-large
+    python -m benchmarks.clock --networks "" --out runs/clock --also runs/clock-large --report docs/clock.md
 
 Protocol: a network of the zoo is frozen once; for each runtime and speed-up one network is planned by measured time and
 emitted. It is then timed against the original in interleaved rounds, in a new process for each repetition, until the
-median of the ratios is known to about one percent. A repetition keeps the promise where the ratio of medians is
-between 0.97 and 1.10 of what was asked. It is marked as busy, and not counted unless --busy is given, where the threads
-waited for processors, or the original, which runs twice in each round, differs from itself or takes longer than in
-other repetitions (neighbours on the hardware of a virtual machine slow networks by different shares). A plan, or a
-refusal, of which the command says that the machine was busy and the measured speed-up not certain is made again, as
-the command advises, at most twice; repetitions of a plan that stays uncertain are not counted. Networks of torchvision
-have random weights and 224 pixels; their plans come from the same search with losses by formula. Rows are appended to
-rows.jsonl: an interrupted benchmark goes on. Time of planning: see benchmarks.clock_planning.
+median of the ratios is known to about one percent. A repetition keeps the promise where the ratio of medians is between
+0.97 and 1.10 of what was asked. It is marked as busy, and not counted unless --busy is given, where the threads waited
+for processors, or the original, which runs twice in each round, differs from itself or takes longer than in other
+repetitions or when the plan was made (neighbours on the hardware of a virtual machine slow networks by different
+shares). A plan, or a refusal, of which the command says that the machine was busy and the measured speed-up not certain
+is made again, as the command advises, at most twice; repetitions of a plan that stays uncertain are not counted.
+Networks of torchvision have random weights and 224 pixels; their plans come from the same search with losses by
+formula. Rows are appended to rows.jsonl: an interrupted benchmark goes on. Rows of several states of the code carry a
+label (--label), and are shown beside each other. Time of planning: see benchmarks.clock_planning.
 """
 
 import argparse
@@ -91,8 +94,9 @@ class Clock:
         """Append the rows that are missing, until all are there or the minutes are over."""
         self.out.mkdir(parents=True, exist_ok=True)
         o = self.options
+        label = {"code": o.label} if o.label else {}
         keys = [
-            {"network": network, "runtime": name, "asked": asked}
+            {"network": network, "runtime": name, "asked": asked, **label}
             for network in filter(None, o.networks.split(",")) for name in o.runtimes.split(",")
             for asked in numbers(o.asked)
         ]  # fmt: skip
@@ -104,7 +108,7 @@ class Clock:
 
     def measure(self, key):
         """Append the rows that are missing of one network, runtime and speed-up."""
-        own = [row for row in read_rows(self.path) if key.items() <= row.items()]
+        own = [row for row in read_rows(self.path) if is_of(row, key)]
         if own and not is_uncertain(own[-1]) and ("refused" in own[-1] or len(own) >= self.options.repetitions):
             return
         planned = self.planned(key)
@@ -125,7 +129,8 @@ class Clock:
 
     def label(self, key):
         """Name of the files of a plan."""
-        return f"{key['network'].replace(':', '-')}-{key['runtime']}-{key['asked']}x"
+        code = f"-{key['code']}" if "code" in key else ""
+        return f"{key['network'].replace(':', '-')}-{key['runtime']}-{key['asked']}x{code}"
 
     def base(self, key):
         """The frozen run of a network."""
@@ -222,10 +227,13 @@ class Clock:
         return time_once(networks, shape, name, threads, self.fastest(key))
 
     def fastest(self, key):
-        """The shortest time of the original in this runtime, in all rows; None where there is no row."""
+        """The shortest time of the original in this runtime, in all rows and plans; None where there is none."""
         same = {name: key[name] for name in ("network", "runtime")}
         rows = [row for row in read_rows(self.path) if same.items() <= row.items()]
-        return min((row["original_ms"] for row in rows if "original_ms" in row), default=None)
+        path = self.out / f"{self.label(key)}.tries.json"
+        made = json.loads(path.read_text()) if path.exists() else []
+        times = [row.get(name) for row in [*rows, *made] for name in ("original_ms", "plan_original_ms")]
+        return min(filter(None, times), default=None)
 
 
 def of_plan(record):
@@ -234,7 +242,25 @@ def of_plan(record):
     kept = {"planned": latency["measured_speedup"], "table_error": latency["table_error"]}
     kept |= {"plan_original_ms": latency["original_ms"]}
     kept["plan_busy"] = latency["busy"]  # the command has said so, and that the plan should be made again
+    kept["plan_signs"] = latency.get("signs", [])
     return kept | {name: latency[name] for name in ("slower", "faster") if name in latency}
+
+
+def is_of(row, key):
+    """Whether a row is one of a network, runtime and speed-up, measured with the same code."""
+    return key.items() <= row.items() and row.get("code") == key.get("code")
+
+
+def rows_of(folder, label):
+    """The rows of a folder; those without a label get this one, if there is one."""
+    own = {"code": label} if label else {}
+    return [{**own, **row} for row in read_rows(Path(folder) / "rows.jsonl")]
+
+
+def folders_of(options):
+    """The folders whose rows are shown, with the label of rows that have none: the benchmark's own, and --also."""
+    also = [part.partition("=") for part in options.also.split(",") if part]
+    return [(options.out, options.label), *((Path(name), label) for name, _, label in also)]
 
 
 def refusal(line):
@@ -270,9 +296,11 @@ def parsed(arguments=None):
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--minutes", default=0.0, type=float, help="after which no new step begins")
     parser.add_argument("--busy", action="store_true", help="count repetitions on a busy machine too")
+    parser.add_argument("--label", default="", help="of the code, in the table; each label has rows of its own")
     parser.add_argument(
-        "--also", default="", help="folders of other calls, with commas between: their rows are shown too"
-    )
+        "--also", default="",
+        help="folders of other calls, with commas between: their rows are shown too; FOLDER=LABEL labels those without",
+    )  # fmt: skip
     parser.add_argument("--report", type=Path, help="page to write, such as docs/clock.md, its picture beside it")
     if "--quick" in (sys.argv[1:] if arguments is None else arguments):
         parser.set_defaults(**QUICK)
@@ -287,9 +315,9 @@ def main():
         print(json.dumps(clock.in_child(json.loads(options.time or options.plan), bool(options.plan))))
         return
     clock.run()
-    folders = [options.out, *(Path(name) for name in options.also.split(",") if name)]
-    rows = [row for folder in folders for row in read_rows(folder / "rows.jsonl")]
-    planning = [row for folder in folders for row in clock_planning.read(folder)]
+    folders = folders_of(options)
+    rows = [row for folder, label in folders for row in rows_of(folder, label)]
+    planning = [row for folder, _ in folders for row in clock_planning.read(folder)]
     text = clock_page.page(rows, options.threads, options.busy, __doc__, planning)
     path = options.report or options.out / "clock.md"
     clock_page.write(path, text, rows, options.busy)

@@ -7,11 +7,12 @@ from benchmarks import clock_planning
 from benchmarks.common import machine, markdown
 from decomp.pipelines.decomposition.target_search import LEAST, MOST
 
+#: A row of the table is of one of each; the code has a column where rows have a label.
+KEY = ("code", "network", "runtime", "asked")
 FIELDS = (
-    "network", "runtime", "asked", "plans", "planned", "measured", "low", "high", "kept", "busy", "table error",
+    *KEY, "plans", "planned", "measured", "low", "high", "kept", "busy", "table error",
     "seconds",
 )  # fmt: skip
-
 
 PLANNING = (
     "seconds: of `decompose --plan-only` from frozen points. cost: multiply-accumulates (macs), or the "
@@ -34,16 +35,25 @@ def counted(rows, with_busy=False):
     return [row for row in rows if "measured_speedup" in row and (with_busy or not is_busy(row))]
 
 
+def key_of(row):
+    """Code, network, runtime and asked speed-up of a row."""
+    return tuple(row.get(name, "") for name in KEY)
+
+
+def groups_of(rows):
+    """The rows of each key, in the order of the rows."""
+    return {key: [row for row in rows if key_of(row) == key] for key in dict.fromkeys(map(key_of, rows))}
+
+
 def summary(rows, with_busy=False):
-    """A row of the table for each network, runtime and asked speed-up, in the order of the rows."""
-    table, keys = [], list(dict.fromkeys((row["network"], row["runtime"], row["asked"]) for row in rows))
-    for key in keys:
-        own = [row for row in rows if (row["network"], row["runtime"], row["asked"]) == key]
+    """A row of the table for each code, network, runtime and asked speed-up, in the order of the rows."""
+    table = []
+    for key, own in groups_of(rows).items():
         timed = [row for row in own if "measured_speedup" in row]
         if not timed:
             continue
         last, used = timed[-1], counted(timed, with_busy)
-        entry = dict(zip(FIELDS[:3], key, strict=True))
+        entry = dict(zip(KEY, key, strict=True))
         entry |= {
             "plans": len(last.get("tries", [last])), "planned": last["planned"], "seconds": last.get("seconds"),
             "busy": len(timed) - len(counted(timed)),
@@ -58,18 +68,22 @@ def summary(rows, with_busy=False):
 
 
 def verdict(rows, with_busy=False):
-    """How many promises were kept, in a sentence; how far off the table of times was."""
+    """How many promises were kept, and how far off the table of times was; of several codes each for itself."""
+    codes = list(dict.fromkeys(row.get("code", "") for row in rows))
+    if len(codes) > 1:
+        parts = {code: [row for row in rows if row.get("code", "") == code] for code in codes}
+        lines = [f"- {code or 'without a label'}: {verdict(own, with_busy)}" for code, own in parts.items()]
+        return "\n".join(lines)
     used, timed = counted(rows, with_busy), [row for row in rows if "measured_speedup" in row]
     kept, busy = sum(map(is_kept, used)), sum(map(is_busy, timed))
-    refused = len({(row["network"], row["runtime"], row["asked"]) for row in rows if "refused" in row})
-    errors = [abs(entry) for entry in {(r["network"], r["runtime"], r["asked"]): r["table_error"] for r in rows
-                                       if "table_error" in r}.values()]  # fmt: skip
+    refused = len({key_of(row) for row in rows if "refused" in row})
+    errors = [abs(entry) for entry in {key_of(r): r["table_error"] for r in rows if "table_error" in r}.values()]
     words = [f"Kept: {kept} of {len(used)} repetitions within {LEAST:g} to {MOST:.2f} of what was asked."]
     if busy:
         plans = sum(bool(row.get("plan_busy")) for row in timed)
         planned = f" ({plans} of them of plans that the command called uncertain each time)" if plans else ""
         words.append(f"{busy} on a busy machine {'are counted too' if with_busy else 'are left out'}{planned}.")
-    made = {(row["network"], row["runtime"], row["asked"]): row["tries"] for row in rows if row.get("tries")}
+    made = {key_of(row): row["tries"] for row in rows if row.get("tries")}
     if again := sum(len(tries) - 1 for tries in made.values()):
         one = "1 plan was" if again == 1 else f"{again} plans were"
         words.append(f"{one} made again, as the command called the one before uncertain.")
@@ -84,15 +98,34 @@ def verdict(rows, with_busy=False):
 
 
 def notes(rows):
-    """What was refused or could only be met coarsely, in the program's words."""
+    """What was refused, could only be met coarsely, broke its promise or did not count, a line each."""
     lines = []
     for row in rows:
-        what = f"{row['network']} in {row['runtime']} at {row['asked']}x"
+        code = f", {row['code']}" if row.get("code") else ""
+        what = f"{row['network']} in {row['runtime']} at {row['asked']}x{code}"
         if "refused" in row:
             lines.append(f"- {what}: refused. {row['refused']}")
-        elif "slower" in row:
+            continue
+        if "slower" in row:
             lines.append(f"- {what}: the closest sizes measured {row['slower']:.2f}x and {row['faster']:.2f}x.")
+        if reason := failure(row):
+            lines.append(f"- {what}: measured {row['measured_speedup']:.2f}x, planned {row['planned']:.2f}x; {reason}.")
     return list(dict.fromkeys(lines))
+
+
+def failure(row):
+    """Why a repetition does not count, or what is known of one that broke its promise; nothing where it kept it."""
+    if row.get("plan_busy"):
+        signs = f": {'; '.join(row['plan_signs'])}" if row.get("plan_signs") else ""
+        return f"not counted, as the command called its plan uncertain{signs}"
+    if row.get("busy"):
+        return f"not counted, busy: {'; '.join(row.get('signs') or ['the signs were not kept'])}"
+    if is_kept(row):
+        return ""
+    reason = "promise broken, on a machine without a sign of being busy"
+    if row.get("plan_original_ms") and "original_ms" in row:
+        reason += f"; the original took {row['plan_original_ms']:.3g} ms in the plan, {row['original_ms']:.3g} ms here"
+    return reason
 
 
 def versions():
@@ -110,12 +143,14 @@ def page(rows, threads, with_busy, docstring, planning=()):
     """The page as Markdown; `planning` are rows of :mod:`benchmarks.clock_planning`."""
     protocol = docstring.split("Protocol: ")[1].strip()
     where = f"{machine()}; {threads} threads, batch of 1, contiguous; {versions()}"
-    parts = ["# Asked and measured speed-up", verdict(rows, with_busy), markdown(FIELDS, summary(rows, with_busy))]
+    fields = FIELDS if any(row.get("code") for row in rows) else FIELDS[1:]
+    parts = ["# Asked and measured speed-up", verdict(rows, with_busy), markdown(fields, summary(rows, with_busy))]
     parts += ["\n".join(notes(rows))] if notes(rows) else []
     explained = (
         "plans: made until the command called one certain. planned: measured when the last one was made. measured, "
         "low, high: median, least and most of the repetitions. table error: the first proposal's expected speed-up "
         "over its measured one. seconds: of the command that made the plan."
+        + (" code: the state of the code that planned." if fields is FIELDS else "")
     )
     parts += [explained, f"Written by `python -m benchmarks.clock`. {protocol[0].upper()}{protocol[1:]}", where]
     if planning:
@@ -142,7 +177,10 @@ def draw(path, rows, with_busy):
             [e["high"] / e["asked"] - m for m, (_, e) in zip(middle, own)],
         ]
         axes.errorbar(middle, [place for place, _ in own], xerr=spread, fmt="o", markersize=4, capsize=2, label=name)
-    axes.set_yticks(range(len(entries)), [f"{e['network'].removeprefix('zoo:')}, {e['asked']}x" for e in entries])
+    names = [
+        f"{e['network'].removeprefix('zoo:')}, {e['asked']}x" + (f", {e['code']}" if e["code"] else "") for e in entries
+    ]
+    axes.set_yticks(range(len(entries)), names)
     axes.invert_yaxis()
     axes.set_xlabel("measured over asked speed-up, in fresh processes")
     axes.legend(fontsize="small")

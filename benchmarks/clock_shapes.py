@@ -61,7 +61,7 @@ def plan_shape(name, runtime_name, asked, path, threads):
     from decomp.cost.models import counted_model
     from decomp.errors import DecompError
     from decomp.pipelines.console.reporter import Reporter
-    from decomp.pipelines.decomposition.latency_plan import allocate_for_latency
+    from decomp.pipelines.decomposition.latency_plan import LatencyProblem, plans_for_latency
     from decomp.pipelines.decomposition.make_plan import decompose_options
 
     torch.set_num_threads(threads)
@@ -70,11 +70,12 @@ def plan_shape(name, runtime_name, asked, path, threads):
     options = decompose_options(speedup=asked, cost="latency", runtime=runtime_name, latency_batch=1)
     counted = counted_model("macs", graph, whole.per_layer, whole)
     try:
-        *_, found = allocate_for_latency(
+        problem = LatencyProblem(
             Path(path).parent / f"{name}-latency.json", options, graph, curves_of(graph, whole.per_layer),
             Rules(multiple=8), counted=counted, original=graph.module, device=torch.device("cpu"),
-            reporter=Reporter(quiet=True), loss_ratio=1.0,
+            reporter=Reporter(quiet=True),
         )  # fmt: skip
+        found = plans_for_latency(problem)[0]  # without images, no trial takes the one by multiply-accumulates
     except DecompError as error:
         record = {"refused": str(error)}
     else:

@@ -54,7 +54,7 @@ def test_plans_that_were_made_again_are_counted_and_the_last_one_is_shown():
 
 
 def test_errors_of_the_table_count_once_for_each_plan_and_refusals_have_their_line():
-    rows = [row(2.0), row(2.0), row(2.0, asked=3, table_error=-0.3), row(2.0, asked=4, slower=1.5, faster=2.0)]
+    rows = [row(2.0), row(2.0), row(3.0, asked=3, table_error=-0.3), row(4.1, asked=4, slower=1.5, faster=2.0)]
     rows.append({"network": "n", "runtime": "eager", "asked": 5, "refused": "at most 2x was measured"})
     said = clock_page.verdict(rows)
     assert "Refused: 1." in said and "is off by 10 % in the median and 30 % at most" in said
@@ -63,6 +63,39 @@ def test_errors_of_the_table_count_once_for_each_plan_and_refusals_have_their_li
         "- n in eager at 5x: refused. at most 2x was measured",
     ]
     assert len(clock_page.summary(rows)) == 3
+
+
+def test_each_repetition_that_failed_has_a_line_with_the_reason():
+    signs = ["the original takes 1.90 times as long as at other times"]
+    rows = [
+        row(2.0),
+        row(1.85, planned=2.04, plan_original_ms=0.3678, original_ms=0.3813),
+        row(9.0, True, planned=2.04, signs=signs),
+        row(8.0, True, planned=2.04),
+        row(7.0, planned=2.04, plan_busy=True, plan_signs=["the speed-up differs by 9 %"]),
+        row(1.8, planned=2.04, code="before"),
+    ]
+    assert clock_page.notes(rows) == [
+        "- n in eager at 2x: measured 1.85x, planned 2.04x; promise broken, on a machine without a sign of being busy; "
+        "the original took 0.368 ms in the plan, 0.381 ms here.",
+        f"- n in eager at 2x: measured 9.00x, planned 2.04x; not counted, busy: {signs[0]}.",
+        "- n in eager at 2x: measured 8.00x, planned 2.04x; not counted, busy: the signs were not kept.",
+        "- n in eager at 2x: measured 7.00x, planned 2.04x; not counted, as the command called its plan uncertain: the "
+        "speed-up differs by 9 %.",
+        "- n in eager at 2x, before: measured 1.80x, planned 2.04x; promise broken, on a machine without a sign of "
+        "being busy.",
+    ]
+
+
+def test_rows_of_several_codes_stay_apart_and_have_a_column_and_a_verdict_each():
+    rows = [row(2.0), row(1.5, code="before"), row(2.1, code="before")]
+    first, second = clock_page.summary(rows)
+    assert (first["code"], first["kept"], second["code"], second["kept"]) == ("", "1 of 1", "before", "1 of 2")
+    text = clock_page.page(rows, 2, False, clock.__doc__)
+    assert "- without a label: Kept: 1 of 1 repetitions" in text and "- before: Kept: 1 of 2 repetitions" in text
+    assert "| code | network |" in text and "| before | n | eager | 2 | 1 | 2 | 1.8 |" in text
+    alone = clock_page.page(rows[:1], 2, False, clock.__doc__)
+    assert "\n\nKept: 1 of 1 repetitions" in alone and "| network | runtime |" in alone and "code:" not in alone
 
 
 def test_page_has_the_protocol_the_table_and_its_picture(tmp_path):
@@ -127,6 +160,7 @@ class Recorded(clock.Clock):
     def __init__(self, out, *arguments, refused="", uncertain=0):
         super().__init__(clock.parsed(["--out", str(out), "--networks", "zoo:a", "--runtimes", "eager", *arguments]))
         self.refused, self.called, self.uncertain = refused, [], uncertain
+        self.code = {"code": self.options.label} if self.options.label else {}
 
     def child(self, *arguments):
         self.called.append(arguments[0])
@@ -135,7 +169,7 @@ class Recorded(clock.Clock):
     def decomp(self, *arguments):
         self.called.append(arguments[0] + " again" * ("--redo" in arguments))
         if arguments[0] == "decompose" and not self.refused:
-            run = self.out / "zoo-a-eager-2x"
+            run = self.out / self.label({"network": "zoo:a", "runtime": "eager", "asked": 2, **self.code})
             (run / "model").mkdir(parents=True, exist_ok=True)
             (run / "model" / "structure.json").touch()
             self.uncertain -= 1
@@ -159,6 +193,27 @@ def test_an_interrupted_benchmark_goes_on_with_the_repetitions_that_are_missing(
     assert more.called == ["--time"]
     rows = clock.read_rows(tmp_path / "rows.jsonl")
     assert len(rows) == 3 and rows[0]["planned"] == 2.0 and rows[0]["table_error"] == 0.2
+
+
+def test_another_label_of_the_code_has_plans_and_rows_of_its_own(tmp_path):
+    Recorded(tmp_path, "--asked", "2", "--repetitions", "1").run()
+    labelled = Recorded(tmp_path, "--asked", "2", "--repetitions", "1", "--label", "after")
+    labelled.run()
+    assert labelled.called == ["freeze", "decompose", "--time"]
+    for label in ((), ("--label", "after")):
+        again = Recorded(tmp_path, "--asked", "2", "--repetitions", "1", *label)
+        again.run()
+        assert not again.called
+    assert [one.get("code") for one in clock.read_rows(tmp_path / "rows.jsonl")] == [None, "after"]
+
+
+def test_rows_of_a_folder_without_a_label_get_the_one_that_is_given(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "rows.jsonl").write_text(json.dumps(row(2.0)) + "\n" + json.dumps(row(2.1, code="own")) + "\n")
+    options = clock.parsed(["--out", str(tmp_path), "--label", "now", "--also", f"{tmp_path / 'old'}=before,x"])
+    assert clock.folders_of(options) == [(tmp_path, "now"), (tmp_path / "old", "before"), (clock.Path("x"), "")]
+    assert [one["code"] for one in clock.rows_of(tmp_path / "old", "before")] == ["before", "own"]
+    assert [one.get("code") for one in clock.rows_of(tmp_path / "old", "")] == [None, "own"]
 
 
 @pytest.mark.parametrize(("uncertain", "made", "busy"), [(1, 2, False), (2, 3, False), (5, 3, True)])
@@ -212,7 +267,10 @@ def test_a_repetition_is_held_against_the_shortest_time_of_the_original_in_its_r
     assert benchmark.fastest({"network": "n", "runtime": "eager", "asked": 2}) is None
     for time, others in ((5.0, {}), (4.0, {"asked": 3}), (1.0, {"runtime": "compile"}), (2.0, {"network": "m"})):
         benchmark.append(row(2.0, original_ms=time, **others))
-    assert benchmark.fastest({"network": "n", "runtime": "eager", "asked": 2}) == 4.0
+    key = {"network": "n", "runtime": "eager", "asked": 2}
+    assert benchmark.fastest(key) == 4.0
+    (tmp_path / "n-eager-2x.tries.json").write_text(json.dumps([{"plan_original_ms": 3.5}, {"refused": "at most"}]))
+    assert benchmark.fastest(key) == 3.5 and benchmark.fastest({**key, "asked": 3}) == 4.0  # its plan counts too
 
 
 def test_no_step_begins_when_the_minutes_are_over(tmp_path, monkeypatch, capsys):

@@ -52,28 +52,11 @@ RIVAL = 3, 2
 LOSS_RATIO = 2.5
 
 
-def allocate_for_latency(
-    path: Path,
-    options: DecomposeOptions,
-    graph: NetworkGraph,
-    curves: Mapping[str, LayerCurves],
-    rules: Rules,
-    *,
-    counted: CostModel,
-    original: nn.Module,
-    device: torch.device,
-    reporter: Reporter,
-    loss_ratio: float = LOSS_RATIO,
-    trial: bool = False,
-) -> list[Allocation]:
-    """Sizes for a speed-up in measured time, and where they may lose less, those of a plan by multiply-accumulates.
+@dataclass(frozen=True, eq=False)
+class LatencyProblem:
+    """A speed-up in measured time that sizes of all layers are wanted for.
 
-    A table of times of single factors proposes sizes; factorizations that are measured to be slower than the layer in
-    one piece are excluded. Networks of the proposed sizes, with random weights, are timed against the original until
-    one is as fast as asked (:mod:`decomp.pipelines.decomposition.target_search`), and the chosen one is measured
-    again. A plan by multiply-accumulates that is measured to be as fast is given beside it where it may lose less.
-
-    Parameters
+    Attributes
     ----------
     path : Path
         ``latency.json`` of the run.
@@ -88,11 +71,53 @@ def allocate_for_latency(
         Against which networks are timed; not the graph's own where channels or blocks have gone before.
     device : torch.device
     reporter : decomp.pipelines.console.reporter.Reporter
-    loss_ratio : float
-        Of the expected loss of a plan by multiply-accumulates to that of the other one, at most.
-    trial : bool
-        The sizes are one candidate of several: a slow machine is not waited for, and no plan by multiply-accumulates is
-        made.
+    """
+
+    path: Path
+    options: DecomposeOptions
+    graph: NetworkGraph
+    curves: Mapping[str, LayerCurves]
+    rules: Rules
+    counted: CostModel
+    original: nn.Module
+    device: torch.device
+    reporter: Reporter
+
+
+def candidate_for_latency(problem: LatencyProblem) -> LayerPlans:
+    """Sizes of a network that is one of several candidates, measured to be as fast as asked.
+
+    A table of times of single factors proposes sizes; factorizations that are measured to be slower than the layer in
+    one piece are excluded. Networks of the proposed sizes, with random weights, are timed against the original until
+    one is as fast as asked (:mod:`decomp.pipelines.decomposition.target_search`), and the chosen one is measured
+    again. A slow machine is not waited for.
+
+    Parameters
+    ----------
+    problem : LatencyProblem
+
+    Raises
+    ------
+    TargetError
+        The smallest sizes are measured to be slower than requested, which names the limiting options; or the narrowed
+        spaces alone make the network faster than that.
+    """
+    timings, shape = _timings(problem)
+    with WholeNetworks(timings, problem.original, shape, problem.reporter) as networks:
+        _, chosen = _Planner(problem, timings, _cost(timings, problem), networks).found()
+        return chosen.candidate.plans
+
+
+def plans_for_latency(problem: LatencyProblem) -> list[Allocation]:
+    """Sizes for a speed-up in measured time, and where they may lose less, those of a plan by multiply-accumulates.
+
+    The first ones are found as by :func:`candidate_for_latency`, while the original is watched: a slow machine is
+    waited for. A plan by multiply-accumulates that is measured to be as fast is given beside it where it may lose less,
+    see :data:`LOSS_RATIO`. Each is measured once more at the end.
+
+    Parameters
+    ----------
+    problem : LatencyProblem
 
     Returns
     -------
@@ -102,48 +127,42 @@ def allocate_for_latency(
     Raises
     ------
     TargetError
-        The smallest sizes are measured to be slower than requested, which names the limiting options; or the narrowed
-        spaces alone make the network faster than that.
+        As for :func:`candidate_for_latency`.
     """
-    timings, shape = _timings(path, options, graph, original, device)
-    with WholeNetworks(timings, original, shape, reporter) as networks:
-        if not trial:
+    timings, shape = _timings(problem)
+    with WholeNetworks(timings, problem.original, shape, problem.reporter) as networks:
+        networks.watch(PATIENCE)
+        cost = _cost(timings, problem)
+        if timings.measured:  # a table takes long, and the machine may have another speed by now
             networks.watch(PATIENCE)
-        cost = _cost(timings, options, graph, original, reporter)
-        if not trial:
-            networks.watch(PATIENCE)
-        planner = _Planner(timings, graph, curves, cost, counted, networks, options, rules, reporter, loss_ratio)
-        return planner.run(with_rival=not trial)
+        planner = _Planner(problem, timings, cost, networks)
+        found = [planner.found()]
+        found += planner.counted_rival(found[0][1])
+        return planner.allocations(found)
 
 
-def latency_model(
-    path: Path, options: DecomposeOptions, graph: NetworkGraph, original: nn.Module, device: torch.device,
-    reporter: Reporter,
-) -> LatencyCost:  # fmt: skip
+def latency_model(problem: LatencyProblem) -> LatencyCost:
     """The cost model that times of a network make, measured or read from ``latency.json``.
 
-    Parameters and errors as for :func:`allocate_for_latency`.
+    Parameters and errors as for :func:`candidate_for_latency`.
     """
-    timings, _ = _timings(path, options, graph, original, device)
-    return _cost(timings, options, graph, original, reporter)
+    return _cost(_timings(problem)[0], problem)
 
 
-def _timings(
-    path: Path, options: DecomposeOptions, graph: NetworkGraph, original: nn.Module, device: torch.device
-) -> tuple[Timings, Shape]:
+def _timings(problem: LatencyProblem) -> tuple[Timings, Shape]:
     """The known times, with the original prepared, and the shape of a batch."""
+    options, device = problem.options, problem.device
     assert options.latency_batch is not None and options.latency_layout is not None  # as cost is latency
     assert options.runtime is not None
     require_supported(options.runtime, options.latency_layout, device.type)
-    made = runtime(options.runtime, options.latency_layout)
-    timings, shape = Timings(path, device, options.latency_batch, made), (options.latency_batch, *graph.input_shape)
-    timings.keep_prepared(original, shape)
+    made, shape = runtime(options.runtime, options.latency_layout), (options.latency_batch, *problem.graph.input_shape)
+    timings = Timings(problem.path, device, options.latency_batch, made)
+    timings.keep_prepared(problem.original, shape)
     return timings, shape
 
 
-def _cost(
-    timings: Timings, options: DecomposeOptions, graph: NetworkGraph, original: nn.Module, reporter: Reporter
-) -> LatencyCost:
+def _cost(timings: Timings, problem: LatencyProblem) -> LatencyCost:
+    graph, original, options, reporter = problem.graph, problem.original, problem.options, problem.reporter
     cost, shape = latency_cost(timings, graph, reporter), (timings.batch_size, *graph.input_shape)
     if original is not graph.module:
         times = timings.compare({"original": original, "smaller": graph.module}, shape)
@@ -163,34 +182,33 @@ def _cost(
 class _Planner:
     """Proposals for the search, measurements of whole networks, and the choice at the end."""
 
+    problem: LatencyProblem
     timings: Timings
-    graph: NetworkGraph
-    curves: Mapping[str, LayerCurves]
     cost: CostModel
-    counted: CostModel
     networks: WholeNetworks
-    options: DecomposeOptions
-    rules: Rules
-    reporter: Reporter
-    loss_ratio: float
     measured_chains: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.graph, self.options, self.rules = self.problem.graph, self.problem.options, self.problem.rules
+        self.curves, self.reporter = self.problem.curves, self.problem.reporter
         self.all_sizes = Allocator(self.graph, self.curves, self.cost, self.rules)
         # Steps that are left, without the factorizations that are slower than a layer in one piece.
         self.usable = self.curves
         self._most = most(self.graph, self.curves, self.cost, self.rules)
 
-    def run(self, with_rival: bool) -> list[Allocation]:
-        """The plan and its rival, with their measurements."""
+    def found(self) -> tuple[TargetSearch, Attempt]:
+        """The plan by measured time, with its search."""
         search = self._search(self._proposed, lambda: self._most)
         chosen = self._settled(search, self._confirmed(search, search.run()))
         if chosen.speedup < LEAST * self.options.speedup:
             raise self._out_of_reach(chosen)
-        found = [(search, chosen), *(self._counted_rival(chosen) if with_rival else [])]
+        return search, chosen
+
+    def allocations(self, found: list[tuple[TargetSearch, Attempt]]) -> list[Allocation]:
+        """Plans, each measured once more, with their measurements; the first one is that by measured time."""
         for _, attempt in found:
             self._once_more(attempt)
-        first = search.attempts[0]
+        first = found[0][0].attempts[0]
         table_error = self.cost.total / first.candidate.milliseconds / first.speedup - 1
         return [self._allocation(*one, table_error) for one in found]
 
@@ -309,18 +327,19 @@ class _Planner:
         if ratio.is_comparable(attempt.ratio):
             attempt.ratios.append(ratio)
 
-    def _counted_rival(self, chosen: Attempt) -> list[tuple[TargetSearch, Attempt]]:
-        """A plan by multiply-accumulates that is as fast as asked, with its search; none where it loses too much.
+    def counted_rival(self, chosen: Attempt) -> list[tuple[TargetSearch, Attempt]]:
+        """A plan by multiply-accumulates as fast as a chosen one, with its search; none where it loses too much.
 
         The expected loss of a size leaves out what the refinement of a fit brings, and that is more in plans with many
         small factors. So a plan that is expected to lose more may lose less.
         """
-        most_lost = self.loss_ratio * chosen.candidate.loss
+        most_lost = LOSS_RATIO * chosen.candidate.loss
         fewest = self._by_count(lambda one: one.loss <= most_lost)
         if fewest is None or fewest.plans == chosen.candidate.plans:
             return []
         attempt = Attempt(fewest, [self.measure(fewest, self._wanted)])
-        words = f"a plan by {self.counted.unit} of {fewest.loss / chosen.candidate.loss:.2g} times the expected loss"
+        more = f"{fewest.loss / chosen.candidate.loss:.2g} times the expected loss"
+        words = f"a plan by {self.problem.counted.unit} of {more}"
         self.reporter.step(f"{words} was measured {attempt.speedup:.2f}x")
         if attempt.speedup < LEAST * self.options.speedup:
             return []
@@ -338,10 +357,10 @@ class _Planner:
 
     def _by_count(self, holds: Any) -> Candidate | None:
         """The plan with the fewest multiply-accumulates for which a condition holds that more of them satisfy."""
-        low, high, found = 1.0, most(self.graph, self.curves, self.counted, self.rules), None
+        low, high, found = 1.0, most(self.graph, self.curves, self.problem.counted, self.rules), None
         for _ in range(EQUAL_LOSS):
             middle = (low * high) ** 0.5
-            one = self._candidate(self._allocated(self.curves, self.counted, middle))
+            one = self._candidate(self._allocated(self.curves, self.problem.counted, middle))
             if holds(one):
                 low, found = middle, one
             else:

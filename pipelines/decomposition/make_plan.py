@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from torch import nn
-
 from decomp.allocation.choices import plan_cost
 from decomp.allocation.layer_curves import LayerCurves
 from decomp.allocation.local_search import LOWEST_SHARE
@@ -29,13 +27,13 @@ from ..console.words import counted, listed
 from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
+from .best_of_trials import BestOfTrials
 from .latency_conditions import doubts, require_same_device, require_same_runtime
-from .latency_plan import allocate_for_latency
+from .latency_plan import LatencyProblem, plans_for_latency
 from .rules import LayerRules, plan_rules
 from .session import SurveyedRun
 from .shared_channels import check_widths, widths_for_share
 from .target_errors import out_of_reach
-from .trial import Judge, changes_of_plan, is_better, say_change
 
 #: Shares of the channels of whole spaces that are tried beside all of them.
 SHARES = (0.875, 0.75, 0.5)
@@ -129,11 +127,10 @@ def _made(
     if run.plan_json.is_file():
         return False, [check_plan(read_plan(run.plan_json, of_run=True), surveyed, str(run.plan_json), reporter)]
     rules = plan_rules(options, surveyed.graph)
-    curves = plan_curves(options, surveyed)
     if options.cost == "latency":
-        found = allocate_by_time(options, surveyed, curves, rules, reporter)
+        found = plans_for_latency(latency_problem(options, surveyed, reporter))
     else:
-        found = [allocate_counted(options, surveyed, curves, rules)]
+        found = [allocate_counted(options, surveyed, plan_curves(options, surveyed), rules)]
     return True, [_assemble(options, surveyed, allocation, rules) for allocation in found]
 
 
@@ -144,16 +141,17 @@ def _better_of(
 
     The second one has to be surely better: it is expected to lose more, or about as much.
     """
-    judge, found = Judge(surveyed.opened), []
+    trials, left = (
+        BestOfTrials[Plan](surveyed.opened, options, reporter),
+        {layer.name for layer in surveyed.graph.layers},
+    )
     for words, plan in (("measured time", timed), ("multiply-accumulates", counted)):
-        left = {layer.name for layer in surveyed.graph.layers}
         sizes = {item.layer: item for item in plan.layers if item.layer in left}
-        found.append(changes_of_plan(surveyed, sizes, options, judge))
-        say_change(f"plan by {words}, {plan.latency['measured_speedup']:.2f}x", found[-1], reporter)
-    if not is_better(found[1], found[0]):
-        return timed
-    reporter.step("the plan by multiply-accumulates is taken: at the asked time it changes the outputs less")
-    return counted
+        trials.take(plan, f"plan by {words}, {plan.latency['measured_speedup']:.2f}x", surveyed, sizes)
+    assert trials.best is not None
+    if trials.best is counted:
+        reporter.step("the plan by multiply-accumulates is taken: at the asked time it changes the outputs less")
+    return trials.best
 
 
 def _keep(run: RunDirectory, plan: Plan, reporter: Reporter) -> None:
@@ -259,12 +257,6 @@ def plan_curves(options: DecomposeOptions, surveyed: SurveyedRun) -> dict[str, L
     return for_steps(curves, surveyed.graph, options.steps)
 
 
-def timed_original(surveyed: SurveyedRun) -> nn.Module:
-    """The network against which others are timed; not the graph's own where channels or blocks have gone before."""
-    changed = surveyed.narrowed.widths or surveyed.narrowed.left_out
-    return surveyed.opened.original if changed else surveyed.graph.module
-
-
 def allocate_counted(
     options: DecomposeOptions, surveyed: SurveyedRun, curves: Mapping[str, LayerCurves], rules: LayerRules
 ) -> Allocation:
@@ -289,21 +281,14 @@ def allocate_counted(
         ) from None
 
 
-def allocate_by_time(
-    options: DecomposeOptions, surveyed: SurveyedRun, curves: Mapping[str, LayerCurves], rules: LayerRules,
-    reporter: Reporter, *, trial: bool = False,
-) -> list[Allocation]:  # fmt: skip
-    """Sizes for a target in measured time, as :mod:`decomp.pipelines.decomposition.latency_plan` finds them.
-
-    Raises
-    ------
-    TargetError
-        It is out of reach, or passed already.
-    """
-    return allocate_for_latency(
-        surveyed.opened.run.latency_json, options, surveyed.graph, curves, rules.rules,
-        counted=counted_model("macs", surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost),
-        original=timed_original(surveyed), device=surveyed.opened.device, reporter=reporter, trial=trial,
+def latency_problem(options: DecomposeOptions, surveyed: SurveyedRun, reporter: Reporter) -> LatencyProblem:
+    """A target in measured time for the layers of a run, see :mod:`decomp.pipelines.decomposition.latency_plan`."""
+    opened, graph = surveyed.opened, surveyed.graph
+    changed = surveyed.narrowed.widths or surveyed.narrowed.left_out
+    return LatencyProblem(
+        opened.run.latency_json, options, graph, plan_curves(options, surveyed), plan_rules(options, graph).rules,
+        counted=counted_model("macs", graph, surveyed.narrowed.macs_by_layer, opened.cost),
+        original=opened.original if changed else graph.module, device=opened.device, reporter=reporter,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -27,14 +28,14 @@ from ..console.reporter import Reporter
 from ..console.words import counted
 from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
-from .latency_plan import latency_model
+from .best_of_trials import BestOfTrials
+from .latency_plan import candidate_for_latency, latency_model
 from .left_out import blocks_of, named_blocks, without_blocks
-from .make_plan import allocate_by_time, allocate_counted, plan_curves, read_plan, timed_original
+from .make_plan import allocate_counted, latency_problem, plan_curves, read_plan
 from .memory import StageMemory
 from .rules import plan_rules
 from .session import SPACES, OpenedRun, SurveyedRun, narrow, survey
 from .target_search import MOST
-from .trial import Judge, changes_of_plan, is_better, say_change
 
 #: Trials of blocks to leave out, at most; and those in a row that may bring nothing, until the search ends.
 MOST_SETS, PATIENCE = 12, 3
@@ -58,25 +59,26 @@ def surveyed_run(
         (widths,) = candidates.values()
         narrowed = narrow(opened, widths, reporter=reporter)
         return survey(opened, narrowed, sampler=options.sampler, reporter=reporter)
-    judge, work = Judge(opened), Work(opened.memory)
-    best, least, chosen = None, None, 1.0
+    trials = BestOfTrials[tuple[float, SurveyedRun]](opened, options, reporter)
+    work = Work(opened.memory)
+    first: tuple[float, SurveyedRun] | None = None
     for share, widths in candidates.items():
         folder = opened.run.layers_dir / f"share-{share:g}"
         own = _copy(opened, f"share-{share:g}")
         narrowed = narrow(own, widths, folder=folder, reporter=reporter)
         path = folder / opened.run.curves.name if widths else None
         surveyed = survey(own, narrowed, sampler=options.sampler, path=path, reporter=reporter)
-        changes = _tried(surveyed, options, judge, reporter)
-        work.add(own.memory)
+        first = first or (share, surveyed)
         words = f"{100 * share:g} % of the channels of whole spaces"
-        if changes is None:
+        plans = from_first(partial(_proposed, surveyed, options, reporter))
+        if plans is None:
             reporter.step(f"{words}: {options.speedup:g}x is out of reach, or passed already")
         else:
-            say_change(words, changes, reporter)
-        if best is None or (changes is not None and (least is None or is_better(changes, least))):
-            best, least, chosen = surveyed, changes, share
-    assert best is not None
-    why = "" if least is not None else ", as no share reaches the target"
+            trials.take((share, surveyed), words, surveyed, plans)
+        work.add(own.memory)
+    assert first is not None
+    chosen, best = trials.best or first
+    why = "" if trials.best is not None else ", as no share reaches the target"
     reporter.step(f"coupled: {100 * chosen:g} % of the channels stay{why}")
     work.pass_on(best.opened.memory)
     _keep_files(opened.run, chosen, candidates)
@@ -162,7 +164,8 @@ def with_blocks_left_out(
     if not blocks:
         rule = "this network has no residual block that can be left out"
         raise TargetError(what, rule, got=AUTO, fix="leave the option out")
-    return _Search(options, surveyed, blocks, Judge(surveyed.opened), reporter).run()
+    trials = BestOfTrials[SurveyedRun](surveyed.opened, options, reporter)
+    return _Search(options, surveyed, blocks, trials, reporter).run()
 
 
 @dataclass(eq=False)
@@ -175,44 +178,44 @@ class _Search:
     options: DecomposeOptions
     surveyed: SurveyedRun
     blocks: Sequence[Branch]
-    judge: Judge
+    trials: BestOfTrials[SurveyedRun]
     reporter: Reporter
 
     def run(self) -> SurveyedRun:
         order = self._order()
         together = -(-len(order) // MOST_SETS)
         steps = [[], *(order[at : at + together] for at in range(0, len(order), together))]
-        best, least, gone, worse = self.surveyed, None, list[str](), 0
-        before, work = None, Work(self.surveyed.opened.memory)
+        gone, worse, before = list[str](), 0, None
+        work = Work(self.surveyed.opened.memory)
         with self.reporter.progress(len(steps), "blocks to leave out", "trials") as progress:
             for names in steps:
                 part = without_blocks(self.surveyed, [*gone, *names])
-                changes = _tried(part, self.options, self.judge, self.reporter)
+                plans = from_first(partial(_proposed, part, self.options, self.reporter))
+                words = self._words(part.narrowed.left_out)
+                taken = plans is not None and self.trials.take(part, words, part, plans)
                 work.add(part.opened.memory)
                 progress.update(1)
-                if changes is not None:
-                    say_change(self._words(part.narrowed.left_out), changes, self.reporter)
-                    before = changes if not names else before
-                if least is None or (changes is not None and is_better(changes, least)):
-                    # Where the target is out of reach so far, blocks go until it is not.
-                    best, least, gone, worse = part, changes, [*gone, *names], 0
+                if not names:
+                    before = self.trials.changes
+                # Where the target is out of reach so far, blocks go until it is not.
+                if taken or self.trials.changes is None:
+                    gone, worse = [*gone, *names], 0
                 else:
                     worse += 1
                 if worse == PATIENCE:
                     break
-        if least is None:
-            best = self.surveyed
+        best = self.trials.best or self.surveyed
         work.pass_on(best.opened.memory)
-        self._say(best, least, before)
+        self._say(best, self.trials.changes, before)
         return best
 
     def _order(self) -> list[str]:
         """Names of the blocks, the one first whose branch changes the outputs the least for the cost it saves."""
         shares = from_first(self._shares)
-        whole, loss = self.judge.changes(self.surveyed.graph.module), dict[str, float]()
+        whole, loss = self.trials.judge.changes(self.surveyed.graph.module), dict[str, float]()
         for block in self.blocks:
             part = without_blocks(self.surveyed, [block.name])
-            change = float((self.judge.changes(part.graph.module) - whole).mean())
+            change = float((self.trials.judge.changes(part.graph.module) - whole).mean())
             loss[block.name] = max(change, 0.0) / max(shares[block.name], 1e-12)
             words = f"change of the outputs {change:.3g}, {100 * shares[block.name]:.1f} % of the cost"
             self.reporter.detail(f"without {block.name}: {words}")
@@ -243,22 +246,16 @@ class _Search:
         self.reporter.step(f"{words}, at the same speed-up")
 
 
-def _tried(surveyed: SurveyedRun, options: DecomposeOptions, judge: Judge, reporter: Reporter) -> Tensor | None:
-    """Changes of the outputs with sizes for the target; None where it is out of reach, or passed by far already."""
-    plans = from_first(lambda: _proposed(surveyed, options, reporter))
-    return None if plans is None else changes_of_plan(surveyed, plans, options, judge)
-
-
 def _proposed(surveyed: SurveyedRun, options: DecomposeOptions, reporter: Reporter) -> LayerPlans | None:
     """Sizes for the target, for one of latency by measurements of whole networks; None where there are none."""
-    rules, curves = plan_rules(options, surveyed.graph), plan_curves(options, surveyed)
     try:
         if options.cost == "latency":
-            return allocate_by_time(options, surveyed, curves, rules, reporter, trial=True)[0].plans
+            return candidate_for_latency(latency_problem(options, surveyed, reporter))
         cost = _cost_model(surveyed, options, reporter)
         unsplit = (number(cost.layer(la, la.in_channels, la.out_channels)) for la in surveyed.graph.layers)
         if (cost.rest + sum(unsplit)) * MOST * options.speedup < cost.total:
             return None
+        rules, curves = plan_rules(options, surveyed.graph), plan_curves(options, surveyed)
         return allocate_counted(options, surveyed, curves, rules).plans
     except TargetError:
         return None
@@ -266,8 +263,6 @@ def _proposed(surveyed: SurveyedRun, options: DecomposeOptions, reporter: Report
 
 def _cost_model(surveyed: SurveyedRun, options: DecomposeOptions, reporter: Reporter) -> CostModel:
     """The cost that the plan reduces; for a latency by its table of times."""
-    opened, graph = surveyed.opened, surveyed.graph
-    if options.cost != "latency":
-        return counted_model(options.cost, graph, surveyed.narrowed.macs_by_layer, opened.cost)
-    original = timed_original(surveyed)
-    return latency_model(opened.run.latency_json, options, graph, original, opened.device, reporter)
+    if options.cost == "latency":
+        return latency_model(latency_problem(options, surveyed, reporter))
+    return counted_model(options.cost, surveyed.graph, surveyed.narrowed.macs_by_layer, surveyed.opened.cost)

@@ -53,6 +53,11 @@ class Timings:
     device : torch.device
     batch_size : int
     runtime : decomp.runtimes.runtime.Runtime
+
+    Attributes
+    ----------
+    measured : int
+        Factors that were measured, and not known from the file.
     """
 
     def __init__(self, path: Path, device: torch.device, batch_size: int, runtime: Runtime) -> None:
@@ -61,6 +66,7 @@ class Timings:
         self._key = "; ".join(f"{name} {value}" for name, value in self.conditions.items())
         self._entries: dict[str, dict[str, float]] = {}
         self._milliseconds: dict[str, float] = {}
+        self.measured = 0
         self._prepared_before: dict[int, tuple[nn.Module, Shape, Callable[[Tensor], object]]] = {}
         self._last_chain: tuple[tuple[Shape, int], Callable[[Tensor], object]] | None = None
         try:
@@ -101,6 +107,7 @@ class Timings:
             )  # fmt: skip
             spent = median(times["with"]) - (median(times["without"]) if self.in_context else 0.0)
             self._milliseconds[words] = round(max(spent, SHORTEST), 5)
+            self.measured += 1
         return self._milliseconds[words]
 
     def _without(self, kind: FactorKind, n_in: int) -> Callable[[Tensor], object]:

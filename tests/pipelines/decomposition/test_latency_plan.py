@@ -10,7 +10,7 @@ from decomp.allocation.plan import LayerPlan, Plan
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
 from decomp.errors import DecompError, TargetError, UsageError
-from decomp.pipelines.decomposition import latency_plan, make_plan, timings
+from decomp.pipelines.decomposition import best_of_trials, latency_plan, make_plan, timings
 from decomp.pipelines.decomposition.make_plan import decompose_options
 from decomp.pipelines.measure import devices
 from decomp.pipelines.stages.decompose import decompose
@@ -146,6 +146,23 @@ def test_a_busy_machine_is_said_with_the_plan_and_recorded(vgg_run, machine, mon
     assert any("the machine is busy (times of the original against itself spread over" in m for m in reporter.messages)
 
 
+def test_the_original_is_watched_again_behind_a_table_that_was_measured_and_not_behind_a_known_one(
+    vgg_run, machine, monkeypatch
+):
+    machine()
+    patience, watch = [], latency_plan.WholeNetworks.watch
+
+    def watched(self, seconds=0.0):
+        patience.append(seconds)
+        return watch(self, seconds)
+
+    monkeypatch.setattr(latency_plan.WholeNetworks, "watch", watched)
+    for redo, times in ((False, 2), (True, 1)):
+        patience.clear()
+        planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, redo=redo)
+        assert patience.count(latency_plan.PATIENCE) == times
+
+
 class TwoSpeeds:
     """A machine on which calls take a hundred times as long while it is slow; arithmetic does not."""
 
@@ -183,7 +200,7 @@ def test_a_plan_measured_on_a_slow_machine_is_made_again_when_it_is_fast_at_the_
 
 def test_a_plan_that_is_slower_at_the_end_while_the_original_is_not_is_uncertain(vgg_run, machine, monkeypatch):
     """Planned networks take a fifth longer once the chosen sizes were measured again."""
-    monkeypatch.setattr(latency_plan._Planner, "_counted_rival", lambda self, chosen: [])
+    monkeypatch.setattr(latency_plan._Planner, "counted_rival", lambda self, chosen: [])
     speeds = TwoSpeeds(slow=False)
     reporter = Turning(speeds)
     speeds.slow = True  # until that message
@@ -237,8 +254,8 @@ def test_of_a_plan_by_macs_that_is_as_fast_and_the_other_the_one_that_loses_less
     machine()
     tried = []
 
-    def two(*given, **options):
-        (found,) = latency_plan.allocate_for_latency(*given, **{**options, "trial": True})
+    def two(problem):
+        found = latency_plan.plans_for_latency(problem)[0]
         return [found, replace(found, plans={name: LayerPlan(name) for name in found.plans})]
 
     def changes(surveyed, plans, options, judge):
@@ -246,8 +263,8 @@ def test_of_a_plan_by_macs_that_is_as_fast_and_the_other_the_one_that_loses_less
         worse = counted_is_better == (len(tried) == 1)
         return torch.tensor([0.2, 0.21, 0.19] if worse else [0.1, 0.11, 0.09], dtype=torch.float64)
 
-    monkeypatch.setattr(make_plan, "allocate_for_latency", two)
-    monkeypatch.setattr(make_plan, "changes_of_plan", changes)
+    monkeypatch.setattr(make_plan, "plans_for_latency", two)
+    monkeypatch.setattr(best_of_trials, "changes_of_plan", changes)
     reporter = Collected()
     plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=reporter)
     assert tried == [False, True]
@@ -257,12 +274,8 @@ def test_of_a_plan_by_macs_that_is_as_fast_and_the_other_the_one_that_loses_less
 
 def test_a_plan_by_macs_that_is_expected_to_lose_far_more_is_not_tried(vgg_run, machine, monkeypatch):
     machine(odd_pieces)
-    monkeypatch.setattr(
-        make_plan,
-        "allocate_for_latency",
-        lambda *given, **options: latency_plan.allocate_for_latency(*given, **{**options, "loss_ratio": 1e-3}),
-    )
-    monkeypatch.setattr(make_plan, "changes_of_plan", None)
+    monkeypatch.setattr(latency_plan, "LOSS_RATIO", 1e-3)
+    monkeypatch.setattr(best_of_trials, "changes_of_plan", None)
     planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16)
 
 

@@ -10,7 +10,7 @@ from decomp.cost.count import cost
 from decomp.data.formats import network_file
 from decomp.errors import TargetError, UsageError
 from decomp.pipelines.console.options import DecomposeOptions
-from decomp.pipelines.decomposition import make_plan, plan_search
+from decomp.pipelines.decomposition import best_of_trials, make_plan, plan_search
 from decomp.pipelines.decomposition.left_out import without_blocks
 from decomp.pipelines.decomposition.make_plan import space_candidates
 from decomp.pipelines.decomposition.session import narrow, open_run, survey
@@ -27,12 +27,14 @@ CPU = torch.device("cpu")
 def as_tried(monkeypatch, changes):
     """Trials give these mean changes by what is left out or narrowed; None is out of reach."""
 
-    def tried(surveyed, options, judge, reporter):
-        key = surveyed.narrowed.left_out or tuple(surveyed.narrowed.widths.values())
-        value = changes[key]
-        return None if value is None else torch.full((4,), value, dtype=torch.float64)
+    def change(surveyed):
+        return changes[surveyed.narrowed.left_out or tuple(surveyed.narrowed.widths.values())]
 
-    monkeypatch.setattr(plan_search, "_tried", tried)
+    monkeypatch.setattr(plan_search, "_proposed", lambda surveyed, *_: None if change(surveyed) is None else {})
+    monkeypatch.setattr(
+        best_of_trials, "changes_of_plan",
+        lambda surveyed, *_: torch.full((4,), change(surveyed), dtype=torch.float64),
+    )  # fmt: skip
 
 
 ORDER = ("a.conv2", "b.conv2", "c.conv2")
@@ -95,7 +97,7 @@ def test_what_is_out_of_reach_or_far_past_the_target_gets_no_trial(blocks_run):
 
 def test_blocks_are_tried_by_the_change_of_the_outputs_for_the_cost_that_they_save(blocks_run, monkeypatch):
     tried, reporter = [], Collected()
-    monkeypatch.setattr(plan_search, "_tried", lambda part, *rest: tried.append(part.narrowed.left_out))
+    monkeypatch.setattr(plan_search, "_proposed", lambda part, *rest: tried.append(part.narrowed.left_out))
     planned(blocks_run, leave_out="auto", reporter=reporter)
     original = network_file.load(blocks_run.original_dir)
     costs = cost(original, SHAPE).per_layer
@@ -175,7 +177,7 @@ def test_a_search_that_was_stopped_ends_with_the_same_bytes(run, monkeypatch, tm
     other = make_run(tmp_path / "other", "residual")
     options = {"speedup": 2, "coupled": "auto", "leave_out": "auto", "multiple": 1}
     decompose(run, **options, reporter=Collected())
-    real, calls = plan_search.changes_of_plan, []
+    real, calls = best_of_trials.changes_of_plan, []
 
     def stopped(*arguments):
         calls.append(1)
@@ -183,7 +185,7 @@ def test_a_search_that_was_stopped_ends_with_the_same_bytes(run, monkeypatch, tm
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(plan_search, "changes_of_plan", stopped)
+    monkeypatch.setattr(best_of_trials, "changes_of_plan", stopped)
     with pytest.raises(KeyboardInterrupt):
         decompose(other, **options, reporter=Collected())
     decompose(other, **options, reporter=Collected())
@@ -229,8 +231,7 @@ def test_blocks_and_shares_are_tried_with_sizes_whose_measured_time_is_as_asked(
         tried.append((left, original / with_a_rest(network, (16, *SHAPE))))
         return torch.full((4,), 1.0 / len(tried), dtype=torch.float64)
 
-    monkeypatch.setattr(plan_search, "changes_of_plan", changes)
-    monkeypatch.setattr(make_plan, "changes_of_plan", changes)
+    monkeypatch.setattr(best_of_trials, "changes_of_plan", changes)
     common = {"cost": "latency", "latency_batch": 16, "multiple": 1, "speedup": 1.3}
     reporter = Collected()
     left_out = planned(blocks_run, leave_out="auto", reporter=reporter, **common)

@@ -52,6 +52,7 @@ def test_a_factor_in_context_takes_the_time_of_a_chain_with_it_less_that_without
     assert len(counted) == 1  # known
     known.factor(KIND, 4, 6), known.factor(KIND, 3, 6)
     assert [timed["without"] is without for timed, _ in counted] == [True, True, False]
+    assert known.measured == 3  # the one that was known already is none
 
 
 def test_a_linear_layer_takes_its_time_less_that_of_a_run_without_it(tmp_path, counted):
