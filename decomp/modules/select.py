@@ -6,6 +6,11 @@ import torch
 from torch import nn
 
 
+def apart(kept: int, width: int) -> torch.Tensor:
+    """Places of ``kept`` channels among ``width`` at equal distances, as far as whole numbers are; int64, ascending."""
+    return (torch.arange(1, kept + 1) * width).div(kept, rounding_mode="floor") - 1
+
+
 class Select(nn.Module):
     """Some of the channels of a feature map, in a fixed order, for a layer whose input channels must stay for others.
 

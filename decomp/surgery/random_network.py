@@ -13,6 +13,7 @@ from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.copies import deep_copy
 from decomp.modules.random_weights import random_weights
+from decomp.modules.select import apart
 from decomp.problem.factors import ConvFactor, FactoredConv, LayerSolution, Selection
 from decomp.surgery.apply_solution import apply_solution
 
@@ -29,7 +30,9 @@ def random_network(graph: NetworkGraph, plans: Mapping[str, LayerPlan]) -> nn.Mo
     Returns
     -------
     torch.nn.Module
-        In evaluation mode, on the device of the original. The first channels stay.
+        In evaluation mode, on the device of the original. The channels that stay lie apart, as in a plan: runtimes read
+        neighbours faster (a ResNet-20 of which the first ones stayed was 2.03 times as fast as the original in ONNX
+        Runtime, where the network of the plan was 1.9 times as fast).
     """
     network = deep_copy(graph.module).eval()
     for layer in graph.layers:
@@ -39,8 +42,8 @@ def random_network(graph: NetworkGraph, plans: Mapping[str, LayerPlan]) -> nn.Mo
 
 
 def random_solution(graph: NetworkGraph, layer: Layer, plan: LayerPlan) -> LayerSolution:
-    """The solution of a layer with its first channels and random factors of the planned sizes."""
-    selection = None if plan.keep is None else Selection(torch.arange(plan.keep), layer.input_width)
+    """The solution of a layer with channels at equal distances and random factors of the planned sizes."""
+    selection = None if plan.keep is None else Selection(apart(plan.keep, layer.input_width), layer.input_width)
     return LayerSolution(layer.name, selection, random_factors(graph, layer, plan))
 
 

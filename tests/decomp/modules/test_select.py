@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from decomp.graph.tracing import trace
-from decomp.modules.select import Select
+from decomp.modules.select import Select, apart
 
 
 def test_the_selected_channels_come_out_in_their_order():
@@ -28,3 +29,8 @@ def test_the_selection_can_be_traced_and_loaded():
 def test_a_selection_of_all_channels_in_their_order_keeps_all():
     assert Select(4, 4).keeps_all
     assert not Select(5, 4).keeps_all and not Select.of(torch.tensor([1, 0, 2]), 3).keeps_all
+
+
+@pytest.mark.parametrize(("kept", "width", "places"), [(2, 6, [2, 5]), (4, 6, [0, 2, 3, 5]), (6, 6, list(range(6)))])
+def test_places_apart_are_at_equal_distances_as_far_as_whole_numbers_are(kept, width, places):
+    assert apart(kept, width).tolist() == places and apart(1, width).tolist() == [width - 1]
