@@ -15,7 +15,10 @@ NAMES = ("vgg16", "resnet18", "resnet50", "mobilenet_v2")
 
 
 def graph_of(name):
-    """The traced network with its batch normalisations folded; equal in every process."""
+    """The traced network with its batch normalisations folded; equal in every process.
+
+    As trained networks it has no bias of zeros, which an exporter would leave out.
+    """
     import torch
     import torchvision
 
@@ -26,6 +29,9 @@ def graph_of(name):
     torch.manual_seed(0)
     network = trace(getattr(torchvision.models, name)(weights=None).eval(), name)
     fold_bn(network)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
     return NetworkGraph(network, (3, SIDE, SIDE), name)
 
 

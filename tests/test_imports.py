@@ -19,7 +19,7 @@ import decomp
 DECOMP_MAY_IMPORT = {
     "problem": set(),
     "allocation": set(),
-    "runtimes": set(),
+    "runtimes": {"modules"},
     "solvers": {"problem"},
     "modules": {"problem"},
     "graph": {"modules"},

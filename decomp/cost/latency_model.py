@@ -21,11 +21,14 @@ from decomp.cost.chain import ChainLink, chain, geometry_of
 from decomp.modules.convolution import conv_from_weights
 from decomp.modules.random_weights import random_weights
 from decomp.modules.replace import linear
+from decomp.modules.select import Select
 from decomp.problem.factors import Geometry
 
 # Shares of a layer's channels at which its factors are timed.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 LINEAR = "linear"
+# The selection of channels in front of a layer whose input others need as well.
+SELECT = "select"
 # Numbers of channels that runtimes compute together (vectors of a processor).
 BLOCKS = (1, 4, 8, 16)
 # Of the step from one block to the next, the share that lies within a block.
@@ -36,11 +39,11 @@ Table: TypeAlias = "tuple[Sequence[int], Sequence[int], Sequence[Sequence[float]
 
 @dataclass(frozen=True)
 class FactorKind:
-    """A convolution or linear layer but for its channel counts.
+    """A convolution, linear layer or selection of channels but for its channel counts.
 
     Attributes
     ----------
-    kernel : tuple of int, or 'linear'
+    kernel : tuple of int, or 'linear', or 'select'
     geometry : decomp.problem.factors.Geometry
     in_hw : tuple of int
         Height and width of its input.
@@ -58,11 +61,13 @@ class FactorKind:
         return cls(link.kernel, link.geometry, (link.in_hw[0], link.in_hw[1]))
 
     def build(self, n_in: int, n_out: int) -> nn.Module:
-        """A module of this kind, with random weights."""
+        """A module of this kind, with random weights; a selection takes the last channels first."""
+        if self.kernel == SELECT:
+            return Select.of(torch.arange(n_in - 1, -1, -1)[:n_out], n_in)
         if isinstance(self.kernel, str):
-            return linear(random_weights((n_out, n_in)), torch.zeros(n_out))
+            return linear(random_weights((n_out, n_in)), random_weights((n_out,)))
         weight = random_weights((n_out, n_in, *self.kernel))
-        return conv_from_weights(weight, torch.zeros(n_out), self.geometry)
+        return conv_from_weights(weight, random_weights((n_out,)), self.geometry)
 
     def images(self, batch: int, n_in: int) -> tuple[int, ...]:
         """Shape of its input."""
@@ -174,6 +179,9 @@ class LatencyCost:
         the numbers in their outputs.
     block : int
         Output channels of a convolution that the runtime computes together, see :func:`nearest_block`.
+    selecting : dict of str to float, optional
+        Milliseconds of the selection of channels in front of each layer that reads fewer than are there while others
+        read them too. Added where it does.
 
     Attributes
     ----------
@@ -186,8 +194,9 @@ class LatencyCost:
 
     def __init__(
         self, graph: Graph, tables: Mapping[tuple[str, str], Table], parts: Mapping[str, float], beside: float,
-        block: int = 1,
+        block: int = 1, selecting: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
+        self._selecting = dict(selecting or {})
         self.total: float = beside + sum(parts.values())
         blocks = {layer.name: 1 if layer.kind == "linear" else block for layer in graph.layers}
         self._times = {key: _interpolator(*table, blocks[key[0]]) for key, table in tables.items()}
@@ -215,7 +224,10 @@ class LatencyCost:
         total: Amount = 0.0
         for link in chain(layer, width_in, width_out, spatial_rank, channel_rank):
             total = total + self._times[layer.name, link.name](link.in_channels, link.out_channels)
-        return total * self._scale[layer.name] + self._beside[layer.name] * width_out
+        total = total * self._scale[layer.name] + self._beside[layer.name] * width_out
+        if layer.name in self._selecting:
+            total = total + self._selecting[layer.name] * (width_in < layer.in_channels)
+        return total
 
 
 def _interpolator(

@@ -1,4 +1,4 @@
-"""ONNX graphs of chains of convolutions, linear layers, rectifiers and pooling, written without torch's exporter.
+"""ONNX graphs of chains of convolutions, linear layers, selections, rectifiers and pooling, without torch's exporter.
 
 The exporter takes about a second for the smallest graph, and a plan by latency needs hundreds of small ones.
 """
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+
+from decomp.modules.select import Select
 
 #: Version of the operators, which every supported version of ONNX Runtime has.
 OPSET, IR = 17, 8
@@ -26,7 +28,7 @@ def _is_known(part: nn.Module) -> bool:
         return part.padding_mode == "zeros" and not isinstance(part.padding, str)
     if type(part) is nn.AdaptiveAvgPool2d:
         return part.output_size in (1, (1, 1))
-    return type(part) in (nn.ReLU, nn.Linear, nn.Identity)
+    return type(part) in (nn.ReLU, nn.Linear, nn.Identity, Select)
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -54,7 +56,7 @@ def direct_graph(module: nn.Module, example: Tensor) -> bytes:
         if isinstance(part, nn.Identity):
             continue
         inputs, name = [last], f"part{place}"
-        for key, value in part.named_parameters(recurse=False):
+        for key, value in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
             weights.append(numpy_helper.from_array(value.detach().cpu().numpy(), f"{name}.{key}"))
             inputs.append(f"{name}.{key}")
         operation, attributes = _operation(part)
@@ -81,4 +83,6 @@ def _operation(part: nn.Module) -> tuple[str, dict[str, Any]]:
         return "ConvTranspose", {**attributes, "output_padding": part.output_padding}
     if isinstance(part, nn.Linear):
         return "Gemm", {"transB": 1}
+    if isinstance(part, Select):
+        return "Gather", {"axis": 1}
     return ("Relu" if isinstance(part, nn.ReLU) else "GlobalAveragePool"), {}

@@ -57,4 +57,5 @@ def random_factors(graph: NetworkGraph, layer: Layer, plan: LayerPlan) -> Factor
 
 def _random(link: ChainLink, bias: bool) -> ConvFactor:
     n, c = int(link.out_channels), int(link.in_channels)
-    return ConvFactor(random_weights((n, c, *link.kernel)), torch.zeros(n) if bias else None, link.geometry)
+    # A bias of zeros would not be timed: torch's ONNX exporter leaves it out.
+    return ConvFactor(random_weights((n, c, *link.kernel)), random_weights((n,)) if bias else None, link.geometry)

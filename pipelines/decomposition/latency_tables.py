@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from decomp.cost.chain import chain, geometry_of
-from decomp.cost.latency_model import FactorKind, LatencyCost, Table, factor_grids
+from decomp.cost.latency_model import SELECT, FactorKind, LatencyCost, Table, factor_grids
+from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
 
 from ..console.reporter import Reporter
@@ -13,6 +14,7 @@ from .timings import Timings
 def latency_cost(timings: Timings, graph: NetworkGraph, reporter: Reporter) -> LatencyCost:
     """Cost model from times of all factors that the plan can use, and of the whole network."""
     tables: dict[tuple[str, str], Table] = {}
+    selecting: dict[str, float] = {}
     fitted = [layer for layer in graph.layers if layer.fitted]
     block = timings.block()
     if block > 1:
@@ -26,10 +28,19 @@ def latency_cost(timings: Timings, graph: NetworkGraph, reporter: Reporter) -> L
             for name, grid in factor_grids(layer, graph.module.get_submodule(layer.name), block).items():
                 times = timings.table(grid.kind, grid.inputs, grid.outputs)
                 tables[layer.name, name] = grid.inputs, grid.outputs, times
+            if _may_select(layer):
+                one = timings.factor(FactorKind(SELECT, in_hw=layer.in_hw), layer.in_channels, layer.in_channels)
+                selecting[layer.name] = one * len(layer.calls)
             timings.save()
             progress.update(1)
     shape, names = (timings.batch_size, *graph.input_shape), [layer.name for layer in fitted]
-    return LatencyCost(graph, tables, *_parts(timings, graph, names, shape), block)
+    return LatencyCost(graph, tables, *_parts(timings, graph, names, shape), block, selecting)
+
+
+def _may_select(layer: Layer) -> bool:
+    """Whether a selection of channels stands in front of a convolution that reads fewer than are there."""
+    space = layer.input_space
+    return layer.kind == "conv" and space is not None and space.sampled and "prune" not in layer.left_alone
 
 
 def _parts(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decomp.cost.latency_model import LINEAR, FactorKind, nearest_block
+from decomp.cost.latency_model import LINEAR, SELECT, FactorKind, nearest_block
 from decomp.errors import FileError
 from decomp.problem.factors import Geometry
 from decomp.runtimes.eager import Eager
@@ -68,7 +68,7 @@ class Timings:
         self._milliseconds: dict[str, float] = {}
         self.measured = 0
         self._prepared_before: dict[int, tuple[nn.Module, Shape, Callable[[Tensor], object]]] = {}
-        self._last_chain: tuple[tuple[Shape, int], Callable[[Tensor], object]] | None = None
+        self._last_chain: tuple[tuple[Shape, int, object], Callable[[Tensor], object]] | None = None
         try:
             self._entries = read_json(path, kind=KIND)["entries"]
             self._milliseconds = dict(self._entries.get(self._key, {}))
@@ -113,9 +113,10 @@ class Timings:
     def _without(self, kind: FactorKind, n_in: int) -> Callable[[Tensor], object]:
         """The chain of a factor in context without it, which is the same for all its outputs."""
         shape = self.shape(kind, n_in)
-        if self._last_chain is None or self._last_chain[0] != (shape, n_in):
+        same = shape, n_in, kind.kernel == SELECT
+        if self._last_chain is None or self._last_chain[0] != same:
             (module,) = self.placed({"without": nn.Identity()}, kind, n_in).values()
-            self._last_chain = (shape, n_in), self.pieces.prepare(module, self._images(shape))
+            self._last_chain = same, self.pieces.prepare(module, self._images(shape))
         return self._last_chain[1]
 
     def block(self) -> int:
@@ -142,13 +143,21 @@ class Timings:
         return kind.images(self.batch_size, lead)
 
     def placed(self, modules: Mapping[str, nn.Module], kind: FactorKind, n_in: int) -> dict[str, nn.Module]:
-        """Modules on the input of a factor, each between a small convolution and a mean over the map in context."""
+        """Modules on the input of a factor, each between a small convolution and a mean over the map in context.
+
+        Behind a selection of channels stands a convolution as well: a runtime may order the numbers for it anew.
+        """
         if kind.kernel == LINEAR or not self.in_context:
             return dict(modules)
+
+        def behind(module: nn.Module) -> list[nn.Module]:
+            if kind.kernel == SELECT:
+                return [nn.Conv2d(n_in, LEAD, 1), nn.ReLU()]
+            return [] if isinstance(module, nn.Identity) else [nn.ReLU()]
+
         return {
             name: nn.Sequential(
-                nn.Conv2d(LEAD, n_in, 1), nn.ReLU(), module,
-                *([] if isinstance(module, nn.Identity) else [nn.ReLU()]), nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(LEAD, n_in, 1), nn.ReLU(), module, *behind(module), nn.AdaptiveAvgPool2d(1)
             )
             for name, module in modules.items()
         }  # fmt: skip

@@ -149,6 +149,20 @@ def test_what_lies_beside_the_layers_goes_with_their_outputs():
         assert added[layer.name][0] == pytest.approx(added[layer.name][1] / layer.out_channels)
 
 
+def test_a_selection_takes_its_time_only_where_fewer_channels_are_read_than_are_there():
+    view = view_of()
+    tables, parts = fake_tables(view, lambda a, b: 1.0 + a), {layer.name: 1.0 for layer in view.layers}
+    layer, other = view.layers[1], view.layers[2]
+    without, model = LatencyCost(view, tables, parts, 0.0), LatencyCost(view, tables, parts, 0.0, 1, {layer.name: 0.25})
+    c, n = layer.in_channels, layer.out_channels
+    added = [model.layer(layer, width, n) - without.layer(layer, width, n) for width in (1, c - 1, c)]
+    assert added == pytest.approx([0.25, 0.25, 0.0]) and model.total == without.total
+    widths, outputs = np.array([[1], [c - 1], [c]]), np.array([[2, n]])
+    table = model.layer(layer, widths, outputs, 3, 2) - without.layer(layer, widths, outputs, 3, 2)
+    assert table == pytest.approx(np.array([[0.25, 0.25], [0.25, 0.25], [0.0, 0.0]]))
+    assert model.layer(other, 1, 1) == without.layer(other, 1, 1)
+
+
 def test_noise_that_makes_wider_factors_faster_is_not_followed():
     view = view_of()
     tables = fake_tables(view, lambda a, b: 1.0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from decomp.modules.select import Select
 from decomp.runtimes.onnx_graph import direct_graph, has_direct_graph
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -13,6 +14,7 @@ CHAINS = {
         nn.Conv2d(4, 6, (1, 3), stride=(1, 2), dilation=(1, 2), groups=2, bias=False),
     ),
     "transposed": nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1),
+    "selected": nn.Sequential(nn.Conv2d(3, 6, 1), Select.of(torch.tensor([4, 0, 5]), 6), nn.Conv2d(3, 2, 1)),
     "pooled": nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from decomp.allocation.plan import LayerPlan
 from decomp.graph.network_graph import NetworkGraph
 from decomp.graph.tracing import trace
 from decomp.modules.select import Select
+from decomp.runtimes.onnx import OnnxRuntime
 from decomp.surgery.batchnorm import fold_bn
 from decomp.surgery.random_network import random_factors, random_network
 
@@ -45,6 +46,31 @@ def test_layers_have_the_planned_widths_and_ranks():
     # A linear layer behind a flatten of 3x6 maps: 3 of 6 channels.
     assert [tuple(changed.get_submodule("13").weight.shape)][0][1] == 3 * 18
     assert isinstance(changed.get_submodule("13"), nn.Linear)
+
+
+def test_each_replaced_layer_has_a_bias_that_no_runtime_can_leave_out():
+    """An exporter drops a bias of zeros, and the network is timed 2 to 3 % faster than one that was fitted."""
+    graph = graph_of(chain, CHAIN_INPUT)
+    changed = random_network(graph, halved(graph))
+    for layer in graph.layers:
+        *_, last = (m for m in changed.get_submodule(layer.name).modules() if hasattr(m, "weight"))
+        assert last.bias.shape == last.weight.shape[:1] and (last.bias != 0).all()
+
+
+@pytest.mark.slow
+def test_the_exported_network_has_the_inputs_of_one_with_other_weights():
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    graph, shapes = graph_of(block, (3, 8, 8)), []
+    network = random_network(graph, halved(graph))
+    for seed in (None, 0):
+        if seed is not None:
+            torch.manual_seed(seed)
+            for parameter in network.parameters():
+                nn.init.normal_(parameter)
+        made = onnx.load_from_string(OnnxRuntime().graph(network, torch.zeros(1, 3, 8, 8))).graph
+        shapes.append([(node.op_type, len(node.input)) for node in made.node])
+    assert shapes[0] == shapes[1] and ("Conv", 3) in shapes[0]
 
 
 def test_a_chain_of_random_factors_runs_from_the_input_of_the_layer_to_its_output():

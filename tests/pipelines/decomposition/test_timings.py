@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from decomp.cost.latency_model import LINEAR, FactorKind
+from decomp.cost.latency_model import LINEAR, SELECT, FactorKind
+from decomp.modules.select import Select
 from decomp.pipelines.decomposition import timings
 from decomp.pipelines.decomposition.timings import Timings
 from decomp.runtimes.compiled import Compiled
@@ -53,6 +54,29 @@ def test_a_factor_in_context_takes_the_time_of_a_chain_with_it_less_that_without
     known.factor(KIND, 4, 6), known.factor(KIND, 3, 6)
     assert [timed["without"] is without for timed, _ in counted] == [True, True, False]
     assert known.measured == 3  # the one that was known already is none
+
+
+def test_a_selection_in_context_stands_between_two_convolutions_and_is_what_the_chain_with_it_takes_more(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def fake(networks, shape, device, rounds, **options):
+        seen.append((networks, shape))
+        return {name: [5.0 + 2.0 * any(isinstance(m, Select) for m in net.modules())] for name, net in networks.items()}
+
+    monkeypatch.setattr(timings, "latencies", fake)
+    known, kind = Timings(tmp_path / "latency.json", CPU, 2, Reordering()), FactorKind(SELECT, in_hw=(6, 5))
+    assert known.factor(kind, 4, 4) == 2.0 and known.measured == 1
+    known.factor(KIND, 4, 8), known.factor(kind, 4, 4)
+    assert known.measured == 2
+    (chosen, shape), (other, _) = seen
+    parts = [type(part).__name__ for part in chosen["with"]]
+    assert parts == ["Conv2d", "ReLU", "Select", "Conv2d", "ReLU", "AdaptiveAvgPool2d"]
+    assert [type(part).__name__ for part in chosen["without"]] == [*parts[:2], "Identity", *parts[3:]]
+    assert not chosen["with"][2].keeps_all  # a runtime could leave it out
+    assert shape == (2, timings.LEAD, 6, 5) and chosen["with"](torch.zeros(shape)).shape == (2, timings.LEAD, 1, 1)
+    assert len(other["without"]) == 4  # not the chain of the selection, of the same width and size
 
 
 def test_a_linear_layer_takes_its_time_less_that_of_a_run_without_it(tmp_path, counted):
