@@ -25,9 +25,9 @@ from decomp.data import zoo
 from decomp.data.sources import open_source
 from decomp.pipelines.console.reporter import Reporter
 from decomp.pipelines.measure.accuracy import accuracy
-from decomp.pipelines.reporting.collect import Table
 from decomp.pipelines.reporting.figure_style import ACCENT, DARK, STYLE
 from decomp.pipelines.reporting.figures import draw
+from decomp.pipelines.reporting.tables import Table
 from decomp.pipelines.reporting.training_tables import epochs_table
 from decomp.pipelines.training.hold_out import hold_out
 from decomp.pipelines.training.hooks import Hooks

@@ -141,8 +141,14 @@ def _rebuild(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LayerS
     return LayerSolution(header["layer"], selection, FactoredConv(tuple(factors), tuple(names)))
 
 
-def read_selection(path: Path) -> tuple[str, Tensor | None, int | None]:
+def read_selection(path: Path, fix: str) -> tuple[str, Tensor | None, int | None]:
     """Read the input channels that stay in a layer, without a check of what the file was made from.
+
+    Parameters
+    ----------
+    path : Path
+    fix : str
+        Way out for a file that cannot be read.
 
     Returns
     -------
@@ -163,6 +169,4 @@ def read_selection(path: Path) -> tuple[str, Tensor | None, int | None]:
             keep = file.get_tensor("keep") if "keep" in file.keys() else None  # noqa: SIM118
         return header["layer"], keep, header["n_total"]
     except Exception as error:
-        raise FileError(
-            path, f"is not a readable layer file ({error})", fix="run decompose again with --redo"
-        ) from error
+        raise FileError(path, f"is not a readable layer file ({error})", fix=fix) from error

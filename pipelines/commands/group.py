@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import traceback
 import warnings
 from typing import Any
@@ -49,7 +50,7 @@ class CommandGroup(click.Group):
         if not debug and not sys.warnoptions:
             # Our own warnings are steps of the reporter; those of libraries are for their developers.
             warnings.simplefilter("ignore")
-        code = 0
+        code, since = 0, time.time()
         try:
             with quick_end(args):
                 result = super().main(args, prog_name or program(), complete_var, standalone_mode=False, **extra)
@@ -57,8 +58,8 @@ class CommandGroup(click.Group):
         except BaseException as error:
             if debug and not isinstance(error, (click.exceptions.Exit, SystemExit)):
                 traceback.print_exc()
-            code, line = explain(error, args)
-            line = said_once(line, error) if n_started() > 1 else line
+            code, line = explain(error, args, since)
+            line = said_once(line, error, args, since) if n_started() > 1 else line
             if line:
                 click.echo(line, err=True)
         sys.exit(code)
@@ -79,7 +80,7 @@ class CommandGroup(click.Group):
         return [name for name in COMMANDS if name in self.commands]
 
 
-def explain(error: BaseException, args: list[str]) -> tuple[int, str | None]:
+def explain(error: BaseException, args: list[str], since: float = 0.0) -> tuple[int, str | None]:
     """Exit code and message line for an error; no line where there is nothing to say.
 
     Parameters
@@ -87,13 +88,15 @@ def explain(error: BaseException, args: list[str]) -> tuple[int, str | None]:
     error : BaseException
     args : list of str
         The command line, for the advice on how to resume.
+    since : float
+        Seconds since the epoch at which the command began.
     """
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code, None
     if isinstance(error, SystemExit):
         return (error.code if isinstance(error.code, int) else 1), None
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return CODE, stopped_line(args)
+        return CODE, stopped_line(args, since)
     if isinstance(error, DecompError):
         return error.exit_code, f"error: {_OPTION.sub(r'--', str(error))}"
     if isinstance(error, click.UsageError):

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..console.words import counted
 from ..run.directory import RunDirectory
 from ..run.record import last_saved_epoch
 from ..run.replacement import beside
+from .going_on import command_of, going_on, value_of
 
 CODE = 130
 #: Seconds that a command has for an orderly end after Ctrl-C. Libraries notice it only when a computation returns;
@@ -39,12 +41,12 @@ def quick_end(args: Sequence[str]) -> Iterator[None]:
         return
     read, write = os.pipe()
     os.set_blocking(write, False)
-    ended = threading.Event()
+    ended, since = threading.Event(), time.time()
 
     def watch() -> None:
         while byte := os.read(read, 1):
             if byte[0] == signal.SIGINT and not ended.wait(GRACE):
-                sys.stderr.write(f"\n{stopped_line(args)}\n")
+                sys.stderr.write(f"\n{stopped_line(args, since)}\n")
                 sys.stderr.flush()
                 os._exit(CODE)
 
@@ -61,19 +63,18 @@ def quick_end(args: Sequence[str]) -> Iterator[None]:
         os.close(read)
 
 
-def stopped_line(args: Sequence[str]) -> str:
+def stopped_line(args: Sequence[str], since: float = 0.0) -> str:
     """What is kept of a command that was stopped, and the command line that goes on.
 
     Parameters
     ----------
     args : sequence of str
         The command line without the program.
+    since : float
+        Seconds since the epoch at which the command began.
     """
-    command = next((word for word in args if not word.startswith("-")), "")
-    kept, going_on = _kept(command, args), list(args)
-    if kept and command == "decompose" and _began(args):
-        going_on = [word for word in args if word != "--redo"]  # with it, what is kept would be deleted
-    again = shlex.join([*program().split(), *going_on])
+    kept = _kept(command_of(args), args)
+    again = shlex.join([*program().split(), *(going_on(args, since) if kept else args)])
     if kept:
         return f"stopped; kept: {kept}. To go on: {again}"
     return f"stopped; nothing of this command is kept. To begin again: {again}"
@@ -83,13 +84,13 @@ def _kept(command: str, args: Sequence[str]) -> str:
     if command == "train":
         return "the finished epochs" if _checkpoint(args).exists() else ""
     if command == "slim":
-        begun = RunDirectory(f"{_value(args, '--run')}-pass1").run_json.is_file()
+        begun = RunDirectory(f"{value_of(args, '--run')}-pass1").run_json.is_file()
         return "the finished passes, stages and epochs" if begun else ""
     if command == "tasks" or command == "demo" and "tasks" in args:
         return _kept_of_tasks(args)
     if command == "demo" and "masked" in args:
         return ""
-    path = _value(args, "--run") or ("runs/demo" if command == "demo" else None)
+    path = value_of(args, "--run") or ("runs/demo" if command == "demo" else None)
     if path is None:
         return ""
     run = RunDirectory(path)
@@ -112,25 +113,15 @@ def _kept(command: str, args: Sequence[str]) -> str:
 
 
 def _kept_of_tasks(args: Sequence[str]) -> str:
-    run = RunDirectory(_value(args, "--run") or "runs/demo-tasks")
+    run = RunDirectory(value_of(args, "--run") or "runs/demo-tasks")
     learned = len(list(run.tasks_dir.glob("[0-9][0-9][0-9]_*.safetensors")))
     tasks = [counted(learned, "learned task")] if learned else []
     begun = ["the finished epochs of the one begun"] if run.tasks_work.is_dir() else []
     return " and ".join(tasks + begun)
 
 
-def _began(args: Sequence[str]) -> bool:
-    """Whether the unfinished decomposition of a run is of this command, and not of one before it."""
-    path = _value(args, "--run")
-    try:
-        record = RunDirectory(path or "").config("decompose") or {}
-    except (DecompError, OSError):
-        return False
-    return "macs_after" not in record and record.get("command") == shlex.join(a for a in args if a != "--debug")
-
-
 def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:
-    if "," in (_value(args, "--speedup") or "") or _value(args, "--max-drop"):
+    if "," in (value_of(args, "--speedup") or "") or value_of(args, "--max-drop"):
         return "the survey and the finished layers of each run"
     layers = len(list(run.layers_dir.glob("*.safetensors"))) if run.layers_dir.is_dir() else 0
     if layers:
@@ -146,17 +137,8 @@ def _kept_of_decompose(run: RunDirectory, args: Sequence[str]) -> str:
 
 
 def _checkpoint(args: Sequence[str]) -> Path:
-    if run := _value(args, "--run"):
+    if run := value_of(args, "--run"):
         own = RunDirectory(run).trained_weights.with_suffix(".checkpoint")
         return own if own.exists() else beside(own.parent) / own.name
-    model = (_value(args, "--model") or "").removeprefix("zoo:")
-    return Path(_value(args, "--out") or f"{model}.safetensors").with_suffix(".checkpoint")
-
-
-def _value(args: Sequence[str], option: str) -> str | None:
-    for word, following in zip(args, [*args[1:], ""]):
-        if word == option:
-            return following
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return None
+    model = (value_of(args, "--model") or "").removeprefix("zoo:")
+    return Path(value_of(args, "--out") or f"{model}.safetensors").with_suffix(".checkpoint")

@@ -6,18 +6,22 @@ import os
 import re
 import signal
 import sys
+import time
+from collections.abc import Sequence
 from types import FrameType
 
 from decomp.errors import DecompError
 
 from ..distributed.launch import own_number
+from .going_on import REDO, going_on
 
-LOST = "error: processes: another one of this job has ended; start the same torchrun command again to go on."
+LOST = "error: processes: another one of this job has ended; {}."
+STOPPED = "stopped; {}."
 #: Errors of torch.distributed where another process has gone; they are of no class of their own.
 _CONNECTION = re.compile(r"gloo|nccl|connection|broken pipe|socket|peer", re.IGNORECASE)
 
 
-def said_once(line: str | None, error: BaseException) -> str | None:
+def said_once(line: str | None, error: BaseException, args: Sequence[str], since: float) -> str | None:
     """The line to print for an error of this process; None where another process has printed its own already.
 
     Parameters
@@ -25,6 +29,10 @@ def said_once(line: str | None, error: BaseException) -> str | None:
     line : str or None
         Without regard to other processes.
     error : BaseException
+    args : sequence of str
+        The command line, for the advice on how to resume.
+    since : float
+        Seconds since the epoch at which the command began.
     """
     if line is None or "torch" not in sys.modules:  # not connected yet: all processes stumble over the same mistake
         return line if own_number() == 0 else None
@@ -32,20 +40,32 @@ def said_once(line: str | None, error: BaseException) -> str | None:
     from ..distributed.process_group import first_to_say
 
     if isinstance(error, RuntimeError) and not isinstance(error, DecompError) and _CONNECTION.search(str(error)):
-        line = LOST
+        line = LOST.format(_way_on(args, since))
     elif isinstance(error, KeyboardInterrupt):
-        line = "stopped; start the same torchrun command again to go on."
+        line = STOPPED.format(_way_on(args, since))
     return as_given(line) if first_to_say() else None
 
 
-def end_with_others() -> None:
-    """Let this process end in one line when torchrun ends it, because another one has ended."""
+def _way_on(args: Sequence[str], since: float) -> str:
+    without = "" if going_on(args, since) == list(args) else f" without {REDO}"
+    return f"start the same torchrun command again{without} to go on"
+
+
+def end_with_others(args: Sequence[str]) -> None:
+    """Let this process end in one line when torchrun ends it, because another one has ended.
+
+    Parameters
+    ----------
+    args : sequence of str
+        The command line, for the advice on how to resume.
+    """
+    since = time.time()
 
     def ended(number: int, frame: FrameType | None) -> None:
         from ..distributed.process_group import first_to_say
 
         if first_to_say():
-            sys.stderr.write(f"{LOST}\n")
+            sys.stderr.write(f"{LOST.format(_way_on(args, since))}\n")
             sys.stderr.flush()
         os._exit(128 + number)
 

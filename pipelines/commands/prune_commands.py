@@ -11,7 +11,8 @@ from decomp.criteria.names import CRITERIA, NORMALISATIONS, RANKINGS
 from decomp.runtimes.names import RUNTIMES
 
 from ..console import parse
-from ..console.options import BIASES, LAYOUTS, SCORINGS, PruneOptions, SensitivityOptions
+from ..console.options import LAYOUTS
+from ..console.prune_options import BIASES, SCORINGS, PruneOptions, SensitivityOptions
 from .group import main
 from .inputs import network_and_images
 from .shared import (

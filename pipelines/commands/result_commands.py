@@ -153,16 +153,17 @@ def report(run: str, threads: int | None, quiet: bool, **options: Any) -> None:
 @main.command(
     epilog="""\b
 Examples:
+  decomp compare runs/vgg-2x runs/vgg-4x
   decomp compare runs/vgg-2x runs/vgg-4x --out comparison
 """
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path())
 @click.option(
-    "--out", type=click.Path(), metavar="DIR", default="comparison", show_default=True, help="Folder to write to."
+    "--out", type=click.Path(), metavar="DIR", help="Folder to write to.  [default: comparison/ beside the first run]"
 )
 @shared_options("verbose", "common")
 def compare(runs: tuple[str, ...], threads: int | None, quiet: bool, **options: Any) -> None:
-    """Compare evaluated runs on one HTML page."""
+    """Compare evaluated runs: a table, and an HTML page with figures."""
     begin(threads)
     from ..stages.report import compare as stage
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -137,7 +138,7 @@ def begin(threads: int | None) -> None:
         from ..distributed.process_group import join
         from .processes import end_with_others
 
-        end_with_others()
+        end_with_others(shlex.split(click.get_current_context().meta.get(COMMAND_KEY, "")))
         join()
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from decomp.allocation.plan import ALLOCATIONS, COSTS, STEPS
-from decomp.criteria.names import AS_SELECTORS, CRITERIA, NORMALISATION_OF, NORMALISATIONS, RANKINGS
+from decomp.criteria.names import AS_SELECTORS
 from decomp.errors import UsageError
 from decomp.runtimes.names import LAYOUTS as LAYOUTS
 from decomp.runtimes.names import RUNTIMES
@@ -37,9 +37,6 @@ REPR_OPTIONS = {
     "s1": "--s1", "s2": "--s2", "drop": "--drop", "cycles": "--cycles", "min_keep": "--min-keep", "first": "--first",
     "coupled": "--coupled", "order": "--order", "method": "--reinit", "scale": "--scale", "next_slice": "--next",
 }  # fmt: skip
-SCORINGS = ("greedy", "independent")
-#: Values of dropped channels that the biases of their readers take over.
-BIASES = ("constant", "mean", "none")
 #: Fewer images or points cannot be fitted.
 LEAST_IMAGES, LEAST_POINTS = 10, 1
 
@@ -100,7 +97,9 @@ class StageOptions:
         return [(name, record.get(name), value) for name, value in now.items() if record.get(name) != value]
 
 
-def _names(name: str) -> Callable[[object], tuple[str, ...]]:
+def name_list(name: str) -> Callable[[object], tuple[str, ...]]:
+    """Check of a field that holds several names; a text is one."""
+
     def check(value: object) -> tuple[str, ...]:
         names: Iterable[object] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else value
         names = sorted(names, key=str) if isinstance(names, (set, frozenset)) else names
@@ -147,7 +146,7 @@ class FreezeOptions(StageOptions):
     seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
     skip_bad: bool = flag_field("--skip-bad", False)
     part: str | None = checked_field(lambda value: parse.text("--module", value), None, optional=True)
-    leaves: tuple[str, ...] = checked_field(_names("--leaf"), ())
+    leaves: tuple[str, ...] = checked_field(name_list("--leaf"), ())
     outputs: str | None = checked_field(parse.choice("--outputs", OUTPUTS), None, optional=True)
     mean: tuple[float, ...] | None = checked_field(lambda v: image_options.numbers("--mean", v), None, optional=True)
     std: tuple[float, ...] | None = checked_field(lambda v: image_options.numbers("--std", v), None, optional=True)
@@ -167,7 +166,17 @@ class FreezeOptions(StageOptions):
         return ImageOptions(self.mean, self.std, self.resize, self.crop, self.flip, self.transforms)
 
 
-def _settle_latency(options: DecomposeOptions | PruneOptions, measured: bool) -> None:
+class _Measured(Protocol):
+    """Options of a stage that may measure latency."""
+
+    @property
+    def runtime(self) -> str | None: ...
+
+    @property
+    def latency_layout(self) -> str | None: ...
+
+
+def settle_latency(options: _Measured, measured: bool) -> None:
     """Settings of the measurement, where the options lead to one; otherwise None, so that no record differs by them."""
     if not measured:
         for name in ("latency_batch", "latency_layout", "runtime"):
@@ -194,7 +203,7 @@ class DecomposeOptions(StageOptions):
     allocation: str = checked_field(parse.choice("--allocation", ALLOCATIONS), "joint")
     cost: str = checked_field(parse.choice("--cost", COSTS), "macs")
     multiple: int = checked_field(parse.number("--multiple", int, 1), 8)
-    skip: tuple[str, ...] = checked_field(_names("--skip"), ())
+    skip: tuple[str, ...] = checked_field(name_list("--skip"), ())
     keep_first: bool = flag_field("--keep-first", False)
     max_layer_speedup: float | None = checked_field(parse.number("--max-layer-speedup", float, 1), None, optional=True)
     latency_batch: int | None = checked_field(parse.number("--batch-size", int, 1), 64, optional=True)
@@ -209,7 +218,7 @@ class DecomposeOptions(StageOptions):
     coupled: float | str | None = checked_field(
         parse.number("--coupled", float, 0, above=True, most=1, word=parse.AUTO), None, optional=True
     )
-    leave_out: tuple[str, ...] = checked_field(parse.names_or_auto("--leave-out", _names("--leave-out")), ())
+    leave_out: tuple[str, ...] = checked_field(parse.names_or_auto("--leave-out", name_list("--leave-out")), ())
 
     def _taken_as_given(self) -> tuple[str, ...]:
         # Those of a plan from a file, which is checked where it is read.
@@ -217,62 +226,7 @@ class DecomposeOptions(StageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _settle_latency(self, self.cost == "latency" and self.plan is None)
-
-
-@dataclass(frozen=True)
-class PruneOptions(StageOptions):
-    """Options of ``prune`` that decide its result; see :func:`decomp.pipelines.stages.prune.prune`.
-
-    ``keep`` is the digest of a plan that was given as a file; it decides the channels, and the options that only serve
-    to choose them are then None or their defaults. ``ranking`` and ``normalise`` go by the criterion where they are not
-    given.
-    """
-
-    criterion: str = checked_field(parse.choice("--criterion", CRITERIA), "l1")
-    speedup: float | None = checked_field(parse.speedup, None, optional=True)
-    ratio: float | None = checked_field(parse.share_below_one("--ratio"), None, optional=True)
-    keep: str | None = None
-    cost: str = checked_field(parse.choice("--cost", COSTS), "macs")
-    ranking: str | None = checked_field(parse.choice("--ranking", RANKINGS), None, optional=True)
-    normalise: str | None = checked_field(parse.choice("--normalise", NORMALISATIONS), None, optional=True)
-    floor: float | None = checked_field(parse.number("--floor", float, 0, most=1), None, optional=True)
-    cap: float = checked_field(parse.number("--cap", float, 0, most=1), 1.0)
-    scoring: str = checked_field(parse.choice("--scoring", SCORINGS), "greedy")
-    multiple: int = checked_field(parse.number("--multiple", int, 1), 1)
-    skip: tuple[str, ...] = checked_field(_names("--skip"), ())
-    coupled: bool = flag_field("--coupled", False)
-    remove_branches: bool = flag_field("--remove-branches", False)
-    bias: str = checked_field(parse.choice("--bias", BIASES), "constant")
-    recalibrate_bn: bool = flag_field("--recalibrate-bn", False)
-    seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
-    latency_batch: int | None = checked_field(parse.number("--batch-size", int, 1), 64, optional=True)
-    latency_layout: str | None = checked_field(parse.choice("--layout", LAYOUTS), "contiguous", optional=True)
-    runtime: str | None = checked_field(parse.choice("--runtime", tuple(RUNTIMES)), None, optional=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        targets = {"--speedup": self.speedup, "--ratio": self.ratio, "--keep": self.keep}
-        given = [name for name, value in targets.items() if value is not None]
-        if len(given) != 1:
-            rule = "one of --speedup, --ratio and --keep is needed" if not given else "only one of these can be given"
-            fix = "give for example --speedup 2x" if not given else "leave the others out"
-            raise UsageError("prune", rule, got=" and ".join(given) or None, fix=fix)
-        if self.ranking is None and self.keep is None:
-            object.__setattr__(self, "ranking", "global" if self.criterion == "bn-scale" else "layer")
-        if self.normalise is None and self.keep is None:
-            object.__setattr__(self, "normalise", NORMALISATION_OF[self.criterion])
-        _settle_latency(self, self.cost == "latency" and self.speedup is not None)
-
-
-@dataclass(frozen=True)
-class SensitivityOptions(StageOptions):
-    """Options of ``sensitivity``; see :func:`decomp.pipelines.stages.sensitivity.sensitivity`."""
-
-    criterion: str = checked_field(parse.choice("--criterion", CRITERIA), "l1")
-    ratios: tuple[float, ...] = checked_field(parse.ratios, (0.1, 0.3, 0.5, 0.7, 0.9))
-    coupled: bool = flag_field("--coupled", False)
-    seed: int = checked_field(parse.number("--seed", int, -(2**63)), 0)
+        settle_latency(self, self.cost == "latency" and self.plan is None)
 
 
 @dataclass(frozen=True)

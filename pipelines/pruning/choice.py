@@ -25,7 +25,7 @@ from decomp.graph.selections import NORM, SELECT
 from decomp.modules.select import Select
 from decomp.surgery.narrow_network import shrunk_macs, shrunk_params
 
-from ..console.options import PruneOptions
+from ..console.prune_options import PruneOptions
 from ..console.python_words import said_for_options
 from ..console.words import listed
 from .unfolded import Unfolded

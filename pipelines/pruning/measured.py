@@ -15,7 +15,7 @@ from decomp.runtimes.timing import latencies, random_images
 from decomp.surgery.narrow_network import shrink
 from decomp.surgery.residual_branches import remove_branches
 
-from ..console.options import PruneOptions
+from ..console.prune_options import PruneOptions
 from ..console.reporter import Reporter
 from .unfolded import Unfolded, folded_copy
 

@@ -13,8 +13,8 @@ from decomp.graph.network_graph import NetworkGraph
 
 from ...data.formats.digests import digest_json
 from ...data.formats.json_files import read_json, write_json
-from ..console.options import PruneOptions
 from ..console.parse import refuse_without_latency
+from ..console.prune_options import PruneOptions
 from ..console.words import listed
 
 KIND = "decomp pruning"
@@ -91,7 +91,7 @@ def prune_options(given: PruningPlan | None = None, **choices: Any) -> PruneOpti
     ----------
     given : PruningPlan, optional
     **choices
-        Fields of :class:`decomp.pipelines.console.options.PruneOptions`.
+        Fields of :class:`decomp.pipelines.console.prune_options.PruneOptions`.
 
     Raises
     ------

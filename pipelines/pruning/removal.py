@@ -18,7 +18,7 @@ from decomp.modules.copies import deep_copy
 from decomp.surgery.narrow_network import shrink
 from decomp.surgery.residual_branches import removable, remove_branches
 
-from ..console.options import PruneOptions
+from ..console.prune_options import PruneOptions
 from ..console.reporter import Reporter
 from ..console.words import listed
 from .choice import Chosen, CostOf, Images, choose, counted_cost, matching

@@ -13,7 +13,7 @@ from decomp.graph.selections import NORM, SELECT, insert_selections, remove_sele
 from decomp.modules.copies import deep_copy
 from decomp.modules.select import Select
 
-from ..console.options import PruneOptions
+from ..console.prune_options import PruneOptions
 from .plan_file import PruningPlan
 from .unfolded import Unfolded
 

@@ -23,6 +23,7 @@ from ..measure.closeness import percent
 from ..measure.intervals import short_share
 from ..measure.resources import Resources
 from ..run.directory import RunDirectory
+from ..run.reuse import note_redo
 from ..stages.decompose import DecomposeResult, decompose
 
 
@@ -150,6 +151,9 @@ def family(
     members = [RunDirectory(f"{RunDirectory(run)}-{member.speedup:g}x") for member in all_options]
     highest = max(all_options, key=lambda member: member.speedup)
     survey_once(base, highest, Resources.of(device, memory, batch_size), require=True, reporter=reporter)
+    if redo:
+        for member, asked in zip(members, all_options):
+            note_redo(member, asked)
     done: list[DecomposeResult] = []
     failed: dict[str, str] = {}
     for member, speedup in zip(members, speedups):

@@ -29,6 +29,7 @@ from ..run.conditions import freeze_options, label_options
 from ..run.directory import RunDirectory
 from ..run.images import open_images
 from ..run.loading import run_outputs
+from ..run.reuse import note_redo
 from ..stages.decompose import DecomposeResult, decompose
 from ..training.hold_out import hold_out
 from .family import survey_once
@@ -228,6 +229,8 @@ def decompose_within(
     identity = from_first(images.identity)
     _require_enough_images(len(images), budget, outputs=run_outputs(base), n_images=freeze_options(base).n_images)
     survey_once(base, first, resources, require=False, reporter=reporter)
+    if options.get("redo"):
+        _note_redo(RunDirectory(run), _decisive(options))
     trials: dict[float, Trial] = {}
 
     def loss_at(ratio: float) -> float:
@@ -269,6 +272,16 @@ def _decisive(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that decide the result, without those of the work."""
     work = ("batch_size", "memory", "redo")
     return {name: value for name, value in options.items() if name not in work}
+
+
+def _note_redo(run: RunDirectory, options: Mapping[str, Any]) -> None:
+    """Note in all runs that an earlier search made beside `run` that their networks are made anew."""
+    for path in sorted(run.path.parent.glob(f"{run.path.name}-*x")):
+        try:
+            ratio = parse.speedup(path.name.removeprefix(f"{run.path.name}-"))
+        except UsageError:
+            continue  # of another name
+        note_redo(RunDirectory(path), decompose_options(speedup=ratio, **options))
 
 
 def _held_out(base: RunDirectory) -> HeldOutImages:

@@ -26,7 +26,8 @@ from ...data.models import LoadedModel
 from ...data.splits import ImageSource
 from ..console import parse
 from ..console.layer_table import left_alone_lines
-from ..console.options import FreezeOptions, PruneOptions
+from ..console.options import FreezeOptions
+from ..console.prune_options import PruneOptions
 from ..console.python_words import python_words, said_for_python
 from ..console.reporter import Reporter
 from ..decomposition.emission import unused_work

@@ -19,8 +19,8 @@ from decomp.errors import DecompError, UsageError
 
 from ..console import parse
 from ..console.finetune_options import FINETUNE_EPOCHS, FinetuneOptions
-from ..console.options import PruneOptions
 from ..console.program import command_line, program
+from ..console.prune_options import PruneOptions
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..measure.intervals import short_share

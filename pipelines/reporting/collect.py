@@ -4,74 +4,20 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from decomp.allocation.plan import SIZES, STEPS
-from decomp.errors import DecompError, FileError
+from decomp.errors import FileError
 
-from ...data.formats.curves_file import read_curves
 from ...data.formats.digests import digest_file
-from ...data.formats.json_files import read_json
-from ...data.formats.layer_file import current_report, read_selection
-from ..console.program import program
+from ..console.program import command_line
 from ..console.words import counted
 from ..measure.latency import Measurement, comparable
-from ..run.begun import compressing_command
+from ..run.conditions import label_options
 from ..run.directory import RunDirectory
 from ..run.evaluated import read_evaluation
 from ..run.networks import existing
-from .summary import Summary, planned_sizes, summarise
-
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers of one figure.
-
-    Attributes
-    ----------
-    name : str
-        Of its files, ``name.csv`` and ``name.png``.
-    header : tuple of str
-        Names of the columns, with units.
-    rows : list of tuple
-        None for a missing value.
-    notes : list of str
-        Lines below the figure.
-    summary : decomp.pipelines.reporting.summary.Summary, optional
-        Source of the rows of the table of layers.
-    tested : str
-        The images on which the networks of the table of networks were tested.
-    digest : str or None
-        Of these images; None where it is not known.
-    """
-
-    name: str
-    header: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    notes: list[str] = field(default_factory=list)
-    summary: Summary | None = None
-    tested: str = ""
-    digest: str | None = None
-
-    def column(self, name: str) -> list[Any]:
-        """The values of one column."""
-        index = self.header.index(name)
-        return [row[index] for row in self.rows]
-
-    def dicts(self) -> list[dict[str, Any]]:
-        """Every row as a dict of its columns."""
-        return [dict(zip(self.header, row)) for row in self.rows]
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A figure without data: the reason, and the command that produces the data."""
-
-    name: str
-    why: str
-    command: str
-
+from .layer_tables import channels, curves, errors, is_pruned, layers, sensitivity
+from .tables import WITHOUT, Missing, Table
 
 NETWORK_COLUMNS = (
     "run", "network", "macs", "params", "top1", "top5", "agreement", "divergence_nats", "latency_ms",
@@ -81,7 +27,7 @@ NETWORK_COLUMNS = (
 
 def networks(run: RunDirectory) -> Table | Missing:
     """The table of evaluate: a row for each network."""
-    command = f"{program()} evaluate --run {run}"
+    command = command_line("evaluate", run)
     try:
         report = read_evaluation(run)
         rows = [
@@ -163,7 +109,7 @@ def classes(run: RunDirectory) -> Table | Missing | None:
         return None
     counts = report.get("classes")
     if not counts:
-        command = f"{program()} evaluate --run {run} --redo"
+        command = command_line("evaluate", run, "--redo")
         return Missing("classes", "the last evaluation did not count the correct images of each class", command)
     names = counts["names"] or list(map(str, range(len(counts["images"]))))
     header = ("class", "images", *(f"correct_{name}" for name in counts["correct"]))
@@ -194,124 +140,6 @@ def outputs(run: RunDirectory) -> Table | None:
     return Table("outputs", header, rows, [f"On {on}."])
 
 
-def layers(run: RunDirectory) -> Table | Missing:
-    """Cost of each layer before and after."""
-    try:
-        summary = summarise(run)
-    except FileError:
-        return Missing("layers", "nothing is decomposed yet", compressing_command(run))
-    header = (
-        "layer", "kind", "becomes", "macs_before", "macs_after", "params_before", "params_after", "error", "left_alone"
-    )  # fmt: skip
-    reasons = _reasons(run)
-    rows = [(*(getattr(item, name) for name in header[:-1]), reasons.get(item.layer)) for item in summary.layers]
-    notes = [summary.costs(), *(summary.fidelity["words"].split("\n") if summary.fidelity else [])]
-    return Table("layers", header, rows, notes, summary)
-
-
-def _reasons(run: RunDirectory) -> dict[str, str]:
-    """For each layer with steps that cannot be applied or were ruled out, the reasons."""
-    if is_pruned(run):
-        return dict((run.config("prune") or {}).get("left_alone") or {})
-    reasons = {}
-    for item in planned_sizes(run).values():
-        steps: dict[str, list[str]] = {}
-        for step, why in item.left_alone.items():
-            steps.setdefault(why, []).append(step)
-        texts = [f"no {' or '.join(names)}: {why}" for why, names in steps.items()]
-        if len(steps) == 1 and len(item.left_alone) == len(STEPS):
-            texts = list(steps)
-        if "skip" in item.limits:
-            texts.insert(0, f"skipped by {item.limits['skip']}")
-        reasons[item.layer] = "; ".join(texts)
-    return {layer: text for layer, text in reasons.items() if text}
-
-
-def is_pruned(run: RunDirectory) -> bool:
-    """Whether a run holds a pruned network, of which nothing was fitted."""
-    return run.config("prune") is not None
-
-
-def errors(run: RunDirectory) -> Table | Missing | None:
-    """Relative squared error of each layer's responses after each of its steps; None where nothing is fitted."""
-    if is_pruned(run):
-        return None
-    reports = (run.config("decompose") or {}).get("layers")
-    if not reports:
-        return Missing("errors", "no layer is fitted yet", compressing_command(run))
-    rows = [
-        (report["layer"], step, values.get("fitted"), values.get("held_out"), values.get("output_error"))
-        for report in map(current_report, reports)
-        for step, values in report["errors"].items()
-    ]
-    return Table("errors", ("layer", "step", "fitted", "held_out", "output_error"), rows)
-
-
-def curves(run: RunDirectory) -> Table | Missing | None:
-    """Error of each layer of the original network at every size of every step, and the chosen size."""
-    if is_pruned(run):
-        return None
-    try:
-        plan = planned_sizes(run)
-        survey = read_curves(run.curves, None, plan)
-    except DecompError:
-        survey = None
-    record = run.config("decompose") or {}
-    command = compressing_command(run) + (" --redo" if "macs_after" in record else "" if record else " --plan-only")
-    if survey is None:
-        why = "the error curves cannot be read" if "macs_after" in record else "there is no plan yet"
-        return Missing("curves", why, command)
-    rows: list[tuple[Any, ...]] = []
-    for layer, item in plan.items():
-        for step in STEPS:
-            own, output = getattr(survey.own[layer], step), getattr(survey.output[layer], step)
-            if own is None:
-                continue
-            chosen = getattr(item, SIZES[step])
-            for size in range(1, len(own)):
-                change = None if output is None else float(output[size])
-                rows.append((layer, step, size, len(own) - 1, float(own[size]), change, int(size == chosen)))
-    if not rows:
-        return Missing("curves", "no layer of the plan has an error curve", command)
-    return Table("curves", ("layer", "step", "size", "full_size", "error", "output_change", "chosen"), rows)
-
-
-def channels(run: RunDirectory) -> Table | Missing:
-    """Kept and removed channels: the inputs of each pruned layer, or those of each space of a pruned network."""
-    rows: list[tuple[Any, ...]] = []
-    if is_pruned(run):
-        plan = read_json(run.prune_json)
-        for space in plan["spaces"]:
-            kept = set(space["keep"])
-            rows += [(space["space"], channel, int(channel in kept)) for channel in range(space["channels"])]
-        if rows:
-            return Table("channels", ("layer", "output channel", "kept"), rows)
-        return Missing("channels", "no channel is removed", f"{program()} prune --run {run} --ratio 0.5 --redo")
-    paths = sorted(run.layers_dir.glob("*.safetensors")) if run.layers_dir.is_dir() else []
-    for path in paths:
-        layer, keep, n_total = read_selection(path)
-        if keep is not None and n_total is not None:
-            kept = set(keep.tolist())
-            rows += [(layer, channel, int(channel in kept)) for channel in range(n_total)]
-    if rows:
-        return Table("channels", ("layer", "channel", "kept"), rows)
-    why = "no layer is pruned" if paths else "nothing is decomposed yet"
-    command = f"{program()} decompose --run {run} --speedup 4x" + (" --steps prune --redo" if paths else "")
-    return Missing("channels", why, command)
-
-
-def sensitivity(run: RunDirectory) -> Table | None:
-    """Outputs with one layer pruned at a time; None where that is not measured, which is not a part of every run."""
-    record = run.config("sensitivity") or {}
-    rows = [tuple(row) for row in record.get("rows") or ()]
-    header = ("layer", "ratio", "kept", "channels", "agreement", "divergence_nats", "output_difference")
-    if not rows or len(rows[0]) != len(header):
-        return None
-    by = (record.get("asked") or {}).get("criterion", "l1")
-    note = f"by {by}, on {record.get('images', 0):,} held-out calibration images"
-    return Table("sensitivity", header, rows, [note])
-
-
 def finetuning(run: RunDirectory) -> Table | Missing:
     """The epochs of the fine-tuning.
 
@@ -320,7 +148,7 @@ def finetuning(run: RunDirectory) -> Table | Missing:
     FileError
         The file of the epochs is damaged.
     """
-    path, command = run.finetune_dir / "metrics.csv", f"{program()} finetune --run {run}"
+    path, command = run.finetune_dir / "metrics.csv", command_line("finetune", run, label_options(run))
     if not path.is_file() and (run.finetune_dir / "best").is_dir():
         why = f"the network is fine-tuned, but {path}, with its epochs, is gone; put a copy of it back, or tune again"
         return Missing("finetuning", why, f"{command} --redo")
@@ -333,8 +161,7 @@ def finetuning(run: RunDirectory) -> Table | Missing:
         if "epoch" not in header or any(len(row) != len(header) or row[header.index("epoch")] is None for row in rows):
             raise ValueError
     except (ValueError, csv.Error) as error:
-        fix = "put a copy of it back, or delete it: the report is then made without this figure"
-        raise FileError(path, "must be a table of the epochs, numbers under their names", fix=fix) from error
+        raise FileError(path, "must be a table of the epochs, numbers under their names", fix=WITHOUT) from error
     return Table("finetuning", tuple(header), rows)
 
 

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from . import layer_figures, network_figures, runtime_figure, sensitivity_figure, training_figures
-from .collect import Table
 from .figure_style import DPI, NARROW, STYLE, WIDE
 from .svg import inline_svg
+from .tables import Table
 
 #: Most layers, or panels, in a figure that is drawn whole, and in each part of one that is not. A sheet of paper has
 #: room for three parts with layers, or two with panels.
@@ -40,7 +40,7 @@ def draw(table: Table, path: str | os.PathLike[str]) -> bool:
 
     Parameters
     ----------
-    table : decomp.pipelines.reporting.collect.Table
+    table : decomp.pipelines.reporting.tables.Table
     path : path
 
     Returns
@@ -62,7 +62,7 @@ def draw_for_page(table: Table, key: str, alternative: str) -> list[tuple[str, s
 
     Parameters
     ----------
-    table : decomp.pipelines.reporting.collect.Table
+    table : decomp.pipelines.reporting.tables.Table
     key : str
         Of this figure in the page; all ids in its elements begin with it.
     alternative : str

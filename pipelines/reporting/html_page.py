@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .collect import Table
 from .html_tables import text_rows
+from .tables import Table
 
 TITLES = {
     "accuracy": "Accuracy against time and cost",

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..console.layer_table import amounts
 from ..measure.intervals import wilson
-from .collect import Table
+from .tables import Table
 
 MISSING = "–"
 NO_BREAK = "\u2011"  # a hyphen at which a line is not broken

@@ -18,7 +18,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from decomp.allocation.plan import STEP_TABLE
 
-from .collect import Table
 from .figure_style import (
     ACCENT,
     DARK,
@@ -35,6 +34,7 @@ from .figure_style import (
     row_axes,
     tip,
 )  # fmt: skip
+from .tables import Table
 
 STEP_MARKS = {
     "refit": ("o", "none", DARK), "prune": ("v", LIGHT, DARK), "spatial": ("D", MIDDLE, DARK),

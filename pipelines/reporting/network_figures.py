@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 
 from ..measure.intervals import share_words, wilson
-from .collect import Table
 from .figure_style import (
     ACCENT,
     DARK,
@@ -36,6 +35,7 @@ from .figure_style import (
     short,
     tip,
 )  # fmt: skip
+from .tables import Table
 
 #: Classes in the figure of classes; of more, those that lost most.
 MOST_CLASSES = 24

@@ -13,7 +13,6 @@ from ..measure import sanity
 from ..measure.intervals import share_words
 from ..measure.latency import Measurement, comparable, fastest_words, latency_table
 from . import html_tables, verdict
-from .collect import Missing, Table
 from .html_page import (
     CHANGE_CAPTION,
     CHANGE_TITLE,
@@ -29,13 +28,14 @@ from .html_page import (
     versions_line,
 )  # fmt: skip
 from .network_figures import MOST_CLASSES, measure_of
+from .tables import Missing, Table
 from .training_page import training_sections
 
 INTERVALS = (
     "In brackets: 95 % intervals of shares of images, quartiles of times. MACs: multiply-accumulates for one image."
 )
 #: Stages in the order in which missing data is made.
-PATH = ("decompose", "finetune", "evaluate")
+PATH = ("decompose", "prune", "finetune", "evaluate")
 #: Begin of a line of freeze that casts doubt on all that follows.
 WARNING = "warning: "
 #: For each figure, the elements for a wide and for a narrow page, part by part.
@@ -237,9 +237,10 @@ def _next_steps(config: Mapping[str, Any], missing: Sequence[Missing], run: str)
     by_stage: dict[str, tuple[str, str]] = {}
     for item in missing:
         by_stage.setdefault(item.command.removeprefix(program()).split()[0], (item.why, item.command))
-    made = next((stage for stage in ("decompose", "prune") if stage in config["stages"]), None)
-    stages = [stage for stage in PATH if stage in by_stage and not (made and stage == "decompose")]
-    items = [by_stage[stage] for stage in stages]
+    records = {stage: config["stages"].get(stage) or {} for stage in ("decompose", "prune")}
+    made = next((stage for stage, record in records.items() if "macs_after" in record), None)
+    # Of a finished stage something can only be missing because of its options.
+    items = [by_stage[stage] for stage in PATH if stage in by_stage and not (made and stage in records)]
     if made:
         items.append(("use the network elsewhere", f"{program()} export --run {run}"))
         items.append(("try another speed-up on the same calibration images", _again(config, run, made)))

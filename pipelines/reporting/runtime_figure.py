@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .collect import Table
 from .figure_style import DARK, INK, LIGHT, MIDDLE, PAPER, ROW, SMALL, WIDE, new_figure, tip
+from .tables import Table
 
 #: Colours of the bars, light to dark in the order of the networks, so that they differ in grey too.
 BARS = (LIGHT, MIDDLE, DARK)

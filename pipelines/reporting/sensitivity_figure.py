@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .collect import Table
 from .figure_style import DARK, SMALL, WIDE, labels, new_figure, percent_tick, tip
+from .tables import Table
 
 ALL = slice(None)
 

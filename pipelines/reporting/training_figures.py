@@ -10,8 +10,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .collect import Table
 from .figure_style import ACCENT, DARK, EDGE, GRID, INK, LIGHT, MIDDLE, PAPER, WIDE, labels, last_part, new_figure, tip
+from .tables import Table
 
 #: Lines of several trainings; more repeat them.
 LINES = ((DARK, "-"), (ACCENT, "--"), (MIDDLE, "-."), (EDGE, ":"))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..measure.intervals import short_share
-from .collect import Table
 from .html_page import Section, figure, paragraph
 from .html_tables import text_rows
+from .tables import Table
 from .training_tables import RESULT_COLUMNS
 
 TITLE, MAP_TITLE, EVENTS_TITLE = "Training", "Filters that were dropped", "Events of the scheme"

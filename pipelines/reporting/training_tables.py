@@ -10,7 +10,8 @@ from decomp.errors import FileError
 
 from ...data.formats.json_files import read_json
 from ..run.directory import RunDirectory
-from .collect import Collector, Table
+from .collect import Collector
+from .tables import Table
 
 TRAINING_COLUMNS = ("run", "epoch", "loss", "validation_accuracy", "seconds", "live_filters", "event")
 RESULT_COLUMNS = (

@@ -8,8 +8,9 @@ from typing import Any
 from ..console.words import counted
 from ..measure.intervals import paired_difference, share_words, wilson
 from ..measure.latency import Measurement, comparable
-from .collect import Table, tested_on
+from .collect import tested_on
 from .summary import Summary
+from .tables import Table
 
 #: Ratio of counted to measured speed-up from which the two are said to differ.
 APART = 1.4

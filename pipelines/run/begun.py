@@ -29,12 +29,12 @@ def begun_command(run: RunDirectory, stage: str) -> str | None:
     command = record.get("command") or _last_begun(run, stage)
     if command is None:
         return f"decompose {_words(run, record['asked'])}" if stage == "decompose" and "asked" in record else None
-    words = shlex.split(command)
+    # A repeated --redo would delete what is kept, such as the layers that are solved, and --plan-only never solves one.
+    dropped = ("--redo", *(("--plan-only",) if stage == "decompose" and record else ()))
+    words = [word for word in shlex.split(command) if word not in dropped]
     if words[:1] != [stage] or of_several_runs(words):
-        return str(command)
-    # A repeated --redo would delete the layers that are solved, and --plan-only would never solve one.
-    dropped = ("--redo", "--plan-only") if stage == "decompose" and record else ()
-    return shlex.join(word for word in _in_run(words, run) if word not in dropped)
+        return shlex.join(words)
+    return shlex.join(_in_run(words, run))
 
 
 def compressing_command(run: RunDirectory) -> str:

@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from decomp.allocation.plan import STEPS, Plan, latency_words
-from decomp.cost.count import Cost
-from decomp.errors import DecompError
 from decomp.runtimes.precision import exact_float32
 from decomp.solvers.solve_layer import FitSettings
-from decomp.time_spent import part
 
-from ...data.formats import network_file
-from ...data.formats.digests import digest_file, digest_json
+from ...data.formats.digests import digest_json
 from ..console.layer_table import excluded_lines, layer_lines, layer_rows, table_lines
 from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
-from ..console.time_table import time_lines
 from ..decomposition import refine_blocks as block_refinement
-from ..decomposition.emission import checked_cost, emit, unused_work
+from ..decomposition import run_plan
 from ..decomposition.layer_loop import SolvedLayers, solve_layers
-from ..decomposition.layer_reports import announce, more_images, planned_layers
-from ..decomposition.make_plan import decompose_options, make_plan, read_plan, space_candidates
+from ..decomposition.layer_reports import planned_layers
+from ..decomposition.make_plan import decompose_options, read_plan
 from ..decomposition.memory import work_words
-from ..decomposition.plan_search import surveyed_run, with_blocks_left_out
-from ..decomposition.rehearsal import rehearse
-from ..decomposition.session import OpenedRun, SurveyedRun, open_run
-from ..distributed.process_group import count, exchanged_bytes, number, total
-from ..measure import fidelity, sanity
+from ..decomposition.run_network import finished
+from ..decomposition.session import SurveyedRun, open_run
+from ..measure import sanity
 from ..measure.resources import Resources
 from ..pruning.scale_factors import input_scales, network_with_scales
 from ..pruning.unfolded import Unfolded
 from ..reporting.summary import summarise
 from ..run import loading, reuse
-from ..run.calibration import fitted_images
 from ..run.conditions import label_options, require_not_pruned, require_same_options
 from ..run.directory import RunDirectory
-from ..run.outputs import frozen_outputs
 from ..run.stage_result import StageResult
 
-SURVEY, PLAN, FIT, CHECK = PHASES = ("survey of all sizes", "plan", "fit of the layers", "check of the result")
+FIT, CHECK = "fit of the layers", "check of the result"
+PHASES = (*run_plan.PHASES, FIT, CHECK)
 #: Steps that take time, by the labels of their progress, with their expected shares of it.
 WORK = {"output metric": 0.1, "error curves": 0.35, "fit": 0.55}
 PathLike = str | os.PathLike[str]
@@ -216,10 +208,14 @@ def decompose(
         recovery=recovery, sampler=sampler, refine_blocks=refine_blocks, coupled=coupled, leave_out=leave_out,
     )  # fmt: skip
     resources = Resources.of(device, memory, batch_size)
-    directory = RunDirectory.open(run if source_run is None else reuse.borrow(run, source_run))
-    directory.original = original
-    with directory.lock(), reporter.stage("decompose", PHASES[:2] if plan_only else PHASES), exact_float32():
+    phases = run_plan.PHASES if plan_only else PHASES
+    with (
+        reuse.opened(run, source_run, reporter) as directory, directory.lock(), reporter.stage("decompose", phases),
+        exact_float32(),
+    ):  # fmt: skip
+        directory.original = original
         require_not_pruned(directory)
+        redo = redo or reuse.is_noted_for_redo(directory, options)
         before = None if redo else _done_before(directory, options)
         if before is not None:
             return before
@@ -232,16 +228,13 @@ def decompose(
                 if reuse.keeps_plan(directory, options):
                     read_plan(directory.plan_json, of_run=True)
                 reuse.clear(directory, options)
-            surveyed, plan_of_run = _plan(options, given, opened, reporter, original)
+            surveyed, found = run_plan.plan_of_run(options, given, opened, reporter, original)
             if plan_only:
-                return _planned(options, plan_of_run, surveyed, reporter)
+                return _planned(options, found, surveyed, reporter)
             reporter.phase(FIT)
-            solved = _solve(options, plan_of_run, surveyed, scaled, reporter)
+            solved = _solve(options, found, surveyed, scaled, reporter)
             reporter.phase(CHECK)
-            after = checked_cost(plan_of_run, surveyed.graph, reporter)
-            verified = _emit(plan_of_run, surveyed, solved, after, reporter, original)
-            close = _compare(surveyed, reporter)
-            return _record(plan_of_run, surveyed, solved, after, close, verified, reporter)
+            return DecomposeResult(directory, False, finished(found, surveyed, solved, reporter, original))
 
 
 def _done_before(run: RunDirectory, options: DecomposeOptions) -> DecomposeResult | None:
@@ -262,43 +255,6 @@ def _done_before(run: RunDirectory, options: DecomposeOptions) -> DecomposeResul
 
 def _shown(name: str, value: Any) -> Any:
     return value if name != "plan" else "none" if value is None else f"one of digest {value[:12]}"
-
-
-def _plan(
-    options: DecomposeOptions, given: Plan | None, opened: OpenedRun, reporter: Reporter, original: nn.Module | None
-) -> tuple[SurveyedRun, Plan]:
-    """Survey and plan of the run, announced; an attempt that ends without a plan leaves no record."""
-    run = opened.run
-    before, is_new = run.config("decompose") or {}, not run.plan_json.is_file()
-    record: dict[str, Any] = {"asked": options.to_json(), "limits": opened.memory.limits.to_json()}
-    if command := reporter.command or before.get("command"):
-        record["command"] = command
-    if "plan_digest" in before and not is_new:
-        record["plan_digest"] = before["plan_digest"]
-    run.update_config("decompose", record)
-    try:
-        candidates = space_candidates(run, options, given, opened.graph)
-        reporter.phase(SURVEY)
-        if is_new and number() == 0:
-            rehearsed = rehearse(opened, options, list(candidates.values())[-1], original=original)
-            if rehearsed.into is False:
-                reporter.warn(f"the result may be a traced network: one of random sizes {rehearsed.words()}")
-        surveyed = surveyed_run(opened, candidates, options, reporter)
-        reporter.phase(PLAN)
-        surveyed = with_blocks_left_out(run, options, given, surveyed, reporter)
-        plan = make_plan(run, options, surveyed, given=given if is_new else None, reporter=reporter)
-    except DecompError:
-        if not run.plan_json.is_file():
-            run.update_config("decompose", None)
-        raise
-    if record.get("plan_digest") not in (None, digest_file(run.plan_json)):
-        reporter.warn(f"{run.plan_json} was edited; the edited plan is used")
-    # Digest of the plan as written here: another one later, or none, means that the plan was edited.
-    record.setdefault("plan_digest", digest_file(run.plan_json) if is_new else "")
-    record["n_fitted"] = sum(layer.recorded for layer in surveyed.graph.layers)
-    run.update_config("decompose", record)
-    announce(plan, surveyed.graph, reporter)
-    return surveyed, plan
 
 
 def _planned(options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, reporter: Reporter) -> DecomposeResult:
@@ -336,64 +292,3 @@ def _solve(
     if options.refine_blocks:
         solved.blocks = block_refinement.refine_blocks(surveyed, solved, reporter=reporter)
     return solved
-
-
-# The layers are solved now. None of the checks below may lose them: each says what it found, and the work is recorded.
-@part("files")
-def _emit(
-    plan: Plan, surveyed: SurveyedRun, solved: SolvedLayers, after: Cost, reporter: Reporter, original: nn.Module | None
-) -> network_file.Verified:
-    """Write the compressed network, and try whether the class of the original takes it where it is at hand."""
-    opened = surveyed.opened
-    meta = {"model": opened.frozen.meta["model"], "plan": plan.to_json(), "macs": after.macs}
-    verified = emit(
-        opened, surveyed.graph.module.cpu(), opened.run.model_dir,
-        edited=[*surveyed.narrowed.edited, *solved.edited], meta={**meta, "macs_before": opened.cost.macs},
-        original=original,
-    )  # fmt: skip
-    say = reporter.warn if verified.into is False else reporter.step
-    say(f"network read back from its files: {verified.words()}")
-    return verified
-
-
-@part("comparison with the original")
-def _compare(surveyed: SurveyedRun, reporter: Reporter) -> dict[str, Any]:
-    """Closeness of the outputs to the original's on the held-out images; empty where it cannot be told."""
-    opened = surveyed.opened
-    try:
-        close = fidelity.compare(
-            opened.original.to(opened.device), surveyed.graph.module.to(opened.device), opened.frozen,
-            fitted_images(opened.frozen.n_images), opened.memory.limits.batch_size, opened.device,
-            frozen_outputs(opened.frozen),
-        )  # fmt: skip
-    except DecompError as error:
-        reporter.warn(f"the network is written, but its outputs cannot be compared with the original's: {error}")
-        return {}
-    opened.memory.count_passes(2 * (close["images"] + close["fitted"]["images"]) / count())
-    return close
-
-
-def _record(
-    plan: Plan, surveyed: SurveyedRun, solved: SolvedLayers, after: Cost, close: Mapping[str, Any],
-    verified: network_file.Verified, reporter: Reporter,
-) -> DecomposeResult:  # fmt: skip
-    """Put the result down in run.json."""
-    opened, run = surveyed.opened, surveyed.opened.run
-    unused = "" if verified.network is None else unused_work(verified.network, run.model_dir)
-    facts = {
-        **(run.config("decompose") or {}), "macs_before": opened.cost.macs, "macs_after": after.macs,
-        "params_before": opened.cost.params, "params_after": after.params, "layers": solved.reports,
-        **({"block_refinement": solved.blocks} if solved.blocks else {}),
-        "more_images": more_images(solved.reports, fitted_images(opened.frozen.n_images), close.get("words", "")),
-        "into": {"verified": verified.into, "reason": verified.reason, "unused": unused}, "fidelity": close,
-        "latency": plan.latency, "part": opened.frozen.meta.get("part"),
-        "passes": round(total(opened.memory.forward_images) / opened.frozen.n_recorded, 2),
-        "spilled_bytes": opened.memory.most_on_disk, "times": reporter.times(),
-        "left_alone": {layer.name: dict(layer.left_alone) for layer in surveyed.graph.layers if layer.left_alone},
-    }  # fmt: skip
-    run.update_config("decompose", facts)
-    for line in time_lines(facts["times"]):
-        reporter.step(line)
-    if count() > 1:
-        reporter.step(f"{count()} processes, each gave {exchanged_bytes() / 2**20:,.1f} MiB of tensors to exchanges")
-    return DecomposeResult(run, False, facts)

@@ -194,7 +194,7 @@ def finetune(
             folder = directory.finetune_dir
         begun = checkpoint_file(folder).exists() and directory.config("finetune") is not None
         warn_of_other_versions(directory, "finetune" if begun else source.stage, reporter)
-        return _finetune(directory, folder, options, source, network_digest, target, n_bytes, reporter)
+        return _finetune(directory, folder, options, source, network_digest, target, n_bytes, reporter, redo=redo)
 
 
 def _beside_earlier(run: RunDirectory, options: FinetuneOptions, network_digest: str) -> Path:
@@ -234,9 +234,10 @@ def _finished(
 
 def _finetune(
     run: RunDirectory, folder: Path, options: FinetuneOptions, source: RunNetwork, network_digest: str,
-    device: torch.device, memory: int | None, reporter: Reporter,
+    device: torch.device, memory: int | None, reporter: Reporter, *, redo: bool,
 ) -> FinetuneResult:  # fmt: skip
     began, (task, recipe) = time.perf_counter(), _task(run, options, device, memory, reporter)
+    repeated = _repeated_images(task, folder, redo=redo)
     needs_original = options.labels == "none" or options.distill
     original = load_network(run, run.original_dir).to(device) if needs_original else None
     network, inserted, own = trained_network(run, source, task, recipe, device, memory, reporter)
@@ -280,6 +281,7 @@ def _finetune(
             identity={
                 **options.to_json(), "epochs": recipe.epochs, "network": network_digest,
                 "normalised": [*inserted, *own], "limits": limits.to_json(), "slices": slices, "targets_kept": kept,
+                **repeated,
             },
         )  # fmt: skip
     except NumericalError as error:
@@ -288,6 +290,25 @@ def _finetune(
         events.close()
     facts = {**_facts(task, training), "precision": precision, "targets_kept": kept}
     return _finished_now(run, options, network_digest, facts)
+
+
+def _repeated_images(task: TrainingTask, folder: Path, *, redo: bool) -> dict[str, str]:
+    """Entry of the training's identity where an epoch repeats images, which are augmented otherwise each time.
+
+    Raises
+    ------
+    FileError
+        The training was begun by a version that augmented them alike, and `redo` does not allow to begin it again.
+    """
+    if task.n_train == len(task.train):
+        return {}
+    begun = checkpoints.begun_identity(checkpoint_file(folder), START_OVER)
+    if begun and "repeated_images" not in begun:
+        if not redo:
+            rule = "was begun by a version that augmented an image alike each time that an epoch repeats it"
+            raise FileError(checkpoint_file(folder), rule, fix=f"{START_OVER} to train anew")
+        shutil.rmtree(folder)
+    return {"repeated_images": "augmented each time"}
 
 
 def _finished_now(

@@ -20,8 +20,8 @@ from decomp.runtimes.precision import exact_float32
 from ...data.formats.digests import digest_file
 from ...data.formats.network_file import Verified, read_structure
 from ..console.layer_table import layer_lines, left_alone_lines
-from ..console.options import PruneOptions
 from ..console.program import command_line
+from ..console.prune_options import PruneOptions
 from ..console.reporter import Reporter
 from ..measure import fidelity, sanity
 from ..measure.devices import pick_device

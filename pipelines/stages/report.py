@@ -16,9 +16,10 @@ from ..console.program import program
 from ..console.reporter import Reporter
 from ..console.words import counted
 from ..reporting import collect, figures, training_tables
-from ..reporting.collect import Missing, Table
+from ..reporting.comparison import comparison_lines
 from ..reporting.html_page import HEADER, alternative
 from ..reporting.run_page import compare_page, run_page
+from ..reporting.tables import Missing, Table
 from ..run.directory import RunDirectory
 
 
@@ -36,12 +37,15 @@ class ReportResult:
         Names, in the order of the page.
     missing : list of (str, str)
         Reason for each figure that is missing, and the command that makes its data.
+    words : list of str
+        Lines that say the main of it in a terminal.
     """
 
     html: str
     folder: str
     figures: list[str] = field(default_factory=list, repr=False)
     missing: list[tuple[str, str]] = field(default_factory=list, repr=False)
+    words: list[str] = field(default_factory=list, repr=False)
 
     def lines(self) -> Iterator[str]:
         """Human-readable summary lines: what was written, then the next step."""
@@ -50,6 +54,7 @@ class ReportResult:
 
     def findings(self) -> Iterator[str]:
         """The lines without the next step."""
+        yield from self.words
         n_figures = counted(len(self.figures), "figure")
         yield f"{self.html}: {n_figures}; each as PNG and its numbers as CSV in {self.folder}"
         for why, command in self.missing:
@@ -113,7 +118,7 @@ def report(
 def compare(
     runs: Sequence[str | os.PathLike[str] | RunDirectory],
     *,
-    out: str | os.PathLike[str] = "comparison",
+    out: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
 ) -> ReportResult:
     """Put several runs on one page.
@@ -122,8 +127,8 @@ def compare(
     ----------
     runs : sequence of path or RunDirectory
         Two or more, each evaluated, or trained with ``train --run``.
-    out : path
-        Folder for compare.html and its figures.
+    out : path, optional
+        Folder for compare.html and its figures; ``comparison`` beside the first run where it is not given.
     reporter : Reporter, optional
 
     Returns
@@ -151,7 +156,8 @@ def compare(
     if not tables and not trained:
         first, item = next(iter(lacking.items()))
         raise FileError(first.path, "none of these runs was evaluated", fix=f"run `{item.command}` first")
-    html, folder = Path(out, "compare.html"), Path(out, "figures")
+    place = opened[0].path.parent / "comparison" if out is None else Path(out)
+    html, folder = place / "compare.html", place / "figures"
     before = _compared_before(html, folder)
     groups: dict[str, tuple[Table, dict[str, Table]]] = {}
     for tested, table in _groups(tables).items():
@@ -175,7 +181,13 @@ def compare(
         reporter.warn(f"{html}: takes the place of an earlier {str(before).replace(':', ' of', 1)}")
     with commit(html) as part:
         part.write_text(page, encoding="utf-8")
-    return ReportResult(str(html), str(folder), list(drawn), missing)
+    words = [line for tested, (table, _) in groups.items() for line in _in_terminal(tested, table, len(groups))]
+    return ReportResult(str(html), str(folder), list(drawn), missing, words)
+
+
+def _in_terminal(tested: str, table: Table, n_groups: int) -> list[str]:
+    """The networks that were tested on the same images; the images are named where there are several groups."""
+    return [*([f"{tested}:"] if n_groups > 1 else []), *comparison_lines(table)]
 
 
 def _found(run: RunDirectory) -> list[Table | Missing | None]:

@@ -20,8 +20,8 @@ from decomp.surgery.narrow_network import shrink
 
 from ...data.formats.atomic import commit
 from ...data.formats.digests import digest_file
-from ..console.options import SensitivityOptions
 from ..console.program import command_line
+from ..console.prune_options import SensitivityOptions
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
 from ..measure.closeness import compared, percent
@@ -33,7 +33,8 @@ from ..pruning.plan_file import prune_options
 from ..pruning.removal import nothing_to_prune
 from ..pruning.selection import with_selections
 from ..pruning.unfolded import unfolded_of_run
-from ..reporting import collect, figures
+from ..reporting import figures
+from ..reporting.tables import Table
 from ..run import loading
 from ..run.calibration import fitted_images
 from ..run.conditions import prune_elsewhere
@@ -210,4 +211,4 @@ def _write(run: RunDirectory, rows: Sequence[Sequence[Any]]) -> None:
     with commit(sensitivity_csv(run)) as part, open(part, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     with commit(sensitivity_png(run)) as part:
-        figures.draw(collect.Table("sensitivity", COLUMNS, [tuple(row) for row in rows]), part)
+        figures.draw(Table("sensitivity", COLUMNS, [tuple(row) for row in rows]), part)

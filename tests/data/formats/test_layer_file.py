@@ -37,7 +37,7 @@ def test_a_layer_is_read_back_as_it_was_written(solution, tmp_path):
         assert torch.equal(got.weight, wanted.weight) and got.geometry == wanted.geometry
         assert (got.bias is None) == (wanted.bias is None)
     assert torch.equal(back.factored.factors[1].bias, torch.arange(4.0))
-    layer, channels, n_total = read_selection(tmp_path / "l.safetensors")
+    layer, channels, n_total = read_selection(tmp_path / "l.safetensors", "solve it again")
     assert (layer, channels.tolist(), n_total) == ("features.3", [1, 4], 6)
 
 
@@ -98,7 +98,7 @@ def test_equal_solutions_give_equal_bytes(solution, tmp_path):
 def test_a_layer_that_reads_all_its_channels_has_no_selection(solution, tmp_path):
     write_layer(tmp_path / "l", LayerSolution("fc", None, solution.factored), {}, PARENT)
     assert read_layer(tmp_path / "l", PARENT, "fc")[0].selection is None
-    assert read_selection(tmp_path / "l") == ("fc", None, None)
+    assert read_selection(tmp_path / "l", "solve it again") == ("fc", None, None)
 
 
 def foreign(path):

@@ -6,6 +6,11 @@ import pytest
 from decomp.errors import UsageError
 from decomp.pipelines.commands import processes
 from decomp.pipelines.distributed import own_copy, process_group
+from decomp.pipelines.run.directory import RunDirectory
+
+ARGS = ["decompose", "--run", "r", "--redo"]
+AGAIN = "start the same torchrun command again to go on."
+LOST = f"error: processes: another one of this job has ended; {AGAIN}"
 
 
 @pytest.fixture
@@ -17,23 +22,30 @@ def first(monkeypatch):
 def test_one_of_several_processes_prints_the_error_in_the_words_of_the_user(first, monkeypatch):
     monkeypatch.setitem(own_copy._originals, "/tmp/copy/run", "runs/vgg")
     error, line = UsageError("x", "y"), "error: /tmp/copy/run: y."
-    assert processes.said_once(line, error) == "error: runs/vgg: y."
-    assert processes.said_once(line, error) is None
+    assert processes.said_once(line, error, ARGS, 0.0) == "error: runs/vgg: y."
+    assert processes.said_once(line, error, ARGS, 0.0) is None
 
 
 @pytest.mark.parametrize("text", ["Connection closed by peer [127.0.0.1]:4", "[../gloo/transport/tcp/pair.cc:534] x"])
 def test_a_lost_connection_is_the_end_of_another_process(first, text):
-    assert processes.said_once("error: internal", RuntimeError(text)) == processes.LOST
+    assert processes.said_once("error: internal", RuntimeError(text), ARGS, 0.0) == LOST
 
 
 def test_other_errors_keep_their_line(first):
-    assert processes.said_once("error: internal", RuntimeError("index out of range")) == "error: internal"
+    assert processes.said_once("error: internal", RuntimeError("index out of range"), ARGS, 0.0) == "error: internal"
 
 
 def test_the_second_ctrl_c_says_nothing(first):
-    again = "stopped; start the same torchrun command again to go on."
-    assert processes.said_once("stopped", KeyboardInterrupt()) == again
-    assert processes.said_once("stopped", KeyboardInterrupt()) is None
+    assert processes.said_once("stopped", KeyboardInterrupt(), ARGS, 0.0) == f"stopped; {AGAIN}"
+    assert processes.said_once("stopped", KeyboardInterrupt(), ARGS, 0.0) is None
+
+
+def test_what_is_kept_is_not_deleted_by_the_command_that_goes_on(first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = {"asked": {"speedup": 2.0}, "command": "decompose --run r --redo"}
+    RunDirectory.create("r").update_config("decompose", command)
+    told = processes.said_once("stopped", KeyboardInterrupt(), ARGS, 0.0)
+    assert told == "stopped; start the same torchrun command again without --redo to go on."
 
 
 def test_before_torch_is_loaded_the_first_process_speaks(monkeypatch):
@@ -42,7 +54,7 @@ def test_before_torch_is_loaded_the_first_process_speaks(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, line in (("0", "error: x"), ("1", None)):
         monkeypatch.setenv("RANK", rank)
-        assert processes.said_once("error: x", UsageError("x", "y")) == line
+        assert processes.said_once("error: x", UsageError("x", "y"), ARGS, 0.0) == line
 
 
 def test_a_process_that_torchrun_ends_says_why(first, monkeypatch, capsys):
@@ -50,9 +62,9 @@ def test_a_process_that_torchrun_ends_says_why(first, monkeypatch, capsys):
     monkeypatch.setattr(processes.os, "_exit", ended.append)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        processes.end_with_others()
+        processes.end_with_others(ARGS)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert ended == [143, 143] and capsys.readouterr().err == f"{processes.LOST}\n"
+    assert ended == [143, 143] and capsys.readouterr().err == f"{LOST}\n"

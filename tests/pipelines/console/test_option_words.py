@@ -8,7 +8,8 @@ from decomp.errors import UsageError
 from decomp.pipelines.commands.main import main
 from decomp.pipelines.console.finetune_options import FinetuneOptions
 from decomp.pipelines.console.option_words import option_words
-from decomp.pipelines.console.options import DecomposeOptions, FreezeOptions, PruneOptions, TrainOptions
+from decomp.pipelines.console.options import DecomposeOptions, FreezeOptions, TrainOptions
+from decomp.pipelines.console.prune_options import PruneOptions
 from decomp.pipelines.console.python_words import said_for_python
 
 

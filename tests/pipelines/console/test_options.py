@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from decomp.allocation.plan import SIZES
+from decomp.criteria.names import CRITERIA
 from decomp.errors import UsageError
 from decomp.pipelines.commands.main import main
 from decomp.pipelines.console import options
@@ -39,7 +40,7 @@ def test_the_choices_are_those_of_the_modules_that_use_them():
 
     assert options.STEPS == plan.STEPS and set(options.STEPS) == set(plan.SIZES)
     assert set(options.SELECTORS) == set(solve_layer.SELECTORS)
-    assert set(options.AS_SELECTORS) < set(options.CRITERIA) and not set(options.AS_SELECTORS) & set(options.SELECTORS)
+    assert set(options.AS_SELECTORS) < set(CRITERIA) and not set(options.AS_SELECTORS) & set(options.SELECTORS)
     assert options.FORMATS == tuple(exported.FORMATS)
     assert set(options.LAYOUTS) == set(eager.LAYOUTS)
     assert options.ALLOCATIONS == plan.ALLOCATIONS and options.COSTS == plan.COSTS

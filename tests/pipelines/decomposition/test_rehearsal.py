@@ -11,12 +11,11 @@ import decomp
 from decomp.allocation.plan import limits
 from decomp.errors import DecompError
 from decomp.pipelines.console.options import DecomposeOptions
-from decomp.pipelines.decomposition import rehearsal
+from decomp.pipelines.decomposition import rehearsal, run_plan
 from decomp.pipelines.decomposition.make_plan import space_candidates
 from decomp.pipelines.decomposition.rehearsal import rehearsal_plans, rehearse
 from decomp.pipelines.decomposition.session import open_run
 from decomp.pipelines.measure.resources import Resources
-from decomp.pipelines.stages import decompose as stage
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, bytes_of
 
@@ -90,7 +89,7 @@ def test_networks_of_unusual_names_pass(kind, monkeypatch):
         verdicts.append(rehearse(*arguments, **named))
         raise Outside  # no long work
 
-    monkeypatch.setattr(stage, "rehearse", watched)
+    monkeypatch.setattr(run_plan, "rehearse", watched)
     with pytest.raises(Outside):
         decomp.compress(make(kind), torch.randn(20, *INPUT), 2.0, n_points=2, quiet=True)
     assert [verdict.into for verdict in verdicts] == [True]
@@ -99,8 +98,8 @@ def test_networks_of_unusual_names_pass(kind, monkeypatch):
 def test_a_class_that_does_not_take_the_network_is_told_before_the_survey(run, monkeypatch):
     order, told = [], Collected()
     told.warn = lambda message, **_: order.append(message)
-    real = stage.surveyed_run
-    monkeypatch.setattr(stage, "surveyed_run", lambda *a, **k: order.append("survey") or real(*a, **k))
+    real = run_plan.surveyed_run
+    monkeypatch.setattr(run_plan, "surveyed_run", lambda *a, **k: order.append("survey") or real(*a, **k))
     original = block()  # another class than that of the run
     result = decompose(run, speedup=2, original=original, reporter=told)
     assert order[0].startswith(
@@ -125,7 +124,7 @@ def test_what_cannot_work_is_refused_in_one_line_before_the_survey(run, monkeypa
         raise IndexError("index 14 is out of range")
 
     monkeypatch.setattr(rehearsal, name, fails)
-    monkeypatch.setattr(stage, "surveyed_run", None)
+    monkeypatch.setattr(run_plan, "surveyed_run", None)
     before = bytes_of(run)
     with pytest.raises(DecompError, match=words) as caught:
         decompose(run, speedup=2, reporter=Collected())

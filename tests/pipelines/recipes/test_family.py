@@ -63,6 +63,30 @@ def test_finished_members_are_not_made_again(vgg_run):
     assert bytes_of(again.members[0].run) == before
 
 
+def test_starting_over_that_was_stopped_goes_on_with_the_members_that_it_has_not_reached(vgg_run, monkeypatch):
+    options = {"plan_only": True, "selector": "l1", "reporter": Collected()}
+    family(vgg_run, speedups=(2.0, 3.0), **options)
+    plans = [RunDirectory(f"{vgg_run}-{name}x").plan_json for name in (2, 3)]
+    for plan in plans:
+        plan.write_text(plan.read_text() + "\n")  # so that a new one is known by its bytes
+    earlier = [plan.read_bytes() for plan in plans]
+
+    def stopped_at_3x(run, *, speedup, **options):
+        if speedup == 3:
+            raise KeyboardInterrupt
+        return decompose(run, speedup=speedup, **options)
+
+    options["selector"] = "lasso"
+    monkeypatch.setattr(recipe, "decompose", stopped_at_3x)
+    with pytest.raises(KeyboardInterrupt):
+        family(vgg_run, speedups=(2.0, 3.0), redo=True, **options)
+    monkeypatch.undo()
+    made = plans[0].read_bytes()
+    assert made != earlier[0] and plans[1].read_bytes() == earlier[1]
+    assert family(vgg_run, speedups=(2.0, 3.0), **options).exit_code == 0
+    assert plans[0].read_bytes() == made and plans[1].read_bytes() != earlier[1]
+
+
 def test_one_member_out_of_reach_is_refused_before_any_work(vgg_run):
     with pytest.raises(TargetError, match="got 5000x"):
         family(vgg_run, speedups=(2.0, 5000.0), reporter=Collected())

@@ -1,20 +1,14 @@
 """Tables of the report, from files of a run written by hand, or the command that produces what is missing."""
 
-import numpy as np
 import pytest
-import torch
 
-from decomp.allocation.layer_curves import LayerCurves
-from decomp.allocation.plan import LayerPlan, Plan
-from decomp.data.formats.curves_file import Survey, write_curves
 from decomp.data.formats.digests import digest_file
 from decomp.data.formats.json_files import write_json
-from decomp.data.formats.layer_file import write_layer
 from decomp.errors import FileError
 from decomp.pipelines.reporting import collect
-from decomp.pipelines.reporting.collect import COLLECTORS, Missing, Table
+from decomp.pipelines.reporting.collect import COLLECTORS
+from decomp.pipelines.reporting.tables import Missing
 from decomp.pipelines.run.directory import RunDirectory
-from decomp.problem.factors import ConvFactor, FactoredConv, Geometry, LayerSolution, Selection
 
 
 @pytest.fixture
@@ -27,11 +21,6 @@ def test_an_empty_run_has_no_table_and_a_command_for_each(run):
     missing = [item for item in found if item is not None]  # classes and outputs are no table of every run
     assert all(isinstance(item, Missing) and f"--run {run}" in item.command for item in missing)
     assert [item.command.split()[1] for item in missing] == ["evaluate", *["decompose"] * 4, "finetune"]
-
-
-def test_a_table_is_read_by_columns_and_by_rows():
-    table = Table("t", ("a", "b"), [(1, 2), (3, None)])
-    assert table.column("b") == [2, None] and table.dicts() == [{"a": 1, "b": 2}, {"a": 3, "b": None}]
 
 
 def evaluated(run, digest, **more):
@@ -127,34 +116,6 @@ def test_several_outputs_are_listed_one_by_one_from_evaluate_or_else_from_decomp
     assert table.notes == ["On 50 held-out calibration images."]
     run.update_config("decompose", {"asked": {}, "fidelity": {"images": 50, "outputs": {"output": one}}})
     assert collect.outputs(run) is None  # a single one is said with the layers
-
-
-def test_errors_of_older_runs_are_read_too(run):
-    steps = {"prune": {"fitted": 0.1, "held_out": 0.2, "felt": 0.3}, "refine": {"fitted": 0.4}}
-    run.update_config("decompose", {"asked": {}, "layers": [{"layer": "a", "errors": steps}]})
-    table = collect.errors(run)
-    assert table.header == ("layer", "step", "fitted", "held_out", "output_error")
-    assert table.rows == [("a", "prune", 0.1, 0.2, 0.3), ("a", "refine", 0.4, None, None)]
-
-
-def test_curves_have_a_row_for_every_size_and_mark_the_plan(run):
-    own = LayerCurves(prune=np.array([9.0, 0.5, 0.25, 0.0]))
-    survey = Survey({"a": own, "b": LayerCurves()}, {"a": LayerCurves(), "b": LayerCurves()}, {})
-    write_curves(run.curves, "any", survey)
-    write_json(run.plan_json, Plan(2.0, ("prune",), "joint", [LayerPlan("a", keep=2), LayerPlan("b")]).to_json())
-    assert collect.curves(run).rows == [
-        ("a", "prune", 1, 3, 0.5, None, 0), ("a", "prune", 2, 3, 0.25, None, 1), ("a", "prune", 3, 3, 0.0, None, 0),
-    ]  # fmt: skip
-    run.curves.write_bytes(b"broken")
-    assert isinstance(collect.curves(run), Missing)
-
-
-def test_channels_of_pruned_layers_are_listed_one_by_one(run):
-    factored = FactoredConv((ConvFactor(torch.zeros(1, 2, 1, 1), None, Geometry()),), ("dense",))
-    write_layer(run.layer_file(0, "a"), LayerSolution("a", None, factored), {}, "p")
-    assert collect.channels(run).why == "no layer is pruned" and "--steps prune --redo" in collect.channels(run).command
-    write_layer(run.layer_file(1, "b"), LayerSolution("b", Selection(torch.tensor([0, 2]), 3), factored), {}, "p")
-    assert collect.channels(run).rows == [("b", 0, 1), ("b", 1, 0), ("b", 2, 1)]
 
 
 def test_epochs_are_numbers_and_empty_cells_missing_values(run):

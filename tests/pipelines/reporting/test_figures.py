@@ -5,7 +5,8 @@ import re
 import pytest
 
 from decomp.pipelines.reporting import figures
-from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Table
+from decomp.pipelines.reporting.collect import NETWORK_COLUMNS
+from decomp.pipelines.reporting.tables import Table
 
 ROW = ("run", "original", 10**8, 10, 0.9, 1.0, 1.0, 0.0, 10.0, 9.0, 11.0, 1.0, 1.0, None, 100)
 

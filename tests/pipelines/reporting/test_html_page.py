@@ -1,7 +1,7 @@
 """HTML page: texts are escaped, figures link to their numbers, options are told apart, nothing is loaded."""
 
 from decomp.pipelines.reporting import figures
-from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Table
+from decomp.pipelines.reporting.collect import NETWORK_COLUMNS
 from decomp.pipelines.reporting.html_page import (
     CAPTIONS,
     TITLES,
@@ -17,6 +17,7 @@ from decomp.pipelines.reporting.html_page import (
     rich,
     versions_line,
 )  # fmt: skip
+from decomp.pipelines.reporting.tables import Table
 
 
 def test_names_are_escaped_on_the_page():

@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 from decomp.pipelines.measure.intervals import wilson
-from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Table
+from decomp.pipelines.reporting.collect import NETWORK_COLUMNS
 from decomp.pipelines.reporting.html_tables import (
     Cell,
     html_cells,
@@ -12,6 +12,7 @@ from decomp.pipelines.reporting.html_tables import (
     outputs_table,
     text_rows,
 )  # fmt: skip
+from decomp.pipelines.reporting.tables import Table
 
 ORIGINAL = ("one", "original", 2_500_000, 34_000, 0.9, 0.99, 1.0, 0.0, 3.0, 2.0, 4.0, 1.0, 1.0, None, 200)
 SMALL = ("one", "decomposed", 1_250_000, 17_000, 0.85, 0.98, 0.95, 0.1, 2.5, 2.25, 3.0, 2.0, 1.2, None, 200)

@@ -6,9 +6,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from decomp.pipelines.reporting import layer_figures
-from decomp.pipelines.reporting.collect import Table
 from decomp.pipelines.reporting.figure_style import STYLE, TIP
 from decomp.pipelines.reporting.figures import DRAWINGS
+from decomp.pipelines.reporting.tables import Table
 
 NAMES = [f"features.stage{i // 15}.block{i // 3}.residual_branch.conv{i % 3}" for i in range(60)]
 

@@ -6,8 +6,9 @@ import pytest
 
 from decomp.pipelines.measure.intervals import wilson
 from decomp.pipelines.reporting import network_figures
-from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Table
+from decomp.pipelines.reporting.collect import NETWORK_COLUMNS
 from decomp.pipelines.reporting.figure_style import BETWEEN, NARROW, STYLE, TIP
+from decomp.pipelines.reporting.tables import Table
 
 
 def network_rows(n, top1, n_images=1000):

@@ -2,8 +2,11 @@
 
 import re
 
-from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Missing, Table
+import pytest
+
+from decomp.pipelines.reporting.collect import NETWORK_COLUMNS
 from decomp.pipelines.reporting.run_page import compare_page, run_page, sentence
+from decomp.pipelines.reporting.tables import Missing, Table
 
 ROWS = [
     ("one", "original", 100, 10, 0.9, 0.99, 1.0, 0.0, 3.0, 2.0, 4.0, 1.0, 1.0, None, 200),
@@ -33,7 +36,7 @@ def test_a_whole_run_is_told_from_verdict_to_next_steps():
                 "asked": {"model": "zoo:x", "data": "digits"},
                 "facts": {"n_images": 1500, "n_mixtures": 7, "n_points": 10, "preprocessing": "as they are"},
             },
-            "decompose": {"asked": {"speedup": 4.0}, "times": [
+            "decompose": {"asked": {"speedup": 4.0}, "macs_after": 1, "times": [
                 {"phase": "survey", "part": "forward", "seconds": 2.5, "processor_seconds": 4.0},
             ]},
         },
@@ -113,10 +116,27 @@ def test_a_run_without_results_is_told_with_what_makes_them():
     assert [re.sub("<.*?>", "", step) for step in steps] == [
         "not decomposed: decomp decompose", "not evaluated: decomp evaluate",
     ]  # fmt: skip
-    config["stages"]["decompose"] = {}
-    unpruned = Missing("channels", "no layer is pruned", "decomp decompose --steps prune --redo")
-    assert "--redo" not in page(config, missing=[unpruned])  # what was chosen is no step that is missing
     assert "<h2>Networks" not in text and "export" not in text
+
+
+@pytest.mark.parametrize("stage", ["decompose", "prune"])
+def test_an_unfinished_network_is_finished_first_and_a_finished_one_is_not_made_again(stage):
+    record = {"asked": {"speedup": 4.0, "criterion": "l1"}}
+    config = {"stages": {"freeze": {"asked": {"model": "zoo:x", "data": "digits"}}, stage: record}, "versions": {}}
+    missing = [
+        Missing("networks", "not evaluated", "decomp evaluate"),
+        Missing("layers", "not finished", f"decomp {stage} own"),
+        Missing("channels", "no layer is pruned", f"decomp {stage} --steps prune"),
+        Missing("finetuning", "not tuned", "decomp finetune"),
+    ]  # fmt: skip
+
+    def steps():
+        return [re.sub("<.*?>", "", step) for step in re.findall("<li>.*?</li>", page(config, missing=missing))]
+
+    tune = ["not tuned: decomp finetune", "not evaluated: decomp evaluate"]
+    assert steps() == [f"not finished: decomp {stage} own", *tune]
+    record["macs_after"] = 1
+    assert steps()[:2] == tune and "export" in steps()[2] and not any("own" in step for step in steps())
 
 
 def test_a_doubt_of_freeze_stands_at_the_top_and_what_it_found_with_the_calibration_images():

@@ -2,9 +2,10 @@
 
 import pytest
 
-from decomp.pipelines.reporting.collect import RUNTIME_COLUMNS, Table
+from decomp.pipelines.reporting.collect import RUNTIME_COLUMNS
 from decomp.pipelines.reporting.figure_style import NARROW, TIP
 from decomp.pipelines.reporting.runtime_figure import runtimes
+from decomp.pipelines.reporting.tables import Table
 
 SHARED = {"version": "1", "device": "CPU", "threads": 2, "batch_size": 1, "precision": "float32", "rounds": 30}
 

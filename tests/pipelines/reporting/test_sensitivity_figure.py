@@ -1,8 +1,8 @@
 """Figure of sensitivity: a panel for each layer that begins at all channels."""
 
-from decomp.pipelines.reporting.collect import Table
 from decomp.pipelines.reporting.figure_style import NARROW, TIP
 from decomp.pipelines.reporting.sensitivity_figure import sensitivity_curves
+from decomp.pipelines.reporting.tables import Table
 
 HEADER = ("layer", "ratio", "kept", "channels", "agreement", "divergence_nats", "output_difference")
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from decomp.pipelines.reporting.collect import Table
 from decomp.pipelines.reporting.figure_style import NARROW
+from decomp.pipelines.reporting.tables import Table
 from decomp.pipelines.reporting.training_figures import filters, training
 from decomp.pipelines.reporting.training_tables import TRAINING_COLUMNS
 

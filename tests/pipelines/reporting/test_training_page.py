@@ -2,7 +2,7 @@
 
 import re
 
-from decomp.pipelines.reporting.collect import Table
+from decomp.pipelines.reporting.tables import Table
 from decomp.pipelines.reporting.training_page import events_table, results_table, training_sections
 from decomp.pipelines.reporting.training_tables import EVENT_COLUMNS
 

@@ -3,8 +3,9 @@
 import pytest
 
 from decomp.pipelines.measure.intervals import paired_difference
-from decomp.pipelines.reporting.collect import NETWORK_COLUMNS, Table
+from decomp.pipelines.reporting.collect import NETWORK_COLUMNS
 from decomp.pipelines.reporting.summary import Summary
+from decomp.pipelines.reporting.tables import Table
 from decomp.pipelines.reporting.verdict import best_of, faster, title, verdict, warnings
 
 

@@ -77,6 +77,14 @@ def test_a_copied_run_goes_on_in_its_own_folder(run, tmp_path):
 def test_a_command_for_several_runs_stays_as_it_was_given(run, command):
     run.update_config("decompose", {"asked": {"speedup": 2.0}, "command": command})
     assert begun_command(run, "decompose") == command
+    # Given again with it, the runs that are finished would be deleted.
+    run.update_config("decompose", {"asked": {"speedup": 2.0}, "command": f"{command} --redo"})
+    assert begun_command(run, "decompose") == command
+
+
+def test_going_on_with_a_training_does_not_begin_it_again(run):
+    begin(run, "finetune --run r --redo --epochs 5", KeyboardInterrupt())
+    assert begun_command(run, "finetune") == f"finetune --run {run.path} --epochs 5"
 
 
 def test_a_run_without_a_compressed_network_names_the_command_that_makes_or_finishes_it(run):

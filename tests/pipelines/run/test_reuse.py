@@ -7,6 +7,7 @@ from decomp.errors import FileError, UsageError
 from decomp.pipelines.console.options import DecomposeOptions
 from decomp.pipelines.run import reuse
 from decomp.pipelines.run.directory import RunDirectory
+from tests.pipelines.digit_runs import Collected
 
 OPTIONS = DecomposeOptions(speedup=4)
 
@@ -81,3 +82,59 @@ def test_a_plan_that_was_edited_stays_for_the_same_options_and_is_put_aside_for_
     reuse.clear(source, DecomposeOptions(speedup=3))
     assert not source.plan_json.exists()
     assert source.plan_json.with_name("plan.previous.json").read_text() == '{"edited": 1}'
+
+
+def refused(path, source, work=None, error=None):
+    """The lines that are printed where an error ends a block, which may have done some work before."""
+    reporter, error = Collected(), error or UsageError("--skip", "no such layer")
+    with pytest.raises(type(error)), reuse.opened(path, source, reporter) as made, made.lock():
+        assert made.frozen.read_bytes() == b"points"
+        if work is not None:
+            work(made)
+        raise error
+    return reporter.messages
+
+
+def test_a_refused_call_leaves_no_run_behind(source, tmp_path):
+    source.curves.write_bytes(b"curves")
+    assert refused(tmp_path / "new", source) == [] and not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    assert refused(tmp_path / "empty", source) == [] and list((tmp_path / "empty").iterdir()) == []
+    assert source.curves.read_bytes() == b"curves" and source.frozen.read_bytes() == b"points"
+
+
+def test_an_error_does_not_cost_what_was_computed_or_was_there_before(source, tmp_path):
+    new = tmp_path / "new"
+    lines = refused(new, source, lambda run: run.curves.write_bytes(b"curves"))
+    assert lines == [f"{new}: what was computed so far is kept there, for a call with other options"]
+    assert (new / "curves.npz").read_bytes() == b"curves"
+    (new / "curves.npz").unlink()
+    assert refused(new, source) == [] and (new / "frozen.h5").is_file()
+
+
+def test_a_call_that_is_stopped_keeps_its_run(source, tmp_path):
+    refused(tmp_path / "new", source, error=KeyboardInterrupt())
+    assert (tmp_path / "new" / "frozen.h5").is_file()
+
+
+def test_without_another_run_the_run_itself_is_opened_and_stays(source):
+    with pytest.raises(UsageError), reuse.opened(source, None, Collected()) as same:
+        assert same.path == source.path
+        raise UsageError("--skip", "no such layer")
+    assert source.frozen.is_file()
+
+
+def test_a_run_that_is_to_be_made_anew_is_noted_with_its_options_until_it_is_cleared(source, tmp_path):
+    reuse.note_redo(source, OPTIONS)
+    reuse.note_redo(RunDirectory(tmp_path / "none"), OPTIONS)
+    assert source.config("decompose") is None and not (tmp_path / "none").exists()
+    decomposed(source, "{}")
+    before = source.read_config()
+    assert not reuse.is_noted_for_redo(source, OPTIONS)
+    reuse.note_redo(source, OPTIONS)
+    assert reuse.is_noted_for_redo(source, OPTIONS)
+    assert not reuse.is_noted_for_redo(source, DecomposeOptions(speedup=4, selector="lasso"))
+    noted = source.read_config()
+    assert noted["stages"]["decompose"].pop("redo") and noted == before
+    reuse.clear(source, OPTIONS)
+    assert not reuse.is_noted_for_redo(source, OPTIONS)

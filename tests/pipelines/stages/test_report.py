@@ -187,6 +187,23 @@ def test_runs_on_the_same_images_are_compared_on_one_page(runs, tmp_path):
     assert "allocation" not in differences
 
 
+def test_the_page_lies_beside_the_first_run_and_the_table_is_told(runs, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    copies = [RunDirectory(shutil.copytree(run.path, tmp_path / "runs" / run.path.name)) for run in runs]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = compare(copies, reporter=quiet())
+    assert result.html == str(tmp_path / "runs" / "comparison" / "compare.html") and Path(result.html).is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    first, *rows = list(result.lines())
+    assert first.split() == ["run", "network", "top-1", "measured", "counted"]
+    assert [row.split()[:2] for row in rows[:5]] == [
+        [str(copies[0]), "original"], [str(copies[0]), "decomposed"], [str(copies[0]), "fine-tuned"],
+        [str(copies[1]), "original"], [str(copies[1]), "decomposed"],
+    ]  # fmt: skip
+    assert rows[5].startswith("Most accurate") and result.html in rows[6]
+
+
 def test_a_report_elsewhere_replaces_reports_alone(tmp_path):
     run, out = RunDirectory.create(tmp_path / "run"), tmp_path / "out"
     first = Path(report(run, out=out, reporter=quiet()).html).read_text()

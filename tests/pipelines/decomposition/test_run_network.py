@@ -8,7 +8,7 @@ import pytest
 import decomp
 from decomp.cost.count import cost
 from decomp.errors import DecompError
-from decomp.pipelines.decomposition import emission
+from decomp.pipelines.decomposition import emission, run_network
 from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run import calibration, loading
 from decomp.pipelines.stages import decompose as stage
@@ -74,7 +74,7 @@ def test_a_comparison_that_fails_does_not_lose_the_network(run, monkeypatch):
     def fails(*arguments):
         raise DecompError("model", "must return tensors", got="text")
 
-    monkeypatch.setattr(stage.fidelity, "compare", fails)
+    monkeypatch.setattr(run_network.fidelity, "compare", fails)
     reporter = Collected()
     result = decompose(run, speedup=2, reporter=reporter)
     said = "cannot be compared with the original's: model: must return tensors, got text."
