@@ -115,9 +115,10 @@ def test_part_that_takes_too_long_is_ended_with_all_it_started(tmp_path, monkeyp
 
 def test_without_a_gpu_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "new")])
     with pytest.raises(SystemExit, match=r"^benchmarks\.gpu: there is no CUDA device here; --trial .*\.$"):
         driver.main()
+    assert not (tmp_path / "new").exists()
 
 
 def test_page_keeps_its_text_and_takes_the_last_of_equal_rows(tmp_path):

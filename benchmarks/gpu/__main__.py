@@ -71,7 +71,6 @@ def main():
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--time", nargs=3, metavar=("RUN", "RUNTIME", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     if options.time:
         from benchmarks.gpu.parts import timed
 
@@ -94,6 +93,7 @@ def run_all(options):
     asked = options.parts.split(",") if options.parts else list(PARTS)
     if unknown := [name for name in asked if name not in PARTS]:
         raise SystemExit(f"--parts: there are {', '.join(PARTS)}, got {', '.join(unknown)}.")
+    options.out.mkdir(parents=True, exist_ok=True)
     ended = [row["part"] for row in read_rows(options.out / "rows.jsonl") if row["what"] == "ended"]
     for name in asked:
         if name not in ended:

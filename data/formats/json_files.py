@@ -58,7 +58,7 @@ def write_json(
 
 def read_json(
     path: str | os.PathLike[str], *, kind: str | None = None, format_version: int = 1, fix: str | None = None,
-    max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_JSON_DEPTH, sealed: bool = False,
+    max_bytes: int = MAX_JSON_BYTES, max_depth: int = MAX_JSON_DEPTH, sealed: bool | None = False,
 ) -> Any:  # fmt: skip
     """Read a JSON file that may be broken, foreign, hostile or of a newer version.
 
@@ -73,8 +73,9 @@ def read_json(
         The remedy for a broken file, such as which stage to run again; ends the error message.
     max_bytes, max_depth : int
         Larger or more deeply nested files are refused before they exhaust memory or the stack.
-    sealed : bool
-        The file must hold the digest of its content, as `write_json` adds it; it is removed from the value.
+    sealed : bool or None
+        The file must hold the digest of its content, as `write_json` adds it; it is removed from the value. None: the
+        content must match it where there is one, as in files of a kind that earlier versions wrote without.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def read_json(
     value = parse_json(_read_bounded(path, max_bytes, fix), path, fix=fix, max_depth=max_depth)
     if kind is not None:
         _check_header(path, value, kind, format_version, fix)
-    if sealed:
+    if sealed or (sealed is None and isinstance(value, dict) and SEAL in value):
         recorded = value.pop(SEAL, None) if isinstance(value, dict) else None
         if recorded != digest_json(value):
             raise FileError(path, "the file must match the digest in it", got="a damaged or edited one", fix=fix)

@@ -20,9 +20,10 @@ def read_evaluation(run: RunDirectory) -> Any:
     Raises
     ------
     FileError
-        The file is damaged, foreign, or of a newer version: its measurements are not lost by going on without them.
+        The file is damaged, edited, foreign, or of a newer version: its measurements are not lost by going on without
+        them.
     """
-    return read_json(run.report_json, kind=KIND, fix=FIX) if run.report_json.exists() else None
+    return read_json(run.report_json, kind=KIND, fix=FIX, sealed=None) if run.report_json.exists() else None
 
 
 def keep_unusable(run: RunDirectory, reporter: Reporter) -> None:

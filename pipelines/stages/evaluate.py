@@ -266,7 +266,7 @@ def evaluate(
         content = {"identity": identity, "tested_notes": tested.notes, **result.to_json()}
         if before is None:
             keep_unusable(run, reporter)
-        write_json(run.report_json, content, kind=KIND)
+        write_json(run.report_json, content, kind=KIND, seal=True)
         return result
 
 

@@ -95,6 +95,11 @@ def test_a_seal_names_a_file_that_was_edited(tmp_path):
     write_json(path, {"speedup": 4.0})
     with pytest.raises(FileError, match="must match the digest"):
         read_json(path, sealed=True)
+    assert read_json(path, sealed=None) == {"speedup": 4.0}  # of a kind that once had none
+    write_json(path, {"speedup": 4.0}, seal=True)
+    path.write_text(path.read_text().replace("4.0", "4.5"))
+    with pytest.raises(FileError, match="must match the digest"):
+        read_json(path, sealed=None)
 
 
 def test_a_file_of_an_older_version_is_read(tmp_path):

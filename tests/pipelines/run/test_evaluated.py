@@ -22,6 +22,17 @@ def test_a_damaged_report_is_an_error_that_names_it_and_no_report_is_none(tmp_pa
     assert run.report_json.read_bytes() == text.encode("latin-1")
 
 
+def test_a_report_with_another_value_in_it_is_damaged_and_one_of_an_earlier_version_has_no_digest(tmp_path):
+    run = RunDirectory.create(tmp_path / "run")
+    write_json(run.report_json, {"rows": [{"top1": 0.95}]}, kind=KIND, seal=True)
+    assert read_evaluation(run)["rows"] == [{"top1": 0.95}]
+    run.report_json.write_text(run.report_json.read_text().replace("0.95", "0.99"))
+    with pytest.raises(FileError, match="report.json: the file must match the digest in it, got a damaged or edited"):
+        read_evaluation(run)
+    write_json(run.report_json, {"rows": [{"top1": 0.99}]}, kind=KIND)
+    assert read_evaluation(run)["rows"] == [{"top1": 0.99}]
+
+
 def test_a_report_that_is_put_aside_keeps_its_content(tmp_path):
     run, lines = RunDirectory.create(tmp_path / "run"), []
     reporter = SimpleNamespace(warn=lines.append)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import decomp
+from decomp.data.formats.json_files import SEAL, write_json
 from decomp.errors import FileError, UsageError
 from decomp.pipelines.measure.intervals import share_words
 from decomp.pipelines.reporting.collect import networks
@@ -239,8 +240,9 @@ def test_an_earlier_comparison_of_other_runs_is_named_and_files_of_others_are_le
 def test_runs_on_different_images_are_drawn_apart(runs, tmp_path):
     other = RunDirectory(shutil.copytree(runs[1].path, tmp_path / "other"))
     report = json.loads(other.report_json.read_text())
+    del report[SEAL]
     report["conditions"]["n_images"] = 449
-    other.report_json.write_text(json.dumps(report))
+    write_json(other.report_json, report, seal=True)
     result = compare([runs[0], other], out=tmp_path / "both", reporter=quiet())
     assert result.figures == ["accuracy", "latency", "accuracy-2", "latency-2"]
     assert {row["run"] for row in numbers(result, "accuracy-2")} == {str(other)}
@@ -255,8 +257,9 @@ def evaluated_on(run, folder, **conditions):
     shutil.copytree(run.path, folder)
     copy = RunDirectory(folder)
     content = json.loads(copy.report_json.read_text())
+    del content[SEAL]
     content["conditions"] |= conditions
-    copy.report_json.write_text(json.dumps(content))
+    write_json(copy.report_json, content, seal=True)
     return copy
 
 
