@@ -10,8 +10,9 @@ from decomp.allocation.choices import LayerPlans
 
 from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
+from .judge import Judge, is_better
 from .session import OpenedRun, SurveyedRun
-from .trial import Judge, changes_of_plan, is_better, say_change
+from .trial import changes_of_plan
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class BestOfTrials(Generic[T]):
 
     Attributes
     ----------
-    judge : decomp.pipelines.decomposition.trial.Judge
+    judge : decomp.pipelines.decomposition.judge.Judge
     best : object or None
         The candidate; None before one was tried.
     changes : torch.Tensor or None, shape (N,), float64
@@ -54,7 +55,7 @@ class BestOfTrials(Generic[T]):
             The sizes that its layers get.
         """
         changes = changes_of_plan(surveyed, plans, self.options, self.judge)
-        say_change(words, changes, self.reporter)
+        self.judge.say(words, changes, self.reporter)
         taken = self.changes is None or is_better(changes, self.changes)
         if taken:
             self.best, self.changes = candidate, changes

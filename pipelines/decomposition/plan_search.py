@@ -212,10 +212,10 @@ class _Search:
     def _order(self) -> list[str]:
         """Names of the blocks, the one first whose branch changes the outputs the least for the cost it saves."""
         shares = from_first(self._shares)
-        whole, loss = self.trials.judge.changes(self.surveyed.graph.module), dict[str, float]()
+        whole, loss = self.trials.judge.changes_of_first(self.surveyed.graph.module), dict[str, float]()
         for block in self.blocks:
             part = without_blocks(self.surveyed, [block.name])
-            change = float((self.trials.judge.changes(part.graph.module) - whole).mean())
+            change = float((self.trials.judge.changes_of_first(part.graph.module) - whole).mean())
             loss[block.name] = max(change, 0.0) / max(shares[block.name], 1e-12)
             words = f"change of the outputs {change:.3g}, {100 * shares[block.name]:.1f} % of the cost"
             self.reporter.detail(f"without {block.name}: {words}")

@@ -7,34 +7,30 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from decomp import seeds
 from decomp.cost.count import cost
 from decomp.execution.block_refinement import BlockOf, Pairs, refine_block
-from decomp.execution.output_change import Outputs
 from decomp.graph.blocks import Block, find_blocks
 from decomp.graph.tracing import trace
 from decomp.time_spent import part
 
 from ...data.formats.block_file import read_block, write_block
 from ...data.formats.digests import digest_file
-from ...data.formats.frozen_file import FrozenFile
 from ..console.reporter import Reporter
 from ..console.words import counted
 from ..distributed.process_group import from_first
 from ..distributed.trained_module import take_from_first
-from ..run.calibration import any_mixtures, fitted_images
+from ..run.calibration import any_mixtures, fitted_images, mixtures_for_training
 from ..run.conditions import freeze_options
-from ..run.outputs import frozen_outputs
+from ..run.held_out import HeldOut, judged_words
+from .judge import Judge
 from .layer_loop import SolvedLayers
 from .session import OpenedRun, SurveyedRun
 
 #: A block has so many layers or more.
 LEAST_LAYERS = 2
-#: Fewer fitted images than the first number are trained on with so many mixtures that all are the second number, but at
-#: most so many times the recorded ones, or so many as take `LEAST_WORK` in the original.
-ENOUGH_IMAGES, WITH_MIXTURES, MOST_MIXTURES = 2000, 4500, 2
 #: Adam steps of each block, none for no refinement, and images of each step.
 STEPS, BATCH = 300, 32
 #: Fewer steps where all blocks together would take more multiply-accumulates than both so many passes over the
@@ -42,7 +38,8 @@ STEPS, BATCH = 300, 32
 PASSES, LEAST_WORK = 4, 10**12
 #: A step takes so many times the work of a forward pass.
 STEP_WORK = 3
-#: Held-out images on which errors are measured, at most, and at most one of so many images that fit into memory.
+#: Held-out images on which errors are measured, at most (of few images there are mixtures beside them); and at most one
+#: of so many images that fit into memory.
 MOST_UNSEEN, UNSEEN_SHARE = 500, 5
 #: Fewer images than this for lack of memory: the block is left as it is.
 LEAST_IMAGES = 64
@@ -68,9 +65,10 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     -------
     dict
         ``blocks``: for each its ``layers``, and ``error_before`` and ``error_after`` of its own output on held-out
-        images; ``divergence_before`` and ``divergence_after``, the change of the network's outputs on these ``images``;
-        ``kept``: whether that is smaller, otherwise all weights are as they were; and ``words``, a line about it.
-        Without blocks there are no images and no changes; without steps to take it is empty.
+        images; ``divergence_before`` and ``divergence_after``, the change of the network's outputs on these ``images``
+        and ``mixtures`` of them; ``kept``: whether that is smaller, otherwise all weights are as they were; and
+        ``words``, a line about it. Without blocks there are no images and no changes; without steps to take it is
+        empty.
 
     Raises
     ------
@@ -119,7 +117,7 @@ def _refined(
         for own, weights in weights_before:
             own.put(weights)
     found: dict[str, Any] = {"divergence_before": divergence, "divergence_after": after}
-    found["images"] = len(trainer.judge.places)
+    found |= {"images": trainer.judge.held_out.n_images, "mixtures": trainer.judge.held_out.n_mixtures}
     found |= {"kept": after < divergence, "blocks": reports}
     found["words"] = summary(found)
     reporter.detail(found["words"])  # the result of the stage says it
@@ -145,7 +143,7 @@ def summary(found: Mapping[str, Any]) -> str:
     if not any("error_before" in report for report in reports):
         return f"{LABEL}: left out, as fewer than {LEAST_IMAGES} images are at hand or fit into memory"
     blocks, stay = counted(len(reports), "block"), "all weights stay as they were fitted"
-    unseen = counted(found["images"], "held-out image")
+    unseen = judged_words(found["images"], found.get("mixtures", 0))
     refined = sum(bool(report.get("step")) for report in reports)
     if not refined:
         return f"{LABEL}: it brought {blocks} no closer to the original on {unseen}; {stay}"
@@ -204,9 +202,9 @@ class _Trainer:
         self.opened, self.network, self.blocks = surveyed.opened, surveyed.graph.module, blocks
         meta = self.opened.frozen.meta
         self.original = trace(self.opened.original, meta["model"], meta.get("leaves") or ()).to(self.opened.device)
-        self.columns, self.judge = _columns(surveyed, solved), _Judge(self.opened, self.original)
+        self.columns, self.judge = _columns(surveyed, solved), Judge(self.opened, MOST_UNSEEN)
         self.originals = [_in_original(b, self.original) for b in blocks] if surveyed.narrowed.left_out else blocks
-        fitted, unseen = _images(self.opened, self.originals, self.original)
+        fitted, unseen = _images(self.opened, self.judge.held_out, self.originals, self.original)
         #: Of the fitted and of the unseen images: values of the compressed network, and of the original.
         self.ours, self.theirs = [fitted, unseen], [fitted, unseen]
         self.behind: str = ""  # node that the values of the original belong to
@@ -221,7 +219,7 @@ class _Trainer:
 
     def divergence(self) -> float:
         """Change of the outputs of the network as it is, on held-out images."""
-        return self.judge.divergence(self.network)
+        return float(self.judge.changes(self.network).mean())
 
     def train(self, own: BlockOf, block: Block) -> dict[str, Any]:
         """Train a block, and report on it."""
@@ -250,57 +248,28 @@ class _Trainer:
             self.theirs, self.behind = [original.of_all(values) for values in self.theirs], block.target
 
 
-class _Judge:
-    """Change of the outputs of a network from those of the original, on held-out images."""
-
-    def __init__(self, opened: OpenedRun, original: nn.Module) -> None:
-        self.outputs: Outputs = frozen_outputs(opened.frozen)
-        self.device, self.frozen = opened.device, opened.frozen
-        self.places = _unseen(opened.frozen)
-        self.batch_size = opened.memory.limits.batch_size
-        self.wanted = [self._named(original, part) for part in self._parts()]
-
-    @torch.no_grad()
-    def divergence(self, network: nn.Module) -> float:
-        pairs = zip(self.wanted, self._parts())
-        total = sum(float(self.outputs.change(wanted, self._named(network, part)).sum()) for wanted, part in pairs)
-        return total / len(self.places)
-
-    def _parts(self) -> list[range]:
-        starts = range(self.places.start, self.places.stop, self.batch_size)
-        return [range(start, min(start + self.batch_size, self.places.stop)) for start in starts]
-
-    @torch.no_grad()
-    def _named(self, network: nn.Module, part: range) -> dict[str, Tensor]:
-        x = self.frozen.images(part.start, part.stop).to(self.device)
-        return self.outputs.named(network(x), len(x))
-
-
-def _unseen(frozen: FrozenFile) -> range:
-    first = fitted_images(frozen.n_images)
-    return range(first, min(frozen.n_images, first + MOST_UNSEEN))
-
-
-def _images(opened: OpenedRun, blocks: list[Block], original: fx.GraphModule) -> tuple[Tensor, Tensor]:
+def _images(
+    opened: OpenedRun, held_out: HeldOut, blocks: list[Block], original: fx.GraphModule
+) -> tuple[Tensor, Tensor]:
     """The images that all blocks are fitted to, with mixtures of them, and held-out ones; as many as memory allows.
 
     The mixtures are those that freeze has recorded and, of few images, others.
     """
-    frozen, unseen = opened.frozen, _unseen(opened.frozen)
-    n_fit = fitted_images(frozen.n_images)
+    frozen, n_fit = opened.frozen, fitted_images(opened.frozen.n_images)
     place = _bytes_of_values(blocks, original, frozen.images(0, 1).to(opened.device))
     most = opened.memory.limits.store_in_memory // max(place, 1)
-    unseen = unseen[: most // UNSEEN_SHARE]
+    unseen = held_out.images(0, most // UNSEEN_SHARE).to(opened.device)
     most -= len(unseen)
     images = frozen.images(0, min(n_fit, most))
     parts = [images, frozen.images(frozen.n_images, frozen.n_recorded)[: most - len(images)]]
-    n_more = min(WITH_MIXTURES, most) - len(images) - len(parts[1])
-    n_more = min(n_more, max(int(MOST_MIXTURES * frozen.n_recorded), LEAST_WORK // max(opened.cost.macs, 1)))
-    if n_fit < ENOUGH_IMAGES and n_more > 0 and len(images) > 1 and freeze_options(opened.run).mix:
+    n_more = min(
+        most - len(images) - len(parts[1]),
+        mixtures_for_training(frozen.n_images, frozen.n_recorded, opened.cost.macs),
+    )
+    if n_more > 0 and len(images) > 1 and freeze_options(opened.run).mix:
         generator = seeds.generator(frozen.meta["seed"], "decompose", "mixtures")
         parts.append(any_mixtures(images, n_more, generator))
-    pool = torch.cat(parts).to(opened.device)
-    return pool, frozen.images(unseen.start, unseen.stop).to(opened.device)
+    return torch.cat(parts).to(opened.device), unseen
 
 
 def _bytes_of_values(blocks: list[Block], original: fx.GraphModule, image: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Split of the training images: frozen ones, among these the fitted and the held-out ones; mixtures of the fitted."""
+"""Split of the training images: frozen ones, among these the fitted and the held-out ones; mixtures of few images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ from ..console.options import LEAST_IMAGES
 HELD_OUT = 10
 #: Where there are fewer images, mixtures of the fitted ones are recorded too, at most so many for each of them.
 RECORDED_IMAGES, MIXTURES_EACH = 1000, 9
-#: Most multiply-accumulates of a pass over images and mixtures together: of large networks fewer mixtures are recorded.
-MIXED_WORK = 4e11
+#: Blocks are trained on all recorded images and, where fewer than the first number are fitted, on further mixtures that
+#: make them the second number, but at most so many times the recorded ones, or as many as `TRAINED_WORK` allows.
+ENOUGH_IMAGES, WITH_MIXTURES, MOST_MIXTURES = 2000, 4500, 2
+#: Where mixtures are recorded, networks are judged on so many held-out images and mixtures of them together.
+JUDGED_IMAGES = 0
+#: Most multiply-accumulates that mixtures take, so that large networks have fewer: of a pass over images and recorded
+#: mixtures together, of one over further mixtures for the training of blocks, of one over those of held-out images.
+MIXED_WORK, TRAINED_WORK, JUDGED_WORK = 4e11, 1e12, 1e11
 #: Largest share of the second image in a mixture.
 LARGEST_AREA = 0.5
 
@@ -89,6 +95,10 @@ class Mixtures:
         rows, columns = (self._inside(places, axis, size) for axis, size in enumerate(first.shape[-2:]))
         return torch.where((rows[:, :, None] & columns[:, None])[:, None], second, first)
 
+    def of(self, images: Tensor, places: slice) -> Tensor:
+        """The mixtures at some places, of all images (N, C, H, W)."""
+        return self.images(images[self.first[places]], images[self.second[places]], places)
+
     def _inside(self, places: slice, axis: int, size: int) -> Tensor:
         """Rows (axis 0) or columns (axis 1) of the rectangles: bool, shape (m, size)."""
         extent = (size * self.area[places].sqrt()).round().clamp_min(1)
@@ -97,27 +107,27 @@ class Mixtures:
         return (index >= start[:, None]) & (index < (start + extent)[:, None])
 
 
-def any_mixtures(images: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Mixtures of given images: each is the first one of as many mixtures as the others, the second one is any other.
+def mixtures_of_any(n_images: int, n: int, generator: torch.Generator) -> Mixtures:
+    """Draw mixtures: each image is the first one of as many as the others, the second one is any other.
 
     Parameters
     ----------
-    images : torch.Tensor, shape (N, C, H, W)
+    n_images : int
         Two or more.
     n : int
-        Mixtures.
+        Mixtures; the images take turns as the first one.
     generator : torch.Generator
-
-    Returns
-    -------
-    torch.Tensor, shape (n, C, H, W)
     """
-    first = torch.arange(n) % len(images)
-    second = (first + 1 + (torch.rand(n, generator=generator) * (len(images) - 1)).long()) % len(images)
+    first = torch.arange(n) % n_images
+    second = (first + 1 + (torch.rand(n, generator=generator) * (n_images - 1)).long()) % n_images
     area, corner = torch.rand(n, generator=generator), torch.rand(n, 2, generator=generator)
-    mixtures = Mixtures(first, second, LARGEST_AREA * area, corner)
-    parts = [slice(start, start + 100) for start in range(0, n, 100)]
-    return torch.cat([mixtures.images(images[first[part]], images[second[part]], part) for part in parts])
+    return Mixtures(first, second, LARGEST_AREA * area, corner)
+
+
+def any_mixtures(images: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """The images of so many such mixtures: (n, C, H, W), of given images (N, C, H, W)."""
+    mixtures = mixtures_of_any(len(images), n, generator)
+    return torch.cat([mixtures.of(images, slice(start, start + 100)) for start in range(0, n, 100)])
 
 
 def same_half(n_mixtures: int) -> int:
@@ -136,7 +146,46 @@ def mixtures_within(n_images: int, macs: float) -> int:
 
     A pass over images and mixtures together has at most `MIXED_WORK`, as long as the images alone have no more.
     """
-    return min(mixtures_wanted(n_images), max(0, int(MIXED_WORK / max(macs, 1.0)) - n_images))
+    return min(mixtures_wanted(n_images), max(0, _images_within(MIXED_WORK, macs) - n_images))
+
+
+def mixtures_for_training(n_images: int, n_recorded: int, macs: float) -> int:
+    """How many further mixtures blocks are trained on, beside the recorded images and mixtures.
+
+    Parameters
+    ----------
+    n_images, n_recorded : int
+        Calibration images, and these with their recorded mixtures.
+    macs : float
+        Of the original, for one image.
+    """
+    n_fit = fitted_images(n_images)
+    if n_fit >= ENOUGH_IMAGES:
+        return 0
+    most = max(int(MOST_MIXTURES * n_recorded), _images_within(TRAINED_WORK, macs))
+    return max(0, min(WITH_MIXTURES - n_fit - (n_recorded - n_images), most))
+
+
+def mixtures_for_judging(n_images: int, macs: float) -> int:
+    """How many mixtures of the held-out images stand beside them, as many of each; 0 where there are enough images.
+
+    Parameters
+    ----------
+    n_images : int
+        Calibration images.
+    macs : float
+        Of the original, for one image.
+    """
+    n_held_out = n_images - fitted_images(n_images)
+    if not mixtures_wanted(n_images) or n_held_out < 2:
+        return 0
+    n = max(0, min(JUDGED_IMAGES - n_held_out, _images_within(JUDGED_WORK, macs)))
+    return n - n % n_held_out
+
+
+def _images_within(work: float, macs: float) -> int:
+    """Images whose pass through a network of so many multiply-accumulates takes at most so much work."""
+    return int(work / max(macs, 1.0))
 
 
 def fewer_words(n_images: int, macs: float) -> str:

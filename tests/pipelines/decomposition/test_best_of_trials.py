@@ -13,7 +13,11 @@ from tests.pipelines.digit_runs import Collected
 @pytest.fixture
 def trials(monkeypatch):
     """Trials whose changes are the plans themselves."""
-    monkeypatch.setattr(best_of_trials, "Judge", lambda opened: SimpleNamespace(opened=opened))
+
+    def say(words, changes, reporter):
+        reporter.step(f"{words}: {changes.tolist()}")
+
+    monkeypatch.setattr(best_of_trials, "Judge", lambda opened: SimpleNamespace(opened=opened, say=say))
     monkeypatch.setattr(best_of_trials, "changes_of_plan", lambda surveyed, plans, options, judge: plans)
     return BestOfTrials("opened", "options", Collected())
 
@@ -38,6 +42,6 @@ def test_each_trial_is_said_with_its_words(trials):
     trials.take("first", "with all blocks", None, changes(0.25, 0.75))
     trials.take("second", "without a", None, changes(0.5, 0.5))
     assert trials.reporter.messages == [
-        "with all blocks: change of the outputs 0.5 on 2 held-out images",
-        "without a: change of the outputs 0.5 on 2 held-out images",
+        "with all blocks: [0.25, 0.75]",
+        "without a: [0.5, 0.5]",
     ]

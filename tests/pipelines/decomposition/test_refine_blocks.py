@@ -20,6 +20,7 @@ from decomp.pipelines.decomposition import refine_blocks as module
 from decomp.pipelines.reporting.summary import summarise
 from decomp.pipelines.run import calibration
 from decomp.pipelines.run.directory import RunDirectory
+from decomp.pipelines.run.held_out import HeldOut
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import NETWORKS, SHAPE, Collected, bytes_of, make_run
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "known_networks", "few_steps"
 @pytest.fixture
 def few_steps(monkeypatch):
     monkeypatch.setattr(module, "STEPS", 30)
-    monkeypatch.setattr(module, "WITH_MIXTURES", 180)
+    monkeypatch.setattr(calibration, "WITH_MIXTURES", 180)
     monkeypatch.setattr(module, "LEAST_LAYERS", 2)
 
 
@@ -49,7 +50,7 @@ def trained(tmp_path):
 
 def test_the_result_is_closer_on_held_out_images_and_the_layers_are_the_same(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STEPS", 60)
-    monkeypatch.setattr(module, "WITH_MIXTURES", 450)
+    monkeypatch.setattr(calibration, "WITH_MIXTURES", 450)
     shutil.copytree(trained.path, tmp_path / "other")
     other = RunDirectory.open(tmp_path / "other")
     plain = decompose(trained, speedup=8, refine_blocks=False, reporter=Collected())
@@ -91,7 +92,7 @@ def test_blocks_around_shortcuts_come_closer_to_the_maps_of_the_original(run, op
 def test_a_network_that_does_not_gain_stays_as_it_was(run, monkeypatch):
     plain = decompose(run, speedup=2, refine_blocks=False, reporter=Collected())
     weights = (run.model_dir / "weights.safetensors").read_bytes()
-    monkeypatch.setattr(module._Judge, "divergence", lambda self, network: 0.5)
+    monkeypatch.setattr(module.Judge, "changes", lambda self, network: torch.tensor([0.25, 0.75]))
     reporter = Collected()
     result = decompose(run, speedup=2, refine_blocks=True, redo=True, reporter=reporter)
     found = result.facts["block_refinement"]
@@ -194,12 +195,12 @@ def test_little_memory_is_divided_between_fitted_and_held_out_images(run, monkey
     """Large maps: five hundred held-out images alone would take more than there is."""
     real, seen = module._images, []
 
-    def few(opened, blocks, original):
+    def few(opened, held_out, blocks, original):
         frozen = opened.frozen
         each = module._bytes_of_values(blocks, original, frozen.images(0, 1))
         limits = replace(opened.memory.limits, store_in_memory=100 * each)
         memory = SimpleNamespace(limits=limits)
-        found = real(replace(opened, memory=memory), blocks, original)
+        found = real(replace(opened, memory=memory), held_out, blocks, original)
         assert torch.equal(found[0], frozen.images(0, 80)) and torch.equal(found[1], frozen.images(360, 380))
         seen.append(found)
         return found
@@ -263,10 +264,11 @@ def test_few_images_are_trained_on_with_recorded_mixtures_and_others(
     tmp_path, monkeypatch, options, recorded, enough, most, n
 ):  # fmt: skip
     """90 fitted images and 30 recorded mixtures; with a tenth of these 130 recorded images as the limit, 13 more."""
-    monkeypatch.setattr(module, "LEAST_WORK", 10**7)
-    monkeypatch.setattr(module, "MOST_MIXTURES", most)
+    monkeypatch.setattr(calibration, "TRAINED_WORK", 1e7)
+    monkeypatch.setattr(calibration, "JUDGED_WORK", 0.0)
+    monkeypatch.setattr(calibration, "MOST_MIXTURES", most)
     monkeypatch.setattr(calibration, "RECORDED_IMAGES", recorded)
-    monkeypatch.setattr(module, "ENOUGH_IMAGES", enough)
+    monkeypatch.setattr(calibration, "ENOUGH_IMAGES", enough)
     run, seen = make_run(tmp_path / "run", "zoo:vgg-digits", n_images=100, **options), []
 
     def told(block, fitted, unseen, **settings):
@@ -282,6 +284,29 @@ def test_few_images_are_trained_on_with_recorded_mixtures_and_others(
     monkeypatch.setattr(module, "refine_block", told)
     decompose(run, speedup=3, refine_blocks=True, reporter=Collected())
     assert set(seen) == {(n, 10)}
+
+
+def test_of_few_images_blocks_are_judged_on_mixtures_of_held_out_images_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "RECORDED_IMAGES", 110)
+    monkeypatch.setattr(calibration, "JUDGED_IMAGES", 50)
+    run, seen, real = make_run(tmp_path / "run", "zoo:vgg-digits", n_images=100), [], module.refine_block
+
+    def told(block, fitted, unseen, **settings):
+        seen.append(unseen.inputs)
+        return real(block, fitted, unseen, **settings)
+
+    monkeypatch.setattr(module, "refine_block", told)
+    result = decompose(run, speedup=4, reporter=Collected())
+    with FrozenFile(run.frozen) as frozen:
+        held_out = HeldOut(frozen, 1e5, mix=True, most=500)
+        judged = held_out.images(0, 50)
+    assert torch.equal(seen[0], judged) and {len(values) for values in seen} == {50}
+    original, network = network_file.load(run.original_dir), network_file.load(run.model_dir)
+    with torch.no_grad():
+        wanted, got = original(judged).double().log_softmax(1), network(judged).double().log_softmax(1)
+    found = result.facts["block_refinement"]
+    assert found["divergence_after"] == pytest.approx(float((wanted.exp() * (wanted - got)).sum(1).mean()), rel=1e-4)
+    assert " on 10 held-out images and 40 mixtures of them: " in found["words"]
 
 
 def test_steps_are_as_many_as_the_work_allows():

@@ -33,6 +33,7 @@ def test_nine_images_are_too_few():
 @pytest.fixture
 def recorded(monkeypatch):
     monkeypatch.setattr(calibration, "RECORDED_IMAGES", 1000)
+    monkeypatch.setattr(calibration, "JUDGED_IMAGES", 500)
 
 
 def test_mixtures_make_up_for_few_images_and_none_are_drawn_where_there_are_enough(recorded):
@@ -105,3 +106,17 @@ def test_no_mixture_has_more_than_half_of_the_second_image(recorded):
     share = drawn.images(torch.zeros(810, 1, 32, 32), torch.ones(810, 1, 32, 32), slice(0, 810)).mean((1, 2, 3))
     assert share.max() < 0.54 and share.min() > 0
     assert abs(share.mean() - 0.25) < 0.02
+
+
+def test_further_mixtures_for_training_make_up_for_few_images_within_the_work(recorded):
+    counts = {n: calibration.mixtures_for_training(n, n + 810 * (n == 100), 1e6) for n in (10, 100, 1500, 2221, 2222)}
+    assert counts == {10: 4491, 100: 3600, 1500: 3150, 2221: 2501, 2222: 0}  # 2,000 fitted ones are enough
+    assert calibration.mixtures_for_training(100, 910, 4e8) == 2500  # 10^12 multiply-accumulates
+    assert calibration.mixtures_for_training(100, 910, 1e10) == 2 * 910
+
+
+def test_mixtures_for_judging_are_as_many_of_each_held_out_image_within_the_work(recorded):
+    counts = {n: calibration.mixtures_for_judging(n, 1e6) for n in (19, 20, 70, 100, 999, 1000, 5000)}
+    assert counts == {19: 0, 20: 498, 70: 490, 100: 490, 999: 396, 1000: 0, 5000: 0}
+    # 10^11 multiply-accumulates are a pass of 250 images of 0.4 G, and of 4 of 20 G.
+    assert [calibration.mixtures_for_judging(100, macs) for macs in (4e8, 2e10)] == [250, 0]
