@@ -94,7 +94,7 @@ class ChannelMoments:
 
     def check(self, name: str) -> None:
         """Raise `NumericalError` for layer ``name`` if there are no rows, or an entry is NaN or Inf."""
-        require_finite(self, name)
+        require_finite(self, name, self.K)
 
 
 class ChannelMomentSum:

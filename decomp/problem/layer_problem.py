@@ -101,17 +101,17 @@ class LayerProblem:
 
     def matrix(self) -> Tensor:
         """The weights as coefficients of a regression: (c·kh·kw, n), float64, on the device of the moments."""
-        return weight_to_matrix(self.weight).to(self.moments.K.device)
+        return weight_to_matrix(self.weight).to(self.moments.C.device)
 
     def matrix_by_columns(self) -> Tensor:
         """The weights as A[(c, y), f, x]: (c·kh, n, kw), float64, on the device of the moments."""
         (n, c), (kh, kw) = self.weight.shape[:2], self.kernel
-        weight = self.weight.detach().to(self.moments.K.device, torch.float64)
+        weight = self.weight.detach().to(self.moments.C.device, torch.float64)
         return weight.permute(1, 2, 0, 3).reshape(c * kh, n, kw)
 
     def float64_metric(self) -> Tensor | None:
         """The output metric in float64 on the device of the moments, or None."""
-        return None if self.metric is None else self.metric.to(self.moments.K.device, torch.float64)
+        return None if self.metric is None else self.metric.to(self.moments.C.device, torch.float64)
 
     def narrowed(self, channels: Selection | Tensor) -> LayerProblem:
         """The same problem on some of the input channels: weights, moments and rows restricted.
@@ -137,7 +137,7 @@ class LayerProblem:
     def error(self, weight: Tensor, *, moments: Moments | None = None) -> float:
         """Relative squared error of a dense kernel (n, c, kh, kw) in this problem's metric, best bias included."""
         moments = self.moments if moments is None else moments
-        return moments.error(weight_to_matrix(weight).to(moments.K.device), metric=self.metric)
+        return moments.error(weight_to_matrix(weight).to(moments.C.device), metric=self.metric)
 
 
 def require_finite(tensor: Tensor, name: str, part: str) -> None:

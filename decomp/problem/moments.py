@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from decomp.errors import DecompError, NumericalError
 from decomp.exact_sum import ExactSum
 from decomp.problem.finite import count_not_finite
+from decomp.problem.row_factor import pivoted_cholesky, responses_by_rows, spectrum
 
 if TYPE_CHECKING:
     from decomp.problem.channel_moments import ChannelMoments
@@ -26,12 +25,6 @@ TILE_COLUMNS = 192
 ROUNDING = 1e-5
 # Products of float32 rows leave entries of K exact to this share of its trace.
 NOISE = 1e-6
-# Eigenvalues of few rows below this share of the largest are rounding.
-NULL = 1e-12
-# Remainder of K, relative to its diagonal, at which a factorisation of few rows ends.
-REMAINDER = 1e-9
-# Inputs whose remainders are computed at once in that factorisation; pivots have this share of the largest one.
-PIVOTS, NEAR_LARGEST = 16, 0.1
 # Inputs for each row, and inputs at all, from which on K is treated as a product of few rows (`Moments.root`).
 FEW, MANY_INPUTS = 2, 256
 
@@ -39,32 +32,57 @@ FEW, MANY_INPUTS = 2, 256
 Device = str | torch.device
 
 
-@dataclass(eq=False)
 class Moments:
     r"""Centred second moments of rows X (N, p) and Y (N, n).
 
     .. math:: K = X_c^T X_c,\quad C = X_c^T Y_c,\quad S = Y_c^T Y_c
 
     where the subscript means that columns are centred on their means over all N rows. They are sums, not
-    averages. The size does not depend on N. :class:`MomentSum` adds them up.
+    averages. The size does not depend on N. :class:`MomentSum` adds them up. Of few rows K is kept as the rows
+    themselves (:attr:`root`), and computed only where it is asked for.
 
     Parameters
     ----------
-    K : Tensor of shape (p, p), float64
+    K : Tensor of shape (p, p), float64, or None
+        None where ``root`` stands for it.
     C : Tensor of shape (p, n), float64
     S : Tensor of shape (n, n), float64
     x_mean : Tensor of shape (p,), float64
     y_mean : Tensor of shape (n,), float64
     n_rows : int
+    root : Tensor of shape (r, p), float64, optional
+        R with :math:`K = R^T R`, where it is known.
+    by_rows : Tensor of shape (r, n), float64, optional
+        D with :math:`C = R^T D`, where it is known.
     """
 
-    K: Tensor
-    C: Tensor
-    S: Tensor
-    x_mean: Tensor
-    y_mean: Tensor
-    n_rows: int = 0
-    _root: Tensor | None = field(default=None, repr=False)
+    def __init__(
+        self, K: Tensor | None, C: Tensor, S: Tensor, x_mean: Tensor, y_mean: Tensor, n_rows: int = 0,
+        root: Tensor | None = None, by_rows: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.C, self.S, self.x_mean, self.y_mean, self.n_rows = C, S, x_mean, y_mean, n_rows
+        self._K, self._root, self._by_rows = K, root, by_rows
+        self._spectrum: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def K(self) -> Tensor:
+        """Moments of X: (p, p), float64."""
+        if self._K is None:
+            assert self._root is not None
+            K = self._root.T @ self._root
+            self._K = (K + K.T) / 2
+        return self._K
+
+    @property
+    def p(self) -> int:
+        """Number of inputs."""
+        return len(self.C)
+
+    def mean_diagonal(self) -> float:
+        """Mean of the diagonal of K, to which ridges are relative."""
+        if self._K is None and self._root is not None:
+            return float(self._root.square().sum()) / self.p
+        return float(self.K.diagonal().mean())
 
     @classmethod
     def zeros(cls, p: int, n: int, device: Device = "cpu") -> Moments:
@@ -86,47 +104,79 @@ class Moments:
     def root(self) -> Tensor | None:
         r"""Matrix R (r, p) with :math:`K = R^T R` for many more inputs than rows; None for other moments.
 
-        Then r is less than the number of rows, and products and solutions with R take a fraction of the work of those
-        with K. It is the pivoted Cholesky factor of K, each input taken relative to its own size, up to the rounding
-        of K's entries. Computed once, and passed on to the moments that are made from these.
+        Then products and solutions with R take a fraction of the work of those with K. It is the centred rows
+        themselves, where these were kept (:class:`decomp.problem.kept_rows.KeptRows`); otherwise the pivoted Cholesky
+        factor of K, each input taken relative to its own size, up to the rounding of K's entries. Computed once, and
+        passed on to the moments that are made from these.
         """
-        p = self.K.shape[0]
-        if self._root is None and p >= MANY_INPUTS and FEW * self.n_rows <= p and self.K.device.type == "cpu":
-            self._root = _pivoted_cholesky(self.K, self.n_rows)
+        if self._root is None and few_rows(self.p, self.n_rows, self.C.device):
+            self._root = pivoted_cholesky(self.K, self.n_rows)
         return self._root
+
+    @property
+    def by_rows(self) -> Tensor:
+        """D (r, n) with :math:`C = R^T D`, of moments with a root R; the centred responses of rows that were kept."""
+        if self._by_rows is None:
+            assert self.root is not None
+            self._by_rows = responses_by_rows(self.root, self.C)
+        return self._by_rows
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of :math:`R R^T`, see :func:`decomp.problem.row_factor.spectrum`."""
+        if self._spectrum is None:
+            assert self.root is not None
+            self._spectrum = spectrum(self.root)
+        return self._spectrum
 
     def with_root(self, root: Tensor | None) -> Moments:
         """These moments with a known root, if there is one and the inputs are many."""
-        many = root is not None and root.shape[1] >= max(MANY_INPUTS, FEW * self.n_rows)
-        self._root = root if many else None
+        if root is None or root.shape[1] < max(MANY_INPUTS, FEW * self.n_rows):
+            self._K, self._root, self._by_rows = self.K, None, None
+        else:
+            self._root = root
         return self
 
     def times(self, B: Tensor) -> Tensor:
         """``K @ B`` for B (p, m)."""
         return self.K @ B if self.root is None else self.root.T @ (self.root @ B)
 
+    def rows_of_K(self, inputs: slice) -> Tensor:
+        """Some rows of K: (m, p)."""
+        if self._K is None and self._root is not None:
+            return self._root[:, inputs].T @ self._root
+        return self.K[inputs]
+
+    def K_among(self, inputs: Tensor) -> Tensor:
+        """Rows and columns of K of some inputs: (m, m), a new tensor."""
+        if self._K is None and self._root is not None:
+            root = self._root.index_select(1, inputs)
+            return root.T @ root
+        return self.K.index_select(0, inputs).index_select(1, inputs)
+
     def with_responses(self, C: Tensor, S: Tensor, y_mean: Tensor) -> Moments:
         """Moments of the same X and other responses."""
-        return Moments(self.K, C, S, self.x_mean, y_mean, self.n_rows, self.root)
+        return Moments(self._K, C, S, self.x_mean, y_mean, self.n_rows, self.root)
 
     def to(self, device: Device) -> Moments:
         """The same moments on another device."""
         K, C, S, x_mean, y_mean = (t.to(device) for t in (self.K, self.C, self.S, self.x_mean, self.y_mean))
-        return Moments(K, C, S, x_mean, y_mean, self.n_rows, None if device != self.K.device else self._root)
+        return Moments(K, C, S, x_mean, y_mean, self.n_rows, None if device != self.C.device else self._root)
 
     def take_inputs(self, index: Tensor) -> Moments:
         """Moments of ``X[:, index]`` and Y."""
-        index = torch.as_tensor(index, dtype=torch.int64, device=self.K.device)
-        K = self.K.index_select(0, index).index_select(1, index)
+        index = torch.as_tensor(index, dtype=torch.int64, device=self.C.device)
+        K = None if self._K is None else self._K.index_select(0, index).index_select(1, index)
         root = None if self.root is None else self.root.index_select(1, index)
         C = self.C.index_select(0, index)
-        return Moments(K, C, self.S, self.x_mean[index], self.y_mean, self.n_rows).with_root(root)
+        own = Moments(K, C, self.S, self.x_mean[index], self.y_mean, self.n_rows, root, self._by_rows)
+        return own.with_root(root)
 
     def map_outputs(self, T: Tensor) -> Moments:
         """Moments of X and ``Y @ T`` (T of shape (n, m))."""
-        T = T.to(self.K)
+        T = T.to(self.C)
         S = T.T @ self.S @ T
-        return Moments(self.K, self.C @ T, (S + S.T) / 2, self.x_mean, self.y_mean @ T, self.n_rows, self.root)
+        y_mean, by_rows = self.y_mean @ T, None if self._by_rows is None else self._by_rows @ T
+        return Moments(self._K, self.C @ T, (S + S.T) / 2, self.x_mean, y_mean, self.n_rows, self.root, by_rows)
 
     def error(self, B: Tensor, metric: Tensor | None = None, product: Tensor | None = None) -> float:
         r"""Relative squared error of ``Y ≈ X @ B + b`` with the best b.
@@ -153,14 +203,14 @@ class Moments:
         NumericalError
             If the result is more negative than rounding explains: K, C and S are not of one set of rows.
         """
-        B = B.to(self.K)
-        F = None if metric is None else metric.to(self.K)
+        B = B.to(self.C)
+        F = None if metric is None else metric.to(self.C)
         total = float(self.S.trace() if F is None else (self.S * F).sum())
         if F is not None and self.root is not None and FEW * len(self.root) <= len(F):
             # Rows fewer than responses too: products with F of as many rows, not of as many as there are inputs.
             rows = self.root @ B
             weighted, size = rows @ F, float(B.norm().square() * F.norm())
-            cross = float((weighted * responses_by_rows(self.root, self.C)).sum())
+            cross = float((weighted * self.by_rows).sum())
             fitted = float((weighted * rows).sum())
         else:
             weighted = B if F is None else B @ F
@@ -168,7 +218,7 @@ class Moments:
             cross = float((weighted * self.C).sum())
             fitted = float((weighted * (self.times(B) if product is None else product)).sum())
         # Error that rounding of K alone can add for a B with parts in directions that the rows do not have.
-        noise = NOISE * float(self.K.diagonal().sum()) * size
+        noise = NOISE * self.p * self.mean_diagonal() * size
         squared, slack = total - 2 * cross + fitted, ROUNDING * (total + 2 * abs(cross) + abs(fitted)) + noise
         if squared < -slack:
             got = f"a squared error of {squared:.1e} from terms of {total:.1e}, {-2 * cross:.1e} and {fitted:.1e}"
@@ -179,7 +229,7 @@ class Moments:
 
     def check(self, name: str) -> None:
         """Raise `NumericalError` for layer ``name`` if there are no rows, or an entry is NaN or Inf."""
-        require_finite(self, name)
+        require_finite(self, name, self._root if self._K is None and self._root is not None else self.K)
 
 
 class MomentSum:
@@ -296,8 +346,8 @@ def between(tiles: Tensor) -> tuple[Tensor, Tensor, int]:
     return means[0] + shift, (away - shift) * rows.sqrt()[:, None], n_rows
 
 
-def require_finite(moments: Moments | ChannelMoments, name: str) -> None:
-    """Refuse moments of layer ``name`` that have no rows, or an entry that is NaN or Inf.
+def require_finite(moments: Moments | ChannelMoments, name: str, K: Tensor) -> None:
+    """Refuse moments of layer ``name`` that have no rows, or an entry that is NaN or Inf, also in K or its root.
 
     Raises
     ------
@@ -305,7 +355,7 @@ def require_finite(moments: Moments | ChannelMoments, name: str) -> None:
     """
     if moments.n_rows == 0:
         raise NumericalError(name, "a layer problem needs rows", got="none", fix="freeze images and points first")
-    for letter, tensor in (("K", moments.K), ("C", moments.C), ("S", moments.S)):
+    for letter, tensor in (("K", K), ("C", moments.C), ("S", moments.S)):
         bad = count_not_finite(tensor)
         if bad:
             raise NumericalError(
@@ -314,41 +364,9 @@ def require_finite(moments: Moments | ChannelMoments, name: str) -> None:
             )  # fmt: skip
 
 
-def _pivoted_cholesky(K: Tensor, n_rows: int) -> Tensor:
-    """R (r, p), r < n_rows, with K = RᵀR but for rounding, by pivots of large remainder.
-
-    The remainders of `PIVOTS` inputs are computed in one product, and those near the largest one become pivots: so R is
-    not read as a whole for each row.
-    """
-    scale = K.diagonal().clamp_min(0).sqrt()
-    inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    left = (scale > 0).to(K.dtype)  # of the diagonal, relative to itself
-    R, k = torch.empty(max(n_rows - 1, 0), len(K), dtype=K.dtype, device=K.device), 0
-    while k < len(R):
-        largest, candidates = left.topk(min(PIVOTS, len(K)))
-        least = max(REMAINDER, NEAR_LARGEST * float(largest[0]))
-        if not float(largest[0]) > REMAINDER:
-            break
-        rows = K[candidates] * inverse * inverse[candidates][:, None] - R[:k, candidates].T @ R[:k]
-        while k < len(R):
-            own = left[candidates]
-            place = int(own.argmax())
-            size = float(own[place])
-            if not size > least:
-                break
-            R[k] = rows[place] / math.sqrt(size)
-            rows -= torch.outer(R[k, candidates], R[k])
-            left -= R[k].square()
-            k += 1
-    return R[:k] * scale
-
-
-def responses_by_rows(root: Tensor, right: Tensor) -> Tensor:
-    """D (r, n) with right = RᵀD, of a right-hand side (p, n) in the span of the rows of R (r, p), such as C."""
-    values, vectors = torch.linalg.eigh(root @ root.T)
-    present = values > NULL * float(values[-1:].sum())
-    scaled = vectors[:, present] / values[present]
-    return scaled @ (vectors[:, present].T @ (root @ right))
+def few_rows(p: int, n_rows: int, device: torch.device) -> bool:
+    """Whether K of p inputs and so many rows is treated as a product of few rows (:attr:`Moments.root`)."""
+    return p >= MANY_INPUTS and FEW * n_rows <= p and device.type == "cpu"
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ class _Features:
             raise DecompError(problem.name, "the base must be vertical and horizontal factors", got=base.names)
         if (base.factors[1].weight.shape[0], base.factors[0].weight.shape[1]) != problem.weight.shape[:2]:
             raise DecompError(problem.name, "the base must be factors of this layer", got=base.factors[0].weight.shape)
-        vertical, horizontal = (factor.weight.to(problem.moments.K.device) for factor in base.factors)
+        vertical, horizontal = (factor.weight.to(problem.moments.C.device) for factor in base.factors)
         self.V = vertical.detach().to(torch.float64).flatten(1).T
         self.moments = through_vertical(problem.moments, self.V, problem.kernel)
         self.prior = weight_to_matrix(horizontal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch import Tensor
 from decomp.errors import DecompError, NumericalError
 from decomp.problem.layer_problem import LayerProblem, columns_of
 from decomp.problem.moments import FEW
-from decomp.solvers.few_rows import FewRows
 from decomp.solvers.linalg import EVIDENCE, Ridge, choose_ridge, factorise, metric_roots, ridge_value
 
 # Channels whose down-dates of K⁻¹ are collected and applied in one product.
@@ -113,14 +113,18 @@ class EliminationRegression:
         else:
             _, self.ridge = factorise(moments.K, ridge_value(moments, ridge), name=problem.name)
         # An absolute ridge: the same regression on fewer channels, not a new one at each refresh.
-        self.penalty = self.ridge * (float(moments.K.diagonal().mean()) or 1.0)
-        if metric is None:
+        self.penalty = self.ridge * (moments.mean_diagonal() or 1.0)
+        root = None if metric is None else metric_roots(metric)[0]
+        if root is None:
             right, total = moments.C + self.penalty * prior, float(moments.S.trace())
         else:
-            root = metric_roots(metric)[0]
             right, prior = (moments.C + self.penalty * prior) @ root, prior @ root
             total = float((root * (moments.S @ root)).sum())
         self.problem, self.right, self.prior, self.total = problem, right, prior, total
+        #: Responses by the rows of moments that have a root.
+        self.by_rows: Tensor | None = None
+        if moments.root is not None:
+            self.by_rows = moments.by_rows if root is None else moments.by_rows @ root
 
     def on(self, channels: Tensor) -> BlockElimination:
         """The elimination that starts with these channels only."""
@@ -128,24 +132,25 @@ class EliminationRegression:
         kind = BlockElimination
         if few is not None and self.penalty > 0 and len(channels) * area >= FEW * len(few):
             kind = FewRowsElimination
-        return kind(self.problem, self.right, self.prior, channels, self.penalty)
+        return kind(self, channels)
 
 
 class BlockElimination:
     """P = (K + λI)⁻¹ and the coefficients on a set of channels, and their down-dates."""
 
-    def __init__(self, problem: LayerProblem, right: Tensor, prior: Tensor, channels: Tensor, penalty: float) -> None:
+    def __init__(self, regression: EliminationRegression, channels: Tensor) -> None:
+        problem, penalty = regression.problem, regression.penalty
         self.name, self.area = problem.name, problem.kernel[0] * problem.kernel[1]
-        columns = columns_of(channels, problem.kernel).to(right.device)
-        self.right, prior = right.index_select(0, columns), prior.index_select(0, columns)
+        columns = columns_of(channels, problem.kernel).to(regression.right.device)
+        prior, self.right = (one.index_select(0, columns) for one in (regression.prior, regression.right))
         # The penalty for a channel's distance from its prior; it is no longer due once the channel is removed.
         self.refund = penalty * prior.square().view(len(channels), -1).sum(dim=1).cpu().numpy()
         self.constant = penalty * float(prior.square().sum())
         self.numbers = channels.tolist()
         self.alive = np.ones(len(channels), dtype=bool)
         self.waiting: list[Tensor] = []
-        self.B = self._solve(problem, columns, prior, penalty)
-        self.diagonal = self._diagonal_blocks()
+        self.B = self._solve(regression, columns, prior)
+        self.diagonal, self.gram = self._diagonal_blocks(), self._gram()
 
     def explained(self) -> float:
         """Reduction of the penalised squared error by the full fit: tr Bᵀ(C + λW) − λ tr WᵀW."""
@@ -165,12 +170,8 @@ class BlockElimination:
 
     def costs(self) -> tuple[np.ndarray, Tensor]:
         """Cost of removing each channel, and the Cholesky factors of its block; in the order of ``numbers``."""
-        c = len(self.numbers)
-        factors, info = torch.linalg.cholesky_ex(self.diagonal)
-        if int(info.abs().max()):
-            raise self._not_definite()
-        whitened = torch.linalg.solve_triangular(factors, self.B.view(c, self.area, -1), upper=False)
-        return whitened.square().sum(dim=(1, 2)).cpu().numpy() - self.refund, factors
+        costs, factors = _block_costs(self.name, self.diagonal, self.gram)
+        return costs - self.refund, factors
 
     def remove(self, i: int, factor: Tensor) -> None:
         """Remove the channel at index ``i`` of ``numbers``; ``factor`` is that of its block."""
@@ -193,25 +194,16 @@ class BlockElimination:
         if len(order) > MANY:
             bound *= 1 + SLACK
         found: list[tuple[int, float]] = []
-        within = self._within(sorted(int(i) for i in order[:CANDIDATES]))
+        places = sorted(int(i) for i in order[:CANDIDATES])
+        own = self._inputs(places)
+        B = self.B.index_select(0, own)
+        among = _among(self.name, self._columns(own, own), B @ B.T, self.refund[places])
         # The removal of a channel makes others dearer, so what costs no more than the others did is the cheapest.
-        for place, cost in within.one_by_one(min(count, len(within.numbers))):
+        for i, cost in islice(among, min(count, len(places))):
             if found and cost > bound:
                 break
-            found.append((place, cost))
+            found.append((places[i], cost))
         return found
-
-    def _within(self, places: list[int]) -> BlockElimination:
-        """The elimination among the channels at some places; the places are its numbers.
-
-        It has their blocks of P and B only: enough for exact costs until another channel is removed.
-        """
-        own = self._inputs(places)
-        part = object.__new__(BlockElimination)
-        part.name, part.area, part.numbers, part.waiting = self.name, self.area, places, []
-        part.P, part.B, part.refund = self._columns(own, own), self.B.index_select(0, own), self.refund[places]
-        part.alive, part.diagonal = np.ones(len(places), dtype=bool), part._diagonal_blocks()
-        return part
 
     def _remove(self, places: Sequence[int], factor: Tensor | None = None) -> None:
         """Remove the channels at some places; ``factor`` is the Cholesky factor of their block of P."""
@@ -220,7 +212,7 @@ class BlockElimination:
         if factor is None:
             factor, info = torch.linalg.cholesky_ex(columns.index_select(0, own))
             if int(info):
-                raise self._not_definite()
+                raise _not_definite(self.name)
         # P − P_·i P_ii⁻¹ P_i· = P − W Wᵀ with W = P_·i L⁻ᵀ, P_ii = L Lᵀ; the same W takes B_i out of B.
         W = torch.linalg.solve_triangular(factor, columns.T, upper=False).T.contiguous()
         self.B -= W @ torch.linalg.solve_triangular(factor, self.B.index_select(0, own), upper=False)
@@ -228,6 +220,7 @@ class BlockElimination:
         self.diagonal -= blocks @ blocks.transpose(1, 2)
         # Entries of a removed channel are exactly zero from here on; its own block must stay factorisable.
         self.B[own] = 0
+        self.gram = self._gram()
         self.diagonal[list(places)] = torch.eye(self.area, dtype=W.dtype, device=W.device)
         self.alive[list(places)] = False
         self._down_date(W, own, factor)
@@ -236,16 +229,11 @@ class BlockElimination:
         """Rows of P and B that belong to the channels at some places."""
         return columns_of(torch.tensor(places, dtype=torch.int64), (self.area, 1)).to(self.B.device)
 
-    def _not_definite(self) -> NumericalError:
-        return NumericalError(
-            self.name, "blocks of the inverse of K must be positive definite", fix="raise the ridge"
-        )  # fmt: skip
-
-    def _solve(self, problem: LayerProblem, columns: Tensor, prior: Tensor, penalty: float) -> Tensor:
+    def _solve(self, regression: EliminationRegression, columns: Tensor, prior: Tensor) -> Tensor:
         """Compute P; returns B."""
-        K = problem.moments.K.index_select(0, columns).index_select(1, columns)
+        K = regression.problem.moments.K_among(columns)
         mean_diagonal = float(K.diagonal().mean()) or 1.0
-        L, _ = factorise(K, penalty / mean_diagonal, name=problem.name)
+        L, _ = factorise(K, regression.penalty / mean_diagonal, name=self.name)
         del K
         self.P = torch.cholesky_inverse(L)
         return torch.cholesky_solve(self.right, L)
@@ -254,6 +242,11 @@ class BlockElimination:
         c = len(self.numbers)
         blocks = self.P.view(c, self.area, c, self.area).diagonal(dim1=0, dim2=2)
         return blocks.permute(2, 0, 1).contiguous()
+
+    def _gram(self) -> Tensor:
+        """B_i B_iᵀ of each channel: (c, area, area); with its block of P it is all that its cost depends on."""
+        blocks = self.B.view(len(self.numbers), self.area, -1)
+        return blocks @ blocks.transpose(1, 2)
 
     def _columns(self, own: Tensor, rows: Tensor | None = None) -> Tensor:
         """Columns of P, of all or of some rows."""
@@ -277,15 +270,59 @@ class BlockElimination:
         """Drop the rows and columns of removed channels."""
         stay = np.flatnonzero(self.alive)
         columns = self._inputs(stay.tolist())
-        self._take(columns)
-        self.B, self.refund = self.B.index_select(0, columns), self.refund[self.alive]
-        self.numbers = [self.numbers[i] for i in stay.tolist()]
+        self.B, self.diagonal, self.gram = self.B.index_select(0, columns), self.diagonal[stay], self.gram[stay]
+        self.numbers, self.refund = [self.numbers[i] for i in stay.tolist()], self.refund[stay]
         self.alive = np.ones(len(stay), dtype=bool)
-        # Recomputed from P, so that the blocks and P do not drift apart.
-        self.diagonal = self._diagonal_blocks()
+        self._take(columns)
 
     def _take(self, columns: Tensor) -> None:
         self.P = self.P.index_select(0, columns).index_select(1, columns)
+        # Taken from P again, so that the blocks and P do not drift apart.
+        self.diagonal = self._diagonal_blocks()
+
+
+def _block_costs(name: str, diagonal: Tensor, gram: Tensor) -> tuple[np.ndarray, Tensor]:
+    """tr P_ii⁻¹ B_i B_iᵀ of each channel, from these blocks (c, area, area); and the Cholesky factors of P_ii."""
+    factors, info = torch.linalg.cholesky_ex(diagonal)
+    if int(info.abs().max()):
+        raise _not_definite(name)
+    half = torch.linalg.solve_triangular(factors, gram, upper=False)
+    costs = torch.linalg.solve_triangular(factors, half.mT, upper=False).diagonal(dim1=1, dim2=2).sum(dim=1)
+    return costs.cpu().numpy(), factors
+
+
+def _among(name: str, P: Tensor, gram: Tensor, refund: np.ndarray) -> Iterator[tuple[int, float]]:
+    """Remove some channels one by one, the cheapest each time; yields the place and cost of each.
+
+    Exact as long as no other channel is removed, from the rows and columns of P and of B Bᵀ that belong to them.
+    """
+    c, area = len(refund), len(P) // len(refund)
+    alive = np.ones(c, dtype=bool)
+
+    def blocks(of: Tensor) -> Tensor:
+        return of.view(c, area, c, area).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+    for _ in range(c):
+        costs, factors = _block_costs(name, blocks(P), blocks(gram))
+        costs = np.where(alive, costs - refund, np.inf)
+        i = int(np.argmin(costs))
+        yield i, float(costs[i])
+        own, factor = slice(i * area, (i + 1) * area), factors[i]
+        # With W of `BlockElimination._remove` B becomes B − W V, V = L⁻¹B_i; T = V Bᵀ, so that V Vᵀ = T_i L⁻ᵀ.
+        W = torch.linalg.solve_triangular(factor, P[:, own].T, upper=False).T
+        T = torch.linalg.solve_triangular(factor, gram[own], upper=False)
+        inner = torch.linalg.solve_triangular(factor, T[:, own].T, upper=False)
+        crossed = W @ (T - inner @ W.T / 2)
+        P = P - W @ W.T
+        gram = gram - crossed - crossed.T
+        for matrix, own_block in ((P, torch.eye(area, dtype=P.dtype, device=P.device)), (gram, 0.0)):
+            matrix[own], matrix[:, own] = 0, 0
+            matrix[own, own] = own_block
+        alive[i] = False
+
+
+def _not_definite(name: str) -> NumericalError:
+    return NumericalError(name, "blocks of the inverse of K must be positive definite", fix="raise the ridge")
 
 
 class FewRowsElimination(BlockElimination):
@@ -297,31 +334,37 @@ class FewRowsElimination(BlockElimination):
     :math:`A + A R_i (\lambda P_{ii})^{-1} R_i^T A`.
     """
 
-    def _solve(self, problem: LayerProblem, columns: Tensor, prior: Tensor, penalty: float) -> Tensor:
-        root = problem.moments.root
-        assert root is not None
-        self.R, self.penalty = root.index_select(1, columns), penalty
+    def _solve(self, regression: EliminationRegression, columns: Tensor, prior: Tensor) -> Tensor:
+        root, by_rows = regression.problem.moments.root, regression.by_rows
+        assert root is not None and by_rows is not None
+        self.R, self.penalty = root.index_select(1, columns), regression.penalty
         shifted = self.R @ self.R.T
-        shifted.diagonal().add_(penalty)
-        self.A = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
-        # (K + λI)⁻¹(C + λW) = W + (K + λI)⁻¹(C − KW), where C − KW lies in the span of the rows.
-        right = self.right - penalty * prior - self.R.T @ (self.R @ prior)
-        return prior + FewRows(self.R).solve(right, penalty)
+        shifted.diagonal().add_(self.penalty)
+        L = torch.linalg.cholesky(shifted)
+        self.A = torch.cholesky_inverse(L)
+        # (K + λI)⁻¹(C + λW) = W + Rᵀ(RRᵀ + λI)⁻¹(D − RW), with C = RᵀD.
+        return prior + self.R.T @ torch.cholesky_solve(by_rows - self.R @ prior, L)
 
     def _diagonal_blocks(self) -> Tensor:
         by_channel = self.R.view(len(self.R), -1, self.area).permute(1, 2, 0)
         products = by_channel @ (self.A @ self.R).view(len(self.R), -1, self.area).transpose(0, 1)
         return (torch.eye(self.area).to(products) - products) / self.penalty
 
+    def _gram(self) -> Tensor:
+        """B_i B_iᵀ of each channel: (c, area, area); with its block of P it is all that its cost depends on."""
+        blocks = self.B.view(len(self.numbers), self.area, -1)
+        return blocks @ blocks.transpose(1, 2)
+
     def _columns(self, own: Tensor, rows: Tensor | None = None) -> Tensor:
         R = self.R if rows is None else self.R.index_select(1, rows)
-        columns = R.T @ (self.A @ self.R.index_select(1, own))
+        self.product = self.A @ self.R.index_select(1, own)
+        columns = R.T @ self.product
         ones = own[:, None] == (torch.arange(R.shape[1], device=own.device) if rows is None else rows)
         return (ones.T.to(columns) - columns) / self.penalty
 
     def _down_date(self, W: Tensor, own: Tensor, factor: Tensor) -> None:
-        change = self.A @ self.R.index_select(1, own)
-        change = torch.linalg.solve_triangular(factor, change.T, upper=False)
+        # A R_i was computed with the columns of P right before.
+        change = torch.linalg.solve_triangular(factor, self.product.T, upper=False)
         self.A.addmm_(change.T, change, alpha=1 / self.penalty)
         self.R[:, own] = 0
         if (~self.alive).sum() >= DELAY:

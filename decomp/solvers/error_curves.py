@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decomp.errors import DecompError
 from decomp.problem.layer_problem import LayerProblem, columns_of
-from decomp.problem.moments import Moments, responses_by_rows
+from decomp.problem.moments import Moments
 from decomp.solvers.few_rows import nested_gains
 from decomp.solvers.linalg import (
     EVIDENCE,
@@ -26,7 +26,6 @@ from decomp.solvers.selection import retention_order
 from decomp.solvers.spatial import (
     closed_form,
     coefficients,
-    cross_through_vertical,
     max_rank,
     require_splittable,
     rows_through_vertical,
@@ -102,7 +101,7 @@ def channel_curve(
     directions = U if metric is None else metric_roots(metric)[0] @ U
     # In the coordinates Y F^½ U the errors of the directions add up: of a fitted one its residual, of another its size.
     if moments.root is not None and measured.root is not None:
-        far, predicted = responses_by_rows(measured.root, measured.C) @ directions, measured.root @ B @ directions
+        far, predicted = measured.by_rows @ directions, measured.root @ B @ directions
         gains = 2 * (predicted * far).sum(0) - predicted.square().sum(0)
     else:
         projected = B @ directions
@@ -150,7 +149,7 @@ def selection_curve(
     columns = columns_of(torch.tensor(order), problem.kernel)
     fitted = problem.moments.take_inputs(columns)
     other = None if held_out is None else held_out.take_inputs(columns)
-    prior, block = problem.matrix()[columns.to(fitted.K.device)], len(columns) // len(order)
+    prior, block = problem.matrix()[columns.to(fitted.C.device)], len(columns) // len(order)
     return nested_errors(fitted, block, other, prior=prior, metric=problem.metric, ridge=ridge)
 
 
@@ -187,20 +186,20 @@ def nested_errors(
     ndarray of shape (p // block + 1,)
         Relative errors, none larger than the one before.
     """
-    p = moments.K.shape[0]
+    p = moments.p
     if p % block:
         raise DecompError("curve", f"blocks of {block} must divide the inputs", got=p)
     # Without the prior: with all inputs it may be exact, which says nothing about the fits on fewer inputs.
     wanted, measured = ridge_value(moments, ridge), moments if held_out is None else held_out
     if moments.root is not None and measured.root is not None and wanted > 0:
-        penalty = wanted * (float(moments.K.diagonal().mean()) or 1.0)
-        fitted, judged = (_Few(one.root, one.C) for one in (moments, measured) if one.root is not None)
+        penalty = wanted * (moments.mean_diagonal() or 1.0)
+        fitted, judged = (_Few(one.root, one.by_rows) for one in (moments, measured) if one.root is not None)
         return _few_rows_errors(fitted, judged, measured.S, block, prior, metric, penalty)
     L, used = factorise(moments.K, wanted)
     right = moments.C
     if prior is not None:
-        right = right + used * (float(moments.K.diagonal().mean()) or 1.0) * prior.to(moments.K)
-    root = None if metric is None else metric_roots(metric.to(moments.K))[0]
+        right = right + used * (moments.mean_diagonal() or 1.0) * prior.to(moments.C)
+    root = None if metric is None else metric_roots(metric.to(moments.C))[0]
     if root is not None:
         right, measured = right @ root, measured.map_outputs(root)
     weights = torch.linalg.solve_triangular(L, right, upper=False)
@@ -218,25 +217,25 @@ def nested_errors(
 
 
 class _Few(NamedTuple):
-    """Moments of few rows: R (r, p) with K = RᵀR, and C (p, n)."""
+    """Moments of few rows: R (r, p) with K = RᵀR, and D (r, n) with C = RᵀD."""
 
     root: Tensor
-    C: Tensor
+    by_rows: Tensor
 
 
 def _few_through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> _Few:
     assert moments.root is not None
-    return _Few(rows_through_vertical(moments.root, V, kernel), cross_through_vertical(moments.C, V, kernel))
+    return _Few(rows_through_vertical(moments.root, V, kernel), moments.by_rows)
 
 
 def _few_rows_errors(
     fitted: _Few, measured: _Few, S: Tensor, block: int, prior: Tensor | None, metric: Tensor | None, penalty: float
 ) -> np.ndarray:
     """The same from few rows, fitted and measured, whose matrices of all inputs are never formed."""
-    prior = torch.zeros_like(fitted.C) if prior is None else prior.to(fitted.C)
-    wanted, far = (responses_by_rows(one.root, one.C) for one in (fitted, measured))
+    wanted, far = fitted.by_rows, measured.by_rows
+    prior = wanted.new_zeros(fitted.root.shape[1], wanted.shape[1]) if prior is None else prior.to(wanted)
     if metric is not None:
-        root = metric_roots(metric.to(fitted.C))[0]
+        root = metric_roots(metric.to(wanted))[0]
         prior, wanted, far, S = prior @ root, wanted @ root, far @ root, root @ S @ root
     gains = nested_gains((fitted.root, wanted), prior, penalty, (measured.root, far))
     return _relative(S.trace(), gains.view(-1, block).sum(1))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from decomp.problem.moments import NULL
+from decomp.problem.moments import Moments
 
 #: Rows are held as R (r, p) and D (r, n), with K = RᵀR and C = RᵀD.
 Rows = tuple[Tensor, Tensor]
@@ -17,49 +15,38 @@ TOGETHER = 128
 
 
 class FewRows:
-    r"""Solutions with K + λI for K = RᵀR of few rows: by one eigen-decomposition of RRᵀ, for every λ.
+    r"""Solutions with K + λI for K = RᵀR of few rows: by one eigen-decomposition of RRᵀ = QΓQᵀ, for every λ.
 
-    With RRᵀ = QΓQᵀ the columns of V = RᵀQΓ^-½ are the eigenvectors of K whose eigenvalues Γ are not zero. Right-hand
-    sides lie in their span but for rounding, which is left out.
+    Right-hand sides are RᵀE of as many rows: :math:`(K + \lambda I)^{-1} R^T E = R^T Q (\Gamma + \lambda)^{-1} Q^T E`.
 
     Parameters
     ----------
-    root : Tensor of shape (r, p)
-        R, see `Moments.root`.
-    right : Tensor of shape (p, n), optional
-        C − KB₀ for `explained`.
+    moments : decomp.problem.moments.Moments
+        With a root R, and responses D by its rows.
+    prior : Tensor of shape (p, n), optional
+        B₀: E = D − RB₀, so that the right-hand side is C − KB₀; without it that is C.
     """
 
-    def __init__(self, root: Tensor, right: Tensor | None = None) -> None:
-        self.root = root
-        self.values, self.vectors = _eigenvectors(root)
-        # Squared size of the right-hand side along each eigenvector.
-        self.squares = None if right is None else self._along(right).square().sum(dim=1)
+    def __init__(self, moments: Moments, prior: Tensor | None = None) -> None:
+        assert moments.root is not None, "made for few rows"
+        self.root, (self.values, self.vectors) = moments.root, moments.spectrum()
+        left = moments.by_rows if prior is None else moments.by_rows - self.root @ prior
+        self.along = self.vectors.T @ left
+        self.squares = self.along.square().sum(dim=1)
+        #: tr B₀ᵀ(KB₀ − 2C), by which the squared error of the prior is larger than that without it.
+        self.rise = float(left.square().sum() - moments.by_rows.square().sum())
 
-    def _along(self, right: Tensor) -> Tensor:
-        """Vᵀ @ right."""
-        return self.vectors.T @ (self.root @ right)
-
-    def solve(self, right: Tensor, penalty: float) -> Tensor:
-        """(K + λI)⁻¹ @ right for an absolute λ."""
-        return self.root.T @ (self.vectors @ (self._along(right) / (self.values + penalty)[:, None]))
+    def solve(self, penalty: float) -> Tensor:
+        """(K + λI)⁻¹(C − KB₀) for an absolute λ."""
+        return self.root.T @ (self.vectors @ (self.along / (self.values + penalty)[:, None]))
 
     def explained(self, penalty: float) -> float:
-        """tr rightᵀ(K + λI)⁻¹ right."""
-        assert self.squares is not None, "made without a right-hand side"
-        return float((self.squares / (self.values + penalty)).sum())
+        """tr (C − KB₀)ᵀ(K + λI)⁻¹(C − KB₀)."""
+        return float((self.squares * self.values / (self.values + penalty)).sum())
 
     def determinant(self, penalty: float) -> float:
         """log det(K + λI) − p log λ."""
         return float((1 + self.values / penalty).log().sum())
-
-
-@lru_cache(maxsize=1)  # the same rows are asked for their ridge first and for solutions then
-def _eigenvectors(root: Tensor) -> tuple[Tensor, Tensor]:
-    """Γ and QΓ^-½ of the eigenvalues that are no rounding."""
-    values, vectors = torch.linalg.eigh(root @ root.T)
-    present = values > NULL * float(values[-1:].sum())
-    return values[present], vectors[:, present] / values[present].sqrt()
 
 
 def nested_gains(fitted: Rows, prior: Tensor, penalty: float, measured: Rows) -> Tensor:

@@ -86,7 +86,7 @@ def response_weights(problem: LayerProblem) -> Tensor:
     """Weight of each activated response, (n,) float64: the diagonal of the output metric, or ones."""
     metric = problem.float64_metric()
     if metric is None:
-        return torch.ones(problem.n_filters, dtype=torch.float64, device=problem.moments.K.device)
+        return torch.ones(problem.n_filters, dtype=torch.float64, device=problem.moments.C.device)
     diagonal = metric.diagonal()
     return diagonal.clamp_min(METRIC_FLOOR * float(diagonal.mean()))
 
@@ -115,16 +115,16 @@ def activation_targets(problem: LayerProblem, factored: FactoredConv, penalty: f
     """
     moments, activation = problem.moments, ACTIVATIONS[problem.activation]
     weight, bias = factored.compose()
-    B = weight_to_matrix(weight).to(moments.K.device)
-    bias = moments.y_mean * 0 if bias is None else bias.to(moments.K)
+    B = weight_to_matrix(weight).to(moments.C.device)
+    bias = moments.y_mean * 0 if bias is None else bias.to(moments.C)
     # About the means of X and Y, so that nothing large cancels.
     B, offset = problem.holders.agreed(B, bias + moments.x_mean @ B)
-    device, n = moments.K.device, problem.n_filters
+    device, n = moments.C.device, problem.n_filters
     C, S, counted = (ExactSum(shape, device) for shape in (moments.C.shape, moments.S.shape, ()))
     sums, squares, first, second = (ExactSum((n,), device) for _ in range(4))
     center = activation(moments.y_mean)
     for inputs, responses in problem.row_batches():
-        inputs, responses = (rows.detach().to(moments.K.device).flatten(1) for rows in (inputs, responses))
+        inputs, responses = (rows.detach().to(moments.C.device).flatten(1) for rows in (inputs, responses))
         for X, Y in zip(inputs.split(TILE_ROWS), responses.split(TILE_ROWS)):
             X = X - moments.x_mean.to(X.dtype)
             z = torch.addmm(offset.to(X.dtype), X, B.to(X.dtype))
@@ -181,7 +181,7 @@ class ResponseRows:
     def __init__(self, problem: LayerProblem, coefficients: Tensor, center: Tensor) -> None:
         self.activation = ACTIVATIONS[problem.activation]
         self.holders = problem.holders
-        device, n = problem.moments.K.device, problem.n_filters
+        device, n = problem.moments.C.device, problem.n_filters
         fitted, wanted = [torch.zeros(0, len(center), device=device)], [torch.zeros(0, n, device=device)]
         coefficients, center = self.holders.agreed(coefficients, center)
         for inputs, responses in problem.row_batches():
@@ -274,7 +274,7 @@ class HalfQuadratic:
         floor = RIDGE * (float(values.mean()) or 1.0)
         sizes = (values[: vectors.shape[1]] + floor).sqrt()
         # From p inputs the responses vary in at most p directions; beyond them there is only rounding.
-        self.whitening = (vectors / sizes)[:, : moments.K.shape[0]].contiguous()
+        self.whitening = (vectors / sizes)[:, : moments.p].contiguous()
         center = moments.x_mean @ full.weight
         #: (q, n): ŷ_c from its rows in q whitened directions, where these are far fewer than the responses.
         self.back: Tensor | None = None

@@ -59,7 +59,7 @@ def channel_gram(problem: LayerProblem) -> tuple[Tensor, Tensor]:
     for start in range(0, c, TILE_CHANNELS):
         stop = min(start + TILE_CHANNELS, c)
         rows = slice(start * area, stop * area)
-        product = (weighted[rows] @ B.T) * moments.K[rows]
+        product = (weighted[rows] @ B.T) * moments.rows_of_K(rows)
         G[start:stop] = product.view(stop - start, area, c, area).sum(dim=(1, 3))
     g = (weighted * moments.C).reshape(c, -1).sum(dim=1)
     return (G + G.T) / 2, g

@@ -122,15 +122,14 @@ def least_squares(moments: Moments, *, ridge: Ridge = RIDGE, prior: Tensor | Non
     """
     wanted = ridge_value(moments, ridge, prior)
     if moments.root is not None and wanted > 0:
-        right = moments.C if prior is None else moments.C - moments.times(prior.to(moments.K))
-        B = FewRows(moments.root).solve(right, wanted * (float(moments.K.diagonal().mean()) or 1.0))
+        B = _few_rows(moments, prior).solve(wanted * (moments.mean_diagonal() or 1.0))
         B = B if prior is None else prior.to(B) + B
         return LeastSquares(B, intercept(moments, B), {"ridge": wanted, "ridge_raised": False})
     L, used = factorise(moments.K, wanted)
     if prior is None:
         B = torch.cholesky_solve(moments.C, L)
     else:
-        prior = prior.to(moments.K)
+        prior = prior.to(moments.C)
         B = prior + torch.cholesky_solve(moments.C - moments.K @ prior, L)
     return LeastSquares(B, intercept(moments, B), {"ridge": used, "ridge_raised": used > wanted})
 
@@ -164,13 +163,13 @@ def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
         is left): the rows cannot say more then.
     """
     total = float(moments.S.trace())
-    if not float(moments.K.diagonal().sum()) > 0 or not total > 0:
+    if not moments.mean_diagonal() > 0 or not total > 0:
         return RIDGE
-    right, left_over = _left_by_prior(moments, prior)
+    few = None if moments.root is None else _few_rows(moments, prior)
+    right, left_over = _left_by_prior(moments, prior) if few is None else (moments.C, total + few.rise)
     if left_over <= EXACT * total:
         return RIDGE_BOUND
     costs: dict[int, float] = {}
-    few = None if moments.root is None else FewRows(moments.root, right)
 
     def cost(decade: int) -> float:
         if not RIDGE_DECADES[0] <= decade <= RIDGE_DECADES[1]:
@@ -179,7 +178,12 @@ def choose_ridge(moments: Moments, prior: Tensor | None = None) -> float:
             costs[decade] = evidence_cost(moments, 10.0**decade, right, left_over, few)
         return costs[decade]
 
-    return ridge_of_least_cost(cost, moments.n_rows / moments.K.shape[0])
+    return ridge_of_least_cost(cost, moments.n_rows / moments.p)
+
+
+@lru_cache(maxsize=1)  # the ridge is asked for first, and the solution then
+def _few_rows(moments: Moments, prior: Tensor | None) -> FewRows:
+    return FewRows(moments, None if prior is None else prior.to(moments.C))
 
 
 def ridge_of_least_cost(cost: Callable[[int], float], rows_each: float) -> float:
@@ -201,7 +205,7 @@ def _left_by_prior(moments: Moments, prior: Tensor | None) -> tuple[Tensor, floa
     total = float(moments.S.trace())
     if prior is None:
         return moments.C, total
-    prior = prior.to(moments.K)
+    prior = prior.to(moments.C)
     right = moments.C - moments.times(prior)
     return right, total - float((prior * (moments.C + right)).sum())
 
@@ -224,7 +228,7 @@ def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: floa
     left_over : float
         Squared error of the prior.
     few : FewRows, optional
-        Of the root of moments of few rows and of ``right``, in place of a factorisation.
+        Of moments of few rows and the prior, in place of a factorisation and of ``right``.
 
     Returns
     -------
@@ -232,7 +236,7 @@ def evidence_cost(moments: Moments, ridge: float, right: Tensor, left_over: floa
         Infinity where K + λI has no Cholesky factor.
     """
     p, n = moments.C.shape
-    penalty = ridge * float(moments.K.diagonal().mean())
+    penalty = ridge * moments.mean_diagonal()
     if few is not None:
         explained, determinant = few.explained(penalty), few.determinant(penalty)
     else:

@@ -145,7 +145,7 @@ def response_basis(moments: Moments, B: Tensor, metric: Tensor | None = None, le
 
 def _factor_of_few(moments: Moments, n: int) -> Tensor | None:
     """H (k, p) with K = HᵀH, k far below the number n of responses; None where there is none."""
-    factor, p = moments.root, len(moments.K)
+    factor, p = moments.root, moments.p
     if n < MANY_INPUTS or n < MANY_RESPONSES * (p if factor is None else len(factor)):
         return None
     if factor is None:

@@ -85,7 +85,7 @@ def refine(
             problem.name, f"factors must compose to {tuple(problem.weight.shape)}", got=tuple(kernel.shape)
         )
     metric = problem.metric if metric is None else metric
-    metric = None if metric is None else metric.to(problem.moments.K)
+    metric = None if metric is None else metric.to(problem.moments.C)
     start = _start_of(problem.moments, kernel, metric)
     # Weighs the rows against the start; W may have been fitted to them already.
     ridge = _evidence_ridge(problem, kernel) if isinstance(ridge, str) else ridge
@@ -197,7 +197,7 @@ def _ahead(earlier: FactoredConv, refined: FactoredConv) -> FactoredConv:
 def _evidence_ridge(problem: LayerProblem, kernel: Tensor) -> float:
     """The ridge of largest evidence with ``kernel`` as the prior, and at least `SHRINKAGE` for few rows."""
     moments = problem.moments
-    floor = SHRINKAGE * moments.K.shape[0] / moments.n_rows
+    floor = SHRINKAGE * moments.p / moments.n_rows
     return max(choose_ridge(moments, weight_to_matrix(kernel)), floor)
 
 
@@ -206,7 +206,7 @@ def _with_weights(problem: LayerProblem, factored: FactoredConv, weights: list[T
     rounded = [weight.to(factor.weight).contiguous() for weight, factor in zip(weights, factored.factors)]
     # The bias is computed for the rounded kernel, so that the mean error stays zero after rounding.
     kernel, _ = compose([weight.to(torch.float64) for weight in rounded], [None] * len(rounded))
-    bias = intercept(problem.moments, weight_to_matrix(kernel).to(problem.moments.K.device))
+    bias = intercept(problem.moments, weight_to_matrix(kernel).to(problem.moments.C.device))
     biases = [None] * (len(rounded) - 1) + [bias.to(rounded[-1])]
     factors = tuple(
         ConvFactor(weight, own, factor.geometry) for weight, own, factor in zip(rounded, biases, factored.factors)
@@ -223,7 +223,7 @@ class _Start(NamedTuple):
 
 
 def _start_of(moments: Moments, kernel: Tensor, metric: Tensor | None) -> _Start:
-    B = weight_to_matrix(kernel).to(moments.K)
+    B = weight_to_matrix(kernel).to(moments.C)
     product = moments.times(B)
     return _Start(B, product, moments.error(B, metric, product))
 
@@ -240,14 +240,14 @@ class _Search:
         self, problem: LayerProblem, factored: FactoredConv, metric: Tensor | None, ridge: float, start: _Start
     ) -> None:
         self.moments, self.prior = problem.moments, problem.matrix()
-        self.penalty = ridge * float(self.moments.K.diagonal().mean())
+        self.penalty = ridge * self.moments.mean_diagonal()
         self.shapes = [factor.weight.shape for factor in factored.factors]
         self.L = self._whitening(problem, factored.factors[0].kernel)
         self.root: Tensor | None = None
         self.inverse: Tensor | None = None
         if metric is not None:
             self.root, self.inverse = metric_roots(metric)
-        weights = [factor.weight.detach().to(self.moments.K) for factor in factored.factors]
+        weights = [factor.weight.detach().to(self.moments.C) for factor in factored.factors]
         self.parameters = _balanced(self._to_search(weights))
         self.residual = _Residual(self.moments, start)
         self.weighted_prior = self.prior if metric is None else self.prior @ metric
@@ -347,7 +347,7 @@ class _Residual:
         self.moments, self.start = moments, start
         self.left = moments.K if moments.root is None else moments.root
         exact = torch.get_float32_matmul_precision() == "highest"
-        self.single = exact and len(moments.K) >= MANY_INPUTS and start.error > SHARP
+        self.single = exact and moments.p >= MANY_INPUTS and start.error > SHARP
         if self.single:
             self.left, self.at_start = self.left.to(torch.float32), start.product - moments.C
 

@@ -239,7 +239,7 @@ def _refined(problem: LayerProblem, factored: FactoredConv, activation_aware: bo
 
 def _errors(weight: Tensor, problem: LayerProblem, held_out: Moments | None) -> dict[str, float]:
     """Relative errors of the responses; with an output metric, also the error in that metric."""
-    matrix = weight_to_matrix(weight).to(problem.moments.K.device)
+    matrix = weight_to_matrix(weight).to(problem.moments.C.device)
     product = problem.moments.times(matrix)
     errors = {"fitted": problem.moments.error(matrix, product=product)}
     if held_out is not None and held_out.n_rows:

@@ -185,8 +185,12 @@ def _normalised(V: Tensor) -> tuple[Tensor, Tensor]:
 
 def column_covariance(moments: Moments, kernel: tuple[int, int]) -> Tensor:
     """Second moments of one column of the patch, (c·kh, c·kh), averaged over the columns x."""
+    kw, size = kernel[1], moments.p // kernel[1]
+    if moments.root is not None:
+        columns = moments.root.view(-1, size, kw).transpose(1, 2).reshape(-1, size)
+        total = columns.T @ columns
+        return (total + total.T) / (2 * kw)
     blocks = _by_columns(moments, kernel)
-    kw, size = kernel[1], moments.K.shape[0] // kernel[1]
     total = blocks[:, :, 0, :, :, 0].reshape(size, size)
     for x in range(1, kw):
         total = total + blocks[:, :, x, :, :, x].reshape(size, size)
@@ -194,7 +198,7 @@ def column_covariance(moments: Moments, kernel: tuple[int, int]) -> Tensor:
 
 
 def _by_columns(moments: Moments, kernel: tuple[int, int]) -> Tensor:
-    return moments.K.view(-1, *kernel, moments.K.shape[0] // (kernel[0] * kernel[1]), *kernel)
+    return moments.K.view(-1, *kernel, moments.p // (kernel[0] * kernel[1]), *kernel)
 
 
 def through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> Moments:
@@ -208,24 +212,24 @@ def through_vertical(moments: Moments, V: Tensor, kernel: tuple[int, int]) -> Mo
     kernel : (kh, kw)
     """
     kw, rank = kernel[1], V.shape[1]
-    size = moments.K.shape[0] // kw
-    V = V.to(moments.K)
+    size = moments.p // kw
+    V = V.to(moments.C)
+    mean = (V.T @ moments.x_mean.view(size, kw)).reshape(-1)
+    C = cross_through_vertical(moments.C, V, kernel)
+    if moments.root is not None:
+        root = rows_through_vertical(moments.root, V, kernel)
+        own = Moments(None, C, moments.S, mean, moments.y_mean, moments.n_rows, root, moments.by_rows)
+        return own.with_root(root)
     blocks = _by_columns(moments, kernel)
     K = torch.empty(rank, kw, rank, kw, dtype=V.dtype, device=V.device)
-    root = moments.root
-    if root is not None:
-        root = rows_through_vertical(root, V, kernel)
-        K = (root.T @ root).view(rank, kw, rank, kw)
     for x in range(kw):
-        for other in range(x, kw) if root is None else ():
+        for other in range(x, kw):
             product = V.T @ (blocks[:, :, x, :, :, other].reshape(size, size) @ V)
             if x == other:
                 product = (product + product.T) / 2
             K[:, x, :, other] = product
             K[:, other, :, x] = product.T
-    mean = (V.T @ moments.x_mean.view(size, kw)).reshape(-1)
-    K, C = K.view(rank * kw, -1), cross_through_vertical(moments.C, V, kernel)
-    return Moments(K, C, moments.S, mean, moments.y_mean, moments.n_rows).with_root(root)
+    return Moments(K.view(rank * kw, -1), C, moments.S, mean, moments.y_mean, moments.n_rows)
 
 
 def rows_through_vertical(root: Tensor, V: Tensor, kernel: tuple[int, int]) -> Tensor:

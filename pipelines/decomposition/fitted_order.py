@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from decomp.problem.kept_rows import KeptRows, sum_of_rows
 from decomp.problem.moments import Device, MomentSum
 
 from ...data.formats.frozen_file import FrozenFile
@@ -97,8 +100,8 @@ class Halves:
 
     Attributes
     ----------
-    sums : list of decomp.problem.moments.MomentSum
-        Of the first half, the second one and the rest; or of all.
+    sums : list of decomp.problem.moments.MomentSum, or of decomp.problem.kept_rows.KeptRows
+        Of the first half, the second one and the rest; or of all. Rows are kept where all of them are few.
     """
 
     def __init__(
@@ -106,7 +109,8 @@ class Halves:
     ) -> None:
         ends = accumulate(size * points for size in order.halves or ())
         self._ends, self._row = [*ends, order.n_fit * points], first
-        self.sums = [MomentSum(*sizes, device) for _ in self._ends]
+        self._empty = partial(sum_of_rows, *sizes, self._ends[-1], device)
+        self.sums = [self._empty() for _ in self._ends]
 
     def add(self, X: Tensor, Y: Tensor) -> None:
         """Add the next fitted rows, in the order of the images."""
@@ -117,11 +121,11 @@ class Halves:
                 self._row += n
                 X, Y = X[n:], Y[n:]
 
-    def whole(self) -> MomentSum:
+    def whole(self) -> MomentSum | KeptRows:
         """The sum of all rows."""
         if len(self.sums) == 1:
             return self.sums[0]
-        total = MomentSum(self.sums[0].p, self.sums[0].n, self.sums[0].device)
+        total: Any = self._empty()
         for own in self.sums:
             total.merge(own)
         return total

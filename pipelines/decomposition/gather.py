@@ -17,8 +17,9 @@ from decomp.graph.network_graph import NetworkGraph
 from decomp.modules.convolution import CONVOLUTIONS, Convolution, geometry, kernel_of
 from decomp.problem.channel_moments import ChannelMoments, ChannelMomentSum
 from decomp.problem.factors import Geometry, turned
+from decomp.problem.kept_rows import sum_of_rows
 from decomp.problem.layer_problem import LayerProblem
-from decomp.problem.moments import Moments, MomentSum
+from decomp.problem.moments import Moments
 
 from ...data.formats.frozen_file import FrozenFile
 from ...data.formats.frozen_keys import keys_of, shortcut_key
@@ -137,7 +138,8 @@ class ProblemGatherer:
         store = owner is None and all(gathered(self._row_store.admits(4 * (p + n) * n_rows)))
         self._stored_rows, n_tiles = None, 0
         first = fitted_layout(self.order.n_fit, self._shares(), points).first(number())
-        fit, held_out = Halves(self.order, points, (p, n), first, self.device), MomentSum(p, n, self.device)
+        fit = Halves(self.order, points, (p, n), first, self.device)
+        held_out = sum_of_rows(p, n, (self.order.n - self.order.n_fit) * points, self.device)
         for fitted, rows in self._tiles(layer, module):
             (fit if fitted else held_out).add(*rows)
             if fitted and store:

@@ -14,12 +14,15 @@ from decomp.solvers.linalg import choose_ridge, least_squares
 def test_solutions_and_determinants_are_those_of_the_whole_matrix_for_every_ridge():
     root = torch.randn(6, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     K = root.T @ root
-    right = K @ torch.randn(20, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    few = FewRows(root, right)
+    by_rows, prior = torch.randn(26, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).split([6, 20])
+    right, zeros = root.T @ by_rows - K @ prior, torch.zeros(20, dtype=torch.float64)
+    own = Moments(K, root.T @ by_rows, by_rows.T @ by_rows, zeros, zeros[:3], 7, root, by_rows)
+    few = FewRows(own, prior)
+    assert few.rise == pytest.approx(own.error(prior) * float(own.S.trace()) - float(own.S.trace()), rel=1e-9)
     for penalty in (1e-3, 1.0, 50.0):
         shifted = K + penalty * torch.eye(20, dtype=torch.float64)
         solution = torch.linalg.solve(shifted, right)
-        assert torch.allclose(few.solve(right, penalty), solution, rtol=1e-8, atol=1e-10)
+        assert torch.allclose(few.solve(penalty), solution, rtol=1e-8, atol=1e-10)
         assert few.explained(penalty) == pytest.approx(float((right * solution).sum()), rel=1e-9)
         expected = float(torch.logdet(shifted)) - 20 * float(torch.tensor(penalty, dtype=torch.float64).log())
         assert few.determinant(penalty) == pytest.approx(expected, rel=1e-9)

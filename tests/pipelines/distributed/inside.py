@@ -23,6 +23,7 @@ from decomp.pipelines.distributed.trained_module import own_places, places_of, s
 from decomp.pipelines.training import unlabelled
 from decomp.problem import moments
 from decomp.problem.channel_moments import ChannelMomentSum
+from decomp.problem.kept_rows import KeptRows
 from decomp.problem.moments import MomentSum
 
 FIELDS = ("K", "C", "S", "x_mean", "y_mean")
@@ -142,6 +143,21 @@ def moments_together():
         "exchanged": exchanged, "of the owner": None if of_owner is None else torch.equal(of_owner.K, whole.K),
         "summed": [value.tolist() for value in sums], "one exchange": used,
         "agreed": agreed.tolist(), "strides": list(agreed.stride()),
+    }  # fmt: skip
+
+
+def rows_together():
+    """Moments of kept rows of which the second process has none."""
+    torch.manual_seed(0)
+    X, Y, rank = torch.randn(50, 300), torch.randn(50, 4), process_group.number()
+    alone, own = KeptRows(300, 4), KeptRows(300, 4)
+    alone.add(X, Y)
+    for share in (slice(0, 30), slice(30, 30), slice(30, 50))[rank : rank + 1]:
+        own.add(X[share], Y[share])
+    whole, found, of_owner = alone.total(), moments_of_all(own), moments_of_all(own, owner=1)
+    return {
+        "same bits": [torch.equal(getattr(whole, name), getattr(found, name)) for name in (*FIELDS, "root")],
+        "rows": found.n_rows, "of the owner": None if of_owner is None else torch.equal(of_owner.C, whole.C),
     }  # fmt: skip
 
 

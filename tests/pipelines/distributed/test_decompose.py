@@ -105,3 +105,31 @@ def test_the_points_of_another_run_and_a_plan_reach_processes_that_do_not_see_th
     one, *_ = made
     jobs.well(2, f"decompose --run planned --from points --plan {one.plan_json} --device cpu")
     assert weights(one).read_bytes() == weights(RunDirectory(jobs.folder / "planned")).read_bytes()
+
+
+NARROW_AND_WIDE = """
+import torch
+from torch import nn
+
+def build():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 48, 3, stride=2, padding=1), nn.ReLU6(), nn.Conv2d(48, 288, 1), nn.ReLU6(),
+            nn.Conv2d(288, 288, 3, padding=1, groups=288), nn.ReLU6(), nn.Conv2d(288, 24, 1), nn.Flatten(),
+            nn.Linear(384, 10),
+        )
+"""
+
+
+def test_two_processes_make_the_bytes_of_one_of_layers_with_more_inputs_or_responses_than_rows(jobs):
+    (jobs.folder / "wide.py").write_text(NARROW_AND_WIDE)
+    freeze = "freeze --model wide.py:build --weights random --data digits --images 120 --points 1 --no-mix"
+    jobs.well(1, f"{freeze} --device cpu --run wide1")
+    shutil.copytree(jobs.folder / "wide1", jobs.folder / "wide2")
+    for n in (1, 2):
+        jobs.well(n, f"decompose --speedup 2x --no-refine-blocks --device cpu --run wide{n}")
+    one, two = (RunDirectory(jobs.folder / f"wide{n}") for n in (1, 2))
+    # 288 inputs of 108 rows, which are kept, and 288 responses of 48 inputs; the second process has 20 of 120 images.
+    assert one.config("decompose")["layers"][3]["rows"] == 108
+    assert len(files(one)) > 6 and files(one) == files(two)

@@ -44,3 +44,9 @@ def test_moments_of_channels_are_those_of_the_rows_of_all_processes(jobs):
 
 def test_moments_of_no_rows_are_zeros(jobs):
     assert jobs.call(2, "inside:no_moments") == [{"rows": 0, "K": [[0.0] * 3] * 3}] * 2
+
+
+def test_rows_that_are_kept_give_all_processes_the_bits_of_one_that_has_all_of_them(jobs):
+    found = jobs.call(3, "inside:rows_together")
+    assert all(all(one["same bits"]) and one["rows"] == 50 for one in found)
+    assert [one["of the owner"] for one in found] == [None, True, None]
