@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -48,6 +49,7 @@ def latencies(
     min_rounds: int | None = None,
     warm_up: int = WARM_UP,
     warm_below: float = 0.0,
+    warm_seconds: float = math.inf,
 ) -> dict[str, list[float]]:
     """Time networks in turn (A B C A B C ...) on the same random images.
 
@@ -70,6 +72,9 @@ def latencies(
     warm_below : float
         Milliseconds. A network that took less in the round before runs once, untimed, before each timed run, so that it
         finds its own data in the caches as where it runs alone.
+    warm_seconds : float
+        A network whose runs before the rounds took so long has no further ones. One that has several names is warm
+        after those of the first.
 
     Returns
     -------
@@ -81,9 +86,12 @@ def latencies(
     images = random_images(shape, device, layout)
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode(), as_set_outside():
-        for network in networks.values():
+        for network in {id(network): network for network in networks.values()}.values():
+            begun = time.monotonic()
             for _ in range(warm_up):
                 network(images)
+                if time.monotonic() - begun >= warm_seconds:
+                    break
         start = time.monotonic()
         while len(times[next(iter(times))]) < rounds:
             for name, network in networks.items():

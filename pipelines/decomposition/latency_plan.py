@@ -35,7 +35,7 @@ from .latency_tables import latency_cost
 from .plans_between import plans_between
 from .speed_ratio import RoundsRule, SpeedRatio
 from .target_errors import limiting_options
-from .target_search import ENOUGH, LEAST, MOST, SURPLUS, Attempt, Candidate, TargetSearch
+from .target_search import CENTRE, ENOUGH, LEAST, MOST, SURPLUS, Attempt, Candidate, TargetSearch
 from .timings import CHAIN_ROUNDS, CHAIN_SECONDS, Shape, Timings
 from .whole_networks import PATIENCE, WholeNetworks
 
@@ -337,12 +337,6 @@ class _Planner:
         fewest = self._by_count(lambda one: one.loss <= most_lost)
         if fewest is None or fewest.plans == chosen.candidate.plans:
             return []
-        attempt = Attempt(fewest, [self.measure(fewest, self._wanted)])
-        more = f"{fewest.loss / chosen.candidate.loss:.2g} times the expected loss"
-        words = f"a plan by {self.problem.counted.unit} of {more}"
-        self.reporter.step(f"{words} was measured {attempt.speedup:.2f}x")
-        if attempt.speedup < LEAST * self.options.speedup:
-            return []
 
         def propose(speedup: float) -> Candidate:
             """Of the macs plans, the one for which the table says this speed-up."""
@@ -350,8 +344,14 @@ class _Planner:
 
         search = self._search(propose, lambda: self.cost.total / fewest.milliseconds)
         search.proposals, search.refinements = RIVAL
-        search.attempts, search.latest = [attempt], attempt.ratio
-        best = self._settled(search, self._confirmed(search, search.run()))
+        # The table is expected to be as far off as for the chosen plan.
+        search.first = self.cost.total / chosen.candidate.milliseconds * CENTRE * self.options.speedup / chosen.speedup
+        best = search.run()
+        more = f"{best.candidate.loss / chosen.candidate.loss:.2g} times the expected loss"
+        self.reporter.step(f"a plan by {self.problem.counted.unit} of {more} was measured {best.speedup:.2f}x")
+        if not search.is_kept(best.speedup):
+            return []
+        best = self._settled(search, self._confirmed(search, best))
         fair = best.ratio.is_comparable(chosen.ratio) and best.candidate.loss <= most_lost
         return [(search, best)] if fair and search.is_kept(best.speedup) else []
 

@@ -103,6 +103,8 @@ class TargetSearch:
         The last measurement. Those before it count where the machine was as fast.
     proposals, refinements : int
         Plans of the table, and plans between a slow and a fast one, that are measured at most.
+    first : float, optional
+        Speed-up by the table of the first proposal; the one asked for where it is not given.
     """
 
     asked: float
@@ -117,6 +119,7 @@ class TargetSearch:
     latest: SpeedRatio | None = None
     proposals: int = PROPOSALS
     refinements: int = REFINEMENTS
+    first: float | None = None
 
     @property
     def comparable(self) -> list[Attempt]:
@@ -135,7 +138,7 @@ class TargetSearch:
 
         Called again after a measurement was corrected, it goes on from all that was measured.
         """
-        time = self._corrected() if self.attempts else self.whole / self.asked
+        time = self._corrected() if self.attempts else self.whole / (self.first or self.asked)
         speedup = self.asked if time is None else self.whole / time
         for _ in range(self.proposals):
             reachable = self.most()

@@ -28,6 +28,8 @@ REPEATS, FEWEST, SECONDS = 20, 3, 0.03
 # Rounds of whole networks, the seconds after which no more begin, and the fewest; the same of a chain beside its layer.
 ROUNDS, WHOLE_SECONDS, FEWEST_ROUNDS = 30, 2.0, 4
 CHAIN_ROUNDS, CHAIN_SECONDS = 15, 0.4
+# Seconds after which a whole network is warm, however few runs it had.
+WARM_SECONDS = 0.1
 # Milliseconds that the runs of a block of whole networks take together at least, unless there are so many runs.
 BLOCK, MOST_RUNS = 250.0, 3000
 # Channels of the images of a convolution in context, a whole number of blocks in every runtime; and the shortest time
@@ -224,7 +226,7 @@ def block_of_rounds(
         while sum(map(sum, found.values())) < BLOCK and sum(map(len, found.values())) < MOST_RUNS:
             times = latencies(
                 prepared, shape, device, ROUNDS, layout=layout, max_seconds=seconds, min_rounds=FEWEST_ROUNDS,
-                warm_up=next(warm_up, 1), warm_below=WARM_BELOW,
+                warm_up=next(warm_up, 1), warm_below=WARM_BELOW, warm_seconds=WARM_SECONDS,
             )  # fmt: skip
             for name, values in times.items():
                 found[name] += values

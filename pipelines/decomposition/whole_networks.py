@@ -26,7 +26,7 @@ from .timings import Shape, Timings, block_of_rounds
 
 #: Times that the original is measured at least while it is watched, unless that takes LONG seconds, as where networks
 #: are compiled; the seconds over which these are spread, and the pause between two of them.
-FEWEST, LONG, SPREAD, PAUSE = 3, 6.0, 2.0, 0.4
+FEWEST, LONG, SPREAD, PAUSE = 3, 3.0, 2.0, 0.4
 #: Seconds for which a machine that is slower than it was is waited for.
 PATIENCE = 15.0
 #: Of one of these measurements.

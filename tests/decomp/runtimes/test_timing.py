@@ -67,6 +67,14 @@ def test_a_fast_network_runs_once_more_before_each_timed_run_and_a_slow_one_does
     assert np.allclose(times["fast"], [4, 5, 20, 3]) and times["slow"] == [2000, 3000, 4000, 5000]
 
 
+def test_runs_before_the_rounds_end_after_some_seconds_and_a_network_with_two_names_has_them_once(monkeypatch):
+    clock = Clock(monkeypatch)
+    slow = clock.taking(iter([9.0, 1.0, 2.0, 3.0, 4.0]))  # one run takes longer than the second that is given
+    fast = clock.taking(iter([*[0.1] * timing.WARM_UP, 0.5, 0.25]))
+    times = latencies({"a": slow, "b": fast, "c": slow}, (1, *SHAPE), CPU, 2, warm_seconds=1.0)
+    assert times["a"] == [1000, 3000] and times["c"] == [2000, 4000] and np.allclose(times["b"], [500, 250])
+
+
 def test_no_round_starts_after_the_longest_time(monkeypatch):
     clock = Clock(monkeypatch)
     networks = {name: clock.taking(iter([1.0] * 100)) for name in "ab"}

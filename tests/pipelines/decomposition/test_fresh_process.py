@@ -63,6 +63,20 @@ def test_a_request_is_measured_with_its_threads_and_the_original_against_itself(
     assert set(times) == {"original", "planned", "again"} and others == [rule, 1]
 
 
+def test_an_original_that_is_timed_alone_is_prepared_once_and_a_planned_network_beside_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(fresh_process, "read_network", lambda folder, *_: seen.append(folder.name) or folder.name)
+    monkeypatch.setattr(fresh_process, "block_of_rounds", lambda prepared, *_: prepared)
+    monkeypatch.setattr(fresh_process, "measure_ratio", lambda prepared, rule: prepared)
+    request = {
+        "runtime": "eager", "layout": "contiguous", "threads": torch.get_num_threads(), "shape": SHAPE,
+        "rule": asdict(RoundsRule()), "original": "o",
+    }  # fmt: skip
+    assert measure({**request, "planned": "o"}) == {"original": "o", "planned": "o", "again": "o"} and seen == ["o"]
+    assert measure({**request, "planned": "p"}) == {"original": "o", "planned": "p", "again": "o"}
+    assert seen == ["o", "o", "p"]
+
+
 def test_a_copy_of_the_helper_process_measures_and_a_failure_is_told(network):
     """One helper process for all: its start takes seconds."""
     with FreshProcess(Eager(), SHAPE) as fresh:

@@ -272,6 +272,24 @@ def test_of_a_plan_by_macs_that_is_as_fast_and_the_other_the_one_that_loses_less
     assert any("multiply-accumulates is taken" in line for line in reporter.messages) == counted_is_better
 
 
+def test_the_first_plan_by_macs_is_corrected_by_what_the_table_missed_in_the_chosen_one(vgg_run, machine, monkeypatch):
+    """The whole network spends much of its time outside the layers, which the table does not contain."""
+
+    def with_a_rest(network, shape):
+        return by_macs(network, shape) + (12.0 if len(list(network.modules())) > 10 else 0.0)
+
+    machine(with_a_rest)
+    monkeypatch.setattr(best_of_trials, "changes_of_plan", lambda *_: torch.ones(4, dtype=torch.float64))
+    reporter = Collected()
+    planned(vgg_run, cost="latency", speedup=1.8, latency_batch=16, reporter=reporter)
+    lines = [line for line in reporter.messages if line.startswith("measured ")]
+    found = [float(line.rpartition(" ")[2].removesuffix("x")) for line in lines]
+    again = next(place for place, line in enumerate(lines) if line.startswith("measured again"))
+    assert found[0] < 1.8 * 0.93  # the table alone is far off
+    assert "with the planned sizes" in lines[again + 1] and 1.8 * 0.96 <= found[again + 1] <= 1.8 * 1.1
+    assert any(line.startswith("a plan by multiply-accumulates of ") for line in reporter.messages)
+
+
 def test_a_plan_by_macs_that_is_expected_to_lose_far_more_is_not_tried(vgg_run, machine, monkeypatch):
     machine(odd_pieces)
     monkeypatch.setattr(latency_plan, "LOSS_RATIO", 1e-3)

@@ -46,6 +46,13 @@ def ratio(speedup, original_ms=10.0):
     return SpeedRatio(original_ms, original_ms / speedup, speedup, speedup, (speedup, speedup))
 
 
+def test_the_first_proposal_is_for_the_speedup_that_is_given_or_the_one_asked_for():
+    for first, size in ((None, 500), (4.0, 250), (2000.0, 10)):
+        machine = Machine(2.0, lambda size: size + 200)
+        machine.search.first = first
+        assert machine.search.is_near(machine.search.run().speedup) and machine.measured[0] == size
+
+
 @pytest.mark.parametrize("asked", [1.2, 1.5, 2.0, 3.0])
 @pytest.mark.parametrize(
     "milliseconds",
