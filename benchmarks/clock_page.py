@@ -15,8 +15,9 @@ FIELDS = (
 )  # fmt: skip
 
 PLANNING = (
-    "seconds: of `decompose --plan-only` from frozen points. cost: multiply-accumulates (macs), or the "
-    "runtime whose time is planned for. Written by `python -m benchmarks.clock_planning`."
+    "own seconds: of `decompose --plan-only`, for multiply-accumulates (macs) with the survey of the layers, for the "
+    "time in a runtime from the curves of that survey. seconds: with the survey in both. processor seconds: the same of "
+    "the processors. Written by `python -m benchmarks.clock_planning`."
 )
 
 

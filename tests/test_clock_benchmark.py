@@ -113,11 +113,11 @@ def planned_in(seconds, cost, **others):
 
 
 def test_planning_time_is_compared_with_that_of_the_same_network_images_and_target():
-    rows = [planned_in(40.0, "macs"), planned_in(60.0, "eager"), planned_in(99.0, "eager", images=5)]
+    rows = [planned_in(40.0, "macs"), planned_in(20.0, "eager"), planned_in(99.0, "eager", images=5)]
     lines = clock_planning.table(rows).splitlines()
     assert lines[2:] == [
-        "| n | 9 | 2 | macs | 40 | 70 | 1 |", "| n | 9 | 2 | eager | 60 | 70 | 1.5 |",
-        "| n | 5 | 2 | eager | 99 | 70 |  |",
+        "| n | 9 | 2 | macs | 40 | 40 | 70 | 1 |", "| n | 9 | 2 | eager | 20 | 60 | 140 | 1.5 |",
+        "| n | 5 | 2 | eager | 99 |  |  |  |",
     ]  # fmt: skip
     text = clock_page.page([row(2.0)], 2, False, clock.__doc__, rows)
     assert "## Time of planning" in text and lines[3] in text
@@ -139,7 +139,8 @@ def test_planning_is_measured_once_for_each_cost_and_goes_on_with_those_missing(
 
     def timed(*arguments):
         runtime = arguments[arguments.index("--runtime") + 1] if "--runtime" in arguments else ""
-        called.append((arguments[0], arguments[arguments.index("--cost") + 1], runtime))
+        source = arguments[arguments.index("--from") + 1].rpartition("/")[2]
+        called.append((arguments[0], arguments[arguments.index("--cost") + 1], runtime, source))
         return (20.0, 30.0) if runtime else (10.0, 15.0)
 
     monkeypatch.setattr(clock_planning, "timed", timed)
@@ -148,10 +149,10 @@ def test_planning_is_measured_once_for_each_cost_and_goes_on_with_those_missing(
     for runtimes in ("eager", "eager,compile"):
         monkeypatch.setattr(sys, "argv", [*command, "--runtimes", runtimes])
         clock_planning.main()
-    froze = ("freeze", "", "")
-    first = [froze, ("decompose", "macs", ""), ("decompose", "latency", "eager")]
-    assert called == [*first, froze, ("decompose", "latency", "compile")]
-    assert "| zoo:a | 5 | 2 | compile | 20 | 30 | 2 |" in capsys.readouterr().out
+    froze, surveyed = ("freeze", "", ""), "planning-zoo-a-5-2x-macs"
+    first = [froze, ("decompose", "macs", "", "planning-zoo-a-5"), ("decompose", "latency", "eager", surveyed)]
+    assert called == [*first, froze, ("decompose", "latency", "compile", surveyed)]
+    assert "| zoo:a | 5 | 2 | compile | 20 | 30 | 45 | 3 |" in capsys.readouterr().out
 
 
 class Recorded(clock.Clock):
