@@ -26,6 +26,8 @@ OWN_MODULES: dict[str, type[nn.Module]] = {
     "Select": Select,
     "Zeros": Zeros,
 }  # the only ones beside torch.nn that a file may name
+#: Classes that draw random weights and have no values but those of their state.
+DRAWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 # -- modules -----------------------------------------------------------------------------------------------
@@ -83,9 +85,18 @@ def build_module(spec: Mapping[str, Any], path: str = "module") -> nn.Module:
         kind = OWN_MODULES.get(name) or getattr(nn, name, None)
         if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
             raise FileError(path, "names a module that torch.nn does not have", got=name)
-        return kind(**{key: decode(value, {}) for key, value in spec["args"].items()})
+        args = {key: decode(value, {}) for key, value in spec["args"].items()}
+        return _without_weights(kind, args) if kind in DRAWN else kind(**args)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FileError(path, f"the module's specification is broken ({error})") from error
+
+
+def _without_weights(kind: type[nn.Module], args: Mapping[str, Any]) -> nn.Module:
+    """A module with memory for its weights. To draw random ones of large layers takes seconds, and others replace them."""
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        module = kind(**args)
+    return module.to_empty(device=device)
 
 
 # -- values ------------------------------------------------------------------------------------------------

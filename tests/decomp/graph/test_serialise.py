@@ -58,6 +58,18 @@ def test_free_tensors_slices_and_functions_come_back():
     assert torch.equal(again(x), network(x))
 
 
+@pytest.mark.parametrize("module", [nn.Linear(6, 4), nn.Conv2d(3, 4, 3, bias=False), nn.ConvTranspose2d(3, 4, 2)])
+def test_no_random_weights_are_drawn_for_layers_whose_weights_are_to_be_loaded(module):
+    spec, before = describe_module(module), torch.get_rng_state()
+    again = build_module(spec)
+    assert torch.equal(torch.get_rng_state(), before)
+    again.load_state_dict(module.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), module.parameters(), strict=True))
+    assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in again.parameters())
+    with torch.device("meta"):
+        assert build_module(spec).weight.is_meta
+
+
 def test_classes_of_others_are_refused_by_name():
     class Mine(nn.Conv2d):
         pass
