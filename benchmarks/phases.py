@@ -48,14 +48,14 @@ SHAPES = {
     "detector": (f"{OWN_NETWORKS}:text_detector", 100, 192, 2.0),
     "resnet50": ("torchvision:resnet50", 100, 224, 2.0),
 }
-FIELDS = ("code", "network", "images", "size", FREEZE, *GROUPS, REST, "all", "on the clock", "passes")
+FIELDS = ("code", "network", "images", "size", "threads", FREEZE, *GROUPS, REST, "all", "on the clock", "passes")
 HEAD = """# Time by phase
 
-Processor seconds of `freeze` and of the parts of `decompose`, by `python -m benchmarks.phases`, with {threads} on
+Processor seconds of `freeze` and of the parts of `decompose`, by `python -m benchmarks.phases`, on
 {machine}. "on the clock": seconds of both stages together, on a machine that may
 have been busy. "passes": forward work of `decompose` in passes over the calibration images. "size": of the images,
-where they are noise. "blocks": the refinement of the blocks, 0 where it was left out or does not exist yet. "code": the
-checkout, where several were measured. An interrupted call counts too.
+where they are noise. "blocks": the refinement of the blocks, 0 where it was left out or did not exist yet. "code": the
+checkout and its options, where several were measured. An interrupted call counts too.
 
 {table}
 """
@@ -79,7 +79,7 @@ def last_times(log, name):
     return finished
 
 
-def row_of(network, count, size, log, passes, code=""):
+def row_of(network, count, size, log, passes, code="", threads=1):
     """One row of the table from the events of a run's log."""
     frozen, decomposed = last_times(log, "freeze"), last_times(log, "decompose")
     seconds = defaultdict(float)
@@ -87,7 +87,7 @@ def row_of(network, count, size, log, passes, code=""):
         seconds[group_of(row["part"])] += row["processor_seconds"]
     seconds[FREEZE] = sum(row["processor_seconds"] for row in frozen)
     return {
-        "code": code, "network": network, "images": count, "size": size,
+        "code": code, "network": network, "images": count, "size": size, "threads": threads,
         **{name: round(seconds[name], 1) for name in (FREEZE, *GROUPS, REST)},
         "all": round(sum(seconds.values()), 1), "passes": passes,
         "on the clock": round(sum(row["seconds"] for row in [*frozen, *decomposed]), 1),
@@ -117,7 +117,7 @@ def measure(out, shape, threads, cli, code, without_blocks=False):
     stage(log, "decompose", "--run", str(run), "--speedup", f"{speedup:g}x", *blocks, *common, cli=cli)
     directory = RunDirectory.open(run)
     facts = directory.config("decompose")
-    return row_of(short, count, "" if zoo else size, read_log(directory.log), facts["passes"], code)
+    return row_of(short, count, "" if zoo else size, read_log(directory.log), facts["passes"], code, threads)
 
 
 def main():
@@ -141,14 +141,13 @@ def main():
     for shape in asked(options):
         cli = options.checkout / CLI.name
         row = measure(options.out, shape, options.threads, cli, options.label, options.no_refine_blocks)
-        same = ("code", "network", "images", "size")
+        same = ("code", "network", "images", "size", "threads")
         rows = [other for other in rows if any(other.get(key) != row[key] for key in same)] + [row]
         kept.write_text(json.dumps(rows, indent=2))
     table = markdown(FIELDS, rows)
     print(f"\n{machine()}\n\n{table}")
     if options.page is not None:
-        threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
-        options.page.write_text(HEAD.format(threads=threads, machine=machine(), table=table))
+        options.page.write_text(HEAD.format(machine=machine(), table=table))
 
 
 def asked(options):
