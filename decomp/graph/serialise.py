@@ -92,7 +92,7 @@ def build_module(spec: Mapping[str, Any], path: str = "module") -> nn.Module:
 
 
 def _without_weights(kind: type[nn.Module], args: Mapping[str, Any]) -> nn.Module:
-    """A module with memory for its weights. To draw random ones of large layers takes seconds, and others replace them."""
+    """A module with memory for its weights; drawing those of large layers takes seconds, and others replace them."""
     device = torch.get_default_device()
     with torch.device("meta"):
         module = kind(**args)
