@@ -206,9 +206,11 @@ class _Planner:
 
     def allocations(self, found: list[tuple[TargetSearch, Attempt]]) -> list[Allocation]:
         """Plans, each measured once more, with their measurements; the first one is that by measured time."""
-        for _, attempt in found:
-            self._once_more(attempt)
-        first = found[0][0].attempts[0]
+        (search, chosen), *rivals = found
+        for _, rival in rivals:
+            self._once_more(rival)
+        kept = [rival for rival in rivals if rival[1].speedup >= LEAST * self.options.speedup]
+        found, first = [(search, self._kept_at_the_end(search, chosen)), *kept], search.attempts[0]
         table_error = self.cost.total / first.candidate.milliseconds / first.speedup - 1
         return [self._allocation(*one, table_error) for one in found]
 
@@ -220,7 +222,7 @@ class _Planner:
         }  # fmt: skip
         if not search.is_kept(chosen.speedup):
             slower, faster = search.neighbours()
-            latency |= {"slower": round(slower, 3), "faster": round(faster, 3)}
+            latency |= {"slower": round(slower, 3), "faster": round(min(faster, chosen.speedup), 3)}
         allocator, plans = self.all_sizes, chosen.candidate.plans
         return Allocation(allocator, plans, allocator.total / allocator.cost(plans), latency)
 
@@ -319,6 +321,16 @@ class _Planner:
             words = f"the original takes {now:.3g} ms now, and took {then:.3g} ms when the plan was measured"
             self.reporter.step(f"{words}: measuring again")
             chosen = self._confirmed(search, chosen)
+        return chosen
+
+    def _kept_at_the_end(self, search: TargetSearch, chosen: Attempt) -> Attempt:
+        """A chosen attempt, measured once more; where most measurements now speak against it, another one."""
+        self._once_more(chosen)
+        if chosen.speedup < LEAST * self.options.speedup:
+            self.reporter.step(f"measured once more: {chosen.speedup:.2f}x, so that the search goes on")
+            chosen = self._confirmed(search, search.run())
+        if chosen.speedup < LEAST * self.options.speedup:
+            raise self._out_of_reach(chosen)
         return chosen
 
     def _once_more(self, attempt: Attempt) -> None:

@@ -215,6 +215,41 @@ def test_a_plan_that_is_slower_at_the_end_while_the_original_is_not_is_uncertain
     assert any("differs by 20 % from one measurement to another), so that" in line for line in reporter.messages)
 
 
+def slow_once_more(monkeypatch, factor):
+    """At the end the plan, without a rival, takes `factor` times as long in most measurements; once, says of which."""
+    monkeypatch.setattr(latency_plan._Planner, "counted_rival", lambda self, chosen: [])
+    first = []
+
+    def once_more(self, attempt):
+        if not first:
+            first.append(attempt)
+            slow = replace(attempt.ratio, planned_ms=factor * attempt.ratio.planned_ms)
+            attempt.ratios += [slow] * (len(attempt.ratios) + 1)
+
+    monkeypatch.setattr(latency_plan._Planner, "_once_more", once_more)
+    return first
+
+
+def test_where_most_measurements_speak_against_a_plan_at_the_end_the_search_goes_on(vgg_run, machine, monkeypatch):
+    machine(by_macs)
+    slow, reporter = slow_once_more(monkeypatch, 1.1), Collected()
+    plan = planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16, reporter=reporter)
+    latency = plan["latency"]
+    assert any("measured once more: 1.3" in line and "goes on" in line for line in reporter.messages)
+    assert 1.5 * 0.97 <= latency["measured_speedup"] <= 1.5 * 1.10
+    assert latency["measured_speedup"] > 1.05 * slow[0].speedup  # of other sizes
+
+
+def test_a_plan_that_is_too_slow_at_the_end_without_another_one_is_refused(vgg_run, machine, monkeypatch):
+    machine(by_macs)
+    slow = slow_once_more(monkeypatch, 1.1)
+    monkeypatch.setattr(latency_plan.TargetSearch, "run", lambda self, run=latency_plan.TargetSearch.run: (
+        slow[0] if slow else run(self)
+    ))  # fmt: skip
+    with pytest.raises(TargetError, match="at most 1.3.x was measured"):
+        planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16)
+
+
 def test_a_plan_measured_on_a_machine_slower_than_before_is_not_certain(vgg_run, machine, monkeypatch, tmp_path):
     """Also in a run that knows nothing of it: the second one has no times."""
     monkeypatch.setenv("DECOMP_KNOWN_TIMES", str(tmp_path / "known.json"))
