@@ -16,8 +16,8 @@ FIELDS = (
 
 PLANNING = (
     "own seconds: of `decompose --plan-only`, for multiply-accumulates (macs) with the survey of the layers, for the "
-    "time in a runtime from the curves of that survey. seconds: with the survey in both. processor seconds: the same of "
-    "the processors. Written by `python -m benchmarks.clock_planning`."
+    "time in a runtime from the curves of that survey. seconds: with the survey in both. processor seconds: the same "
+    "of the processors. Written by `python -m benchmarks.clock_planning`."
 )
 
 

@@ -51,6 +51,16 @@ def markdown(fields, rows):
     return "\n".join(lines)
 
 
+def put_section(path, heading, body):
+    """Write a text under a heading of the second order of a Markdown page, in place of what stood there."""
+    page = Path(path).read_text()
+    before, found, rest = page.partition(f"\n## {heading}\n")
+    if not found:
+        raise SystemExit(f"{path}: it must have the heading {heading!r}; add it where the text is to stand.")
+    _, following, behind = rest.partition("\n## ")
+    Path(path).write_text(f"{before}{found}\n{body.strip()}\n{following}{behind}")
+
+
 def write_csv(path, fields, rows):
     """Rows (dicts) as a CSV file with these columns."""
     with open(path, "w", newline="") as file:

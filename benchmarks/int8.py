@@ -1,6 +1,6 @@
 """Networks in 8 bits: does a decomposed network lose as little by them as the original?
 
-    python -m benchmarks.int8 --out runs/int8 --report docs/int8.md
+    python -m benchmarks.int8 --out runs/int8 --into docs/aim-at-latency.md
 
 Protocol: a shipped network is frozen on some of its training images and decomposed to a counted speed-up; nothing is
 trained. `decomp export --format onnx,onnx-int8` writes the original and the decomposed network, calibrated on these
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import decomp
-from benchmarks.common import machine, markdown, numbers
+from benchmarks.common import machine, markdown, numbers, put_section
 from decomp.data import models
 from decomp.data.formats import quantised
 from decomp.data.sources import open_source
@@ -33,6 +33,7 @@ COLUMNS = (
     "network", "counted", "top-1, float32", "top-1, 8 bits", "lost by 8 bits", "times as fast, float32",
     "times as fast, 8 bits",
 )  # fmt: skip
+SECTION = "In 8 bits"
 
 
 class Benchmark:
@@ -137,7 +138,7 @@ def judged(files, network, data):
 
 
 def table(rows, times):
-    """A row for each network and speed-up."""
+    """A row for each network and speed-up; the columns of times where some were measured."""
     lines = []
     for row in rows:
         own = times.get(row["network"], {})
@@ -152,7 +153,7 @@ def table(rows, times):
             kept, f"{row['counted']:.2f}x", f"{row['float']:.2%}", f"{row['int8']:.2%}", lost,
             timed("float"), timed("int8"),
         ), strict=True)))  # fmt: skip
-    return markdown(COLUMNS, lines)
+    return markdown(COLUMNS if times else COLUMNS[:-2], lines)
 
 
 def verdict(rows):
@@ -184,6 +185,19 @@ def page(rows, times, images):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def section(rows, times, images):
+    """The text under the heading of a guide."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime"))
+    return "\n\n".join((
+        f"`decomp export --format onnx-int8` goes on top of a decomposition. {verdict(rows)}",
+        table(rows, times),
+        "*Lost by 8 bits*: float less 8 bits, in points on all test images, ± one standard error. Nothing is trained; "
+        f"calibrated on {images:,} images, of which `export` takes 256 for the ranges. Written by `python -m "
+        "benchmarks.int8`, which measures the times too (`--times`).",
+        f"{machine()}; {versions}",
+    ))  # fmt: skip
+
+
 def main():
     """Make or time what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -194,6 +208,7 @@ def main():
     parser.add_argument("--images", default=1000, type=int, help="calibration images")
     parser.add_argument("--times", action="store_true", help="measure the times of the files that are there, alone")
     parser.add_argument("--report", type=Path, help="write this Markdown page too")
+    parser.add_argument("--into", type=Path, help=f"write the table under the heading {SECTION!r} of this page")
     options = parser.parse_args()
     benchmark = Benchmark(options)
     benchmark.time() if options.times else benchmark.make()
@@ -201,6 +216,8 @@ def main():
     text = page(read_rows(benchmark.rows), times, options.images)
     for path in filter(None, (options.out / "int8.md", options.report)):
         path.write_text(text)
+    if options.into:
+        put_section(options.into, SECTION, section(read_rows(benchmark.rows), times, options.images))
     print(text)
 
 

@@ -2,7 +2,10 @@
 
 import argparse
 
+import pytest
+
 from benchmarks import int8
+from benchmarks.common import put_section
 
 ROWS = [
     {"network": "zoo:a", "speedup": 1, "counted": 1.0, "float": 0.95, "int8": 0.948, "error": 0.001},
@@ -29,6 +32,21 @@ def test_the_table_has_points_with_their_error_and_times_where_they_are_measured
     first, second = text.splitlines()[2:]
     assert first == "| zoo:a | 1.00x | 95.00% | 94.80% | +0.20 ± 0.10 |  |  |"
     assert second == "| zoo:a, decomposed | 2.01x | 94.00% | 93.70% | +0.30 ± 0.10 |  | 1.50x (1.40–1.60) |"
+
+
+def test_the_section_of_a_guide_is_replaced_and_the_others_stay(tmp_path):
+    page = tmp_path / "guide.md"
+    page.write_text("# Guide\n\n## Before\n\nfirst\n\n## In 8 bits\n\nold words\n\n| old |\n\n## Behind\n\nlast\n")
+    for _ in range(2):
+        put_section(page, int8.SECTION, int8.section(ROWS[:2], {}, 1000))
+    text = page.read_text()
+    assert text.startswith("# Guide\n\n## Before\n\nfirst\n\n## In 8 bits\n\n`decomp export")
+    assert text.endswith("\n\n## Behind\n\nlast\n") and "old" not in text and text.count("goes on top") == 1
+    assert "| zoo:a, decomposed | 2.01x | 94.00% | 93.70% | +0.30 ± 0.10 |\n" in text and "1,000 images" in text
+    put_section(page, "Behind", "new")  # the last one
+    assert page.read_text().endswith("\n## Behind\n\nnew\n")
+    with pytest.raises(SystemExit, match="must have the heading 'Absent'"):
+        put_section(page, "Absent", "text")
 
 
 def test_a_busy_machine_is_said():

@@ -138,6 +138,20 @@ def test_the_page_compares_the_networks_closest_to_the_time(folder):
     assert (folder / "page.png").stat().st_size > 1000
 
 
+def test_the_comparison_stands_under_its_heading_of_a_guide(folder):
+    guide = folder / "guide.md"
+    guide.write_text(f"# Guide\n\n## {equal_page.SECTION}\n\nold\n\n## Behind\n\nlast\n")
+    equal_page.write(folder, 2.0, families(), [5], into=guide)
+    text = guide.read_text()
+    assert text.startswith(f"# Guide\n\n## {equal_page.SECTION}\n\n") and text.endswith("\n\n## Behind\n\nlast\n")
+    assert "old" not in text and "loses 1.00 points" in text and f"\n### {FAMILY['network']}\n" in text
+    assert "| torch-pruning | l2 global +bn | 4.50x | 1.99x | 1.90–2.10 | 4.00 | 1.00 |" in text
+    assert "--equal-time 2`" in text and "Failed" not in text
+    driver.append(folder / "results.jsonl", {**families()[0], "speedup": 9.0, "epochs": 0, "error": "no such network"})
+    equal_page.write(folder, 2.0, families(), [5], into=guide)
+    assert "Failed:\n\n- " in guide.read_text() and "no such network" in guide.read_text()
+
+
 def test_seeds_are_shown_as_mean_and_range(folder):
     row, time = filled("decomp/by-time", 2.0, 2.01, 0.92, seed=1)
     driver.append(folder / "results.jsonl", row)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.common import numbers
-from benchmarks.peers import driver, methods, page
+from benchmarks.peers import driver, equal_page, methods, page
 
 
 def main():
@@ -31,6 +31,9 @@ def main():
     parser.add_argument("--wrap-time", default="", help="with --equal-time: command in front of what measures time")
     parser.add_argument("--rounds", default=30, type=int, help="with --latency")
     parser.add_argument("--report", type=Path, help="write this Markdown page too, pictures and CSV beside it")
+    parser.add_argument(
+        "--into", type=Path, help=f"with --equal-time: write it under the heading {equal_page.SECTION!r} of this page"
+    )
     parser.add_argument("--title", default=page.TITLE, help="of the page")
     parser.add_argument("--note", default="", help="a sentence for the page, such as on the state of the machine")
     options = parser.parse_args()
@@ -59,7 +62,7 @@ def main():
 
 def equal_time_of(options):
     """The comparison at equal measured time, and its page."""
-    from benchmarks.peers import equal_page, equal_time
+    from benchmarks.peers import equal_time
 
     known = methods.METHODS | methods.BY_TIME
     names = methods.chosen(options.methods, known) if options.methods else methods.EQUAL_TIME
@@ -72,7 +75,9 @@ def equal_time_of(options):
         options.out, families, options.equal_time, epochs, train_images=options.train_images, wrap=options.wrap,
         wrap_time=options.wrap_time, retry=options.retry,
     )  # fmt: skip
-    equal_page.write(options.out, options.equal_time, families, epochs, options.report, options.note)
+    equal_page.write(
+        options.out, options.equal_time, families, epochs, options.report, options.note, into=options.into
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,18 +4,25 @@ import statistics
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.common import machine, markdown
+from benchmarks.common import machine, markdown, put_section
 from benchmarks.peers import driver, equal_time
 from benchmarks.peers.groups import OURS, epochs_in_words, lost, training_in_words
 from benchmarks.peers.methods import BY_TIME, named
 from benchmarks.peers.picture import COLOURS, LEAST_DRAWN, MARKERS
 
 TITLE = "Beside other tools at equal measured time"
+#: Heading of a guide under which the comparison can stand.
+SECTION = "Other tools at a measured time"
+EXPLAINED = (
+    "*counted*: fewer multiply-accumulates. *measured*: the original's time over the network's, ratio of medians; "
+    "*rounds*: from the tenth to the ninetieth percentile of the ratios of single rounds. *lost*: points of test "
+    "accuracy. *busy*: the machine was not quiet in any of the measurements."
+)
 PACKAGES = ("torch", "onnxruntime", "torch-pruning", "aimet-torch")
 
 
-def write(out, target, families, epochs, report=None, note=""):
-    """The page and its picture into the folder, and beside `report` where one is named."""
+def write(out, target, families, epochs, report=None, note="", *, into=None):
+    """The page and its picture into the folder and beside `report`, and its section of `into`, where one is named."""
     out = Path(out)
     made, timed = driver.read(out / "results.jsonl"), equal_time.timed_rows(out)
     found = entries(made, timed, families, target, epochs)
@@ -24,6 +31,8 @@ def write(out, target, families, epochs, report=None, note=""):
         image = path.with_suffix(".png")
         there = draw(image, made, timed, found, target)
         path.write_text(text(found, target, epochs, note, image.name if there else None, made) + "\n")
+    if into is not None:
+        put_section(into, SECTION, section(found, target, epochs, note, made))
     print(f"{out / 'equal-time.md'}: {len(found)} networks")
 
 
@@ -57,15 +66,28 @@ def text(found, target, epochs, note, image, made):
     for network in _networks(found):
         parts += [f"## {network}", table([one for one in found if one["network"] == network], epochs)]
     parts += [
-        "*counted*: fewer multiply-accumulates. *measured*: the original's time over the network's, ratio of medians; "
-        "*rounds*: from the tenth to the ninetieth percentile of the ratios of single rounds. *lost*: points of test "
-        "accuracy. *busy*: the machine was not quiet in any of the measurements.",
-        "## Protocol", "\n".join(["```bash", *command, "```"]), protocol[0].upper() + protocol[1:], _versions(made),
+        EXPLAINED, "## Protocol", "\n".join(["```bash", *command, "```"]), protocol[0].upper() + protocol[1:],
+        _versions(made),
     ]  # fmt: skip
-    failures = [row for row in made.values() if "error" in row]
-    if failures:
-        parts += ["## Failures", "\n".join(f"- {driver.said(row)}" for row in failures)]
+    if failures := _failures(made):
+        parts += ["## Failures", failures]
     return "\n\n".join(parts)
+
+
+def section(found, target, epochs, note, made):
+    """The comparison under a heading of a guide: no picture, and the protocol by its command."""
+    networks = _networks(found)
+    parts = [line for network in networks for line in verdicts(found, network, target, epochs)]
+    parts += [note] if note else []
+    for network in networks:
+        parts += [f"### {network}", table([one for one in found if one["network"] == network], epochs)]
+    parts += [f"{EXPLAINED} Written by `python -m benchmarks.peers --equal-time {target:g}`.", _versions(made)]
+    parts += [f"Failed:\n\n{failures}"] if (failures := _failures(made)) else []
+    return "\n\n".join(parts)
+
+
+def _failures(made):
+    return "\n".join(f"- {driver.said(row)}" for row in made.values() if "error" in row)
 
 
 def _networks(found):
