@@ -21,7 +21,7 @@ RECORDED_IMAGES, MIXTURES_EACH = 1000, 9
 #: make them the second number, but at most so many times the recorded ones, or as many as `TRAINED_WORK` allows.
 ENOUGH_IMAGES, WITH_MIXTURES, MOST_MIXTURES = 2000, 4500, 2
 #: Where mixtures are recorded, networks are judged on so many held-out images and mixtures of them together.
-JUDGED_IMAGES = 0
+JUDGED_IMAGES = 500
 #: Most multiply-accumulates that mixtures take, so that large networks have fewer: of a pass over images and recorded
 #: mixtures together, of one over further mixtures for the training of blocks, of one over those of held-out images.
 MIXED_WORK, TRAINED_WORK, JUDGED_WORK = 4e11, 1e12, 1e11
