@@ -21,9 +21,8 @@ from decomp.solvers import selection, spatial
 from decomp.solvers.linalg import EVIDENCE, LeastSquares, Ridge, intercept, least_squares
 from decomp.solvers.reduced_rank import ReducedRank, reduced_rank
 
-# Relative errors of the layer's responses at which the change of the output is measured; the one where it is measured
-# once.
-LEVELS, SINGLE_LEVEL = (0.02, 0.08, 0.3), (0.08,)
+# Relative errors of the layer's responses at which the change of the output is measured.
+LEVELS = (0.08,)
 # Smaller ones are rounding.
 LEAST_ERROR = 1e-9
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from decomp.errors import FileError
 from decomp.execution import output_metric
 from decomp.graph.layer import Layer
 from decomp.graph.network_graph import NetworkGraph
-from decomp.solvers.output_curves import LEVELS, output_curve
+from decomp.solvers.output_curves import output_curve
 from decomp.solvers.solve_layer import FitSettings
 from decomp.time_spent import part
 
@@ -43,12 +42,10 @@ CURVE_IMAGES, ROWS_EACH = 2_000, 16
 # Images whose gradients make up the output metric; of large networks as many as keep a forward pass over them within
 # METRIC_WORK multiply-accumulates, and no fewer than LEAST_METRIC_IMAGES.
 METRIC_IMAGES, LEAST_METRIC_IMAGES, METRIC_WORK = 2_000, 500, 2e11
-# Held-out images on which the change of the output is measured: as many as keep the forward work of the whole stage
-# within FORWARD_PASSES passes over the calibration images, between these bounds. Two passes go into the problems of
-# the layers, here and when they are solved, and two tenths into the comparison at the end.
+# Held-out images on which the change of the output is measured, once for each layer: as many as keep the forward work
+# of the whole stage within FORWARD_PASSES passes over the calibration images, between these bounds. Two passes go into
+# the problems of the layers, here and when they are solved, and two tenths into the comparison at the end.
 LEAST_OUTPUT_IMAGES, MOST_OUTPUT_IMAGES, FORWARD_PASSES, OTHER_PASSES = 32, 500, 4.0, 2.2
-# Multiply-accumulates that all these measurements may take in any case, whatever number of passes they are.
-MEASURED_WORK = 4e11
 
 
 def survey_network(
@@ -176,7 +173,7 @@ def _all_curves(
             progress.begin(", ".join(layer.name for layer in layers_of_all), len(layers_of_all))
             known = known_curves(gatherer, together)
             for some in [layers_of_all] if count() > 1 else [[layer] for layer in layers_of_all]:
-                changes = changes_of_output(change.measure, some, known, once=change.measurements.once)
+                changes = changes_of_output(change.measure, some, known)
                 for layer in some:
                     curves = known[layer.name].curves
                     found = {step: output_curve(curve, changes[layer.name, step]) for step, curve in curves.items()}
@@ -257,24 +254,8 @@ def curve_images(graph: NetworkGraph, frozen: FrozenFile) -> int:
     return max(needed)
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """Measurements of the change of the output.
-
-    Attributes
-    ----------
-    n_images : int
-        Held-out images.
-    once : bool
-        One size of one step of each layer is measured, instead of three of each step.
-    """
-
-    n_images: int
-    once: bool = False
-
-
-def measurements(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[float], macs: float) -> Measurements:
-    """Number of held-out images on which the change of the output is measured, and how often for each layer.
+def output_images(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[float], macs: float) -> int:
+    """Number of held-out images on which the change of the output is measured.
 
     Parameters
     ----------
@@ -284,21 +265,14 @@ def measurements(graph: NetworkGraph, frozen: FrozenFile, work: Sequence[float],
         Share of a pass for every node. A measurement runs the network from the layer to the output, so it costs most
         for the first layers.
     macs : float
-        Multiply-accumulates of a pass over one image. Where even `LEAST_OUTPUT_IMAGES` would take more than the budget
-        of passes and more than `MEASURED_WORK`, each layer is measured once.
+        Multiply-accumulates of a pass over one image, which decide how many images are in the output metric.
     """
-    places, shares = {node: place for place, node in enumerate(graph.module.graph.nodes)}, [0.0, 0.0]
-    for layer in graph.layers:
-        if steps := steps_of(layer):
-            behind = sum(work[places[graph.node(layer)] :])
-            shares = [shares[0] + len(steps) * len(LEVELS) * behind, shares[1] + behind]
+    places = {node: place for place, node in enumerate(graph.module.graph.nodes)}
+    behind = sum(sum(work[places[graph.node(layer)] :]) for layer in graph.layers if steps_of(layer))
     n_fit = fitted_images(frozen.n_images)
     held_out = frozen.n_images - n_fit
     free = (FORWARD_PASSES - OTHER_PASSES) * frozen.n_images - min(n_fit, metric_images(macs))
-    least = min(held_out, LEAST_OUTPUT_IMAGES) * (1 + shares[0])
-    once = least > free and least * macs > MEASURED_WORK
-    most = int(free / (1 + shares[once]))
-    return Measurements(min(held_out, max(LEAST_OUTPUT_IMAGES, min(MOST_OUTPUT_IMAGES, most))), once)
+    return min(held_out, max(LEAST_OUTPUT_IMAGES, min(MOST_OUTPUT_IMAGES, int(free / (1 + behind)))))
 
 
 class _OutputChange:
@@ -308,11 +282,10 @@ class _OutputChange:
         self.gatherer, self.graph = gatherer, gatherer.graph
         frozen, first = gatherer.frozen, gatherer.n_fit
         self.outputs = frozen_outputs(frozen)
-        self.measurements = measurements(self.graph, frozen, memory.foot.work, memory.foot.macs)
         self.replay = memory.replay(
             self.graph.module,
             lambda start, stop: frozen.images(first + start, first + stop),
-            self.measurements.n_images,
+            output_images(self.graph, frozen, memory.foot.work, memory.foot.macs),
             gatherer.device,
             share=0.5,
         )

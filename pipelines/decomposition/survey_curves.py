@@ -16,8 +16,6 @@ from decomp.solvers.elimination import eliminate
 from decomp.solvers.error_curves import channel_curve, selection_curve, spatial_curve
 from decomp.solvers.linalg import EVIDENCE, LeastSquares, Ridge, least_squares
 from decomp.solvers.output_curves import (
-    LEVELS,
-    SINGLE_LEVEL,
     Approximation,
     approximations,
     in_proportion,
@@ -32,8 +30,9 @@ from .gather import ProblemGatherer
 
 # Error of every size of every step of a layer, by step; index = size.
 Curves = dict[str, np.ndarray]
-# The steps where only one of a layer is measured, in order of choice: approximations of the first take the least work.
-SINGLE_STEP = ("channel", "spatial", "prune")
+# The step of a layer whose change of the output is measured is the first of these that it has: its approximation takes
+# the least work.
+MEASURED_STEP = ("channel", "spatial", "prune")
 # Layer, step and size.
 _Key = tuple[str, str, int]
 # The mean change of the network's output with other weights and bias in a layer.
@@ -67,23 +66,19 @@ def known_curves(gatherer: ProblemGatherer, together: Sequence[Sequence[Layer]])
 
 
 def changes_of_output(
-    measure_of: Callable[[Layer], Measure],
-    layers: Sequence[Layer],
-    known: Mapping[str, KnownCurves],
-    *,
-    once: bool = False,
+    measure_of: Callable[[Layer], Measure], layers: Sequence[Layer], known: Mapping[str, KnownCurves]
 ) -> dict[tuple[str, str], dict[int, float]]:
-    """Change of the network's output at the measured sizes of every layer and step, each measured by one process.
+    """Change of the network's output with one approximation of each layer, each measured by one process.
 
-    Where each layer is measured only `once`, those of its other steps are in proportion to their errors.
+    Those by the other steps of a layer are in proportion to its error. Measurements at three sizes of each step gave
+    results that are not nearer to the original, see docs/few-images.md.
     """
-    levels = SINGLE_LEVEL if once else LEVELS
-    measured = {layer.name: _measured_steps(known[layer.name].curves, once) for layer in layers}
+    measured = {layer.name: _measured_step(known[layer.name].curves) for layer in layers}
     wanted = [
-        (layer.name, step, size)
-        for layer in layers
-        for step in measured[layer.name]
-        for size in measured_sizes(known[layer.name].curves[step], levels)
+        (name, step, size)
+        for name, step in measured.items()
+        if step is not None
+        for size in measured_sizes(known[name].curves[step])
     ]
     made: dict[_Key, Approximation] = {}
     for place, (name, step, size) in enumerate(wanted):
@@ -114,16 +109,16 @@ def changes_of_output(
         for (name, step, size), value in of_one.items():
             changes[name, step][size] = value
     for layer in layers:
-        curves, steps = known[layer.name].curves, measured[layer.name]
-        for step in curves.keys() - set(steps):
-            by_first = changes[layer.name, steps[0]]
-            changes[layer.name, step] = in_proportion(curves[step], curves[steps[0]], by_first)
+        curves, one = known[layer.name].curves, measured[layer.name]
+        for step in curves:
+            if one is not None and step != one:
+                changes[layer.name, step] = in_proportion(curves[step], curves[one], changes[layer.name, one])
     return changes
 
 
-def _measured_steps(curves: Curves, once: bool) -> list[str]:
-    """The steps of a layer whose change of the output is measured."""
-    return [step for step in SINGLE_STEP if step in curves][:1] if once else list(curves)
+def _measured_step(curves: Curves) -> str | None:
+    """The step of a layer whose change of the output is measured."""
+    return next((step for step in MEASURED_STEP if step in curves), None)
 
 
 def _on_cpu(approximation: Approximation) -> Approximation:

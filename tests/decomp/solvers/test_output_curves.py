@@ -9,20 +9,19 @@ from decomp.problem.factors import Selection
 from decomp.solvers import channel, linalg, selection, spatial
 from decomp.solvers.linalg import least_squares
 from decomp.solvers.output_curves import (
-    LEVELS,
-    SINGLE_LEVEL,
     approximations,
     in_proportion,
     measured_sizes,
     output_curve,
 )
 
+LEVELS = (0.02, 0.08, 0.3)
 CURVE = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.0])
 
 
 def measured(curve, change):
     """The output curve where the change of the output is a function of the size, and the sizes measured."""
-    sizes = measured_sizes(curve)
+    sizes = measured_sizes(curve, LEVELS)
     return output_curve(curve, {size: change(size) for size in sizes}), sizes
 
 
@@ -58,12 +57,12 @@ def test_a_layer_without_error_is_not_measured():
 def test_where_no_size_reaches_a_level_the_full_size_is_measured():
     curve = np.array([1.0, 0.9, 0.6, 0.5])
     result, sizes = measured(curve, lambda size: 2 * curve[size])
-    assert set(sizes) == {3} and len(LEVELS) == 3
+    assert set(sizes) == {3}
     assert np.allclose(result[1:], 2 * curve[1:], rtol=1e-6)
 
 
 def test_a_layer_measured_once_has_an_output_curve_in_proportion_to_its_own_error():
-    sizes = measured_sizes(CURVE, SINGLE_LEVEL)
+    sizes = measured_sizes(CURVE)
     assert sizes == [4]  # the first size with an error of at most 0.08
     assert np.allclose(output_curve(CURVE, {4: 0.2})[1:], CURVE[1:] * 0.2 / 0.05, rtol=1e-6)
 

@@ -44,7 +44,7 @@ def test_the_change_of_the_output_is_that_of_the_network_with_the_layer_replaced
         layer = graph.layers[1]
         module = graph.module.get_submodule(layer.name)
         first = gatherer.n_fit
-        n_images = survey.measurements(graph, frozen, opened.memory.foot.work, 0.0).n_images
+        n_images = survey.output_images(graph, frozen, opened.memory.foot.work, 0.0)
         images = frozen.images(first, first + n_images)
         weight, bias = module.weight.detach() * 0.5, module.bias.detach() + 0.1
         with torch.no_grad():
@@ -81,37 +81,24 @@ def graph_of(n_nodes, n_layers):
     return SimpleNamespace(module=SimpleNamespace(graph=graph), layers=layers, node=lambda layer: nodes[layer.place])
 
 
-def measurements(n_nodes, n_layers, n_images, macs=0.0):
+def output_images(n_nodes, n_layers, n_images, macs=0.0):
     graph, frozen = graph_of(n_nodes, n_layers), SimpleNamespace(n_images=n_images)
-    found = survey.measurements(graph, frozen, [0.1] * 10, macs)
-    return found.n_images, found.once
+    return survey.output_images(graph, frozen, [0.1] * 10, macs)
 
 
 def test_output_images_fill_the_budget_of_forward_passes_and_stay_within_the_held_out_ones():
-    # Three levels for each layer: ten tenths, nine tenths, ... of a pass, and one pass for the original.
-    passes = 1 + 3 * (1.0 + 0.9)
-    assert measurements(10, 2, 3000) == (min(300, int((1.8 * 3000 - 2000) / passes)), False) == (300, False)
-    assert measurements(10, 10, 3000) == (int((1.8 * 3000 - 2000) / (1 + 3 * 5.5)), False)
-    assert measurements(10, 2, 10**6) == (500, False)
-    assert measurements(10, 10, 400) == (32, False)
-    assert measurements(10, 2, 20) == (2, False)
+    # One measurement for each layer: ten tenths, nine tenths, ... of a pass, and one pass for the original.
+    assert output_images(10, 10, 1600) == int((1.8 * 1600 - 1440) / (1 + 5.5)) // 160 * 160 == 160
+    assert output_images(10, 10, 2400) == int((1.8 * 2400 - 2000) / (1 + 5.5)) // 240 * 240 == 240
+    assert output_images(10, 10, 2250) == min(225, int((1.8 * 2250 - 2000) / (1 + 5.5)))
+    assert output_images(10, 2, 10**6) == 500
+    assert output_images(10, 10, 400) == 40
+    assert output_images(10, 2, 20) == 2
 
 
 def test_a_large_network_has_fewer_images_in_its_metric_and_no_fewer_than_some():
     counts = [survey.metric_images(macs) for macs in (0.0, 1e8, 2.5e8, 4e8, 15e9)]
     assert counts == [2000, 2000, 800, 500, 500]
-    # More of the budget of passes is free then: 4,500 fitted images, of which 2,000 and 500 are in the metric.
-    assert measurements(10, 10, 5000, 1e8)[0] == int((1.8 * 5000 - 2000) / (1 + 3 * 5.5))
-    assert measurements(10, 10, 5000, 15e9)[0] == int((1.8 * 5000 - 500) / (1 + 3 * 5.5))
-
-
-def test_layers_of_a_large_network_are_measured_once_where_three_sizes_are_beyond_the_budget():
-    # 32 images, ten layers of each three sizes: 560 passes of an image, where 1.8 * 400 - 360 = 360 are free.
-    at_most = survey.MEASURED_WORK / (32 * 17.5)
-    assert measurements(10, 10, 400, 0.99 * at_most) == (32, False)
-    assert measurements(10, 10, 400, 1.01 * at_most) == (40, True)  # 360 of 6.5 passes each, and 40 are held out
-    assert measurements(10, 10, 400, 100 * at_most) == (40, True)
-    assert measurements(10, 10, 3000, 100 * at_most) == (int(((4.0 - 2.2) * 3000 - 500) / 17.5), False)
 
 
 def test_curves_of_a_file_are_those_of_the_survey(vgg_run):

@@ -11,7 +11,7 @@ from decomp.solvers.linalg import choose_ridge
 from decomp.solvers.output_curves import measured_sizes
 
 
-def test_each_measured_size_has_the_change_of_its_own_approximation(vgg_run):
+def test_the_measured_size_has_the_change_of_its_own_approximation(vgg_run):
     with open_run(vgg_run, Resources(torch.device("cpu"))) as opened:
         layers = [layer for layer in opened.graph.layers if layer.fitted][1:3]
         known = known_curves(ProblemGatherer(opened.frozen, opened.graph), [layers])
@@ -20,22 +20,20 @@ def test_each_measured_size_has_the_change_of_its_own_approximation(vgg_run):
         )
         assert {step for name, step in changes if name == layers[0].name} == set(steps_of(layers[0])) > set()
         for layer in layers:
-            approximate = known[layer.name].approximate
-            for step, curve in known[layer.name].curves.items():
-                found = changes[layer.name, step]
-                assert list(found) == measured_sizes(curve) and len(found) > 1
-                for size, change in found.items():
-                    weight, bias = approximate(step, size)
-                    assert change == pytest.approx(float(weight.norm() + bias.norm()), rel=1e-6)
+            found, curve = changes[layer.name, "channel"], known[layer.name].curves["channel"]
+            assert list(found) == measured_sizes(curve) and len(found) == 1
+            for size, change in found.items():
+                weight, bias = known[layer.name].approximate("channel", size)
+                assert change == pytest.approx(float(weight.norm() + bias.norm()), rel=1e-6)
 
 
-def test_a_layer_measured_once_has_the_change_of_one_step_at_the_same_error_in_all(vgg_run):
+def test_a_layer_is_measured_once_and_has_the_change_of_that_step_at_the_same_error_in_all(vgg_run):
     measured = []
     with open_run(vgg_run, Resources(torch.device("cpu"))) as opened:
         layers = [layer for layer in opened.graph.layers if layer.fitted][1:3]
         known = known_curves(ProblemGatherer(opened.frozen, opened.graph), [layers])
         changes = changes_of_output(
-            lambda layer: lambda weight, bias: measured.append(layer.name) or 0.3, layers, known, once=True
+            lambda layer: lambda weight, bias: measured.append(layer.name) or 0.3, layers, known
         )
     assert measured == [layer.name for layer in layers]
     for layer in layers:
