@@ -2,8 +2,8 @@ r"""Output curves: change of the network's output at every size of a layer.
 
 A relative error of a layer's responses does not determine the change of the network's output: the same 5 % can
 vanish in the next pooling or change a prediction. So the error curves of a layer are rescaled by measurement: at a
-few sizes the layer alone is replaced by its approximation, and the change of the output takes the place of the
-layer's own error.
+size of moderate error the layer alone is replaced by its approximation, and the change of the output takes the place
+of the layer's own error.
 """
 
 from __future__ import annotations
