@@ -21,6 +21,7 @@ from decomp.allocation.plan import Plan
 from decomp.cost.models import counted_model
 from decomp.errors import TargetError
 from decomp.graph.branches import Branch
+from decomp.graph.network_graph import NetworkGraph
 
 from ..console.options import DecomposeOptions
 from ..console.parse import AUTO
@@ -148,7 +149,21 @@ def with_blocks_left_out(
     TargetError
         The same of a plan, or the target is out of reach whatever goes.
     """
-    graph, names, what = surveyed.graph, list(options.leave_out), "--leave-out"
+    names, blocks = blocks_to_leave_out(run, options, given, surveyed.graph)
+    if blocks:
+        trials = BestOfTrials[SurveyedRun](surveyed.opened, options, reporter)
+        return _Search(options, surveyed, blocks, trials, reporter).run()
+    return without_blocks(surveyed, names) if names else surveyed
+
+
+def blocks_to_leave_out(
+    run: RunDirectory, options: DecomposeOptions, given: Plan | None, graph: NetworkGraph
+) -> tuple[list[str], list[Branch]]:
+    """Names of the residual blocks that go, or the blocks of which some may go where the option is 'auto'.
+
+    Parameters and errors as for :func:`with_blocks_left_out`.
+    """
+    names, what = list(options.leave_out), "--leave-out"
     plan = read_plan(run.plan_json, of_run=True) if run.plan_json.is_file() else given
     if plan is not None:
         names, what = plan.left_out, str(run.plan_json) if plan is not given else "the plan"
@@ -156,16 +171,15 @@ def with_blocks_left_out(
         rule = "takes layers away, which no largest speed-up of a layer allows"
         raise TargetError(what, rule, got="--max-layer-speedup", fix="leave one out")
     if not names:
-        return surveyed
+        return [], []
     skip = plan_rules(options, graph).rules.skip
     if names != [AUTO] or plan is not None:
-        return without_blocks(surveyed, named_blocks(graph, names, what, skip))
+        return named_blocks(graph, names, what, skip), []
     blocks = blocks_of(graph, skip)
     if not blocks:
         rule = "this network has no residual block that can be left out"
         raise TargetError(what, rule, got=AUTO, fix="leave the option out")
-    trials = BestOfTrials[SurveyedRun](surveyed.opened, options, reporter)
-    return _Search(options, surveyed, blocks, trials, reporter).run()
+    return [], blocks
 
 
 @dataclass(eq=False)

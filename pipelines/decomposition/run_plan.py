@@ -15,7 +15,7 @@ from ..console.reporter import Reporter
 from ..distributed.process_group import number
 from .layer_reports import announce
 from .make_plan import make_plan, space_candidates
-from .plan_search import surveyed_run, with_blocks_left_out
+from .plan_search import blocks_to_leave_out, surveyed_run, with_blocks_left_out
 from .rehearsal import rehearse
 from .session import OpenedRun, SurveyedRun
 
@@ -57,6 +57,7 @@ def plan_of_run(
     run.update_config("decompose", record)
     try:
         candidates = space_candidates(run, options, given, opened.graph)
+        blocks_to_leave_out(run, options, given, opened.graph)  # a name without a block is refused before the work
         reporter.phase(SURVEY)
         if is_new and number() == 0:
             rehearsed = rehearse(opened, options, list(candidates.values())[-1], original=original)

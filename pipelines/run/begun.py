@@ -28,7 +28,7 @@ def begun_command(run: RunDirectory, stage: str) -> str | None:
     record = run.config(stage) or {}
     command = record.get("command") or _last_begun(run, stage)
     if command is None:
-        return f"decompose {_words(run, record['asked'])}" if stage == "decompose" and "asked" in record else None
+        return decompose_words(run, record["asked"]) if stage == "decompose" and "asked" in record else None
     # A repeated --redo would delete what is kept, such as the layers that are solved, and --plan-only never solves one.
     dropped = ("--redo", *(("--plan-only",) if stage == "decompose" and record else ()))
     words = [word for word in shlex.split(command) if word not in dropped]
@@ -77,8 +77,15 @@ def _in_run(words: list[str], run: RunDirectory) -> list[str]:
     return found
 
 
-def _words(run: RunDirectory, asked: Mapping[str, Any]) -> str:
-    """Options of a decomposition that was begun from Python; of a plan that was given, not the file."""
+def decompose_words(run: RunDirectory, asked: Mapping[str, Any]) -> str:
+    """The command, without the program, of a decomposition that was begun from Python.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    asked : dict
+        Of :meth:`decomp.pipelines.console.options.DecomposeOptions.to_json`. Of a plan that was given, not the file.
+    """
     words = [f"--run {shlex.quote(str(run))}"]
     words += ["--plan FILE"] if asked.get("plan") else [f"--speedup {asked['speedup']:g}x"]
     of_plan = ("plan", "speedup", "steps", "allocation", "cost", "multiple") if asked.get("plan") else ()
@@ -87,4 +94,4 @@ def _words(run: RunDirectory, asked: Mapping[str, Any]) -> str:
         words += [
             option_words(name, shlex.quote(x) if isinstance(x, str) else x) for x in several if name not in of_plan
         ]
-    return " ".join(words)
+    return " ".join(["decompose", *words])

@@ -33,6 +33,7 @@ from ..pruning.scale_factors import input_scales, network_with_scales
 from ..pruning.unfolded import Unfolded
 from ..reporting.summary import summarise
 from ..run import loading, reuse
+from ..run.begun import decompose_words
 from ..run.conditions import label_options, require_not_pruned, require_same_options
 from ..run.directory import RunDirectory
 from ..run.stage_result import StageResult
@@ -260,7 +261,7 @@ def _shown(name: str, value: Any) -> Any:
 def _planned(options: DecomposeOptions, plan: Plan, surveyed: SurveyedRun, reporter: Reporter) -> DecomposeResult:
     """Result of a call that ends with the plan, with its table and the command that continues."""
     run = surveyed.opened.run
-    again = f"decompose --run {shlex.quote(str(run))} --speedup {options.speedup:g}x"
+    again = decompose_words(run, options.to_json())
     if reporter.command:
         again = shlex.join(word for word in shlex.split(reporter.command) if word != "--plan-only")
     table = layer_rows(planned_layers(plan, surveyed))

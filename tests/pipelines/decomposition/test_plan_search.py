@@ -8,7 +8,7 @@ import torch
 import decomp
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
-from decomp.errors import TargetError, UsageError
+from decomp.errors import DecompError, TargetError, UsageError
 from decomp.pipelines.console.options import DecomposeOptions
 from decomp.pipelines.decomposition import best_of_trials, make_plan, plan_search
 from decomp.pipelines.decomposition.left_out import without_blocks
@@ -138,8 +138,11 @@ def test_what_cannot_be_searched_is_refused_in_a_line(run):
     ):
         with pytest.raises(error, match=line):
             decompose(run, speedup=2, reporter=Collected(), **options)
-    with pytest.raises(TargetError, match="--leave-out: this network has no residual block that can be left out"):
-        decompose(run, speedup=2, leave_out="auto", reporter=Collected())
+    for asked in ("auto", "nothing"):
+        reporter = Collected()
+        with pytest.raises(DecompError, match="no residual block that can be left out"):
+            decompose(run, speedup=2, leave_out=asked, reporter=reporter)
+        assert not any("survey" in line for line in reporter.messages)  # before any work
     with pytest.raises(TargetError, match="--coupled: no channel space of this network"):
         decompose(run, speedup=2, coupled="auto", reporter=Collected())
     assert run.config("decompose") is None
