@@ -40,3 +40,8 @@ def test_the_record_has_the_digest_of_the_plan_as_written_also_after_an_edit(run
     decompose(run, speedup=2, plan_only=True, reporter=reporter)
     assert f"{run.plan_json} was edited; the edited plan is used" in reporter.messages
     assert run.config("decompose")["plan_digest"] == written != digest_file(run.plan_json)
+
+
+def test_the_plan_alone_is_continued_from_python_with_the_options_that_were_asked(run):
+    planned = decompose(run, speedup=1.5, plan_only=True, cost="params", keep_first=True, reporter=Collected())
+    assert planned.lines()[-1].endswith(f" decompose --run {run.path} --speedup 1.5x --cost params --keep-first")

@@ -74,12 +74,6 @@ def test_the_plan_alone_is_shown_with_the_sizes_and_costs_that_the_result_has(ru
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("run", ["plain"], indirect=True)
-def test_the_plan_alone_is_continued_from_python_with_the_options_that_were_asked(run):
-    planned = decompose(run, speedup=1.5, plan_only=True, cost="params", keep_first=True, reporter=Collected())
-    assert planned.lines()[-1].endswith(f" decompose --run {run.path} --speedup 1.5x --cost params --keep-first")
-
-
 @pytest.mark.parametrize("run", ["inverted"], indirect=True)
 def test_where_multiples_miss_the_target_smaller_ones_are_taken_and_told(run):
     told = Collected()
