@@ -14,6 +14,7 @@ from ..console.options import DecomposeOptions
 from ..console.program import command_line, program
 from ..console.reporter import Reporter
 from ..console.text_table import text_table
+from ..decomposition import refine_blocks as block_refinement
 from ..decomposition.make_plan import decompose_options, require_reachable
 from ..decomposition.rehearsal import rehearse
 from ..decomposition.session import narrow, open_run, survey
@@ -97,6 +98,9 @@ class FamilyResult:
             rows[0].append("measured")
         yield from text_table(rows).split("\n")
         yield "divergence and agreement: to the original, on held-out calibration images"
+        for member in self.members:
+            if refined := member.facts.get("block_refinement"):
+                yield f"{member.run}: {block_refinement.summary(refined)}"
 
 
 def family(

@@ -159,3 +159,15 @@ def test_the_table_has_the_closeness_that_the_outputs_have(close, columns, cells
     header, row = list(recipe.FamilyResult([DecomposeResult("r-2x", False, facts)]).lines())[:2]
     assert re.split(r"\s{2,}", header.strip())[5:] == columns
     assert all(cell in row for cell in cells) and ("90.0 % (76.9–96.0)" in row) == ("kl" in close)
+
+
+def test_the_refinement_of_blocks_is_told_for_each_member_that_had_one():
+    facts = {"asked": {"speedup": 2.0}, "macs_before": 4e6, "macs_after": 2e6, "params_before": 10, "params_after": 5}
+    blocks = [{"layers": ["a"], "error_before": 0.2, "error_after": 0.1, "step": 3}]
+    refined = {"blocks": blocks, "images": 10, "divergence_before": 0.5, "divergence_after": 0.25, "kept": True}
+    members = [
+        DecomposeResult("r-2x", False, {**facts, "block_refinement": refined}),
+        DecomposeResult("s", False, facts),
+    ]
+    lines = [line for line in recipe.FamilyResult(members).findings() if "refined" in line]
+    assert lines == ["r-2x: 1 of 1 block refined; change of the outputs on 10 held-out images: 0.5 before, 0.25 after"]
