@@ -16,6 +16,7 @@ Index 0 of a curve is not used.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ def read_curves(path: Path, digest: str | None, layers: Iterable[str]) -> Survey
         The file is missing, damaged or of another version.
     """
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and advise to trust it
+            raise ValueError("it is cut short, or another file")
         with np.load(path, allow_pickle=False) as data:
             if any(member.compress_type for member in data.zip.infolist()):
                 raise ValueError("it is compressed, which could hide any size")

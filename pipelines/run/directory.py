@@ -244,6 +244,8 @@ class RunDirectory:
         if not run.path.exists():
             raise MissingError(run.path, "there is no such run directory", fix=hint)
         if not run.run_json.is_file():
+            if run.path.is_dir() and _first_foreign(run.path):  # where freeze would refuse to begin
+                hint = "give another --run, or put a copy of it back"
             raise FileError(run.path, "a run directory must contain run.json", got="none", fix=hint)
         return run._checked(of_tasks)
 

@@ -88,6 +88,8 @@ def report(
     ------
     UsageError
         Files of the same names are in `out` that no report has written.
+    FileError
+        A file of the run is damaged.
 
     Notes
     -----
@@ -100,6 +102,7 @@ def report(
         html, folder = Path(out, html.name), Path(out, folder.name)
         _require_ours(html, folder)
     with run.lock(), reporter.stage("report"):
+        _require_original(run)
         found = _found(run)
         tables = {table.name: table for table in _tables(found)}
         missing = [item for item in found if isinstance(item, Missing)]
@@ -197,6 +200,18 @@ def _found(run: RunDirectory) -> list[Table | Missing | None]:
         why = "the trained network is not compressed"
         return [*found, Missing("networks", why, f"{program()} freeze --run {run}")]
     return [*(collector(run) for collector in collect.COLLECTORS), *found]
+
+
+def _require_original(run: RunDirectory) -> None:
+    """Refuse a frozen run without its original network, which all that was made from it is compared with.
+
+    Raises
+    ------
+    FileError
+    """
+    structure = run.original_dir / "structure.json"
+    if run.config("freeze") is not None and not structure.is_file():
+        raise FileError(structure, "is missing", fix="put a copy of it back, or run freeze into another --run")
 
 
 def _require_ours(html: Path, folder: Path) -> None:

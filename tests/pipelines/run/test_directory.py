@@ -47,7 +47,10 @@ def test_opening_what_is_no_run_says_what_to_do_first(tmp_path):
     with pytest.raises(FileError, match=r"no such run directory; run `decomp freeze .*--run .*/none` first"):
         RunDirectory.open(tmp_path / "none")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(FileError, match="must contain run.json"):
+    with pytest.raises(FileError, match=r"must contain run.json, got none; run `decomp freeze .*/photos` first"):
+        RunDirectory.open(tmp_path / "photos")
+    (tmp_path / "photos" / "frozen.h5").write_bytes(b"x")  # into which freeze would refuse to begin
+    with pytest.raises(FileError, match="got none; give another --run, or put a copy of it back"):
         RunDirectory.open(tmp_path / "photos")
 
 

@@ -205,6 +205,15 @@ def test_the_page_lies_beside_the_first_run_and_the_table_is_told(runs, tmp_path
     assert rows[5].startswith("Most accurate") and result.html in rows[6]
 
 
+def test_a_run_without_its_original_is_no_unfinished_one(runs, tmp_path):
+    copy = RunDirectory(shutil.copytree(runs[0].path, tmp_path / "copy"))
+    page = copy.report_html.read_bytes() if copy.report_html.exists() else None
+    (copy.original_dir / "structure.json").unlink()
+    with pytest.raises(FileError, match="original/structure.json: is missing; put a copy of it back, or run freeze"):
+        report(copy, reporter=quiet())
+    assert page == (copy.report_html.read_bytes() if copy.report_html.exists() else None)
+
+
 def test_a_report_elsewhere_replaces_reports_alone(tmp_path):
     run, out = RunDirectory.create(tmp_path / "run"), tmp_path / "out"
     first = Path(report(run, out=out, reporter=quiet()).html).read_text()
