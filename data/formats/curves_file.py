@@ -99,7 +99,7 @@ def read_curves(path: Path, digest: str | None, layers: Iterable[str]) -> Survey
     """
     try:
         if path.is_file() and not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and advise to trust it
-            raise ValueError("it is cut short, or another file")
+            raise ValueError("it is no zip archive: cut short, or another file")
         with np.load(path, allow_pickle=False) as data:
             if any(member.compress_type for member in data.zip.infolist()):
                 raise ValueError("it is compressed, which could hide any size")

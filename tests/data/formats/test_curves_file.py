@@ -58,11 +58,12 @@ def rewritten(path, save=np.savez, **changes):
     [
         (lambda path: path.unlink(), "No such file"),
         (lambda path: path.write_bytes(b"PK\x03\x04 not an archive"), "zip"),
+        (lambda path: path.write_bytes(b"another file"), "it is no zip archive: cut short, or another file"),
         (lambda path: rewritten(path, **{"own/a.conv/prune": np.zeros(9)}), "does not match the digest in it"),
         (lambda path: rewritten(path, np.savez_compressed), "compressed"),
         (lambda path: rewritten(path, extra=np.array([{}], dtype=object)), "allow_pickle"),
     ],
-    ids=["missing", "foreign", "edited", "compressed", "objects"],
+    ids=["missing", "foreign", "other", "edited", "compressed", "objects"],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_the_reason(path, damage, reason):
     damage(path)
