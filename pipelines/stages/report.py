@@ -203,14 +203,15 @@ def _found(run: RunDirectory) -> list[Table | Missing | None]:
 
 
 def _require_original(run: RunDirectory) -> None:
-    """Refuse a frozen run without its original network, which all that was made from it is compared with.
+    """Refuse a compressed run without its original network, with which all that was made from it is compared.
 
     Raises
     ------
     FileError
     """
     structure = run.original_dir / "structure.json"
-    if run.config("freeze") is not None and not structure.is_file():
+    made = any("macs_after" in (run.config(stage) or {}) for stage in ("decompose", "prune"))
+    if made and not structure.is_file():
         raise FileError(structure, "is missing", fix="put a copy of it back, or run freeze into another --run")
 
 
