@@ -41,15 +41,16 @@ from .whole_networks import PATIENCE, WholeNetworks
 
 # Measurements of the chosen plan that may disagree with the ones before them, until the search gives up.
 CONFIRMATIONS = 3
-# Times that the choice is made again at most because the machine has become faster.
-RETURNS = 2
-# Plans by a counted cost that are tried to find the one of a given loss.
-EQUAL_LOSS = 7
+# Times that the choice is made again at most because the machine has become faster; plans by a counted cost that are
+# tried to find the one of a given loss.
+RETURNS, EQUAL_LOSS = 2, 7
 # Plans of it, beside the first, that are proposed and those between two that are measured at most.
 RIVAL = 3, 2
 #: Expected loss of a plan by multiply-accumulates over that of the plan by measured time up to which both are tried. On
 #: the shipped VGG at 2x in ONNX Runtime the first lost half as much at about the same time.
 LOSS_RATIO = 2.5
+#: Milliseconds of the original above which only one plan is made: measuring and trying a second one takes minutes then.
+SLOW = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,13 +341,12 @@ class _Planner:
             attempt.ratios.append(ratio)
 
     def counted_rival(self, chosen: Attempt) -> list[tuple[TargetSearch, Attempt]]:
-        """A plan by multiply-accumulates as fast as a chosen one, with its search; none where it loses too much.
+        """A plan by multiply-accumulates as fast as a chosen one, with its search; none if slow or of too large a loss.
 
-        The expected loss of a size leaves out what the refinement of a fit brings, and that is more in plans with many
-        small factors. So a plan that is expected to lose more may lose less.
+        The expected loss of a size leaves out what a refined fit brings: more in plans with many small factors.
         """
         most_lost = LOSS_RATIO * chosen.candidate.loss
-        fewest = self._by_count(lambda one: one.loss <= most_lost)
+        fewest = None if chosen.ratio.original_ms > SLOW else self._by_count(lambda one: one.loss <= most_lost)
         if fewest is None or fewest.plans == chosen.candidate.plans:
             return []
 

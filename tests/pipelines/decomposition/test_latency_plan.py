@@ -325,9 +325,12 @@ def test_the_first_plan_by_macs_is_corrected_by_what_the_table_missed_in_the_cho
     assert any(line.startswith("a plan by multiply-accumulates of ") for line in reporter.messages)
 
 
-def test_a_plan_by_macs_that_is_expected_to_lose_far_more_is_not_tried(vgg_run, machine, monkeypatch):
+@pytest.mark.parametrize(("bound", "value"), [("LOSS_RATIO", 1e-3), ("SLOW", 0.0)])
+def test_a_plan_by_macs_that_is_expected_to_lose_far_more_or_of_a_slow_network_is_not_tried(
+    vgg_run, machine, monkeypatch, bound, value
+):
     machine(odd_pieces)
-    monkeypatch.setattr(latency_plan, "LOSS_RATIO", 1e-3)
+    monkeypatch.setattr(latency_plan, bound, value)
     monkeypatch.setattr(best_of_trials, "changes_of_plan", None)
     planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16)
 
