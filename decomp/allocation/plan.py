@@ -168,7 +168,8 @@ class Plan:
         Residual blocks without which the network goes on, by the paths of their last layers; the sizes of their layers
         have no effect.
     latency : dict
-        For a plan by measured time: the device, batch size, threads and versions it was measured with, and the times.
+        For a plan by measured time: the device, batch size, threads and versions it was measured with, the times, and
+        a digest of the ``sizes`` that were measured; ``other_sizes`` is true where the plan has others by now.
     notes : list of str
         Warnings for the reader of the plan.
     """
@@ -263,27 +264,23 @@ class Plan:
 
 
 def latency_words(latency: Mapping[str, Any]) -> str:
-    """Human-readable summary of the measurement in a plan by latency."""
+    """Human-readable summary of the measurement in a plan by latency: a claim only about sizes that were measured."""
     rounds = f" ({latency['low']:.2f}x to {latency['high']:.2f}x in eight of ten rounds)" if "low" in latency else ""
-    return (
-        f"a network of these sizes was measured {latency['measured_speedup']:.2f}x faster than the original in "
+    measured = (
+        f"measured {latency['measured_speedup']:.2f}x as fast as the original in "
         f"{latency.get('runtime', 'eager')}{rounds}: "
         f"{latency['measured_ms']:.3g} ms for {latency['original_ms']:.3g} ms, batch of {latency['batch_size']}, "
         f"{latency['layout']}, {latency['device']}, {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
     )
+    if latency.get("other_sizes"):
+        return f"the time of these sizes was not measured, evaluate does; before the plan was edited: {measured}"
+    return f"a network of {'these' if 'sizes' in latency else 'the planned'} sizes was {measured}"
 
 
 #: Fields of the measurement in a plan by latency.
 LATENCY_FIELDS = (
-    "device",
-    "threads",
-    "torch",
-    "batch_size",
-    "layout",
-    "original_ms",
-    "measured_ms",
-    "measured_speedup",
-)
+    "device", "threads", "torch", "batch_size", "layout", "original_ms", "measured_ms", "measured_speedup",
+)  # fmt: skip
 _KINDS = {str: "text", dict: "an object", list: "a list", int: "a whole number"}
 _FIELD_KINDS = {
     "allocation": str, "cost": str, "latency": dict, "notes": list, "multiple": int, "spaces": dict, "left_out": list,

@@ -75,20 +75,22 @@ Examples:
 )
 @shared_options("run")
 @number(
-    "--batch-size", default=default_of(EvaluateOptions, "batch_size"), show_default=True,
-    help="Images per batch in the latency measurement.",
-)  # fmt: skip
+    "--batch-size",
+    help="Images per batch in the latency measurement.  [default: that of a plan by latency, otherwise 64]",
+)
 @number(
     "--repeats", default=default_of(EvaluateOptions, "repeats"), show_default=True,
     help="Rounds of the latency measurement.",
 )  # fmt: skip
 @click.option(
-    "--runtime", type=runtimes, metavar="LIST", default="eager", show_default=True,
-    help=f"Runtimes to measure latency in, comma-separated: {', '.join(RUNTIMES)}, or all that are installed.",
+    "--runtime", type=runtimes, metavar="LIST",
+    help=f"Runtimes to measure latency in, comma-separated: {', '.join(RUNTIMES)}, or all that are installed.  "
+    "[default: that of a plan by latency, otherwise eager]",
 )  # fmt: skip
 @click.option(
-    "--layout", type=Choice(LAYOUTS), default=default_of(EvaluateOptions, "layout"), show_default=True,
-    help="Memory layout of images and weights in the latency measurement.",
+    "--layout", type=Choice(LAYOUTS),
+    help="Memory layout of images and weights in the latency measurement.  [default: that of a plan by latency, "
+    "otherwise contiguous]",
 )  # fmt: skip
 @shared_options("redo", "device", "verbose", "common")
 def evaluate(run: str, threads: int | None, quiet: bool, **options: Any) -> None:

@@ -290,11 +290,11 @@ class TrainOptions(StageOptions):
 
 @dataclass(frozen=True)
 class EvaluateOptions(StageOptions):
-    """Options of ``evaluate``."""
+    """Options of ``evaluate``; None where :func:`decomp.pipelines.measure.planned.settled` decides."""
 
-    batch_size: int = checked_field(parse.number("--batch-size", int, 1), 64)
-    runtime: tuple[str, ...] = checked_field(parse.runtimes, ("eager",))
-    layout: str = checked_field(parse.choice("--layout", LAYOUTS), "contiguous")
+    batch_size: int | None = checked_field(parse.number("--batch-size", int, 1), None, optional=True)
+    runtime: tuple[str, ...] | None = checked_field(parse.runtimes, None, optional=True)
+    layout: str | None = checked_field(parse.choice("--layout", LAYOUTS), None, optional=True)
     repeats: int = checked_field(parse.number("--repeats", int, 1), 30)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from decomp.allocation.plan import Plan
 from decomp.errors import TargetError
 
+from ...data.formats.digests import digest_json
 from ..console.reporter import Reporter
 from ..measure import devices
 
@@ -72,3 +74,32 @@ def doubts(asked: float, latency: Mapping[str, Any]) -> list[str]:
             "plan again when nothing else runs"
         )
     return found
+
+
+def digest_of_sizes(plan: Plan, gone: Collection[str]) -> str:
+    """Digest of all that decides the shape of the planned network.
+
+    Parameters
+    ----------
+    plan : decomp.allocation.plan.Plan
+    gone : collection of str
+        Layers of blocks that are left out, whose sizes have no effect.
+    """
+    layers = [[item.layer, item.keep, *item.ranks] for item in plan.layers if item.layer not in gone]
+    return digest_json({"layers": layers, "spaces": plan.spaces, "left_out": sorted(plan.left_out)})
+
+
+def with_sizes_compared(plan: Plan, gone: Collection[str]) -> Plan:
+    """A plan by latency whose record says whether its sizes are those that were measured: the plan may be edited.
+
+    Of a record without a digest of its sizes nothing is said.
+
+    Parameters
+    ----------
+    plan, gone
+        As for :func:`digest_of_sizes`.
+    """
+    record = {key: value for key, value in plan.latency.items() if key != "other_sizes"}
+    if record.get("sizes", measured := digest_of_sizes(plan, gone)) != measured:
+        record["other_sizes"] = True
+    return replace(plan, latency=record)

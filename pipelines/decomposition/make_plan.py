@@ -28,7 +28,13 @@ from ..distributed.own_copy import take_file
 from ..distributed.process_group import from_first
 from ..run.directory import RunDirectory
 from .best_of_trials import BestOfTrials
-from .latency_conditions import doubts, require_same_device, require_same_runtime
+from .latency_conditions import (
+    digest_of_sizes,
+    doubts,
+    require_same_device,
+    require_same_runtime,
+    with_sizes_compared,
+)  # fmt: skip
 from .latency_plan import LatencyProblem, plans_for_latency
 from .rules import LayerRules, plan_rules
 from .session import SurveyedRun
@@ -248,6 +254,7 @@ def check_plan(plan: Plan, surveyed: SurveyedRun, name: str, reporter: Reporter)
     plan.validate(surveyed.graph, name, surveyed.narrowed.left_out_layers)
     if plan.latency:
         require_same_device(plan, surveyed.opened.device, name, reporter)
+        plan = with_sizes_compared(plan, surveyed.narrowed.left_out_layers)
     return _with_costs(plan, surveyed)
 
 
@@ -304,6 +311,8 @@ def _assemble(options: DecomposeOptions, surveyed: SurveyedRun, allocation: Allo
         options.speedup, options.steps, options.allocation, layers, cost=options.cost, multiple=options.multiple,
         spaces=dict(surveyed.narrowed.widths), left_out=list(surveyed.narrowed.left_out), latency=allocation.latency,
     )  # fmt: skip
+    if plan.latency:
+        plan.latency = {**plan.latency, "sizes": digest_of_sizes(plan, surveyed.narrowed.left_out_layers)}
     reached, multiple = allocator.total / allocation.cost, allocator.rules.multiple
     too_fast = reached * LOWEST_SHARE > allocation.speedup
     by_blocks = too_fast and bool(plan.left_out) and not any(item.treated for item in plans.values())

@@ -209,9 +209,20 @@ def measure(module: fx.GraphModule, image: Tensor) -> Footprint:
     return footprint.measure(module, image.to(parameter.device))
 
 
-def work_words(passes: float, spilled_bytes: int) -> str:
-    """The forward work of a stage, and the most activations that lay on the disk, as a line of text."""
+def work_words(passes: float, spilled_bytes: int, refinement: float = 0.0) -> str:
+    """The work of a stage in passes of the original over the images, and the most activations on the disk, as a line.
+
+    Parameters
+    ----------
+    passes : float
+        Forward work.
+    spilled_bytes : int
+    refinement : float
+        Work of the refinement of the blocks, which is not in ``passes``.
+    """
     words = f"{passes:.1f} passes over the calibration images"
+    if refinement:
+        words += f", and the work of {refinement:.1f} more to refine the blocks"
     if spilled_bytes:
         words += f", up to {spilled_bytes / MIB:,.0f} MiB of activations on the disk meanwhile"
     return words

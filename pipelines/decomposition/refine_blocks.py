@@ -66,9 +66,9 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     dict
         ``blocks``: for each its ``layers``, and ``error_before`` and ``error_after`` of its own output on held-out
         images; ``divergence_before`` and ``divergence_after``, the change of the network's outputs on these ``images``
-        and ``mixtures`` of them; ``kept``: whether that is smaller, otherwise all weights are as they were; and
-        ``words``, a line about it. Without blocks there are no images and no changes; without steps to take it is
-        empty.
+        and ``mixtures`` of them; ``kept``: whether that is smaller, otherwise all weights are as they were; ``passes``:
+        the work of the steps in passes of the original over the calibration images; and ``words``, a line about it.
+        Without blocks there are no images and no changes; without steps to take it is empty.
 
     Raises
     ------
@@ -119,6 +119,8 @@ def _refined(
     found: dict[str, Any] = {"divergence_before": divergence, "divergence_after": after}
     found |= {"images": trainer.judge.held_out.n_images, "mixtures": trainer.judge.held_out.n_mixtures}
     found |= {"kept": after < divergence, "blocks": reports}
+    if any("error_before" in report for report in reports):
+        found["passes"] = round(trainer.passes, 2)
     found["words"] = summary(found)
     reporter.detail(found["words"])  # the result of the stage says it
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -192,6 +192,47 @@ def measure_latency(
     ]  # fmt: skip
     rounds = max((len(values) for values in times.values()), default=0)
     return Measurement({**asked, "rounds": rounds}, dict(digests), found)
+
+
+def measured_in_all(
+    networks: Mapping[str, nn.Module],
+    digests: Mapping[str, str],
+    shape: Sequence[int],
+    device: torch.device,
+    asked: Sequence[Mapping[str, Any]],
+    earlier: Sequence[Measurement],
+    say: Callable[[str], object],
+) -> tuple[list[Measurement], Measurement]:
+    """Times under all conditions that are asked, measured where they are not known; the first that has all networks.
+
+    Parameters
+    ----------
+    networks, digests, shape, device
+        As for :func:`measure_latency`.
+    asked : sequence of dict
+    earlier : sequence of Measurement
+        Taken where they are of the same networks, under the same conditions.
+    say : callable
+        Is told of each measurement before it is made.
+
+    Raises
+    ------
+    DecompError
+        No runtime takes all networks.
+    """
+    times = []
+    for wanted in asked:
+        known = [one for one in earlier if one.matches(wanted, digests)]
+        if not known:
+            where = f"{wanted['runtime']}, batch size {wanted['batch_size']}"
+            say(f"measuring latency of {counted(len(networks), 'network')} in {where}")
+        times.append(known[-1] if known else measure_latency(networks, digests, shape, device, wanted))
+    complete = [one for one in times if not any(time.reason for time in one.times)]
+    if not complete:
+        reason = next(time.reason for one in times for time in one.times if time.reason)
+        name, rule = reason.split(": ", 1)
+        raise DecompError(name, rule, fix="name a runtime that takes all networks beside it, such as eager")
+    return times, complete[0]
 
 
 def comparable(measurements: Sequence[Measurement], last: Measurement) -> list[Measurement]:

@@ -91,8 +91,8 @@ class FamilyResult:
                 row.append(short_share(close["agreement"], close["images"]) if close else "-")
             else:
                 row.append(percent(close["relative"]) if close else "-")
-            if f.get("latency"):
-                row.append(f"{f['latency']['measured_speedup']:.2f}x")
+            if latency := f.get("latency"):
+                row.append("-" if latency.get("other_sizes") else f"{latency['measured_speedup']:.2f}x")
             rows.append(row)
         if len(rows[-1]) > len(rows[0]):
             rows[0].append("measured")

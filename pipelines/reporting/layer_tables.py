@@ -124,8 +124,11 @@ def curves(run: RunDirectory) -> Table | Missing | None:
     return Table("curves", ("layer", "step", "size", "full_size", "error", "output_change", "chosen"), rows)
 
 
-def channels(run: RunDirectory) -> Table | Missing:
-    """Kept and removed channels: the inputs of each pruned layer, or those of each space of a pruned network."""
+def channels(run: RunDirectory) -> Table | Missing | None:
+    """Kept and removed channels: the inputs of each pruned layer, or those of each space of a pruned network.
+
+    None where the plan of a finished decomposition prunes no layer.
+    """
     if is_pruned(run):
         return _channels_of_spaces(run)
     rows: list[tuple[Any, ...]] = []
@@ -142,11 +145,7 @@ def channels(run: RunDirectory) -> Table | Missing:
     if fitted:
         why = f"the files of {counted(len(fitted), 'layer')} are gone from {run.layers_dir}; put copies of them back"
         return Missing("channels", why, another)
-    return (
-        Table("channels", ("layer", "channel", "kept"), rows)
-        if rows
-        else Missing("channels", "no layer is pruned", another)
-    )
+    return Table("channels", ("layer", "channel", "kept"), rows) if rows else None
 
 
 def _channels_of_spaces(run: RunDirectory) -> Table | Missing:

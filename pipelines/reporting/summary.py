@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from decomp.allocation.plan import LayerPlan, Plan
+from decomp.allocation.plan import LayerPlan, Plan, latency_words
 from decomp.cost.count import cost
 from decomp.modules.convolution import CONVOLUTIONS
 
@@ -23,6 +23,7 @@ from ..run import loading
 from ..run.conditions import no_compressed_network
 from ..run.directory import RunDirectory
 from ..run.networks import compressed
+from ..run.target import target_words
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Summary:
     network : {'decomposed', 'pruned'}
     part : str, optional
         Path of the submodule that all numbers are about; the whole network if None.
+    target : str
+        The target where it is no number of multiply-accumulates, see :func:`decomp.pipelines.run.target.target_words`.
+    latency : dict
+        The measurement of the plan, of a target in measured time.
     """
 
     model: str
@@ -58,6 +63,8 @@ class Summary:
     notes: list[str] = field(default_factory=list, repr=False)
     network: str = "decomposed"
     part: str | None = None
+    target: str = ""
+    latency: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -65,13 +72,18 @@ class Summary:
         return self.model if self.part is None else f"{self.model}, {self.part} alone"
 
     def costs(self) -> str:
-        """The costs in one line."""
-        target = "" if self.speedup is None else f", target {self.speedup:g}x"
-        return (
+        """The costs in one line, and the target; of one in measured time also what was measured."""
+        other = bool(self.target)
+        target = "" if self.speedup is None or other else f", target {self.speedup:g}x"
+        costs = (
             f"{self.macs_before / 1e6:,.2f} M → {self.macs_after / 1e6:,.2f} M multiply-accumulates "
             f"({self.macs_before / max(self.macs_after, 1):.2f}x{target}), "
             f"{self.params_before / 1e6:,.3f} M → {self.params_after / 1e6:,.3f} M parameters"
         )
+        if not other:
+            return costs
+        shrunk = f" ({self.params_before / max(self.params_after, 1):.2f}x)"
+        return f"{costs}{shrunk}; target {self.target}{f': {latency_words(self.latency)}' if self.latency else ''}"
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table of layers as texts, the header first."""
@@ -117,12 +129,14 @@ def summarise(run: str | os.PathLike[str] | RunDirectory) -> Summary:
     errors = {report["layer"]: _last_error(report) for report in facts.get("layers", [])}
     layers = layer_summaries(original, network, shape, sizes, errors)
     refined = [facts["block_refinement"]["words"]] if "words" in facts.get("block_refinement", {}) else []
+    target = target_words(facts)
     return Summary(
         model=str((run.config("freeze") or {}).get("asked", {}).get("model", run.path)),
         speedup=facts["asked"]["speedup"], macs_before=facts["macs_before"], macs_after=facts["macs_after"],
         params_before=facts["params_before"], params_after=facts["params_after"],
         fidelity=facts.get("fidelity") or {}, layers=layers, notes=[*(facts.get("notes") or []), *refined],
         network=made.label, part=(run.config("freeze") or {}).get("asked", {}).get("part"),
+        target="" if facts["asked"].get("cost", "macs") == "macs" else target, latency=facts.get("latency") or {},
     )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from decomp.runtimes.names import RUNTIMES
+
 from ..console.words import counted
 from ..measure.intervals import paired_difference, share_words, wilson
 from ..measure.latency import Measurement, comparable
@@ -14,6 +16,8 @@ from .tables import Table
 
 #: Ratio of counted to measured speed-up from which the two are said to differ.
 APART = 1.4
+#: Part of a promised speed-up above which a later measurement, perhaps in another state of the machine, keeps it.
+KEPT = 0.9
 #: The runtimes in a sentence.
 RUNTIME_WORDS = {
     "eager": "eager PyTorch", "compile": "compiled PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO",
@@ -67,7 +71,8 @@ def verdict(report: Mapping[str, Any] | None, summary: Summary | None) -> str | 
             return None
         counted = fewer(summary.macs_before / max(summary.macs_after, 1))
         parts = [counted, _closeness(summary), "accuracy and time are not measured yet"]
-        return "; ".join(part for part in parts if part) + "."
+        words = "; ".join(part for part in parts if part)
+        return f"{words[:1].upper()}{words[1:]}."
     assert report is not None
     first, last, c = rows[0], rows[-1], report["conditions"]
     busy = any(note.startswith(UNRELIABLE) for note in report["notes"])
@@ -77,7 +82,9 @@ def verdict(report: Mapping[str, Any] | None, summary: Summary | None) -> str | 
     time = f"{' and '.join(times)}{doubt} at batch {c['batch_size']} on {_machine(c)}"
     quality = quality_words(report, first, last) or _closeness(summary)
     parts = [fewer(last["counted_speedup"]), time, quality]
-    return ", ".join(part for part in parts if part) + "."
+    words = ", ".join(part for part in parts if part)
+    promised = "" if _place_of_promise(report, last) else _promise_words(report)
+    return f"{words[:1].upper()}{words[1:]}{promised}."
 
 
 def _closeness(summary: Summary | None) -> str:
@@ -90,7 +97,46 @@ def _times(report: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
     c = report["conditions"]
     where = c.get("runtime", "eager"), c["layout"]
     found = [(where, last["measured_speedup"]), *(item for item in _elsewhere(report, last) if item[0] != where)]
-    return [f"{faster(speedup)} in {_runtime_words(*place)}" for place, speedup in found]
+    promised = _place_of_promise(report, last)
+    return [
+        f"{faster(speedup)} in {_runtime_words(*place)}{_promise_words(report) if place == promised else ''}"
+        for place, speedup in found
+    ]
+
+
+def _promise(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The time that was measured when the network was planned; empty where its sizes were not."""
+    planned = report["conditions"].get("planned") or {}
+    return planned if planned.get("speedup") else {}
+
+
+def _place_of_promise(report: Mapping[str, Any], last: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Runtime and layout of the promise where the network was timed there, with its batch and threads."""
+    c, promise = report["conditions"], _promise(report)
+    if not promise or promise["batch_size"] != c["batch_size"] or promise["threads"] not in (None, c["threads"]):
+        return None
+    place = promise["runtime"], promise["layout"]
+    measured = {(c.get("runtime", "eager"), c["layout"]), *(found for found, _ in _elsewhere(report, last))}
+    return place if place in measured else None
+
+
+def _keeps_promise(report: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+    place = _place_of_promise(report, last)
+    own = {(report["conditions"].get("runtime", "eager"), report["conditions"]["layout"]): last["measured_speedup"]}
+    return place is not None and {**dict(_elsewhere(report, last)), **own}[place] > KEPT * _promise(report)["speedup"]
+
+
+def _promise_words(report: Mapping[str, Any]) -> str:
+    """The promise in brackets, with its conditions where it was not measured again; empty where none was made."""
+    c, promise = report["conditions"], _promise(report)
+    if not promise:
+        return ""
+    words = f"when it was planned: {promise['speedup']:.2f}x"
+    if _place_of_promise(report, report["rows"][-1]):
+        return f" ({words})"
+    threads = "" if promise["threads"] in (None, c["threads"]) else f" with {counted(promise['threads'], 'thread')}"
+    place = _runtime_words(promise["runtime"], promise["layout"])
+    return f" ({words} in {place} at batch {promise['batch_size']}{threads}, not measured here)"
 
 
 def _elsewhere(report: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[tuple[str, str], float]]:
@@ -186,22 +232,35 @@ def warnings(report: Mapping[str, Any] | None, run: str, program: str, command: 
     command = command or f"{program} decompose --run NEW --from {run}"
     last = report["rows"][-1]
     lines = [note[:1].upper() + note[1:] + "." for note in report["notes"] if note.startswith(UNRELIABLE)]
-    counted, measured = last["counted_speedup"], last["measured_speedup"]
-    if counted > APART * measured:
-        lines.append(_apart(report, counted, measured, run, program, command))
+    runtime, measured = _in_fastest(report, last)
+    # A plan by time that keeps its promise was not made by the count.
+    if last["counted_speedup"] > APART * measured and not _keeps_promise(report, last):
+        lines.append(_apart(report, runtime, measured, run, program, command))
     return lines
 
 
-def _apart(report: Mapping[str, Any], counted: float, measured: float, run: str, program: str, command: str) -> str:
+def _in_fastest(report: Mapping[str, Any], last: Mapping[str, Any]) -> tuple[str, float]:
+    """The runtime in which a network takes the shortest time of all measured here, and its speed-up there."""
+    own = report["conditions"].get("runtime", "eager")
+    times = [
+        (time.latency_ms, one.conditions["runtime"] != own, one.conditions["runtime"], time.speedup)
+        for one in _measured_here(report) for time in one.times
+        if time.network == last["network"] and time.latency_ms is not None and time.speedup is not None
+    ]  # fmt: skip
+    return min(times)[2:] if times else (own, last["measured_speedup"])
+
+
+def _apart(report: Mapping[str, Any], runtime: str, measured: float, run: str, program: str, command: str) -> str:
     """That time does not follow the count, and the commands to try: other layouts and runtimes, a plan by time."""
-    c = report["conditions"]
-    runtime = c.get("runtime", "eager")
-    known = {place for place, _ in _elsewhere(report, report["rows"][-1])} | {(runtime, c["layout"])}
+    c, counted = report["conditions"], report["rows"][-1]["counted_speedup"]
+    own = c.get("runtime", "eager")
+    known = {place for place, _ in _elsewhere(report, report["rows"][-1])} | {(own, c["layout"])}
     tries = []
     if not any(layout == "channels-last" for _, layout in known):
-        tries.append(f"`{program} evaluate --run {run} --layout channels-last`")
+        able = "" if "channels-last" in RUNTIMES[own].layouts else " --runtime eager"
+        tries.append(f"`{program} evaluate --run {run}{able} --layout channels-last --batch-size {c['batch_size']}`")
     # Also one that does not take the network, which would only be said again.
-    if {name for name, _ in known} | {one.conditions["runtime"] for one in _measured_here(report)} == {runtime}:
+    if {name for name, _ in known} | {one.conditions["runtime"] for one in _measured_here(report)} == {own}:
         tries.append(f"`{program} evaluate --run {run} --runtime all --batch-size {c['batch_size']}`")
     plan = f"{command} --speedup {max(measured, 1.2) * 1.2:.1f}x --cost latency --batch-size {c['batch_size']}"
     tries.append(f"`{plan}{'' if runtime == 'eager' else f' --runtime {runtime}'}`")

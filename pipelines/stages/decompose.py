@@ -76,7 +76,7 @@ class DecomposeResult(StageResult):
         refined = f.get("block_refinement")
         lines += [*([block_refinement.summary(refined)] if refined else []), *f.get("more_images", [])]
         if "passes" in f:
-            lines.append(work_words(f["passes"], f["spilled_bytes"]))
+            lines.append(work_words(f["passes"], f["spilled_bytes"], (refined or {}).get("passes", 0.0)))
         lines += sanity.doubts(self.run.config("freeze"))
         folder, into = str(self.run.model_dir), f.get("into") or {}
         if into.get("verified") is False:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from decomp.cost.count import cost
-from decomp.errors import DecompError, FileError
+from decomp.errors import FileError
 from decomp.runtimes.precision import exact_float32
 
 from ...data.formats import network_file
@@ -35,8 +35,9 @@ from ..measure.latency import (
     chosen_runtimes,
     comparable,
     latency_lines,
-    measure_latency,
+    measured_in_all,
 )
+from ..measure.planned import settled
 from ..measure.tested import ON_IMAGES, Tested, measure_on_images
 from ..reporting import verdict
 from ..run import loading
@@ -45,6 +46,7 @@ from ..run.directory import RunDirectory
 from ..run.evaluated import KIND, keep_unusable, read_evaluation
 from ..run.networks import compressed, existing, missing, unimproved
 from ..run.record import library_versions
+from ..run.target import promise_of_run
 
 #: What the measurements on images depend on.
 TESTED_BY = ("device", "networks", "tuning_finished", "versions")
@@ -86,7 +88,7 @@ class EvaluationResult:
         The original first, then the other networks of the run.
     conditions : dict
         ``batch_size``, ``device``, ``threads``, ``rounds``, ``data``, ``n_images``, ``versions``; ``runtime`` and
-        ``layout`` are those of the latencies in the rows.
+        ``layout`` are those of the latencies in the rows; ``planned`` is the time that was measured for the plan.
     notes : list of str
         Reasons for empty columns, and warnings.
     classes : dict
@@ -179,9 +181,9 @@ class EvaluationResult:
 def evaluate(
     run: str | os.PathLike[str] | RunDirectory,
     *,
-    batch_size: int = 64,
-    runtime: str | Sequence[str] = ("eager",),
-    layout: str = "contiguous",
+    batch_size: int | None = None,
+    runtime: str | Sequence[str] | None = None,
+    layout: str | None = None,
     device: str = "auto",
     repeats: int = 30,
     redo: bool = False,
@@ -193,13 +195,14 @@ def evaluate(
     ----------
     run : path or RunDirectory
         Frozen at least; decomposed, pruned and fine-tuned networks are measured where they exist.
-    batch_size : int
-        Images per batch in the latency measurement.
-    runtime : str or sequence of str
+    batch_size : int, optional
+        Images per batch in the latency measurement. Where not given, this and the next two are those of the plan for a
+        network that was planned by latency, otherwise 64, 'eager' and 'contiguous'.
+    runtime : str or sequence of str, optional
         Runtimes in which latency is measured, of :data:`decomp.runtimes.names.RUNTIMES`, or 'all' for those that are
         installed. The table of networks shows the first one that takes all networks. What was measured before is
         kept, and not measured again under the same conditions.
-    layout : {'contiguous', 'channels-last'}
+    layout : {'contiguous', 'channels-last'}, optional
         Memory layout of images and weights in the latency measurement, of all networks alike.
     device : str
         'auto', 'cpu', 'cuda' or 'cuda:N'.
@@ -225,10 +228,14 @@ def evaluate(
     -----
     Reads the test split, as ``train`` does after its last epoch; no stage decides anything by it.
     """
-    options = EvaluateOptions(batch_size=batch_size, runtime=runtimes(runtime), layout=layout, repeats=repeats)
+    options = EvaluateOptions(batch_size, None if runtime is None else runtimes(runtime), layout, repeats)
     run, reporter = RunDirectory.open(run), reporter or Reporter()
     with run.lock(), reporter.stage("evaluate"):
-        target = pick_device(device)
+        target, planned = pick_device(device), promise_of_run(run)
+        options, taken = settled(options, planned, target)
+        assert options.batch_size is not None and options.runtime is not None and options.layout is not None
+        if taken:
+            reporter.step(taken)
         pairs, said = chosen_runtimes(options.runtime, target, options.layout)
         asked = [asked_conditions(*pair, target, options.batch_size, options.repeats) for pair in pairs]
         paths = _network_paths(run)
@@ -251,14 +258,14 @@ def evaluate(
         earlier = [] if before is None else before[0].latencies
         # Measured by one process, while the others wait.
         times, main = from_first(
-            lambda: _timed(networks, digests, shape, target, asked, [] if redo else earlier, reporter)
+            lambda: measured_in_all(networks, digests, shape, target, asked, [] if redo else earlier, reporter.step)
         )
         kept = [one for one in earlier if not any(one.matches(new.conditions, new.networks) for new in times)]
         conditions = {
             "batch_size": options.batch_size, "layout": main.conditions["layout"], "device": device_name(target),
             "threads": identity["threads"], "rounds": main.conditions["rounds"], **tested.facts,
             "runtime": main.conditions["runtime"], "optimisation": main.conditions["optimisation"],
-            "versions": identity["versions"],
+            "versions": identity["versions"], "planned": planned,
         }  # fmt: skip
         notes = [*tested.notes, *_missing(run), *said, *(note for one in times for note in one.notes())]
         rows = _rows(networks, shape, tested.columns, main)
@@ -284,33 +291,6 @@ def _tested_before(
     columns = {row.network: {key: getattr(row, key) for key in ON_IMAGES} for row in result.rows}
     facts = {key: result.conditions[key] for key in ("data", "n_images", "images", "test_digest")}
     return Tested(columns, result.classes, facts, notes)
-
-
-def _timed(
-    networks: Mapping[str, nn.Module],
-    digests: Mapping[str, str],
-    shape: Shape,
-    device: torch.device,
-    asked: Sequence[Mapping[str, Any]],
-    earlier: Sequence[Measurement],
-    reporter: Reporter,
-) -> tuple[list[Measurement], Measurement]:
-    """Times under all conditions that are asked, measured where they are not known; the first that has all networks."""
-    times = []
-    for wanted in asked:
-        known = [one for one in earlier if one.matches(wanted, digests)]
-        if not known:
-            reporter.step(
-                f"measuring latency of {counted(len(networks), 'network')} in {wanted['runtime']}, batch size "
-                f"{wanted['batch_size']}"
-            )
-        times.append(known[-1] if known else measure_latency(networks, digests, shape, device, wanted))
-    complete = [one for one in times if not any(time.reason for time in one.times)]
-    if not complete:
-        reason = next(time.reason for one in times for time in one.times if time.reason)
-        name, rule = reason.split(": ", 1)
-        raise DecompError(name, rule, fix="name a runtime that takes all networks beside it, such as eager")
-    return times, complete[0]
 
 
 def device_name(device: torch.device) -> str:

@@ -20,6 +20,7 @@ from ..run.conditions import label_options, pruned_words
 from ..run.directory import RunDirectory
 from ..run.networks import compressed, existing
 from ..run.record import last_saved_epoch, read_log
+from ..run.target import promise, target_words
 
 #: The end of the message of a fine-tuning that was stopped, as stages/finetune.py writes it.
 AGAIN = re.compile(r"begin again with (--lr \S+ --redo)")
@@ -166,8 +167,13 @@ def _unfinished_freeze(run: RunDirectory) -> StageStatus:
 def _decompose(run: RunDirectory, config: dict[str, Any] | None) -> StageStatus:
     if config is None:
         return StageStatus("decompose", OPEN)
-    asked = config.get("asked", {})
-    target = f"{asked.get('speedup', 0):g}x by {', '.join(asked.get('steps', []))}"
+    target, planned = target_words(config), promise(config)
+    if planned:
+        time = (
+            f"{planned['speedup']:.2f}x when it was planned" if planned["speedup"] else "of edited sizes: not measured"
+        )
+        target += f" ({time})"
+    target += f" by {', '.join(config.get('asked', {}).get('steps', []))}"
     if "macs_after" in config and (run.model_dir / "structure.json").is_file():
         reached = config["macs_before"] / config["macs_after"]
         millions = f"{config['macs_before'] / 1e6:,.2f} M to {config['macs_after'] / 1e6:,.2f} M multiply-accumulates"

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from decomp.allocation.allocator import Allocator
 from decomp.allocation.choices import plan_cost
-from decomp.allocation.plan import LATENCY_FIELDS, LayerPlan, Plan, limits
+from decomp.allocation.plan import LATENCY_FIELDS, LayerPlan, Plan, latency_words, limits
 from decomp.cost.count import cost
 from decomp.cost.models import MacsCost
 from decomp.data import zoo
@@ -235,6 +235,22 @@ def test_a_plan_by_latency_must_say_how_it_was_measured():
     del measured["measured_ms"]
     with pytest.raises(TargetError, match="latency must say measured_ms"):
         Plan.from_json({**plan, "latency": measured})
+
+
+def test_a_time_is_claimed_only_of_sizes_that_were_measured():
+    latency = {
+        "device": "CPU x", "threads": 1, "torch": "2", "batch_size": 8, "layout": "contiguous", "runtime": "eager",
+        "original_ms": 24.0, "measured_ms": 18.4, "measured_speedup": 1.304, "low": 1.2, "high": 1.4, "sizes": "a",
+    }  # fmt: skip
+    measured = (
+        "measured 1.30x as fast as the original in eager (1.20x to 1.40x in eight of ten rounds): 18.4 ms for 24 ms, "
+        "batch of 8, contiguous, CPU x, 1 thread"
+    )
+    assert latency_words(latency) == f"a network of these sizes was {measured}"
+    edited = latency_words({**latency, "other_sizes": True})
+    assert edited == f"the time of these sizes was not measured, evaluate does; before the plan was edited: {measured}"
+    del latency["sizes"]  # a record that does not say of which sizes it is
+    assert latency_words(latency) == f"a network of the planned sizes was {measured}"
 
 
 def test_every_step_has_a_field_and_a_curve_and_costs_take_the_ranks_in_the_order_of_the_table():

@@ -1,10 +1,15 @@
-"""Conditions of a plan by latency: the runtime that it was made for, and the doubts that its measurement leaves."""
+"""Conditions of a plan by latency: its runtime, its sizes, and the doubts that its measurement leaves."""
 
 import pytest
 
-from decomp.allocation.plan import Plan
+from decomp.allocation.plan import LayerPlan, Plan
 from decomp.errors import TargetError
-from decomp.pipelines.decomposition.latency_conditions import doubts, require_same_runtime
+from decomp.pipelines.decomposition.latency_conditions import (
+    digest_of_sizes,
+    doubts,
+    require_same_runtime,
+    with_sizes_compared,
+)
 
 
 def test_a_plan_for_another_runtime_or_without_latency_is_refused():
@@ -28,3 +33,31 @@ def test_a_target_that_was_not_met_and_a_busy_machine_are_said():
         "the machine is busy (it is slow; it waits), so that the measured speed-up is not certain; make the plan again "
         "when nothing else runs"
     )
+
+
+def edited(**changes):
+    """Whether a plan by latency has other sizes than those measured after a change of its fields."""
+    layers = [LayerPlan("a", keep=4), LayerPlan("b", spatial_rank=3), LayerPlan("gone", channel_rank=2)]
+    plan = Plan(2.0, (), "joint", layers, spaces={"a": 4}, left_out=["x", "y"], latency={"runtime": "eager"})
+    plan.latency["sizes"] = digest_of_sizes(plan, {"gone"})
+    for name, value in changes.items():
+        setattr(plan, name, value)
+    found = with_sizes_compared(plan, {"gone"})
+    assert found.latency["runtime"] == "eager" and "other_sizes" not in plan.latency
+    return found.latency.get("other_sizes", False)
+
+
+def test_sizes_that_were_edited_are_told_from_those_that_were_measured():
+    same = [LayerPlan("a", keep=4), LayerPlan("b", spatial_rank=3)]
+    assert not edited() and not edited(speedup=3.0) and not edited(left_out=["y", "x"])
+    # Of layers in blocks that are left out the sizes have no effect, and the plan need not list them.
+    assert not edited(layers=[*same, LayerPlan("gone")]) and not edited(layers=same)
+    assert edited(layers=[LayerPlan("a", keep=5), same[1]]) and edited(layers=[same[0], LayerPlan("b", channel_rank=3)])
+    assert edited(spaces={"a": 5}) and edited(left_out=["x"])
+
+
+def test_sizes_that_were_put_back_are_those_that_were_measured_and_an_unknown_record_says_nothing():
+    assert not edited(latency={"runtime": "eager"})
+    plan = Plan(2.0, (), "joint", [LayerPlan("a", keep=4)])
+    plan.latency = {"sizes": digest_of_sizes(plan, ()), "other_sizes": True}
+    assert with_sizes_compared(plan, ()).latency == {"sizes": plan.latency["sizes"]}

@@ -4,10 +4,15 @@ import json
 import re
 
 import pytest
+import torch
 
+from decomp.allocation.plan import LATENCY_FIELDS, Plan
 from decomp.cost.count import cost
 from decomp.data.formats import network_file
+from decomp.data.formats.json_files import write_json
 from decomp.errors import TargetError, UsageError
+from decomp.pipelines.decomposition.latency_conditions import digest_of_sizes
+from decomp.pipelines.measure.devices import full_name
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages.decompose import decompose
 from tests.pipelines.digit_runs import Collected, layer_of, planned
@@ -66,6 +71,32 @@ def test_a_given_plan_decides_the_sizes_and_another_one_needs_redo(vgg_run, tmp_
     assert len(network_file.load(other.model_dir).get_submodule("7.vertical").weight) == 14
 
 
+def test_an_edited_plan_by_latency_does_not_claim_the_time_of_the_sizes_that_were_measured(vgg_run, tmp_path):
+    data = planned(vgg_run, speedup=2, plan_only=True)
+    measured = dict.fromkeys(LATENCY_FIELDS, 1.0) | {
+        "device": full_name(torch.device("cpu")), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "layout": "contiguous", "measured_speedup": 1.3,
+    }  # fmt: skip
+    plan = Plan.from_json({**data, "cost": "latency", "latency": measured})
+    plan.latency["sizes"] = digest_of_sizes(plan, ())
+
+    def said(folder):
+        write_json(tmp_path / "mine.json", plan.to_json())
+        reporter, other = Collected(), RunDirectory(tmp_path / folder)
+        options = {"source_run": vgg_run.path, "refine_blocks": False, "reporter": reporter}
+        result = decompose(other, plan=tmp_path / "mine.json", **options)
+        claims = [line for line in (*reporter.messages, *result.findings()) if "a network of these sizes was" in line]
+        return claims, other.config("decompose")["latency"], result.findings()
+
+    claims, record, _ = said("as measured")
+    assert len(claims) == 2 and "other_sizes" not in record
+    plan.layers[2].spatial_rank = 1
+    claims, record, lines = said("edited")
+    assert claims == [] and record["other_sizes"] and record["measured_speedup"] == 1.3
+    assert any("of these sizes was not measured, evaluate does; before the plan was edited: measured 1.30x" in line
+               for line in lines)  # fmt: skip
+
+
 def test_costs_of_a_plan_written_by_hand_are_counted(vgg_run, tmp_path):
     layers = [{"layer": name} for name in (*CONVS, "16")]
     layers[1]["spatial_rank"] = 8
@@ -76,14 +107,14 @@ def test_costs_of_a_plan_written_by_hand_are_counted(vgg_run, tmp_path):
     assert 0 < plan["macs_after"] < plan["macs_before"] and plan["params_before"] > plan["params_after"] > 0
 
 
-def test_a_plan_that_does_not_fit_the_network_is_refused_and_leaves_no_record(vgg_run, tmp_path):
+def test_a_plan_that_does_not_fit_the_network_is_refused_and_leaves_no_run(vgg_run, tmp_path):
     plan = planned(vgg_run)
     layer_of(plan, "7")["channel_rank"] = 500
     (tmp_path / "mine.json").write_text(json.dumps(plan))
     other = tmp_path / "other"
     with pytest.raises(TargetError, match=r"7: channel_rank must be in 1\.\.\d+ \(filters\), got 500; change it in"):
         decompose(other, plan=tmp_path / "mine.json", source_run=vgg_run.path, reporter=Collected())
-    assert RunDirectory.open(other).config("decompose") is None
+    assert not other.exists()
     with pytest.raises(UsageError, match="--plan: says the speed-up itself"):
         decompose(vgg_run, plan=tmp_path / "mine.json", speedup=3, reporter=Collected())
     with pytest.raises(UsageError, match="--speedup: must be a number above 1, got none"):

@@ -331,3 +331,11 @@ def test_the_steps_and_their_work_are_said_before_they_are_taken(run):
         "refinement of the blocks: 30 steps of 32 images for each block, "
         f"the work of {passes:.1f} passes over the calibration images"
     )
+    # The result gives the same number, beside that of the work in front of the refinement.
+    assert result.facts["block_refinement"]["passes"] == pytest.approx(passes, abs=0.006)
+    forward = result.facts["passes"]
+    total = f"{forward:.1f} passes over the calibration images, and the work of {passes:.1f} more to refine the blocks"
+    assert total in result.findings()
+    reporter = Collected()
+    decompose(run, speedup=2, refine_blocks=False, redo=True, reporter=reporter)
+    assert "passes" not in run.config("decompose").get("block_refinement", {})

@@ -75,6 +75,12 @@ def test_channels_of_pruned_layers_are_listed_one_by_one(run):
     assert layer_tables.channels(run).rows == [("b", 0, 1), ("b", 1, 0), ("b", 2, 1)]
 
 
+def test_nothing_is_missing_where_a_finished_plan_prunes_no_layer(finished):
+    assert layer_tables.channels(finished).rows == [("3", 0, 1), ("3", 1, 0), ("3", 2, 1)]
+    solved(finished, 1, "3")
+    assert layer_tables.channels(finished) is None
+
+
 def test_an_unfinished_decomposition_goes_on_with_its_own_command(run):
     run.update_config("decompose", BEGUN)
     own = f"decomp decompose --run {run} --speedup 3x --skip a"

@@ -76,3 +76,21 @@ def test_the_lines_give_costs_closeness_and_the_table():
     assert header.split() == ["layer", "reads", "writes", "MACs", "parameters", "error"]
     assert row.split() == "<b> 2 of 4 8 4 → 1 k (4.0x) 40 → 10 12.5 %".split()
     assert "&lt;b&gt;" in summary._repr_html_() and summary.to_json()["layers"][0]["macs_after"] == 1000
+
+
+def test_a_target_in_another_quantity_is_not_compared_with_the_multiply_accumulates(run):
+    facts = run.config("decompose")
+    latency = {
+        "runtime": "onnxruntime", "batch_size": 1, "layout": "contiguous", "device": "CPU x", "threads": 2,
+        "measured_speedup": 2.9, "measured_ms": 1.0, "original_ms": 2.9, "sizes": "a",
+    }  # fmt: skip
+    run.update_config("decompose", {**facts, "asked": {"speedup": 3.0, "cost": "latency"}, "latency": latency})
+    assert summarise(run).costs() == (
+        "0.00 M → 0.00 M multiply-accumulates (3.00x), 0.000 M → 0.000 M parameters (2.00x); target 3x in measured "
+        "time in onnxruntime at batch 1: a network of these sizes was measured 2.90x as fast as the original in "
+        "onnxruntime: 1 ms for 2.9 ms, batch of 1, contiguous, CPU x, 2 threads"
+    )
+    run.update_config("decompose", {**facts, "asked": {"speedup": 2.0, "cost": "params"}})
+    assert summarise(run).costs().endswith("(3.00x), 0.000 M → 0.000 M parameters (2.00x); target 2x in parameters")
+    run.update_config("decompose", {**facts, "asked": {"speedup": 3.0, "cost": "macs"}})
+    assert "(3.00x, target 3x)" in summarise(run).costs()

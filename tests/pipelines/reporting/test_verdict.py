@@ -143,3 +143,47 @@ def test_what_to_try_leaves_out_what_was_measured_already_and_names_the_runtime(
     (line,) = warnings(found, "runs/a", "decomp")
     assert "--layout" not in line and "--runtime all" not in line
     assert "--cost latency --batch-size 64 --runtime onnxruntime`" in line
+
+
+PLANNED = {"speedup": 1.304, "runtime": "onnxruntime", "batch_size": 64, "layout": "contiguous", "threads": 2}
+
+
+def test_the_promise_of_the_plan_stands_beside_what_was_measured():
+    found = report(counted=3.0, measured=1.24)
+    found["conditions"] |= {"runtime": "onnxruntime", "planned": PLANNED}
+    assert "1.2x as fast in ONNX Runtime (when it was planned: 1.30x) at batch 64" in verdict(found, None)
+    # A plan by time that keeps its promise needs no advice to make one.
+    assert warnings(found, "runs/a", "decomp") == []
+    found["rows"][-1]["measured_speedup"] = 1.1
+    assert "--cost latency" in warnings(found, "runs/a", "decomp")[0]
+    found["latencies"] = [timed("onnxruntime", 1.1), timed("eager", 2.0)]
+    assert "ONNX Runtime (when it was planned: 1.30x) and 2.0x as fast in eager PyTorch at batch" in verdict(
+        found, None
+    )
+    for name, value, words in (
+        ("batch_size", 1, "in ONNX Runtime at batch 1"), ("threads", 1, "in ONNX Runtime at batch 64 with 1 thread"),
+        ("layout", "channels-last", "in ONNX Runtime with channels last at batch 64"),
+    ):  # fmt: skip
+        found["conditions"]["planned"] = {**PLANNED, name: value}
+        assert verdict(found, None).endswith(f" (when it was planned: 1.30x {words}, not measured here).")
+    found["conditions"]["planned"] = {**PLANNED, "speedup": None}  # sizes that were edited
+    assert "planned" not in verdict(found, None)
+
+
+def test_the_count_is_compared_with_the_fastest_runtime_and_a_plan_is_proposed_for_it():
+    found = report(counted=3.0, measured=1.15)
+    fast = timed("onnxruntime", 1.41)
+    for time in fast["times"]:
+        time["latency_ms"] = 0.1
+    found["latencies"] = [fast, timed("eager", 1.15)]
+    (line,) = warnings(found, "runs/a", "decomp")
+    assert "3.00x and 1.41x in ONNX Runtime" in line
+    assert "--speedup 1.7x --cost latency --batch-size 64 --runtime onnxruntime`" in line
+    assert "evaluate --run runs/a --layout channels-last --batch-size 64`" in line
+    fast["times"][1]["speedup"] = 2.9
+    assert warnings(found, "runs/a", "decomp") == []
+
+
+def test_the_verdict_begins_with_a_capital_letter():
+    assert verdict(report(counted=0.8), None).startswith("No fewer multiply-accumulates, 2.1x as fast")
+    assert verdict(None, Summary("m", 1.3, 100, 120, 5, 5, {}, [])).startswith("No fewer multiply-accumulates; acc")

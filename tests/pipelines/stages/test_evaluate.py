@@ -13,10 +13,12 @@ from decomp.data.formats.digests import digest_file
 from decomp.data.sources import open_source
 from decomp.errors import DecompError, FileError, UsageError
 from decomp.pipelines.measure import latency, tested
+from decomp.pipelines.measure.devices import full_name
 from decomp.pipelines.measure.intervals import short_share
 from decomp.pipelines.run import images as run_images
 from decomp.pipelines.stages.evaluate import evaluate
 from decomp.runtimes.compiled import Compiled
+from tests.pipelines.digit_runs import Collected
 from tests.pipelines.small_runs import SHAPE, Watched, disturbed, make_run, quiet
 
 
@@ -331,6 +333,24 @@ def test_a_runtime_that_takes_no_network_is_refused_unless_another_does(run, mon
     assert result.conditions["runtime"] == "eager" and result.rows[0].latency_ms > 0
     assert "no time of the original network in compile: the network cannot be compiled (bad)" in result.notes
     assert [time.latency_ms for one in result.latencies for time in one.times][:3] == [None] * 3
+
+
+def test_a_network_that_was_planned_for_its_time_is_measured_as_in_the_plan_and_beside_its_promise(run):
+    planned = {
+        "runtime": "eager", "batch_size": 3, "layout": "channels-last", "device": full_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(), "measured_speedup": 1.304,
+    }  # fmt: skip
+    run.update_config("decompose", {"asked": {}, "macs_after": 1, "latency": planned})
+    reporter = Collected()
+    result = evaluate(run, repeats=2, device="cpu", reporter=reporter)
+    (line,) = (text for text in reporter.messages if "of the plan" in text)
+    assert line.endswith("conditions of the plan, runtime eager, batch size 3, layout channels-last")
+    assert (result.conditions["batch_size"], result.conditions["layout"]) == (3, "channels-last")
+    assert sum(" with channels last (when it was planned: 1.30x)" in text for text in result.findings()) == 1
+    other = measure(run)  # with two images at a time
+    assert other.conditions["batch_size"] == 2 and other.conditions["layout"] == "channels-last"
+    promise = " (when it was planned: 1.30x in eager PyTorch with channels last at batch 3, not measured here)."
+    assert sum(text.endswith(promise) for text in other.findings()) == 1
 
 
 # --- mistakes ---

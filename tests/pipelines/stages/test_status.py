@@ -238,3 +238,27 @@ def test_files_are_named_with_their_sizes(played):
     lines = list(status(played.run).lines())
     assert any("frozen.h5" in line and "KiB" in line for line in lines)
     assert not any("report.json" in line for line in lines)
+
+
+def test_a_target_in_measured_time_is_told_with_what_was_measured(played):
+    played.freeze()
+    played.plan()
+    asked = {**ASKED, "speedup": 1.3, "cost": "latency", "runtime": "onnxruntime", "latency_batch": 1}
+    played.run.update_config("decompose", {"asked": asked})
+    target = "1.3x in measured time in onnxruntime at batch 1"
+    assert played.look()[1]["decompose"].startswith(f"{target} by spatial, prune: plan.json is written")
+    played.decompose()
+    latency = {
+        "runtime": "onnxruntime", "batch_size": 1, "layout": "contiguous", "device": "CPU", "threads": 2,
+        "measured_speedup": 1.304,
+    }  # fmt: skip
+    record = {"asked": asked, "macs_before": 1_500_000, "macs_after": 1_890_000, "latency": latency}
+    played.run.update_config("decompose", record)
+    count = "0.79x (1.50 M to 1.89 M multiply-accumulates)"
+    planned = "(1.30x when it was planned) by spatial, prune"
+    assert played.look()[1]["decompose"] == f"{count}; target {target} {planned}"
+    latency["other_sizes"] = True
+    played.run.update_config("decompose", record)
+    assert (
+        played.look()[1]["decompose"] == f"{count}; target {target} (of edited sizes: not measured) by spatial, prune"
+    )
