@@ -83,7 +83,7 @@ class FinetuneResult:
             accuracy = f["metric"].endswith("accuracy")
             return short_share(value, f["n_validation"]) if accuracy else f"{value:.3g}"
 
-        first = f"{f['metric']} on {f['n_validation']:,} held-out images: {shown(f['before'])} before"
+        first = f"{f['metric']} on {counted(f['n_validation'], 'held-out image')}: {shown(f['before'])} before"
         if f["best_epoch"] == 0:
             rule = f"{first}, and none of {counted(f['epochs'], 'epoch')} was better"
             lines = [rule, f"the network before fine-tuning stays the best; {best} is the same one"]
@@ -336,7 +336,9 @@ def _task(
         task = LabelledTask(run, options.seed)
     else:
         held = MEMORY_BYTES if memory is None else min(MEMORY_BYTES, memory // HELD_SHARE)
-        task = UnlabelledTask(run, options.seed, data=options.data, n_images=options.n_images, in_memory=held)
+        task = UnlabelledTask(
+            run, options.seed, data=options.data, n_images=options.n_images, in_memory=held, reporter=reporter
+        )
     for note in task.notes:
         reporter.step(note)
     for warning in task.warnings:
