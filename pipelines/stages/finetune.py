@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from ..training.loop import Training, fit
 from ..training.losses import loss_for
 from ..training.memory import TrainingLimits, announced_limits, parts_of
 from ..training.outputs import NetworkWriter, checkpoint_file, events_dir, metrics_file
-from ..training.rate_trial import tried_rate
 from ..training.recipe import Recipe
 from ..training.tasks import LabelledTask, TrainingTask
 from ..training.tuned_network import first_image, trained_network
@@ -266,11 +265,6 @@ def _finetune(
     def validate(network: nn.Module) -> dict[str, float]:
         return task.validate(network, original, device)
 
-    # A training that a version without the trial began goes on at the rate that it has.
-    tries = isinstance(task, UnlabelledTask) and task.changed and (not begun or "tried_rate" in begun)
-    if tries:
-        rate = tried_rate(network, recipe, shared, validate, time_limit, begun, reporter)
-        recipe = replace(recipe, learning_rate=rate)
     kept = original_answers_once(task, original, network, recipe, shared, time_limit, begun, reporter)
     if time_limit is not None:
         recipe = time_limit.plan(
@@ -287,7 +281,7 @@ def _finetune(
             identity={
                 **options.to_json(), "epochs": recipe.epochs, "network": network_digest,
                 "normalised": [*inserted, *own], "limits": limits.to_json(), "slices": slices, "targets_kept": kept,
-                **repeated, **({"tried_rate": recipe.learning_rate} if tries else {}),
+                **repeated,
             },
         )  # fmt: skip
     except NumericalError as error:
