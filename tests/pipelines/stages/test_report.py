@@ -61,7 +61,7 @@ def runs(tmp_path_factory):
     decomp.freeze(folder / "one", model="zoo:vgg-digits", data="digits", n_images=150, n_points=4)
     decomp.decompose(folder / "one", speedup=3)
     decomp.decompose(folder / "two", speedup=2, steps=("prune",), source_run=folder / "one")
-    decomp.finetune(folder / "one", epochs=1)
+    decomp.finetune(folder / "one", epochs=1, labels="none")
     for name in ("one", "two"):
         decomp.evaluate(folder / name, batch_size=4, repeats=2)
     return [RunDirectory(folder / name) for name in ("one", "two")]
