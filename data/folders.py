@@ -163,7 +163,8 @@ def open_folder(
         raise UsageError(name, "the folder must exist", fix="give the folder that holds train/ and val/")
     if not (root / "train").is_dir():
         rule = "the folder must hold train/ (and val/ for evaluation)"
-        raise FileError(name, rule, fix="calibration images are taken from train/ alone")
+        fix = f"put the images into {root / 'train'}, in one folder a class or, without labels, directly"
+        raise FileError(name, rule, fix=fix)
     has_test = (root / "val").is_dir()
     classes = _class_folders(root / "train")
     # Unlabelled training images may still come with a labelled test split.

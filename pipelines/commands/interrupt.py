@@ -16,10 +16,12 @@ from decomp.errors import DecompError
 
 from ..console.program import program
 from ..console.words import counted
+from ..distributed.launch import n_started
 from ..run.directory import RunDirectory
 from ..run.record import last_saved_epoch
 from ..run.replacement import beside
 from .going_on import command_of, going_on, value_of
+from .processes import leave_no_copy, said_while_busy
 
 CODE = 130
 #: Seconds that a command has for an orderly end after Ctrl-C. Libraries notice it only when a computation returns;
@@ -46,8 +48,11 @@ def quick_end(args: Sequence[str]) -> Iterator[None]:
     def watch() -> None:
         while byte := os.read(read, 1):
             if byte[0] == signal.SIGINT and not ended.wait(GRACE):
-                sys.stderr.write(f"\n{stopped_line(args, since)}\n")
-                sys.stderr.flush()
+                line = stopped_line(args, since) if n_started() == 1 else said_while_busy(args, since)
+                if line is not None:
+                    sys.stderr.write(f"\n{line}\n")
+                    sys.stderr.flush()
+                leave_no_copy()
                 os._exit(CODE)
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -17,6 +17,7 @@ from .going_on import REDO, going_on
 
 LOST = "error: processes: another one of this job has ended; {}."
 STOPPED = "stopped; {}."
+_OWN_COPY = f"{__name__.rsplit('.', 2)[0]}.distributed.own_copy"
 #: Errors of torch.distributed where another process has gone; they are of no class of their own.
 _CONNECTION = re.compile(r"gloo|nccl|connection|broken pipe|socket|peer", re.IGNORECASE)
 
@@ -46,6 +47,22 @@ def said_once(line: str | None, error: BaseException, args: Sequence[str], since
     return as_given(line) if first_to_say() else None
 
 
+def said_while_busy(args: Sequence[str], since: float) -> str | None:
+    """The line of the first process after Ctrl-C while a library does not return; None in the others.
+
+    These cannot be asked who has said it already: that exchange may be what does not return.
+    """
+    return STOPPED.format(_way_on(args, since)) if own_number() == 0 else None
+
+
+def leave_no_copy() -> None:
+    """Remove the copy of a run that this process works in, if any, before an end at once."""
+    if _OWN_COPY in sys.modules:  # an import might wait for one that the interrupted thread has begun
+        from ..distributed.own_copy import remove_copies
+
+        remove_copies()
+
+
 def _way_on(args: Sequence[str], since: float) -> str:
     without = "" if going_on(args, since) == list(args) else f" without {REDO}"
     return f"start the same torchrun command again{without} to go on"
@@ -67,6 +84,7 @@ def end_with_others(args: Sequence[str]) -> None:
         if first_to_say():
             sys.stderr.write(f"{LOST.format(_way_on(args, since))}\n")
             sys.stderr.flush()
+        leave_no_copy()
         os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, ended)

@@ -352,5 +352,5 @@ def refuse_without_latency(cost: str | None, choices: Mapping[str, Any]) -> None
         return
     for option, (name, default) in _OF_LATENCY.items():
         if (got := choices.get(name)) not in (None, default):
-            fix = "give the cost latency too, or leave it out"
+            fix = "give --cost latency too, or leave it out"
             raise UsageError(option, "decides only where the cost is latency", got=got, fix=fix)

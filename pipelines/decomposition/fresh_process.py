@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +37,7 @@ from .speed_ratio import RoundsRule, SpeedRatio, measure_ratio
 from .timings import block_of_rounds
 
 #: Of a helper process: the checkout or installation that this process runs is the one that it imports.
-_PROGRAM = f"import sys; sys.path[0] = sys.argv[1]; from {__name__} import serve; serve()"
+_PROGRAM = f"import sys; sys.path[0] = sys.argv[1]; from {__name__} import serve; serve(sys.argv[2])"
 _GRAPH = "graph.onnx"
 
 
@@ -84,25 +87,48 @@ def measure(request: Mapping[str, Any]) -> SpeedRatio:
     return measure_ratio(block_of_rounds(prepared, shape, device, made.layout, rule.block_seconds), rule)
 
 
-def serve() -> None:
+def serve(folder: str) -> None:
     """Answer the requests that come in, one line each, until there are no more; the work of the helper process.
 
-    Each names the file for the answer: the fields of a SpeedRatio, or ``error``.
+    Each names the file for the answer: the fields of a SpeedRatio, or ``error``. There are no more requests also where
+    the process that asks was killed: then nobody else removes the networks that it has written.
+
+    Parameters
+    ----------
+    folder : str
+        Of the networks and answers; removed at the end.
     """
     said = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
     for line in sys.stdin:
         request = json.loads(line)
         if sys.platform == "linux":  # elsewhere a copy of a process may not use all libraries
-            child = os.fork()
-            if child == 0:
-                _answer(request)
-                os._exit(0)
-            os.waitpid(child, 0)
+            _answer_in_a_copy(request)
         else:
             _answer(request)
-        said.write("done\n")
-        said.flush()
+        with contextlib.suppress(BrokenPipeError):
+            said.write("done\n")
+            said.flush()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answer_in_a_copy(request: Mapping[str, Any]) -> None:
+    """Answer in a copy of this process, which is ended where the process that asks ends before it has its answer."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _answer(request)
+        except OSError as error:  # the folder is full, or is removed because nobody waits for the answer
+            sys.stderr.write(f"{error}\n")
+        finally:
+            os._exit(0)
+    os.close(write)
+    ended, _, _ = select.select([read, 0], [], [])
+    if read not in ended:  # no request comes in before the answer: this is the end of the input
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(read)
 
 
 def _answer(request: Mapping[str, Any]) -> None:
@@ -138,8 +164,9 @@ class FreshProcess:
         self._messages = tempfile.TemporaryFile("w+")
         root = str(Path(decomp.__file__).resolve().parent.parent)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-c", _PROGRAM, root, self._folder.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._messages, text=True,
+            start_new_session=True,  # Ctrl-C ends this process, which then ends that one
         )  # fmt: skip
         return self
 
@@ -147,10 +174,24 @@ class FreshProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process is not None and self._folder is not None and self._messages is not None
+        if kind is not None:
+            # A measurement may take longer than a command has for its end after Ctrl-C. The helper is stopped only
+            # then: where this process does not come so far, the helper removes the rest.
+            shutil.rmtree(self._folder.name, ignore_errors=True)
+            self._stop(self._process)
         with contextlib.suppress(OSError):
             self._process.communicate()  # the helper ends with its input
         self._messages.close()
         self._folder.cleanup()
+
+    @staticmethod
+    def _stop(process: subprocess.Popen[str]) -> None:
+        """End the helper process and its copy that measures."""
+        if sys.platform == "linux":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
 
     def ratio(self, original: nn.Module, planned: nn.Module, rule: RoundsRule) -> SpeedRatio:
         """Measured speed-up of a planned network over the original.

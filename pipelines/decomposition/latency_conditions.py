@@ -47,7 +47,7 @@ def require_same_runtime(plan: Plan, runtime: str, name: str) -> None:
     """
     made = plan.latency.get("runtime", "eager") if plan.latency else f"no runtime, but to reduce {plan.cost}"
     if made != runtime:
-        fix = "leave the runtime out, or make a plan for it with cost latency"
+        fix = f"leave --runtime out, or make a plan for it with --cost latency --runtime {runtime}"
         raise TargetError(name, f"was made for {made}", got=f"the runtime {runtime}", fix=fix)
 
 

@@ -113,7 +113,8 @@ def closeness_words(found: Mapping[str, Any], images: str) -> str:
     images : str
         Such as ``held-out calibration images``.
     """
-    first, n = f"on {found['images']:,} {images}: outputs differ by", found["images"]
+    n = found["images"]
+    first = f"on {n:,} {images.replace('images', 'image', 1) if n == 1 else images}: outputs differ by"
     each = {name: _words(one, n) for name, one in found["outputs"].items()}
     if len(each) == 1:
         return f"{first} {next(iter(each.values()))}"

@@ -29,8 +29,9 @@ def begun_command(run: RunDirectory, stage: str) -> str | None:
     command = record.get("command") or _last_begun(run, stage)
     if command is None:
         return decompose_words(run, record["asked"]) if stage == "decompose" and "asked" in record else None
-    # A repeated --redo would delete what is kept, such as the layers that are solved, and --plan-only never solves one.
-    dropped = ("--redo", *(("--plan-only",) if stage == "decompose" and record else ()))
+    # A repeated --redo would delete what is kept, such as the layers that are solved. A command that ends with the plan
+    # stays so until there is one; then it would do nothing.
+    dropped = ("--redo", *(("--plan-only",) if stage == "decompose" and run.plan_json.is_file() else ()))
     words = [word for word in shlex.split(command) if word not in dropped]
     if words[:1] != [stage] or of_several_runs(words):
         return shlex.join(words)
@@ -41,7 +42,7 @@ def compressing_command(run: RunDirectory) -> str:
     """The command, with the program, that makes the decomposed network of a run, or finishes the network begun."""
     for stage in ("decompose", "prune"):
         if run.config(stage) is not None and (command := begun_command(run, stage)):
-            return f"{program()} {command}"
+            return f"{program()} {shlex.join(word for word in shlex.split(command) if word != '--plan-only')}"
     return command_line("decompose", run, "--speedup 4x")
 
 

@@ -296,8 +296,8 @@ def _asked_axes(dynamic: tuple[str, ...], free: tuple[int, ...]) -> tuple[int, .
         return free
     axes = tuple(axis for axis, name in SIDES.items() if name in dynamic)
     if not set(axes) <= set(free):
-        takes = " and ".join(SIDES[axis] for axis in free) or "neither"
-        rule = f"the network must take images of other sizes there; it takes another {takes}"
+        takes = f"it takes another {' and '.join(SIDES[axis] for axis in free)}" if free else "it takes one size only"
+        rule = f"the network must take images of other sizes there; {takes}"
         raise UsageError("--dynamic", rule, got=",".join(dynamic), fix="leave it out")
     return axes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from ..training.loop import Training, fit
 from ..training.losses import loss_for
 from ..training.memory import TrainingLimits, announced_limits, parts_of
 from ..training.outputs import NetworkWriter, checkpoint_file, events_dir, metrics_file
-from ..training.rate_trial import tried_rate
 from ..training.recipe import Recipe
 from ..training.tasks import LabelledTask, TrainingTask
 from ..training.tuned_network import first_image, trained_network
@@ -83,7 +82,7 @@ class FinetuneResult:
             accuracy = f["metric"].endswith("accuracy")
             return short_share(value, f["n_validation"]) if accuracy else f"{value:.3g}"
 
-        first = f"{f['metric']} on {f['n_validation']:,} held-out images: {shown(f['before'])} before"
+        first = f"{f['metric']} on {counted(f['n_validation'], 'held-out image')}: {shown(f['before'])} before"
         if f["best_epoch"] == 0:
             rule = f"{first}, and none of {counted(f['epochs'], 'epoch')} was better"
             lines = [rule, f"the network before fine-tuning stays the best; {best} is the same one"]
@@ -266,11 +265,6 @@ def _finetune(
     def validate(network: nn.Module) -> dict[str, float]:
         return task.validate(network, original, device)
 
-    # A training that a version without the trial began goes on at the rate that it has.
-    tries = isinstance(task, UnlabelledTask) and task.changed and (not begun or "tried_rate" in begun)
-    if tries:
-        rate = tried_rate(network, recipe, shared, validate, time_limit, begun, reporter)
-        recipe = replace(recipe, learning_rate=rate)
     kept = original_answers_once(task, original, network, recipe, shared, time_limit, begun, reporter)
     if time_limit is not None:
         recipe = time_limit.plan(
@@ -287,7 +281,7 @@ def _finetune(
             identity={
                 **options.to_json(), "epochs": recipe.epochs, "network": network_digest,
                 "normalised": [*inserted, *own], "limits": limits.to_json(), "slices": slices, "targets_kept": kept,
-                **repeated, **({"tried_rate": recipe.learning_rate} if tries else {}),
+                **repeated,
             },
         )  # fmt: skip
     except NumericalError as error:
@@ -336,7 +330,9 @@ def _task(
         task = LabelledTask(run, options.seed)
     else:
         held = MEMORY_BYTES if memory is None else min(MEMORY_BYTES, memory // HELD_SHARE)
-        task = UnlabelledTask(run, options.seed, data=options.data, n_images=options.n_images, in_memory=held)
+        task = UnlabelledTask(
+            run, options.seed, data=options.data, n_images=options.n_images, in_memory=held, reporter=reporter
+        )
     for note in task.notes:
         reporter.step(note)
     for warning in task.warnings:

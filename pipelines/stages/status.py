@@ -307,7 +307,9 @@ def _files(run: RunDirectory) -> list[tuple[str, str]]:
         (run.tasks_dir, "the tasks"),
         (run.log, "log of all steps"),
     ]
-    return [(str(path), f"{what}{_size(path)}") for path, what in known if path.exists()]
+    # An export that was refused leaves an empty folder.
+    there = [(path, what) for path, what in known if path.is_file() or path.is_dir() and any(path.iterdir())]
+    return [(str(path), f"{what}{_size(path)}") for path, what in there]
 
 
 def _size(path: Path) -> str:

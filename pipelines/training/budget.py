@@ -195,20 +195,30 @@ class Budget:
                 reporter.step(f"the time is over after {training.epoch} of {training.n_epochs} planned epochs")
             elif training.epoch:
                 each = from_first(lambda: max(training.history[-1]["seconds"], 1e-3))
-                self._plan_again(training, max(1, int(left / each)))
+                if self._plan_again(training, max(1, int(left / each))):
+                    n = counted(training.n_epochs, "epoch")
+                    reporter.step(f"{n} in all: at the pace of the last one no more fit into the time")
 
         return Hooks(
             before_epoch=before_epoch, state_dict=self._state, load_state_dict=self._set_state, name="budget"
         )  # fmt: skip
 
-    def _plan_again(self, training: Training, fit: int) -> None:
-        """Plan so many more epochs where they are fewer than planned, and say at which share of the schedule it is."""
+    def _plan_again(self, training: Training, fit: int) -> bool:
+        """Plan so many more epochs where they are fewer than planned, and say at which share of the schedule it is.
+
+        Returns
+        -------
+        bool
+            They are fewer.
+        """
         begun, share, n_epochs = self.planned or (0, 0.0, training.recipe.epochs)
         share += (1 - share) * (training.epoch - begun) / (n_epochs - begun)
-        if training.epoch + fit < n_epochs:
+        fewer = training.epoch + fit < n_epochs
+        if fewer:
             self.planned = (training.epoch, share, training.epoch + fit)
         if self.planned is not None:
             training.progress, training.n_epochs = share, self.planned[2]
+        return fewer
 
     def _state(self) -> dict[str, Any]:
         return {"spent": self.spent, "planned": None if self.planned is None else list(self.planned)}

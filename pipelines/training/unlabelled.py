@@ -103,6 +103,8 @@ class UnlabelledTask:
         At most so many. Of the run's own source the images that were fitted come first.
     in_memory : int
         Bytes up to which the frozen images are held in memory; otherwise they are read from the file batch by batch.
+    reporter : Reporter, optional
+        Shows the comparison of images with the held-out ones, for which those of another source are read.
 
     Raises
     ------
@@ -118,8 +120,10 @@ class UnlabelledTask:
 
     def __init__(
         self, run: RunDirectory, seed: int, *, data: str | None = None, n_images: int | None = None,
-        in_memory: int = MEMORY_BYTES,
+        in_memory: int = MEMORY_BYTES, reporter: Reporter | None = None,
     ) -> None:  # fmt: skip
+        reporter = reporter or Reporter(quiet=True)
+        wanted = None if n_images is None else max(n_images, LEAST_IMAGES)
         self.path, self.outputs = run.frozen, run_outputs(run)
         self.metric = "validation_divergence" if self.outputs.scores is not None else "validation_change"
         frozen, _ = open_frozen(run)
@@ -129,7 +133,11 @@ class UnlabelledTask:
             self.images = frozen.images() if n_bytes <= in_memory else None
             self.held = 0 if self.images is None else n_bytes
             self.held_out = torch.arange(n_fit, frozen.n_images)
-            pool = _own(run, frozen) if data is None else _other(run, frozen, data, seed)
+            pool = (
+                _own(run, frozen, wanted, reporter)
+                if data is None
+                else _other(run, frozen, data, seed, wanted, reporter)
+            )
         if pool is None or isinstance(pool, str):
             pool = Pool(torch.arange(n_fit), self._read, "frozen images", () if pool is None else (pool,))
         self.pool, indices = pool, pool.indices[:n_images]
@@ -144,7 +152,9 @@ class UnlabelledTask:
         self.notes: Sequence[str] = pool.notes
         self.warnings: Sequence[str] = pool.warnings
         self.changed = self.n_train < ENOUGH_IMAGES
-        self.description = f"{pool.words} without labels{', augmented and mixed' if self.changed else ''}"
+        # Frozen images are kept as the network takes them, and cannot be augmented.
+        changes = "mixed" if pool.read == self._read else "augmented and mixed"
+        self.description = f"{pool.words} without labels{f', {changes}' if self.changed else ''}"
         self.train = indices.repeat(-(-EPOCH_IMAGES // len(indices)))
         self.targets: Tensor | None = None
         n_bytes = 4 * len(self.train) * entries(self.outputs)
@@ -254,19 +264,19 @@ class Mixture:
         self.partner[order] = order.roll(1)
 
 
-def _own(run: RunDirectory, frozen: FrozenFile) -> Pool | str:
+def _own(run: RunDirectory, frozen: FrozenFile, wanted: int | None, reporter: Reporter) -> Pool | str:
     """The images of the run's own source; a line that says why not where it cannot be opened again."""
     alone = "training on the frozen images alone, without augmentation"
     if freeze_options(run).data == IN_MEMORY:
         return f"{IN_MEMORY} cannot be opened again: {alone}; more can be given by a name (data, option --data)"
     try:
         source = open_images(run)
-        return _pool_of(run, frozen, source, None)
+        return _pool_of(run, frozen, source, None, wanted, reporter)
     except DecompError as error:
         return f"{alone}, since the others cannot be read: {error}"
 
 
-def _other(run: RunDirectory, frozen: FrozenFile, data: str, seed: int) -> Pool:
+def _other(run: RunDirectory, frozen: FrozenFile, data: str, seed: int, wanted: int | None, reporter: Reporter) -> Pool:
     """The images of another source, prepared and normalised as those of the run as far as that is known."""
     options, source = freeze_options(run), (run.config("freeze") or {}).get("source")
     source = source if isinstance(source, dict) else {}
@@ -275,7 +285,7 @@ def _other(run: RunDirectory, frozen: FrozenFile, data: str, seed: int) -> Pool:
         data, network=NetworkInput((channels, height, width), normalisation=known), skip_bad=options.skip_bad,
         options=options.image_options, recorded=source.get("prepared"), spread=spread,
     )  # fmt: skip
-    pool = _pool_of(run, frozen, opened, seed)
+    pool = _pool_of(run, frozen, opened, seed, wanted, reporter)
     notes = (f"images of {data}: {opened.preprocessing}", *pool.notes)
     if known is not None or options.mean is not None or not opened.normalisation.on_known_scale:
         return replace(pool, notes=notes)
@@ -297,7 +307,9 @@ def _normalisation(record: Any) -> Normalisation | None:
     return found if found.mean else Normalisation(found.scale, (0.0,), (1.0,))
 
 
-def _pool_of(run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: int | None) -> Pool:
+def _pool_of(
+    run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: int | None, wanted: int | None, reporter: Reporter
+) -> Pool:
     """The images of a source without those that the run holds out.
 
     Parameters
@@ -307,6 +319,9 @@ def _pool_of(run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: i
     source : ImageSource
     seed : int, optional
         None: the source is the run's own.
+    wanted : int, optional
+        Images beyond so many are not looked at, where each has to be.
+    reporter : Reporter
     """
     split, n_fit = source.train, fitted_images(frozen.n_images)
     if seed is None and len(split) >= max(frozen.n_images, 10):
@@ -325,10 +340,17 @@ def _pool_of(run: RunDirectory, frozen: FrozenFile, source: ImageSource, seed: i
     # The frozen images are elsewhere in this source, or not in it: those that are held out are known by their pixels.
     order = torch.randperm(len(split), generator=seeds.generator(seed or 0, "finetune", "pool"))
     known = {_digest(frozen.images(place, place + 1)[0]) for place in range(n_fit, frozen.n_images)}
-    fresh = torch.tensor([_digest(image) not in known for batch in _images(split, order) for image in batch]).bool()
+    found: list[bool] = []
+    with reporter.progress(len(order), "comparison with the held-out images", "images", summary=False) as bar:
+        for batch in _images(split, order):
+            found += [_digest(image) not in known for image in batch]
+            bar.update(len(batch))
+            if wanted is not None and sum(found) >= wanted:
+                break
+    fresh = torch.tensor(found).bool()
     n_left_out = int((~fresh).sum())
     note = f"{n_left_out:,} of its {len(split):,} images are held out in this run and are not trained on"
-    return Pool(order[fresh], _reader(split), f"images of {source.name}", (note,) if n_left_out else ())
+    return Pool(order[: len(fresh)][fresh], _reader(split), f"images of {source.name}", (note,) if n_left_out else ())
 
 
 def _images(split: Split, indices: Tensor) -> Iterator[Tensor]:

@@ -164,8 +164,18 @@ with interrupt.quick_end(["evaluate", "--run", "r"]):
 """
 
 
-def test_a_process_that_does_not_return_is_ended_with_its_line(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+@pytest.mark.parametrize(
+    "given, line",
+    [
+        ({}, "nothing of this command is kept. To begin again: decomp evaluate --run r"),
+        (
+            {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0"},
+            "start the same torchrun command again to go on.",
+        ),
+    ],
+)
+def test_a_process_that_does_not_return_is_ended_with_its_line(tmp_path, given, line):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **given}
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=tmp_path,
         text=True,
@@ -175,4 +185,4 @@ def test_a_process_that_does_not_return_is_ended_with_its_line(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, time.monotonic() - begun < 15) == (interrupt.CODE, True)
-    assert err == "\nstopped; nothing of this command is kept. To begin again: decomp evaluate --run r\n"
+    assert err == f"\nstopped; {line}\n"

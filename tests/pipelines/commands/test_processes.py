@@ -57,8 +57,18 @@ def test_before_torch_is_loaded_the_first_process_speaks(monkeypatch):
         assert processes.said_once("error: x", UsageError("x", "y"), ARGS, 0.0) == line
 
 
-def test_a_process_that_torchrun_ends_says_why(first, monkeypatch, capsys):
-    ended = []
+@pytest.mark.parametrize("rank, line", [("0", f"stopped; {AGAIN}"), ("1", None)])
+def test_while_a_library_does_not_return_the_first_process_speaks(monkeypatch, rank, line):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert processes.said_while_busy(ARGS, 0.0) == line
+
+
+def test_a_process_that_torchrun_ends_says_why_and_leaves_no_copy_of_the_run(first, monkeypatch, capsys, tmp_path):
+    ended, copy = [], tmp_path / "copy"
+    (copy / "run" / "layers").mkdir(parents=True)
+    monkeypatch.setattr(own_copy, "_originals", {str(copy / "run"): "runs/vgg"})
     monkeypatch.setattr(processes.os, "_exit", ended.append)
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -67,4 +77,5 @@ def test_a_process_that_torchrun_ends_says_why(first, monkeypatch, capsys):
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert not copy.exists()
     assert ended == [143, 143] and capsys.readouterr().err == f"{LOST}\n"

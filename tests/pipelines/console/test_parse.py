@@ -134,7 +134,7 @@ def test_a_goal_just_above_one_is_not_taken_for_percent(value, fix):
     ],
 )
 def test_conditions_of_time_measurements_are_refused_where_no_time_is_measured(given, line):
-    with pytest.raises(UsageError, match=f"^{line}; give the cost latency too, or leave it out.$"):
+    with pytest.raises(UsageError, match=f"^{line}; give --cost latency too, or leave it out.$"):
         parse.refuse_without_latency("macs", given)
     parse.refuse_without_latency("latency", given)
     parse.refuse_without_latency("macs", {"runtime": None, "latency_layout": "contiguous", "latency_batch": 64})

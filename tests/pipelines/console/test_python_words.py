@@ -15,6 +15,7 @@ from decomp.pipelines.console.python_words import said_for_options, said_for_pyt
         (FileError("a--b", "is one - of -- many"), "a--b: is one - of -- many."),
         (UsageError("--redo", "must be True", fix="use --redo"), "redo: must be True; use redo=True."),
         (UsageError("r", "was", fix="give --no-refine-blocks"), "r: was; give refine_blocks=False."),
+        (UsageError("--layout", "no", fix="give --cost latency too"), "layout: no; give cost latency too."),
         (UsageError("r", "was", fix="give --refine-blocks, --no-mix"), "r: was; give refine_blocks=True, mix=False."),
         (FileError("r", "no", fix="run freeze --run r-2x first"), "r: no; run freeze --run r-2x first."),
         (FileError("r", "no", fix="run `decomp prune --redo`"), "r: no; run `decomp prune --redo`."),

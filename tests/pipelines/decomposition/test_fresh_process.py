@@ -1,7 +1,10 @@
 """Measurements in new processes: the networks that arrive there, the answer, and failures."""
 
 import os
+import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +91,7 @@ def test_a_copy_of_the_helper_process_measures_and_a_failure_is_told(network):
         with pytest.raises(DecompError, match="^measurement: it failed in a process of its own, got RuntimeError"):
             fresh.ratio(network, network, RoundsRule())
         assert fresh._written == written
+        fresh._folder.cleanup = lambda: None  # as where this process is killed: the other one removes what it wrote
     assert not os.path.exists(folder) and fresh._process.returncode == 0
 
 
@@ -95,6 +99,32 @@ def test_a_helper_process_that_ends_is_told_with_its_last_words(network, monkeyp
     monkeypatch.setattr(fresh_process, "_PROGRAM", "raise SystemExit('no memory left')")
     with FreshProcess(Eager(), SHAPE) as fresh, pytest.raises(DecompError, match="got no memory left"):
         fresh.ratio(network, network, RoundsRule())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the helper process makes no copies")
+def test_ctrl_c_stops_a_measurement_and_removes_the_networks(monkeypatch):
+    monkeypatch.setattr(fresh_process, "_PROGRAM", "import os, time; os.fork(); time.sleep(60)")
+    since = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), FreshProcess(Eager(), SHAPE) as fresh:
+        written = Path(fresh._folder.name, "network")
+        written.touch()
+        raise KeyboardInterrupt
+    assert time.monotonic() - since < 30 and not written.parent.exists() and fresh._process.returncode == -9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the helper process makes no copies")
+def test_a_measurement_ends_with_the_process_that_asked_for_it(monkeypatch):
+    monkeypatch.setattr(fresh_process, "_answer", lambda request: time.sleep(60))
+    since, (read, write), before = time.monotonic(), os.pipe(), os.dup(0)
+    os.close(write)  # the input ends
+    os.dup2(read, 0)
+    try:
+        fresh_process._answer_in_a_copy({})
+    finally:
+        os.dup2(before, 0)
+        for place in (read, before):
+            os.close(place)
+    assert time.monotonic() - since < 30
 
 
 def test_a_network_that_was_not_traced_is_refused(tmp_path):

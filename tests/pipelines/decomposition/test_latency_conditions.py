@@ -15,7 +15,9 @@ from decomp.pipelines.decomposition.latency_conditions import (
 def test_a_plan_for_another_runtime_or_without_latency_is_refused():
     plan = Plan(2.0, (), "joint", [], 1, 1, cost="latency", latency={"runtime": "onnxruntime"})
     require_same_runtime(plan, "onnxruntime", "the plan")
-    with pytest.raises(TargetError, match="^the plan: was made for onnxruntime, got the runtime eager; leave the run"):
+    with pytest.raises(
+        TargetError, match="^the plan: was made for onnxruntime, got the runtime eager; leave --runtime out"
+    ):
         require_same_runtime(plan, "eager", "the plan")
     with pytest.raises(TargetError, match="^the plan: was made for no runtime, but to reduce macs, got the runtime ea"):
         require_same_runtime(Plan(2.0, (), "joint", [], 1, 1), "eager", "the plan")

@@ -36,6 +36,7 @@ def test_an_output_that_is_the_same_for_all_images_has_no_variance_to_be_compare
     assert found["relative"] == 0.25  # of the mean square
     words = "outputs differ by 25 % of their mean square (they are the same for all images)"
     assert closeness_words(found, "test images") == f"on 5 test images: {words}"
+    assert closeness_words({**found, "images": 1}, "held-out images, x").startswith("on 1 held-out image, x: outputs")
 
 
 def test_outputs_further_off_than_a_constant_are_told_with_what_to_try():

@@ -52,7 +52,19 @@ def test_the_record_of_a_decomposition_comes_before_the_log(run):
 def test_going_on_neither_deletes_the_layers_nor_stops_at_the_plan(run):
     command = "decompose --redo --run=r --speedup 2x --plan-only --device cpu"
     run.update_config("decompose", {"asked": {"speedup": 2.0}, "command": command})
+    run.plan_json.write_text("{}")
     assert begun_command(run, "decompose") == f"decompose --run={run.path} --speedup 2x --device cpu"
+
+
+def test_a_command_that_ends_with_the_plan_stays_so_until_there_is_one(run):
+    begin(run, "decompose --run r --speedup 2x --plan-only", KeyboardInterrupt())
+    told = f"decompose --run {run.path} --speedup 2x"
+    assert begun_command(run, "decompose") == f"{told} --plan-only"
+    run.update_config("decompose", {"asked": {"speedup": 2.0}, "command": "decompose --run r --speedup 2x --plan-only"})
+    assert begun_command(run, "decompose") == f"{told} --plan-only"
+    assert compressing_command(run) == f"decomp {told}"  # the way to a network, not to a plan
+    run.plan_json.write_text("{}")
+    assert begun_command(run, "decompose") == told
 
 
 def test_a_decomposition_begun_from_python_has_the_options_of_its_record(run):

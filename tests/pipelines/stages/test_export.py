@@ -21,7 +21,7 @@ from decomp.errors import DecompError, FileError, UsageError
 from decomp.pipelines.run import loading, networks
 from decomp.pipelines.run.directory import RunDirectory
 from decomp.pipelines.stages import export as stage
-from decomp.pipelines.stages.export import EXTRA, export
+from decomp.pipelines.stages.export import EXTRA, _asked_axes, export
 from tests.pipelines.small_runs import SHAPE, make_run, quiet
 
 WITHOUT_ONNX = ("pt2", "torchscript", "state-dict", "safetensors")
@@ -248,6 +248,10 @@ def test_the_sizes_that_are_asked_for_are_open_and_no_others(run, monkeypatch, t
     monkeypatch.setattr(loading, "load_network", lambda run, path: line)
     with pytest.raises(UsageError, match="^--dynamic: .* it takes another width, got height; leave it out"):
         export(run, formats=["pt2"], out=tmp_path, dynamic="height", reporter=quiet())
+    with pytest.raises(UsageError, match="^--dynamic: .* it takes another width, got height,width; leave it out"):
+        export(run, formats=["pt2"], out=tmp_path, dynamic="height,width", reporter=quiet())
+    with pytest.raises(UsageError, match="sizes there; it takes one size only, got width; leave it out"):
+        _asked_axes(("width",), ())
     with pytest.raises(UsageError, match="^--dynamic: must be auto, none, height, width, or height,width, got"):
         export(run, formats=["pt2"], out=tmp_path, dynamic="height,auto", reporter=quiet())
 

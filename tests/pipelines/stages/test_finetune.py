@@ -20,7 +20,7 @@ from decomp.pipelines.run.replacement import beside
 from decomp.pipelines.stages import finetune as stage
 from decomp.pipelines.stages.finetune import finetune
 from decomp.pipelines.stages.status import status
-from decomp.pipelines.training import epochs, loop, outputs, unlabelled
+from decomp.pipelines.training import epochs, loop, outputs
 from decomp.pipelines.training.hold_out import hold_out
 from tests.pipelines.small_runs import SHAPE, Watched, make_run, quiet
 
@@ -101,17 +101,6 @@ def test_fine_tuning_without_labels_comes_closer_to_the_original(run):
         tuned = network_file.load(run.finetune_dir / "best")(images)
         measured = kl_divergence(target, tuned).mean().item()
     assert measured == pytest.approx(result.facts["after"], rel=1e-4)
-
-
-@pytest.mark.parametrize("labels, enough, rate", [("none", 10_000, 2.0), ("none", 1000, 0.02), ("train", 10_000, 0.02)])
-def test_of_few_images_without_labels_the_rate_is_tried_and_said(run, monkeypatch, labels, enough, rate):
-    monkeypatch.setattr(unlabelled, "ENOUGH_IMAGES", enough)
-    lines, reporter = [], quiet()
-    monkeypatch.setattr(reporter, "step", lambda line, **fields: lines.append(line))
-    tune(run, labels=labels, epochs=1, learning_rate=rate, schedule="constant", reporter=reporter)
-    said = [float(line.split()[2].strip(":")) for line in lines if line.startswith("learning rate")]
-    assert bool(said) == (rate == 2.0)
-    assert metrics(run)[1]["learning_rate"] == pytest.approx(said[0] if said else rate) and said != [2.0]
 
 
 def test_distillation_changes_what_is_learned(run):
@@ -331,8 +320,7 @@ def test_a_network_decomposed_anew_is_not_taken_for_the_old_one(run):
     "options, lower", [({"learning_rate": 1e30, "weight_decay": 1.0}, "0.01"), ({"learning_rate": 100.0}, "0.01")]
 )
 @pytest.mark.parametrize("labels", ["train", "none"])
-def test_a_diverging_fine_tuning_is_stopped_and_keeps_the_network_before_it(run, monkeypatch, options, lower, labels):
-    monkeypatch.setattr(stage, "tried_rate", lambda network, recipe, *_: recipe.learning_rate)
+def test_a_diverging_fine_tuning_is_stopped_and_keeps_the_network_before_it(run, options, lower, labels):
     with pytest.raises(NumericalError) as caught:
         tune(run, epochs=2, labels=labels, **options)
     best = run.finetune_dir / "best"

@@ -1,13 +1,12 @@
 """Fine-tunings that an older version began: continued as they were, or refused in one line."""
 
 import pytest
-import torch
 
 from decomp.errors import FileError
 from decomp.pipelines.run.replacement import beside
 from decomp.pipelines.stages import finetune as stage
 from decomp.pipelines.stages.finetune import finetune
-from decomp.pipelines.training import checkpoints, outputs
+from decomp.pipelines.training import outputs
 from tests.pipelines.small_runs import make_run, quiet
 
 
@@ -57,18 +56,3 @@ def test_an_older_training_beside_a_finished_one_is_begun_again(run):
     begun_by_an_older_version(run, **options, redo=True)
     assert (beside(run.finetune_dir) / "checkpoint.pt").is_file()
     assert tune(run, **options, redo=True).facts["epochs"] == 1 and not beside(run.finetune_dir).exists()
-
-
-def test_a_training_without_a_tried_rate_goes_on_at_its_own(run):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "tried_rate", lambda *_: 0.5)
-        patch.setattr(outputs.NetworkWriter, "__call__", die)
-        with pytest.raises(Killed):
-            tune(run, labels="none", epochs=1)
-    file = run.finetune_dir / "checkpoint.pt"
-    content = checkpoints.read(file)
-    assert content["identity"].pop("tried_rate") == 0.5
-    content["identity"]["learning_rate"] = 0.01
-    torch.save({**content, "digest": checkpoints.digest(content)}, file)
-    tune(run, labels="none", epochs=1)
-    assert (run.finetune_dir / "best").is_dir() and run.config("finetune")["facts"]["epochs"] == 1

@@ -171,6 +171,15 @@ def test_the_schedule_ends_at_its_minimum_on_a_machine_that_becomes_slower(secon
     assert ran.rates[3:] == sorted(ran.rates[3:], reverse=True)
 
 
+def test_fewer_epochs_than_planned_are_said_when_it_is_known(monkeypatch):
+    said = []
+    monkeypatch.setattr(Reporter, "step", lambda self, line: said.append(line))
+    Paced(Budget(1, 0.0), RECIPE, [7.0] * 8)
+    assert said == []
+    Paced(Budget(1, 0.0), RECIPE, [5.0, 10.0, 10.0, 10.0, 10.0, 10.0])
+    assert said == ["6 epochs in all: at the pace of the last one no more fit into the time"]
+
+
 def test_at_the_planned_pace_every_rate_is_that_of_the_recipe():
     ran, rule = Paced(Budget(1, 0.0), RECIPE, [7.0] * 8), RECIPE.rules()["weights"]
     assert ran.rates == [learning_rate_at(rule, step, 5) for step in range(40)]

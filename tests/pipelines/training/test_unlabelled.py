@@ -128,7 +128,7 @@ def test_the_frozen_images_alone_are_used_where_the_source_is_gone(run, monkeypa
     assert (task.images is None) == (memory == 0) and task.n_train == 54
     assert task.held == (60 * 64 * 4 if memory else 0)
     expected = "training on the frozen images alone, without augmentation, since the others cannot be read: digits:"
-    assert task.notes[0].startswith(expected)
+    assert task.notes[0].startswith(expected) and task.description == "frozen images without labels, mixed"
     batches = [images for images, labels in task.batches(torch.tensor([4, 1, 9]), 2, augment_seed=1)]
     images = open_source("digits").train.images([4, 1, 9])
     torch.testing.assert_close(batches[1], images[2:], rtol=0, atol=1e-6)  # alone in its batch: mixed with itself
@@ -148,6 +148,19 @@ def test_other_images_are_prepared_alike_and_said(run, tmp_path):
     np.savez(tmp_path / "more.npz", x_train=pixels)
     task = UnlabelledTask(run, 0, data=f"npz:{tmp_path}/more.npz")
     assert task.n_train == 20 and task.notes[0].startswith(f"images of npz:{tmp_path}/more.npz: 8×8")
+
+
+def test_of_other_images_no_more_are_read_for_the_comparison_than_are_asked_for(run, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 17, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "more.npz", x_train=pixels)
+    whole = UnlabelledTask(run, 3, data=f"npz:{tmp_path}/more.npz")
+    compared, digest = [], unlabelled._digest
+    monkeypatch.setattr(unlabelled, "_digest", lambda image: compared.append(0) or digest(image))
+    monkeypatch.setattr(unlabelled, "IMAGES_AT_A_TIME", 5)
+    task = UnlabelledTask(run, 3, data=f"npz:{tmp_path}/more.npz", n_images=12)
+    assert len(compared) == 6 + 15 and task.n_train == 12  # six held-out ones, and three batches
+    assert torch.equal(task.train[:12], whole.train[:12])
+    assert UnlabelledTask(run, 3, data=f"npz:{tmp_path}/more.npz", n_images=3).n_train == 3
 
 
 def test_a_source_of_held_out_images_alone_is_refused(run, tmp_path):
