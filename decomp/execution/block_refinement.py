@@ -145,7 +145,8 @@ def spread(targets: Tensor, columns: Tensor | None = None) -> float:
 
 def refine_block(
     block: BlockOf, fitted: Pairs, unseen: Pairs, *, steps: int, batch_size: int, generator: torch.Generator,
-    judge: Callable[[], float] | None = None,
+    judge: Callable[[], float] | None = None, loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    rate: float = RATE,
 ) -> dict[str, float]:  # fmt: skip
     """Train the weights of a block; the state of least error on unseen images stays, which may be the one before.
 
@@ -162,6 +163,10 @@ def refine_block(
     judge : callable, optional
         A number of the present weights in place of that error, for the last block: how much the network's outputs
         change.
+    loss : callable, optional
+        ``loss(wanted, got)`` of a batch is minimised in place of that error.
+    rate : float
+        Step of a weight at the first of the steps, relative to the root mean square of its tensor.
 
     Returns
     -------
@@ -183,15 +188,16 @@ def refine_block(
     best, best_step, state = judge(), 0, block.weights()
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam([{"params": [p], "step": RATE * _size(p)} for p in parameters.values()], lr=0.0)
+    optimizer = torch.optim.Adam([{"params": [p], "step": rate * _size(p)} for p in parameters.values()], lr=0.0)
     batches = _endless(fitted, batch_size, generator)
     for step in range(1, steps + 1):
         x, y = next(batches)
         with torch.enable_grad():
-            loss = (block(x) - y).square().mean() / scale
-            if not loss.requires_grad:
+            got = block(x)
+            value = (got - y).square().mean() / scale if loss is None else loss(y, got)
+            if not value.requires_grad:
                 break  # the block ends in a step without a gradient
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
         for parameter, gradient in zip(parameters.values(), gradients):
             parameter.grad = gradient
         for group in optimizer.param_groups:

@@ -58,17 +58,18 @@ def find_blocks(graph: NetworkGraph, least_layers: int) -> list[Block]:
         called = tuple(dict.fromkeys(str(n.target) for n in part if n.op == "call_module" and n.target in layers))
         block = Block(source.name, target.name, tuple(node.name for node in part), called)
         if blocks and (len(blocks[-1].layers) < least_layers or not called):
-            blocks[-1] = _joined(blocks[-1], block)
+            blocks[-1] = joined(blocks[-1], block)
         else:
             blocks.append(block)
         start, source = end, target
     if len(blocks) > 1 and len(blocks[-1].layers) < least_layers:
         last = blocks.pop()
-        blocks[-1] = _joined(blocks[-1], last)
+        blocks[-1] = joined(blocks[-1], last)
     return [block for block in blocks if block.layers]
 
 
-def _joined(first: Block, second: Block) -> Block:
+def joined(first: Block, second: Block) -> Block:
+    """One block of two, the second of which reads what the first one writes."""
     layers = dict.fromkeys((*first.layers, *second.layers))
     return Block(first.source, second.target, first.nodes + second.nodes, tuple(layers))
 

@@ -104,8 +104,9 @@ Examples:
 )
 @click.option(
     "--refine-blocks/--no-refine-blocks", default=default_of(DecomposeOptions, "refine_blocks"), show_default=True,
-    help="Train a few layers at a time towards the original's maps when all are fitted, without labels; it stays where "
-    "held-out images are closer by it.",
+    help="Train a few layers at a time towards the original's maps when all are fitted, then, with 1,000 "
+    "images or more, all together towards its class scores, without labels; it stays where held-out images are closer "
+    "by it.",
 )  # fmt: skip
 @click.option("--no-sampler", is_flag=True, help="Do not let a layer read a subset of channels that others read too.")
 @number(

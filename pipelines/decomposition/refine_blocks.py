@@ -1,9 +1,10 @@
-"""Block refinement behind the layer loop: the weights of a few layers at a time, towards the original's maps."""
+"""Block refinement behind the layer loop: a few layers at a time towards the original's maps, then all together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, fx
 from decomp import seeds
 from decomp.cost.count import cost
 from decomp.execution.block_refinement import BlockOf, Pairs, refine_block
-from decomp.graph.blocks import Block, find_blocks
+from decomp.graph.blocks import Block, find_blocks, joined
 from decomp.graph.tracing import trace
 from decomp.time_spent import part
 
@@ -36,6 +37,10 @@ STEPS, BATCH = 300, 32
 #: Fewer steps where all blocks together would take more multiply-accumulates than both so many passes over the
 #: calibration images, about what the rest of the stage takes, and so many in all: a minute or less of one core.
 PASSES, LEAST_WORK = 4, 10**12
+#: Step of a weight at the first of the steps of all blocks together, relative to the root mean square of its tensor.
+RATE_TOGETHER = 0.002
+#: Calibration images, without mixtures, from which on all blocks are trained together: measured with 5,000.
+LEAST_TOGETHER = 1_000
 #: A step takes so many times the work of a forward pass.
 STEP_WORK = 3
 #: Held-out images on which errors are measured, at most (of few images there are mixtures beside them); and at most one
@@ -52,7 +57,8 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
     """Refine the blocks of a compressed network in order; each is committed. All stay if the whole network gains.
 
     A block is trained on what the refined blocks in front of it give, so the network is judged when all are done:
-    behind the first of them the others still expect its old values.
+    behind the first of them the others still expect its old values. Then all are trained together towards the
+    original's class scores, where these are the only output and there are `LEAST_TOGETHER` images or more.
 
     Parameters
     ----------
@@ -68,7 +74,8 @@ def refine_blocks(surveyed: SurveyedRun, solved: SolvedLayers, *, reporter: Repo
         images; ``divergence_before`` and ``divergence_after``, the change of the network's outputs on these ``images``
         and ``mixtures`` of them; ``kept``: whether that is smaller, otherwise all weights are as they were; ``passes``:
         the work of the steps in passes of the original over the calibration images; and ``words``, a line about it.
-        Without blocks there are no images and no changes; without steps to take it is empty.
+        Where all blocks are trained together behind that, ``together`` reports on it as on a block. Without blocks
+        there are no images and no changes; without steps to take it is empty.
 
     Raises
     ------
@@ -95,9 +102,9 @@ def _refined(
     trainer = _Trainer(surveyed, solved, blocks)
     divergence = trainer.divergence()
     reporter.step(trainer.work_words())
-    unit = "block" if len(blocks) == 1 else "blocks"
-    with reporter.progress(len(blocks), LABEL, unit) as progress, part(LABEL):
-        for place, block in enumerate(blocks):
+    unit = "block" if len(trainer.parts) == 1 else "blocks"
+    with reporter.progress(len(trainer.parts), LABEL, unit) as progress, part(LABEL):
+        for place, block in enumerate(trainer.parts):
             path, own = opened.run.block_file(place), BlockOf(ours, block, opened.memory.limits.batch_size)
             weights_before.append((own, own.weights()))
             if not path.is_file():
@@ -109,16 +116,18 @@ def _refined(
             own.put(weights)
             parent = digest_file(path)
             reports.append(report)
-            reporter.detail(block_words(report))
+            reporter.detail(block_words(report, together=block is trainer.together))
             trainer.advance(own, block)
             progress.update(1)
     after = trainer.divergence()
     if not after < divergence:
-        for own, weights in weights_before:
+        for own, weights in reversed(weights_before):
             own.put(weights)
     found: dict[str, Any] = {"divergence_before": divergence, "divergence_after": after}
     found |= {"images": trainer.judge.held_out.n_images, "mixtures": trainer.judge.held_out.n_mixtures}
-    found |= {"kept": after < divergence, "blocks": reports}
+    found |= {"kept": after < divergence, "blocks": reports[: len(blocks)]}
+    if trainer.together is not None:
+        found["together"] = reports[-1]
     if any("error_before" in report for report in reports):
         found["passes"] = round(trainer.passes, 2)
     found["words"] = summary(found)
@@ -147,21 +156,22 @@ def summary(found: Mapping[str, Any]) -> str:
     blocks, stay = counted(len(reports), "block"), "all weights stay as they were fitted"
     unseen = judged_words(found["images"], found.get("mixtures", 0))
     refined = sum(bool(report.get("step")) for report in reports)
-    if not refined:
+    together = ", then all together" if found.get("together", {}).get("step") else ""
+    if not (refined or together):
         return f"{LABEL}: it brought {blocks} no closer to the original on {unseen}; {stay}"
     before, after = (f"{found[name]:.3g}" for name in ("divergence_before", "divergence_after"))
     change = f"change of the outputs on {unseen}: {before} before,"
     if found["kept"]:
-        return f"{refined} of {blocks} refined; {change} {after} after"
+        return f"{refined} of {blocks} refined{together}; {change} {after} after"
     return f"{LABEL}: given up, as it brought the whole network no closer ({change} {after} with it); {stay}"
 
 
-def block_words(report: Mapping[str, Any]) -> str:
-    """One line about a block: its layers, and its error before and after."""
-    words = f"block of {', '.join(report['layers'])}"
+def block_words(report: Mapping[str, Any], together: bool = False) -> str:
+    """One line about a block, or about all of them together: its layers, and its error before and after."""
+    words = "all blocks together" if together else f"block of {', '.join(report['layers'])}"
     if "error_before" not in report:
         return f"{words}: left as it is"
-    errors = f"error of its output on held-out images {100 * report['error_before']:.2f} %"
+    errors = f"error of {'their' if together else 'its'} output on held-out images {100 * report['error_before']:.2f} %"
     return f"{words}: {errors} before, {100 * report['error_after']:.2f} % after"
 
 
@@ -172,8 +182,11 @@ def _in_original(block: Block, original: fx.GraphModule) -> Block:
     return replace(block, nodes=tuple(between))
 
 
-def steps_within(before: int, after: int, n_images: int, batch_size: int) -> tuple[int, float]:
-    """Steps of each block, and the work of all blocks in passes of the original over the calibration images.
+def steps_within(before: int, after: int, n_images: int, batch_size: int) -> tuple[int, int, float]:
+    """Steps of each block, those of all blocks together behind them, and the work of one of either in passes.
+
+    A step of each block is as much work as one of all together. A pass is one of the original over the calibration
+    images.
 
     It depends on no time that was measured, so that the result is the same on every machine.
 
@@ -186,8 +199,9 @@ def steps_within(before: int, after: int, n_images: int, batch_size: int) -> tup
     batch_size : int
     """
     step = STEP_WORK * batch_size * after
-    steps = max(1, min(STEPS, int(max(PASSES * n_images * before, LEAST_WORK) // max(step, 1))))
-    return steps, steps * step / max(n_images * before, 1)
+    most = int(max(PASSES * n_images * before, LEAST_WORK) // max(step, 1))
+    steps = max(1, min(STEPS, most))
+    return steps, max(0, min(STEPS, most - steps)), step / max(n_images * before, 1)
 
 
 class _Trainer:
@@ -212,12 +226,30 @@ class _Trainer:
         self.behind: str = ""  # node that the values of the original belong to
         self.batch_size = min(BATCH, self.opened.memory.limits.backward_batch)
         before, after = self.opened.cost.macs, cost(self.network, self.opened.frozen.input_shape).macs
-        self.n_steps, self.passes = steps_within(before, after, self.opened.frozen.n_recorded, self.batch_size)
+        self.n_steps, n_together, passes_of_step = steps_within(
+            before, after, self.opened.frozen.n_recorded, self.batch_size
+        )
+        #: All blocks as one, which is trained behind them towards the outputs; None where that is not done.
+        self.together: Block | None = None
+        enough = self.opened.frozen.n_images >= LEAST_TOGETHER and len(fitted) >= LEAST_IMAGES
+        if enough and n_together and self._ends_in_scores(blocks[-1]):
+            self.together, self.images = reduce(joined, blocks), [fitted, unseen]
+        self.n_together = n_together if self.together is not None else 0
+        self.parts = blocks if self.together is None else [*blocks, self.together]
+        self.passes = (self.n_steps + self.n_together) * passes_of_step
+
+    def _ends_in_scores(self, block: Block) -> bool:
+        """Whether a block writes class scores that are the only output of the network."""
+        if self.judge.outputs.scores is None or block.target in self.columns:
+            return False
+        (output,) = (node.args[0] for node in self.network.graph.nodes if node.op == "output")
+        return isinstance(output, fx.Node) and output.name == block.target
 
     def work_words(self) -> str:
-        """One line: the steps of each block, and the work of all."""
+        """One line: the steps of each block and of all together, and their work."""
         words = f"{counted(self.n_steps, 'step')} of {counted(self.batch_size, 'image')} for each block"
-        return f"{LABEL}: {words}, the work of {self.passes:.1f} passes over the calibration images"
+        together = f" and {self.n_together} for all together" if self.n_together else ""
+        return f"{LABEL}: {words}{together}, the work of {self.passes:.1f} passes over the calibration images"
 
     def divergence(self) -> float:
         """Change of the outputs of the network as it is, on held-out images."""
@@ -228,6 +260,8 @@ class _Trainer:
         report: dict[str, Any] = {"layers": list(block.layers)}
         if len(self.ours[0]) < LEAST_IMAGES:
             return report
+        if block is self.together:
+            return report | self._train_together(own)
         self._advance_original(block)
         stay = self.columns.get(block.target)
         stay = None if stay is None else torch.as_tensor(stay, device=self.opened.device)
@@ -238,8 +272,21 @@ class _Trainer:
             judge=self.divergence if block is self.blocks[-1] else None,
         )  # fmt: skip
 
+    def _train_together(self, own: BlockOf) -> dict[str, Any]:
+        """Train all blocks as one: their errors add up, and the outputs tell which of them count."""
+        outputs = self.judge.outputs
+        name, seed = outputs.each[0].name, self.opened.frozen.meta["seed"]
+        fitted, unseen = (Pairs(x, y) for x, y in zip(self.images, self.theirs))
+        return refine_block(
+            own, fitted, unseen, steps=self.n_together, batch_size=self.batch_size, rate=RATE_TOGETHER,
+            generator=seeds.generator(seed, "decompose", "blocks together"), judge=self.divergence,
+            loss=lambda wanted, got: outputs.loss({name: wanted}, {name: got}),
+        )  # fmt: skip
+
     def advance(self, own: BlockOf, block: Block) -> None:
-        """Go on to what a finished block gives."""
+        """Go on to what a finished block gives; behind all blocks together nothing follows."""
+        if block is self.together:
+            return
         self._advance_original(block)
         self.ours = [own.of_all(values) for values in self.ours]
 
@@ -280,4 +327,5 @@ def _bytes_of_values(blocks: list[Block], original: fx.GraphModule, image: Tenso
     for block in blocks:
         value = BlockOf(original, block).of_all(value)
         sizes.append(value.nbytes)
-    return 2 * max(a + b for a, b in zip(sizes, sizes[1:])) if blocks else 0
+    # The images themselves stay, for the steps of all blocks together.
+    return image.nbytes + 2 * max(a + b for a, b in zip(sizes, sizes[1:])) if blocks else 0

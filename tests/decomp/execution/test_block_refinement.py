@@ -109,6 +109,25 @@ def test_the_state_can_be_chosen_by_another_number():
     assert report["error_after"] == pytest.approx(relative_error(block, unseen, spread(fitted.targets)))
 
 
+def test_another_loss_and_rate_take_the_place_of_the_error_and_its_rate():
+    """A loss that wants twice the values of the targets; the first step of Adam is the rate of each weight's size."""
+    block, fitted, unseen = perturbed()
+    doubled = Pairs(unseen.inputs, 2 * unseen.targets)
+    before, scale = relative_error(block, doubled, 1.0), block_refinement._size(block.parameters()["0.weight"])
+    old = block.weights()["0.weight"]
+    options = {
+        "batch_size": 16,
+        "generator": torch.Generator(),
+        "loss": lambda wanted, got: (2 * wanted - got).pow(2).sum(),
+    }
+    refine_block(block, fitted, unseen, steps=1, judge=iter([1.0, 0.0]).__next__, rate=0.003, **options)
+    moved = (block.weights()["0.weight"] - old).abs()
+    assert moved.max() == pytest.approx(0.003 * scale, rel=1e-3) and moved.min() > 0.002 * scale
+    judge = iter([1.0, 0.9, 0.8, 0.7, 0.6, 0.5]).__next__
+    refine_block(block, fitted, unseen, steps=100, judge=judge, rate=0.02, **options)
+    assert relative_error(block, doubled, 1.0) < 0.5 * before
+
+
 def test_a_block_that_only_becomes_worse_on_unseen_images_keeps_its_weights():
     block, fitted, _ = perturbed()
     # It already gives what is wanted of the unseen images, and something else is wanted of the fitted ones.

@@ -32,6 +32,7 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(module, "STEPS", 30)
     monkeypatch.setattr(calibration, "WITH_MIXTURES", 180)
     monkeypatch.setattr(module, "LEAST_LAYERS", 2)
+    monkeypatch.setattr(module, "LEAST_TOGETHER", 100)
 
 
 def divergence(run, network, places=slice(90, 100)):
@@ -66,7 +67,7 @@ def test_the_result_is_closer_on_held_out_images_and_the_layers_are_the_same(tra
     named = [name for report in found["blocks"] for name in report["layers"]]
     assert named == [report["layer"] for report in result.facts["layers"]]
     assert result.facts["macs_after"] == plain.facts["macs_after"]
-    words = f"refined; change of the outputs on 10 held-out images: {before:.3g} before, {after:.3g} after"
+    words = f"; change of the outputs on 10 held-out images: {before:.3g} before, {after:.3g} after"
     assert sum(line.endswith(words) for line in [*reporter.messages, *result.lines()]) == 2  # in the log, and as result
     assert summarise(other).notes == [found["words"]] and found["words"].endswith(words)
     assert summarise(trained).notes == []
@@ -108,12 +109,27 @@ def test_a_network_that_does_not_gain_stays_as_it_was(run, monkeypatch):
     assert again.done_before and again.lines().count(words) == 1
 
 
+def test_steps_of_all_blocks_together_are_taken_back_with_the_others(run, monkeypatch):
+    decompose(run, speedup=2, refine_blocks=False, reporter=Collected())
+    weights = (run.model_dir / "weights.safetensors").read_bytes()
+    # Before all; twelve times in the last block and in all together, each time better; and behind all worse again.
+    numbers = iter([0.5, *(0.4 - 0.01 * n for n in range(12)), 0.6])
+    monkeypatch.setattr(module._Trainer, "divergence", lambda self: next(numbers))
+    found = decompose(run, speedup=2, redo=True, reporter=Collected()).facts["block_refinement"]
+    assert found["together"]["step"] == 30 and found["blocks"][-1]["step"] == 30 and not found["kept"]
+    assert (run.model_dir / "weights.safetensors").read_bytes() == weights and not list(numbers)
+
+
 def test_blocks_of_which_no_state_is_better_are_said_to_stay():
     reports = [{"layers": ["a"], "error_before": 0.1, "error_after": 0.1, "step": 0}]
     found = {"blocks": reports, "images": 10, "divergence_before": 0.2, "divergence_after": 0.2, "kept": False}
     assert module.summary(found) == (
         "refinement of the blocks: it brought 1 block no closer to the original on 10 held-out images; "
         "all weights stay as they were fitted"
+    )
+    found |= {"together": reports[0] | {"step": 60}, "divergence_after": 0.1, "kept": True}
+    assert module.summary(found) == (
+        "0 of 1 block refined, then all together; change of the outputs on 10 held-out images: 0.2 before, 0.1 after"
     )
 
 
@@ -223,12 +239,44 @@ class TwoHeads(nn.Module):
         return {"map": self.map(x), "scores": self.scores(x.mean((2, 3)))}
 
 
+def test_all_blocks_together_come_closer_to_the_scores_behind_their_own_refinement(trained, monkeypatch):
+    monkeypatch.setattr(module, "STEPS", 150)
+    monkeypatch.setattr(calibration, "WITH_MIXTURES", 450)
+    real, seen, reporter = module.refine_block, [], Collected()
+
+    def told(block, fitted, unseen, **settings):
+        before = settings["judge"]() if settings.get("loss") else None
+        report = real(block, fitted, unseen, **settings)
+        if before is not None:
+            seen.append((len(fitted), before, settings["judge"]()))
+        return report
+
+    monkeypatch.setattr(module, "refine_block", told)
+    found = decompose(trained, speedup=8, reporter=reporter).facts["block_refinement"]
+    ((n_fitted, before, after),) = seen
+    assert n_fitted == 450 and after < 0.97 * before and after == found["divergence_after"]
+    assert found["together"]["step"] > 0
+    assert found["together"]["layers"] == [name for report in found["blocks"] for name in report["layers"]]
+    assert " refined, then all together; " in found["words"]
+    assert sum(line.startswith("all blocks together: error of their output") for line in reporter.messages) == 1
+    # A run that was stopped in front of these steps makes them again, and one that was stopped behind them reads them.
+    whole, files = bytes_of(trained), sorted(trained.blocks_dir.iterdir())
+    assert len(files) == len(found["blocks"]) + 1
+    for gone in (files[-1:], []):
+        for path in gone:
+            path.unlink()
+        shutil.rmtree(trained.model_dir)
+        decompose(trained, speedup=8, reporter=Collected())
+        assert bytes_of(trained) == whole and len(seen) == 2
+
+
 def test_layers_in_front_of_several_heads_are_refined(tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, "heads", TwoHeads)
     run = make_run(tmp_path / "heads", "heads", n_images=200)
     found = decompose(run, speedup=2, reporter=Collected()).facts["block_refinement"]
     assert [name for report in found["blocks"] for name in report["layers"]] == ["stem", "conv1", "conv2"]
     assert found["kept"] and found["divergence_after"] < 0.98 * found["divergence_before"]
+    assert "together" not in found and "together" not in found["words"]  # that is for class scores alone
 
 
 @pytest.mark.parametrize("run", ["upward"], indirect=True)
@@ -311,26 +359,30 @@ def test_of_few_images_blocks_are_judged_on_mixtures_of_held_out_images_too(tmp_
 
 def test_steps_are_as_many_as_the_work_allows():
     few, many = 10**6, 4 * 10**9  # multiply-accumulates of a small network and of a large one
-    assert module.steps_within(few, few // 4, 1000, 32) == (30, 30 * 96 / 4000)
-    for n_images, speedup, steps in ((1000, 4, 30), (100, 4, 16), (100, 2, 8), (20, 4, 10), (20, 1, 2)):
-        found, passes = module.steps_within(many, many // speedup, n_images, 32)
-        assert found == steps
-        assert passes == pytest.approx(steps * 96 / speedup / n_images)
+    assert module.steps_within(few, few // 4, 1000, 32) == (30, 30, 96 / 4000)
+    cases = ((1000, 4, 30, 30), (150, 4, 25, 0), (250, 4, 30, 11), (100, 4, 16, 0), (100, 2, 8, 0), (20, 1, 2, 0))
+    for n_images, speedup, steps, together in cases:
+        found = module.steps_within(many, many // speedup, n_images, 32)
+        assert found == (steps, together, pytest.approx(96 / speedup / n_images))
         # 4 passes at most, or 10**12 multiply-accumulates.
-        assert passes <= max(4, 250 / n_images)
+        assert (steps + together) * found[2] <= max(4, 250 / n_images)
     assert module.steps_within(many, many // 4, 100, 8)[0] == 30
 
 
-def test_the_steps_and_their_work_are_said_before_they_are_taken(run):
+@pytest.mark.parametrize("least, n, words", [(400, 60, " and 30 for all together"), (401, 30, "")])
+def test_the_steps_and_their_work_are_said_before_they_are_taken(run, monkeypatch, least, n, words):
+    """Of 400 images; where there are fewer than are needed for it, all blocks together are left out."""
+    monkeypatch.setattr(module, "LEAST_TOGETHER", least)
     reporter = Collected()
     result = decompose(run, speedup=2, refine_blocks=True, reporter=reporter)
     (line,) = (line for line in reporter.messages if "for each block" in line)
     with FrozenFile(run.frozen) as frozen:
-        passes = 30 * 96 * result.facts["macs_after"] / result.facts["macs_before"] / frozen.n_recorded
+        passes = n * 96 * result.facts["macs_after"] / result.facts["macs_before"] / frozen.n_recorded
     assert line == (
-        "refinement of the blocks: 30 steps of 32 images for each block, "
+        f"refinement of the blocks: 30 steps of 32 images for each block{words}, "
         f"the work of {passes:.1f} passes over the calibration images"
     )
+    assert ("together" in result.facts["block_refinement"]) == bool(words)
     # The result gives the same number, beside that of the work in front of the refinement.
     assert result.facts["block_refinement"]["passes"] == pytest.approx(passes, abs=0.006)
     forward = result.facts["passes"]
