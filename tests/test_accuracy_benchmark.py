@@ -41,7 +41,7 @@ def on_digits(monkeypatch, tmp_path):
     monkeypatch.setattr(accuracy, "DATA", "digits")
     monkeypatch.setattr(accuracy, "NETWORKS", {"vgg-digits": (6.0,)})
     monkeypatch.setattr(accuracy, "IMAGES", (("few", 100, {}),))
-    monkeypatch.setattr(refine_blocks, "STEPS", 60)
+    monkeypatch.setattr(refine_blocks, "STEPS", 300)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     return tmp_path
 
