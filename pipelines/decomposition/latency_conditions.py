@@ -7,11 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from decomp.allocation.plan import Plan
 from decomp.errors import TargetError
+from decomp.runtimes.choice import runtime
+from decomp.runtimes.names import RUNTIMES, require_supported
+from decomp.runtimes.timing import random_images
 
 from ...data.formats.digests import digest_json
+from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
 from ..measure import devices
 
@@ -37,7 +42,33 @@ def require_same_device(plan: Plan, device: torch.device, name: str, reporter: R
             reporter.warn(f"{name}: latencies were measured with {key} {recorded[key]}, now {here[key]}")
 
 
-def require_same_runtime(plan: Plan, runtime: str, name: str) -> None:
+def require_runs(options: DecomposeOptions, network: nn.Module, image: tuple[int, ...], device: torch.device) -> None:
+    """Refuse a network that the runtime of a plan by measured time does not take, where it is exported for that.
+
+    It takes seconds, and the survey in front of the first measurement may take an hour.
+
+    Parameters
+    ----------
+    options : DecomposeOptions
+    network : torch.nn.Module
+    image : tuple of int
+        ``(C, H, W)``.
+    device : torch.device
+
+    Raises
+    ------
+    DecompError
+        Naming the operation that is not exported.
+    """
+    if options.cost != "latency" or options.runtime is None or not RUNTIMES[options.runtime].packages:
+        return
+    assert options.latency_layout is not None  # as cost is latency
+    require_supported(options.runtime, options.latency_layout, device.type)
+    made = runtime(options.runtime, options.latency_layout)
+    made.prepare(network, random_images((options.latency_batch or 1, *image), device, made.layout))
+
+
+def require_same_runtime(plan: Plan, asked: str, name: str) -> None:
     """Refuse a plan for another runtime than the one that is asked for.
 
     Raises
@@ -46,9 +77,9 @@ def require_same_runtime(plan: Plan, runtime: str, name: str) -> None:
         Naming both.
     """
     made = plan.latency.get("runtime", "eager") if plan.latency else f"no runtime, but to reduce {plan.cost}"
-    if made != runtime:
-        fix = f"leave --runtime out, or make a plan for it with --cost latency --runtime {runtime}"
-        raise TargetError(name, f"was made for {made}", got=f"the runtime {runtime}", fix=fix)
+    if made != asked:
+        fix = f"leave --runtime out, or make a plan for it with --cost latency --runtime {asked}"
+        raise TargetError(name, f"was made for {made}", got=f"the runtime {asked}", fix=fix)
 
 
 def doubts(asked: float, latency: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from ...data.formats.digests import digest_file
 from ..console.options import DecomposeOptions
 from ..console.reporter import Reporter
 from ..distributed.process_group import number
+from .latency_conditions import require_runs
 from .layer_reports import announce
 from .make_plan import make_plan, space_candidates
 from .plan_search import blocks_to_leave_out, surveyed_run, with_blocks_left_out
@@ -58,6 +59,8 @@ def plan_of_run(
     try:
         candidates = space_candidates(run, options, given, opened.graph)
         blocks_to_leave_out(run, options, given, opened.graph)  # a name without a block is refused before the work
+        if is_new and number() == 0:
+            require_runs(options, opened.graph.module, opened.graph.input_shape, opened.device)
         reporter.phase(SURVEY)
         if is_new and number() == 0:
             rehearsed = rehearse(opened, options, list(candidates.values())[-1], original=original)

@@ -1,15 +1,21 @@
 """Conditions of a plan by latency: its runtime, its sizes, and the doubts that its measurement leaves."""
 
 import pytest
+import torch
+from torch import nn
 
 from decomp.allocation.plan import LayerPlan, Plan
-from decomp.errors import TargetError
+from decomp.errors import DecompError, TargetError
+from decomp.pipelines.console.options import DecomposeOptions
 from decomp.pipelines.decomposition.latency_conditions import (
     digest_of_sizes,
     doubts,
+    require_runs,
     require_same_runtime,
     with_sizes_compared,
 )
+
+CPU = torch.device("cpu")
 
 
 def test_a_plan_for_another_runtime_or_without_latency_is_refused():
@@ -21,6 +27,22 @@ def test_a_plan_for_another_runtime_or_without_latency_is_refused():
         require_same_runtime(plan, "eager", "the plan")
     with pytest.raises(TargetError, match="^the plan: was made for no runtime, but to reduce macs, got the runtime ea"):
         require_same_runtime(Plan(2.0, (), "joint", [], 1, 1), "eager", "the plan")
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, images):
+        return torch.linalg.eigvals(images).real
+
+
+def test_a_network_that_the_runtime_of_the_plan_does_not_take_is_refused_and_only_there():
+    for runtime, cost in (("eager", "latency"), (None, "macs")):
+        require_runs(DecomposeOptions(speedup=2, cost=cost, runtime=runtime), Eigenvalues(), (1, 4, 4), CPU)
+    options = DecomposeOptions(speedup=2, cost="latency", runtime="onnxruntime")
+    require_runs(options, nn.Conv2d(1, 1, 1), (1, 4, 4), CPU)
+    with pytest.raises(DecompError, match=r"^onnxruntime: the network cannot be exported .*node linalg_eig"):
+        require_runs(options, Eigenvalues(), (1, 4, 4), CPU)
+    with pytest.raises(DecompError, match="^onnxruntime: this runtime is measured on cpu only"):
+        require_runs(options, nn.Conv2d(1, 1, 1), (1, 4, 4), torch.device("cuda"))
 
 
 def test_a_target_that_was_not_met_and_a_busy_machine_are_said():

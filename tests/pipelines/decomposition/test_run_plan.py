@@ -45,3 +45,15 @@ def test_the_record_has_the_digest_of_the_plan_as_written_also_after_an_edit(run
 def test_the_plan_alone_is_continued_from_python_with_the_options_that_were_asked(run):
     planned = decompose(run, speedup=1.5, plan_only=True, cost="params", keep_first=True, reporter=Collected())
     assert planned.lines()[-1].endswith(f" decompose --run {run.path} --speedup 1.5x --cost params --keep-first")
+
+
+def test_a_network_that_the_runtime_does_not_take_is_refused_before_the_survey(run, monkeypatch):
+    reporter = Collected()
+
+    def refuses(options, *rest):
+        raise TargetError(options.runtime, "does not take it")
+
+    monkeypatch.setattr(run_plan, "require_runs", refuses)
+    with pytest.raises(TargetError, match="^onnxruntime: does not take it"):
+        decompose(run, speedup=1.2, cost="latency", runtime="onnxruntime", reporter=reporter)
+    assert not any("survey" in line for line in reporter.messages)
