@@ -314,6 +314,7 @@ def test_the_first_plan_by_macs_is_corrected_by_what_the_table_missed_in_the_cho
         return by_macs(network, shape) + (12.0 if len(list(network.modules())) > 10 else 0.0)
 
     machine(with_a_rest)
+    monkeypatch.setattr(latency_plan, "SLOW", 1e3)
     monkeypatch.setattr(best_of_trials, "changes_of_plan", lambda *_: torch.ones(4, dtype=torch.float64))
     reporter = Collected()
     planned(vgg_run, cost="latency", speedup=1.8, latency_batch=16, reporter=reporter)
@@ -325,12 +326,13 @@ def test_the_first_plan_by_macs_is_corrected_by_what_the_table_missed_in_the_cho
     assert any(line.startswith("a plan by multiply-accumulates of ") for line in reporter.messages)
 
 
-@pytest.mark.parametrize(("bound", "value"), [("LOSS_RATIO", 1e-3), ("SLOW", 0.0)])
+@pytest.mark.parametrize(("loss_ratio", "slow"), [(1e-3, 1e3), (2.5, 0.0)])
 def test_a_plan_by_macs_that_is_expected_to_lose_far_more_or_of_a_slow_network_is_not_tried(
-    vgg_run, machine, monkeypatch, bound, value
+    vgg_run, machine, monkeypatch, loss_ratio, slow
 ):
     machine(odd_pieces)
-    monkeypatch.setattr(latency_plan, bound, value)
+    monkeypatch.setattr(latency_plan, "LOSS_RATIO", loss_ratio)
+    monkeypatch.setattr(latency_plan, "SLOW", slow)
     monkeypatch.setattr(best_of_trials, "changes_of_plan", None)
     planned(vgg_run, cost="latency", speedup=1.5, latency_batch=16)
 
