@@ -165,7 +165,7 @@ Examples:
 )
 @shared_options("verbose", "common")
 def compare(runs: tuple[str, ...], threads: int | None, quiet: bool, **options: Any) -> None:
-    """Compare evaluated runs: a table, and an HTML page with figures."""
+    """Compare evaluated runs in a table and on an HTML page."""
     begin(threads)
     from ..stages.report import compare as stage
 
